@@ -1,0 +1,133 @@
+"""Transcoders on disk: a directory with ``config.json`` and ``transcoder.safetensors``; nothing is ever unpickled.
+
+The config says all that the tensors do not: format and version, shape, nonlinearity, hooks, language model. Loading what
+was saved gives the same outputs, bit for bit. ``load_circuit_tracer`` reads the layout that circuit-tracer publishes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from open_clt.config import TranscoderConfig, from_dict, to_dict
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.models.cross_layer import CrossLayerTranscoder
+
+FORMAT = "open-clt-transcoder"
+FORMAT_VERSION = 1
+_CONFIG = "config.json"
+_TENSORS = "transcoder.safetensors"
+
+
+def save_transcoder(
+    transcoder: CrossLayerTranscoder,
+    directory: str | Path,
+    *,
+    record: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a transcoder to a directory, and return it.
+
+    ``record`` (JSON-ready: how it was trained, what it scored) is kept beside the config. ``dtype`` stores the weights in
+    fewer bytes than they have; the outputs are then equal only to that precision.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in transcoder.state_dict().items()}
+    if dtype is not None:
+        tensors = {name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "transcoder": to_dict(transcoder.config),
+        "record": record or {},
+    }
+    # Tensors first, each file moved into place whole: an interrupted save never leaves half a checkpoint behind.
+    save_file(tensors, directory / (_TENSORS + ".part"))
+    (directory / (_TENSORS + ".part")).replace(directory / _TENSORS)
+    (directory / (_CONFIG + ".part")).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (directory / (_CONFIG + ".part")).replace(directory / _CONFIG)
+    return directory
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Only weight tables shrink: biases, thresholds and statistics are few, and their precision matters."""
+    return tensor.to(dtype) if name.startswith("W_") else tensor
+
+
+def load_transcoder(
+    directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> CrossLayerTranscoder:
+    """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError on anything else."""
+    directory = Path(directory)
+    config = _read_config(directory)
+    tensors = _read_tensors(directory / _TENSORS)
+    transcoder = CrossLayerTranscoder(config)
+    expected = transcoder.state_dict()
+    _check_shapes(expected, tensors, directory)
+    transcoder.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
+    return transcoder.to(device=device, dtype=dtype).eval()
+
+
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """The record that was saved with a transcoder."""
+    return cast(dict[str, Any], _read_json(Path(directory)).get("record", {}))
+
+
+def _read_json(directory: Path) -> dict[str, Any]:
+    path = directory / _CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} holds no {_CONFIG}, so it is no OpenCLT transcoder; give the directory that training wrote."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no readable JSON ({error}); the checkpoint is damaged.") from error
+    if not isinstance(content, dict) or cast(dict[str, Any], content).get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not of the format {FORMAT!r}; another program wrote it.")
+    content = cast(dict[str, Any], content)
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version!r}, this OpenCLT reads up to {FORMAT_VERSION}; please update OpenCLT."
+        )
+    return content
+
+
+def _read_config(directory: Path) -> TranscoderConfig:
+    try:
+        return from_dict(TranscoderConfig, _read_json(directory).get("transcoder", {}))
+    except ConfigError as error:
+        raise CheckpointError(f"{directory / _CONFIG} describes no transcoder: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; the checkpoint is incomplete.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}); it may be truncated."
+        ) from error
+
+
+def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise CheckpointError(f"{where} lacks the tensor {name!r} that its config asks for.")
+        if name not in expected:
+            raise CheckpointError(f"{where} holds a tensor {name!r} that its config does not know.")
+        if expected[name].shape != found[name].shape:
+            raise CheckpointError(
+                f"{where}: {name!r} has shape {tuple(found[name].shape)}, "
+                f"its config asks for {tuple(expected[name].shape)}."
+            )

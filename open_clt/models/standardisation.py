@@ -1,0 +1,84 @@
+"""Per-layer standardisation of what a transcoder reads and writes.
+
+Each layer's activations are centred, and scaled so that their mean squared norm is ``d_model``. Layers differ in norm by
+orders of magnitude (GPT-2's largest dimension of one layer outweighs all others together), so without it a loss summed
+over layers would look at one layer only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_SMALLEST_SCALE = 1e-6
+
+
+class Statistics(NamedTuple):
+    """Mean and scale of the activations of every layer: ``standardised = (raw - mean) / scale``."""
+
+    mean: Float[Tensor, "layer d_model"]
+    scale: Float[Tensor, "layer"]
+
+
+@final
+class StatisticsEstimator:
+    """Accumulates mean and scale over as many tokens as are given, in float64."""
+
+    def __init__(self, n_layers: int, d_model: int) -> None:
+        self.tokens = 0
+        self._sum = torch.zeros(n_layers, d_model, dtype=torch.float64)
+        self._squares = torch.zeros(n_layers, dtype=torch.float64)
+
+    def update(self, activations: Float[Tensor, "batch layer d_model"]) -> None:
+        """Add a batch of tokens."""
+        activations = activations.detach().to("cpu", torch.float64)
+        self.tokens += activations.shape[0]
+        self._sum += activations.sum(0)
+        self._squares += activations.square().sum((0, 2))
+
+    def statistics(self) -> Statistics:
+        """The estimate so far; raises ValueError before the first token."""
+        if self.tokens == 0:
+            raise ValueError("No token was seen: statistics need at least one.")
+        mean = self._sum / self.tokens
+        variance = self._squares / self.tokens - mean.square().sum(1)
+        scale = (variance.clamp(min=0) / mean.shape[1]).sqrt().clamp(min=_SMALLEST_SCALE)
+        return Statistics(mean.float(), scale.float())
+
+
+@final
+class Standardisation(nn.Module):
+    """The statistics of inputs and targets, as buffers that travel with a transcoder; the identity until set."""
+
+    input_mean: Tensor
+    input_scale: Tensor
+    target_mean: Tensor
+    target_scale: Tensor
+
+    def __init__(self, n_layers: int, d_model: int) -> None:
+        super().__init__()
+        for name in ("input", "target"):
+            self.register_buffer(f"{name}_mean", torch.zeros(n_layers, d_model))
+            self.register_buffer(f"{name}_scale", torch.ones(n_layers))
+
+    def set(self, inputs: Statistics, targets: Statistics) -> None:
+        """Take over estimated statistics."""
+        self.input_mean.copy_(inputs.mean)
+        self.input_scale.copy_(inputs.scale)
+        self.target_mean.copy_(targets.mean)
+        self.target_scale.copy_(targets.scale)
+
+    def inputs(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
+        """Raw inputs of all layers, standardised."""
+        return (raw - self.input_mean) / self.input_scale[:, None]
+
+    def targets(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
+        """Raw targets of all layers, standardised."""
+        return (raw - self.target_mean) / self.target_scale[:, None]
+
+    def errors(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
+        """Raw differences of targets in standardised units: what losses are computed from."""
+        return raw / self.target_scale[:, None]

@@ -1,0 +1,140 @@
+"""The fast transcoder equals its equations; folding and reach change what they should and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from open_clt.config import (
+    BatchTopKConfig,
+    JumpReLUConfig,
+    NonlinearityConfig,
+    ReLUConfig,
+    TopKConfig,
+    TranscoderConfig,
+)
+from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.sparse import SparseFeatures, dense
+from tests.reference.dense_transcoder import decode_by_loops, preactivations_by_loops, topk_by_loops
+
+NONLINEARITIES: list[NonlinearityConfig] = [
+    ReLUConfig(),
+    JumpReLUConfig(),
+    TopKConfig(k=5),
+    BatchTopKConfig(k=5),
+    BatchTopKConfig(k=5, across_layers=True),
+]
+
+
+def make(
+    nonlinearity: NonlinearityConfig, *, reach: int | None = None, skip: bool = False
+) -> CrossLayerTranscoder:
+    """A random transcoder with every bias and statistic away from its default."""
+    config = TranscoderConfig(
+        n_layers=4, n_features=60, d_model=8, reach=reach, skip=skip, nonlinearity=nonlinearity
+    )
+    transcoder = CrossLayerTranscoder(config, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, tensor in [*transcoder.named_parameters(), *transcoder.standardisation.named_buffers()]:
+            if name.startswith(("b_", "W_skip")) or name.endswith("mean"):
+                tensor.normal_(0, 0.3, generator=generator)
+            elif name.endswith("scale"):
+                tensor.uniform_(0.5, 2.0, generator=generator)
+    return transcoder
+
+
+def warm(transcoder: CrossLayerTranscoder, inputs: torch.Tensor) -> CrossLayerTranscoder:
+    """Let BatchTopK see a batch, so that it has a threshold; move that off the batch's own values, where it ties."""
+    transcoder.train()(inputs)
+    for name, buffer in transcoder.named_buffers():
+        if name.endswith("thresholds"):
+            buffer.mul_(1.001)
+    return transcoder.eval()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("reach", [None, 1, 2])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
+def test_the_forward_pass_equals_a_double_loop(
+    nonlinearity: NonlinearityConfig, reach: int | None, skip: bool
+) -> None:
+    transcoder, inputs = make(nonlinearity, reach=reach, skip=skip), torch.randn(9, 4, 8)
+    output = warm(transcoder, inputs)(inputs)
+    features = torch.stack([dense(layer) for layer in output.features], dim=1)
+    expected = decode_by_loops(transcoder, features, inputs)
+    torch.testing.assert_close(output.reconstruction, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        transcoder.decode(transcoder.encode(inputs), inputs), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_topk_features_equal_sorted_preactivations() -> None:
+    transcoder, inputs = make(TopKConfig(k=5)), torch.randn(9, 4, 8)
+    features = torch.stack([layer.dense() for layer in transcoder.encode(inputs)], dim=1)
+    torch.testing.assert_close(features, topk_by_loops(preactivations_by_loops(transcoder, inputs), 5))
+
+
+@pytest.mark.parametrize(
+    "nonlinearity", [TopKConfig(k=5), JumpReLUConfig(initial_threshold=1.0, bandwidth=0.1)], ids=str
+)
+def test_training_gradients_equal_those_of_dense_products(nonlinearity: NonlinearityConfig) -> None:
+    transcoder, inputs = make(nonlinearity, skip=True).double(), torch.randn(9, 4, 8, dtype=torch.float64)
+    output = transcoder(inputs)
+    assert all(isinstance(layer, SparseFeatures) for layer in output.features)
+    direction = torch.randn_like(output.reconstruction)
+    parameters = [transcoder.W_enc, transcoder.b_enc, *transcoder.W_dec, transcoder.b_dec]
+    found = torch.autograd.grad((output.reconstruction * direction).sum(), parameters)
+
+    pre = preactivations_by_loops(transcoder, inputs)
+    if isinstance(nonlinearity, TopKConfig):
+        features = pre.relu() * (topk_by_loops(pre.detach(), 5) > 0)
+    else:
+        layers = range(transcoder.config.n_layers)
+        features = torch.stack([transcoder.nonlinearity.dense(pre[:, l], l) for l in layers], dim=1)
+    expected = torch.autograd.grad(
+        (decode_by_loops(transcoder, features, inputs) * direction).sum(), parameters
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
+def test_folding_the_standardisation_changes_no_output(nonlinearity: NonlinearityConfig, skip: bool) -> None:
+    transcoder, inputs = make(nonlinearity, skip=skip), torch.randn(30, 4, 8)
+    warm(transcoder, inputs)
+    folded = transcoder.folded()
+    assert torch.equal(folded.standardisation.inputs(inputs), inputs)
+    torch.testing.assert_close(
+        folded(inputs).reconstruction, transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_full_reach_with_later_decoders_zero_is_a_per_layer_transcoder() -> None:
+    everywhere, local = make(TopKConfig(k=5)), make(TopKConfig(k=5), reach=1)
+    with torch.no_grad():
+        everywhere.load_state_dict({**everywhere.state_dict(), **{
+            name: tensor for name, tensor in local.state_dict().items() if not name.startswith("W_dec")
+        }})  # fmt: skip
+        for whole, own in zip(everywhere.W_dec, local.W_dec, strict=True):
+            whole.zero_()[:, :1].copy_(own)
+    inputs = torch.randn(9, 4, 8)
+    torch.testing.assert_close(everywhere(inputs).reconstruction, local(inputs).reconstruction)
+
+
+def test_what_is_streamed_layer_by_layer_sums_to_the_reconstruction() -> None:
+    transcoder, inputs = make(TopKConfig(k=5), skip=True).eval(), torch.randn(9, 4, 8)
+    written = [transcoder.write(transcoder.encode_layer(inputs[:, l], l), l) for l in range(4)]
+    for target in range(4):
+        total = transcoder.offset(inputs[:, target], target) + sum(
+            written[s][:, target - s] for s in range(target + 1)
+        )
+        torch.testing.assert_close(total, transcoder(inputs).reconstruction[:, target], atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    config = TranscoderConfig(n_layers=2, n_features=17, d_model=3)
+    one, same, other = (CrossLayerTranscoder(config, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(one.W_enc, same.W_enc)
+    assert not torch.equal(one.W_enc, other.W_enc)
