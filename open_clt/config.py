@@ -50,7 +50,7 @@ class TopKConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTopKConfig:
-    """The ``k * tokens`` largest pre-activations of a batch; at inference a learned threshold (Bussmann et al., 2024)."""
+    """The ``k * tokens`` largest pre-activations of a batch; a threshold at inference (Bussmann et al., 2024)."""
 
     kind: Literal["batchtopk"] = "batchtopk"
     k: int = 16
@@ -189,7 +189,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     elif hint is int:
         legal = isinstance(value, int) and not isinstance(value, bool)
     else:
-        legal = isinstance(value, hint)
+        legal = isinstance(value, cast(type, hint))
     if not legal:
         expected = " or ".join(map(repr, typing.get_args(hint))) or getattr(hint, "__name__", str(hint))
         raise ConfigError(f"{where} is {value!r}; it must be {expected}.")
@@ -202,10 +202,8 @@ def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if configs and isinstance(value, dict):
         values = cast(dict[str, Any], value)
         if values.get("kind") not in configs:
-            raise ConfigError(
-                f"{where}.kind is {values.get('kind')!r}; it must be one of {', '.join(configs)}."
-            )
-        return from_dict(configs[values["kind"]], values)
+            raise ConfigError(f"{where}.kind is {values.get('kind')!r}; it must be one of {', '.join(configs)}.")
+        return from_dict(cast(type[Any], configs[values["kind"]]), values)
     for option in options:
         try:
             return _typed(option, value, where)

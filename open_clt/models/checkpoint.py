@@ -1,7 +1,7 @@
 """Transcoders on disk: a directory with ``config.json`` and ``transcoder.safetensors``; nothing is ever unpickled.
 
-The config says all that the tensors do not: format and version, shape, nonlinearity, hooks, language model. Loading what
-was saved gives the same outputs, bit for bit. ``load_circuit_tracer`` reads the layout that circuit-tracer publishes.
+The config says all that the tensors do not: format and version, shape, nonlinearity, hooks, language model.
+Loading what was saved gives the same outputs, bit for bit.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def save_transcoder(
 ) -> Path:
     """Write a transcoder to a directory, and return it.
 
-    ``record`` (JSON-ready: how it was trained, what it scored) is kept beside the config. ``dtype`` stores the weights in
-    fewer bytes than they have; the outputs are then equal only to that precision.
+    ``record`` (JSON-ready: how it was trained, what it scored) is kept beside the config. ``dtype`` stores the
+    weights in fewer bytes than they have; the outputs are then equal only to that precision.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -115,9 +115,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is no whole safetensors file ({error}); it may be truncated."
-        ) from error
+        raise CheckpointError(f"{path} is no whole safetensors file ({error}); it may be truncated.") from error
 
 
 def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:

@@ -35,9 +35,7 @@ def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
     directory = Path(directory)
     settings = _settings(directory / "config.yaml")
     if settings.get("model_kind") != _KIND:
-        raise CheckpointError(
-            f"{directory} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read."
-        )
+        raise CheckpointError(f"{directory} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read.")
     encoders = _layers(directory, "W_enc")
     decoders = _layers(directory, "W_dec")
     if not encoders or len(encoders) != len(decoders):
@@ -69,9 +67,7 @@ def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
 
 
 @torch.no_grad()
-def save_circuit_tracer(
-    transcoder: CrossLayerTranscoder, directory: str | Path, *, scan: str = "./features"
-) -> Path:
+def save_circuit_tracer(transcoder: CrossLayerTranscoder, directory: str | Path, *, scan: str = "./features") -> Path:
     """Write a transcoder in circuit-tracer's layout, standardisation folded; a limited reach is padded with zeros.
 
     Raises CheckpointError for what the layout cannot say: TopK, and a skip path.
@@ -114,9 +110,7 @@ def _named(tensors: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
 
 def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing, so {path.parent} is no transcoder in circuit-tracer's layout."
-        )
+        raise CheckpointError(f"{path} is missing, so {path.parent} is no transcoder in circuit-tracer's layout.")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -133,9 +127,7 @@ def _layers(directory: Path, stem: str) -> list[dict[str, Tensor]]:
         try:
             layers.append(load_file(path))
         except SafetensorError as error:
-            raise CheckpointError(
-                f"{path} is no whole safetensors file ({error}); it may be truncated."
-            ) from error
+            raise CheckpointError(f"{path} is no whole safetensors file ({error}); it may be truncated.") from error
     return layers
 
 
@@ -143,7 +135,5 @@ def _fill(target: Tensor, tensors: dict[str, Tensor], name: str, where: Path) ->
     if name not in tensors:
         raise CheckpointError(f"{where} lacks the tensor {name!r}.")
     if tensors[name].shape != target.shape:
-        raise CheckpointError(
-            f"{where}: {name!r} has shape {tuple(tensors[name].shape)}, not {tuple(target.shape)}."
-        )
+        raise CheckpointError(f"{where}: {name!r} has shape {tuple(tensors[name].shape)}, not {tuple(target.shape)}.")
     target.copy_(tensors[name])

@@ -1,8 +1,8 @@
 """Cross-layer transcoders: features read at one layer, written to that layer and those after it.
 
-A feature of layer ``l`` writes to layers ``l ... l + reach - 1``. Full depth is the cross-layer transcoder of Ameisen et
-al. (2025); ``reach = 1`` is one transcoder per layer; ``skip`` adds a linear path from input to output (Paulo et al.,
-2025). Nothing else changes.
+A feature of layer ``l`` writes to layers ``l ... l + reach - 1``. Full depth is the cross-layer transcoder of
+Ameisen et al. (2025); ``reach = 1`` is one transcoder per layer; ``skip`` adds a linear path from input to output
+(Paulo et al., 2025). Nothing else changes.
 """
 
 from __future__ import annotations
@@ -101,19 +101,13 @@ class CrossLayerTranscoder(Transcoder):
         if other.W_skip is not None and self.W_skip is not None:
             other.W_skip.copy_(self.W_skip * (scale_out / scale_in)[:, None, None])
             other.b_dec.sub_(torch.einsum("lod,ld->lo", other.W_skip, stats.input_mean))
-        other.standardisation = Standardisation(self.config.n_layers, self.config.d_model).to(
-            self.device, self.dtype
-        )
+        other.standardisation = Standardisation(self.config.n_layers, self.config.d_model).to(self.device, self.dtype)
         return other
 
-    def _standard_input(
-        self, inputs: Float[Tensor, "batch d_model"], layer: int
-    ) -> Float[Tensor, "batch d_model"]:
+    def _standard_input(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> Float[Tensor, "batch d_model"]:
         return (inputs - self.standardisation.input_mean[layer]) / self.standardisation.input_scale[layer]
 
-    def _offsets(
-        self, standard: Float[Tensor, "batch layer d_model"]
-    ) -> Float[Tensor, "batch layer d_model"]:
+    def _offsets(self, standard: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
         offsets = self.b_dec.expand_as(standard).clone()
         if self.W_skip is not None:
             offsets = offsets + torch.einsum("bld,lod->blo", standard, self.W_skip)

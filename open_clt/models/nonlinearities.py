@@ -45,9 +45,7 @@ class Nonlinearity(nn.Module, ABC):
     ) -> Float[Tensor, "active"]:
         """Feature values of selected entries, differentiable in pre-activations and thresholds."""
 
-    def dense(
-        self, preactivations: Float[Tensor, "batch feature"], layer: int
-    ) -> Float[Tensor, "batch feature"]:
+    def dense(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> Float[Tensor, "batch feature"]:
         """Feature values of all entries, for layers too dense to select."""
         batch, n_features = preactivations.shape
         every = torch.arange(n_features, device=preactivations.device).repeat(batch)
@@ -178,9 +176,7 @@ class BatchTopK(Nonlinearity):
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         if not self.training:
             return SparseFeatures.from_mask(preactivations, self._mask(preactivations, layer))
-        share = (
-            self.n_layers if self.config.across_layers else 1
-        )  # one layer may win what all of them are given
+        share = self.n_layers if self.config.across_layers else 1  # one layer may win what all of them are given
         keep = min(self.config.k * share * preactivations.shape[0], preactivations.numel())
         flat = preactivations.flatten()
         smallest = flat.topk(keep, sorted=False).values.min().clamp(min=0)
@@ -194,9 +190,7 @@ class BatchTopK(Nonlinearity):
     ) -> list[SparseFeatures]:
         if not (self.training and self.config.across_layers):
             return selected
-        scores = [
-            layer.values * norms[layer.features] for layer, norms in zip(selected, decoder_norms, strict=True)
-        ]
+        scores = [layer.values * norms[layer.features] for layer, norms in zip(selected, decoder_norms, strict=True)]
         every = torch.cat(scores)
         keep = min(self.config.k * self.n_layers * selected[0].batch, every.shape[0])
         smallest = every.topk(keep, sorted=False).values.min() if keep else every.new_zeros(())

@@ -95,9 +95,7 @@ class SparseFeatures:
         """Keep the entries of a dense tensor where ``mask`` holds."""
         rows, features = mask.nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=dense.shape[0])
-        return SparseFeatures(
-            dense[rows, features], features, functional.pad(counts.cumsum(0), (1, 0)), dense.shape[1]
-        )
+        return SparseFeatures(dense[rows, features], features, functional.pad(counts.cumsum(0), (1, 0)), dense.shape[1])
 
 
 LayerFeatures: TypeAlias = SparseFeatures | Tensor
@@ -178,9 +176,7 @@ class _Write(Function):
 
 class _Preactivations(Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, inputs: Tensor, weight: Tensor, bias: Tensor, selected: SparseFeatures
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, inputs: Tensor, weight: Tensor, bias: Tensor, selected: SparseFeatures) -> Tensor:
         ctx.save_for_backward(inputs, weight)
         cast(Any, ctx).selected = selected
         return selected.values.detach().clone()

@@ -1,8 +1,8 @@
 """Per-layer standardisation of what a transcoder reads and writes.
 
-Each layer's activations are centred, and scaled so that their mean squared norm is ``d_model``. Layers differ in norm by
-orders of magnitude (GPT-2's largest dimension of one layer outweighs all others together), so without it a loss summed
-over layers would look at one layer only.
+Each layer's activations are centred, and scaled so that their mean squared norm is ``d_model``. Layers differ in
+norm by orders of magnitude (GPT-2's largest dimension of one layer outweighs all others together), so without it a
+loss summed over layers would look at one layer only.
 """
 
 from __future__ import annotations

@@ -24,9 +24,7 @@ from tests.models.test_cross_layer import NONLINEARITIES, make, warm
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
-def test_a_loaded_transcoder_gives_identical_outputs(
-    nonlinearity: NonlinearityConfig, tmp_path: Path
-) -> None:
+def test_a_loaded_transcoder_gives_identical_outputs(nonlinearity: NonlinearityConfig, tmp_path: Path) -> None:
     transcoder, inputs = make(nonlinearity, reach=2, skip=True), torch.randn(9, 4, 8)
     warm(transcoder, inputs)
     save_transcoder(transcoder, tmp_path, record={"fvu": 0.1})
@@ -52,9 +50,7 @@ def test_circuit_tracers_layout_round_trips_with_the_standardisation_folded(
     transcoder, inputs = make(nonlinearity, reach=2), torch.randn(30, 4, 8)
     warm(transcoder, inputs)
     loaded = load_circuit_tracer(save_circuit_tracer(transcoder, tmp_path))
-    torch.testing.assert_close(
-        loaded(inputs).reconstruction, transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(loaded(inputs).reconstruction, transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4)
 
 
 def test_topk_cannot_be_written_in_circuit_tracers_layout(tmp_path: Path) -> None:
@@ -95,7 +91,7 @@ def _misspell(directory: Path) -> None:
         (lambda d: (d / "transcoder.safetensors").unlink(), "missing"),
     ],
 )  # fmt: skip
-def test_a_damaged_checkpoint_is_one_clear_error(damage, message: str, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_damaged_checkpoint_is_one_clear_error(damage, message: str, tmp_path: Path) -> None:
     save_transcoder(make(TopKConfig(k=5)), tmp_path)
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):

@@ -26,13 +26,9 @@ NONLINEARITIES: list[NonlinearityConfig] = [
 ]
 
 
-def make(
-    nonlinearity: NonlinearityConfig, *, reach: int | None = None, skip: bool = False
-) -> CrossLayerTranscoder:
+def make(nonlinearity: NonlinearityConfig, *, reach: int | None = None, skip: bool = False) -> CrossLayerTranscoder:
     """A random transcoder with every bias and statistic away from its default."""
-    config = TranscoderConfig(
-        n_layers=4, n_features=60, d_model=8, reach=reach, skip=skip, nonlinearity=nonlinearity
-    )
+    config = TranscoderConfig(n_layers=4, n_features=60, d_model=8, reach=reach, skip=skip, nonlinearity=nonlinearity)
     transcoder = CrossLayerTranscoder(config, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -56,17 +52,13 @@ def warm(transcoder: CrossLayerTranscoder, inputs: torch.Tensor) -> CrossLayerTr
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("reach", [None, 1, 2])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
-def test_the_forward_pass_equals_a_double_loop(
-    nonlinearity: NonlinearityConfig, reach: int | None, skip: bool
-) -> None:
+def test_the_forward_pass_equals_a_double_loop(nonlinearity: NonlinearityConfig, reach: int | None, skip: bool) -> None:
     transcoder, inputs = make(nonlinearity, reach=reach, skip=skip), torch.randn(9, 4, 8)
     output = warm(transcoder, inputs)(inputs)
     features = torch.stack([dense(layer) for layer in output.features], dim=1)
     expected = decode_by_loops(transcoder, features, inputs)
     torch.testing.assert_close(output.reconstruction, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        transcoder.decode(transcoder.encode(inputs), inputs), expected, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(transcoder.decode(transcoder.encode(inputs), inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_topk_features_equal_sorted_preactivations() -> None:
@@ -91,10 +83,8 @@ def test_training_gradients_equal_those_of_dense_products(nonlinearity: Nonlinea
         features = pre.relu() * (topk_by_loops(pre.detach(), 5) > 0)
     else:
         layers = range(transcoder.config.n_layers)
-        features = torch.stack([transcoder.nonlinearity.dense(pre[:, l], l) for l in layers], dim=1)
-    expected = torch.autograd.grad(
-        (decode_by_loops(transcoder, features, inputs) * direction).sum(), parameters
-    )
+        features = torch.stack([transcoder.nonlinearity.dense(pre[:, layer], layer) for layer in layers], dim=1)
+    expected = torch.autograd.grad((decode_by_loops(transcoder, features, inputs) * direction).sum(), parameters)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -106,9 +96,7 @@ def test_folding_the_standardisation_changes_no_output(nonlinearity: Nonlinearit
     warm(transcoder, inputs)
     folded = transcoder.folded()
     assert torch.equal(folded.standardisation.inputs(inputs), inputs)
-    torch.testing.assert_close(
-        folded(inputs).reconstruction, transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(folded(inputs).reconstruction, transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4)
 
 
 def test_full_reach_with_later_decoders_zero_is_a_per_layer_transcoder() -> None:
@@ -125,11 +113,9 @@ def test_full_reach_with_later_decoders_zero_is_a_per_layer_transcoder() -> None
 
 def test_what_is_streamed_layer_by_layer_sums_to_the_reconstruction() -> None:
     transcoder, inputs = make(TopKConfig(k=5), skip=True).eval(), torch.randn(9, 4, 8)
-    written = [transcoder.write(transcoder.encode_layer(inputs[:, l], l), l) for l in range(4)]
+    written = [transcoder.write(transcoder.encode_layer(inputs[:, layer], layer), layer) for layer in range(4)]
     for target in range(4):
-        total = transcoder.offset(inputs[:, target], target) + sum(
-            written[s][:, target - s] for s in range(target + 1)
-        )
+        total = transcoder.offset(inputs[:, target], target) + sum(written[s][:, target - s] for s in range(target + 1))
         torch.testing.assert_close(total, transcoder(inputs).reconstruction[:, target], atol=1e-5, rtol=1e-5)
 
 

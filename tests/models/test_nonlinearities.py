@@ -25,9 +25,7 @@ def test_jumprelu_keeps_what_exceeds_its_threshold_training_or_not() -> None:
     pre = torch.randn(50, 8)
     expected = pre * (pre > 0.5)
     for training in (True, False):
-        torch.testing.assert_close(
-            apply(JumpReLUConfig(initial_threshold=0.5), pre, training=training), expected
-        )
+        torch.testing.assert_close(apply(JumpReLUConfig(initial_threshold=0.5), pre, training=training), expected)
 
 
 def test_topk_equals_sorting() -> None:

@@ -17,9 +17,7 @@ def random_codes(batch: int, n_features: int, density: float, seed: int = 0) -> 
     return values * (torch.rand(batch, n_features, generator=generator) < density)
 
 
-@given(
-    batch=st.integers(1, 9), n_features=st.integers(1, 40), density=st.floats(0, 1), seed=st.integers(0, 99)
-)
+@given(batch=st.integers(1, 9), n_features=st.integers(1, 40), density=st.floats(0, 1), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_dense_and_back_is_the_identity(batch: int, n_features: int, density: float, seed: int) -> None:
     codes = random_codes(batch, n_features, density, seed)
@@ -54,9 +52,7 @@ def test_preactivations_have_the_gradients_of_the_dense_product_at_the_selected_
     torch.testing.assert_close(sparse, dense[selected.rows, selected.features])
     direction = torch.randn_like(sparse)
     found = torch.autograd.grad((sparse * direction).sum(), [inputs, weight, bias])
-    expected = torch.autograd.grad(
-        (dense[selected.rows, selected.features] * direction).sum(), [inputs, weight, bias]
-    )
+    expected = torch.autograd.grad((dense[selected.rows, selected.features] * direction).sum(), [inputs, weight, bias])
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 

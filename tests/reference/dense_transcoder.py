@@ -9,7 +9,10 @@ from open_clt.models.cross_layer import CrossLayerTranscoder
 
 
 def decode_by_loops(transcoder: CrossLayerTranscoder, features: Tensor, inputs: Tensor) -> Tensor:
-    """``y_hat[t] = b_dec[t] + sum_s a[s] W_dec[s -> t] + W_skip[t] x[t]``, raw units; features (batch, layer, feature)."""
+    """``y_hat[t] = b_dec[t] + sum_s a[s] W_dec[s -> t] + W_skip[t] x[t]``, raw units.
+
+    features: (batch, layer, feature).
+    """
     stats = transcoder.standardisation
     standard = stats.inputs(inputs)
     rows: list[Tensor] = []
@@ -28,8 +31,11 @@ def decode_by_loops(transcoder: CrossLayerTranscoder, features: Tensor, inputs: 
 def preactivations_by_loops(transcoder: CrossLayerTranscoder, inputs: Tensor) -> Tensor:
     """``pre[l] = W_enc[l] x[l] + b_enc[l]`` of standardised inputs: (batch, layer, feature)."""
     standard = transcoder.standardisation.inputs(inputs)
-    layers = range(transcoder.config.n_layers)
-    return torch.stack([standard[:, l] @ transcoder.W_enc[l].T + transcoder.b_enc[l] for l in layers], dim=1)
+    per_layer = [
+        standard[:, layer] @ transcoder.W_enc[layer].T + transcoder.b_enc[layer]
+        for layer in range(transcoder.config.n_layers)
+    ]
+    return torch.stack(per_layer, dim=1)
 
 
 def topk_by_loops(preactivations: Tensor, k: int) -> Tensor:
