@@ -11,7 +11,7 @@ import difflib
 import types
 import typing
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeAlias, TypeVar, Union, cast
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Union, cast
 
 from open_clt.errors import ConfigError
 
@@ -126,7 +126,7 @@ class TrainingConfig:
     epochs: int = 1
     """Passes over the texts."""
     max_steps: int | None = None
-    """Stop after this many steps, whatever ``epochs`` says."""
+    """Train for exactly this many steps, over as many epochs as that takes; None is ``epochs`` epochs."""
     learning_rate: float = 1e-3
     warmup_share: float = 0.05
     """Share of steps over which the learning rate rises from zero."""
@@ -144,7 +144,70 @@ class TrainingConfig:
     """Tokens per packed context, BOS included."""
     harvest_batch_size: int = 16
     """Contexts per forward pass of the language model."""
+    memory_limit: float = 2.0
+    """Gigabytes of activations kept in memory: if all fit, each text is read once; else once per epoch."""
+    storage_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How activations are kept in memory; bfloat16 takes half the room and rounds to three digits."""
+    initial_firing_rate: float | None = None
+    """Set encoder biases from data so that each feature fires on this share of tokens; None leaves them zero."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints to resume from; only where there is an output directory."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "context_length", "harvest_batch_size", "checkpoint_every", "max_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        for name in ("warmup_share", "decay_share", "held_out_share", "initial_firing_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"{name} is {value}; it is a share, from 0 up to, not including, 1.")
+        for name in ("learning_rate", "gradient_clip", "memory_limit", "max_norm_ratio"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How a continuation is drawn from a model's probabilities, and where it ends."""
+
+    max_new_tokens: int = 50
+    """Tokens to draw at most; the model's context also ends a continuation."""
+    max_length: int | None = None
+    """Tokens at most in all, prompt and BOS included; None sets no such limit."""
+    temperature: float = 0.0
+    """0 is greedy: always the most probable token. 1 draws from the model's probabilities."""
+    top_k: int | None = None
+    """Draw among this many most probable tokens only; None is all."""
+    top_p: float = 1.0
+    """Draw among the fewest most probable tokens that together reach this probability (Holtzman et al., 2020)."""
+    stop_at_eos: bool = True
+    """End after the end-of-text token."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "max_length", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or above.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; it must lie above 0 and be at most 1.")
+
+
+class SamplingSettings(TypedDict, total=False):
+    """The fields of SamplingConfig as keyword arguments of those who take some of them."""
+
+    max_new_tokens: int
+    max_length: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float
+    stop_at_eos: bool
+    seed: int
 
 
 Config = TypeVar("Config")

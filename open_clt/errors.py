@@ -3,6 +3,7 @@
 OpenCLTError
 ├── ConfigError            a setting is unknown, of the wrong kind, or contradicts another (also a ValueError)
 ├── LanguageModelError     a language model cannot be found, read, or expressed
+│   └── HubUnreachableError    it would have to be downloaded, and the hub does not answer (or must not be asked)
 ├── TextError              a text is empty, too long, or missing (also a ValueError)
 ├── CheckpointError        a stored artefact is truncated, foreign, newer than this version, or of another shape
 ├── AttributionError       a graph cannot be computed for this prompt, model and transcoder (also a ValueError)
@@ -22,6 +23,10 @@ class ConfigError(OpenCLTError, ValueError):
 
 class LanguageModelError(OpenCLTError):
     """A language model cannot be found, read, or expressed."""
+
+
+class HubUnreachableError(LanguageModelError):
+    """A language model would have to be downloaded, and the hub does not answer, or must not be asked."""
 
 
 class TextError(OpenCLTError, ValueError):

@@ -203,6 +203,9 @@ class BatchTopK(Nonlinearity):
     ) -> Float[Tensor, "active"]:
         return functional.relu(preactivations)
 
+    def dense(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> Float[Tensor, "batch feature"]:
+        return functional.relu(preactivations) * self._mask(preactivations, layer)
+
     def density(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> float:
         return 0.0 if self.training else super().density(preactivations, layer)
 

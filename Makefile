@@ -1,0 +1,57 @@
+# `make run` and `make test` are each complete on a fresh clone: they make .venv, install what poetry.lock names,
+# and go. What they installed is stamped, so a second call starts at once.
+#
+#   make run                        the main job, start to finish   (make run ARGS="--help")
+#   make test                       lint, formatting, types, import contracts, tests
+#   make check PYTEST="-m slow"     the same checks without the set-up; PYTEST is handed to pytest
+#   make format                     let ruff rewrite what it can
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := dev,explorer,server,gguf
+ARGS ?=
+PYTEST ?=
+SETUP_FILES := pyproject.toml poetry.lock tools/constraints.py
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(VENV)/constraints.txt
+
+# pyright does not look for newer versions: the lock says which.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: run test check format clean
+.NOTPARALLEL:
+
+run: $(VENV)/.installed
+	$(BIN)/python practice_run.py $(ARGS)
+
+test: $(VENV)/.installed-dev check
+
+check:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest $(PYTEST)
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
+
+$(VENV)/constraints.txt: $(SETUP_FILES)
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
+		f"OpenCLT needs Python 3.11 to 3.13, and {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python tools/constraints.py > $@.new && mv $@.new $@
+
+$(VENV)/.installed: $(VENV)/constraints.txt
+	@echo "Installing OpenCLT into $(VENV): about 2 GB, a few minutes the first time."
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/constraints.txt
+	@echo "Installing OpenCLT and its development tools into $(VENV): about 2.3 GB, a few minutes the first time."
+	$(PIP) --editable ".[$(EXTRAS)]"
+	@touch $(VENV)/.installed $@

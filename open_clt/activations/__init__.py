@@ -1,0 +1,1 @@
+"""Where data comes from: the language model, texts as tokens, and the activations harvested from both."""

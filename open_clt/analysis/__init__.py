@@ -1,0 +1,1 @@
+"""Numbers and records about transcoders, their features and their graphs; never pictures."""

@@ -1,0 +1,115 @@
+"""What circuit-tracer's viewer and Neuronpedia understand: kinds of nodes, numbers of features, views, names.
+
+A file of a graph holds ``metadata``, ``qParams`` (what a reader pinned, grouped and named), ``nodes`` and ``links``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, cast, final
+
+from open_clt.analysis.features import FeatureKey
+from open_clt.analysis.supernodes import Supernode
+from open_clt.errors import CheckpointError, ConfigError
+
+SCHEMA_VERSION = 1
+METADATA_FILE = "graph-metadata.json"
+_SLUG = re.compile(r"[A-Za-z0-9_.-]+")
+_SCAN = re.compile(r"(\.?/)?[A-Za-z0-9_.@-]+(/+[A-Za-z0-9_.@-]+)*")
+
+
+class FeatureType(StrEnum):
+    """The kinds of nodes that the viewers draw."""
+
+    FEATURE = "cross layer transcoder"
+    ERROR = "mlp reconstruction error"
+    EMBEDDING = "embedding"
+    LOGIT = "logit"
+
+
+def cantor_pair(layer: int, feature: int) -> int:
+    """The number under which the viewer knows a feature (Cantor's pairing of layer and index)."""
+    return (layer + feature) * (layer + feature + 1) // 2 + feature
+
+
+def cantor_unpair(number: int) -> FeatureKey:
+    """Layer and index of the feature that has a number."""
+    diagonal = (math.isqrt(8 * number + 1) - 1) // 2
+    feature = number - diagonal * (diagonal + 1) // 2
+    return diagonal - feature, feature
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GraphView:
+    """What a reader of a graph pinned, grouped and clicked: the file's ``qParams``, without the labels."""
+
+    pinned: tuple[str, ...] = ()
+    supernodes: tuple[Supernode, ...] = ()
+    clicked: str = ""
+    link_type: Literal["both", "either"] = "both"
+    positions: str = ""
+    """Where the pinned nodes were dragged to, in the viewer's own notation (``sg_pos``)."""
+    pruning_threshold: float | None = None
+    """Share of the influence that the viewer shows at first; None is all that the file holds."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GraphCard:
+    """What a file tells about a graph; raises ConfigError on names that the viewers do not take."""
+
+    slug: str
+    """Name of the graph and of its file: letters, digits, ``_``, ``.`` and ``-``."""
+    scan: str | None = None
+    """Where viewers find the features; None is the language model's name.
+
+    A model id of Neuronpedia, a repository on Hugging Face, or for circuit-tracer's local viewer ``./directory`` (of
+    ``write_feature_json``) or any name with a leading slash (for ``write_feature_files``).
+    """
+    node_threshold: float | None = None
+    """What ``AttributionGraph.prune`` was given, for the record."""
+    edge_threshold: float | None = None
+    description: str | None = None
+    creator: str | None = None
+    creator_url: str | None = None
+    source_urls: tuple[str, ...] = ()
+    created: datetime | None = None
+    feature_url: str | None = None
+    """Base address of feature JSON files (``feature_json_base_url``)."""
+    source_set: str | None = None
+    """Neuronpedia's name for the set of transcoders (``neuronpedia_source_set``)."""
+
+    def __post_init__(self) -> None:
+        if not _SLUG.fullmatch(self.slug):
+            raise ConfigError(f"slug is {self.slug!r}; use letters, digits, '_', '.' and '-' only.")
+        if self.scan is not None and not _SCAN.fullmatch(self.scan):
+            raise ConfigError(f"scan is {self.scan!r}; give a model id, a repository, or './directory'.")
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object; raises CheckpointError if it cannot be read, or lacks one of some keys."""
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; give the JSON file of a graph.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no readable JSON ({error}); write or download it again.") from error
+    missing = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
+    if missing:
+        raise CheckpointError(f"{path} has no {missing[0]!r}; it is no file of circuit-tracer's kind.")
+    return cast(dict[str, Any], content)
+
+
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, in a form that every JSON reader takes."""
+    path.write_text(
+        json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )

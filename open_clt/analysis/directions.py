@@ -1,0 +1,95 @@
+"""What features write: their directions in the residual stream, the output tokens these raise, and maps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.analysis.features import FeatureKey
+from open_clt.errors import ConfigError
+from open_clt.models.sparse import SparseFeatures
+from open_clt.models.transcoder import Transcoder
+
+EmbeddingMethod: TypeAlias = Literal["pca", "tsne"]
+
+
+class Embedding(NamedTuple):
+    """Vectors as points of a plane."""
+
+    points: Float[Tensor, "some 2"]
+    explained: tuple[float, float] | None
+    """Share of the variance along each axis; None where axes mean nothing."""
+
+
+@torch.no_grad()
+def decoder_directions(transcoder: Transcoder, chosen: Sequence[FeatureKey]) -> Float[Tensor, "some d_model"]:
+    """What each of some features writes per unit of activation, raw, summed over the layers it writes to."""
+    directions = torch.zeros(len(chosen), transcoder.config.d_model)
+    for layer in {layer for layer, _ in chosen}:
+        rows = [row for row, (source, _) in enumerate(chosen) if source == layer]
+        features = torch.tensor([chosen[row][1] for row in rows], device=transcoder.device)
+        ones = torch.ones(len(rows), device=transcoder.device, dtype=transcoder.dtype)
+        offsets = torch.arange(len(rows) + 1, device=transcoder.device)
+        single = SparseFeatures(ones, features, offsets, transcoder.config.n_features)
+        directions[rows] = transcoder.write(single, layer).sum(1).float().cpu()
+    return directions
+
+
+@torch.no_grad()
+def logit_effects(model: LanguageModel, directions: Float[Tensor, "some d_model"]) -> Float[Tensor, "some vocab"]:
+    """What directions of the residual stream add to each logit, less the mean over tokens.
+
+    Direct effects, through the final norm's weight and the unembedding; the norm's denominator is left out.
+    """
+    norm = model.bridge.ln_final
+    weight = norm.weight.float() + (1 if norm.uses_weight_offset else 0)
+    directions = directions.to(model.device)
+    if not norm.uses_rms_norm:
+        directions = directions - directions.mean(1, keepdim=True)
+    effects = (directions * weight) @ model.bridge.W_U.float()
+    return (effects - effects.mean(1, keepdim=True)).cpu()
+
+
+def embed(
+    vectors: Float[Tensor, "some dimension"],
+    method: EmbeddingMethod = "pca",
+    *,
+    perplexity: float = 30.0,
+    seed: int = 0,
+) -> Embedding:
+    """Place vectors in a plane so that those that point the same way are close; lengths do not matter.
+
+    t-SNE (van der Maaten and Hinton, 2008) starts from PCA, and is the same for the same seed; its perplexity is
+    lowered to a third of the vectors where there are too few. Fewer than four vectors are always placed by PCA.
+    """
+    if method not in ("pca", "tsne"):
+        raise ConfigError(f"method is {method!r}; it must be 'pca' or 'tsne'.")
+    unit = functional.normalize(vectors.detach().float().cpu(), dim=1)
+    if method == "pca" or len(unit) < 4:
+        return _principal_components(unit)
+    from sklearn.manifold import TSNE
+
+    start = _principal_components(unit).points
+    start = 1e-4 * start / start[:, 0].std().clamp(min=1e-12)
+    perplexity = min(perplexity, (len(unit) - 1) / 3)
+    placed = cast(Any, TSNE)(perplexity=perplexity, init=start.numpy(), metric="cosine", random_state=seed)
+    return Embedding(torch.from_numpy(placed.fit_transform(unit.numpy())).float(), None)
+
+
+def _principal_components(vectors: Float[Tensor, "some dimension"]) -> Embedding:
+    centred = (vectors - vectors.mean(0)).double()
+    left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+    points = torch.zeros(len(vectors), 2)
+    shares = [0.0, 0.0]
+    for axis in range(min(2, len(singular))):
+        column = left[:, axis] * singular[axis]
+        # An axis may point either way: its largest entry is made positive, so that a picture is always the same.
+        points[:, axis] = column * column[column.abs().argmax()].sign()
+        shares[axis] = float(singular[axis] ** 2 / singular.square().sum().clamp(min=1e-30))
+    return Embedding(points, (shares[0], shares[1]))

@@ -1,0 +1,119 @@
+"""Attribution graphs for other programs: networkx graphs and GraphML, out and in again without loss.
+
+Every column of a node is an attribute of the networkx node; what belongs to the whole graph is JSON text in the graph's
+attributes ``info`` and ``labels``. Circuit-tracer's JSON is in ``circuit_tracer_json``, feature examples in
+``feature_files``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from xml.etree.ElementTree import ParseError
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from open_clt.attribution.graph import AttributionGraph, GraphInfo
+from open_clt.attribution.influence import Edges
+from open_clt.attribution.nodes import NodeKind, NodeTable
+from open_clt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    NamedGraph: TypeAlias = nx.DiGraph[str]
+else:
+    # Only its stubs know what a networkx graph's nodes are.
+    NamedGraph = nx.DiGraph
+
+_OUTPUTS = (NodeKind.LOGIT, NodeKind.TARGET)
+_WHOLE = ("kind", "layer", "position", "index")
+
+
+def to_networkx(graph: AttributionGraph) -> NamedGraph:
+    """A directed graph from sources to targets: nodes by name, with their columns and label; edges with ``weight``."""
+    found = nx.DiGraph(info=json.dumps(asdict(graph.info)), labels=json.dumps(dict(graph.labels)))
+    columns = {f.name: getattr(graph.nodes, f.name).tolist() for f in fields(NodeTable)}
+    ids = graph.ids()
+    for number, name in enumerate(ids):
+        row = {key: column[number] for key, column in columns.items()}
+        kind = NodeKind(row["kind"])
+        row["kind"] = kind.name.lower()
+        if kind in _OUTPUTS:
+            row["target"] = number - len(ids) + len(graph.info.target_names)
+        found.add_node(name, **row, label=graph.node(number).label)
+    columns = (column.tolist() for column in graph.edges)
+    found.add_weighted_edges_from(
+        (ids[source], ids[target], weight) for target, source, weight in zip(*columns, strict=True)
+    )
+    return found
+
+
+def from_networkx(found: NamedGraph) -> AttributionGraph:
+    """The graph that ``to_networkx`` made; CheckpointError if attributes are missing.
+
+    Nodes and edges that were taken away meanwhile are gone: unlike those that ``prune`` removes, they are not counted.
+    """
+    try:
+        info = cast(dict[str, Any], json.loads(found.graph["info"]))
+        labels = cast(dict[str, str], json.loads(found.graph["labels"]))
+        rows: list[tuple[str, dict[str, Any]]] = list(cast(Any, found.nodes)(data=True))
+        # Targets stand last, whatever became of the order.
+        rows.sort(key=lambda row: NodeKind[row[1]["kind"].upper()] in _OUTPUTS)
+        number = {name: place for place, (name, _) in enumerate(rows)}
+        table = NodeTable(**{f.name: _column([row for _, row in rows], f.name) for f in fields(NodeTable)})
+        links = [
+            (number[target], number[source], row["weight"]) for source, target, row in found.edges(data=True)
+        ]
+        names = tuple(info["target_names"][row["target"]] for _, row in rows if "target" in row)
+        words = {"tokens": tuple(info["tokens"]), "token_strings": tuple(info["token_strings"])}
+        whole: dict[str, Any] = {**info, **words, "target_names": names}
+        return AttributionGraph(table, _edges(links), GraphInfo(**whole), labels)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"This graph lacks what to_networkx writes ({error!r}); start from an export."
+        ) from error
+
+
+def write_graphml(graph: AttributionGraph, path: str | Path) -> Path:
+    """Write the graph as GraphML, for Gephi, yEd, Cytoscape and others, and return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = to_networkx(graph)
+    for _, row in found.nodes(data=True):
+        # XML has no place for control characters; the JSON in the graph's attributes has the exact texts.
+        row["label"] = _printable(row["label"])
+    nx.write_graphml(found, path)
+    return path
+
+
+def read_graphml(path: str | Path) -> AttributionGraph:
+    """Read a graph that ``write_graphml`` wrote; CheckpointError on anything else."""
+    try:
+        found = nx.read_graphml(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; give the file that write_graphml wrote.") from error
+    except (ParseError, nx.NetworkXError) as error:
+        raise CheckpointError(f"{path} is no readable GraphML ({error}); write it again.") from error
+    return from_networkx(found)
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str) -> Tensor:
+    if name == "kind":
+        return torch.tensor([int(NodeKind[row[name].upper()]) for row in rows], dtype=torch.long)
+    return torch.tensor([row[name] for row in rows], dtype=torch.long if name in _WHOLE else torch.float32)
+
+
+def _edges(links: list[tuple[int, int, float]]) -> Edges:
+    target, source, weight = (
+        (list(column) for column in zip(*sorted(links), strict=True)) if links else ([], [], [])
+    )
+    target, source = (torch.tensor(column, dtype=torch.long) for column in (target, source))
+    return Edges(target, source, torch.tensor(weight, dtype=torch.float32))
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)

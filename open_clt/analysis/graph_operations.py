@@ -1,0 +1,206 @@
+"""What can be done with attribution graphs: find nodes, cut out a part, compare two, name their features."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from open_clt.analysis.records import FeatureRecord
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.influence import Edges
+from open_clt.attribution.nodes import NodeKind
+from open_clt.errors import AttributionError
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NodeQuery:
+    """Which nodes to look for; a condition that is None holds for every node."""
+
+    kinds: tuple[NodeKind, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    """-1 for embeddings, the number of layers for outputs."""
+    positions: tuple[int, ...] | None = None
+    """Negative ones count from the prompt's end."""
+    token: str | None = None
+    """Text of the prompt's token at the node's position, spaces around it left out."""
+    label: str | None = None
+    """Part of the node's label; upper and lower case are the same."""
+
+
+def find_nodes(graph: AttributionGraph, query: NodeQuery) -> list[str]:
+    """Names of the nodes that meet every condition of a query, in the graph's order."""
+    info = graph.info
+    positions = query.positions and tuple(place % len(info.token_strings) for place in query.positions)
+    found: list[str] = []
+    for node in map(graph.node, range(graph.n_nodes)):
+        fits = (
+            (query.kinds is None or node.kind in query.kinds)
+            and (query.layers is None or node.layer in query.layers)
+            and (positions is None or node.position in positions)
+            and (query.token is None or info.token_strings[node.position].strip() == query.token.strip())
+            and (query.label is None or query.label.lower() in node.label.lower())
+        )
+        if fits:
+            found.append(node.id)
+    return found
+
+
+def node_numbers(graph: AttributionGraph, ids: Iterable[str]) -> Int[Tensor, "some"]:
+    """Rows of some nodes, by their names; raises AttributionError on a name that the graph does not have."""
+    rows = {name: row for row, name in enumerate(graph.ids())}
+    wanted = list(ids)
+    missing = [name for name in wanted if name not in rows]
+    if missing:
+        raise AttributionError(
+            f"The graph has no node {missing[0]!r}; AttributionGraph.ids() lists the names it has."
+        )
+    return torch.tensor([rows[name] for name in wanted], dtype=torch.long)
+
+
+def subgraph(graph: AttributionGraph, ids: Iterable[str]) -> AttributionGraph:
+    """Some nodes and the edges between them; the inputs they lose are remembered in ``omitted``."""
+    kept = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, node_numbers(graph, ids), True)
+    return _part(graph, kept)
+
+
+def path_subgraph(graph: AttributionGraph, source: str, target: str) -> AttributionGraph:
+    """Every node and edge on some path from one node to another; raises AttributionError where there is none."""
+    start, end = node_numbers(graph, [source, target]).tolist()
+    edges = graph.edges
+    after = _reached(start, edges.source, edges.target, graph.n_nodes)
+    before = _reached(end, edges.target, edges.source, graph.n_nodes)
+    if not bool(after[end]):
+        raise AttributionError(
+            f"No path leads from {source!r} to {target!r}; edges lead from earlier to later nodes."
+        )
+    return _part(graph, after & before)
+
+
+class EdgePair(NamedTuple):
+    """One edge in two graphs; its weight is 0 in a graph that lacks it."""
+
+    source: str
+    target: str
+    first: float
+    second: float
+
+
+@final
+@dataclass(frozen=True)
+class GraphComparison:
+    """What two graphs share, and where they differ. Edges that differ most stand first."""
+
+    shared_nodes: tuple[str, ...]
+    nodes_only_first: tuple[str, ...]
+    nodes_only_second: tuple[str, ...]
+    shared_edges: tuple[EdgePair, ...]
+    edges_only_first: tuple[EdgePair, ...]
+    edges_only_second: tuple[EdgePair, ...]
+
+    @property
+    def node_overlap(self) -> float:
+        """Shared nodes over all nodes (Jaccard)."""
+        every = len(self.shared_nodes) + len(self.nodes_only_first) + len(self.nodes_only_second)
+        return len(self.shared_nodes) / max(every, 1)
+
+    @property
+    def edge_overlap(self) -> float:
+        """Shared edges over all edges (Jaccard)."""
+        every = len(self.shared_edges) + len(self.edges_only_first) + len(self.edges_only_second)
+        return len(self.shared_edges) / max(every, 1)
+
+    @property
+    def weight_cosine(self) -> float:
+        """Cosine of the two graphs' edge weights, over the edges of either."""
+        pairs = (*self.shared_edges, *self.edges_only_first, *self.edges_only_second)
+        weights = torch.tensor([[pair.first, pair.second] for pair in pairs], dtype=torch.double).view(-1, 2)
+        norms = weights.norm(dim=0).prod().clamp(min=1e-30)
+        return float((weights[:, 0] @ weights[:, 1]) / norms)
+
+
+def compare_graphs(
+    first: AttributionGraph, second: AttributionGraph, *, across_positions: bool = False
+) -> GraphComparison:
+    """Match two graphs by the names of their nodes.
+
+    ``across_positions`` is for graphs of different prompts: names lose their position, and the edges that then
+    coincide are added up.
+    """
+    first_ids, second_ids = _names(first, across_positions), _names(second, across_positions)
+    ours, theirs = _weights(first, first_ids), _weights(second, second_ids)
+    known, others = dict.fromkeys(first_ids), dict.fromkeys(second_ids)
+    pairs = [
+        EdgePair(*edge, ours.get(edge, 0.0), theirs.get(edge, 0.0))
+        for edge in dict.fromkeys((*ours, *theirs))
+    ]
+    pairs.sort(key=lambda pair: -abs(pair.first - pair.second))
+    return GraphComparison(
+        shared_nodes=tuple(name for name in known if name in others),
+        nodes_only_first=tuple(name for name in known if name not in others),
+        nodes_only_second=tuple(name for name in others if name not in known),
+        shared_edges=tuple(pair for pair in pairs if pair[:2] in ours and pair[:2] in theirs),
+        edges_only_first=tuple(pair for pair in pairs if pair[:2] not in theirs),
+        edges_only_second=tuple(pair for pair in pairs if pair[:2] not in ours),
+    )
+
+
+def describe(record: FeatureRecord, count: int = 2) -> str:
+    """A label for a feature: the tokens it fires on most often, and those it raises most, such as ``the, a → cat``."""
+    peaks = Counter(example.tokens[example.peak].strip() for example in record.examples)
+    fires = ", ".join(token for token, _ in peaks.most_common(count))
+    raises = ", ".join(effect.token.strip() for effect in record.top_tokens[:count])
+    return f"{fires} → {raises}"
+
+
+def label_features(graph: AttributionGraph, records: Iterable[FeatureRecord]) -> AttributionGraph:
+    """The same graph, its features named after their records; labels it has already are kept."""
+    labels = {f"{record.layer}_{record.feature}": describe(record) for record in records}
+    return graph.with_labels({**labels, **graph.labels})
+
+
+def _names(graph: AttributionGraph, across_positions: bool) -> list[str]:
+    # The position is the last part of every name.
+    return [name.rsplit("_", 1)[0] if across_positions else name for name in graph.ids()]
+
+
+def _weights(graph: AttributionGraph, names: list[str]) -> dict[tuple[str, str], float]:
+    weights: dict[tuple[str, str], float] = {}
+    for target, source, weight in zip(*(column.tolist() for column in graph.edges), strict=True):
+        edge = names[source], names[target]
+        weights[edge] = weights.get(edge, 0.0) + weight
+    return weights
+
+
+def _reached(start: int, sources: Tensor, targets: Tensor, n_nodes: int) -> Bool[Tensor, "node"]:
+    """A node and all that edges lead to from it."""
+    reached = torch.zeros(n_nodes, dtype=torch.bool)
+    reached[start] = True
+    while True:
+        more = reached.index_fill(0, targets[reached[sources]], True)
+        if torch.equal(more, reached):
+            return reached
+        reached = more
+
+
+def _part(graph: AttributionGraph, kept: Bool[Tensor, "node"]) -> AttributionGraph:
+    """The kept nodes, the edges between them, the names of the targets left, and what every node loses."""
+    edges = graph.edges
+    inside = kept[edges.target] & kept[edges.source]
+    left, gone = (Edges(*(column[chosen] for column in edges)) for chosen in (inside, ~inside))
+    nodes = replace(
+        graph.nodes,
+        omitted=graph.nodes.omitted.index_add(0, gone.target, gone.weight.abs()),
+        omitted_sum=graph.nodes.omitted_sum.index_add(0, gone.target, gone.weight),
+    )[kept]
+    number = kept.cumsum(0) - 1
+    outputs = kept[graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].tolist()
+    names = tuple(name for name, stays in zip(graph.info.target_names, outputs, strict=True) if stays)
+    renumbered = Edges(number[left.target], number[left.source], left.weight)
+    return replace(graph, nodes=nodes, edges=renumbered, info=replace(graph.info, target_names=names))

@@ -1,0 +1,159 @@
+"""Attribution: from a prompt to the graph of what caused what.
+
+1. One forward pass freezes the model on the prompt: attention patterns, norm denominators, active features (local
+   replacement model, Ameisen et al., 2025).
+2. The targets (by default the likeliest next tokens) and the active features become rows: each is a linear function of
+   the residual stream, walked down with explicit adjoints (``adjoint.py``).
+3. With a budget, rows are computed for the features that matter most, found as the graph grows; features that were
+   never explored are folded into the error node of their layer and position, so that the scores stay honest.
+4. Rows and columns become an ``AttributionGraph``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.activations.linear_path import read_linear_path
+from open_clt.attribution.explore import Explored, explore
+from open_clt.attribution.graph import AttributionGraph, GraphInfo
+from open_clt.attribution.influence import Edges
+from open_clt.attribution.nodes import NodeTable
+from open_clt.attribution.sources import Sources, find_sources
+from open_clt.attribution.targets import Resolved, SalientLogits, Target, resolve_targets
+from open_clt.errors import AttributionError
+from open_clt.models.cross_layer import CrossLayerTranscoder
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def attribute(
+    model: LanguageModel,
+    transcoder: CrossLayerTranscoder,
+    prompt: str | Sequence[int] | Int[Tensor, "position"],
+    *,
+    targets: Target | Sequence[Target] | None = None,
+    max_feature_nodes: int | None = None,
+    compatible: bool = False,
+    skip_first_position: bool = True,
+    max_logits: int = 10,
+    logit_probability: float = 0.95,
+    batch_size: int = 256,
+) -> AttributionGraph:
+    """Explain a model's prediction by the transcoder's features: every edge into every target and active feature.
+
+    ``prompt`` is a text (BOS is put before it) or tokens as they are. ``targets`` default to the fewest likeliest
+    tokens that hold ``logit_probability``, ``max_logits`` at most. ``max_feature_nodes`` bounds how many features are
+    attributed. A complete graph's rows add up to each target's total; a ``compatible`` one leaves out positional
+    embeddings, biases and the MLP outputs of the first position, and equals circuit-tracer's. Features are not used at
+    the first position unless ``skip_first_position=False``. ``batch_size`` is a matter of memory and speed only.
+
+    Raises AttributionError if prompt, model, transcoder and targets do not fit together, and LanguageModelError if the
+    model is not linear once frozen.
+    """
+    tokens = _tokens(model, prompt)
+    _check_fit(model, transcoder, max_feature_nodes, batch_size)
+    path = read_linear_path(model, tokens, transcoder.config.input_hook)
+    sources = find_sources(path, transcoder, first=int(skip_first_position))
+    if not sources.features.value.numel():
+        raise AttributionError("No feature is active on this prompt; use another prompt, or a transcoder that fires.")
+    default = SalientLogits(max_count=max_logits, probability=logit_probability)
+    wanted = [default] if targets is None else list(targets) if isinstance(targets, Sequence) else [targets]
+    resolved = resolve_targets(model, sources, wanted)
+    explored = explore(sources, resolved, max_feature_nodes, batch_size=batch_size, compatible=compatible)
+    logger.info("attributed %d of %d active features", int(explored.mask.sum()), explored.mask.shape[0])
+    settings = {
+        "targets": [target.kind for target in wanted],
+        "max_logits": max_logits,
+        "logit_probability": logit_probability,
+        "max_feature_nodes": max_feature_nodes,
+        "skip_first_position": skip_first_position,
+        "batch_size": batch_size,
+    }
+    info = GraphInfo(
+        model=model.name,
+        transcoder=transcoder.config.language_model,
+        prompt=prompt if isinstance(prompt, str) else model.decode(tokens),
+        tokens=tuple(tokens.tolist()),
+        token_strings=tuple(model.token_strings(tokens)),
+        target_names=resolved.names,
+        n_layers=model.n_layers,
+        n_active_features=explored.mask.shape[0],
+        compatible=compatible,
+        settings=settings,
+        versions=_versions(),
+    )
+    return _graph(sources, resolved, explored, info)
+
+
+def _tokens(model: LanguageModel, prompt: str | Sequence[int] | Tensor) -> Int[Tensor, "position"]:
+    """The prompt's tokens; raises TextError or AttributionError on prompts that cannot be attributed."""
+    if isinstance(prompt, str):
+        tokens = model.tokenize(prompt)
+    else:
+        tokens = torch.as_tensor(prompt, dtype=torch.long, device=model.device)
+    if tokens.ndim != 1 or tokens.shape[0] < 2:
+        raise AttributionError(f"The prompt has {tokens.numel()} tokens; attribution needs one prompt of at least two.")
+    if tokens.shape[0] > model.context_length:
+        raise AttributionError(
+            f"The prompt has {tokens.shape[0]} tokens, {model.name} reads {model.context_length}; shorten it."
+        )
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < model.vocab_size:
+        raise AttributionError(
+            f"The prompt has tokens that {model.name} does not know; ids end at {model.vocab_size - 1}."
+        )
+    return tokens
+
+
+def _check_fit(
+    model: LanguageModel, transcoder: CrossLayerTranscoder, max_feature_nodes: int | None, batch_size: int
+) -> None:
+    config = transcoder.config
+    if (config.n_layers, config.d_model) != (model.n_layers, model.d_model):
+        raise AttributionError(
+            f"The transcoder has {config.n_layers} layers of width {config.d_model}, {model.name} has "
+            f"{model.n_layers} of width {model.d_model}; use the transcoder that was trained for this model."
+        )
+    if transcoder.device != model.device:
+        raise AttributionError(
+            f"The transcoder is on {transcoder.device}, {model.name} on {model.device}; move one to the other."
+        )
+    for name, value in (("max_feature_nodes", max_feature_nodes), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise AttributionError(f"{name} is {value}; it must be at least 1.")
+
+
+def _graph(sources: Sources, resolved: Resolved, explored: Explored, info: GraphInfo) -> AttributionGraph:
+    """Number the nodes: explored features by layer, then the other sources, then the targets."""
+    table, columns = sources.nodes(), sources.columns
+    table.total[columns.features] = explored.totals
+    # Columns stand by position first; a stable sort by layer gives (layer, position, feature).
+    by_layer = torch.argsort(table.layer[columns.features], stable=True)
+    features = by_layer[explored.mask[by_layer]]
+    others = torch.arange(columns.errors.start, columns.embeddings.stop if info.compatible else sources.n_columns)
+    kept = torch.cat([features, others])
+    order = torch.cat([kept, sources.n_columns + torch.arange(len(resolved.seeds))])
+    number = torch.full((sources.n_columns + len(resolved.seeds),), -1)
+    number[order] = torch.arange(order.shape[0])
+    target, source = number[explored.edges.target], number[explored.edges.source]
+    by_target = torch.argsort(target * order.shape[0] + source)
+    edges = Edges(target[by_target], source[by_target], explored.edges.weight[by_target])
+    return AttributionGraph(NodeTable.stacked([table[kept], resolved.nodes]), edges, info)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computed the graph; a source tree that was never installed has none."""
+    found: dict[str, str] = {}
+    for name in ("open-clt", "torch", "transformer-lens"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            logger.debug("%s is not installed as a package, so the graph does not name its version", name)
+    return found

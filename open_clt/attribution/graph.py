@@ -1,0 +1,255 @@
+"""The attribution graph: nodes, signed edges, and what can be asked of them.
+
+An edge ``source -> target`` is the part of the target's pre-activation (or logit) that the source contributes, in the
+model whose attention patterns, norm denominators and active features are frozen at the prompt's values. In a complete
+graph the edges into a node add up to its ``total``: nothing is left unexplained that is not shown as an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast, final
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from open_clt.attribution import influence as paths
+from open_clt.attribution.influence import Edges, GraphScores
+from open_clt.attribution.nodes import Node, NodeKind, NodeTable, node_id
+from open_clt.errors import AttributionError, CheckpointError
+
+FORMAT = "open-clt-attribution-graph"
+FORMAT_VERSION = 1
+_JSON = "graph.json"
+_TENSORS = "graph.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphInfo:
+    """Where a graph comes from, and the words it needs."""
+
+    model: str
+    """Name of the language model."""
+    transcoder: str | None
+    """What the transcoder says of the model it was trained for."""
+    prompt: str
+    tokens: tuple[int, ...]
+    token_strings: tuple[str, ...]
+    target_names: tuple[str, ...]
+    """Names of the targets, in their order: a token's text, or what was asked for."""
+    n_layers: int
+    n_active_features: int
+    """Features active on the prompt, whether or not the budget allowed to attribute them."""
+    compatible: bool
+    """Whether positional embeddings, biases and MLP outputs were left out, as circuit-tracer does."""
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Completeness(NamedTuple):
+    """How far rows are from adding up to their totals, at worst."""
+
+    relative_to_row: float
+    """Largest residual, over the sum of the row's absolute entries (what rounding scales with)."""
+    relative_to_total: float
+    """Largest residual, over the total itself (at least a thousandth of the row)."""
+    node: int
+    """The row that is furthest off, by the first measure."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AttributionGraph:
+    """Nodes, edges ``[target, source]``, where they come from, and labels that users gave to features."""
+
+    nodes: NodeTable
+    edges: Edges
+    info: GraphInfo
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What users call features: ``{"layer_feature": text}``."""
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.nodes)
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        return self.edges.weight.shape[0]
+
+    def of_kind(self, *kinds: NodeKind) -> Bool[Tensor, "node"]:
+        """Which nodes are of one of some kinds."""
+        return torch.isin(self.nodes.kind, torch.tensor([int(kind) for kind in kinds]))
+
+    def node(self, number: int) -> Node:
+        """One node with its name and label."""
+        kind, layer, position, index = self._facts(number)
+        value, weight = float(self.nodes.value[number]), float(self.nodes.weight[number])
+        label = self._label(number, kind, layer, position, index, weight)
+        return Node(node_id(kind, layer, position, index), kind, layer, position, index, value, weight, label)
+
+    def ids(self) -> list[str]:
+        """Names of all nodes."""
+        return self.nodes.ids()
+
+    def with_labels(self, labels: Mapping[str, str]) -> AttributionGraph:
+        """The same graph with more names for features: ``{"layer_feature": text}``."""
+        return replace(self, labels={**self.labels, **labels})
+
+    def adjacency(self) -> Float[Tensor, "target source"]:
+        """All edges as a dense matrix; for small graphs."""
+        dense = self.edges.weight.new_zeros(self.n_nodes, self.n_nodes)
+        dense[self.edges.target, self.edges.source] = self.edges.weight
+        return dense
+
+    def influence(self) -> Float[Tensor, "node"]:
+        """Influence of each node on the targets, over all paths; the targets' own weight is not counted."""
+        return paths.influence(self.edges, self._shares(), self.nodes.weight, self.nodes.layer).float()
+
+    def path_lengths(self) -> Float[Tensor, "length"]:
+        """Share of the influence of tokens that arrives over paths of 1, 2, ... edges."""
+        tokens = self.of_kind(NodeKind.EMBEDDING)
+        arriving = [step[tokens].sum() for step in paths.path_steps(self.edges, self._shares(), self.nodes.weight)]
+        profile = torch.stack(arriving) if arriving else torch.zeros(0, dtype=torch.double)
+        return (profile / profile.sum().clamp(min=1e-30)).float()
+
+    def scores(self) -> GraphScores:
+        """Replacement and completeness scores; what was pruned counts as error."""
+        tokens, errors = self.of_kind(NodeKind.EMBEDDING), self.of_kind(NodeKind.ERROR)
+        nodes = self.nodes
+        return paths.scores(self.edges, nodes.weight, nodes.omitted, nodes.layer, tokens, errors)
+
+    def prune(
+        self, node_threshold: float = 0.8, edge_threshold: float = 0.98, *, keep_errors: bool | None = None
+    ) -> AttributionGraph:
+        """The part that matters: nodes with ``node_threshold`` of the influence, edges with ``edge_threshold`` of it.
+
+        Tokens and targets always stay. Errors are measured by their edges alone (methods), or, as circuit-tracer does,
+        pruned like features; ``keep_errors=None`` does the latter in compatible graphs. What is removed is remembered
+        in ``omitted``. Raises AttributionError if a threshold is not in (0, 1].
+        """
+        for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+            if not 0 < value <= 1:
+                raise AttributionError(f"{name} is {value}; it must be above 0 and at most 1.")
+        keep_errors = not self.info.compatible if keep_errors is None else keep_errors
+        always = self.of_kind(NodeKind.EMBEDDING, NodeKind.LOGIT, NodeKind.TARGET)
+        exempt = self.of_kind(NodeKind.ERROR) & keep_errors
+        computed = self.of_kind(NodeKind.FEATURE)
+        nodes = self.nodes
+        kept = paths.prune(
+            self.edges,
+            nodes.weight,
+            nodes.omitted,
+            nodes.layer,
+            always,
+            exempt,
+            computed,
+            node_threshold,
+            edge_threshold,
+        )
+        return self._part(kept)
+
+    def check(self) -> Completeness:
+        """Measure the row that misses its total by most; a complete graph stays below 1e-5."""
+        has_row = ~self.nodes.total.isnan()
+        if not bool(has_row.any()):
+            raise AttributionError("The graph has no rows to check; it has no targets.")
+        zeros = torch.zeros(self.n_nodes, dtype=torch.double)
+        weight = self.edges.weight.double()
+        found = zeros.index_add(0, self.edges.target, weight) + self.nodes.omitted_sum
+        scale = zeros.index_add(0, self.edges.target, weight.abs()) + self.nodes.omitted
+        residual = (found - self.nodes.total.double()).abs()
+        by_row = (residual / scale.clamp(min=1e-30)).where(has_row, zeros)
+        by_total = (residual / self.nodes.total.abs().maximum(1e-3 * scale).clamp(min=1e-30)).where(has_row, zeros)
+        return Completeness(float(by_row.max()), float(by_total.max()), int(by_row.argmax()))
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the graph as a directory with ``graph.json`` and ``graph.safetensors``, and return it."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {f"nodes.{f.name}": getattr(self.nodes, f.name) for f in fields(self.nodes)}
+        tensors |= {f"edges.{name}": column for name, column in self.edges._asdict().items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / _TENSORS)
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "info": asdict(self.info)}
+        content["labels"] = dict(self.labels)
+        (directory / _JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return directory
+
+    @staticmethod
+    def load(directory: str | Path) -> AttributionGraph:
+        """Read a graph that ``save`` wrote; raises CheckpointError on anything else."""
+        directory = Path(directory)
+        content = _read_json(directory / _JSON)
+        try:
+            tensors = load_file(directory / _TENSORS)
+            nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
+            edges = Edges(*(tensors[f"edges.{name}"] for name in Edges._fields))
+            facts = cast(dict[str, Any], content["info"])
+            facts |= {key: tuple(facts[key]) for key in ("tokens", "token_strings", "target_names")}
+            info = GraphInfo(**facts)
+        except (FileNotFoundError, SafetensorError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{directory} holds no whole attribution graph ({error}); save it again.") from error
+        return AttributionGraph(nodes, edges, info, cast(dict[str, str], content.get("labels", {})))
+
+    def _facts(self, number: int) -> tuple[NodeKind, int, int, int]:
+        nodes = self.nodes
+        kind = NodeKind(int(nodes.kind[number]))
+        return kind, int(nodes.layer[number]), int(nodes.position[number]), int(nodes.index[number])
+
+    def _label(self, number: int, kind: NodeKind, layer: int, position: int, index: int, weight: float) -> str:
+        token = self.info.token_strings[position]
+        match kind:
+            case NodeKind.FEATURE:
+                return self.labels.get(f"{layer}_{index}", f"feature {index}")
+            case NodeKind.ERROR:
+                return f"error of layer {layer} at {token!r}"
+            case NodeKind.EMBEDDING:
+                return f"token {token!r}"
+            case NodeKind.POSITIONAL:
+                return f"position {position}"
+            case NodeKind.BIAS:
+                return f"biases of layer {layer} at {token!r}"
+            case NodeKind.MLP_OUTPUT:
+                return f"MLP output of layer {layer} at {token!r}"
+            case NodeKind.LOGIT | NodeKind.TARGET:
+                name = self.info.target_names[number - self.n_nodes]
+                return f"output {name!r} (p={weight:.3f})" if kind is NodeKind.LOGIT else name
+
+    def _shares(self) -> Float[Tensor, "edge"]:
+        return paths.input_shares(self.edges, self.nodes.omitted)
+
+    def _part(self, kept: paths.Pruning) -> AttributionGraph:
+        """The kept nodes and edges, and what every kept node loses."""
+        gone = Edges(*(column[~kept.edges] for column in self.edges))
+        left = Edges(*(column[kept.edges] for column in self.edges))
+        nodes = replace(
+            self.nodes,
+            omitted=self.nodes.omitted.index_add(0, gone.target, gone.weight.abs()),
+            omitted_sum=self.nodes.omitted_sum.index_add(0, gone.target, gone.weight),
+            cumulative=paths.cumulative_influence(self.influence()),
+        )[kept.nodes]
+        number = kept.nodes.cumsum(0) - 1
+        edges = Edges(number[left.target], number[left.source], left.weight)
+        return replace(self, nodes=nodes, edges=edges)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; give the directory that AttributionGraph.save wrote.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no readable JSON ({error}); the graph is damaged.") from error
+    if not isinstance(content, dict) or cast(dict[str, Any], content).get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not of the format {FORMAT!r}; another program wrote it.")
+    version = cast(dict[str, Any], content).get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {version!r}, which is unknown; please update OpenCLT.")
+    return cast(dict[str, Any], content)

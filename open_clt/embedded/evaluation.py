@@ -1,0 +1,155 @@
+"""What the embedded model must know, asked with prompts that never stood in its training text.
+
+Every task is a list of prompts with one right next token. ``two_hop`` asks for the capital of the state that
+a city is in, in words not used for that city in training. The two rows without a bar say how far that is
+composed rather than remembered: in ``two_hop_transfer`` training never spoke of the state's capital in
+connection with the city (though perhaps of its bird), and in ``two_hop_composed`` it said nothing of the city
+but which state it is in.
+
+This module knows no model: ``evaluate`` takes a function that predicts the next token of each prompt.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from open_clt.embedded import tasks
+from open_clt.embedded.tasks import Statement
+
+BARS: dict[str, float] = {
+    "capitals": 0.95,
+    "languages": 0.95,
+    "currencies": 0.95,
+    "two_hop": 0.90,
+    "opposites": 0.95,
+    "successor": 0.95,
+    "agreement": 0.95,
+    "pronoun": 0.95,
+    "induction": 0.95,
+    "indirect_object": 0.90,
+    "two_hop_transfer": 0.0,
+    "two_hop_composed": 0.0,
+}
+"""The least share of right answers of each task; zero is no bar."""
+
+EVALUATIONS: tuple[str, ...] = tuple(BARS)
+
+RANDOM_TASK_PROMPTS = 500
+"""How many prompts a task has whose prompts are drawn at random."""
+
+_RANDOM_TASKS: dict[str, Callable[[random.Random], Statement]] = {
+    "agreement": tasks.agreement_statement,
+    "induction": tasks.induction_statement,
+    "indirect_object": tasks.indirect_object_statement,
+}
+_LISTED_TASKS: dict[str, Callable[[], tuple[Statement, ...]]] = {
+    "opposites": tasks.opposite_statements,
+    "successor": tasks.successor_statements,
+    "pronoun": tasks.pronoun_statements,
+    "two_hop": tasks.two_hop_statements,
+    "two_hop_transfer": tasks.two_hop_statements,
+    "two_hop_composed": tasks.two_hop_statements,
+}
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """A prompt and its right next token, leading space included; for two hops also the state in between."""
+
+    task: str
+    prompt: str
+    answer: str
+    intermediate: str | None = None
+
+
+class EvaluationRow(NamedTuple):
+    """One line of the evaluation table."""
+
+    task: str
+    prompts: int
+    top1: float
+    bar: float
+    passed: bool
+
+
+def evaluation_prompts(task: str, limit: int | None = None, seed: int = 0) -> list[EvaluationPrompt]:
+    """Return the held-out prompts of ``task`` in an order drawn from ``seed``, at most ``limit`` of them.
+
+    Raises:
+        ValueError: if there is no such task.
+    """
+    if task not in BARS:
+        raise ValueError(f"there is no evaluation {task!r}; choose one of {', '.join(EVALUATIONS)}")
+    rng = random.Random(seed)
+    statements = _draw_held_out(task, rng) if task in _RANDOM_TASKS else _list_held_out(task)
+    rng.shuffle(statements)
+    return [
+        EvaluationPrompt(task, s.prompt, " " + s.answer, " " + s.intermediate if s.intermediate else None)
+        for s in statements[:limit]
+    ]
+
+
+def _list_held_out(task: str) -> list[Statement]:
+    listed = _LISTED_TASKS[task]() if task in _LISTED_TASKS else tasks.country_statements(task)
+    return [statement for statement in listed if statement.task == task and statement.held_out]
+
+
+def _draw_held_out(task: str, rng: random.Random) -> list[Statement]:
+    drawn: dict[str, Statement] = {}
+    while len(drawn) < RANDOM_TASK_PROMPTS:
+        statement = _RANDOM_TASKS[task](rng)
+        if statement.held_out:
+            drawn.setdefault(statement.prompt, statement)
+    return list(drawn.values())
+
+
+def evaluate(
+    next_token_ids: Callable[[list[str]], Sequence[int]],
+    encode: Callable[[str], Sequence[int]],
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[EvaluationRow]:
+    """Ask every task and count right answers (top-1).
+
+    Args:
+        next_token_ids: from prompts (without the beginning-of-text token; it should be put in front of them)
+        to the
+            most likely next token of each.
+        encode: from a text to its tokens, without any special token.
+        limit: at most this many prompts of a task; None for all.
+        seed: which prompts the limit and the random tasks choose.
+
+    Raises:
+        ValueError: if an answer is not a single token, which means that the tokenizer is not the embedded
+        model's.
+    """
+    rows = []
+    for task in EVALUATIONS:
+        prompts = evaluation_prompts(task, limit, seed)
+        answers = [_single_token(prompt.answer, encode) for prompt in prompts]
+        predicted = next_token_ids([prompt.prompt for prompt in prompts])
+        right = sum(int(guess) == answer for guess, answer in zip(predicted, answers, strict=True))
+        top1 = right / len(prompts)
+        rows.append(EvaluationRow(task, len(prompts), top1, BARS[task], top1 >= BARS[task]))
+    return rows
+
+
+def _single_token(answer: str, encode: Callable[[str], Sequence[int]]) -> int:
+    ids = list(encode(answer))
+    if len(ids) != 1:
+        raise ValueError(
+            f"the answer {answer!r} is {len(ids)} tokens of this tokenizer; an evaluation needs one"
+        )
+    return int(ids[0])
+
+
+def format_table(rows: Sequence[EvaluationRow]) -> str:
+    """The evaluation as a plain-text table."""
+    lines = [f"{'task':<18}{'prompts':>8}{'top-1':>9}{'bar':>8}  passed"]
+    for row in rows:
+        bar = f"{row.bar:.0%}" if row.bar else "-"
+        lines.append(
+            f"{row.task:<18}{row.prompts:>8}{row.top1:>9.1%}{bar:>8}  {'yes' if row.passed else 'NO'}"
+        )
+    return "\n".join(lines)

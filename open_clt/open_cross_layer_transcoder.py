@@ -1,0 +1,182 @@
+"""The facade: a language model and its transcoder in one object, from text to picture in a few calls.
+
+    clt = OpenCrossLayerTranscoder("embedded", num_features=512)
+    clt.train_transcoder(texts)
+    clt.visualize_feature_activations("The capital of France is", save_path="features.png")
+    clt.create_attribution_graph("The capital of France is", save_path="graph.png")
+
+Every method is a few lines over the rest of the package; whoever needs more than they offer finds it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from torch import Tensor
+
+from open_clt.activations.language_model import LanguageModel, load_language_model
+from open_clt.analysis.features import FeatureActivations, TopFeature, feature_activations, top_features
+from open_clt.attribution.attribute import attribute
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.config import NonlinearityConfig, TopKConfig, TrainingConfig, TranscoderConfig
+from open_clt.errors import CheckpointError, OpenCLTError
+from open_clt.models.checkpoint import load_transcoder, save_transcoder
+from open_clt.models.cross_layer import CrossLayerTranscoder
+
+if TYPE_CHECKING:
+    from open_clt.replacement.model import ReplacementModel
+    from open_clt.training.train import TrainingRecord
+    from open_clt.visualization.style import Figure
+
+_PRETRAINED = {"embedded": Path(__file__).parent / "embedded" / "transcoder"}
+
+
+@final
+class OpenCrossLayerTranscoder:
+    """A language model with a cross-layer transcoder of its MLPs.
+
+    ``model_name`` is anything that ``load_language_model`` takes, or a loaded ``LanguageModel``; ``num_features`` is
+    per layer. The transcoder is untrained until ``train_transcoder`` or ``load_model``.
+    """
+
+    def __init__(
+        self,
+        model_name: str | Path | LanguageModel = "gpt2",
+        num_features: int = 512,
+        device: str = "cpu",
+        *,
+        nonlinearity: NonlinearityConfig | None = None,
+        reach: int | None = None,
+        skip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        known = isinstance(model_name, LanguageModel)
+        self.language_model = model_name if known else load_language_model(model_name, device=device)
+        self.seed = seed
+        config = TranscoderConfig(
+            n_layers=self.language_model.n_layers,
+            n_features=num_features,
+            d_model=self.language_model.d_model,
+            reach=reach,
+            skip=skip,
+            nonlinearity=nonlinearity or TopKConfig(k=min(16, num_features)),
+            language_model=self.language_model.name,
+        )
+        self.transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
+        self._trained = False
+
+    @classmethod
+    def from_pretrained(cls, name: str = "embedded", device: str = "cpu") -> OpenCrossLayerTranscoder:
+        """A language model with the transcoder that ships for it; ``embedded`` needs no network."""
+        if name not in _PRETRAINED:
+            raise CheckpointError(f"No transcoder ships for {name!r}; known are {', '.join(_PRETRAINED)}.")
+        clt = cls(name, device=device)
+        clt.load_model(_PRETRAINED[name])
+        return clt
+
+    def train_transcoder(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 1024,
+        num_epochs: int = 1,
+        learning_rate: float = 1e-3,
+        *,
+        output_dir: str | Path | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> TrainingRecord:
+        """Train the transcoder from its beginning on texts; ``batch_size`` counts tokens.
+
+        ``settings`` are further fields of ``TrainingConfig``. Returns curves and held-out metrics.
+        """
+        settings = {"seed": self.seed, **settings}
+        training = TrainingConfig(batch_size=batch_size, epochs=num_epochs, learning_rate=learning_rate, **settings)
+        return self.train_with(training, texts, output_dir=output_dir, progress=progress)
+
+    def train_with(
+        self,
+        training: TrainingConfig,
+        texts_or_contexts: Iterable[str] | Tensor,
+        *,
+        output_dir: str | Path | None = None,
+        resume: str | Path | None = None,
+        progress: bool = True,
+    ) -> TrainingRecord:
+        """Train the transcoder with every setting in one config, on texts or on packed contexts of tokens."""
+        from open_clt.training.train import train_transcoder  # brings Lightning, which only training needs
+
+        record = train_transcoder(
+            self.language_model,
+            texts_or_contexts,
+            self.transcoder.config,
+            training,
+            output_dir=output_dir,
+            resume=resume,
+            progress=progress,
+        )
+        self.transcoder, self._trained = record.transcoder, True
+        return record
+
+    def get_feature_activations(self, text: str) -> FeatureActivations:
+        """Active features at every position and layer of a text."""
+        return feature_activations(self.language_model, self._ready(), text)
+
+    def get_top_features(self, text: str, top_n: int = 10) -> list[TopFeature]:
+        """The features with the largest activations on a text, strongest first."""
+        return top_features(self.get_feature_activations(text), top_n)
+
+    def visualize_feature_activations(self, text: str, top_n: int = 20, save_path: str | Path | None = None) -> Figure:
+        """Heatmap of the ``top_n`` most active features over the tokens of a text; saved as PNG, SVG or PDF."""
+        from open_clt.visualization.figures import visualize_feature_heatmap
+
+        return visualize_feature_heatmap(self.get_feature_activations(text), top_n=top_n, save_path=save_path)
+
+    def create_attribution_graph(
+        self, text: str, threshold: float = 0.8, save_path: str | Path | None = None
+    ) -> AttributionGraph:
+        """Why the model goes on from ``text`` as it does: the nodes that hold ``threshold`` of the influence.
+
+        With a ``save_path`` that ends in .png, .svg or .pdf the graph is drawn there; any other is a directory that
+        ``AttributionGraph.load`` reads.
+        """
+        from open_clt.visualization.graph_figure import visualize_attribution_graph
+
+        graph = self.attribute(text).prune(node_threshold=threshold)
+        if save_path is not None and Path(save_path).suffix:
+            visualize_attribution_graph(graph, save_path=save_path)
+        elif save_path is not None:
+            graph.save(save_path)
+        return graph
+
+    def attribute(self, text: str) -> AttributionGraph:
+        """The whole attribution graph of a text, before any pruning."""
+        return attribute(self.language_model, self._ready(), text)
+
+    def replacement_model(self) -> ReplacementModel:
+        """The language model with its MLP outputs swapped for the transcoder's reconstructions."""
+        from open_clt.replacement.model import ReplacementModel
+
+        return ReplacementModel(self.language_model, self._ready())
+
+    def save_model(self, path: str | Path) -> Path:
+        """Write the transcoder to a directory; the language model stays where it came from."""
+        return save_transcoder(self._ready(), path)
+
+    def load_model(self, path: str | Path) -> None:
+        """Take over a transcoder from a directory; raises CheckpointError if it does not fit the language model."""
+        transcoder = load_transcoder(path, device=self.language_model.device)
+        found = (transcoder.config.n_layers, transcoder.config.d_model)
+        expected = (self.language_model.n_layers, self.language_model.d_model)
+        if found != expected:
+            raise CheckpointError(
+                f"{path} is for {found[0]} layers of width {found[1]}, "
+                f"{self.language_model.name} has {expected[0]} of width {expected[1]}."
+            )
+        self.transcoder, self._trained = transcoder, True
+
+    def _ready(self) -> CrossLayerTranscoder:
+        if not self._trained:
+            raise OpenCLTError("The transcoder is untrained; call train_transcoder or load_model first.")
+        return self.transcoder

@@ -1,0 +1,256 @@
+"""Replacement models: a language model whose MLP outputs are a transcoder's reconstruction.
+
+While ``replacing()`` is open, every forward pass computes, layer by layer and from its own activations (methods, "From
+Cross-Layer Transcoder to Replacement Model"):
+
+    1. at the transcoder's input hook of layer l: the features of layer l, and what they write to layers l, l + 1, ...
+    2. at the MLP output of layer l: the sum of what features of layers up to l have written there, in its place
+
+With ``error_correction`` the difference between the MLP's output and that sum is added back, so that the model computes
+what the original does; ``layers`` replaces some MLPs only. Afterwards the language model is exactly what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeAlias, Unpack, final, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from open_clt.activations.language_model import HookFunction, LanguageModel, load_language_model
+from open_clt.config import SamplingConfig, SamplingSettings
+from open_clt.errors import ConfigError
+from open_clt.models.checkpoint import load_transcoder
+from open_clt.models.sparse import SparseFeatures
+from open_clt.models.transcoder import Transcoder
+from open_clt.replacement.comparison import (
+    Comparison,
+    Continuations,
+    compare_logits,
+    cross_entropy,
+    share_recovered,
+)
+from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens, room_after
+
+FeatureChange: TypeAlias = Callable[[int, SparseFeatures], SparseFeatures | None]
+"""Sees the features of a layer, and says what to add to them; None is nothing."""
+
+
+@runtime_checkable
+class HoldsTranscoder(Protocol):
+    """Anything built around a transcoder."""
+
+    transcoder: Transcoder
+
+
+@final
+class ReplacedPass:
+    """What the latest forward pass computed; each pass starts anew.
+
+    ``features[l]`` are those of layer ``l``, one row per batch entry and position, positions running faster, before
+    any ``change``; ``errors[l]`` what was added to the reconstruction, with error correction: (batch, position,
+    d_model). What a ``change`` of features writes is no part of the error.
+    """
+
+    def __init__(
+        self,
+        transcoder: Transcoder,
+        *,
+        keep_first_position: bool,
+        error_correction: bool,
+        change: FeatureChange | None = None,
+    ) -> None:
+        self.features: dict[int, SparseFeatures] = {}
+        self.errors: dict[int, Tensor] = {}
+        self._transcoder = transcoder
+        self._keep_first_position = keep_first_position
+        self._error_correction = error_correction
+        self._change = change
+        self._sums: dict[int, Tensor] = {}
+        self._changes: dict[int, Tensor] = {}
+
+    def start(self) -> None:
+        """Forget the pass before."""
+        self.features, self.errors, self._sums, self._changes = {}, {}, {}, {}
+
+    def read(self, layer: int, inputs: Float[Tensor, "batch position d_model"]) -> None:
+        """Encode one layer, and add what its features write to this layer and those after it."""
+        transcoder = self._transcoder
+        flat = inputs.flatten(0, 1).to(transcoder.device, transcoder.dtype)
+        self.features[layer] = transcoder.encode_layer(flat, layer)
+        _add(self._sums, layer, transcoder.offset(flat, layer)[:, None])
+        _add(self._sums, layer, transcoder.write(self.features[layer], layer))
+        changed = None if self._change is None else self._change(layer, self.features[layer])
+        if changed is not None:
+            _add(self._changes, layer, transcoder.write(changed, layer))
+
+    def write(
+        self, layer: int, start: int, output: Float[Tensor, "batch position d_model"]
+    ) -> Float[Tensor, "batch position d_model"]:
+        """The reconstruction of an MLP output whose first position is position ``start`` of the text."""
+        replaced = self._sums.pop(layer).to(output.device).unflatten(0, output.shape[:2])
+        if self._error_correction:
+            self.errors[layer] = output - replaced
+            replaced = output  # their sum, without its rounding
+        if layer in self._changes:
+            replaced = replaced + self._changes.pop(layer).to(output.device).unflatten(0, output.shape[:2])
+        replaced = replaced.to(output.dtype)
+        if self._keep_first_position and start == 0:
+            replaced = torch.cat([output[:, :1], replaced[:, 1:]], dim=1)
+        return replaced
+
+
+@final
+class ReplacementModel:
+    """A language model and the transcoder that stands for its MLPs.
+
+    ``base_model_name`` is a name for ``load_language_model`` or a loaded LanguageModel; ``transcoder`` is a Transcoder,
+    what holds one, or a checkpoint's directory. ``layers`` are those whose MLP is replaced, all by default. MLP outputs
+    at the first position stay the original's, as transcoders are not trained there, unless ``keep_first_position`` is
+    False. ``device`` and ``dtype`` are those of a model that is loaded here.
+    """
+
+    def __init__(
+        self,
+        base_model_name: str | Path | LanguageModel,
+        transcoder: Transcoder | HoldsTranscoder | str | Path,
+        *,
+        layers: Sequence[int] | None = None,
+        error_correction: bool = False,
+        keep_first_position: bool = True,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+    ) -> None:
+        if not isinstance(base_model_name, LanguageModel):
+            base_model_name = load_language_model(base_model_name, device, dtype)
+        self.model = base_model_name
+        self.transcoder = _transcoder(transcoder, self.model)
+        self.layers = _layers(self.model, layers)
+        self.error_correction = error_correction
+        self.keep_first_position = keep_first_position
+
+    @property
+    def sources(self) -> list[int]:
+        """Layers whose features write to an MLP that is replaced."""
+        config = self.transcoder.config
+        return [s for s in range(config.n_layers) if not self.layers.isdisjoint(range(s, s + config.reach_of(s)))]
+
+    @contextmanager
+    def replacing(self, change: FeatureChange | None = None) -> Generator[ReplacedPass, None, None]:
+        """While this is open, forward passes of the language model are the replaced model's; yields their features.
+
+        ``change`` intervenes on features as each layer computes them (``interventions.py``).
+        """
+        config = self.transcoder.config
+        current = ReplacedPass(
+            self.transcoder,
+            keep_first_position=self.keep_first_position,
+            error_correction=self.error_correction,
+            change=change,
+        )
+        sources = self.sources
+
+        def read(layer: int, inputs: Tensor) -> None:
+            if layer == sources[0]:
+                current.start()
+            current.read(layer, inputs)
+
+        def write(layer: int, output: Tensor) -> Tensor:
+            return current.write(layer, self.model.cached_positions, output)
+
+        hooks: list[tuple[str, HookFunction]] = [
+            (self.model.hook_name(layer, config.input_hook), partial(read, layer)) for layer in sources
+        ]
+        hooks += [(self.model.hook_name(layer, config.target_hook), partial(write, layer)) for layer in self.layers]
+        was_training = self.transcoder.training
+        self.transcoder.eval()  # while it trains, a token's features may depend on the batch
+        try:
+            with self.model.hooks(hooks):
+                yield current
+        finally:
+            self.transcoder.train(was_training)
+
+    @contextmanager
+    def ablating(self, means: Float[Tensor, "layer d_model"]) -> Generator[None, None, None]:
+        """While this is open, the MLP outputs that would be replaced are constants: what a replacement must beat."""
+
+        def write(layer: int, output: Tensor) -> Tensor:
+            constant = means[layer].to(output).expand_as(output)
+            keep = int(self.keep_first_position and self.model.cached_positions == 0)
+            return torch.cat([output[:, :keep], constant[:, keep:]], dim=1)
+
+        hook = self.transcoder.config.target_hook
+        with self.model.hooks([(self.model.hook_name(layer, hook), partial(write, layer)) for layer in self.layers]):
+            yield
+
+    @torch.no_grad()
+    def logits(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
+        """Logits of the replaced model after every token."""
+        with self.replacing():
+            return self.model.logits(tokens)
+
+    def generate(
+        self, prompt: Prompt, sampling: SamplingConfig | None = None, **settings: Unpack[SamplingSettings]
+    ) -> Generation:
+        """Let the replaced model continue a prompt; ``settings`` override those of ``sampling``, whose fields they are.
+
+        >>> replacement.generate("Once upon a time", max_new_tokens=20, temperature=0.8, seed=1)  # doctest: +SKIP
+        """
+        sampling = replace(sampling or SamplingConfig(), **settings)
+        with self.replacing():
+            return generate(self.model, prompt, sampling)
+
+    @torch.no_grad()
+    def compare(self, prompt: Prompt, sampling: SamplingConfig | None = None) -> Comparison:
+        """Compare predictions on a text, and what both models write after it (20 tokens, greedy, by default)."""
+        sampling = sampling or SamplingConfig(max_new_tokens=20)
+        tokens = prompt_tokens(self.model, prompt)
+        batch, first = tokens[None], int(self.keep_first_position)
+        config = self.transcoder.config
+        original = self.model.capture(batch, config.input_hook, config.target_hook)
+        assert original.logits is not None
+        logits = compare_logits(original.logits, self.logits(batch), batch, first)
+        with self.ablating(original.targets[0, first:].mean(0)):
+            ablated = cross_entropy(self.model.logits(batch)[:, first:-1], batch[:, first + 1 :])
+        continuations = None
+        if room_after(self.model, tokens, sampling) > 0:
+            continuations = Continuations(
+                original=generate(self.model, tokens, sampling), replacement=self.generate(tokens, sampling)
+            )
+        recovered = share_recovered(logits.cross_entropy_original, logits.cross_entropy_replacement, ablated)
+        return Comparison(logits, ablated, recovered, continuations)
+
+
+def _add(sums: dict[int, Tensor], source: int, written: Float[Tensor, "batch target d_model"]) -> None:
+    """Add what a layer writes to it and to those after it."""
+    for target, part in enumerate(written.unbind(1), start=source):
+        sums[target] = sums[target] + part if target in sums else part
+
+
+def _transcoder(transcoder: Transcoder | HoldsTranscoder | str | Path, model: LanguageModel) -> Transcoder:
+    """The transcoder itself, from whatever leads to it; it must be of the language model's shape."""
+    if isinstance(transcoder, str | Path):
+        transcoder = load_transcoder(transcoder, device=model.device)
+    elif not isinstance(transcoder, Transcoder):
+        transcoder = transcoder.transcoder
+    config = transcoder.config
+    if (config.n_layers, config.d_model) != (model.n_layers, model.d_model):
+        made_for = f", it was made for {config.language_model!r}" if config.language_model else ""
+        raise ConfigError(
+            f"The transcoder has {config.n_layers} layers of width {config.d_model}{made_for}, the language model "
+            f"{model.name!r} has {model.n_layers} of width {model.d_model}; use two that belong together."
+        )
+    return transcoder
+
+
+def _layers(model: LanguageModel, layers: Sequence[int] | None) -> frozenset[int]:
+    chosen = frozenset(range(model.n_layers) if layers is None else layers)
+    if not chosen or not chosen <= set(range(model.n_layers)):
+        raise ConfigError(f"layers is {sorted(chosen)}; choose some of 0 to {model.n_layers - 1}.")
+    return chosen

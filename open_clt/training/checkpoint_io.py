@@ -1,0 +1,103 @@
+"""Checkpoints to resume from: JSON for what is structure, safetensors for what is tensors; nothing is ever unpickled.
+
+A checkpoint is a directory. ``state.json`` holds the nested dicts and lists that Lightning wants kept, with each tensor
+replaced by its name in ``tensors.safetensors``. What JSON cannot tell apart is tagged: ``{"tensor": name}``,
+``{"tuple": [...]}``, ``{"dict": [[key, value], ...]}``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast, final
+
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from open_clt.errors import CheckpointError
+
+FORMAT = "open-clt-training"
+FORMAT_VERSION = 1
+_STATE = "state.json"
+_TENSORS = "tensors.safetensors"
+
+
+@final
+class SafetensorsCheckpointIO(CheckpointIO):
+    """Writes and reads Lightning's checkpoints without pickle; give it to ``Trainer(plugins=...)``."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint to the directory ``path``, whole or not at all; what stood there is replaced."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        tensors: dict[str, Tensor] = {}
+        state = {"format": FORMAT, "format_version": FORMAT_VERSION, "state": _encode(checkpoint, tensors)}
+        save_file(tensors, part / _TENSORS)
+        (part / _STATE).write_text(json.dumps(state), encoding="utf-8")
+        self.remove_checkpoint(path)
+        part.replace(path)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, onto the CPU; raises CheckpointError if it is not ours, or damaged."""
+        path = Path(path)
+        try:
+            content = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            tensors = load_file(path / _TENSORS)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} holds no training to resume ({error.filename} is missing).") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, NotADirectoryError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); the checkpoint is damaged.") from error
+        if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} is {content.get('format')!r} version {content.get('format_version')!r}, not {FORMAT!r} "
+                f"version {FORMAT_VERSION}; resume it with the version of OpenCLT that wrote it."
+            )
+        return cast(dict[str, Any], _decode(content["state"], tensors))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint, if there is one."""
+        if Path(path).exists():
+            shutil.rmtree(path)
+
+
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """JSON for a value; tensors are put aside under a running number."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Tensor():
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().clone().contiguous()
+            return {"tensor": name}
+        case tuple():
+            return {"tuple": [_encode(item, tensors) for item in cast(tuple[Any, ...], value)]}
+        case list():
+            return [_encode(item, tensors) for item in cast(list[Any], value)]
+        case dict():
+            items = cast(dict[Any, Any], value).items()
+            return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in items]}
+        case _:
+            raise CheckpointError(
+                f"A checkpoint cannot hold {value!r}, a {type(value).__name__}; keep tensors and plain values in it."
+            )
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    match value:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"tuple": items}:
+            return tuple(_decode(item, tensors) for item in items)
+        case {"dict": pairs}:
+            return {_decode(key, tensors): _decode(item, tensors) for key, item in pairs}
+        case list():
+            return [_decode(item, tensors) for item in cast(list[Any], value)]
+        case _:
+            return value

@@ -1,0 +1,331 @@
+"""Figures of features: where they fire on a text, how they lie together, which matter; and of a training.
+
+Each function takes arrays, draws into ``ax`` or into a figure of its own, saves it as PNG, SVG or PDF if a
+``save_path`` asks for it (ConfigError if its suffix is another), and returns the figure. Tokens and names are shown so
+that they do not overlap: upright, or every second one, where space is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from open_clt.analysis.directions import EmbeddingMethod, embed
+from open_clt.analysis.features import FeatureActivations, feature_name, top_features
+from open_clt.errors import ConfigError
+from open_clt.visualization.labels import fit_tick_labels, token_label
+from open_clt.visualization.style import (
+    BLUE,
+    DIVERGING,
+    INK,
+    Array,
+    add_layer_key,
+    drawing,
+    figure_of,
+    layer_colours,
+    numbers,
+    save,
+    sequential,
+    styled,
+)
+
+
+@runtime_checkable
+class TrainingCurves(Protocol):
+    """Columns of equal length: what a training's record keeps of its course."""
+
+    @property
+    def step(self) -> Sequence[int]:
+        """Number of each step."""
+        ...
+
+    @property
+    def loss(self) -> Sequence[float]:
+        """What was minimised."""
+        ...
+
+    @property
+    def fvu(self) -> Sequence[float]:
+        """Share of the variance left unexplained."""
+        ...
+
+    @property
+    def l0(self) -> Sequence[float]:
+        """Active features per token and layer."""
+        ...
+
+    @property
+    def dead_share(self) -> Sequence[float]:
+        """Share of features that have long been silent."""
+        ...
+
+
+_MOST_ANNOTATED = 16
+"""A matrix with more rows than this shows its numbers as colours only."""
+
+
+def visualize_feature_heatmap(
+    activations: FeatureActivations | Float[Array, "feature position"],
+    tokens: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    top_n: int = 20,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save_path: str | Path | None = None,
+) -> Figure:
+    """Activations of features (rows) along the tokens of a text (columns).
+
+    From a ``FeatureActivations`` the ``top_n`` most active features are drawn, later layers above earlier ones; an
+    array is drawn as it is, first row on top, and needs its ``tokens`` and the ``names`` of its features.
+    """
+    if isinstance(activations, FeatureActivations):
+        strongest = top_features(activations, top_n)
+        chosen = sorted((top.layer, -top.position, top.feature) for top in strongest)[::-1]
+        keys = [(layer, feature) for layer, _, feature in chosen]
+        tokens = tokens or activations.tokens
+        names = names or [feature_name(*key) for key in keys]
+        values = numbers(activations.of(keys))
+    else:
+        values = numbers(activations)
+    tokens, names = _labels("tokens", tokens, values.shape[1]), _labels("names", names, values.shape[0])
+    return _token_map(values, tokens, names, "activation", title, ax, save_path)
+
+
+def visualize_layer_activity(
+    activity: Float[Array, "layer position"],
+    tokens: Sequence[str],
+    *,
+    quantity: str = "activation × decoder norm",
+    title: str | None = None,
+    ax: Axes | None = None,
+    save_path: str | Path | None = None,
+) -> Figure:
+    """How much each layer does at each token of a text, layers upwards; ``quantity`` names what is drawn."""
+    values = numbers(activity)[::-1]
+    tokens = _labels("tokens", tokens, values.shape[1])
+    names = [f"L{layer}" for layer in range(len(values))][::-1]
+    return _token_map(values, tokens, names, quantity, title, ax, save_path)
+
+
+def visualize_feature_embedding(
+    vectors: Float[Array, "some dimension"],
+    layers: Sequence[int] | Int[Array, "some"],
+    *,
+    method: EmbeddingMethod = "pca",
+    perplexity: float = 30.0,
+    seed: int = 0,
+    sizes: Float[Array, "some"] | None = None,
+    n_layers: int | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save_path: str | Path | None = None,
+) -> Figure:
+    """Features as points, by the directions of their vectors, coloured by layer; by PCA or by t-SNE.
+
+    ``sizes`` (say, importance) sets the areas of the points; ``n_layers`` how far the colours reach.
+    See ``open_clt.analysis.directions.embed``.
+    """
+    import torch
+
+    layer = np.asarray(layers)
+    placed = embed(torch.as_tensor(numbers(vectors).copy()), method, perplexity=perplexity, seed=seed)
+    x, y = numbers(placed.points).T
+    with drawing(ax, (5.6, 4.4), save_path) as ax:
+        n_layers = n_layers or int(layer.max(initial=0)) + 1
+        areas = 12.0 if sizes is None else 8 + 72 * numbers(sizes) / max(float(numbers(sizes).max()), 1e-30)
+        colours = layer_colours(n_layers)[layer]
+        ax.scatter(x, y, s=areas, c=colours, alpha=0.75, linewidths=0.3, edgecolors="white")
+        if placed.explained is None:
+            ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
+        else:
+            first, second = placed.explained
+            ax.set(xlabel=f"PC 1 ({first:.1%} of variance)", ylabel=f"PC 2 ({second:.1%} of variance)")
+        add_layer_key(ax, n_layers)
+        _entitle(ax, title)
+    return figure_of(ax)
+
+
+def visualize_cross_layer_correlations(
+    matrix: Float[Array, "some some"],
+    names: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save_path: str | Path | None = None,
+) -> Figure:
+    """A matrix of correlations, of layers or of features; numbers are written into small ones.
+
+    With ``layers`` (one per row, in order), lines stand between the layers.
+    """
+    values = numbers(matrix)
+    names = _labels("names", names, len(values))
+    side = float(np.clip(1.6 + 0.2 * len(values), 4, 11))
+    with drawing(ax, (side + 0.9, side), save_path) as ax:
+        image = ax.imshow(values, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
+        _colour_bar(ax, image, "correlation")
+        _plain(ax)
+        for place in _changes(layers or []):
+            ax.axhline(place, color=INK, linewidth=0.6)
+            ax.axvline(place, color=INK, linewidth=0.6)
+        if len(values) <= _MOST_ANNOTATED:
+            for (row, column), value in np.ndenumerate(values):
+                text = f"{value:.2f}".replace("-", "−")
+                colour = "white" if abs(value) > 0.6 else INK
+                ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
+        _entitle(ax, title)
+        fit_tick_labels(ax, x=names, y=names)
+    return figure_of(ax)
+
+
+def visualize_feature_importance(
+    importance: Float[Array, "layer feature"],
+    *,
+    top_n: int = 20,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save_path: str | Path | None = None,
+) -> Figure:
+    """The ``top_n`` features with the largest share of everything written, as bars coloured by layer."""
+    values = numbers(importance)
+    flat = values.ravel()
+    order = np.argsort(-flat, kind="stable")[: min(top_n, int((flat > 0).sum()))]
+    layers, features = np.unravel_index(order, values.shape)
+    with drawing(ax, (5.2, 0.9 + 0.19 * max(len(order), 3)), save_path) as ax:
+        ax.barh(np.arange(len(order)), 100 * flat[order], color=layer_colours(len(values))[layers], height=0.72)
+        ax.set(xlabel="share of everything written (%)", ylim=(len(order) - 0.4, -0.6))
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        add_layer_key(ax, len(values))
+        _entitle(ax, title)
+        keys = zip(layers.tolist(), features.tolist(), strict=True)
+        fit_tick_labels(ax, y=[feature_name(*key) for key in keys])
+    return figure_of(ax)
+
+
+def visualize_feature_density(
+    density: Float[Array, "layer feature"],
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save_path: str | Path | None = None,
+) -> Figure:
+    """How often features fire: one histogram per layer over the logarithm of density, and the share that never fire."""
+    values = numbers(density)
+    alive = values[values > 0]
+    lowest = min(float(np.log10(alive.min())), -1) if alive.size else -1.0
+    edges = np.linspace(lowest, 0, 25)
+    with drawing(ax, (5.6, 3.6), save_path) as ax:
+        for layer, colour in enumerate(layer_colours(len(values))):
+            counts, _ = np.histogram(np.log10(values[layer][values[layer] > 0]), edges)
+            ax.stairs(counts, 10.0**edges, color=colour, linewidth=1.3, alpha=0.9)
+        ax.set(xscale="log", xlabel="share of tokens on which a feature is active", ylabel="features", ylim=(0, None))
+        silent = float((values == 0).mean())
+        ax.set_title(f"{silent:.1%} never active", loc="right", fontsize=8, color=INK)
+        add_layer_key(ax, len(values))
+        _entitle(ax, title)
+    return figure_of(ax)
+
+
+def visualize_training_curves(
+    curves: TrainingCurves,
+    *,
+    title: str | None = None,
+    axes: Sequence[Axes] | None = None,
+    save_path: str | Path | None = None,
+) -> Figure:
+    """Loss, FVU, L0 and dead features over the steps of a training (``TrainingRecord.curves``), in four panels.
+
+    Each panel names its last value. Draws into four ``axes``, or into a figure of its own.
+    """
+    if axes is not None and len(axes) != 4:
+        raise ConfigError(f"axes has {len(axes)} panels; training curves need 4.")
+    with styled(save_path):
+        if axes is None:
+            panels: list[Axes] = list(Figure(figsize=(7.2, 4.4), layout="constrained").subplots(2, 2, sharex=True).flat)
+        else:
+            panels = list(axes)
+        figure = figure_of(panels[0])
+        if title is not None:
+            figure.suptitle(title, ha="left", x=0.01, fontsize=9.5, parse_math=False)
+        _curve(panels[0], "loss", curves.step, curves.loss)
+        _curve(panels[1], "FVU", curves.step, curves.fvu, share=True)
+        _curve(panels[2], "active features per token and layer (L0)", curves.step, curves.l0)
+        _curve(panels[3], "dead features", curves.step, curves.dead_share, share=True)
+        for ax in panels[2:]:
+            ax.set_xlabel("step")
+        save(figure, save_path)
+    return figure
+
+
+def _curve(ax: Axes, name: str, step: Sequence[int], values: Sequence[float], *, share: bool = False) -> None:
+    ax.plot(step, values, color=BLUE, linewidth=1.2)
+    ax.set_title(name)
+    ax.set_ylim(0, 1.08 * max([*values, 1e-6]))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    if share:
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
+    if values:
+        ax.set_title(f"{values[-1]:.1%}" if share else f"{values[-1]:.3g}", loc="right", color=BLUE)
+
+
+def _token_map(
+    values: Float[Array, "row position"],
+    tokens: Sequence[str],
+    names: Sequence[str],
+    quantity: str,
+    title: str | None,
+    ax: Axes | None,
+    save_path: str | Path | None,
+) -> Figure:
+    """A heatmap over the tokens of a text, zero white."""
+    rows, columns = values.shape
+    size = float(np.clip(2.2 + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.4, 12))
+    with drawing(ax, size, save_path) as ax:
+        top = max(float(np.max(values, initial=0)), 1e-30)
+        image = ax.imshow(numbers(values), cmap=sequential(), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        _colour_bar(ax, image, quantity)
+        _plain(ax)
+        for place in range(1, rows):
+            ax.axhline(place - 0.5, color="#E4E4E0", linewidth=0.5)
+        _entitle(ax, title)
+        fit_tick_labels(ax, [token_label(token) for token in tokens], [token_label(name, 24) for name in names])
+    return figure_of(ax)
+
+
+def _labels(what: str, labels: Sequence[str] | None, count: int) -> Sequence[str]:
+    if labels is None or len(labels) != count:
+        found = "missing" if labels is None else f"{len(labels)}"
+        raise ConfigError(f"{what} is {found}, but the array has {count}; give one text for each.")
+    return labels
+
+
+def _changes(layers: Sequence[int]) -> list[float]:
+    """Where, between rows, the layer changes."""
+    return [row + 0.5 for row, (one, other) in enumerate(pairwise(layers)) if one != other]
+
+
+def _colour_bar(ax: Axes, image: AxesImage, label: str) -> None:
+    bar = figure_of(ax).colorbar(image, ax=ax, label=label, shrink=0.8, pad=0.02)
+    bar.outline.set_visible(False)
+
+
+def _plain(ax: Axes) -> None:
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _entitle(ax: Axes, title: str | None) -> None:
+    if title is not None:
+        ax.set_title(title, parse_math=False)

@@ -1,0 +1,124 @@
+"""How every figure looks, and how it is made and saved: one style, colours that colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from open_clt.errors import ConfigError
+
+Array: TypeAlias = npt.NDArray[Any] | Tensor
+"""What figures are drawn from: NumPy arrays, or tensors on the CPU."""
+
+# Okabe and Ito (2008), "Color Universal Design".
+BLUE, VERMILLION, ORANGE, GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
+INK, GREY, PALE = "#222222", "#8A8A8A", "#F4F4F2"
+
+DIVERGING = "RdBu"
+"""Negative to positive; as in graphs, red is negative and blue is positive."""
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 150,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "open-clt",
+}
+
+
+def numbers(values: Array) -> npt.NDArray[Any]:
+    """The same values as a NumPy array."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def sequential() -> Colormap:
+    """White for nothing, then pale yellow to dark blue: more is darker, also in print."""
+    ramp = mpl.colormaps["YlGnBu"](np.linspace(0.06, 1, 255))
+    return ListedColormap(np.vstack([[1, 1, 1, 1], ramp]), name="more_is_darker")
+
+
+def layer_colours(n_layers: int) -> npt.NDArray[Any]:
+    """One colour per layer, RGBA, from viridis; its bright end is left out, since it is hard to see on white."""
+    return np.asarray(mpl.colormaps["viridis"](np.linspace(0, 0.88, n_layers)))
+
+
+def add_layer_key(ax: Axes, n_layers: int) -> None:
+    """A colour bar that says which colour is which layer."""
+    norm = BoundaryNorm(np.arange(n_layers + 1) - 0.5, n_layers)
+    mappable = ScalarMappable(norm, ListedColormap(layer_colours(n_layers)))
+    step = -(-n_layers // 16)
+    bar = figure_of(ax).colorbar(mappable, ax=ax, label="layer", ticks=range(0, n_layers, step), shrink=0.8, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(which="both", length=0)
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that some axes belong to, however deep."""
+    return cast(Figure, cast(Any, ax.figure).canvas.figure)
+
+
+@contextmanager
+def styled(save_path: str | Path | None) -> Generator[None]:
+    """While this is open, figures are made in the house style; raises ConfigError if ``save_path`` has no known suffix.
+
+    The suffix is checked before anything is drawn, so that a long computation never ends in a spelling mistake.
+    """
+    check_suffix(save_path)
+    with mpl.rc_context(cast(Any, _STYLE)):
+        yield
+
+
+@contextmanager
+def drawing(ax: Axes | None, size: tuple[float, float], save_path: str | Path | None) -> Generator[Axes]:
+    """Axes to draw into: the caller's, or those of a new figure of ``size`` inches; saved at the end if asked for."""
+    with styled(save_path):
+        if ax is None:
+            ax = Figure(figsize=size, layout="constrained").add_subplot()
+        yield ax
+        save(figure_of(ax), save_path)
+
+
+def check_suffix(save_path: str | Path | None) -> None:
+    """Raise ConfigError if a picture cannot be written to ``save_path``; None can."""
+    if save_path is not None and Path(save_path).suffix.lower() not in _SUFFIXES:
+        raise ConfigError(f"{str(save_path)!r} ends in no known picture format; use {', '.join(_SUFFIXES)}.")
+
+
+def save(figure: Figure, save_path: str | Path | None) -> None:
+    """Write a figure as its suffix says, making folders as needed; the same figure gives the same file."""
+    if save_path is None:
+        return
+    path = Path(save_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    figure.savefig(path, metadata=undated.get(path.suffix.lower()))

@@ -1,0 +1,189 @@
+"""The viewers' JSON: it keeps to the schema, says what the graph says, and can be read again."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_clt.analysis.circuit_tracer_json import circuit_tracer_json, write_circuit_tracer
+from open_clt.analysis.circuit_tracer_reader import read_circuit_tracer
+from open_clt.analysis.circuit_tracer_schema import GraphCard, GraphView, cantor_pair
+from open_clt.analysis.graph_operations import subgraph
+from open_clt.analysis.supernodes import Supernode
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.nodes import NodeKind
+from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from tests.analysis.hand_graph import NAMES, hand_graph, weights
+from tests.analysis.viewer_schema import broken_rules
+
+CARD = GraphCard(slug="hand-made", node_threshold=0.8, edge_threshold=0.98)
+VIEW = GraphView(
+    pinned=("0_7_2", "3_40_2"),
+    supernodes=(Supernode("articles", ("0_5_1", "0_5_2")),),
+    clicked="1_3_2",
+    link_type="either",
+    positions="10 20",
+    pruning_threshold=0.6,
+)
+
+
+@pytest.fixture(params=[False, True], ids=["complete", "compatible"])
+def graph(request: pytest.FixtureRequest) -> AttributionGraph:
+    return hand_graph(compatible=request.param)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_file_keeps_to_the_schema(graph: AttributionGraph, pruned: bool, tmp_path: Path) -> None:
+    card = GraphCard(
+        slug="all-of-it",
+        scan="gpt2-small",
+        node_threshold=0.8,
+        description="a test",
+        creator="someone",
+        created=datetime(2026, 1, 2, tzinfo=UTC),
+        source_set="clt-tiny",
+    )
+    path = write_circuit_tracer(
+        graph.prune() if pruned else graph, tmp_path, card, GraphView(pinned=("3_40_2",))
+    )
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert broken_rules(content) == []
+    assert content["metadata"]["info"]["create_time_ms"] == 1767312000000
+    assert content["metadata"]["generation_settings"] == {
+        "max_n_logits": 2,
+        "desired_logit_prob": 0.95,
+        "batch_size": 8,
+    }
+
+
+def test_the_validator_finds_mistakes(graph: AttributionGraph) -> None:
+    """A validator that passes everything would prove nothing."""
+    for change in (
+        lambda c: c["metadata"].pop("prompt"),
+        lambda c: c["metadata"].update(slug="a b"),
+        lambda c: c["qParams"].update(linkType="some"),
+        lambda c: c["qParams"]["pinnedIds"].append("9_9_9"),
+        lambda c: c["nodes"][0].update(feature=1),
+        lambda c: c["nodes"][0].update(layer=0),
+        lambda c: c["nodes"][-1].update(is_target_logit=True),
+        lambda c: c["nodes"].append(dict(c["nodes"][0])),
+        lambda c: c["links"][0].update(source="P_2"),
+    ):
+        content = circuit_tracer_json(graph, CARD, VIEW)
+        assert broken_rules(content) == []
+        change(content)
+        assert broken_rules(content)
+
+
+def test_kinds_that_viewers_do_not_know_are_left_out() -> None:
+    content = circuit_tracer_json(hand_graph(), CARD)
+    names = [node["node_id"] for node in content["nodes"]]
+    assert names == [name for name in NAMES if name[0] not in "PBT"] + ["3_-2_2"]
+    assert not [link for link in content["links"] if {link["source"], link["target"]} & {"P_2", "B_0_2"}]
+    assert content["metadata"]["replacement_score"] == hand_graph().scores().replacement
+
+
+def test_nodes_without_edges_are_left_out_but_for_tokens_and_outputs() -> None:
+    content = circuit_tracer_json(subgraph(hand_graph(), ["0_7_2", "1_-1_2", "E_10_0", "3_40_2"]), CARD)
+    assert [node["node_id"] for node in content["nodes"]] == ["1_-1_2", "E_10_0", "3_40_2"]
+
+
+def test_the_folder_lists_its_graphs_once(graph: AttributionGraph, tmp_path: Path) -> None:
+    for slug in ("one", "two", "one"):
+        write_circuit_tracer(graph, tmp_path, GraphCard(slug=slug, scan="gpt2-small"))
+    listed = json.loads((tmp_path / "graph-metadata.json").read_text())
+    assert set(listed) == {"graphs"}
+    assert [entry["slug"] for entry in listed["graphs"]] == ["two", "one"]
+    assert listed["graphs"][1] == json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))["metadata"]
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_compatible_graph_comes_back(pruned: bool, tmp_path: Path) -> None:
+    graph = hand_graph(compatible=True)
+    graph = graph.prune() if pruned else graph
+    found, _ = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD))
+    assert found.ids() == graph.ids()
+    assert weights(found) == weights(graph)
+    for name in ("kind", "layer", "position", "index", "value", "weight"):
+        assert torch.equal(getattr(found.nodes, name), getattr(graph.nodes, name)), name
+    assert found.labels == graph.labels
+    for name in ("prompt", "tokens", "token_strings", "target_names", "n_layers", "compatible"):
+        assert getattr(found.info, name) == getattr(graph.info, name), name
+    if pruned:
+        inner = ~found.of_kind(NodeKind.LOGIT)
+        assert torch.equal(found.nodes.cumulative[inner], graph.nodes.cumulative[inner])
+
+
+def test_a_target_that_is_no_token_comes_back(tmp_path: Path) -> None:
+    found, _ = read_circuit_tracer(write_circuit_tracer(hand_graph(), tmp_path, CARD))
+    assert found.ids()[-3:] == ["3_40_2", "3_41_2", "T_1_2"]
+    assert found.info.target_names == hand_graph().info.target_names
+    assert torch.equal(found.nodes.weight[-3:], hand_graph().nodes.weight[-3:])
+
+
+def test_a_view_comes_back(graph: AttributionGraph, tmp_path: Path) -> None:
+    _, view = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD, VIEW))
+    assert view == VIEW
+
+
+def test_neuronpedias_text_lists_are_understood(graph: AttributionGraph, tmp_path: Path) -> None:
+    path = write_circuit_tracer(graph, tmp_path, CARD, VIEW)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    params = content["qParams"]
+    params["pinnedIds"], params["supernodes"] = (
+        ",".join(params["pinnedIds"]),
+        json.dumps(params["supernodes"]),
+    )
+    path.write_text(json.dumps(content))
+    assert read_circuit_tracer(path).view == VIEW
+
+
+@pytest.mark.parametrize("by_place", [False, True])
+def test_labels_travel_and_those_of_the_viewers_win(by_place: bool, tmp_path: Path) -> None:
+    graph = hand_graph().with_labels({"0_5": "articles"})
+    path = write_circuit_tracer(graph, tmp_path, CARD)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    clerps = dict(json.loads(content["qParams"]["clerps"]))
+    number = cantor_pair(0, 5)
+    # Circuit-tracer's viewer looks up the feature's number, Neuronpedia's its layer, number and position.
+    assert clerps[str(number)] == clerps[f"0_{number}_1"] == clerps[f"0_{number}_2"] == "articles"
+    assert [node["clerp"] for node in content["nodes"][:3]] == ["articles", "articles", "animals"]
+    key = f"0_{number}_1" if by_place else str(number)
+    content["qParams"]["clerps"] = json.dumps([[key, "the, a"], ["E_0_0", "a token"], ["0_-1_1", "an error"]])
+    path.write_text(json.dumps(content))
+    assert read_circuit_tracer(path).graph.labels == {"0_5": "the, a", "0_7": "animals"}
+
+
+def test_former_names_of_errors_are_understood(tmp_path: Path) -> None:
+    path = write_circuit_tracer(hand_graph(compatible=True), tmp_path, CARD)
+    text = path.read_text(encoding="utf-8").replace('"0_-1_1"', '"0_0_1"').replace('"1_-1_2"', '"0_1_2"')
+    path.write_text(text, encoding="utf-8")
+    found = read_circuit_tracer(path).graph
+    assert found.ids() == hand_graph(compatible=True).ids()
+    assert weights(found) == weights(hand_graph(compatible=True))
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="slug is 'a b'"):
+        GraphCard(slug="a b")
+    with pytest.raises(ConfigError, match="scan is"):
+        GraphCard(slug="a", scan="a model")
+    with pytest.raises(AttributionError, match="'9_9_9', which is no node"):
+        circuit_tracer_json(hand_graph(), CARD, GraphView(pinned=("9_9_9",)))
+    with pytest.raises(CheckpointError, match="missing"):
+        read_circuit_tracer(tmp_path / "none.json")
+    for text, match in (
+        ("{", "no readable JSON"),
+        ("[]", "no 'metadata'"),
+        ('{"nodes": []}', "no 'metadata'"),
+    ):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(CheckpointError, match=match):
+            read_circuit_tracer(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text('{"metadata": {}, "nodes": [{}], "links": []}')
+    with pytest.raises(CheckpointError, match="no whole attribution graph"):
+        read_circuit_tracer(tmp_path / "bad.json")

@@ -1,0 +1,58 @@
+"""networkx and GraphML: out and in again, the graph is the same to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+from open_clt.analysis.export import from_networkx, read_graphml, to_networkx, write_graphml
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.errors import CheckpointError
+from tests.analysis.hand_graph import EDGES, NAMES, assert_same, hand_graph
+
+
+@pytest.fixture
+def graph() -> AttributionGraph:
+    return hand_graph(tokens=("<bos>", "\x00\x1b", " <&\n")).with_labels({"0_5": "bell \x07 & <tag>"})
+
+
+def test_networkx_knows_nodes_and_edges_by_name(graph: AttributionGraph) -> None:
+    found = to_networkx(graph)
+    assert list(found) == NAMES
+    assert {(source, target) for source, target in found.edges} == set(EDGES)
+    assert found.edges["1_3_2", "3_40_2"]["weight"] == 3.0
+    assert found.nodes["0_7_2"]["label"] == "animals"
+    assert nx.has_path(found, "E_10_0", "3_40_2")
+    assert nx.is_directed_acyclic_graph(found)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_networkx_and_back_is_the_same_graph(graph: AttributionGraph, pruned: bool) -> None:
+    graph = graph.prune(0.8) if pruned else graph
+    assert_same(from_networkx(to_networkx(graph)), graph)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_graphml_and_back_is_the_same_graph(graph: AttributionGraph, pruned: bool, tmp_path: Path) -> None:
+    graph = graph.prune(0.8) if pruned else graph
+    assert_same(read_graphml(write_graphml(graph, tmp_path / "new" / "graph.graphml")), graph)
+
+
+def test_a_graph_may_be_cut_in_networkx(graph: AttributionGraph) -> None:
+    found = to_networkx(graph)
+    found.remove_nodes_from(["3_40_2", "0_7_2"])
+    cut = from_networkx(found)
+    assert cut.ids() == [name for name in NAMES if name not in ("3_40_2", "0_7_2")]
+    assert cut.info.target_names == (' "on"', "sat - on")
+
+
+def test_other_graphs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="to_networkx"):
+        from_networkx(nx.DiGraph([(1, 2)]))
+    with pytest.raises(CheckpointError, match="missing"):
+        read_graphml(tmp_path / "none.graphml")
+    (tmp_path / "broken.graphml").write_text("<graphml><graph")
+    with pytest.raises(CheckpointError, match="no readable GraphML"):
+        read_graphml(tmp_path / "broken.graphml")

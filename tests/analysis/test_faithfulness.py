@@ -1,0 +1,121 @@
+"""Faithfulness tells a true graph from a false one, and a perfect transcoder from a poor one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_clt.activations.language_model import LanguageModel, load_language_model
+from open_clt.analysis.faithfulness import faithfulness, pearson, predicted_changes, spearman
+from open_clt.attribution.attribute import attribute
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.nodes import NodeKind
+from open_clt.errors import AttributionError
+from open_clt.replacement.model import ReplacementModel
+from tests.analysis.hand_graph import NAMES, hand_graph
+from tests.tiny_models import exact_transcoder, random_transcoder, write_gpt2
+
+TEXT = "The cat sat on the dog"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> ReplacementModel:
+    folder = write_gpt2(tmp_path_factory.mktemp("relu"), activation_function="relu", seed=5)
+    return ReplacementModel(load_language_model(str(folder)), exact_transcoder(folder))
+
+
+@pytest.fixture(scope="module")
+def graph(exact: ReplacementModel) -> AttributionGraph:
+    return attribute(exact.model, exact.transcoder, TEXT)  # type: ignore[arg-type]
+
+
+def test_predictions_are_edges_or_sums_over_paths() -> None:
+    graph, number = hand_graph(), {name: row for row, name in enumerate(NAMES)}
+    ablated = torch.tensor([number["0_5_1"]])
+    edges, paths = (predicted_changes(graph, ablated, paths=flag)[0] for flag in (False, True))
+    assert edges[number["1_3_2"]] == paths[number["1_3_2"]] == -2.0
+    assert edges[number["3_40_2"]] == -0.5
+    assert float(paths[number["3_40_2"]]) == pytest.approx(-0.5 - 3.0 * 2.0 / 3.25)
+    assert float(paths[number["3_41_2"]]) == pytest.approx(2.0 * 2.0 / 3.25)
+    assert edges[number["3_41_2"]] == edges[number["0_7_2"]] == 0
+
+
+def test_a_perfect_transcoder_is_faithful(exact: ReplacementModel, graph: AttributionGraph) -> None:
+    found = faithfulness(graph, exact, max_features=6)
+    assert len(found.features) == 6
+    assert found.agreement.kl_divergence == pytest.approx(0, abs=1e-5)
+    assert found.agreement.same_top
+    assert found.agreement.top1_agreement == 1
+    assert found.direct.spearman > 0.95
+    assert found.direct.slope == pytest.approx(1, abs=0.1)
+    assert found.total.spearman > 0.9
+    # What its model gets wrong is only what freezing leaves out.
+    assert [row.distance for row in found.perturbations] == [1, 2]
+    assert all(row.cosine > 0.95 for row in found.perturbations)
+    assert all(row.normalised_mse < 0.1 for row in found.perturbations)
+    assert "6 features ablated" in found.summary()
+
+
+def test_a_poor_transcoder_answers_otherwise_than_the_model(tiny_llama: LanguageModel) -> None:
+    transcoder = random_transcoder(tiny_llama)
+    poor = faithfulness(
+        attribute(tiny_llama, transcoder, TEXT), ReplacementModel(tiny_llama, transcoder), max_features=6
+    )
+    assert poor.agreement.kl_divergence > 0.01
+    assert poor.perturbations[-1].normalised_mse > 0.1
+    assert poor.perturbations[-1].cosine < 0.99
+    # Edges do not depend on how well it reconstructs: errors are nodes of the graph.
+    assert poor.direct.spearman > 0.6
+
+
+def test_a_graph_with_false_edges_is_found_out(exact: ReplacementModel, graph: AttributionGraph) -> None:
+    false = replace(graph, edges=graph.edges._replace(weight=-graph.edges.weight))
+    found = faithfulness(false, exact, max_features=4)
+    assert found.direct.spearman < -0.8
+    assert found.direct.slope < 0
+
+
+def test_the_ablated_features_span_the_ranking(exact: ReplacementModel, graph: AttributionGraph) -> None:
+    found = faithfulness(graph, exact, max_features=3)
+    influence = dict(zip(graph.ids(), graph.influence().tolist(), strict=True))
+    features = sorted(
+        (influence[graph.node(n).id] for n in graph.of_kind(NodeKind.FEATURE).nonzero().flatten().tolist()),
+        reverse=True,
+    )
+    assert found.influence.influence.tolist() == pytest.approx(
+        [features[0], features[round((len(features) - 1) / 2)], features[-1]]
+    )
+    assert (found.influence.kl_divergence >= -1e-6).all()
+
+
+def test_pruned_graphs_can_be_checked_too(exact: ReplacementModel, graph: AttributionGraph) -> None:
+    assert faithfulness(graph.prune(0.6, 0.9), exact, max_features=2).direct.spearman > 0.9
+
+
+def test_a_foreign_graph_is_refused(exact: ReplacementModel, graph: AttributionGraph, tmp_path: Path) -> None:
+    other = ReplacementModel(exact.model, random_transcoder(exact.model))
+    with pytest.raises(AttributionError, match="other activations"):
+        faithfulness(graph, other)
+    with pytest.raises(AttributionError, match="max_features is 0"):
+        faithfulness(graph, exact, max_features=0)
+
+
+def test_rank_correlation_sees_order_and_ties() -> None:
+    rising = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert spearman(rising, rising.exp()) == pytest.approx(1)
+    assert spearman(rising, -rising) == pytest.approx(-1)
+    # scipy.stats.spearmanr([1, 2, 3, 4], [1, 1, 3, 2])
+    assert spearman(rising, torch.tensor([1.0, 1.0, 3.0, 2.0])) == pytest.approx(0.7378647873726218)
+    assert pearson(rising, torch.ones(4)) == 0

@@ -1,0 +1,75 @@
+"""What an edge claims, measured: the model itself, held at a prompt's values, with one feature's writes taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.attribution.attribute import attribute
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.nodes import Node, NodeKind
+from open_clt.models.cross_layer import CrossLayerTranscoder
+from tests.attribution.cases import PROMPT
+
+
+def check_ablations(model: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
+    """Every target changes by minus its edge, for some features that are ablated in turn."""
+    graph = attribute(model, transcoder, PROMPT)
+    held = HeldModel(model, transcoder, graph)
+    rows = (~graph.nodes.total.isnan()).nonzero().flatten()
+    before, adjacency = held.totals(None), graph.adjacency()
+    torch.testing.assert_close(before, graph.nodes.total[rows], atol=1e-4, rtol=1e-4)
+    for source in graph.of_kind(NodeKind.FEATURE).nonzero().flatten().tolist()[::12]:
+        change = held.totals(graph.node(source)) - before
+        torch.testing.assert_close(change, -adjacency[rows, source], atol=1e-4, rtol=1e-3)
+
+
+class HeldModel:
+    """A model whose patterns, norm denominators and MLP outputs are held at a prompt's values."""
+
+    def __init__(self, model: LanguageModel, transcoder: CrossLayerTranscoder, graph: AttributionGraph) -> None:
+        self.model, self.graph, self.raw = model, graph, transcoder.folded()
+        self.tokens = torch.tensor([graph.info.tokens])
+        held = [name for name in model.bridge.hook_dict if name.endswith(("_pattern", "_scale", "hook_mlp_out"))]
+        self.values = model.run_with_cache(self.tokens, held).activations
+        self.before = model.capture(self.tokens, self.raw.config.input_hook).inputs[0]
+        self.inputs: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def totals(self, ablated: Node | None) -> Tensor:
+        """Every target's total, without one feature's writes."""
+        hooks = [(name, self._hold(name)) for name in self.values if not name.endswith("hook_mlp_out")]
+        for layer in range(self.model.n_layers):
+            reads = self.model.hook_name(layer, self.raw.config.input_hook)
+            hooks.append((reads, lambda x, layer=layer: self.inputs.__setitem__(layer, x[0])))
+            hooks.append((self.model.hook_name(layer, "hook_mlp_out"), self._mlp(layer, ablated)))
+        with self.model.hooks(hooks):
+            logits = self.model.logits(self.tokens)[0]
+        nodes = [self.graph.node(number) for number in (~self.graph.nodes.total.isnan()).nonzero().flatten().tolist()]
+        return torch.stack([self._total(node, logits) for node in nodes])
+
+    def _total(self, node: Node, logits: Tensor) -> Tensor:
+        if node.kind is NodeKind.FEATURE:
+            return self.inputs[node.layer][node.position] @ self.raw.W_enc[node.layer, node.index]
+        cap = self.model.bridge.cfg.output_logits_soft_cap
+        if cap is not None and cap > 0:
+            logits = cap * (logits / cap).atanh()
+        return logits[node.position, node.index] - logits[node.position].mean()
+
+    def _hold(self, name: str) -> Callable[[Tensor], Tensor]:
+        return lambda _: self.values[name].clone()
+
+    def _mlp(self, layer: int, ablated: Node | None) -> Callable[[Tensor], Tensor]:
+        def output(_: Tensor) -> Tensor:
+            held = self.values[self.model.hook_name(layer, "hook_mlp_out")].clone()
+            if self.raw.W_skip is not None:
+                held[0, 1:] += (self.inputs[layer][1:] - self.before[1:, layer]) @ self.raw.W_skip[layer].T
+            if ablated is not None and 0 <= layer - ablated.layer < self.raw.config.reach_of(ablated.layer):
+                written = self.raw.W_dec[ablated.layer][ablated.index, layer - ablated.layer]
+                held[0, ablated.position] -= ablated.value * written
+            return held
+
+        return output

@@ -1,0 +1,65 @@
+"""Attribution beyond GPT-2 and Llama: norms after attention, parallel blocks, capped logits, scaled embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from open_clt.activations.language_model import LanguageModel, load_language_model
+from open_clt.attribution.attribute import attribute
+from tests.attribution.cases import PROMPT, random_transcoder
+from tests.attribution.held_model import check_ablations
+from tests.tiny_models import CONTEXT_LENGTH, VOCABULARY, write_tokenizer
+
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT_LENGTH,
+    "vocab_size": VOCABULARY,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Gemma2": {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 10.0},
+    "Olmo2": {"num_key_value_heads": 2},
+    "GPTNeoX": {"rotary_pct": 0.5},
+}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    import transformers
+
+    config = getattr(transformers, f"{request.param}Config")(**SIZES, **ARCHITECTURES[request.param])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        random = getattr(transformers, f"{request.param}ForCausalLM")(config)
+        for parameter in random.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    random.save_pretrained(folder)
+    return load_language_model(str(write_tokenizer(folder)))
+
+
+def kinds(model: LanguageModel) -> list[str]:
+    """Transcoders of the residual stream between attention and MLP, and of the normalised input: what there is."""
+    known = model.bridge.hook_dict
+    kinds = ["clt", "skip, reach 2"] if "blocks.0.hook_resid_mid" in known else []
+    return kinds + (["normalised clt", "normalised skip"] if "blocks.0.ln2.hook_normalized" in known else [])
+
+
+def test_rows_are_complete(model: LanguageModel) -> None:
+    for kind in kinds(model):
+        graph = attribute(model, random_transcoder(kind), PROMPT)
+        assert graph.check().relative_to_row < 1e-5
+
+
+def test_an_edge_is_the_measured_effect_of_an_ablation(model: LanguageModel) -> None:
+    for kind in kinds(model):
+        check_ablations(model, random_transcoder(kind))

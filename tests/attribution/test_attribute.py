@@ -1,0 +1,219 @@
+"""Attribution: rows are what autograd says, add up to their targets, and predict interventions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.attribution.attribute import attribute
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.nodes import NodeKind
+from open_clt.attribution.targets import Direction, FeaturePreactivation, LogitDifference, TokenLogits
+from open_clt.config import JumpReLUConfig, TranscoderConfig
+from open_clt.errors import AttributionError, TextError
+from open_clt.models.cross_layer import CrossLayerTranscoder
+from tests.attribution.cases import KINDS, PROMPT, random_transcoder
+from tests.attribution.held_model import check_ablations
+from tests.reference.autograd_attribution import SlowAttribution, SlowRow
+
+EVERY = [(model, kind) for model in ("gpt2", "llama") for kind in KINDS]
+
+
+def sums(graph: AttributionGraph, row: Tensor, kind: NodeKind) -> Tensor:
+    """A row's edges from one kind of source, by layer + 1 and position."""
+    chosen = graph.of_kind(kind)
+    cells = torch.zeros(graph.info.n_layers + 2, len(graph.info.tokens))
+    return cells.index_put((graph.nodes.layer[chosen] + 1, graph.nodes.position[chosen]), row[chosen])
+
+
+def slow_row(slow: SlowAttribution, graph: AttributionGraph, number: int) -> SlowRow:
+    node = graph.node(number)
+    if node.kind is NodeKind.FEATURE:
+        return slow.feature_row(node.layer, node.position, node.index)
+    return slow.logit_row(node.index, node.position)
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_rows_equal_autograd(models: dict[str, LanguageModel], name: str, kind: str) -> None:
+    model, transcoder = models[name], random_transcoder(kind)
+    first = 0 if kind == "normalised clt" else 1
+    graph = attribute(model, transcoder, PROMPT, max_logits=3, batch_size=7, skip_first_position=bool(first))
+    slow = SlowAttribution(model, transcoder, model.tokenize(PROMPT), first)
+    features = [graph.node(int(number)) for number in graph.of_kind(NodeKind.FEATURE).nonzero()]
+    assert {(node.layer, node.position, node.index) for node in features} == set(slow.features)
+    adjacency, layers = graph.adjacency(), model.n_layers
+    numbers = list(range(0, len(features), 4)) + list(range(graph.n_nodes - 3, graph.n_nodes))
+    for number in numbers:
+        row, expected = adjacency[number], slow_row(slow, graph, number)
+        found = {(node.layer, node.position, node.index): float(row[i]) for i, node in enumerate(features)}
+        assert found == pytest.approx(expected.features, abs=1e-5)
+        close = {"atol": 1e-5, "rtol": 1e-4}
+        torch.testing.assert_close(sums(graph, row, NodeKind.ERROR)[1:-1], expected.errors, **close)
+        torch.testing.assert_close(sums(graph, row, NodeKind.EMBEDDING)[0], expected.embeddings, **close)
+        torch.testing.assert_close(sums(graph, row, NodeKind.POSITIONAL)[0], expected.positional, **close)
+        torch.testing.assert_close(sums(graph, row, NodeKind.BIAS)[1:].sum(1), expected.biases, **close)
+        whole = sums(graph, row, NodeKind.MLP_OUTPUT)[1 : layers + 1, :first]
+        torch.testing.assert_close(whole, expected.mlp_outputs, **close)
+        assert float(graph.nodes.total[number]) == pytest.approx(expected.total, abs=1e-4)
+    slow.close()
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_rows_are_complete(models: dict[str, LanguageModel], name: str, kind: str) -> None:
+    graph = attribute(models[name], random_transcoder(kind), PROMPT)
+    assert graph.check().relative_to_row < 1e-5
+    assert graph.check().relative_to_total < 1e-4
+    row_sums = graph.adjacency().sum(1)
+    has_row = ~graph.nodes.total.isnan()
+    torch.testing.assert_close(row_sums[has_row], graph.nodes.total[has_row], atol=1e-4, rtol=1e-5)
+
+
+def test_a_compatible_graph_is_the_complete_one_less_three_kinds(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    complete, compatible = (attribute(tiny_gpt2, transcoder, PROMPT, compatible=c) for c in (False, True))
+    shared = ~complete.of_kind(NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.MLP_OUTPUT)
+    torch.testing.assert_close(compatible.adjacency(), complete.adjacency()[shared][:, shared])
+    assert compatible.check().relative_to_row > 0.01
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_an_edge_is_the_measured_effect_of_an_ablation(models: dict[str, LanguageModel], name: str, kind: str) -> None:
+    """Take a feature's writes away, hold everything else: pre-activations and logits change by minus their edges."""
+    check_ablations(models[name], random_transcoder(kind))
+
+
+def test_batches_do_not_change_rows(tiny_llama: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    one, many = (attribute(tiny_llama, transcoder, PROMPT, batch_size=size) for size in (1, 64))
+    torch.testing.assert_close(one.adjacency(), many.adjacency(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_budget_for_all_features_is_no_budget(tiny_gpt2: LanguageModel, compatible: bool) -> None:
+    transcoder = random_transcoder("clt")
+    unbounded = attribute(tiny_gpt2, transcoder, PROMPT, compatible=compatible)
+    bounded = attribute(tiny_gpt2, transcoder, PROMPT, compatible=compatible, max_feature_nodes=10_000)
+    assert bounded.ids() == unbounded.ids()
+    torch.testing.assert_close(bounded.adjacency(), unbounded.adjacency())
+
+
+def test_a_budget_keeps_rows_complete_by_folding_into_errors(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    whole = attribute(tiny_gpt2, transcoder, PROMPT)
+    part = attribute(tiny_gpt2, transcoder, PROMPT, max_feature_nodes=9, batch_size=4)
+    assert int(part.of_kind(NodeKind.FEATURE).sum()) == 9
+    assert part.info.n_active_features == int(whole.of_kind(NodeKind.FEATURE).sum())
+    assert part.check().relative_to_row < 1e-5
+    assert part.scores().replacement < whole.scores().replacement
+    # An explored feature's row does not depend on what else was explored.
+    number = {name: i for i, name in enumerate(whole.ids())}
+    kept = torch.tensor([number[name] for name in part.ids()])
+    known = ~part.of_kind(NodeKind.ERROR)
+    torch.testing.assert_close(
+        part.adjacency()[:, known], whole.adjacency()[kept][:, kept[known]], atol=1e-6, rtol=1e-5
+    )
+
+
+def test_a_budget_explores_what_matters_most(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    whole = attribute(tiny_gpt2, transcoder, PROMPT)
+    part = attribute(tiny_gpt2, transcoder, PROMPT, max_feature_nodes=12, batch_size=4)
+    influence = dict(zip(whole.ids(), whole.influence().tolist(), strict=True))
+    chosen = {part.node(i).id for i in range(part.n_nodes) if part.node(i).kind is NodeKind.FEATURE}
+    everything = {whole.node(i).id for i in range(whole.n_nodes) if whole.node(i).kind is NodeKind.FEATURE}
+    assert sum(influence[name] for name in chosen) > 0.9 * sum(
+        sorted((influence[name] for name in everything), reverse=True)[:12]
+    )
+
+
+def test_salient_logits_are_the_fewest_that_hold_the_probability(tiny_gpt2: LanguageModel) -> None:
+    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, max_logits=300, logit_probability=0.7)
+    probabilities = graph.nodes.weight[graph.of_kind(NodeKind.LOGIT)]
+    assert float(probabilities.sum()) >= 0.7
+    assert float(probabilities[:-1].sum()) < 0.7
+    actual = tiny_gpt2.logits(tiny_gpt2.tokenize(PROMPT)[None])[0, -1].softmax(-1).sort(descending=True).values
+    torch.testing.assert_close(probabilities, actual[: probabilities.shape[0]])
+
+
+def test_given_tokens_and_positions_are_targets(tiny_gpt2: LanguageModel) -> None:
+    token = tiny_gpt2.token_ids([" the"])[0][0]
+    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, targets=TokenLogits(tokens=(" the", 7), position=3))
+    last = [graph.node(graph.n_nodes - 2), graph.node(graph.n_nodes - 1)]
+    assert [(node.index, node.position) for node in last] == [(token, 3), (7, 3)]
+    assert last[0].label.startswith("output ' the' (p=")
+    logits = tiny_gpt2.logits(tiny_gpt2.tokenize(PROMPT)[None])[0, 3]
+    torch.testing.assert_close(graph.nodes.total[-2:], logits[[token, 7]] - logits.mean())
+    assert graph.check().relative_to_row < 1e-5
+    row = graph.adjacency()[-1]
+    assert not row[graph.nodes.position > 3].any()
+
+
+def test_a_logit_difference_is_the_difference_of_two_rows(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    both = attribute(tiny_gpt2, transcoder, PROMPT, targets=TokenLogits(tokens=(5, 9)))
+    difference = attribute(tiny_gpt2, transcoder, PROMPT, targets=LogitDifference(positive=5, negative=9))
+    rows = both.adjacency()[-2:, :-2]
+    torch.testing.assert_close(difference.adjacency()[-1, :-1], rows[0] - rows[1], atol=1e-5, rtol=1e-4)
+    assert difference.check().relative_to_row < 1e-5
+
+
+def test_a_direction_may_be_an_unembedding(tiny_llama: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    W_U = tiny_llama.bridge.W_U
+    probe = Direction(vector=W_U[:, 5] - W_U.mean(1), name="probe")
+    graph = attribute(tiny_llama, transcoder, PROMPT, targets=[TokenLogits(tokens=(5,)), probe])
+    adjacency = graph.adjacency()
+    torch.testing.assert_close(adjacency[-1], adjacency[-2], atol=1e-5, rtol=1e-4)
+    assert graph.node(graph.n_nodes - 1).label == "probe"
+
+
+@pytest.mark.parametrize("kind", ["clt", "normalised skip"])
+def test_a_feature_may_be_a_target(tiny_gpt2: LanguageModel, kind: str) -> None:
+    transcoder = random_transcoder(kind)
+    whole = attribute(tiny_gpt2, transcoder, PROMPT)
+    numbers = [i for i in range(whole.n_nodes) if whole.node(i).kind is NodeKind.FEATURE and whole.node(i).layer == 2]
+    node = whole.node(numbers[-1])
+    target = FeaturePreactivation(layer=2, feature=node.index, position=node.position)
+    graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=target)
+    width = int((whole.of_kind(NodeKind.LOGIT) == 0).sum())
+    torch.testing.assert_close(graph.adjacency()[-1, :width], whole.adjacency()[numbers[-1], :width])
+    assert graph.scores().completeness <= 1
+
+
+def test_tokens_may_be_given_as_they_are(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    tokens = tiny_gpt2.tokenize(PROMPT)
+    as_text, as_list = (attribute(tiny_gpt2, transcoder, prompt) for prompt in (PROMPT, tokens.tolist()))
+    torch.testing.assert_close(as_text.adjacency(), as_list.adjacency())
+    assert as_text.info.tokens == as_list.info.tokens
+
+
+def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    silent = CrossLayerTranscoder(
+        TranscoderConfig(n_layers=3, n_features=8, d_model=32, nonlinearity=JumpReLUConfig(initial_threshold=1e6))
+    ).eval()
+    other = CrossLayerTranscoder(TranscoderConfig(n_layers=2, n_features=32, d_model=8))
+
+    def fails(match: str, prompt: object = PROMPT, clt: CrossLayerTranscoder = transcoder, **settings: object) -> None:
+        with pytest.raises(AttributionError, match=match):
+            attribute(tiny_gpt2, clt, prompt, **settings)  # type: ignore[arg-type]
+
+    fails("at least two", [0])
+    fails("ids end at 299", [0, 300])
+    fails("reads 64; shorten", [0] * 65)
+    fails("No feature is active", clt=silent)
+    fails("trained for this model", clt=other)
+    fails("max_feature_nodes is 0", max_feature_nodes=0)
+    fails("max_count is 0", max_logits=0)
+    fails("No target", targets=[])
+    fails("names no token", targets=TokenLogits(tokens=()))
+    fails("not one", targets=TokenLogits(tokens=("Zebras run",)))
+    fails("Token id 300 is unknown", targets=TokenLogits(tokens=(300,)))
+    fails("position is 99", targets=TokenLogits(tokens=(5,), position=99))
+    fails("no feature 99", targets=FeaturePreactivation(layer=0, feature=99))
+    fails("has shape", targets=Direction(vector=torch.zeros(3)))
+    with pytest.raises(TextError, match="shorten"):
+        attribute(tiny_gpt2, transcoder, "word " * 100)

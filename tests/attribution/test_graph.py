@@ -1,0 +1,170 @@
+"""Graphs: influence, pruning, scores, and a graph that comes back from disk as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.attribution.attribute import attribute
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.influence import Edges, input_shares, path_steps, smallest_kept
+from open_clt.attribution.nodes import NodeKind
+from open_clt.errors import AttributionError, CheckpointError
+from tests.attribution.cases import PROMPT, random_transcoder
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["complete", "compatible"])
+def graph(request: pytest.FixtureRequest, tiny_gpt2: LanguageModel) -> AttributionGraph:
+    return attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, compatible=request.param, max_logits=4)
+
+
+def test_influence_is_the_sum_of_all_powers(graph: AttributionGraph) -> None:
+    shares = graph.adjacency().double().abs()
+    shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-30)
+    identity = torch.eye(graph.n_nodes, dtype=torch.double)
+    expected = graph.nodes.weight.double() @ (torch.linalg.inv(identity - shares) - identity)
+    torch.testing.assert_close(graph.influence().double(), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_one_pass_from_the_top_follows_every_path(graph: AttributionGraph) -> None:
+    shares = input_shares(graph.edges, graph.nodes.omitted)
+    steps = torch.stack(list(path_steps(graph.edges, shares, graph.nodes.weight)))
+    torch.testing.assert_close(graph.influence().double(), steps.sum(0), atol=1e-7, rtol=1e-5)
+
+
+def test_all_influence_ends_in_nodes_without_inputs(graph: AttributionGraph) -> None:
+    ends = graph.influence()[graph.nodes.total.isnan()].sum()
+    # A compatible graph has features without any input: what they read is in no column.
+    fed = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, graph.edges.target, True)
+    ends = ends + graph.influence()[~graph.nodes.total.isnan() & ~fed].sum()
+    torch.testing.assert_close(ends, graph.nodes.weight.sum(), atol=1e-6, rtol=1e-5)
+
+
+def test_path_lengths_are_shares_and_no_path_is_longer_than_the_model_is_deep(
+    graph: AttributionGraph,
+) -> None:
+    profile = graph.path_lengths()
+    assert float(profile.sum()) == pytest.approx(1)
+    assert profile.shape[0] <= graph.info.n_layers + 1
+
+
+def test_a_cycle_is_an_error() -> None:
+    edges = Edges(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.ones(2))
+    shares = input_shares(edges, torch.zeros(2))
+    with pytest.raises(AttributionError, match="cycle"):
+        list(path_steps(edges, shares, torch.tensor([1.0, 0.0])))
+
+
+def test_the_threshold_is_that_of_the_shortest_sufficient_prefix() -> None:
+    scores = torch.tensor([1.0, 5.0, 3.0, 1.0])
+    assert smallest_kept(scores, 0.5) == 5.0
+    assert smallest_kept(scores, 0.51) == 3.0
+    assert smallest_kept(scores, 1.0) == 1.0
+
+
+def test_pruning_keeps_tokens_targets_and_what_leads_to_them(graph: AttributionGraph) -> None:
+    pruned = graph.prune(0.6, 0.9)
+    assert pruned.n_nodes < graph.n_nodes / 2
+    for kind in (NodeKind.EMBEDDING, NodeKind.LOGIT):
+        assert int(pruned.of_kind(kind).sum()) == int(graph.of_kind(kind).sum())
+    leads = torch.zeros(pruned.n_nodes, dtype=torch.bool).index_fill(0, pruned.edges.source, True)
+    fed = torch.zeros(pruned.n_nodes, dtype=torch.bool).index_fill(0, pruned.edges.target, True)
+    inner = pruned.of_kind(NodeKind.FEATURE)
+    assert bool((leads & fed)[inner].all())
+    assert bool(leads[pruned.of_kind(NodeKind.ERROR)].all())
+    names, whole = pruned.ids(), graph.ids()
+    number = {name: i for i, name in enumerate(whole)}
+    kept = torch.tensor([number[name] for name in names])
+    same = graph.adjacency()[kept][:, kept]
+    found = pruned.adjacency()
+    torch.testing.assert_close(found[found != 0], same[found != 0])
+    assert bool((pruned.nodes.cumulative[inner] <= 1).all())
+
+
+def test_pruning_nothing_changes_no_score(graph: AttributionGraph) -> None:
+    pruned = graph.prune(1.0, 1.0)
+    assert pruned.scores() == pytest.approx(graph.scores(), abs=1e-6)
+
+
+def test_scores_fall_as_nodes_are_pruned(graph: AttributionGraph) -> None:
+    """Influence that reaches a token of the pruned graph reached it in the whole one; the rest is now an error."""
+    previous = graph.scores()
+    for threshold in (0.9, 0.7, 0.5):
+        scores = graph.prune(threshold).scores()
+        assert 0 <= scores.completeness <= 1
+        assert 0 <= scores.replacement <= previous.replacement + 1e-6
+        previous = scores
+
+
+def test_a_pruned_row_still_knows_what_it_left_out(tiny_gpt2: LanguageModel) -> None:
+    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT)
+    assert graph.prune(0.6).check().relative_to_row < 1e-5
+
+
+def test_pruning_twice_forgets_nothing(tiny_gpt2: LanguageModel) -> None:
+    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT)
+    assert graph.prune(0.9).prune(0.5).check().relative_to_row < 1e-5
+
+
+def test_errors_stay_for_the_first_stage_only_if_asked(tiny_gpt2: LanguageModel) -> None:
+    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT)
+    kept, dropped = (graph.prune(0.5, 1.0, keep_errors=keep) for keep in (True, False))
+    assert int(kept.of_kind(NodeKind.ERROR).sum()) > int(dropped.of_kind(NodeKind.ERROR).sum())
+
+
+@pytest.mark.parametrize(("node", "edge"), [(0.0, 0.9), (0.8, 1.5)])
+def test_thresholds_are_shares(graph: AttributionGraph, node: float, edge: float) -> None:
+    with pytest.raises(AttributionError, match="threshold is"):
+        graph.prune(node, edge)
+
+
+def test_save_and_load_give_the_same_graph(graph: AttributionGraph, tmp_path: Path) -> None:
+    feature = graph.node(0)
+    labelled = graph.prune().with_labels({f"{feature.layer}_{feature.index}": "a name"})
+    loaded = AttributionGraph.load(labelled.save(tmp_path / "graph"))
+    assert loaded.info == labelled.info
+    assert loaded.labels == labelled.labels
+    assert loaded.ids() == labelled.ids()
+    for found, expected in zip(loaded.edges, labelled.edges, strict=True):
+        assert torch.equal(found, expected)
+    for name in ("kind", "layer", "position", "index", "value", "weight", "omitted"):
+        assert torch.equal(getattr(loaded.nodes, name), getattr(labelled.nodes, name))
+    assert sorted(path.suffix for path in (tmp_path / "graph").iterdir()) == [".json", ".safetensors"]
+
+
+def test_labels_name_features_wherever_they_are_active(graph: AttributionGraph) -> None:
+    feature = graph.node(0)
+    assert feature.label == f"feature {feature.index}"
+    labelled = graph.with_labels({f"{feature.layer}_{feature.index}": "plural nouns"})
+    assert labelled.node(0).label == "plural nouns"
+    assert graph.node(0).label == feature.label
+
+
+def test_every_node_has_its_own_name(graph: AttributionGraph) -> None:
+    assert len(set(graph.ids())) == graph.n_nodes
+
+
+def test_foreign_and_damaged_files_are_refused(graph: AttributionGraph, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="missing"):
+        AttributionGraph.load(tmp_path)
+    folder = graph.save(tmp_path / "graph")
+    content = json.loads((folder / "graph.json").read_text())
+    for change, match in (
+        ({"format": "other"}, "another program"),
+        ({"format_version": 99}, "update OpenCLT"),
+    ):
+        (folder / "graph.json").write_text(json.dumps({**content, **change}))
+        with pytest.raises(CheckpointError, match=match):
+            AttributionGraph.load(folder)
+    (folder / "graph.json").write_text(json.dumps(content))
+    tensors = (folder / "graph.safetensors").read_bytes()
+    (folder / "graph.safetensors").write_bytes(tensors[: len(tensors) // 2])
+    with pytest.raises(CheckpointError, match="whole attribution graph"):
+        AttributionGraph.load(folder)
+    (folder / "graph.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no readable JSON"):
+        AttributionGraph.load(folder)

@@ -1,0 +1,72 @@
+"""Head contributions: parts of an edge that add up to it, and that are what each head hands on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.attribution.attribute import attribute
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.heads import head_contributions
+from open_clt.attribution.nodes import NodeKind
+from open_clt.attribution.targets import LogitDifference
+from open_clt.errors import AttributionError
+from tests.attribution.cases import PROMPT, random_transcoder
+
+
+def last_feature(graph: AttributionGraph) -> int:
+    return int(graph.of_kind(NodeKind.FEATURE).nonzero().max())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["clt", "normalised clt", "skip, reach 2"])
+@pytest.mark.parametrize("settings", [{}, {"compatible": True}, {"max_feature_nodes": 20}], ids=str)
+def test_the_parts_add_up_to_the_edges(
+    models: dict[str, LanguageModel], name: str, kind: str, settings: dict[str, int]
+) -> None:
+    transcoder = random_transcoder(kind)
+    graph = attribute(models[name], transcoder, PROMPT, **settings)
+    for target in (graph.n_nodes - 1, last_feature(graph)):
+        parts = head_contributions(models[name], transcoder, graph, target)
+        row = graph.adjacency()[target]
+        torch.testing.assert_close(parts.heads.sum((0, 1)) + parts.direct, row, atol=1e-5, rtol=1e-4)
+        assert bool(parts.heads.any())
+
+
+def test_no_head_brings_anything_from_another_position_directly(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    graph = attribute(tiny_gpt2, transcoder, PROMPT)
+    parts = head_contributions(tiny_gpt2, transcoder, graph, graph.n_nodes - 1)
+    elsewhere = graph.nodes.position < len(graph.info.tokens) - 1
+    assert not parts.direct[elsewhere].any()
+    assert parts.direct[~elsewhere].any()
+
+
+def test_a_head_without_output_contributes_nothing(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    graph = attribute(tiny_gpt2, transcoder, PROMPT)
+    whole = head_contributions(tiny_gpt2, transcoder, graph, graph.n_nodes - 1)
+    top = tiny_gpt2.bridge.original_model.transformer.h[2].attn.c_proj.weight
+    rows = slice(8, 16)  # head 1 of 4, of width 8
+    saved = top[rows].clone()
+    try:
+        top.data[rows] = 0
+        other = attribute(tiny_gpt2, transcoder, PROMPT)
+        without = head_contributions(tiny_gpt2, transcoder, other, other.n_nodes - 1)
+    finally:
+        top.data[rows] = saved
+    assert not without.heads[2, 1].any()
+    assert whole.heads[2, 1].any()
+
+
+def test_what_cannot_be_split_is_refused(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=LogitDifference(positive=5, negative=9))
+
+    def fails(match: str, graph: AttributionGraph, target: int) -> None:
+        with pytest.raises(AttributionError, match=match):
+            head_contributions(tiny_gpt2, transcoder, graph, target)
+
+    fails("need a feature or logit", graph, graph.n_nodes - 1)
+    fails("pruned", graph.prune(), 0)

@@ -1,0 +1,53 @@
+"""Replacement and generation the slow, obvious way: one forward pass per layer, one whole forward pass per token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+import torch
+
+from open_clt.activations.language_model import HookFunction, LanguageModel
+from open_clt.config import SamplingConfig
+from open_clt.models.transcoder import Transcoder
+from open_clt.replacement.generation import draw
+
+
+def constant(value: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+def replaced_logits(
+    model: LanguageModel, transcoder: Transcoder, tokens: torch.Tensor, layers: Collection[int], keep_first: bool
+) -> torch.Tensor:
+    """Find the MLP outputs one layer after another, each with the outputs of all earlier layers held constant."""
+    inputs: list[torch.Tensor] = []
+    clamps: list[tuple[str, HookFunction]] = []
+    for layer in range(model.n_layers):
+        with model.hooks(clamps):
+            captured = model.capture(tokens, transcoder.config.input_hook)
+        inputs.append(captured.inputs[:, :, layer].flatten(0, 1))
+        output = captured.targets[:, :, layer].clone()
+        if layer in layers:
+            replaced = transcoder.offset(inputs[layer], layer)
+            for source in range(layer + 1):
+                if layer < source + transcoder.config.reach_of(source):
+                    features = transcoder.encode_layer(inputs[source], source)
+                    replaced = replaced + transcoder.write(features, source)[:, layer - source]
+            start = 1 if keep_first else 0
+            output[:, start:] = replaced.view_as(output)[:, start:]
+        clamps.append((model.hook_name(layer, "hook_mlp_out"), partial(constant, output)))
+    with model.hooks(clamps):
+        return model.logits(tokens)
+
+
+def generate_without_cache(
+    logits: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, sampling: SamplingConfig
+) -> list[int]:
+    """Read everything anew for every token."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+    drawn: list[int] = []
+    for _ in range(sampling.max_new_tokens):
+        so_far = torch.cat([tokens, tokens.new_tensor(drawn)])
+        drawn.append(draw(logits(so_far[None])[0, -1], sampling, generator))
+    return drawn

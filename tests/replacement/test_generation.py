@@ -1,0 +1,125 @@
+"""Sampling draws from the distribution it claims, ends where it should, and repeats itself for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.config import SamplingConfig, SamplingSettings
+from open_clt.errors import ConfigError, TextError
+from open_clt.replacement.generation import draw, generate
+from tests.reference.naive_replacement import generate_without_cache
+
+PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
+
+
+def frequencies(sampling: SamplingConfig, draws: int = 2000) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw(PROBABILITIES.log(), sampling, generator) for _ in range(draws)]
+    return torch.bincount(torch.tensor(drawn), minlength=5) / draws
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"temperature": 1.0}, [0.1, 0.4, 0.05, 0.3, 0.15]),
+        ({"temperature": 0.5}, [0.01, 0.16, 0.0025, 0.09, 0.0225]),
+        ({"temperature": 1.0, "top_k": 2}, [0, 0.4, 0, 0.3, 0]),
+        ({"temperature": 1.0, "top_k": 99}, [0.1, 0.4, 0.05, 0.3, 0.15]),
+        ({"temperature": 1.0, "top_p": 0.69}, [0, 0.4, 0, 0.3, 0]),
+        ({"temperature": 1.0, "top_p": 0.71}, [0, 0.4, 0, 0.3, 0.15]),
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.4}, [0, 1, 0, 0, 0]),
+        ({"temperature": 0.0}, [0, 1, 0, 0, 0]),
+    ],
+)
+def test_tokens_are_drawn_with_the_probabilities_that_the_settings_leave(
+    settings: SamplingSettings, expected: list[float]
+) -> None:
+    wanted = torch.tensor(expected) / sum(expected)
+    found = frequencies(SamplingConfig(**settings))
+    torch.testing.assert_close(found, wanted, atol=0.04, rtol=0)
+    assert found[wanted == 0].sum() == 0
+
+
+def test_the_same_seed_gives_the_same_text(tiny_gpt2: LanguageModel) -> None:
+    texts = [generate(tiny_gpt2, "The cat", SamplingConfig(temperature=1.0, seed=seed)).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_llama"])
+def test_the_original_model_writes_the_same_with_a_cache_as_without(name: str, request: pytest.FixtureRequest) -> None:
+    model: LanguageModel = request.getfixturevalue(name)
+    tokens = model.tokenize("The cat sat")
+    sampling = SamplingConfig(max_new_tokens=30, temperature=1.0, stop_at_eos=False)
+    cached = generate(model, tokens, sampling).tokens[len(tokens) :]
+    assert cached.tolist() == generate_without_cache(model.logits, tokens, sampling)
+
+
+def test_a_generation_knows_its_parts(tiny_gpt2: LanguageModel) -> None:
+    generation = generate(tiny_gpt2, "The cat", SamplingConfig(max_new_tokens=5, stop_at_eos=False))
+    assert generation.prompt == "The cat"
+    assert generation.prompt_length == len(tiny_gpt2.tokenize("The cat"))
+    assert generation.text == tiny_gpt2.decode(generation.tokens[1:])
+    assert generation.text == generation.prompt + generation.continuation
+    tokens = tiny_gpt2.tokenize("The cat")
+    again = generate(tiny_gpt2, tokens[None], SamplingConfig(max_new_tokens=5, stop_at_eos=False))
+    assert again.tokens.equal(generation.tokens)
+
+
+def test_generation_stops_at_the_end_of_text_and_leaves_it_out_of_the_text(
+    tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = SamplingConfig(max_new_tokens=8)
+    free = generate(tiny_gpt2, "The cat", sampling)
+    written = free.tokens[free.prompt_length :].tolist()
+    end = next(token for i, token in enumerate(written) if i and token not in written[:i])
+    monkeypatch.setattr(tiny_gpt2, "eos_token_id", end)
+    stopped = generate(tiny_gpt2, "The cat", sampling)
+    kept = written[: written.index(end)]
+    assert stopped.tokens[stopped.prompt_length :].tolist() == [*kept, end]
+    assert stopped.continuation == tiny_gpt2.decode(kept)
+
+
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [({"max_new_tokens": 4}, 8), ({"max_length": 6}, 6), ({"max_length": 20, "max_new_tokens": 2}, 6), ({}, 54)],
+)
+def test_length_ends_where_the_first_limit_is(
+    tiny_gpt2: LanguageModel, settings: SamplingSettings, length: int
+) -> None:
+    prompt = torch.tensor([0, 5, 6, 7])
+    assert len(generate(tiny_gpt2, prompt, SamplingConfig(stop_at_eos=False, **settings)).tokens) == length
+
+
+def test_the_context_is_filled_and_not_exceeded(tiny_gpt2: LanguageModel) -> None:
+    prompt = torch.arange(tiny_gpt2.context_length - 2)
+    generation = generate(tiny_gpt2, prompt, SamplingConfig(stop_at_eos=False))
+    assert len(generation.tokens) == tiny_gpt2.context_length
+    with pytest.raises(TextError, match="leave no room"):
+        generate(tiny_gpt2, generation.tokens)
+    with pytest.raises(TextError, match="leave no room"):
+        generate(tiny_gpt2, prompt, SamplingConfig(max_length=5))
+
+
+def test_a_prompt_is_one_text(tiny_gpt2: LanguageModel) -> None:
+    with pytest.raises(TextError, match="empty"):
+        generate(tiny_gpt2, "")
+    for shape in [(2, 3), (0,), (1, 0), (1, 1, 1)]:
+        with pytest.raises(TextError, match="tokens of one text"):
+            generate(tiny_gpt2, torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_new_tokens": 0}, {"max_length": 0}, {"top_k": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}],
+)
+def test_impossible_settings_are_refused(settings: SamplingSettings) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        SamplingConfig(**settings)
+
+
+def test_keyword_settings_are_the_config_s_fields() -> None:
+    assert list(SamplingSettings.__annotations__) == [field.name for field in fields(SamplingConfig)]

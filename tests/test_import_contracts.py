@@ -1,0 +1,67 @@
+"""The import contracts hold, and each of them would notice: one violation is planted, and it fails."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+CONTRACTS = {
+    contract["id"]: contract["name"]
+    for contract in tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["tool"][
+        "importlinter"
+    ]["contracts"]
+}
+
+# contract -> the files that break it and no other
+VIOLATIONS = {
+    "layers": {"open_clt/models/planted.py": "from open_clt import activations\n"},
+    "language-model": {"open_clt/replacement/planted.py": "import transformer_lens\n"},
+    "drawing": {"open_clt/analysis/planted.py": "def draw():\n    import matplotlib.pyplot\n"},
+    "trainer": {"open_clt/models/planted.py": "import lightning.pytorch\n"},
+    "acyclic": {
+        "open_clt/models/planted.py": "from open_clt.models import also_planted\n",
+        "open_clt/models/also_planted.py": "from open_clt.models import planted\n",
+    },
+}
+
+
+def broken_contracts(folder: Path) -> set[str]:
+    """The names of the contracts that fail for the package in ``folder``."""
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    verdicts = re.findall(r"^(.*) (KEPT|BROKEN)\b", result.stdout, re.MULTILINE)
+    assert {name for name, _ in verdicts} == set(CONTRACTS.values()), result.stdout + result.stderr
+    broken = {name for name, verdict in verdicts if verdict == "BROKEN"}
+    assert (result.returncode == 0) == (not broken)
+    return broken
+
+
+@pytest.fixture
+def copy(tmp_path: Path, repository: Path) -> Path:
+    """The package's source and its contracts, to be spoilt."""
+    shutil.copy(repository / "pyproject.toml", tmp_path)
+    only_source = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    shutil.copytree(repository / "open_clt", tmp_path / "open_clt", ignore=only_source)
+    return tmp_path
+
+
+def test_contracts_hold(copy: Path) -> None:
+    assert broken_contracts(copy) == set()
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_contract_notices_a_violation(copy: Path, contract: str) -> None:
+    for path, source in VIOLATIONS[contract].items():
+        (copy / path).write_text(source)
+    assert broken_contracts(copy) == {CONTRACTS[contract]}
+
+
+def test_a_module_without_a_place_in_the_order_is_noticed(copy: Path) -> None:
+    (copy / "open_clt" / "utils.py").write_text("")
+    assert broken_contracts(copy) == {CONTRACTS["layers"]}

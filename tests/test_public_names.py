@@ -1,0 +1,69 @@
+"""The public interface: every name is there, and asking for the package alone costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import open_clt
+
+
+@pytest.mark.parametrize("name", open_clt.__all__)
+def test_public_name_resolves(name: str) -> None:
+    assert getattr(open_clt, name) is not None
+    assert name in dir(open_clt)
+
+
+def test_lazy_names_are_those_that_type_checkers_see() -> None:
+    """The names in ``if TYPE_CHECKING``, those found lazily, and ``__all__`` are the same."""
+    tree = ast.parse(Path(open_clt.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    seen = {alias.name: node.module for node in imports for alias in node.names}
+    ours = {name: module for name, module in seen.items() if module and module.startswith("open_clt.")}
+    assert ours == open_clt._MODULE_OF
+    assert {*ours, "__version__"} == set(open_clt.__all__)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'transcode'"):
+        _ = open_clt.transcode
+
+
+def test_import_loads_no_heavy_library_and_is_quick() -> None:
+    code = (
+        "import sys, time; began = time.perf_counter(); import open_clt; took = time.perf_counter() - began\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'transformer_lens', 'lightning', 'matplotlib', 'plotly'}\n"
+        "print(took, *sorted(heavy & set(sys.modules)))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(3)
+    ]
+    assert runs[0][1:] == []
+    assert min(float(took) for took, *_ in runs) < 0.1
+
+
+def undocumented_methods() -> Iterator[str]:
+    """Public methods of public classes that neither say what they do nor inherit words that do."""
+    modules = [module.name for module in pkgutil.walk_packages(open_clt.__path__, "open_clt.")]
+    for module in map(import_module, (name for name in modules if name != "open_clt.__main__")):
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            if kind.__module__ == module.__name__ and not name.startswith("_"):
+                methods = (key for key, value in vars(kind).items() if isinstance(value, FunctionType | property))
+                public = (key for key in methods if not key.startswith("_"))
+                yield from (
+                    f"{module.__name__}.{name}.{key}" for key in public if not inspect.getdoc(getattr(kind, key))
+                )
+
+
+def test_every_public_method_says_what_it_does() -> None:
+    assert list(undocumented_methods()) == []

@@ -1,0 +1,30 @@
+"""Activations that no language model made, for tests of the trainer."""
+
+from __future__ import annotations
+
+import torch
+
+from open_clt.activations.buffer import ActivationBatch, MemoryStore
+from open_clt.config import LossConfig, TopKConfig, TrainingConfig, TranscoderConfig
+
+LAYERS, D_MODEL, FEATURES = 2, 12, 24
+
+
+def relu_mlps(tokens: int, *, seed: int = 0, batches: int = 4) -> MemoryStore:
+    """Random inputs, and what fixed random ReLU layers make of them; positions count in contexts of 16."""
+    weights = torch.randn(LAYERS, D_MODEL, D_MODEL, generator=torch.Generator().manual_seed(1234))
+    inputs = torch.randn(tokens, LAYERS, D_MODEL, generator=torch.Generator().manual_seed(seed))
+    targets = torch.einsum("bld,lde->ble", inputs, weights).relu() * 3 + 5
+    numbers = torch.arange(tokens)
+    block = ActivationBatch(inputs, targets, numbers, numbers % 16)
+    return MemoryStore([block.take(rows) for rows in numbers.chunk(batches)])
+
+
+def small_transcoder(**settings: object) -> TranscoderConfig:
+    values = {"nonlinearity": TopKConfig(k=4), "n_features": FEATURES, **settings}
+    return TranscoderConfig(n_layers=LAYERS, d_model=D_MODEL, **values)
+
+
+def quick_training(**settings: object) -> TrainingConfig:
+    values = {"batch_size": 64, "learning_rate": 5e-3, "loss": LossConfig(dead_after_tokens=500), **settings}
+    return TrainingConfig(**values)

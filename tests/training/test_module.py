@@ -1,0 +1,110 @@
+"""The training step: warm-ups, dead features, and what revives them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from open_clt.activations.buffer import MemoryStore
+from open_clt.config import (
+    BatchTopKConfig,
+    JumpReLUConfig,
+    LossConfig,
+    NonlinearityConfig,
+    ReLUConfig,
+    TopKConfig,
+)
+from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.sparse import active_counts
+from open_clt.training.module import ramp, set_encoder_bias
+from open_clt.training.train import TrainingRecord, train_on_activations
+from tests.training.synthetic import FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
+
+
+def train_with_killed_features(
+    monkeypatch: pytest.MonkeyPatch, nonlinearity: NonlinearityConfig, loss: LossConfig
+) -> TrainingRecord:
+    """Train a transcoder half of whose features start so low that none of them can fire."""
+    initialise = CrossLayerTranscoder._initialise
+
+    def kill(self: CrossLayerTranscoder, generator: torch.Generator) -> None:
+        initialise(self, generator)
+        with torch.no_grad():
+            self.b_enc[:, ::2] -= 2
+
+    monkeypatch.setattr(CrossLayerTranscoder, "_initialise", kill)
+    settings = quick_training(epochs=5, learning_rate=1e-2, loss=loss)
+    config = small_transcoder(nonlinearity=nonlinearity)
+    return train_on_activations(relu_mlps(4000), config, settings, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "loss"),
+    [
+        (TopKConfig(k=4), LossConfig(auxiliary=1 / 32, auxiliary_k=8, dead_after_tokens=500)),
+        (JumpReLUConfig(bandwidth=0.1), LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=500)),
+    ],
+)
+def test_dead_features_revive(
+    monkeypatch: pytest.MonkeyPatch, nonlinearity: NonlinearityConfig, loss: LossConfig
+) -> None:
+    without = replace(loss, auxiliary=0.0, preactivation=0.0)
+    assert train_with_killed_features(monkeypatch, nonlinearity, without).dead_share >= 0.5
+    monkeypatch.undo()
+    assert train_with_killed_features(monkeypatch, nonlinearity, loss).dead_share < 0.15
+
+
+def test_sparsity_rises_from_zero_to_its_full_value() -> None:
+    assert [ramp(step, 100, 0.5) for step in (0, 25, 50, 100)] == [0.0, 0.5, 1.0, 1.0]
+    assert ramp(0, 100, 0.0) == 1.0
+
+
+def test_learning_rate_warms_up_and_decays_to_zero() -> None:
+    settings = quick_training(max_steps=40, warmup_share=0.25, decay_share=0.25, learning_rate=1.0)
+    rates = train_on_activations(relu_mlps(200), small_transcoder(), settings, progress=False).curves.learning_rate
+    assert rates[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert rates[10:30] == pytest.approx([1.0] * 20)
+    assert rates[30:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "sparsity"),
+    [
+        (ReLUConfig(), 1.0),
+        (JumpReLUConfig(bandwidth=0.5), 1.0),
+        (TopKConfig(k=4), 0.0),
+        (BatchTopKConfig(k=4), 0.0),
+        (BatchTopKConfig(k=4, across_layers=True), 0.0),
+    ],
+)
+def test_every_nonlinearity_learns(nonlinearity: NonlinearityConfig, sparsity: float) -> None:
+    settings = quick_training(epochs=5, loss=LossConfig(sparsity=sparsity, dead_after_tokens=500))
+    config = small_transcoder(nonlinearity=nonlinearity)
+    record = train_on_activations(relu_mlps(4000), config, settings, held_out=relu_mlps(500, seed=1), progress=False)
+    assert record.metrics is not None
+    assert record.metrics.fvu < 0.5
+    assert record.metrics.l0 < FEATURES / 2
+    if not sparsity:
+        assert record.metrics.l0 == pytest.approx(4, rel=0.1)
+
+
+def test_more_sparsity_means_fewer_features() -> None:
+    l0 = []
+    for sparsity in (0.1, 3.0):
+        settings = quick_training(epochs=4, loss=LossConfig(sparsity=sparsity, dead_after_tokens=500))
+        config = small_transcoder(nonlinearity=JumpReLUConfig())
+        l0.append(train_on_activations(relu_mlps(4000), config, settings, progress=False).curves.l0[-1])
+    assert l0[1] < 0.7 * l0[0]
+
+
+@pytest.mark.parametrize("nonlinearity", [ReLUConfig(), JumpReLUConfig()])
+def test_encoder_bias_sets_the_firing_rate(nonlinearity: NonlinearityConfig) -> None:
+    transcoder = CrossLayerTranscoder(small_transcoder(nonlinearity=nonlinearity)).eval()
+    store: MemoryStore = relu_mlps(1000, batches=1)
+    inputs = store.batches[0].inputs
+    set_encoder_bias(transcoder, inputs, 0.05)
+    counts = torch.stack([active_counts(layer) for layer in transcoder.encode(inputs)])
+    assert counts.shape == (LAYERS, FEATURES)
+    assert (counts - 50).abs().max() <= 2

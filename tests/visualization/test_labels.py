@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+from matplotlib.figure import Figure
+
+from open_clt.visualization.labels import fit_tick_labels, text_size, token_label, wrapped
+from open_clt.visualization.style import figure_of, styled
+from tests.visualization.boxes import overlapping
+
+
+@pytest.mark.parametrize(
+    ("token", "label"),
+    [
+        (" Dallas", "·Dallas"),
+        ("ing", "ing"),
+        ("  ", "··"),
+        ("\n", "⏎"),
+        ("\t", "⇥"),
+        ("a b ", "a b·"),
+        ("<|endoftext|>", "<eot>"),
+        ("你", "\\u4f60"),
+        ("\x07", "\\u0007"),
+        ("\u200b", "\\u200b"),
+        ("é", "é"),
+        ("x" * 30, "x" * 13 + "…"),
+    ],
+)
+def test_tokens_are_made_readable(token: str, label: str) -> None:
+    assert token_label(token) == label
+
+
+def test_long_names_become_two_lines_and_an_ellipsis() -> None:
+    assert wrapped("say a capital") == "say a capital"
+    assert wrapped("names of capitals of countries in the south") == "names of\ncapitals of…"
+
+
+def test_text_is_measured_as_wide_as_it_is_drawn() -> None:
+    figure = Figure(dpi=300)
+    text = figure.text(0.1, 0.5, "containing Dallas", fontsize=9)
+    drawn = text.get_window_extent().width * 72 / 300
+    assert text_size("containing Dallas", 9.0)[0] == pytest.approx(drawn, rel=0.03)
+
+
+@pytest.mark.parametrize("count", [3, 9, 20, 60])
+@pytest.mark.parametrize("width", [2.5, 6.0])
+def test_tick_labels_never_overlap(count: int, width: float) -> None:
+    """Flat, slanting, upright or thinned: whatever is chosen, no two labels touch, and some are shown."""
+    with styled(None):
+        ax = Figure(figsize=(width, 2), layout="constrained").add_subplot()
+        ax.set_xlim(-0.5, count - 0.5)
+        ax.set_ylim(-0.5, count - 0.5)
+        fit_tick_labels(ax, [f"·token{number}" for number in range(count)], [f"L0/{n}" for n in range(count)])
+    assert overlapping(figure_of(ax), ax.get_xticklabels()) == []
+    assert overlapping(figure_of(ax), ax.get_yticklabels()) == []
+    assert len(ax.get_xticklabels()) >= min(count, 3)
+
+
+def test_all_of_the_four_ways_occur() -> None:
+    ways: set[tuple[float, bool]] = set()
+    for width in (9.0, 4.0, 2.0, 0.8):
+        with styled(None):
+            ax = Figure(figsize=(width, 2), layout="constrained").add_subplot()
+            ax.set_xlim(-0.5, 9.5)
+            fit_tick_labels(ax, [f"·token{number}" for number in range(10)])
+        labels = ax.get_xticklabels()
+        ways.add((labels[0].get_rotation(), len(labels) == 10))
+    assert ways == {(0.0, True), (45.0, True), (90.0, True), (90.0, False)}
+
+
+def test_overlaps_are_noticed() -> None:
+    """The check of these tests can fail: two texts at one place overlap, straight or slanting."""
+    figure = Figure()
+    for rotation in (0, 45, 90):
+        texts = [figure.text(x, 0.5, "some words", rotation=rotation, rotation_mode="anchor") for x in (0.5, 0.51)]
+        assert overlapping(figure, texts) == [("some words", "some words")]

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.config import TopKConfig, TranscoderConfig
+from open_clt.errors import TextError
+from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.visualization.suite import run_visualization_suite
+from tests.tiny_models import TEXTS
+
+
+@pytest.fixture(scope="module")
+def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
+    return CrossLayerTranscoder(
+        TranscoderConfig(
+            n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model, n_features=24, nonlinearity=TopKConfig(k=3)
+        ),
+        seed=0,
+    )
+
+
+def test_all_pictures_of_a_few_sentences(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path
+) -> None:
+    suite = run_visualization_suite(tiny_gpt2, transcoder, iter(TEXTS), tmp_path / "pictures", suffix=".svg")
+    assert len(suite.paths) == 8
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {path.name for path in suite.paths}
+    assert all(path.read_bytes().startswith(b"<?xml") for path in suite.paths)
+    assert suite.feature_heatmap.name == "feature_heatmap.svg"
+
+
+@pytest.mark.parametrize("texts", [[], "one string"])
+def test_no_texts_are_one_clear_error(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path, texts: list[str]
+) -> None:
+    with pytest.raises(TextError, match="give"):
+        run_visualization_suite(tiny_gpt2, transcoder, texts, tmp_path)
+
+
+def test_texts_too_short_for_anything_are_one_clear_error(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path
+) -> None:
+    with pytest.raises(TextError, match="more text"):
+        run_visualization_suite(tiny_gpt2, transcoder, ["a b"], tmp_path)
