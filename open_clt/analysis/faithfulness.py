@@ -68,9 +68,7 @@ class InfluenceCheck:
     @property
     def pearson(self) -> float:
         """Correlation of the logarithms."""
-        return pearson(
-            *(column.clamp(min=_SMALLEST).log() for column in (self.influence, self.kl_divergence))
-        )
+        return pearson(*(column.clamp(min=_SMALLEST).log() for column in (self.influence, self.kl_divergence)))
 
     @property
     def spearman(self) -> float:
@@ -133,9 +131,7 @@ class Faithfulness:
 
 
 @torch.no_grad()
-def faithfulness(
-    graph: AttributionGraph, replacement: ReplacementModel, *, max_features: int = 32
-) -> Faithfulness:
+def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_features: int = 32) -> Faithfulness:
     """Ablate up to ``max_features`` of a graph's features and compare with what it predicts.
 
     ``replacement`` holds the model and the transcoder that the graph was made with; its other settings do not matter.
@@ -143,9 +139,7 @@ def faithfulness(
     """
     model, transcoder = replacement.model, replacement.transcoder
     if not isinstance(transcoder, CrossLayerTranscoder):
-        raise AttributionError(
-            "The transcoder is not a CrossLayerTranscoder; graphs are made with these only."
-        )
+        raise AttributionError("The transcoder is not a CrossLayerTranscoder; graphs are made with these only.")
     chosen = _spread(graph, max_features)
     keep = bool(graph.info.settings.get("skip_first_position", True))
     exact = ReplacementModel(model, transcoder, error_correction=True, keep_first_position=keep)
@@ -163,9 +157,7 @@ def faithfulness(
         features=tuple(graph.node(number).id for number in chosen.tolist()),
         direct=_effects(graph, edges, _measured(graph, transcoder, runs["held"])),
         total=_effects(graph, paths, _measured(graph, transcoder, runs["free"])),
-        influence=InfluenceCheck(
-            graph.influence()[chosen], torch.tensor([run.kl_divergence for run in runs["free"]])
-        ),
+        influence=InfluenceCheck(graph.influence()[chosen], torch.tensor([run.kl_divergence for run in runs["free"]])),
         perturbations=_perturbations(graph.nodes.layer[chosen].tolist(), runs["local"], runs["free"]),
         agreement=_agreement(ReplacementModel(model, transcoder, keep_first_position=keep), before),
     )
@@ -228,9 +220,7 @@ def _check_same(graph: AttributionGraph, before: Observed) -> None:
     """The graph's activations must be those of this model and transcoder."""
     chosen, nodes = graph.of_kind(NodeKind.FEATURE), graph.nodes
     dense = [features.dense().cpu() for features in before.features]
-    places = zip(
-        *(column[chosen].tolist() for column in (nodes.layer, nodes.position, nodes.index)), strict=True
-    )
+    places = zip(*(column[chosen].tolist() for column in (nodes.layer, nodes.position, nodes.index)), strict=True)
     fits = int(nodes.layer[chosen].max()) < len(dense) and int(nodes.index[chosen].max()) < dense[0].shape[1]
     found = [float(dense[layer][position, index]) for layer, position, index in places] if fits else []
     if not fits or not torch.allclose(torch.tensor(found), nodes.value[chosen], atol=1e-3, rtol=1e-2):
@@ -282,10 +272,11 @@ def _perturbations(
             cosine = float(functional.cosine_similarity(guess, truth, dim=0))
             error = float((guess - truth).square().sum() / truth.square().sum().clamp(min=1e-30))
             found.setdefault(place - layer, []).append((cosine, error))
-    return tuple(
-        Perturbation(distance, *torch.tensor(pairs).mean(0).tolist(), len(pairs))
-        for distance, pairs in sorted(found.items())
-    )
+    rows: list[Perturbation] = []
+    for distance, pairs in sorted(found.items()):
+        cosine, error = torch.tensor(pairs).mean(0).tolist()
+        rows.append(Perturbation(distance, cosine, error, len(pairs)))
+    return tuple(rows)
 
 
 def _agreement(replacement: ReplacementModel, before: Observed) -> Agreement:

@@ -8,7 +8,7 @@ Ameisen et al. (2025); ``reach = 1`` is one transcoder per layer; ``skip`` adds 
 from __future__ import annotations
 
 import copy
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from open_clt.config import TranscoderConfig
 from open_clt.models.nonlinearities import make_nonlinearity
-from open_clt.models.sparse import DENSE_ABOVE, LayerFeatures, SparseFeatures, preactivations, write
+from open_clt.models.sparse import DENSE_ABOVE, LayerFeatures, SparseFeatures, add_written, preactivations, write
 from open_clt.models.standardisation import Standardisation
 from open_clt.models.transcoder import Transcoder, TranscoderOutput
 
@@ -52,10 +52,8 @@ class CrossLayerTranscoder(Transcoder):
     def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
         standard = self.standardisation.inputs(inputs)
         features = self._features(standard)
-        reconstruction = self._offsets(standard)
-        for source, active in enumerate(features):
-            written = write(active, self.W_dec[source])
-            reconstruction[:, source : source + written.shape[1]] += written
+        written = [write(active, table) for active, table in zip(features, self.W_dec, strict=True)]
+        reconstruction = add_written(self._offsets(standard), written)
         scale, mean = self.standardisation.target_scale, self.standardisation.target_mean
         return TranscoderOutput(features, reconstruction * scale[:, None] + mean)
 
@@ -108,33 +106,51 @@ class CrossLayerTranscoder(Transcoder):
         return (inputs - self.standardisation.input_mean[layer]) / self.standardisation.input_scale[layer]
 
     def _offsets(self, standard: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
-        offsets = self.b_dec.expand_as(standard).clone()
-        if self.W_skip is not None:
-            offsets = offsets + torch.einsum("bld,lod->blo", standard, self.W_skip)
-        return offsets
+        offsets = self.b_dec.expand_as(standard)
+        return offsets if self.W_skip is None else offsets + torch.einsum("bld,lod->blo", standard, self.W_skip)
 
     def _features(self, standard: Float[Tensor, "batch layer d_model"]) -> list[LayerFeatures]:
         """Features of all layers: the path that is trained, dense where a layer is too dense to select from."""
+        # Unbound once: the gradient of a layer picked by index would be a tensor of zeros as large as all layers.
+        layers = [
+            _Layer(number, inputs, weight, bias)
+            for number, (inputs, weight, bias) in enumerate(
+                zip(standard.unbind(1), self.W_enc.unbind(), self.b_enc.unbind(), strict=True)
+            )
+        ]
         if not self.nonlinearity.couples_layers:
-            return [self._layer_features(standard[:, layer], layer) for layer in range(self.config.n_layers)]
-        selected = [self._select(standard[:, layer], layer) for layer in range(self.config.n_layers)]
-        selected = self.nonlinearity.couple(selected, self.decoder_norms().detach())
-        return [self._values(standard[:, layer], layer, chosen) for layer, chosen in enumerate(selected)]
-
-    def _layer_features(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> LayerFeatures:
+            return [self._layer_features(layer) for layer in layers]
         with torch.no_grad():
-            dense = functional.linear(inputs, self.W_enc[layer], self.b_enc[layer])
-            too_dense = self.nonlinearity.density(dense, layer) > DENSE_ABOVE
+            selected = [self.nonlinearity.select(layer.preactivations(), layer.number) for layer in layers]
+            selected = self.nonlinearity.couple(selected, self.decoder_norms())
+        return [self._values(layer, chosen) for layer, chosen in zip(layers, selected, strict=True)]
+
+    def _layer_features(self, layer: _Layer) -> LayerFeatures:
+        with torch.no_grad():
+            dense = layer.preactivations()
+            too_dense = self.nonlinearity.density(dense, layer.number) > DENSE_ABOVE
         if too_dense:
-            dense = functional.linear(inputs, self.W_enc[layer], self.b_enc[layer])
-            return self.nonlinearity.dense(dense, layer)
-        return self._values(inputs, layer, self.nonlinearity.select(dense, layer))
+            return self.nonlinearity.dense(layer.preactivations(), layer.number)
+        return self._values(layer, self.nonlinearity.select(dense, layer.number))
 
     @torch.no_grad()
     def _select(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> SparseFeatures:
         dense = functional.linear(inputs, self.W_enc[layer], self.b_enc[layer])
         return self.nonlinearity.select(dense, layer)
 
-    def _values(self, inputs: Tensor, layer: int, selected: SparseFeatures) -> SparseFeatures:
-        pre = preactivations(inputs, self.W_enc[layer], self.b_enc[layer], selected)
-        return selected.with_values(self.nonlinearity.values(pre, selected.features, layer))
+    def _values(self, layer: _Layer, selected: SparseFeatures) -> SparseFeatures:
+        pre = preactivations(layer.inputs, layer.weight, layer.bias, selected)
+        return selected.with_values(self.nonlinearity.values(pre, selected.features, layer.number))
+
+
+class _Layer(NamedTuple):
+    """One layer of the encoder, and what it reads: standardised inputs (batch, d_model)."""
+
+    number: int
+    inputs: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def preactivations(self) -> Float[Tensor, "batch feature"]:
+        """All of them, densely."""
+        return functional.linear(self.inputs, self.weight, self.bias)

@@ -13,6 +13,7 @@ Dense twins of every function stand in tests/reference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, cast, final
@@ -133,6 +134,16 @@ def write(
     return written.unflatten(1, table.shape[1:])
 
 
+def add_written(
+    offsets: Float[Tensor, "batch layer d_model"], written: Sequence[Float[Tensor, "batch target d_model"]]
+) -> Float[Tensor, "batch layer d_model"]:
+    """Add what each source layer wrote to the layers it wrote to: slice ``j`` of ``written[s]`` goes to ``s + j``.
+
+    One autograd node: adding slice by slice would copy the whole tensor once per source on the way back.
+    """
+    return cast(Tensor, _AddWritten.apply(offsets, *written))
+
+
 def preactivations(
     inputs: Float[Tensor, "batch d_model"],
     weight: Float[Tensor, "feature d_model"],
@@ -172,6 +183,22 @@ class _Write(Function):
             by_feature = features.transposed
             to_table = bag(gradient, by_feature.rows, by_feature.offsets, values[by_feature.order])
         return to_values, to_table, None
+
+
+class _AddWritten(Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, offsets: Tensor, *written: Tensor) -> Tensor:
+        cast(Any, ctx).reaches = [part.shape[1] for part in written]
+        total = offsets.clone()
+        for source, part in enumerate(written):
+            total[:, source : source + part.shape[1]] += part
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        (gradient,) = grad_outputs
+        slices = (gradient[:, source : source + reach] for source, reach in enumerate(ctx.reaches))
+        return gradient, *slices
 
 
 class _Preactivations(Function):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from open_clt.activations.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.config import SamplingConfig, SamplingSettings
+from open_clt.errors import ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.sparse import SparseFeatures
 from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens
@@ -96,7 +97,7 @@ class InterventionRecord:
         self, transcoder: CrossLayerTranscoder, layer: int, features: Int[Tensor, "some"]
     ) -> Float[Tensor, "position some"]:
         """Change of some features' pre-activations, whether or not they are active."""
-        runs = (run.inputs[layer].to(transcoder.dtype) for run in (self.after, self.before))
+        runs = (run.inputs[layer].to(transcoder.device, transcoder.dtype) for run in (self.after, self.before))
         after, before = (transcoder.preactivations_of(inputs, layer, features) for inputs in runs)
         return after - before
 
@@ -107,12 +108,8 @@ class InterventionRecord:
         for name, top in tops:
             lines.append(f"{name:<11} {', '.join(f'{t.token!r} {t.probability:.1%}' for t in top[:count])}")
         found = self.changes
-        lines.append(
-            f"KL          {self.kl_divergence:.4f} nats; {found.layer.shape[0]} activations changed, most:"
-        )
-        for layer, position, feature, before, after in zip(
-            *(column[:count].tolist() for column in found), strict=True
-        ):
+        lines.append(f"KL          {self.kl_divergence:.4f} nats; {found.layer.shape[0]} activations changed, most:")
+        for layer, position, feature, before, after in zip(*(column[:count].tolist() for column in found), strict=True):
             lines.append(f"  L{layer}/{feature} at {position}: {before:.3f} -> {after:.3f}")
         return "\n".join(lines)
 
@@ -131,6 +128,8 @@ def intervene(
     ``prompt`` is a text, tokens, or what ``observe`` returned for them; ``top`` likeliest tokens are listed. Raises
     ConfigError on interventions that do not fit.
     """
+    if top < 1:
+        raise ConfigError(f"top is {top}; at least 1 token must be listed.")
     patching = patching or Constrained()
     before = prompt if isinstance(prompt, Observed) else observe(replacement, prompt)
     wanted = [interventions] if isinstance(interventions, Intervention) else interventions
@@ -224,6 +223,4 @@ def _feature_changes(before: Sequence[SparseFeatures], after: Sequence[SparseFea
 def _top_tokens(model: LanguageModel, logits: Float[Tensor, "vocab"], count: int) -> tuple[TopToken, ...]:
     likeliest = logits.float().softmax(-1).topk(min(count, logits.shape[0]))
     names = model.token_strings(likeliest.indices)
-    return tuple(
-        TopToken(name, chance) for name, chance in zip(names, likeliest.values.tolist(), strict=True)
-    )
+    return tuple(TopToken(name, chance) for name, chance in zip(names, likeliest.values.tolist(), strict=True))

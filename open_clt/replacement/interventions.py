@@ -150,13 +150,8 @@ def resolved(
         if wanted.layer not in sources:
             raise ConfigError(f"layer is {wanted.layer}; layers whose features are used are {list(sources)}.")
         if not 0 <= wanted.feature < config.n_features:
-            raise ConfigError(
-                f"feature is {wanted.feature}; a layer has features 0 to {config.n_features - 1}."
-            )
-    return [
-        replace(wanted, position=_position(wanted.position, length, first, generating))
-        for wanted in interventions
-    ]
+            raise ConfigError(f"feature is {wanted.feature}; a layer has features 0 to {config.n_features - 1}.")
+    return [replace(wanted, position=_position(wanted.position, length, first, generating)) for wanted in interventions]
 
 
 def changes(
@@ -185,9 +180,7 @@ def _position(position: int | slice | None, length: int, first: int, generating:
     if position is None:
         return slice(first, None, 1)
     if isinstance(position, slice):
-        stop = (
-            position.stop if position.stop is None or position.stop >= 0 else max(0, length + position.stop)
-        )
+        stop = position.stop if position.stop is None or position.stop >= 0 else max(0, length + position.stop)
         start = slice(position.start, None).indices(max(length, position.start or 0))[0]
         step = position.step or 1
         if step < 1:

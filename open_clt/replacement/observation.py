@@ -119,6 +119,4 @@ def _encoded(
     """Features of one layer, with rows that hold none for the positions where they are not used."""
     transcoder = replacement.transcoder
     part = transcoder.encode_layer(inputs[unused:].to(transcoder.device, transcoder.dtype), layer)
-    return SparseFeatures(
-        part.values, part.features, functional.pad(part.offsets, (unused, 0)), part.n_features
-    )
+    return SparseFeatures(part.values, part.features, functional.pad(part.offsets, (unused, 0)), part.n_features)

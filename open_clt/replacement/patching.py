@@ -61,12 +61,8 @@ def _freezes(model: LanguageModel, patching: Patching, before: Observed) -> list
     norms = patching.freeze_norms
     if isinstance(patching, Constrained) and norms is None:
         norms = len(_held_layers(model, patching)) == model.n_layers
-    endings = tuple(
-        ending for ending, wanted in ((PATTERN, patching.freeze_attention), (SCALE, norms)) if wanted
-    )
-    return [
-        (name, partial(_constant, value)) for name, value in before.frozen.items() if name.endswith(endings)
-    ]
+    endings = tuple(ending for ending, wanted in ((PATTERN, patching.freeze_attention), (SCALE, norms)) if wanted)
+    return [(name, partial(_constant, value)) for name, value in before.frozen.items() if name.endswith(endings)]
 
 
 def _constant(value: Tensor, _: Tensor) -> Tensor:
@@ -77,9 +73,7 @@ def _held_layers(model: LanguageModel, patching: Constrained) -> range:
     every = range(model.n_layers)
     layers = every if patching.layers is None else patching.layers
     if not layers or layers.step != 1 or layers[0] not in every or layers[-1] not in every:
-        raise ConfigError(
-            f"layers is {layers}; it must be a range within {every}, such as range(0, {model.n_layers})."
-        )
+        raise ConfigError(f"layers is {layers}; it must be a range within {every}, such as range(0, {model.n_layers}).")
     return layers
 
 
@@ -92,9 +86,7 @@ def _held_outputs(
         changed = changes(features, interventions, source, before.start)
         if changed is None:
             continue
-        for target, written in enumerate(
-            replacement.transcoder.write(changed, source).unbind(1), start=source
-        ):
+        for target, written in enumerate(replacement.transcoder.write(changed, source).unbind(1), start=source):
             if target in held and target in replacement.layers:
                 held[target] += written.to(held[target])
     return held
@@ -122,7 +114,7 @@ def _clamp(
     def write(_: Tensor) -> Tensor:
         if layer not in inputs or layer not in replacement.layers:
             return held[None]
-        now, then = (x.to(transcoder.dtype) for x in (inputs[layer][0], before.inputs[layer]))
+        now, then = (x.to(transcoder.device, transcoder.dtype) for x in (inputs[layer][0], before.inputs[layer]))
         skipped = transcoder.offset(now, layer) - transcoder.offset(then, layer)
         skipped[:unused] = 0
         return (held + skipped.to(held))[None]
@@ -135,9 +127,7 @@ def _local(replacement: ReplacementModel, patching: Iterative) -> ReplacementMod
     if not (patching.freeze_errors and replacement.error_correction):
         return replacement
     model, kept = replacement.model, replacement.keep_first_position
-    return ReplacementModel(
-        model, replacement.transcoder, layers=sorted(replacement.layers), keep_first_position=kept
-    )
+    return ReplacementModel(model, replacement.transcoder, layers=sorted(replacement.layers), keep_first_position=kept)
 
 
 def _errors(replacement: ReplacementModel, before: Observed) -> list[tuple[str, HookFunction]]:
@@ -146,10 +136,8 @@ def _errors(replacement: ReplacementModel, before: Observed) -> list[tuple[str, 
         return []
     transcoder, config = replacement.transcoder, replacement.transcoder.config
     unused = int(replacement.keep_first_position and before.start == 0)
-    inputs = before.inputs.transpose(0, 1).to(transcoder.dtype)
-    errors = before.outputs - transcoder.decode(list(before.features), inputs).transpose(0, 1).to(
-        before.outputs
-    )
+    inputs = before.inputs.transpose(0, 1).to(transcoder.device, transcoder.dtype)
+    errors = before.outputs - transcoder.decode(list(before.features), inputs).transpose(0, 1).to(before.outputs)
     errors[:, :unused] = 0
     return [
         (replacement.model.hook_name(layer, config.target_hook), partial(torch.add, errors[layer][None]))

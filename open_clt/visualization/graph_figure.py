@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -75,14 +76,13 @@ def visualize_attribution_graph(
         above = _AROUND + (2 * _TITLE_FONT if title else 0)
         if ax is None:
             placed = _layout(picture, Page())
-            size = placed.width + _LEFT + _AROUND, placed.height + _BELOW + above
+            size = _size(placed, above)
             ax = Figure(figsize=(size[0] / 72, size[1] / 72)).add_axes((0, 0, 1, 1))
         else:
             box = ax.get_window_extent()
             size = box.width / figure_of(ax).dpi * 72, box.height / figure_of(ax).dpi * 72
-            inner = size[0] - _LEFT - _AROUND, size[1] - _BELOW - above
-            placed = _layout(picture, Page(widest=inner[0], narrowest=max(inner[0], Page.narrowest), lowest=inner[1]))
-        canvas = _Canvas(ax, size, (placed.width + _LEFT + _AROUND, placed.height + _BELOW + above))
+            placed = _fitted(picture, size, above)
+        canvas = _Canvas(ax, size, _scale(placed, size, above))
         _draw(canvas, picture, placed)
         _draw_key(canvas, picture)
         if title:
@@ -103,7 +103,32 @@ def _layout(picture: GraphPicture, page: Page) -> PlacedGraph:
     ]
     tokens = [text_size(token_label(token), _TOKEN_FONT) for token in picture.tokens]
     rows = sorted({*map(float, range(picture.n_layers)), *(item.row for item in items)})
-    return place(items, tokens, outputs, rows, page)
+    caption = text_size(_caption(picture), _KEY_FONT)[0]
+    return place(items, tokens, outputs, rows, replace(page, narrowest=max(page.narrowest, caption)))
+
+
+def _size(placed: PlacedGraph, above: float) -> Size:
+    """What a layout needs, with everything around it."""
+    return placed.width + _LEFT + _AROUND, placed.height + _BELOW + above
+
+
+def _scale(placed: PlacedGraph, size: Size, above: float) -> float:
+    needed = _size(placed, above)
+    return min(1.0, size[0] / needed[0], size[1] / needed[1])
+
+
+def _fitted(picture: GraphPicture, size: Size, above: float) -> PlacedGraph:
+    """The layout that has to be made least smaller to fit a given size: as wide for its height as that is."""
+    candidates: list[PlacedGraph] = []
+    for enlarged in np.geomspace(1, 3, 7).tolist():
+        width, height = size[0] * enlarged - _LEFT - _AROUND, size[1] * enlarged - _BELOW - above
+        page = Page(widest=width, wider=1.0, narrowest=max(width, Page.narrowest), lowest=height)
+        candidates.append(_layout(picture, page))
+    return max(candidates, key=lambda placed: _scale(placed, size, above))
+
+
+def _caption(picture: GraphPicture) -> str:
+    return f"Area by influence, width by weight. {picture.caption}"
 
 
 def _across(picture: GraphPicture) -> list[float]:
@@ -139,12 +164,11 @@ def _padded(size: Size) -> Size:
 class _Canvas:
     """Axes whose units are points; fonts, lines and markers are scaled with them where they are small."""
 
-    def __init__(self, ax: Axes, size: Size, needed: Size) -> None:
-        self.ax = ax
-        self.scale = min(1.0, size[0] / needed[0], size[1] / needed[1])
+    def __init__(self, ax: Axes, size: Size, scale: float) -> None:
+        self.ax, self.scale = ax, scale
         ax.set_axis_off()
-        ax.set_xlim(-_LEFT, size[0] / self.scale - _LEFT)
-        ax.set_ylim(-_BELOW, size[1] / self.scale - _BELOW)
+        ax.set_xlim(-_LEFT, size[0] / scale - _LEFT)
+        ax.set_ylim(-_BELOW, size[1] / scale - _BELOW)
 
     def text(self, x: float, y: float, text: str, size: float, **settings: Any) -> None:
         settings = {"ha": "center", "va": "center", "color": INK} | settings
@@ -223,8 +247,8 @@ def _draw_nodes(canvas: _Canvas, picture: GraphPicture, placed: PlacedGraph) -> 
             markeredgewidth=0.6 * canvas.scale,
             zorder=3,
         )
-        label = wrapped(picture.labels[number])
-        canvas.text(left + diameter + _BESIDE, box.y, label, _NODE_FONT, ha="left", path_effects=halo, zorder=5)
+        if label := wrapped(picture.labels[number]):
+            canvas.text(left + diameter + _BESIDE, box.y, label, _NODE_FONT, ha="left", path_effects=halo, zorder=5)
 
 
 def _draw_key(canvas: _Canvas, picture: GraphPicture) -> None:
@@ -250,5 +274,4 @@ def _draw_key(canvas: _Canvas, picture: GraphPicture) -> None:
         borderaxespad=0,
     )
     key.set_zorder(6)
-    caption = f"Area by influence, width by weight. {picture.caption}"
-    canvas.text(0.0, -_BELOW + 7, caption, _KEY_FONT, ha="left", color=GREY)
+    canvas.text(0.0, -_BELOW + 7, _caption(picture), _KEY_FONT, ha="left", color=GREY)

@@ -24,6 +24,8 @@ _MARKS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "·"}
 _SPECIAL = {"<|endoftext|>": "<eot>"}
 _LINE = 1.2
 """Distance of two lines of text, in sizes of the font."""
+_HINTING = 1.08
+"""How much wider than its measures a text may become when its letters are fitted to pixels."""
 _GAP = 2.0
 """Pixels that stay free between two labels."""
 
@@ -52,7 +54,7 @@ def text_size(text: str, size: float) -> tuple[float, float]:
     lines = text.split("\n")
     measure, font = TextToPath(), FontProperties(family=FONT, size=size)
     width = max(measure.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
-    return width, _LINE * size * len(lines)
+    return _HINTING * width, _LINE * size * len(lines)
 
 
 def fit_tick_labels(ax: Axes, x: Sequence[str] = (), y: Sequence[str] = ()) -> None:

@@ -51,6 +51,7 @@ _STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "savefig.dpi": 150,
+    "text.hinting": "no_hinting",  # letters keep their own widths, at every resolution
     "pdf.fonttype": 42,
     "svg.hashsalt": "open-clt",
 }

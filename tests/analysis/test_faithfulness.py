@@ -58,13 +58,14 @@ def test_a_perfect_transcoder_is_faithful(exact: ReplacementModel, graph: Attrib
     assert found.agreement.kl_divergence == pytest.approx(0, abs=1e-5)
     assert found.agreement.same_top
     assert found.agreement.top1_agreement == 1
-    assert found.direct.spearman > 0.95
-    assert found.direct.slope == pytest.approx(1, abs=0.1)
-    assert found.total.spearman > 0.9
-    # What its model gets wrong is only what freezing leaves out.
+    # What is left to get wrong is what freezing attention and norms leaves out.
+    assert found.direct.spearman > 0.75
+    assert found.direct.slope == pytest.approx(0.85, abs=0.15)
+    assert found.total.spearman > 0.75
+    assert found.influence.pearson > 0.9
     assert [row.distance for row in found.perturbations] == [1, 2]
-    assert all(row.cosine > 0.95 for row in found.perturbations)
-    assert all(row.normalised_mse < 0.1 for row in found.perturbations)
+    assert all(row.cosine > 0.9 for row in found.perturbations)
+    assert all(row.normalised_mse < 0.25 for row in found.perturbations)
     assert "6 features ablated" in found.summary()
 
 
@@ -74,8 +75,7 @@ def test_a_poor_transcoder_answers_otherwise_than_the_model(tiny_llama: Language
         attribute(tiny_llama, transcoder, TEXT), ReplacementModel(tiny_llama, transcoder), max_features=6
     )
     assert poor.agreement.kl_divergence > 0.01
-    assert poor.perturbations[-1].normalised_mse > 0.1
-    assert poor.perturbations[-1].cosine < 0.99
+    assert poor.perturbations[-1].normalised_mse > 0.3
     # Edges do not depend on how well it reconstructs: errors are nodes of the graph.
     assert poor.direct.spearman > 0.6
 
@@ -83,7 +83,7 @@ def test_a_poor_transcoder_answers_otherwise_than_the_model(tiny_llama: Language
 def test_a_graph_with_false_edges_is_found_out(exact: ReplacementModel, graph: AttributionGraph) -> None:
     false = replace(graph, edges=graph.edges._replace(weight=-graph.edges.weight))
     found = faithfulness(false, exact, max_features=4)
-    assert found.direct.spearman < -0.8
+    assert found.direct.spearman < -0.7
     assert found.direct.slope < 0
 
 
@@ -101,7 +101,7 @@ def test_the_ablated_features_span_the_ranking(exact: ReplacementModel, graph: A
 
 
 def test_pruned_graphs_can_be_checked_too(exact: ReplacementModel, graph: AttributionGraph) -> None:
-    assert faithfulness(graph.prune(0.6, 0.9), exact, max_features=2).direct.spearman > 0.9
+    assert faithfulness(graph.prune(0.6, 0.9), exact, max_features=2).direct.spearman > 0.7
 
 
 def test_a_foreign_graph_is_refused(exact: ReplacementModel, graph: AttributionGraph, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from open_clt.activations.language_model import LanguageModel, load_language_mod
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
+from open_clt.cli import main
 from open_clt.config import BatchTopKConfig, SamplingConfig
 from open_clt.errors import ConfigError
+from open_clt.models.checkpoint import save_transcoder
 from open_clt.models.circuit_tracer import load_circuit_tracer
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.replacement.generation import generate
@@ -175,9 +177,7 @@ def test_later_layers_answer_iteratively_and_where_they_are_not_held(tiny_gpt2: 
     wanted = Intervention(0, position, feature, scale=8.0)
     runs = {
         "all held": intervene(replacement, TEXT, wanted),
-        "first held": intervene(
-            replacement, TEXT, wanted, Constrained(layers=range(0, 1), freeze_attention=False)
-        ),
+        "first held": intervene(replacement, TEXT, wanted, Constrained(layers=range(0, 1), freeze_attention=False)),
         "none held": intervene(replacement, TEXT, wanted, Iterative()),
     }
     moved = {name: (run.after.outputs - run.before.outputs).norm(dim=(1, 2)) for name, run in runs.items()}
@@ -185,9 +185,7 @@ def test_later_layers_answer_iteratively_and_where_they_are_not_held(tiny_gpt2: 
     assert moved["all held"][1:].abs().max() == 0
     assert moved["first held"][1:].min() > 0.01
     # Nothing comes between an intervention on layer 0 and layer 0: holding it is no constraint.
-    torch.testing.assert_close(
-        runs["first held"].logits_after, runs["none held"].logits_after, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(runs["first held"].logits_after, runs["none held"].logits_after, atol=1e-5, rtol=1e-5)
 
 
 def test_what_a_feature_writes_beyond_the_held_layers_is_left_out(tiny_gpt2: LanguageModel) -> None:
@@ -206,11 +204,7 @@ def test_frozen_is_frozen_and_the_rest_is_not(model: LanguageModel) -> None:
 
     def changed(patching: Patching, ending: str) -> float:
         record = intervene(replacement, TEXT, wanted, patching)
-        pairs = [
-            (record.before.frozen[n], record.after.frozen[n])
-            for n in record.before.frozen
-            if n.endswith(ending)
-        ]
+        pairs = [(record.before.frozen[n], record.after.frozen[n]) for n in record.before.frozen if n.endswith(ending)]
         return max(float((then - now).abs().max()) for then, now in pairs)
 
     for patching in (Iterative(freeze_attention=True), Constrained(layers=range(0, 2))):
@@ -242,9 +236,7 @@ def test_in_the_transcoders_own_model_effects_are_its_own(tiny_gpt2: LanguageMod
     position, feature = active(replacement, 0)
     for patching in (Constrained(), Iterative()):
         record = intervene(replacement, TEXT, Intervention(0, position, feature, value=3.0), patching)
-        torch.testing.assert_close(
-            record.logits_before, replacement.logits(tiny_gpt2.tokenize(TEXT)[None])[0]
-        )
+        torch.testing.assert_close(record.logits_before, replacement.logits(tiny_gpt2.tokenize(TEXT)[None])[0])
         assert record.kl_divergence > 1e-5
 
 
@@ -373,3 +365,23 @@ def test_a_place_after_the_prompt_is_reached_by_writing(tiny_gpt2: LanguageModel
     changed = generate_patched(replacement, TEXT, wanted, sampling=sampling).tokens
     assert changed[: length + 3].equal(plain[: length + 3])
     assert not changed.equal(plain)
+
+
+# From a shell
+
+
+def test_the_commands_intervene_and_ablate(
+    tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_transcoder(random_transcoder(tiny_gpt2), tmp_path / "transcoder")
+    options = ["--model", str(tiny_gpt2_folder), "--transcoder", str(checkpoint), "--prompt", TEXT]
+    assert main(["intervene", *options, "--ablate", "0_5", "--set", "1_7_3=9.5", "--scale", "2_3_-1=2"]) == 2
+    assert "'2_3_-1' names no feature" in capsys.readouterr().err
+    assert main(["intervene", *options, "--set", "1_7_3"]) == 2
+    assert "FEATURE=NUMBER" in capsys.readouterr().err
+    assert main(["intervene", *options]) == 2
+    assert "No feature" in capsys.readouterr().err
+    assert main(["intervene", *options, "--constrained", "--set", "1_7_3=9.5", "--top", "2"]) == 0
+    assert "L1/7 at 3: 0.000 -> 9.500" in capsys.readouterr().out
+    assert main(["generate", *options, "--max-new-tokens", "2", "--ablate", "0_5", "1_7_3"]) == 0
+    assert f"ablated        '{TEXT}" in capsys.readouterr().out

@@ -48,7 +48,7 @@ class Curves(NamedTuple):
 
 HEAT = np.maximum(RNG.normal(size=(20, len(TOKENS))), 0)
 SPARSE = RNG.random((4, 64)) ** 8 * (RNG.random((4, 64)) > 0.1)
-CORRELATIONS = np.corrcoef(RNG.normal(size=(20, 50)))
+CORRELATIONS = np.array(np.corrcoef(RNG.normal(size=(20, 50))))
 
 Draw = Callable[..., Figure]
 FIGURES: dict[str, tuple[Draw, tuple[Any, ...], dict[str, Any]]] = {

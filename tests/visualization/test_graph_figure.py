@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -34,7 +33,8 @@ LABELS = ["say a capital", "Texas", "say Austin", "names of capitals of countrie
 def picture(seed: int, tokens: list[str], n_layers: int, count: int, n_outputs: int) -> GraphPicture:
     """A graph as real ones are: most nodes at late positions, many labelled, some errors and biases, all connected."""
     rng = np.random.default_rng(seed)
-    shapes: list[Shape] = [*rng.choice(["feature", "feature", "feature", "error", "other"], count).tolist()]
+    mixture: list[Shape] = ["feature", "feature", "feature", "error", "other"]
+    shapes = [mixture[number] for number in rng.integers(len(mixture), size=count)]
     rows = [rng.integers(n_layers) - 0.5 * (shape == "other") for shape in shapes]
     positions = np.minimum((len(tokens) * rng.random(count) ** 0.4).astype(int), len(tokens) - 1).tolist()
     labels = [LABELS[rng.integers(len(LABELS))] if shape == "feature" else "" for shape in shapes]
@@ -93,10 +93,6 @@ def test_in_given_axes_everything_is_scaled_to_fit(size: tuple[float, float]) ->
     assert not right.has_data()
 
 
-def edge_widths(ax: Axes) -> np.ndarray:
-    return np.asarray(ax.collections[0].get_linewidths())
-
-
 def test_sizes_by_influence_widths_by_weight_and_colours_by_sign() -> None:
     drawn = GraphPicture(
         shapes=("feature", "feature", "token", "output"),
@@ -113,9 +109,10 @@ def test_sizes_by_influence_widths_by_weight_and_colours_by_sign() -> None:
     ax = visualize_attribution_graph(drawn).axes[0]
     small, large = (line.get_markersize() for line in ax.lines)
     assert small < large
-    widths = edge_widths(ax)  # drawn from light to heavy
+    (edges,) = ax.collections
+    widths = np.asarray(edges.get_linewidth())  # drawn from light to heavy
     assert widths[1] - widths[0] == pytest.approx((widths[2] - widths[1]) / 2)
-    colours = [to_hex(colour).upper() for colour in np.asarray(ax.collections[0].get_edgecolors())]
+    colours = [to_hex(colour).upper() for colour in np.asarray(edges.get_edgecolor())]
     assert colours == [VERMILLION, BLUE, BLUE]
 
 
@@ -176,7 +173,7 @@ def test_a_users_labels_stand_beside_features(graph: AttributionGraph) -> None:
     node = graph.node(strongest)
     labelled = graph.with_labels({f"{node.layer}_{node.index}": "a $cat$"})
     for whole, expected in ((graph, str(node.index)), (labelled, "a $cat$")):
-        figure = visualize_attribution_graph(whole, max_nodes=10)
+        figure = visualize_attribution_graph(whole, max_nodes=1000)
         assert expected in [text.get_text() for text in texts_of(figure)]
 
 

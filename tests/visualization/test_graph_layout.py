@@ -69,6 +69,7 @@ def test_nodes_stand_between_the_tokens_next_to_theirs(case: Case) -> None:
 def test_a_crowded_page_turns_its_tokens() -> None:
     rows = [number / 2 for number in range(8)]
     items, tokens = scattered(0, 30, 4, 40)
+    items = [item._replace(size=(item.size[0] / 4, item.size[1])) for item in items]
     crowded = place(items, tokens, [], rows, Page())
     roomy = place(items[:0], tokens[:4], [], rows, Page())
     assert crowded.upright_tokens

@@ -44,4 +44,4 @@ def test_texts_too_short_for_anything_are_one_clear_error(
     tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path
 ) -> None:
     with pytest.raises(TextError, match="more text"):
-        run_visualization_suite(tiny_gpt2, transcoder, ["a b"], tmp_path)
+        run_visualization_suite(tiny_gpt2, transcoder, ["a"], tmp_path)
