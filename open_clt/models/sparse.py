@@ -135,7 +135,7 @@ def write(
 
 
 def add_written(
-    offsets: Float[Tensor, "batch layer d_model"], written: Sequence[Float[Tensor, "batch target d_model"]]
+    offsets: Float[Tensor, "batch layer d_model"], written: Sequence[Float[Tensor, "batch _ d_model"]]
 ) -> Float[Tensor, "batch layer d_model"]:
     """Add what each source layer wrote to the layers it wrote to: slice ``j`` of ``written[s]`` goes to ``s + j``.
 

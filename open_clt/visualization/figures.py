@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -135,8 +136,6 @@ def visualize_feature_embedding(
     ``sizes`` (say, importance) sets the areas of the points; ``n_layers`` how far the colours reach.
     See ``open_clt.analysis.directions.embed``.
     """
-    import torch
-
     layer = np.asarray(layers)
     placed = embed(torch.as_tensor(numbers(vectors).copy()), method, perplexity=perplexity, seed=seed)
     x, y = numbers(placed.points).T
