@@ -1,7 +1,7 @@
 """Two hops, seen and tested: does the graph hold the fact in the middle, and does the answer hang on it?
 
     python benchmarks/known_circuits.py                      the embedded model and its transcoder
-    python benchmarks/known_circuits.py --limit 20 --strength 2
+    python benchmarks/known_circuits.py --replaced           the same in the model whose MLPs are the transcoder
 
 "The capital of the state containing Dallas is" -> " Austin" needs a fact that the prompt does not name: Texas. For each
 held-out two-hop prompt that the embedded model answers rightly, three questions:
@@ -12,14 +12,18 @@ held-out two-hop prompt that the embedded model answers rightly, three questions
 
 Which features are a state's is found without two-hop prompts, capitals or answers: from one-hop prompts ("Dallas is a
 city in", every way of saying it) about the cities of all states. A feature counts as active for a city if it is active
-at the city's token or later in at least half of the prompts about it. It is a feature of a state if it is active for
-most of the state's cities (``--own``) and for few cities of other states (``--others``); the city that a two-hop prompt
-asks about does not vote, nor do state capitals. The supernode is those of them that are active in the two-hop
-prompt at the city's token or later.
+at the city's token or later in at least half of the prompts about it. It is one of a state's features if it is active
+for most of the state's cities (``--own``) and not for most cities of other states (``--others``): the model writes a
+state as a combination of features, most of which it shares with some other states, so that few belong to one alone. The
+city that a two-hop prompt asks about does not vote, nor do state capitals. The supernode is those of the state's
+features that are active in the two-hop prompt at the city's token or later.
 
-Interventions are iterative and on the model itself: its MLPs answer, and nothing is frozen. The swap takes the other
-state's features, and how strongly and where they are active, from the same sentence about one of that state's cities,
-times ``--strength``. The last line is JSON.
+Interventions are iterative and nothing is frozen; they are on the model itself, whose MLPs answer and whose errors (what
+the transcoder misses) go on speaking for the old state. So each test is made twice: strictly, with features at 0 and the
+other state's as active as they are in the same sentence about one of its cities; and steered, as is usual in the
+literature, with features at ``--inhibition`` times their activation and the other state's at ``--strength`` times theirs.
+``control`` inhibits as many other features, drawn at random from those active at the same positions: what breaks an
+answer by force alone. The shares named in the task (path, ablation, swap, all) are the strict ones. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -53,6 +57,9 @@ AIM = 0.8
 STATES = {state.name: state for state in facts.STATES}
 CITIES = [(city, state.name) for state in facts.STATES for city in state.cities]
 
+Place: TypeAlias = tuple[int, int, int]
+"""Layer, position and feature."""
+
 
 class Question(NamedTuple):
     """A two-hop prompt, taken apart."""
@@ -64,25 +71,36 @@ class Question(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was found for one prompt."""
+    """What was found for one prompt; tokens are the likeliest ones."""
 
     question: Question
     features: int
     """Features of the state that are active."""
     path: bool
-    ablated_to: str
-    """Likeliest token with the state's features at 0."""
-    swapped_for: str
-    """The other state's capital."""
-    swapped_to: str
+    ablated: str
+    inhibited: str
+    control: str
+    """With as many other features inhibited."""
+    other_capital: str
+    swapped: str
+    steered: str
+    """Swapped, with inhibition and strength."""
 
-    @property
-    def ablation(self) -> bool:
-        return self.features > 0 and self.ablated_to != self.question.answer
-
-    @property
-    def swap(self) -> bool:
-        return self.swapped_to == self.swapped_for
+    def held(self) -> dict[str, bool]:
+        """Each question's answer."""
+        answer, path = self.question.answer, self.path
+        ablation, inhibition = (self.features > 0 and token != answer for token in (self.ablated, self.inhibited))
+        swap, steered = (token == self.other_capital for token in (self.swapped, self.steered))
+        return {
+            "path_share": path,
+            "ablation_share": ablation,
+            "swap_share": swap,
+            "all_share": path and ablation and swap,
+            "inhibition_share": inhibition,
+            "control_share": self.control != answer,
+            "steered_swap_share": steered,
+            "all_steered_share": path and inhibition and steered,
+        }
 
 
 class StateFeatures:
@@ -139,13 +157,13 @@ def _question(prompt: EvaluationPrompt) -> Question:
     return Question(prompt.prompt, prompt.answer, city, state)
 
 
-def supernode(features: Tensor, run: Observed, start: int) -> list[tuple[int, int, int, float]]:
-    """(layer, position, feature, activation) of a state's features where they are active, from the city on."""
-    found: list[tuple[int, int, int, float]] = []
+def supernode(features: Tensor, run: Observed, start: int) -> dict[Place, float]:
+    """Where features of a (layer, feature) mask are active from a position on, and how much."""
+    found: dict[Place, float] = {}
     for layer, active in enumerate(run.features):
         mine = features[layer][active.features.cpu()] & (active.rows.cpu() >= start) & (active.values.cpu() > 0)
         columns = (column.cpu()[mine].tolist() for column in (active.rows, active.features, active.values))
-        found += [(layer, position, feature, value) for position, feature, value in zip(*columns, strict=True)]
+        found |= {(layer, position, feature): value for position, feature, value in zip(*columns, strict=True)}
     return found
 
 
@@ -180,29 +198,51 @@ class Bench:
             clt = OpenCrossLayerTranscoder(arguments.model)
             clt.load_model(arguments.transcoder)
         self.model, self.transcoder = clt.language_model, clt.transcoder
-        self.replacement = ReplacementModel(self.model, self.transcoder, error_correction=True)
+        self.replacement = ReplacementModel(self.model, self.transcoder, error_correction=not arguments.replaced)
         self.features = StateFeatures(self.replacement, arguments.own, arguments.others)
+        self.inhibition: float = arguments.inhibition
         self.strength: float = arguments.strength
+        self.generator = torch.Generator().manual_seed(arguments.seed)
 
     def answered(self, asked: Sequence[Question]) -> list[Question]:
         """The questions that the model answers rightly."""
-        predicted = self.model.token_strings(self.model.next_tokens([question.prompt for question in asked]))
-        return [question for question, found in zip(asked, predicted, strict=True) if found == question.answer]
+        found = [observe(self.replacement, question.prompt).logits[-1].argmax() for question in asked]
+        names = self.model.token_strings(torch.stack(found))
+        return [question for question, name in zip(asked, names, strict=True) if name == question.answer]
 
     def examine(self, question: Question) -> Outcome:
-        """Put the three questions to one prompt."""
+        """Put every question to one prompt."""
         before = observe(self.replacement, question.prompt)
         start = city_position(self.model, question.prompt, question.city)
         members = supernode(self.features.of(question.state, question.city), before, start)
-        ablation = [Intervention(layer, position, feature, value=0.0) for layer, position, feature, _ in members]
-        other, swap = self.other_state(question, start)
-        capital = f" {STATES[other].capital}"
-        path, ablated, swapped = False, question.answer, question.answer
-        if members:
-            path = self.path(question, start, [f"{layer}_{feature}_{at}" for layer, at, feature, _ in members])
-            ablated = self.top(before, ablation)
-            swapped = self.top(before, ablation + swap)
-        return Outcome(question, len(members), path, ablated, capital, swapped)
+        other, theirs = self.other_state(question, start)
+        without = [Intervention(*place, value=0.0) for place in members]
+        inhibited = [Intervention(*place, scale=self.inhibition) for place in members]
+        control = [Intervention(*place, scale=self.inhibition) for place in self.others(before, start, members)]
+        swapped, steered = (
+            [Intervention(*place, value=strength * value) for place, value in theirs.items()]
+            for strength in (1.0, self.strength)
+        )
+        names = [f"{layer}_{feature}_{position}" for layer, position, feature in members]
+        return Outcome(
+            question=question,
+            features=len(members),
+            path=self.path(question, start, names),
+            ablated=self.top(before, without),
+            inhibited=self.top(before, inhibited),
+            control=self.top(before, control),
+            other_capital=f" {STATES[other].capital}",
+            swapped=self.top(before, without + swapped),
+            steered=self.top(before, inhibited + steered),
+        )
+
+    def others(self, before: Observed, start: int, members: Collection[Place]) -> list[Place]:
+        """As many features as a supernode has, drawn from the others that are active at its positions."""
+        every = torch.ones(self.transcoder.config.n_layers, self.transcoder.config.n_features, dtype=torch.bool)
+        positions = {position for _, position, _ in members}
+        pool = [place for place in supernode(every, before, start) if place[1] in positions and place not in members]
+        order = torch.randperm(len(pool), generator=self.generator)[: len(members)]
+        return [pool[number] for number in order.tolist()]
 
     def path(self, question: Question, start: int, members: Sequence[str]) -> bool:
         """Whether the pruned graph holds the path."""
@@ -213,8 +253,8 @@ class Bench:
         """The likeliest token with interventions."""
         return intervene(self.replacement, before, interventions, Iterative(), top=1).top_after[0].token
 
-    def other_state(self, question: Question, start: int) -> tuple[str, list[Intervention]]:
-        """The next state in the list that has features in the same sentence, and these features."""
+    def other_state(self, question: Question, start: int) -> tuple[str, dict[Place, float]]:
+        """The next state in the list with features in the same sentence about a city of its own, and these features."""
         names = list(STATES)
         length = len(self.model.tokenize(question.prompt))
         following = names[names.index(question.state) + 1 :] + names[: names.index(question.state)]
@@ -225,31 +265,28 @@ class Bench:
                     continue  # another number of tokens: places would not correspond
                 found = supernode(self.features.of(name, city), observe(self.replacement, prompt), start)
                 if found:
-                    return name, [
-                        Intervention(layer, position, feature, value=self.strength * value)
-                        for layer, position, feature, value in found
-                    ]
+                    return name, found
         raise ValueError(f"no other state has features in {question.prompt!r}")
 
 
 def table(outcomes: Sequence[Outcome], template_of: dict[str, str]) -> str:
     """One line per way of asking, and one for all."""
-    lines = [f"{'prompt':<58}{'prompts':>8}{'features':>9}{'path':>7}{'ablation':>10}{'swap':>7}{'all':>7}"]
+    heads = ("path", "ablation", "swap", "all", "inhibition", "control", "st. swap", "st. all")
+    lines = [f"{'prompt':<56}{'prompts':>8}{'features':>9}" + "".join(f"{head:>11}" for head in heads)]
     rows: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         rows.setdefault(template_of[outcome.question.prompt], []).append(outcome)
     for name, found in (*sorted(rows.items()), ("all", list(outcomes))):
-        path, ablation, swap, every = shares(found).values()
         features = sum(outcome.features for outcome in found) / len(found)
-        lines.append(f"{name:<58}{len(found):>8}{features:>9.1f}{path:>7.0%}{ablation:>10.0%}{swap:>7.0%}{every:>7.0%}")
+        numbers = "".join(f"{share:>11.0%}" for share in shares(found).values())
+        lines.append(f"{name:<56}{len(found):>8}{features:>9.1f}{numbers}")
     return "\n".join(lines)
 
 
 def shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Share of the prompts for which each answer is yes, and for which all are."""
-    held = torch.tensor([[o.path, o.ablation, o.swap, o.path and o.ablation and o.swap] for o in outcomes])
-    names = ("path_share", "ablation_share", "swap_share", "all_share")
-    return dict(zip(names, held.float().mean(0).tolist(), strict=True))
+    """Share of the prompts for which each answer is yes."""
+    held = [outcome.held() for outcome in outcomes]
+    return {name: sum(answers[name] for answers in held) / len(held) for name in held[0]}
 
 
 def main() -> None:
@@ -259,8 +296,11 @@ def main() -> None:
     parser.add_argument("--transcoder", type=Path, default=None, help="its directory (default: the one that ships)")
     parser.add_argument("--limit", type=int, default=None, help="at most this many prompts (default: all)")
     parser.add_argument("--own", type=float, default=0.5, help="least share of the state's cities (default: 0.5)")
-    parser.add_argument("--others", type=float, default=0.1, help="largest share of other cities (default: 0.1)")
-    parser.add_argument("--strength", type=float, default=1.0, help="of the features swapped in (default: 1)")
+    parser.add_argument("--others", type=float, default=0.5, help="largest share of other cities (default: 0.5)")
+    parser.add_argument("--inhibition", type=float, default=-1.0, help="factor where steered (default: -1)")
+    parser.add_argument("--strength", type=float, default=2.0, help="factor of what is swapped in (default: 2)")
+    parser.add_argument("--replaced", action="store_true", help="in the model whose MLPs are the transcoder")
+    parser.add_argument("--seed", type=int, default=0, help="of the control's draws (default: 0)")
     parser.add_argument("--verbose", action="store_true", help="one line per prompt")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -272,6 +312,7 @@ def main() -> None:
             print(f"{found.question.prompt!r}: {found}")
     print(table(outcomes, {q.prompt: q.prompt.replace(q.city, "...") for q in answered}))
     result = {**shares(outcomes), "prompts": len(answered), "asked": len(asked), "seconds": time.monotonic() - started}
+    result = {name: round(number, 4) for name, number in result.items()}
     print(f"aim: all three for {AIM:.0%} of the prompts; {'reached' if result['all_share'] >= AIM else 'missed'}")
     print(json.dumps(result))
 

@@ -289,7 +289,7 @@ def _token_map(
 ) -> Figure:
     """A heatmap over the tokens of a text, zero white."""
     rows, columns = values.shape
-    size = float(np.clip(2.2 + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.4, 12))
+    size = float(np.clip(2.2 + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.8, 12))
     with drawing(ax, size, save_path) as ax:
         top = max(float(np.max(values, initial=0)), 1e-30)
         image = ax.imshow(numbers(values), cmap=sequential(), vmin=0, vmax=top, aspect="auto", interpolation="nearest")

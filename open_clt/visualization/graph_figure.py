@@ -66,10 +66,9 @@ def visualize_attribution_graph(
     """Draw an attribution graph: its outputs, its tokens, and the ``max_nodes`` most influential nodes between them.
 
     ``kinds`` says which of these may be drawn: features, errors, other. Of the edges, the ``max_edges`` that carry most
-    influence are drawn, and every node's strongest. Labels that
-    ``AttributionGraph.with_labels`` gave to features stand beside them, else their index. A figure of its own is as
-    large as its labels need; in a given ``ax`` everything is scaled to fit. Returns the figure; raises ConfigError if
-    ``save_path`` ends in anything but .png, .svg or .pdf.
+    influence are drawn, and every node's strongest. Labels that ``AttributionGraph.with_labels`` gave to features stand
+    beside them, else their index. A figure of its own is as large as its labels need; in a given ``ax`` everything is
+    scaled to fit. Returns the figure; raises ConfigError if ``save_path`` ends in anything but .png, .svg or .pdf.
     """
     with styled(save_path):
         picture = graph if isinstance(graph, GraphPicture) else picture_of(graph, max_nodes, max_edges, kinds)

@@ -50,7 +50,7 @@ def wrapped(text: str, width: int = 16, lines: int = 2) -> str:
 
 
 def text_size(text: str, size: float) -> tuple[float, float]:
-    """Width and height of a text in points, by the font's own measures; as matplotlib draws it."""
+    """Width and height that a text takes at most, in points, by the font's own measures."""
     lines = text.split("\n")
     measure, font = TextToPath(), FontProperties(family=FONT, size=size)
     width = max(measure.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
@@ -85,12 +85,15 @@ def _fit(ax: Axes, axis: Axis, labels: Sequence[str], rotations: Sequence[int]) 
 
 def _label_ticks(ax: Axes, axis: Axis, labels: Sequence[str], rotation: int, step: int) -> float:
     """Show every ``step``-th label, and return the room that neighbours need over the room they have, at worst."""
-    anchor: dict[str, Any] = {"ha": "right", "rotation_mode": "anchor"} if rotation == 45 else {}
+    along_x = axis is ax.xaxis
+    anchor: dict[str, Any] = {
+        "ha": "center" if along_x and rotation != 45 else "right",
+        "rotation_mode": "anchor" if rotation == 45 else "default",
+    }
     places = range(0, len(labels), step)
     axis.set_ticks(places, [labels[place] for place in places], rotation=rotation, parse_math=False, **anchor)
     figure = figure_of(ax)
     figure.draw_without_rendering()
-    along_x = axis is ax.xaxis
     ends = ax.transData.transform([(place, place) for place in places])[:, 0 if along_x else 1]
     if len(ends) < 2:
         return 0.0

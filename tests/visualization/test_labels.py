@@ -65,6 +65,9 @@ def test_all_of_the_four_ways_occur() -> None:
             fit_tick_labels(ax, [f"·token{number}" for number in range(10)])
         labels = ax.get_xticklabels()
         ways.add((labels[0].get_rotation(), len(labels) == 10))
+        middles = [label.get_window_extent().x0 / 2 + label.get_window_extent().x1 / 2 for label in labels]
+        ticks = ax.transData.transform([(tick, 0) for tick in ax.get_xticks()])[:, 0]
+        assert labels[0].get_rotation() == 45 or middles == pytest.approx(ticks.tolist(), abs=2)
     assert ways == {(0.0, True), (45.0, True), (90.0, True), (90.0, False)}
 
 
