@@ -18,12 +18,12 @@ state as a combination of features, most of which it shares with some other stat
 city that a two-hop prompt asks about does not vote, nor do state capitals. The supernode is those of the state's
 features that are active in the two-hop prompt at the city's token or later.
 
-Interventions are iterative and nothing is frozen; they are on the model itself, whose MLPs answer and whose errors (what
-the transcoder misses) go on speaking for the old state. So each test is made twice: strictly, with features at 0 and the
-other state's as active as they are in the same sentence about one of its cities; and steered, as is usual in the
-literature, with features at ``--inhibition`` times their activation and the other state's at ``--strength`` times theirs.
-``control`` inhibits as many other features, drawn at random from those active at the same positions: what breaks an
-answer by force alone. The shares named in the task (path, ablation, swap, all) are the strict ones. The last line is JSON.
+Interventions are iterative and nothing is frozen. By default they are on the model itself, whose MLPs answer and whose
+errors (what the transcoder misses) go on speaking for the old state; with ``--replaced`` they are on the model whose
+MLPs are the transcoder, on the prompts that it answers rightly. What is swapped in is as active as it is in the same
+sentence about a city of the other state; ``strong`` is the same swap with ``--strength`` times that. ``control`` sets
+as many other features to 0, drawn at random from those active at the same positions: an ablation says something about
+the state as far as it breaks more answers than that. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -78,28 +78,23 @@ class Outcome(NamedTuple):
     """Features of the state that are active."""
     path: bool
     ablated: str
-    inhibited: str
     control: str
-    """With as many other features inhibited."""
+    """With as many other features at 0."""
     other_capital: str
     swapped: str
-    steered: str
-    """Swapped, with inhibition and strength."""
+    swapped_strongly: str
 
     def held(self) -> dict[str, bool]:
         """Each question's answer."""
-        answer, path = self.question.answer, self.path
-        ablation, inhibition = (self.features > 0 and token != answer for token in (self.ablated, self.inhibited))
-        swap, steered = (token == self.other_capital for token in (self.swapped, self.steered))
+        ablation = self.features > 0 and self.ablated != self.question.answer
+        swap = self.swapped == self.other_capital
         return {
-            "path_share": path,
+            "path_share": self.path,
             "ablation_share": ablation,
             "swap_share": swap,
-            "all_share": path and ablation and swap,
-            "inhibition_share": inhibition,
-            "control_share": self.control != answer,
-            "steered_swap_share": steered,
-            "all_steered_share": path and inhibition and steered,
+            "all_share": self.path and ablation and swap,
+            "control_share": self.control != self.question.answer,
+            "strong_swap_share": self.swapped_strongly == self.other_capital,
         }
 
 
@@ -200,7 +195,6 @@ class Bench:
         self.model, self.transcoder = clt.language_model, clt.transcoder
         self.replacement = ReplacementModel(self.model, self.transcoder, error_correction=not arguments.replaced)
         self.features = StateFeatures(self.replacement, arguments.own, arguments.others)
-        self.inhibition: float = arguments.inhibition
         self.strength: float = arguments.strength
         self.generator = torch.Generator().manual_seed(arguments.seed)
 
@@ -217,9 +211,8 @@ class Bench:
         members = supernode(self.features.of(question.state, question.city), before, start)
         other, theirs = self.other_state(question, start)
         without = [Intervention(*place, value=0.0) for place in members]
-        inhibited = [Intervention(*place, scale=self.inhibition) for place in members]
-        control = [Intervention(*place, scale=self.inhibition) for place in self.others(before, start, members)]
-        swapped, steered = (
+        control = [Intervention(*place, value=0.0) for place in self.others(before, start, members)]
+        swapped, strongly = (
             [Intervention(*place, value=strength * value) for place, value in theirs.items()]
             for strength in (1.0, self.strength)
         )
@@ -229,11 +222,10 @@ class Bench:
             features=len(members),
             path=self.path(question, start, names),
             ablated=self.top(before, without),
-            inhibited=self.top(before, inhibited),
             control=self.top(before, control),
             other_capital=f" {STATES[other].capital}",
             swapped=self.top(before, without + swapped),
-            steered=self.top(before, inhibited + steered),
+            swapped_strongly=self.top(before, without + strongly),
         )
 
     def others(self, before: Observed, start: int, members: Collection[Place]) -> list[Place]:
@@ -271,7 +263,7 @@ class Bench:
 
 def table(outcomes: Sequence[Outcome], template_of: dict[str, str]) -> str:
     """One line per way of asking, and one for all."""
-    heads = ("path", "ablation", "swap", "all", "inhibition", "control", "st. swap", "st. all")
+    heads = ("path", "ablation", "swap", "all", "control", "strong")
     lines = [f"{'prompt':<56}{'prompts':>8}{'features':>9}" + "".join(f"{head:>11}" for head in heads)]
     rows: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -297,8 +289,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None, help="at most this many prompts (default: all)")
     parser.add_argument("--own", type=float, default=0.5, help="least share of the state's cities (default: 0.5)")
     parser.add_argument("--others", type=float, default=0.5, help="largest share of other cities (default: 0.5)")
-    parser.add_argument("--inhibition", type=float, default=-1.0, help="factor where steered (default: -1)")
-    parser.add_argument("--strength", type=float, default=2.0, help="factor of what is swapped in (default: 2)")
+    parser.add_argument("--strength", type=float, default=2.0, help="of the strong swap (default: 2)")
     parser.add_argument("--replaced", action="store_true", help="in the model whose MLPs are the transcoder")
     parser.add_argument("--seed", type=int, default=0, help="of the control's draws (default: 0)")
     parser.add_argument("--verbose", action="store_true", help="one line per prompt")

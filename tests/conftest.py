@@ -11,6 +11,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The tensors of tests are tiny: more than one thread costs more than it brings.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from jaxtyping import install_import_hook

@@ -24,8 +24,12 @@ from torch import Tensor
 from torch.autograd.function import Function, FunctionCtx
 from torch.nn import functional
 
-DENSE_ABOVE = 1 / 12
-"""Share of active features above which dense products are the faster ones (measured on CPU, fp32)."""
+DENSE_ABOVE = 1 / 5
+"""Share of active features above which dense products are the faster ones.
+
+Measured on one CPU core in fp32, decoding with both gradients: sparse is 20 times as fast at 0.2 %, 4 times at 3 %,
+twice at 12 %, and no faster at 25 %, whatever the shape.
+"""
 
 
 class Transposed(NamedTuple):

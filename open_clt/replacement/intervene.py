@@ -108,7 +108,7 @@ class InterventionRecord:
         for name, top in tops:
             lines.append(f"{name:<11} {', '.join(f'{t.token!r} {t.probability:.1%}' for t in top[:count])}")
         found = self.changes
-        lines.append(f"KL          {self.kl_divergence:.4f} nats; {found.layer.shape[0]} activations changed, most:")
+        lines.append(f"KL          {self.kl_divergence:.4f} nats; {found.layer.shape[0]} activations changed")
         for layer, position, feature, before, after in zip(*(column[:count].tolist() for column in found), strict=True):
             lines.append(f"  L{layer}/{feature} at {position}: {before:.3f} -> {after:.3f}")
         return "\n".join(lines)

@@ -56,8 +56,9 @@ class Intervention:
         """In a few words, such as ``L2/417 at 5 = 0``."""
         where = self.position
         if isinstance(where, slice):
-            where = ":".join("" if part is None else str(part) for part in (where.start, where.stop))
-        place = "everywhere" if where is None else f"at {where}"
+            place = f"from {where.start or 0}" + ("" if where.stop is None else f" until {where.stop}")
+        else:
+            place = "everywhere" if where is None else f"at {where}"
         change = f"= {self.value:g}" if self.value is not None else f"times {self.scale:g}"
         return f"L{self.layer}/{self.feature} {place} {change}"
 
