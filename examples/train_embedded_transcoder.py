@@ -41,8 +41,9 @@ from open_clt.training.train import train_transcoder
 
 log = logging.getLogger("train_embedded_transcoder")
 
-DOCUMENTS = 13_000
+DOCUMENTS = 16_000
 HELD_OUT_DOCUMENTS = 1_500
+CONTEXT_LENGTH = 40
 # The language model learned from seeds 1, 2, ...: these two are text that neither it nor the transcoder saw before.
 TRAINING_TEXT_SEED = 500_000_001
 HELD_OUT_TEXT_SEED = 500_000_002
@@ -53,9 +54,9 @@ def transcoder_settings(model: LanguageModel) -> TranscoderConfig:
     """The shape of the transcoder that ships."""
     return TranscoderConfig(
         n_layers=model.n_layers,
-        n_features=512,
+        n_features=768,
         d_model=model.d_model,
-        nonlinearity=BatchTopKConfig(k=10),
+        nonlinearity=BatchTopKConfig(k=19),
         language_model="embedded",
     )
 
@@ -65,8 +66,10 @@ def training_settings(arguments: argparse.Namespace) -> TrainingConfig:
     return TrainingConfig(
         max_steps=arguments.steps,
         batch_size=1024,
-        learning_rate=4e-3,
-        loss=LossConfig(dead_after_tokens=200_000),
+        learning_rate=2e-3,
+        # Dead features are revived soon and with full weight: otherwise one in ten stays dead.
+        loss=LossConfig(auxiliary=1.0, dead_after_tokens=20_000),
+        initial_firing_rate=0.02,
         held_out_share=0.0,
         harvest_batch_size=32,
         seed=arguments.seed,
@@ -110,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="the language model (default: the embedded one)")
     parser.add_argument("--output", type=Path, default=TRANSCODER_DIRECTORY, help="where the transcoder goes")
-    parser.add_argument("--steps", type=int, default=4_000, help="training steps (default: 4000)")
+    parser.add_argument("--steps", type=int, default=3_000, help="training steps (default: 3000)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -121,9 +124,9 @@ def main() -> None:
     arguments = parse_arguments()
     started = time.monotonic()
     model = load_language_model(arguments.model)
-    # Every context begins as a document begins, as in the language model's training and as prompts do.
+    # Every context begins as a document begins and is hardly longer than one, as in the language model's training.
     contexts, held_out = (
-        pack_contexts(generate_texts(number, seed), model, model.context_length, from_start=True)
+        pack_contexts(generate_texts(number, seed), model, CONTEXT_LENGTH, from_start=True)
         for number, seed in ((DOCUMENTS, TRAINING_TEXT_SEED), (HELD_OUT_DOCUMENTS, HELD_OUT_TEXT_SEED))
     )
     log.info("%d tokens to train on, %d held out", contexts.numel(), held_out.numel())

@@ -62,6 +62,7 @@ class MemoryStore:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of all batches."""
         return sum(batch.size for batch in self.batches)
 
     def __iter__(self) -> Iterator[ActivationBatch]:
@@ -89,6 +90,7 @@ class Harvest:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of all contexts, first positions included."""
         return self.contexts.numel()
 
     def __iter__(self) -> Iterator[ActivationBatch]:
