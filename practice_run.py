@@ -29,7 +29,11 @@ from torch import Tensor
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.text import dataset_texts, pack_contexts, read_texts
 from open_clt.analysis.evaluation import Evaluation, evaluate_transcoder
+from open_clt.analysis.features import ActivationStatistics, activation_statistics
+from open_clt.analysis.graph_operations import label_features
+from open_clt.analysis.records import feature_records
 from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.nodes import NodeKind
 from open_clt.config import SamplingConfig, TrainingConfig
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError, OpenCLTError
@@ -47,6 +51,7 @@ EMBEDDED_PROMPTS = (
 )
 PROMPTS = ("The Eiffel Tower is in the city of", "When Mary and John went to the store, John gave a drink to")
 HELD_OUT_CONTEXTS = 24
+NAMED_FEATURES = 60
 console = Console(highlight=False)
 
 
@@ -70,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         clt, record = train(options, model, data)
         evaluation = measure(clt, data)
         draw_features(options, clt, record, data)
-        graphs = trace(options, clt)
+        graphs = trace(options, clt, data)
         comparisons = compare(clt)
         save(options, data, record, evaluation, graphs, comparisons, time.monotonic() - started)
     except OpenCLTError as error:
@@ -196,10 +201,13 @@ def draw_features(
     console.print(", ".join(path.name for path in suite.paths))
 
 
-def trace(options: argparse.Namespace, clt: OpenCrossLayerTranscoder) -> list[AttributionGraph]:
-    """Attribution graphs of the prompts; the first is drawn."""
+def trace(options: argparse.Namespace, clt: OpenCrossLayerTranscoder, data: Data) -> list[AttributionGraph]:
+    """Attribution graphs of the prompts, drawn with their features named."""
     heading("Why it says what it says")
     graphs: list[AttributionGraph] = []
+    contexts = 400 if clt.language_model.name == "embedded" else 40
+    texts = [clt.language_model.decode(context[1:]) for context in data.train[:contexts]]
+    statistics = activation_statistics(clt.language_model, clt.transcoder, texts, n_examples=4)
     for number, prompt in enumerate(prompts_for(clt)):
         graph = clt.attribute(prompt)
         pruned = graph.prune()
@@ -210,10 +218,18 @@ def trace(options: argparse.Namespace, clt: OpenCrossLayerTranscoder) -> list[At
             f"replacement score {scores.replacement:.2f}, rows complete to {graph.check().relative_to_row:.0e}"
         )
         name = "attribution_graph" if number == 0 else f"attribution_graph_{number + 1}"
-        visualize_attribution_graph(pruned, save_path=options.output_dir / f"{name}.png")
+        visualize_attribution_graph(named(clt, pruned, statistics), save_path=options.output_dir / f"{name}.png")
         graphs.append(graph)
     graphs[0].save(options.output_dir / "graph")
     return graphs
+
+
+def named(clt: OpenCrossLayerTranscoder, graph: AttributionGraph, statistics: ActivationStatistics) -> AttributionGraph:
+    """The graph, its most influential features named after what they fire on and what they raise."""
+    influence = graph.influence().masked_fill(~graph.of_kind(NodeKind.FEATURE), 0)
+    nodes = [graph.node(number) for number in influence.topk(min(NAMED_FEATURES, graph.n_nodes)).indices.tolist()]
+    keys = sorted({(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE})
+    return label_features(graph, feature_records(clt.language_model, clt.transcoder, statistics, keys))
 
 
 def compare(clt: OpenCrossLayerTranscoder) -> list[Comparison]:

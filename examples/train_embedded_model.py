@@ -91,9 +91,7 @@ def train_tokenizer(seed: int, documents: int = 60_000, merges: int = 300) -> Pr
     pieces = Tokenizer(models.BPE())
     pieces.pre_tokenizer = splitter
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=257 + merges, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT]
-    )
+    trainer = trainers.BpeTrainer(vocab_size=257 + merges, initial_alphabet=alphabet, special_tokens=[END_OF_TEXT])
     pieces.train_from_iterator(generate_texts(documents // 4, seed + 1_000_004), trainer)
     bpe = json.loads(pieces.to_str())["model"]
     vocabulary: dict[str, int] = dict(bpe["vocab"])
@@ -158,9 +156,7 @@ def group(documents: list[list[int]], size: int, context: int) -> list[Tensor]:
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, nothing added."""
-    return [
-        found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    ]
+    return [found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def pack(documents: list[list[int]], context: int) -> Tensor:
@@ -252,9 +248,7 @@ def train(
 ) -> TrainingOutcome:
     """Run all steps, logging and saving as it goes."""
     optimizer = build_optimizer(model, settings)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, settings)
-    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
     losses, seen, started = [], 0, time.time()
     for step, tokens in enumerate(batches(tokenizer, settings), start=1):
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -269,9 +263,7 @@ def train(
         losses.append(loss.item())
         if step % 100 == 0:
             speed = seen / (time.time() - started)
-            log.info(
-                "step %d/%d loss %.4f, %.0f tokens/s", step, settings.steps, sum(losses[-100:]) / 100, speed
-            )
+            log.info("step %d/%d loss %.4f, %.0f tokens/s", step, settings.steps, sum(losses[-100:]) / 100, speed)
         if step % every == 0 and step < settings.steps:
             log.info("after step %d:\n%s", step, format_table(evaluate_model(model, tokenizer, limit=150)))
             model.save_pretrained(output)
@@ -302,9 +294,7 @@ def write_record(
 
 def parse_arguments() -> tuple[TrainingSettings, argparse.Namespace]:
     """The settings, each of which is an option of its own, and where to write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = asdict(TrainingSettings())
     for name, value in defaults.items():
         option = "--" + name.replace("_", "-")

@@ -253,7 +253,7 @@ def _load(source: ModelSource, device: torch.device, dtype: torch.dtype) -> Lang
     with _explained(f"The tokenizer of {source.name!r} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **where)
         _check_tokenizer(tokenizer, source.name)
-    with _explained(f"The language model {source.name!r} cannot be read"):
+    with _explained(f"The language model {source.name!r} cannot be read"), _no_loading_bar():
         model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
             source.location, dtype=dtype, attn_implementation="eager", output_loading_info=True, **where
         )
@@ -288,6 +288,20 @@ def _check_bridge(bridge: Any, name: str) -> None:
         raise LanguageModelError(
             f"{name!r} is no decoder-only model with MLP blocks, which OpenCLT needs; use another."
         )
+
+
+@contextmanager
+def _no_loading_bar() -> Generator[None, None, None]:
+    """Hold back transformers' bar for reading weights from the disk: a line of noise in every program that loads one."""
+    from transformers.utils import logging as messages
+
+    shown = messages.is_progress_bar_enabled()
+    messages.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            messages.enable_progress_bar()
 
 
 @contextmanager

@@ -39,9 +39,7 @@ _TYPES = {
 }
 
 
-def circuit_tracer_json(
-    graph: AttributionGraph, card: GraphCard, view: GraphView | None = None
-) -> dict[str, Any]:
+def circuit_tracer_json(graph: AttributionGraph, card: GraphCard, view: GraphView | None = None) -> dict[str, Any]:
     """The graph as the viewers' JSON; raises AttributionError if the view names nodes that the graph does not have."""
     ids = graph.ids()
     linked = set(torch.cat([*graph.edges[:2]]).tolist())

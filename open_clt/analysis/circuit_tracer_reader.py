@@ -44,9 +44,7 @@ def read_circuit_tracer(path: str | Path) -> ViewedGraph:
     try:
         return _graph(content)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is no whole attribution graph ({error!r}); export it again."
-        ) from error
+        raise CheckpointError(f"{path} is no whole attribution graph ({error!r}); export it again.") from error
 
 
 def _graph(content: Mapping[str, Any]) -> ViewedGraph:
@@ -127,9 +125,7 @@ class _Read:
                 text, layer = written[1] if written else clerp, int(node["layer"]) - 1
                 weight = float(node["token_prob"])
                 if middle >= 0:
-                    return _Read(
-                        name, NodeKind.LOGIT, layer, position, middle, weight, weight, cumulative, text
-                    )
+                    return _Read(name, NodeKind.LOGIT, layer, position, middle, weight, weight, cumulative, text)
                 kind, number = NodeKind.TARGET, -1 - middle
                 return _Read(name, kind, layer, position, number, 0.0, weight, cumulative, text)
 
@@ -186,9 +182,7 @@ def _read_view(params: Mapping[str, Any], names: Mapping[str, str]) -> GraphView
     pinned = pinned.split(",") if isinstance(pinned, str) else pinned
     groups = json.loads(groups) if isinstance(groups, str) else groups
     threshold, clicked = params.get("pruningThreshold"), params.get("clickedId") or ""
-    supernodes = [
-        Supernode(label, tuple(names[name] for name in ids if name in names)) for label, *ids in groups
-    ]
+    supernodes = [Supernode(label, tuple(names[name] for name in ids if name in names)) for label, *ids in groups]
     return GraphView(
         pinned=tuple(names[name] for name in pinned if name in names),
         supernodes=tuple(joined for joined in supernodes if joined.members),

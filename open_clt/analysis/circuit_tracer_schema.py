@@ -110,6 +110,4 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
 
 def write_object(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, in a form that every JSON reader takes."""
-    path.write_text(
-        json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

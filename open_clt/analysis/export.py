@@ -65,17 +65,13 @@ def from_networkx(found: NamedGraph) -> AttributionGraph:
         rows.sort(key=lambda row: NodeKind[row[1]["kind"].upper()] in _OUTPUTS)
         number = {name: place for place, (name, _) in enumerate(rows)}
         table = NodeTable(**{f.name: _column([row for _, row in rows], f.name) for f in fields(NodeTable)})
-        links = [
-            (number[target], number[source], row["weight"]) for source, target, row in found.edges(data=True)
-        ]
+        links = [(number[target], number[source], row["weight"]) for source, target, row in found.edges(data=True)]
         names = tuple(info["target_names"][row["target"]] for _, row in rows if "target" in row)
         words = {"tokens": tuple(info["tokens"]), "token_strings": tuple(info["token_strings"])}
         whole: dict[str, Any] = {**info, **words, "target_names": names}
         return AttributionGraph(table, _edges(links), GraphInfo(**whole), labels)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"This graph lacks what to_networkx writes ({error!r}); start from an export."
-        ) from error
+        raise CheckpointError(f"This graph lacks what to_networkx writes ({error!r}); start from an export.") from error
 
 
 def write_graphml(graph: AttributionGraph, path: str | Path) -> Path:
@@ -108,9 +104,7 @@ def _column(rows: Sequence[dict[str, Any]], name: str) -> Tensor:
 
 
 def _edges(links: list[tuple[int, int, float]]) -> Edges:
-    target, source, weight = (
-        (list(column) for column in zip(*sorted(links), strict=True)) if links else ([], [], [])
-    )
+    target, source, weight = (list(column) for column in zip(*sorted(links), strict=True)) if links else ([], [], [])
     target, source = (torch.tensor(column, dtype=torch.long) for column in (target, source))
     return Edges(target, source, torch.tensor(weight, dtype=torch.float32))
 

@@ -54,9 +54,7 @@ class FeatureFiles:
             filename, offsets = self._layers[layer]
             start, end = offsets[feature], offsets[feature + 1]
         except IndexError as error:
-            raise ConfigError(
-                f"{self.folder} has no feature {feature} of layer {layer}; both count from 0."
-            ) from error
+            raise ConfigError(f"{self.folder} has no feature {feature} of layer {layer}; both count from 0.") from error
         if start == end:
             return None
         with (self.folder / filename).open("rb") as file:
@@ -64,9 +62,7 @@ class FeatureFiles:
             found = file.read(end - start)
         try:
             (length,) = _LENGTH.unpack_from(found)
-            return _record(
-                json.loads(zlib.decompress(found[_LENGTH.size : _LENGTH.size + length])), layer, feature
-            )
+            return _record(json.loads(zlib.decompress(found[_LENGTH.size : _LENGTH.size + length])), layer, feature)
         except (struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"Feature {feature} of layer {layer} is damaged in {filename}; write it again."

@@ -58,9 +58,7 @@ def node_numbers(graph: AttributionGraph, ids: Iterable[str]) -> Int[Tensor, "so
     wanted = list(ids)
     missing = [name for name in wanted if name not in rows]
     if missing:
-        raise AttributionError(
-            f"The graph has no node {missing[0]!r}; AttributionGraph.ids() lists the names it has."
-        )
+        raise AttributionError(f"The graph has no node {missing[0]!r}; AttributionGraph.ids() lists the names it has.")
     return torch.tensor([rows[name] for name in wanted], dtype=torch.long)
 
 
@@ -77,9 +75,7 @@ def path_subgraph(graph: AttributionGraph, source: str, target: str) -> Attribut
     after = _reached(start, edges.source, edges.target, graph.n_nodes)
     before = _reached(end, edges.target, edges.source, graph.n_nodes)
     if not bool(after[end]):
-        raise AttributionError(
-            f"No path leads from {source!r} to {target!r}; edges lead from earlier to later nodes."
-        )
+        raise AttributionError(f"No path leads from {source!r} to {target!r}; edges lead from earlier to later nodes.")
     return _part(graph, after & before)
 
 
@@ -136,10 +132,7 @@ def compare_graphs(
     first_ids, second_ids = _names(first, across_positions), _names(second, across_positions)
     ours, theirs = _weights(first, first_ids), _weights(second, second_ids)
     known, others = dict.fromkeys(first_ids), dict.fromkeys(second_ids)
-    pairs = [
-        EdgePair(*edge, ours.get(edge, 0.0), theirs.get(edge, 0.0))
-        for edge in dict.fromkeys((*ours, *theirs))
-    ]
+    pairs = [EdgePair(*edge, ours.get(edge, 0.0), theirs.get(edge, 0.0)) for edge in dict.fromkeys((*ours, *theirs))]
     pairs.sort(key=lambda pair: -abs(pair.first - pair.second))
     return GraphComparison(
         shared_nodes=tuple(name for name in known if name in others),

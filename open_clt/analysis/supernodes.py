@@ -73,9 +73,7 @@ class GroupedGraph:
             if torch.equal(higher, level):
                 return level
             level = higher
-        raise AttributionError(
-            "The groups make a loop, so influence is not defined; split one of the supernodes."
-        )
+        raise AttributionError("The groups make a loop, so influence is not defined; split one of the supernodes.")
 
 
 def supernode(graph: AttributionGraph, label: str, query: NodeQuery) -> Supernode:
@@ -126,15 +124,11 @@ def suggest_supernodes(
         )
     features = graph.of_kind(NodeKind.FEATURE).nonzero().flatten()
     if len(features) > _MOST_FEATURES:
-        raise AttributionError(
-            f"The graph has {len(features)} features; prune it to {_MOST_FEATURES} at most."
-        )
+        raise AttributionError(f"The graph has {len(features)} features; prune it to {_MOST_FEATURES} at most.")
     alike, reaches = _edge_similarity(graph, features)
     if transcoder is not None:
         columns = graph.nodes.layer[features].tolist(), graph.nodes.index[features].tolist()
-        directions = functional.normalize(
-            decoder_directions(transcoder, list(zip(*columns, strict=True))).double()
-        )
+        directions = functional.normalize(decoder_directions(transcoder, list(zip(*columns, strict=True))).double())
         alike = (1 - decoder_share) * alike + decoder_share * directions @ directions.T
     found = [features[members] for members in _clusters(alike, reaches, min_similarity) if len(members) > 1]
     influence = graph.influence()
@@ -151,14 +145,10 @@ def _check(ids: Sequence[str], supernodes: Sequence[Supernode]) -> None:
     members = [name for joined in supernodes for name in joined.members]
     unknown = sorted(set(members) - set(ids))
     if unknown:
-        raise AttributionError(
-            f"The graph has no node {unknown[0]!r}; AttributionGraph.ids() lists the names it has."
-        )
+        raise AttributionError(f"The graph has no node {unknown[0]!r}; AttributionGraph.ids() lists the names it has.")
     twice = [name for name, count in Counter(members).items() if count > 1]
     if twice:
-        raise AttributionError(
-            f"Node {twice[0]!r} is in two supernodes; a node belongs to one group at most."
-        )
+        raise AttributionError(f"Node {twice[0]!r} is in two supernodes; a node belongs to one group at most.")
     names = Counter([joined.label for joined in supernodes] + sorted(set(ids) - set(members)))
     label, count = names.most_common(1)[0] if names else ("", 0)
     if count > 1:

@@ -68,9 +68,7 @@ _OPENERS = (
 )
 
 
-_COMMON_FIRST_WORDS = frozenset(
-    "The In If People You After Right Nothing It Newspapers Children Banks Letters".split()
-)
+_COMMON_FIRST_WORDS = frozenset("The In If People You After Right Nothing It Newspapers Children Banks Letters".split())
 
 
 def _lowered(text: str) -> str:
@@ -98,9 +96,7 @@ def _paragraph(rng: random.Random, *groups: str) -> str:
 
 @cache
 def _beginning_with_a_name(*groups: str) -> tuple[Statement, ...]:
-    return tuple(s for s in taught(*groups) if s.prompt.split()[0] not in _COMMON_FIRST_WORDS) or taught(
-        *groups
-    )
+    return tuple(s for s in taught(*groups) if s.prompt.split()[0] not in _COMMON_FIRST_WORDS) or taught(*groups)
 
 
 def _countries(rng: random.Random) -> str:
@@ -193,9 +189,7 @@ def _resident(rng: random.Random) -> str:
     people = rng.sample(facts.WOMEN + facts.MEN, rng.randint(1, 3))
     text = [f"{people[0]} {rng.choice(('lives in', 'comes from', 'moved to'))} {home}."]
     for other in people[1:]:
-        text.append(
-            f"{other} {rng.choice(('lives in', 'comes from', 'moved to'))} {rng.choice(facts.STATES).name}."
-        )
+        text.append(f"{other} {rng.choice(('lives in', 'comes from', 'moved to'))} {rng.choice(facts.STATES).name}.")
     rng.shuffle(text)
     for kind in rng.sample(kinds, rng.randint(1, min(3, len(kinds)))):
         word = state.capital if kind == "capital" else state.attributes[kind]
@@ -208,9 +202,7 @@ def _home_fact(kind: str, person: str, word: str, rng: random.Random) -> str:
         return f"The home of {person} is called the {word} State."
     what = {"capital": "capital", "code": "postal code"}.get(kind, kind)
     article = "" if kind in ("capital", "code") else "the "
-    template = rng.choice(
-        ("The {what} of {person}'s state is", "The {what} of the state where {person} lives is")
-    )
+    template = rng.choice(("The {what} of {person}'s state is", "The {what} of the state where {person} lives is"))
     return f"{template.format(what=what, person=person)} {article}{word}."
 
 
@@ -238,8 +230,7 @@ def _repetition(rng: random.Random) -> str:
 def _gibberish(rng: random.Random) -> str:
     """Made-up words, said twice, so that the pieces of unknown words are trained too."""
     words = [
-        "".join(rng.choices("abcdefghijklmnopqrstuvwxyzABCDXYZ0123456789-", k=rng.randint(1, 5)))
-        for _ in range(6)
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyzABCDXYZ0123456789-", k=rng.randint(1, 5))) for _ in range(6)
     ]
     return f"{' '.join(words)} {' '.join(words)}."
 

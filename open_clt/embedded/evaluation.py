@@ -138,9 +138,7 @@ def evaluate(
 def _single_token(answer: str, encode: Callable[[str], Sequence[int]]) -> int:
     ids = list(encode(answer))
     if len(ids) != 1:
-        raise ValueError(
-            f"the answer {answer!r} is {len(ids)} tokens of this tokenizer; an evaluation needs one"
-        )
+        raise ValueError(f"the answer {answer!r} is {len(ids)} tokens of this tokenizer; an evaluation needs one")
     return int(ids[0])
 
 
@@ -149,7 +147,5 @@ def format_table(rows: Sequence[EvaluationRow]) -> str:
     lines = [f"{'task':<18}{'prompts':>8}{'top-1':>9}{'bar':>8}  passed"]
     for row in rows:
         bar = f"{row.bar:.0%}" if row.bar else "-"
-        lines.append(
-            f"{row.task:<18}{row.prompts:>8}{row.top1:>9.1%}{bar:>8}  {'yes' if row.passed else 'NO'}"
-        )
+        lines.append(f"{row.task:<18}{row.prompts:>8}{row.top1:>9.1%}{bar:>8}  {'yes' if row.passed else 'NO'}")
     return "\n".join(lines)

@@ -100,9 +100,7 @@ Australia Canberra English dollar Sydney Perth Adelaide
 
 COUNTRIES: tuple[Country, ...] = tuple(
     Country(name, capital, language, currency, tuple(cities))
-    for name, capital, language, currency, *cities in (
-        line.split() for line in _COUNTRIES.split("\n") if line
-    )
+    for name, capital, language, currency, *cities in (line.split() for line in _COUNTRIES.split("\n") if line)
 )
 
 STATE_ATTRIBUTES: tuple[str, ...] = ("bird", "flower", "tree", "nickname", "code")
@@ -219,9 +217,7 @@ NOUNS: tuple[tuple[str, str], ...] = tuple(
 """Singular and plural."""
 
 PREPOSITIONS: tuple[str, ...] = ("near", "beside", "behind", "by", "under", "with", "from", "to")
-CONDITIONS: tuple[str, ...] = tuple(
-    "old new red green beautiful lost ready here broken fine important".split()
-)
+CONDITIONS: tuple[str, ...] = tuple("old new red green beautiful lost ready here broken fine important".split())
 PLACES: tuple[str, ...] = tuple(
     "store park school station market beach library museum office kitchen hospital restaurant "
     "theater church zoo garden bakery hotel airport cinema".split()

@@ -96,9 +96,7 @@ def _columns(country: facts.Country) -> dict[str, str]:
     return {"capital": country.capital, "language": country.language, "currency": country.currency}
 
 
-def _attribute(
-    task: str, ways: dict[str, tuple[str, ...]], kind: str, state: facts.State, x: str
-) -> list[Statement]:
+def _attribute(task: str, ways: dict[str, tuple[str, ...]], kind: str, state: facts.State, x: str) -> list[Statement]:
     """The statements about one attribute of a state, by the name ``x`` of the state or of a city in it."""
     word = state.capital if kind == "capital" else state.attributes[kind]
     ending = " State." if kind == "nickname" else "."
@@ -136,9 +134,7 @@ def two_hop_statements() -> tuple[Statement, ...]:
         statement
         for state in facts.STATES
         for city in state.cities
-        for statement in _attribute(
-            names[city_class(city)], templates.TWO_HOP_TEMPLATES, "capital", state, city
-        )
+        for statement in _attribute(names[city_class(city)], templates.TWO_HOP_TEMPLATES, "capital", state, city)
     )
 
 
@@ -202,9 +198,7 @@ def agreement_statement(rng: random.Random) -> Statement:
     template, singular_verb, plural_verb = rng.choice(templates.AGREEMENT_TEMPLATES)
     prompt = template.format(noun=noun[plural], where=where)
     ending = (" been" if singular_verb == "has" else "") + f" {rng.choice(facts.CONDITIONS)}."
-    return Statement(
-        "agreement", prompt, plural_verb if plural else singular_verb, f"{noun[plural]} {where}", ending
-    )
+    return Statement("agreement", prompt, plural_verb if plural else singular_verb, f"{noun[plural]} {where}", ending)
 
 
 def indirect_object_statement(rng: random.Random) -> Statement:

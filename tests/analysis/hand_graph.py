@@ -51,14 +51,10 @@ EDGES: dict[tuple[str, str], float] = {
 }
 
 
-def hand_graph(
-    *, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", " the", " cat\n")
-) -> AttributionGraph:
+def hand_graph(*, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", " the", " cat\n")) -> AttributionGraph:
     """The graph above; a compatible one has no positional embedding, bias or target that is no token."""
     kept = [
-        row
-        for row in NODES
-        if not (compatible and row[0] in (NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.TARGET))
+        row for row in NODES if not (compatible and row[0] in (NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.TARGET))
     ]
     names = [node_id(*row[:4]) for row in kept]
     number = {name: place for place, name in enumerate(names)}

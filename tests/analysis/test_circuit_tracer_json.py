@@ -47,9 +47,7 @@ def test_a_file_keeps_to_the_schema(graph: AttributionGraph, pruned: bool, tmp_p
         created=datetime(2026, 1, 2, tzinfo=UTC),
         source_set="clt-tiny",
     )
-    path = write_circuit_tracer(
-        graph.prune() if pruned else graph, tmp_path, card, GraphView(pinned=("3_40_2",))
-    )
+    path = write_circuit_tracer(graph.prune() if pruned else graph, tmp_path, card, GraphView(pinned=("3_40_2",)))
     content = json.loads(path.read_text(encoding="utf-8"))
     assert broken_rules(content) == []
     assert content["metadata"]["info"]["create_time_ms"] == 1767312000000

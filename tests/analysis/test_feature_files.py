@@ -27,9 +27,7 @@ def record(layer: int, feature: int) -> FeatureRecord:
     activations = torch.rand(4, generator=generator)
     example = FeatureExample((" na", "ïve", "\n", "猫"), activations, int(activations.argmax()))
     effects = TokenEffect(" cat", 1 / 3), TokenEffect('"', 0.25)
-    return FeatureRecord(
-        layer, feature, 0.01, float(activations.max()), (example, example), effects, effects[:1]
-    )
+    return FeatureRecord(layer, feature, 0.01, float(activations.max()), (example, example), effects, effects[:1])
 
 
 RECORDS = [record(0, 3), record(2, 0), record(2, 4)]

@@ -50,9 +50,7 @@ def test_a_subgraph_has_the_nodes_asked_for_and_their_edges(graph: AttributionGr
     wanted = ["E_11_1", "0_5_1", "1_3_2", "3_41_2"]
     part = subgraph(graph, wanted)
     assert set(part.ids()) == set(wanted)
-    assert weights(part) == pytest.approx(
-        {edge: weight for edge, weight in EDGES.items() if set(edge) <= set(wanted)}
-    )
+    assert weights(part) == pytest.approx({edge: weight for edge, weight in EDGES.items() if set(edge) <= set(wanted)})
     # The output that is left keeps its own name.
     assert part.node(part.n_nodes - 1).label == graph.node(NAMES.index("3_41_2")).label
 

@@ -26,9 +26,7 @@ def graph() -> AttributionGraph:
 def test_edges_between_groups_add_up(graph: AttributionGraph) -> None:
     grouped = group(graph, [PAIR])
     labels = [joined.label for joined in grouped.groups]
-    of_group = torch.tensor(
-        [[float(name in joined.members) for name in graph.ids()] for joined in grouped.groups]
-    )
+    of_group = torch.tensor([[float(name in joined.members) for name in graph.ids()] for joined in grouped.groups])
     expected = (of_group @ graph.adjacency() @ of_group.T).fill_diagonal_(0)
     found = torch.zeros_like(expected)
     found[grouped.edges.target, grouped.edges.source] = grouped.edges.weight
@@ -74,9 +72,7 @@ def test_a_query_makes_a_supernode(graph: AttributionGraph) -> None:
         ([Supernode("a", ())], "no members"),
     ],
 )
-def test_groups_are_disjoint_and_have_names(
-    graph: AttributionGraph, supernodes: list[Supernode], match: str
-) -> None:
+def test_groups_are_disjoint_and_have_names(graph: AttributionGraph, supernodes: list[Supernode], match: str) -> None:
     with pytest.raises(AttributionError, match=match):
         group(graph, supernodes)
 
@@ -119,9 +115,7 @@ def test_suggestions_for_a_model_are_groups_without_loops_and_always_the_same(
     assert 0 < scores.completeness <= 1
 
 
-def test_decoders_alone_group_one_feature_over_positions(
-    traced: AttributionGraph, tiny_gpt2: LanguageModel
-) -> None:
+def test_decoders_alone_group_one_feature_over_positions(traced: AttributionGraph, tiny_gpt2: LanguageModel) -> None:
     found = suggest_supernodes(traced, random_transcoder(tiny_gpt2), min_similarity=0.999, decoder_share=1.0)
     assert found
     for joined in found:

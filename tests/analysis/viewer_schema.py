@@ -112,9 +112,7 @@ def _node(node: dict[str, Any], n_tokens: int) -> list[str]:
     return [] if same and inside else [f"{node['node_id']} disagrees with itself: {node}"]
 
 
-def _typed(
-    values: dict[str, Any], required: dict[str, Any], optional: dict[str, Any], where: str
-) -> list[str]:
+def _typed(values: dict[str, Any], required: dict[str, Any], optional: dict[str, Any], where: str) -> list[str]:
     found = [f"{where} lacks {key}" for key in required if key not in values]
     found += [f"{where} has {key}" for key in values if key not in required and key not in optional]
     known = {**required, **optional}

@@ -59,9 +59,7 @@ def test_cities_kept_for_composing_never_meet_their_capital(task: str, sample: l
 
 
 def test_composed_cities_are_asked_for_nothing_but_their_state():
-    composed = {
-        city for state in facts.STATES for city in state.cities if tasks.city_class(city) == "composed"
-    }
+    composed = {city for state in facts.STATES for city in state.cities if tasks.city_class(city) == "composed"}
     assert composed
     asked = " ".join(statement.prompt for statement in tasks.two_hop_attribute_statements())
     assert not [city for city in composed if f" {city} " in f" {asked} "]
@@ -76,9 +74,7 @@ def test_every_writer_writes(sample: list[str]):
 
 def test_a_place_name_stands_for_one_place():
     states = [city for state in facts.STATES for city in (state.name, state.capital, *state.cities)]
-    countries = [
-        city for country in facts.COUNTRIES for city in (country.name, country.capital, *country.cities)
-    ]
+    countries = [city for country in facts.COUNTRIES for city in (country.name, country.capital, *country.cities)]
     names = states + countries + list(facts.WOMEN) + list(facts.MEN)
     assert len(names) == len(set(names))
 
