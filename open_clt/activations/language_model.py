@@ -292,7 +292,7 @@ def _check_bridge(bridge: Any, name: str) -> None:
 
 @contextmanager
 def _no_loading_bar() -> Generator[None, None, None]:
-    """Hold back transformers' bar for reading weights from the disk: a line of noise in every program that loads one."""
+    """Hold back the bar that transformers shows while it reads weights: noise in every program that loads a model."""
     from transformers.utils import logging as messages
 
     shown = messages.is_progress_bar_enabled()
