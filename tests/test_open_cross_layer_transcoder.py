@@ -47,7 +47,7 @@ def test_training_then_save_and_load_gives_the_same_features(clt: OpenCrossLayer
     mine = OpenCrossLayerTranscoder(clt.language_model, num_features=64, seed=3)
     with pytest.raises(OpenCLTError, match="untrained"):
         mine.get_feature_activations(PROMPT)
-    record = mine.train_transcoder(generate_texts(60, seed=5), batch_size=128, progress=False)
+    record = mine.train_transcoder(generate_texts(600, seed=5), batch_size=128, learning_rate=5e-3, progress=False)
     assert record.metrics is not None
     assert record.metrics.fvu < 1
     mine.save_model(tmp_path / "saved")
