@@ -311,6 +311,7 @@ def _explained(what: str) -> Generator[None, None, None]:
         yield
     except OpenCLTError:
         raise
+    # Loading runs code of several libraries, which raise anything from KeyError to their own; none of it is swallowed.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise LanguageModelError(
