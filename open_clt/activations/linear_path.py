@@ -16,7 +16,8 @@ or rotary positions, grouped queries.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from functools import cached_property
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
@@ -56,9 +57,31 @@ class FrozenNorm:
         """The same for functions that each look at one position."""
         return self._adjoint(cotangents, self.scale[positions])
 
+    def unscaled(self, inputs: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """The norm's linear part, not divided by denominators: what is the same at every position."""
+        centred = inputs - inputs.mean(-1, keepdim=True) if self.centred else inputs
+        return centred if self.weight is None else centred * self.weight
+
+    def unscaled_adjoint(self, cotangents: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """The adjoint of ``unscaled``."""
+        weighted = cotangents if self.weight is None else cotangents * self.weight
+        return weighted - weighted.mean(-1, keepdim=True) if self.centred else weighted
+
     def _adjoint(self, cotangents: Tensor, scale: Tensor) -> Tensor:
         scaled = cotangents / scale if self.weight is None else cotangents * (self.weight / scale)
         return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
+
+
+class AttentionFactors(NamedTuple):
+    """The linear part of attention as three factors, the norms before and after it folded in.
+
+    A position's input times ``values`` gives each head's values; ``pattern`` moves them; times ``outputs`` they are
+    what attention adds. The adjoint goes the same way back.
+    """
+
+    values: Float[Tensor, "d_model kv_width"]
+    pattern: Float[Tensor, "head query key"]
+    outputs: Float[Tensor, "head_width d_model"]
 
 
 @final
@@ -93,36 +116,81 @@ class LinearBlock:
             constant = constant + norm.bias
         return self._attend(torch.einsum("pd,gde->gpe", constant, self.W_V))
 
+    @cached_property
+    def factors(self) -> AttentionFactors:
+        """What the adjoint multiplies by; norms cost it nothing, as they are folded once."""
+        values, outputs, pattern = self.W_V.transpose(1, 2).flatten(0, 1), self.W_O.flatten(0, 1), self.pattern
+        if self.attention_norm is not None:
+            values = self.attention_norm.unscaled_adjoint(values)
+            pattern = pattern / self.attention_norm.scale.T
+        if self.post_norm is not None:
+            outputs = self.post_norm.unscaled(outputs)
+            pattern = pattern / self.post_norm.scale
+        return AttentionFactors(values.T.contiguous(), pattern, outputs)
+
+    def values_of(self, inputs: Float[Tensor, "position d_model"]) -> Float[Tensor, "position kv_width"]:
+        """Each head's values of a stream, as ``values_adjoint`` counts them: without biases and denominators."""
+        return inputs @ self.factors.values
+
+    def values_adjoint(
+        self, cotangents: Float[Tensor, "batch position d_model"]
+    ) -> Float[Tensor, "batch position kv_width"]:
+        """From linear functions of what attention adds to the same functions of the heads' values."""
+        return self._shared(self._moved(cotangents))
+
+    def values_adjoint_at(
+        self, cotangents: Float[Tensor, "target d_model"], positions: Int[Tensor, "target"], length: int
+    ) -> Float[Tensor, "target position kv_width"]:
+        """The same for functions that each look at one position, at the first ``length`` positions."""
+        outputs = self._heads(cotangents @ self.factors.outputs.T)
+        return self._shared(torch.einsum("hbk,bhe->bkhe", self.factors.pattern[:, positions, :length], outputs))
+
     def attention_adjoint(
         self, cotangents: Float[Tensor, "batch position d_model"]
     ) -> Float[Tensor, "batch position d_model"]:
         """From linear functions of what attention adds to the same functions of the stream it reads.
 
-        ``Z = G W_O^T``, ``V[k] = sum_q pattern[q, k] Z[q]``, ``X = V W_V^T``, back through the norms.
+        ``Z = G W_O^T``, ``V[k] = sum_q pattern[q, k] Z[q]``, ``X = V W_V^T``, with the norms folded into the factors.
         """
-        values = self._moved(cotangents)
-        # Heads that share one set of values (grouped queries) add up before its matrix.
-        grouped = values.unflatten(2, (self.W_V.shape[0], -1)).sum(3).flatten(2)
-        read = grouped @ self.W_V.transpose(1, 2).flatten(0, 1)
-        return read if self.attention_norm is None else self.attention_norm.adjoint(read)
+        return self.values_adjoint(cotangents) @ self.factors.values.T
+
+    def attention_adjoint_at(
+        self, cotangents: Float[Tensor, "target d_model"], positions: Int[Tensor, "target"], length: int
+    ) -> Float[Tensor, "target position d_model"]:
+        """The same for functions that each look at one position.
+
+        Each head then hands on one vector, in shares that the pattern says: ``Z W_V^T`` is computed once, not at every
+        position.
+        """
+        outputs = self._heads(cotangents @ self.factors.outputs.T)
+        handed = torch.einsum("bhe,hed->bhd", outputs, self._values_by_head())
+        return torch.einsum("hbk,bhd->bkd", self.factors.pattern[:, positions, :length], handed)
 
     def head_adjoints(self, cotangents: Float[Tensor, "position d_model"]) -> Float[Tensor, "head position d_model"]:
         """The adjoint of each head by itself; they add up to ``attention_adjoint``."""
-        values = self._moved(cotangents[None])[0]
-        weights = self.W_V.repeat_interleave(self.W_O.shape[0] // self.W_V.shape[0], dim=0)
-        read = torch.einsum("khe,hde->hkd", values, weights)
-        return read if self.attention_norm is None else self.attention_norm.adjoint(read)
+        return torch.einsum("khe,hed->hkd", self._moved(cotangents[None])[0], self._values_by_head())
 
     def _moved(
         self, cotangents: Float[Tensor, "batch position d_model"]
     ) -> Float[Tensor, "batch position head d_head"]:
         """Functions of what attention adds, as functions of each head's values."""
-        batch, positions, _ = cotangents.shape
-        heads, d_head, _ = self.W_O.shape
-        if self.post_norm is not None:
-            cotangents = self.post_norm.adjoint(cotangents)
-        written = (cotangents @ self.W_O.flatten(0, 1).T).view(batch, positions, heads, d_head)
-        return torch.einsum("hqk,bqhe->bkhe", self.pattern[:, :positions, :positions], written)
+        positions, factors = cotangents.shape[1], self.factors
+        outputs = self._heads(cotangents @ factors.outputs.T)
+        return torch.einsum("hqk,bqhe->bkhe", factors.pattern[:, :positions, :positions], outputs)
+
+    def _heads(self, outputs: Float[Tensor, "*batch head_width"]) -> Float[Tensor, "*batch head d_head"]:
+        return outputs.unflatten(-1, self.W_O.shape[:2])
+
+    def _shared(self, values: Float[Tensor, "batch position head d_head"]) -> Float[Tensor, "batch position kv_width"]:
+        """Heads that share one set of values (grouped queries) add up before its matrix."""
+        shared = self.W_V.shape[0]
+        grouped = values if values.shape[2] == shared else values.unflatten(2, (shared, -1)).sum(3)
+        return grouped.flatten(2)
+
+    def _values_by_head(self) -> Float[Tensor, "head d_head d_model"]:
+        """``factors.values``, transposed, for each head."""
+        shared, heads = self.W_V.shape[0], self.W_O.shape[0]
+        return self.factors.values.T.unflatten(0, (shared, -1)).repeat_interleave(heads // shared, dim=0)
 
     def _attend(self, values: Float[Tensor, "kv_head position d_head"]) -> Float[Tensor, "position d_model"]:
         values = values if self.b_V is None else values + self.b_V[:, None]

@@ -98,8 +98,8 @@ def _walk(sources: Sources, seeds: Seeds) -> Float[Tensor, "target column"]:
     every = torch.arange(len(seeds), device=seeds.level.device)
     cotangents = sources.errors.new_zeros(len(seeds), int(seeds.position.max()) + 1, sources.path.d_model)
     cotangents[every, seeds.position] = seeds.cotangent
-    reads = seeds.level < sources.n_layers
-    rows = walk(sources, cotangents, torch.where(reads, read_by(seeds.level), before(seeds.level)))
+    entries = torch.where(seeds.level < sources.n_layers, read_by(seeds.level), before(seeds.level))
+    rows = walk(sources, cotangents, entries, positions=seeds.position)
     _grid(rows, sources.columns.biases, sources.path.n_positions)[every, -1, seeds.position] += seeds.bias
     return rows
 
@@ -122,32 +122,34 @@ def walk(
     cotangents: Float[Tensor, "target position d_model"],
     entries: Int[Tensor, "target"],
     *,
+    positions: Int[Tensor, "target"] | None = None,
     through_attention: bool = True,
 ) -> Float[Tensor, "target column"]:
     """Products of linear functions of the stream with everything that is added below their entries.
 
     ``entries`` (``before`` or ``read_by``) descend, so that those that have entered are always the first ones.
-    ``cotangents`` are overwritten: they end as functions of the embeddings. ``through_attention=False`` follows the
-    residual stream (and skip paths) alone; attention's biases are met all the same.
+    ``cotangents`` are overwritten. If each enters at one position, ``positions`` says so, and its first attention is
+    cheap. ``through_attention=False`` follows the residual stream (and skip paths) alone; attention's biases are met
+    all the same.
     """
-    path, columns, positions = sources.path, sources.columns, cotangents.shape[1]
     rows = sources.errors.new_zeros(cotangents.shape[0], sources.n_columns)
+    spread = 0  # those that attention has spread over positions: again the first ones
     for level in reversed(range(sources.n_layers)):
+        parallel = sources.path.blocks[level].parallel
         above = int((entries >= before(level + 1)).sum())
-        entered = int((entries >= read_by(level)).sum())
+        attended = above if parallel else int((entries >= read_by(level)).sum())
         _meet_mlp(sources, level, cotangents[:above], rows[:above])
-        if path.blocks[level].parallel:
-            read = _attend(sources, level, cotangents[:above], rows[:above], through_attention)
-            add_skipped(sources, level, cotangents[:above])
-        else:
-            add_skipped(sources, level, cotangents[:above])
-            read = _attend(sources, level, cotangents[:entered], rows[:entered], through_attention)
-        if read is not None:
-            cotangents[: read.shape[0]] += read
-    rows[:, columns.embeddings][:, :positions] = torch.einsum("bpd,pd->bp", cotangents, path.embedding[:positions])
-    if path.positional is not None:
-        learned = torch.einsum("bpd,pd->bp", cotangents, path.positional[:positions])
-        rows[:, columns.positional][:, :positions] = learned
+        skipped = _skipped(sources, level, cotangents[:above])
+        if skipped is not None and not parallel:
+            cotangents[:above] += skipped
+        _meet_attention_bias(sources, level, cotangents[:attended], rows[:attended])
+        if through_attention:
+            single = entries[:0] if positions is None else positions[spread:attended]
+            _attend(sources, level, cotangents[:attended], single, rows[:attended])
+            spread = attended
+        if skipped is not None and parallel:
+            cotangents[:above] += skipped
+    _meet_embeddings(sources, rows, cotangents, sources.path.embedding, sources.path.positional)
     return rows
 
 
@@ -176,28 +178,75 @@ def _meet_mlp(
         _grid(rows, columns.mlp_outputs, first)[:, level] = whole
 
 
-def _attend(
+def _meet_attention_bias(
     sources: Sources,
     level: int,
     cotangents: Float[Tensor, "target position d_model"],
     rows: Float[Tensor, "target column"],
-    through: bool,
-) -> Float[Tensor, "target position d_model"] | None:
-    """The cotangents' way through one attention layer, if they take it; meets the biases that attention adds."""
+) -> None:
+    """Products with the biases that attention adds."""
     positions = cotangents.shape[1]
     bias = torch.einsum("bpd,pd->bp", cotangents, sources.attention_bias[level, :positions])
     _grid(rows, sources.columns.biases, sources.path.n_positions)[:, level, :positions] += bias
-    return sources.path.blocks[level].attention_adjoint(cotangents) if through else None
+
+
+def _attend(
+    sources: Sources,
+    level: int,
+    cotangents: Float[Tensor, "target position d_model"],
+    single: Int[Tensor, "some"],
+    rows: Float[Tensor, "target column"],
+) -> None:
+    """Add the cotangents' way back through one attention layer; the last ones look at ``single`` positions.
+
+    Under the first attention there are the embeddings alone: their products are taken with its values, which spares
+    half of the way.
+    """
+    block, path, length = sources.path.blocks[level], sources.path, cotangents.shape[1]
+    first = cotangents.shape[0] - single.shape[0]
+    many, few = cotangents[:first], cotangents[first:]
+    looking = few[torch.arange(single.shape[0], device=single.device), single]
+    if level:
+        many += block.attention_adjoint(many)
+        few += block.attention_adjoint_at(looking, single, length)
+        return
+    values = torch.cat([block.values_adjoint(many), block.values_adjoint_at(looking, single, length)])
+    positional = None if path.positional is None else block.values_of(path.positional[:length])
+    _meet_embeddings(sources, rows, values, block.values_of(path.embedding[:length]), positional)
+
+
+def _meet_embeddings(
+    sources: Sources,
+    rows: Float[Tensor, "target column"],
+    functions: Float[Tensor, "target position width"],
+    embedding: Float[Tensor, "seen width"],
+    positional: Float[Tensor, "seen width"] | None,
+) -> None:
+    """Products with the embeddings, or with the values that the first attention makes of them."""
+    columns, length = sources.columns, functions.shape[1]
+    rows[:, columns.embeddings][:, :length] += torch.einsum("bpd,pd->bp", functions, embedding[:length])
+    if positional is not None:
+        rows[:, columns.positional][:, :length] += torch.einsum("bpd,pd->bp", functions, positional[:length])
 
 
 def add_skipped(sources: Sources, level: int, cotangents: Float[Tensor, "target position d_model"]) -> None:
     """Add the cotangents' way back along a block's skip path, from what it writes to what the encoder reads."""
+    skipped = _skipped(sources, level, cotangents)
+    if skipped is not None:
+        cotangents += skipped
+
+
+def _skipped(
+    sources: Sources, level: int, cotangents: Float[Tensor, "target position d_model"]
+) -> Float[Tensor, "target position d_model"] | None:
+    """The cotangents' way back along a block's skip path, if it has one."""
     if sources.W_skip is None:
-        return
+        return None
     first, reader = sources.first, sources.path.blocks[level].reader
     skipped = cotangents @ sources.W_skip[level]
     skipped = skipped if reader is None else reader.adjoint(skipped)
-    cotangents[:, first:] += skipped[:, first:]
+    skipped[:, :first] = 0  # features are not used there, and neither is their skip path
+    return skipped
 
 
 def _grid(rows: Float[Tensor, "target column"], columns: slice, width: int) -> Float[Tensor, "target layer position"]:

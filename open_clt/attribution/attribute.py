@@ -7,16 +7,23 @@
 3. With a budget, rows are computed for the features that matter most, found as the graph grows; features that were
    never explored are folded into the error node of their layer and position, so that the scores stay honest.
 4. Rows and columns become an ``AttributionGraph``.
+
+``attribute_all`` does this for one prompt after another.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Int
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
@@ -25,18 +32,30 @@ from open_clt.attribution.explore import Explored, explore
 from open_clt.attribution.graph import AttributionGraph, GraphInfo
 from open_clt.attribution.influence import Edges
 from open_clt.attribution.nodes import NodeTable
-from open_clt.attribution.sources import Sources, find_sources
-from open_clt.attribution.targets import Resolved, SalientLogits, Target, resolve_targets
-from open_clt.errors import AttributionError
-from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.attribution.sources import Sources, attributable, find_sources
+from open_clt.attribution.targets import Resolved, SalientLogits, Target, resolve_targets, target_facts
+from open_clt.errors import AttributionError, OpenCLTError
+from open_clt.models.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
+
+
+class AttributionSettings(TypedDict, total=False):
+    """The settings of ``attribute`` as keyword arguments of those who hand them on."""
+
+    targets: Target | Sequence[Target] | None
+    max_feature_nodes: int | None
+    compatible: bool
+    skip_first_position: bool
+    max_logits: int
+    logit_probability: float
+    batch_size: int
 
 
 @torch.no_grad()
 def attribute(
     model: LanguageModel,
-    transcoder: CrossLayerTranscoder,
+    transcoder: Transcoder,
     prompt: str | Sequence[int] | Int[Tensor, "position"],
     *,
     targets: Target | Sequence[Target] | None = None,
@@ -55,10 +74,15 @@ def attribute(
     embeddings, biases and the MLP outputs of the first position, and equals circuit-tracer's. Features are not used at
     the first position unless ``skip_first_position=False``. ``batch_size`` is a matter of memory and speed only.
 
+    Memory beyond the model's and the transcoder's is bounded by the budget and the batch: 4 bytes at most for every
+    attributed row and column, a few times 64 MB for a batch, at most 512 MB of decoder rows, and the graph's edges
+    (GPT-2's shape: 0.3 GB for 1,024 features on 24 tokens, 0.9 GB for 2,048 on 128; ``benchmarks/attribution.py``).
+
     Raises AttributionError if prompt, model, transcoder and targets do not fit together, and LanguageModelError if the
     model is not linear once frozen.
     """
     tokens = _tokens(model, prompt)
+    transcoder = attributable(transcoder)
     _check_fit(model, transcoder, max_feature_nodes, batch_size)
     path = read_linear_path(model, tokens, transcoder.config.input_hook)
     sources = find_sources(path, transcoder, first=int(skip_first_position))
@@ -70,7 +94,7 @@ def attribute(
     explored = explore(sources, resolved, max_feature_nodes, batch_size=batch_size, compatible=compatible)
     logger.info("attributed %d of %d active features", int(explored.mask.sum()), explored.mask.shape[0])
     settings = {
-        "targets": [target.kind for target in wanted],
+        "targets": [target_facts(model, sources, target) for target in wanted],
         "max_logits": max_logits,
         "logit_probability": logit_probability,
         "max_feature_nodes": max_feature_nodes,
@@ -93,10 +117,59 @@ def attribute(
     return _graph(sources, resolved, explored, info)
 
 
+def attribute_all(
+    model: LanguageModel,
+    transcoder: Transcoder,
+    prompts: Sequence[str | Sequence[int] | Int[Tensor, "_"]],
+    *,
+    progress: bool = True,
+    **settings: Unpack[AttributionSettings],
+) -> Iterator[AttributionGraph]:
+    """Graphs of several prompts, each computed when it is asked for, with a progress bar in a terminal or notebook.
+
+    ``settings`` are those of ``attribute``, the same for all. Every prompt's tokens are checked before the first is
+    attributed. Raises AttributionError that names the prompt.
+    """
+    if isinstance(prompts, str):
+        raise AttributionError(f"prompts is one string, {prompts[:40]!r}; give a list of prompts.")
+    for number, prompt in enumerate(prompts):
+        with _naming(number, prompts):
+            _tokens(model, prompt)
+    with _bar(shown=progress and len(prompts) > 1) as bar:
+        for number, prompt in enumerate(bar.track(prompts)):
+            with _naming(number, prompts):
+                graph = attribute(model, transcoder, prompt, **settings)
+            yield graph
+
+
+def _bar(*, shown: bool) -> Progress:
+    """A bar on standard error; what is printed meanwhile stands above it in a terminal, and in a file without it."""
+    console = Console(stderr=True)
+    columns = (TextColumn("attributing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    seen = shown and (console.is_terminal or console.is_jupyter)
+    return Progress(*columns, console=console, transient=True, disable=not seen, redirect_stdout=sys.stdout.isatty())
+
+
+@contextmanager
+def _naming(number: int, prompts: Sequence[str | Sequence[int] | Tensor]) -> Generator[None, None, None]:
+    """Say of an error which of several prompts it is about."""
+    try:
+        yield
+    except OpenCLTError as error:
+        if len(prompts) == 1:
+            raise
+        prompt = prompts[number]
+        what = f", {prompt[:40]!r}" if isinstance(prompt, str) else ""
+        raise AttributionError(f"Prompt {number + 1} of {len(prompts)}{what}: {error}") from error
+
+
 def _tokens(model: LanguageModel, prompt: str | Sequence[int] | Tensor) -> Int[Tensor, "position"]:
     """The prompt's tokens; raises TextError or AttributionError on prompts that cannot be attributed."""
     if isinstance(prompt, str):
         tokens = model.tokenize(prompt)
+        if tokens.shape[0] == 2:
+            # Between BOS and a lone token there is nothing to explain but that token; whoever wants it gives tokens.
+            raise AttributionError(f"The prompt {prompt!r} is one token; attribution needs at least two.")
     else:
         tokens = torch.as_tensor(prompt, dtype=torch.long, device=model.device)
     if tokens.ndim != 1 or tokens.shape[0] < 2:
@@ -112,9 +185,7 @@ def _tokens(model: LanguageModel, prompt: str | Sequence[int] | Tensor) -> Int[T
     return tokens
 
 
-def _check_fit(
-    model: LanguageModel, transcoder: CrossLayerTranscoder, max_feature_nodes: int | None, batch_size: int
-) -> None:
+def _check_fit(model: LanguageModel, transcoder: Transcoder, max_feature_nodes: int | None, batch_size: int) -> None:
     config = transcoder.config
     if (config.n_layers, config.d_model) != (model.n_layers, model.d_model):
         raise AttributionError(

@@ -8,6 +8,7 @@ graph the edges into a node add up to its ``total``: nothing is left unexplained
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -24,10 +25,14 @@ from open_clt.attribution.influence import Edges, GraphScores
 from open_clt.attribution.nodes import Node, NodeKind, NodeTable, node_id
 from open_clt.errors import AttributionError, CheckpointError
 
+logger = logging.getLogger(__name__)
+
 FORMAT = "open-clt-attribution-graph"
 FORMAT_VERSION = 1
 _JSON = "graph.json"
 _TENSORS = "graph.safetensors"
+_ROUNDING = 1e-5
+"""Share of a row that rounding in float32 may cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,8 @@ class GraphInfo:
     """Whether positional embeddings, biases and MLP outputs were left out, as circuit-tracer does."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     versions: dict[str, str] = field(default_factory=dict[str, str])
+    faithfulness: dict[str, Any] | None = None
+    """How far its predictions hold in the model, if that was measured (``analysis.faithfulness``)."""
 
 
 class Completeness(NamedTuple):
@@ -61,6 +68,11 @@ class Completeness(NamedTuple):
     """Largest residual, over the total itself (at least a thousandth of the row)."""
     node: int
     """The row that is furthest off, by the first measure."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether all rows add up, but for rounding."""
+        return self.relative_to_row <= _ROUNDING
 
 
 @final
@@ -133,12 +145,13 @@ class AttributionGraph:
 
         Tokens and targets always stay. Errors are measured by their edges alone (methods), or, as circuit-tracer does,
         pruned like features; ``keep_errors=None`` does the latter in compatible graphs. What is removed is remembered
-        in ``omitted``. Raises AttributionError if a threshold is not in (0, 1].
+        in ``omitted``, the thresholds in ``info.settings``. Raises AttributionError if one is not in (0, 1].
         """
-        for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
-            if not 0 < value <= 1:
-                raise AttributionError(f"{name} is {value}; it must be above 0 and at most 1.")
         keep_errors = not self.info.compatible if keep_errors is None else keep_errors
+        settings = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "keep_errors": keep_errors}
+        for name in ("node_threshold", "edge_threshold"):
+            if not 0 < settings[name] <= 1:
+                raise AttributionError(f"{name} is {settings[name]}; it must be above 0 and at most 1.")
         always = self.of_kind(NodeKind.EMBEDDING, NodeKind.LOGIT, NodeKind.TARGET)
         exempt = self.of_kind(NodeKind.ERROR) & keep_errors
         computed = self.of_kind(NodeKind.FEATURE)
@@ -154,7 +167,26 @@ class AttributionGraph:
             node_threshold,
             edge_threshold,
         )
-        return self._part(kept)
+        cumulative = paths.cumulative_influence(self.influence())[kept.nodes]
+        found = self.part(kept.nodes, kept.edges)
+        info = replace(found.info, settings={**found.info.settings, **settings})
+        return replace(found, nodes=replace(found.nodes, cumulative=cumulative), info=info)
+
+    def part(self, nodes: Bool[Tensor, "node"], edges: Bool[Tensor, "edge"] | None = None) -> AttributionGraph:
+        """Some nodes and the edges between them, of ``edges`` if given; ``omitted`` keeps what their rows lose."""
+        inside = nodes[self.edges.target] & nodes[self.edges.source]
+        inside = inside if edges is None else inside & edges
+        left, gone = (Edges(*(column[chosen] for column in self.edges)) for chosen in (inside, ~inside))
+        table = replace(
+            self.nodes,
+            omitted=self.nodes.omitted.index_add(0, gone.target, gone.weight.abs()),
+            omitted_sum=self.nodes.omitted_sum.index_add(0, gone.target, gone.weight),
+        )[nodes]
+        number = nodes.cumsum(0) - 1
+        outputs = nodes[self.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].tolist()
+        names = tuple(name for name, stays in zip(self.info.target_names, outputs, strict=True) if stays)
+        renumbered = Edges(number[left.target], number[left.source], left.weight)
+        return replace(self, nodes=table, edges=renumbered, info=replace(self.info, target_names=names))
 
     def check(self) -> Completeness:
         """Measure the row that misses its total by most; a complete graph stays below 1e-5."""
@@ -170,15 +202,31 @@ class AttributionGraph:
         by_total = (residual / self.nodes.total.abs().maximum(1e-3 * scale).clamp(min=1e-30)).where(has_row, zeros)
         return Completeness(float(by_row.max()), float(by_total.max()), int(by_row.argmax()))
 
+    def missing(self) -> str:
+        """One sentence on rows that do not add up, for readers of the graph; empty if all do, or none is known."""
+        if bool(self.nodes.total.isnan().all()) or (found := self.check()).holds:
+            return ""
+        if self.info.compatible:
+            why = "Positions, biases and the first position's MLP outputs are left out, as circuit-tracer does"
+        else:
+            why = f"Rows do not add up, worst that of {self.node(found.node).id}"
+        return f"{why}: up to {found.relative_to_row:.2g} of a row is missing."
+
+    def report_missing(self) -> None:
+        """Log a warning if rows do not add up, as ``save`` and all exports do; what compatible graphs lack is news."""
+        if missing := self.missing():
+            logger.log(logging.INFO if self.info.compatible else logging.WARNING, "%s", missing)
+
     def save(self, directory: str | Path) -> Path:
         """Write the graph as a directory with ``graph.json`` and ``graph.safetensors``, and return it."""
+        self.report_missing()
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"nodes.{f.name}": getattr(self.nodes, f.name) for f in fields(self.nodes)}
         tensors |= {f"edges.{name}": column for name, column in self.edges._asdict().items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / _TENSORS)
+        save_file({name: _narrow(tensor).contiguous() for name, tensor in tensors.items()}, directory / _TENSORS)
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, "info": asdict(self.info)}
-        content["labels"] = dict(self.labels)
+        content |= {"labels": dict(self.labels), "missing": self.missing()}
         (directory / _JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return directory
 
@@ -188,7 +236,7 @@ class AttributionGraph:
         directory = Path(directory)
         content = _read_json(directory / _JSON)
         try:
-            tensors = load_file(directory / _TENSORS)
+            tensors = {name: _wide(tensor) for name, tensor in load_file(directory / _TENSORS).items()}
             nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
             edges = Edges(*(tensors[f"edges.{name}"] for name in Edges._fields))
             facts = cast(dict[str, Any], content["info"])
@@ -225,19 +273,18 @@ class AttributionGraph:
     def _shares(self) -> Float[Tensor, "edge"]:
         return paths.input_shares(self.edges, self.nodes.omitted)
 
-    def _part(self, kept: paths.Pruning) -> AttributionGraph:
-        """The kept nodes and edges, and what every kept node loses."""
-        gone = Edges(*(column[~kept.edges] for column in self.edges))
-        left = Edges(*(column[kept.edges] for column in self.edges))
-        nodes = replace(
-            self.nodes,
-            omitted=self.nodes.omitted.index_add(0, gone.target, gone.weight.abs()),
-            omitted_sum=self.nodes.omitted_sum.index_add(0, gone.target, gone.weight),
-            cumulative=paths.cumulative_influence(self.influence()),
-        )[kept.nodes]
-        number = kept.nodes.cumsum(0) - 1
-        edges = Edges(number[left.target], number[left.source], left.weight)
-        return replace(self, nodes=nodes, edges=edges)
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """Integers in the narrowest type that holds them: a graph's file takes 8 bytes an edge, not 20."""
+    if tensor.is_floating_point() or not tensor.numel():
+        return tensor
+    largest = max(int(tensor.max()), -1 - int(tensor.min()))
+    types = (torch.int16, torch.int32, torch.int64)
+    return tensor.to(next(kind for kind in types if largest <= torch.iinfo(kind).max))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ and the parts add up to the edge exactly, because all that is not linear is froz
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,10 +22,17 @@ from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.adjoint import Seeds, add_skipped, before, feature_seeds, read_by, walk
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import Node, NodeKind, node_id
-from open_clt.attribution.sources import Sources, find_sources
-from open_clt.attribution.targets import TokenLogits, resolve_targets
+from open_clt.attribution.sources import Sources, attributable, find_sources
+from open_clt.attribution.targets import FeaturePreactivation, LogitDifference, Target, TokenLogits, resolve_targets
 from open_clt.errors import AttributionError
-from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.transcoder import Transcoder
+
+
+class EdgeParts(NamedTuple):
+    """One edge, by the last attention head on the way; the parts add up to it."""
+
+    heads: Float[Tensor, "layer head"]
+    direct: float
 
 
 class HeadContributions(NamedTuple):
@@ -34,22 +42,62 @@ class HeadContributions(NamedTuple):
     direct: Float[Tensor, "node"]
     """What reaches the target through no head: its own position's residual stream, and constants."""
 
+    def edge(self, source: int) -> EdgeParts:
+        """The parts of the edge from one node."""
+        return EdgeParts(self.heads[:, :, source], float(self.direct[source]))
+
 
 @torch.no_grad()
 def head_contributions(
-    model: LanguageModel, transcoder: CrossLayerTranscoder, graph: AttributionGraph, target: int
+    model: LanguageModel,
+    transcoder: Transcoder,
+    graph: AttributionGraph,
+    target: int,
+    *,
+    targets: Target | Sequence[Target] | None = None,
 ) -> HeadContributions:
     """Split every edge into node ``target`` of a graph by attention layer and head.
 
-    ``model`` and ``transcoder`` are those that the graph was made with. Raises AttributionError if the graph is pruned,
-    or if the node is neither a feature nor a logit.
+    ``model`` and ``transcoder`` are those that the graph was made with, and so are ``targets``, which a graph remembers
+    but for directions. Raises AttributionError if the node has no inputs, if a direction is missing, or if a pruned
+    graph does not tell pruned features from those that its budget never explored.
     """
-    node = graph.node(target)
-    if not bool(graph.nodes.cumulative.isnan().all()):
-        raise AttributionError("The graph is pruned; ask the graph that it was pruned from for head contributions.")
+    sources = _sources(model, transcoder, graph)
+    return _split(model, sources, _nodes_of_columns(graph, sources), graph, target, targets)
+
+
+@torch.no_grad()
+def every_head_contribution(
+    model: LanguageModel,
+    transcoder: Transcoder,
+    graph: AttributionGraph,
+    *,
+    targets: Target | Sequence[Target] | None = None,
+) -> Iterator[tuple[int, HeadContributions]]:
+    """Split all edges of a graph: each node that has inputs, and its edges as ``head_contributions`` splits them."""
+    sources = _sources(model, transcoder, graph)
+    columns = _nodes_of_columns(graph, sources)
+    for target in graph.edges.target.unique().tolist():
+        yield target, _split(model, sources, columns, graph, target, targets)
+
+
+def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph) -> Sources:
+    transcoder = attributable(transcoder)
     path = read_linear_path(model, torch.tensor(graph.info.tokens, device=model.device), transcoder.config.input_hook)
-    sources = find_sources(path, transcoder, first=int(graph.info.settings.get("skip_first_position", True)))
-    seed = _seed(model, sources, node)
+    return find_sources(path, transcoder, first=int(graph.info.settings.get("skip_first_position", True)))
+
+
+def _split(
+    model: LanguageModel,
+    sources: Sources,
+    columns: Int[Tensor, "column"],
+    graph: AttributionGraph,
+    target: int,
+    targets: Target | Sequence[Target] | None,
+) -> HeadContributions:
+    """One target's row, walked down once for every head that hands it on, and once past all of them."""
+    node, path, n_nodes = graph.node(target), sources.path, graph.n_nodes
+    seed = _seed(model, sources, node, _wanted(graph, node, targets))
     direct = sources.errors.new_zeros(1, node.position + 1, path.d_model)
     direct[0, node.position] = seed.cotangent[0]
     level = int(seed.level)
@@ -60,22 +108,37 @@ def head_contributions(
     rows = walk(sources, parts, before(levels.repeat_interleave(model.n_heads)))
     alone = walk(sources, direct, entry, through_attention=False)
     alone[:, sources.columns.biases][0, model.n_layers * path.n_positions + node.position] += seed.bias[0]
-    columns = _nodes_of_columns(graph, sources)
-    heads = rows.new_zeros(model.n_layers, model.n_heads, graph.n_nodes)
-    heads[levels] = _by_node(rows, columns, graph.n_nodes).unflatten(0, (-1, model.n_heads))
-    return HeadContributions(heads.cpu(), _by_node(alone, columns, graph.n_nodes)[0].cpu())
+    heads = rows.new_zeros(model.n_layers, model.n_heads, n_nodes)
+    heads[levels] = _by_node(rows, columns, n_nodes).unflatten(0, (-1, model.n_heads))
+    # Pruning takes edges between nodes that stay, and then there is nothing to split.
+    there = torch.zeros(n_nodes).index_fill(0, graph.edges.source[graph.edges.target == target], 1)
+    return HeadContributions(heads.cpu() * there, _by_node(alone, columns, n_nodes)[0].cpu() * there)
 
 
-def _seed(model: LanguageModel, sources: Sources, node: Node) -> Seeds:
-    if node.kind is NodeKind.FEATURE:
-        facts = (torch.tensor([fact], device=model.device) for fact in (node.layer, node.position, node.index))
-        return feature_seeds(sources, *facts)
+def _wanted(graph: AttributionGraph, node: Node, targets: Target | Sequence[Target] | None) -> Target | None:
+    """The target that an output stands for, as it was given or as the graph remembers it; None for features."""
     if node.kind is NodeKind.LOGIT:
-        wanted = TokenLogits(tokens=(node.index,), position=node.position)
+        return TokenLogits(tokens=(node.index,), position=node.position)
+    if node.kind is not NodeKind.TARGET:
+        return None
+    given = [] if targets is None else list(targets) if isinstance(targets, Sequence) else [targets]
+    if node.index < len(given):
+        return given[node.index]
+    known: list[dict[str, Any]] = graph.info.settings.get("targets", [])
+    facts = known[node.index] if node.index < len(known) else {}
+    kinds = {"logit_difference": LogitDifference, "feature": FeaturePreactivation}
+    if facts.get("kind") not in kinds:
+        raise AttributionError(f"The graph does not hold what {node.id} is; give the targets that it was made with.")
+    return kinds[facts["kind"]](**facts)
+
+
+def _seed(model: LanguageModel, sources: Sources, node: Node, wanted: Target | None) -> Seeds:
+    if wanted is not None:
         return resolve_targets(model, sources, [wanted]).seeds
-    raise AttributionError(
-        f"{node.id} is of kind {node.kind.name.lower()}; head contributions need a feature or logit."
-    )
+    if node.kind is not NodeKind.FEATURE:
+        raise AttributionError(f"{node.id} has no inputs; head contributions need a feature or an output.")
+    facts = (torch.tensor([fact], device=model.device) for fact in (node.layer, node.position, node.index))
+    return feature_seeds(sources, *facts)
 
 
 def _handed_on(
@@ -97,13 +160,20 @@ def _handed_on(
 
 def _nodes_of_columns(graph: AttributionGraph, sources: Sources) -> Int[Tensor, "column"]:
     """The node that each column adds to: an unexplored feature to its error; what the graph lacks, past the end."""
-    number = {name: i for i, name in enumerate(graph.ids())}
+    budget = graph.info.settings.get("max_feature_nodes")
+    folded = budget is not None and budget < graph.info.n_active_features
+    if folded and bool(graph.nodes.omitted.any()):
+        raise AttributionError(
+            "The graph was made with a budget and then pruned, so its errors' parts are not known; "
+            "ask the graph that it was pruned from for head contributions."
+        )
+    number = {name: place for place, name in enumerate(graph.ids())}
     table = sources.nodes()
     nodes = [number.get(name, graph.n_nodes) for name in table.ids()]
-    for column in range(sources.features.value.shape[0]):
+    for column in range(sources.features.value.shape[0]) if folded else ():
         if nodes[column] == graph.n_nodes:
             error = node_id(NodeKind.ERROR, int(table.layer[column]), int(table.position[column]), -1)
-            nodes[column] = number[error]
+            nodes[column] = number.get(error, graph.n_nodes)
     return torch.tensor(nodes, device=sources.features.layer.device)
 
 

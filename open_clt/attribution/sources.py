@@ -24,8 +24,11 @@ from torch import Tensor
 
 from open_clt.activations.linear_path import LinearPath
 from open_clt.attribution.nodes import NodeKind, NodeTable
+from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK
+from open_clt.errors import AttributionError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.sparse import SparseFeatures
+from open_clt.models.transcoder import Transcoder
 
 _CACHED_NUMBERS = 2**27
 """Decoder rows kept between batches, in numbers (512 MB in float32); with more, they are gathered again each time."""
@@ -149,6 +152,22 @@ class Sources:
         """Encoder rows of some features of one layer, as they read raw inputs."""
         rows = self.transcoder.W_enc[layer][index] / self.transcoder.standardisation.input_scale[layer]
         return rows.to(self.errors.dtype)
+
+
+def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
+    """The transcoder, if graphs can be made with it; raises AttributionError if not."""
+    config = transcoder.config
+    if not isinstance(transcoder, CrossLayerTranscoder):
+        raise AttributionError(
+            "What a MOLT's transforms write depends on their input, so its features have no linear edges; attribute "
+            "with a transcoder that has decoders."
+        )
+    if config.input_hook not in MLP_INPUT_HOOKS or config.target_hook != MLP_OUTPUT_HOOK:
+        raise AttributionError(
+            f"The transcoder reads {config.input_hook!r} and writes {config.target_hook!r}; attribution needs one that "
+            f"stands for MLPs, from {' or '.join(map(repr, MLP_INPUT_HOOKS))} to {MLP_OUTPUT_HOOK!r}."
+        )
+    return transcoder
 
 
 @torch.no_grad()

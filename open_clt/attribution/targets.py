@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, final
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,11 @@ from open_clt.attribution.adjoint import Seeds, feature_seeds
 from open_clt.attribution.nodes import NodeKind, NodeTable
 from open_clt.attribution.sources import Sources
 from open_clt.errors import AttributionError
+from open_clt.replacement.interventions import feature_place
+
+_PLACE = re.compile(r"\d+:(-?\d+|\*):\d+", re.ASCII)
+_LESS = "--"
+"""Stands between the two tokens of a difference."""
 
 
 @final
@@ -73,6 +79,38 @@ class FeaturePreactivation:
 
 
 Target: TypeAlias = SalientLogits | TokenLogits | LogitDifference | Direction | FeaturePreactivation
+
+
+def read_target(model: LanguageModel, text: str, position: int = -1) -> Target:
+    """Read a target that is written as a text; the first of these that fits:
+
+        2:5:417             a feature, ``layer:position:feature``
+        " Paris"            one token, leading space and all, at ``position``
+        " Paris-- Rome"     the logit of one token less that of another, at ``position``
+
+    Raises AttributionError if none does.
+    """
+    if _PLACE.fullmatch(text):
+        layer, place, feature = feature_place(text)
+        if place is None:
+            raise AttributionError(f"The target {text!r} names every position; name one: {layer}:-1:{feature}.")
+        return FeaturePreactivation(layer=layer, feature=feature, position=place)
+    positive, found, negative = text.partition(_LESS)
+    if not found or len(model.token_ids([text])[0]) == 1:
+        return TokenLogits(tokens=(_token_id(model, text),), position=position)
+    first, second = (_token_id(model, token) for token in (positive, negative))
+    return LogitDifference(positive=first, negative=second, position=position)
+
+
+def target_facts(model: LanguageModel, sources: Sources, target: Target) -> dict[str, Any]:
+    """A target as plain values, tokens by their ids and positions from the start: what a graph remembers of it."""
+    facts = {entry.name: getattr(target, entry.name) for entry in fields(target) if entry.name != "vector"}
+    facts["position"] = _position(sources, target.position)
+    if isinstance(target, TokenLogits):
+        facts["tokens"] = [_token_id(model, token) for token in target.tokens]
+    if isinstance(target, LogitDifference):
+        facts["positive"], facts["negative"] = (_token_id(model, t) for t in (target.positive, target.negative))
+    return facts
 
 
 class Resolved(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.attribution.attribute import attribute
+from open_clt.attribution.heads import every_head_contribution
 from tests.attribution.cases import PROMPT, random_transcoder
 from tests.attribution.held_model import check_ablations
 from tests.tiny_models import CONTEXT_LENGTH, VOCABULARY, write_tokenizer
@@ -63,3 +64,13 @@ def test_rows_are_complete(model: LanguageModel) -> None:
 def test_an_edge_is_the_measured_effect_of_an_ablation(model: LanguageModel) -> None:
     for kind in kinds(model):
         check_ablations(model, random_transcoder(kind))
+
+
+def test_heads_add_up_to_their_edges(model: LanguageModel) -> None:
+    for kind in kinds(model):
+        transcoder = random_transcoder(kind)
+        graph = attribute(model, transcoder, PROMPT).prune(0.7, 0.95)
+        found = torch.zeros(graph.n_nodes, graph.n_nodes)
+        for target, parts in every_head_contribution(model, transcoder, graph):
+            found[target] = parts.heads.sum((0, 1)) + parts.direct
+        torch.testing.assert_close(found, graph.adjacency(), atol=1e-5, rtol=1e-4)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.attribution.attribute import attribute
+from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.attribution.targets import Direction, FeaturePreactivation, LogitDifference, TokenLogits
 from open_clt.config import JumpReLUConfig, TranscoderConfig
 from open_clt.errors import AttributionError, TextError
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from tests.architectures import architecture, random_architecture
 from tests.attribution.cases import KINDS, PROMPT, random_transcoder
 from tests.attribution.held_model import check_ablations
 from tests.reference.autograd_attribution import SlowAttribution, SlowRow
@@ -190,6 +194,63 @@ def test_tokens_may_be_given_as_they_are(tiny_gpt2: LanguageModel) -> None:
     assert as_text.info.tokens == as_list.info.tokens
 
 
+def test_several_prompts_give_the_graphs_of_each(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    prompts = [PROMPT, tiny_gpt2.tokenize("One two three"), [0, 5, 9]]
+    settings: dict[str, Any] = {"max_feature_nodes": 7, "targets": TokenLogits(tokens=(5,)), "compatible": True}
+    graphs = list(attribute_all(tiny_gpt2, transcoder, prompts, **settings))
+    assert len(graphs) == 3
+    for graph, prompt in zip(graphs, prompts, strict=True):
+        alone = attribute(tiny_gpt2, transcoder, prompt, **settings)
+        assert graph.info == alone.info
+        torch.testing.assert_close(graph.adjacency(), alone.adjacency())
+
+
+def test_several_prompts_are_checked_before_the_first_is_attributed(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    with pytest.raises(AttributionError, match=r"Prompt 3 of 3, 'word word.*shorten"):
+        next(attribute_all(tiny_gpt2, transcoder, [PROMPT, PROMPT, "word " * 100]))
+    with pytest.raises(AttributionError, match=r"^Prompt 2 of 2: The prompt has 1 tokens"):
+        next(attribute_all(tiny_gpt2, transcoder, [PROMPT, [4]]))
+    with pytest.raises(AttributionError, match="is one string"):
+        next(attribute_all(tiny_gpt2, transcoder, PROMPT))
+    with pytest.raises(AttributionError, match=r"^The target's position is 99"):
+        next(attribute_all(tiny_gpt2, transcoder, [PROMPT], targets=TokenLogits(tokens=(5,), position=99)))
+
+
+@pytest.mark.parametrize(("prompts", "shown"), [([PROMPT, "One two"], True), ([PROMPT], False)])
+def test_several_prompts_show_a_bar_in_a_terminal(
+    tiny_gpt2: LanguageModel,
+    prompts: list[str],
+    shown: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard error for a terminal
+    for graph in attribute_all(tiny_gpt2, random_transcoder("clt"), prompts, max_feature_nodes=2):
+        print(graph.info.prompt)
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == prompts
+    assert ("attributing" in captured.err) == shown
+    assert ("2/2" in captured.err) == shown
+    list(attribute_all(tiny_gpt2, random_transcoder("clt"), prompts, max_feature_nodes=2, progress=False))
+    assert capsys.readouterr().err == ""
+
+
+def test_settings_that_are_handed_on_are_those_of_attribute() -> None:
+    own = {name for name, part in inspect.signature(attribute).parameters.items() if part.kind is part.KEYWORD_ONLY}
+    assert set(AttributionSettings.__annotations__) == own
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("molt", "transforms write depends on their input"), ("sae", "one that stands for MLPs")]
+)
+def test_what_has_no_linear_edges_is_refused(tiny_gpt2: LanguageModel, name: str, message: str) -> None:
+    transcoder = random_architecture(architecture(name, d_model=tiny_gpt2.d_model))
+    with pytest.raises(AttributionError, match=message):
+        attribute(tiny_gpt2, transcoder, PROMPT)
+
+
 def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_transcoder("clt")
     silent = CrossLayerTranscoder(
@@ -202,6 +263,7 @@ def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
             attribute(tiny_gpt2, clt, prompt, **settings)  # type: ignore[arg-type]
 
     fails("at least two", [0])
+    fails("'e' is one token", "e")
     fails("ids end at 299", [0, 300])
     fails("reads 64; shorten", [0] * 65)
     fails("No feature is active", clt=silent)

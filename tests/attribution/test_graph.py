@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.influence import Edges, input_shares, path_steps, smallest_kept
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError, CheckpointError
+from tests.analysis.hand_graph import NAMES, hand_graph
 from tests.attribution.cases import PROMPT, random_transcoder
 
 
@@ -50,6 +53,19 @@ def test_path_lengths_are_shares_and_no_path_is_longer_than_the_model_is_deep(
     profile = graph.path_lengths()
     assert float(profile.sum()) == pytest.approx(1)
     assert profile.shape[0] <= graph.info.n_layers + 1
+
+
+def test_the_profile_of_path_lengths_by_hand() -> None:
+    """E_11_1 and E_10_0 reach the logit over a feature (two edges), or over two (three edges)."""
+    names, outputs = NAMES, torch.tensor([0.0] * (len(NAMES) - 3) + [1.0, 0.0, 0.0])
+    graph = hand_graph()
+    graph = replace(graph, nodes=replace(graph.nodes, weight=outputs))
+    into, feature = 0.5 + 0.5 + 3.0 + 1.0 + 0.125, 2.0 + 1.5 + 1.0 + 0.5
+    assert names[-3] == "3_40_2"
+    two = (0.5 / into) * 1.0 + (0.5 / into) * (1.5 / 1.75)
+    three = (3.0 / into) * ((2.0 / feature) * 1.0 + (1.5 / feature) * (1.5 / 1.75) + (1.0 / feature) * 1.0)
+    expected = torch.tensor([0.0, two, three]) / (two + three)
+    torch.testing.assert_close(graph.path_lengths(), expected)
 
 
 def test_a_cycle_is_an_error() -> None:
@@ -134,6 +150,71 @@ def test_save_and_load_give_the_same_graph(graph: AttributionGraph, tmp_path: Pa
     for name in ("kind", "layer", "position", "index", "value", "weight", "omitted"):
         assert torch.equal(getattr(loaded.nodes, name), getattr(labelled.nodes, name))
     assert sorted(path.suffix for path in (tmp_path / "graph").iterdir()) == [".json", ".safetensors"]
+
+
+def test_a_saved_edge_takes_eight_bytes(graph: AttributionGraph, tmp_path: Path) -> None:
+    size = (graph.save(tmp_path) / "graph.safetensors").stat().st_size
+    assert size < 8 * graph.n_edges + 40 * graph.n_nodes + 2000
+
+
+def test_a_number_too_large_for_two_bytes_comes_back(graph: AttributionGraph, tmp_path: Path) -> None:
+    index = graph.nodes.index.clone()
+    index[:3] = torch.tensor([32767, 32768, 2**40])
+    large = replace(graph, nodes=replace(graph.nodes, index=index))
+    assert torch.equal(AttributionGraph.load(large.save(tmp_path)).nodes.index, index)
+
+
+def test_pruning_is_a_part_and_is_remembered(graph: AttributionGraph) -> None:
+    """The nodes and edges of a pruned graph, cut out by hand, are the same graph but for what pruning notes."""
+    pruned = graph.prune(0.7, 0.9)
+    known = {"node_threshold": 0.7, "edge_threshold": 0.9, "keep_errors": not graph.info.compatible}
+    assert pruned.info.settings == {**graph.info.settings, **known}
+    number = {name: row for row, name in enumerate(graph.ids())}
+    row = torch.tensor([number[name] for name in pruned.ids()])
+    nodes = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, row, True)
+    wanted = set(zip(row[pruned.edges.target].tolist(), row[pruned.edges.source].tolist(), strict=True))
+    ends = zip(graph.edges.target.tolist(), graph.edges.source.tolist(), strict=True)
+    part = graph.part(nodes, torch.tensor([pair in wanted for pair in ends]))
+    assert part.ids() == pruned.ids()
+    torch.testing.assert_close(part.adjacency(), pruned.adjacency(), atol=0, rtol=0)
+    for name in ("omitted", "omitted_sum"):
+        assert torch.equal(getattr(part.nodes, name), getattr(pruned.nodes, name))
+    assert part.info == graph.info
+    assert graph.part(nodes).n_edges > part.n_edges
+
+
+def test_a_part_names_the_targets_it_keeps(graph: AttributionGraph) -> None:
+    outputs = graph.of_kind(NodeKind.LOGIT).nonzero().flatten()
+    nodes = torch.ones(graph.n_nodes, dtype=torch.bool).index_fill(0, outputs[1], False)
+    part = graph.part(nodes)
+    assert part.info.target_names == (graph.info.target_names[0], *graph.info.target_names[2:])
+    assert part.node(part.n_nodes - 1).label == graph.node(graph.n_nodes - 1).label
+
+
+def test_a_graph_that_fails_its_check_says_so_when_saved(
+    graph: AttributionGraph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A complete graph has nothing to say; a false one warns; a compatible one tells, but does not warn."""
+    assert graph.check().holds is not graph.info.compatible
+    weight = graph.edges.weight.clone()
+    weight[int(weight.abs().argmax())] *= 1.5
+    false = replace(graph, edges=graph.edges._replace(weight=weight))
+    assert not false.check().holds
+    for saved, level in ((graph, logging.INFO if graph.info.compatible else None), (false, logging.WARNING)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="open_clt"):
+            content = json.loads((saved.save(tmp_path / "graph") / "graph.json").read_text())
+        expected = logging.INFO if saved.info.compatible else level
+        assert [record.levelno for record in caplog.records] == ([] if expected is None else [expected])
+        assert [record.getMessage() for record in caplog.records] == [text for text in [content["missing"]] if text]
+    assert "of a row is missing" in false.missing()
+    if not graph.info.compatible:
+        assert false.node(false.check().node).id in false.missing()
+
+
+def test_a_graph_without_known_totals_has_nothing_to_say(graph: AttributionGraph) -> None:
+    unknown = torch.full_like(graph.nodes.total, torch.nan)
+    assert replace(graph, nodes=replace(graph.nodes, total=unknown)).missing() == ""
 
 
 def test_labels_name_features_wherever_they_are_active(graph: AttributionGraph) -> None:

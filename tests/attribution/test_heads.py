@@ -8,9 +8,9 @@ import torch
 from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.heads import head_contributions
+from open_clt.attribution.heads import every_head_contribution, head_contributions
 from open_clt.attribution.nodes import NodeKind
-from open_clt.attribution.targets import LogitDifference
+from open_clt.attribution.targets import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
 from open_clt.errors import AttributionError
 from tests.attribution.cases import PROMPT, random_transcoder
 
@@ -60,13 +60,55 @@ def test_a_head_without_output_contributes_nothing(tiny_gpt2: LanguageModel) -> 
     assert whole.heads[2, 1].any()
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_all_edges_of_a_pruned_graph_can_be_split(models: dict[str, LanguageModel], name: str) -> None:
+    transcoder = random_transcoder("clt")
+    graph = attribute(models[name], transcoder, PROMPT).prune(0.6, 0.9)
+    adjacency, seen = torch.zeros(graph.n_nodes, graph.n_nodes), 0
+    for target, parts in every_head_contribution(models[name], transcoder, graph):
+        adjacency[target] = parts.heads.sum((0, 1)) + parts.direct
+        seen += 1
+    assert seen == int((graph.adjacency() != 0).any(1).sum())
+    torch.testing.assert_close(adjacency, graph.adjacency(), atol=1e-5, rtol=1e-4)
+
+
+def test_one_edge_is_a_table_of_layers_and_heads(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_transcoder("clt")
+    graph = attribute(tiny_gpt2, transcoder, PROMPT)
+    source = int(graph.of_kind(NodeKind.EMBEDDING).nonzero()[2])
+    heads, direct = head_contributions(tiny_gpt2, transcoder, graph, graph.n_nodes - 1).edge(source)
+    assert heads.shape == (tiny_gpt2.n_layers, tiny_gpt2.n_heads)
+    assert float(heads.sum()) + direct == pytest.approx(float(graph.adjacency()[-1, source]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        LogitDifference(positive=5, negative=9, position=4),
+        Direction(vector=torch.linspace(-1, 1, 32)),
+        FeaturePreactivation(layer=2, feature=3),
+    ],
+    ids=lambda target: target.kind,
+)
+def test_edges_into_targets_that_are_no_tokens_are_split_too(tiny_llama: LanguageModel, target: Target) -> None:
+    transcoder = random_transcoder("clt")
+    wanted = [TokenLogits(tokens=(7,)), target]
+    graph = attribute(tiny_llama, transcoder, PROMPT, targets=wanted)
+    # Only a direction is more than a graph remembers.
+    given = wanted if isinstance(target, Direction) else None
+    parts = head_contributions(tiny_llama, transcoder, graph, graph.n_nodes - 1, targets=given)
+    row = graph.adjacency()[-1]
+    torch.testing.assert_close(parts.heads.sum((0, 1)) + parts.direct, row, atol=1e-5, rtol=1e-4)
+
+
 def test_what_cannot_be_split_is_refused(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_transcoder("clt")
-    graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=LogitDifference(positive=5, negative=9))
+    graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=Direction(vector=torch.ones(32)), max_feature_nodes=9)
 
     def fails(match: str, graph: AttributionGraph, target: int) -> None:
         with pytest.raises(AttributionError, match=match):
             head_contributions(tiny_gpt2, transcoder, graph, target)
 
-    fails("need a feature or logit", graph, graph.n_nodes - 1)
-    fails("pruned", graph.prune(), 0)
+    fails("give the targets", graph, graph.n_nodes - 1)
+    fails("has no inputs", graph, int(graph.of_kind(NodeKind.EMBEDDING).nonzero()[0]))
+    fails("budget and then pruned", graph.prune(), 0)

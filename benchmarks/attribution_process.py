@@ -1,0 +1,106 @@
+"""One side of the attribution benchmark: a process that answers requests and measures itself.
+
+Both sides use it, each in its own Python environment, so it needs PyTorch and nothing else. Requests and answers are
+lines of JSON on standard input and output; whatever else is printed goes to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+
+Result = TypeVar("Result")
+_MB = 1e6
+
+
+class Run(NamedTuple):
+    """What one call cost."""
+
+    seconds: float
+    extra_memory_mb: float
+    """Highest memory during the call, above that before it: resident memory, or the GPU's allocations."""
+
+
+class Side:
+    """A side, as the benchmark's main process sees it."""
+
+    def __init__(self, python: Path, script: Path, folder: Path, device: str, threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self._log = folder / f"{script.stem}.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [str(python), str(script), str(folder), device],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+            )  # fmt: skip
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send one request and wait for its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self._log.stem} ended:\n{self._log.read_text()[-3000:]}")
+        return cast(dict[str, Any], json.loads(answer))
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(load: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    """Load what answers requests, and let it answer until there are no more."""
+    # A copy of standard output for the answers; the original is for everything that libraries print.
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        answer = load()
+        for line in sys.stdin:
+            print(json.dumps(answer(json.loads(line))), file=output, flush=True)
+
+
+def measured(function: Callable[[], Result], device: torch.device) -> tuple[Result, Run]:
+    """Call a function; how long it took and how much more memory it used at its peak."""
+    gc.collect()
+    before = _start_memory(device)
+    started = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - started
+    return result, Run(seconds, (_peak_memory(device) - before) / _MB)
+
+
+def _start_memory(device: torch.device) -> int:
+    """Memory in use now, which is also where the peak starts from."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    # What the last call freed goes back to the system first: else it would hide what this one needs.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak_memory(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """A number of bytes from Linux's account of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("memory is measured through /proc, which only Linux has")
