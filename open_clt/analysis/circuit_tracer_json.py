@@ -16,7 +16,9 @@ from typing import Any, cast
 import torch
 
 from open_clt.analysis.circuit_tracer_schema import (
+    GENERATION,
     METADATA_FILE,
+    PRUNING,
     SCHEMA_VERSION,
     FeatureType,
     GraphCard,
@@ -67,6 +69,7 @@ def write_circuit_tracer(
 ) -> Path:
     """Write ``<slug>.json``, enter it in the directory's ``graph-metadata.json``, and return its path."""
     content = circuit_tracer_json(graph, card, view)
+    graph.report_missing()
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     index = directory / METADATA_FILE
@@ -87,22 +90,19 @@ def _output_id(graph: AttributionGraph, number: int) -> str | None:
 
 def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
     info, scores = graph.info, graph.scores()
-    known = info.settings
-    generation = {
-        "max_n_logits": known.get("max_logits"),
-        "desired_logit_prob": known.get("logit_probability"),
-        "batch_size": known.get("batch_size"),
-        "max_feature_nodes": known.get("max_feature_nodes"),
-    }
+    generation, pruning = (
+        _known({theirs: info.settings.get(ours) for theirs, ours in words.items()}) for words in (GENERATION, PRUNING)
+    )
+    # A compatible graph leaves out what every graph of this format does: no news to its readers.
+    missing = "" if info.compatible else graph.missing()
     about = {
-        "description": card.description,
+        "description": " ".join(filter(None, (card.description, missing))) or None,
         "creator_name": card.creator,
         "creator_url": card.creator_url,
         "source_urls": list(card.source_urls),
         "generator": _known({"name": "OpenCLT", "version": info.versions.get("open-clt")}),
         "create_time_ms": card.created and int(card.created.timestamp() * 1000),
     }
-    pruning = _known({"node_threshold": card.node_threshold, "edge_threshold": card.edge_threshold})
     details = _known({"feature_json_base_url": card.feature_url, "neuronpedia_source_set": card.source_set})
     metadata = {
         "slug": card.slug,
@@ -110,13 +110,14 @@ def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
         "transcoder_list": [],
         "prompt_tokens": list(info.token_strings),
         "prompt": info.prompt,
-        "node_threshold": card.node_threshold,
+        "node_threshold": pruning.get("node_threshold"),
         "schema_version": SCHEMA_VERSION,
         "info": _known(about),
-        "generation_settings": _known(generation) or None,
+        "generation_settings": generation or None,
         "pruning_settings": pruning or None,
         "replacement_score": scores.replacement,
         "completeness_score": scores.completeness,
+        "faithfulness": info.faithfulness,
         "feature_details": details or None,
     }
     return _known(metadata)

@@ -14,7 +14,14 @@ from typing import Any, NamedTuple, cast, final
 import torch
 from torch import Tensor
 
-from open_clt.analysis.circuit_tracer_schema import FeatureType, GraphView, cantor_unpair, read_object
+from open_clt.analysis.circuit_tracer_schema import (
+    GENERATION,
+    PRUNING,
+    FeatureType,
+    GraphView,
+    cantor_unpair,
+    read_object,
+)
 from open_clt.analysis.supernodes import Supernode
 from open_clt.attribution.graph import AttributionGraph, GraphInfo
 from open_clt.attribution.influence import Edges
@@ -79,8 +86,18 @@ def _info(metadata: Mapping[str, Any], nodes: Sequence[_Read]) -> GraphInfo:
         n_layers=outputs[0].layer if outputs else max(depths, default=-1) + 1,
         n_active_features=sum(node.kind is NodeKind.FEATURE for node in nodes),
         compatible=True,
-        settings=dict(metadata.get("generation_settings") or {}),
+        settings=_settings(metadata),
+        faithfulness=metadata.get("faithfulness"),
     )
+
+
+def _settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the graph was made and pruned with, in our words; older files know the nodes' threshold alone."""
+    found: dict[str, Any] = {"node_threshold": metadata.get("node_threshold")}
+    for key, words in (("generation_settings", GENERATION), ("pruning_settings", PRUNING)):
+        known: dict[str, Any] = metadata.get(key) or {}
+        found |= {words.get(name, name): value for name, value in known.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @final

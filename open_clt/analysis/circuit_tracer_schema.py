@@ -25,6 +25,16 @@ _SLUG = re.compile(r"[A-Za-z0-9_.-]+")
 _SCAN = re.compile(r"(\.?/)?[A-Za-z0-9_.@-]+(/+[A-Za-z0-9_.@-]+)*")
 
 
+GENERATION = {
+    "max_n_logits": "max_logits",
+    "desired_logit_prob": "logit_probability",
+    "batch_size": "batch_size",
+    "max_feature_nodes": "max_feature_nodes",
+}
+PRUNING = {"node_threshold": "node_threshold", "edge_threshold": "edge_threshold"}
+"""The metadata's words for what ``GraphInfo.settings`` remembers of ``attribute`` and of ``prune``, and ours."""
+
+
 class FeatureType(StrEnum):
     """The kinds of nodes that the viewers draw."""
 
@@ -74,9 +84,6 @@ class GraphCard:
     A model id of Neuronpedia, a repository on Hugging Face, or for circuit-tracer's local viewer ``./directory`` (of
     ``write_feature_json``) or any name with a leading slash (for ``write_feature_files``).
     """
-    node_threshold: float | None = None
-    """What ``AttributionGraph.prune`` was given, for the record."""
-    edge_threshold: float | None = None
     description: str | None = None
     creator: str | None = None
     creator_url: str | None = None

@@ -76,6 +76,7 @@ def from_networkx(found: NamedGraph) -> AttributionGraph:
 
 def write_graphml(graph: AttributionGraph, path: str | Path) -> Path:
     """Write the graph as GraphML, for Gephi, yEd, Cytoscape and others, and return the path."""
+    graph.report_missing()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = to_networkx(graph)

@@ -9,22 +9,25 @@ Some of a graph's features, spread evenly over its ranking by influence, are abl
     agreement            what the transcoder's own model predicts on this prompt
 
 With attention and norms held too, direct effects equal edges by construction (tests/replacement). Here nothing is held
-that a graph merely assumes. Sources: methods, "Evaluating attribution graphs" (validation by perturbation).
+that a graph merely assumes. ``with_faithfulness`` keeps the numbers in the graph. Sources: methods, "Evaluating
+attribution graphs" (validation by perturbation).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, final
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from open_clt.analysis.faithfulness_report import Agreement, Effects, Faithfulness, InfluenceCheck, Perturbation
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
+from open_clt.attribution.sources import attributable
 from open_clt.errors import AttributionError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.replacement.intervene import InterventionRecord, intervene
@@ -32,102 +35,9 @@ from open_clt.replacement.interventions import Constrained, Intervention, Iterat
 from open_clt.replacement.model import ReplacementModel
 from open_clt.replacement.observation import Observed, observe
 
-_SMALLEST = 1e-12
-"""Influences and divergences below this count as this: a logarithm needs something."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Effects:
-    """Effects of ablations on the totals of a graph's rows: the scatter, and two numbers of it."""
-
-    predicted: Float[Tensor, "pair"]
-    measured: Float[Tensor, "pair"]
-
-    @property
-    def spearman(self) -> float:
-        """Rank correlation."""
-        return spearman(self.predicted, self.measured)
-
-    @property
-    def slope(self) -> float:
-        """Least squares through the origin: 1 where effects are as large as predicted."""
-        predicted, measured = self.predicted.double(), self.measured.double()
-        return float((predicted @ measured) / (predicted @ predicted).clamp(min=1e-30))
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class InfluenceCheck:
-    """Influence of the ablated features, and what the ablations do to the prediction."""
-
-    influence: Float[Tensor, "feature"]
-    kl_divergence: Float[Tensor, "feature"]
-    """KL(as it was || ablated) of the next token, nats."""
-
-    @property
-    def pearson(self) -> float:
-        """Correlation of the logarithms."""
-        return pearson(*(column.clamp(min=_SMALLEST).log() for column in (self.influence, self.kl_divergence)))
-
-    @property
-    def spearman(self) -> float:
-        """Rank correlation."""
-        return spearman(self.influence, self.kl_divergence)
-
-
-class Perturbation(NamedTuple):
-    """How the stream's change in the local replacement model resembles the model's, some layers after the ablation."""
-
-    distance: int
-    """Blocks after the ablated feature's own."""
-    cosine: float
-    normalised_mse: float
-    """Squared difference over the squared norm of the model's own change."""
-    features: int
-    """Ablations that the means are over."""
-
-
-class Agreement(NamedTuple):
-    """The model whose MLPs are the transcoder, against the model, on the graph's prompt."""
-
-    kl_divergence: float
-    """KL(model || replacement) of the next token after the prompt, nats."""
-    same_top: bool
-    """Whether both hold the same next token likeliest."""
-    top1_agreement: float
-    """Share of all positions where they do, the first left out."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Faithfulness:
-    """How far a graph's predictions hold."""
-
-    features: tuple[str, ...]
-    """Nodes that were ablated, most influential first."""
-    direct: Effects
-    total: Effects
-    influence: InfluenceCheck
-    perturbations: tuple[Perturbation, ...]
-    agreement: Agreement
-
-    def summary(self) -> str:
-        """All of it in a few lines, for reading."""
-        agreement = self.agreement
-        lines = [
-            f"{len(self.features)} features ablated one at a time",
-            f"direct effects   Spearman {self.direct.spearman:.3f}, slope {self.direct.slope:.3f}",
-            f"total effects    Spearman {self.total.spearman:.3f}, slope {self.total.slope:.3f}",
-            f"influence        Pearson of log influence and log KL {self.influence.pearson:.3f}",
-            f"replacement      KL {agreement.kl_divergence:.3f} nats, {'same' if agreement.same_top else 'another'} "
-            f"top token; top-1 agreement over the prompt {agreement.top1_agreement:.0%}",
-        ]
-        lines += [
-            f"{row.distance} layers later   cosine {row.cosine:.3f}, normalised MSE {row.normalised_mse:.3f}"
-            for row in self.perturbations
-        ]
-        return "\n".join(lines)
+_HELD = Constrained(freeze_attention=False, freeze_norms=False)
+_FREE = Iterative()
+_LOCAL = Iterative(freeze_attention=True, freeze_norms=True, freeze_errors=True)
 
 
 @torch.no_grad()
@@ -137,30 +47,28 @@ def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_
     ``replacement`` holds the model and the transcoder that the graph was made with; its other settings do not matter.
     Takes three runs of the model per feature. Raises AttributionError if the graph is another's, or has no features.
     """
-    model, transcoder = replacement.model, replacement.transcoder
-    if not isinstance(transcoder, CrossLayerTranscoder):
-        raise AttributionError("The transcoder is not a CrossLayerTranscoder; graphs are made with these only.")
+    model, transcoder = replacement.model, attributable(replacement.transcoder)
     chosen = _spread(graph, max_features)
     keep = bool(graph.info.settings.get("skip_first_position", True))
     exact = ReplacementModel(model, transcoder, error_correction=True, keep_first_position=keep)
     before = observe(exact, torch.tensor(graph.info.tokens, device=model.device))
     _check_same(graph, before)
-    held = Constrained(freeze_attention=False, freeze_norms=False)
-    local = Iterative(freeze_attention=True, freeze_norms=True, freeze_errors=True)
-    runs: dict[str, list[InterventionRecord]] = {"held": [], "free": [], "local": []}
-    for node in map(graph.node, chosen.tolist()):
-        ablation = Intervention(node.layer, node.position, node.index, value=0.0)
-        for name, patching in (("held", held), ("free", Iterative()), ("local", local)):
-            runs[name].append(intervene(exact, before, ablation, patching))
-    edges, paths = predicted_changes(graph, chosen, paths=False), predicted_changes(graph, chosen)
+    ablations = [_ablate(graph, number, exact, transcoder, before) for number in chosen.tolist()]
+    direct, total = (torch.stack(rows) for rows in list(zip(*ablations, strict=True))[:2])
+    divergence = torch.tensor([ablation.kl_divergence for ablation in ablations])
     return Faithfulness(
         features=tuple(graph.node(number).id for number in chosen.tolist()),
-        direct=_effects(graph, edges, _measured(graph, transcoder, runs["held"])),
-        total=_effects(graph, paths, _measured(graph, transcoder, runs["free"])),
-        influence=InfluenceCheck(graph.influence()[chosen], torch.tensor([run.kl_divergence for run in runs["free"]])),
-        perturbations=_perturbations(graph.nodes.layer[chosen].tolist(), runs["local"], runs["free"]),
+        direct=_effects(predicted_changes(graph, chosen, paths=False), direct),
+        total=_effects(predicted_changes(graph, chosen), total),
+        influence=InfluenceCheck(graph.influence()[chosen], divergence),
+        perturbations=_means([row for ablation in ablations for row in ablation.perturbations]),
         agreement=_agreement(ReplacementModel(model, transcoder, keep_first_position=keep), before),
     )
+
+
+def with_faithfulness(graph: AttributionGraph, found: Faithfulness) -> AttributionGraph:
+    """The same graph with the numbers in its ``info``, from where they go into every file that is made of it."""
+    return replace(graph, info=replace(graph.info, faithfulness=found.report()))
 
 
 def predicted_changes(
@@ -188,21 +96,29 @@ def predicted_changes(
     return change.float()
 
 
-def pearson(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:
-    """Linear correlation; 0 where one of the two is constant."""
-    pair = torch.stack([first, second]).double()
-    centred = pair - pair.mean(1, keepdim=True)
-    return float(functional.cosine_similarity(centred[0], centred[1], dim=0))
+class _Ablation(NamedTuple):
+    """What becomes of a model without one feature."""
+
+    direct: Float[Tensor, "node"]
+    """Change of each node's total, NaN where it cannot be read off a run."""
+    total: Float[Tensor, "node"]
+    kl_divergence: float
+    perturbations: list[Perturbation]
 
 
-def spearman(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:
-    """Correlation of the ranks, ties sharing theirs."""
-    return pearson(_ranks(first), _ranks(second))
-
-
-def _ranks(values: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2)[place]
+def _ablate(
+    graph: AttributionGraph, number: int, exact: ReplacementModel, transcoder: CrossLayerTranscoder, before: Observed
+) -> _Ablation:
+    node = graph.node(number)
+    ablation = Intervention(node.layer, node.position, node.index, value=0.0)
+    held, free, local = (intervene(exact, before, ablation, patching) for patching in (_HELD, _FREE, _LOCAL))
+    outputs = graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET)
+    return _Ablation(
+        _measured(graph, transcoder, held),
+        _measured(graph, transcoder, free),
+        _divergence(free, graph.nodes.position[outputs].unique()),
+        _perturbations(node.layer, local, free),
+    )
 
 
 def _spread(graph: AttributionGraph, count: int) -> Int[Tensor, "some"]:
@@ -229,54 +145,67 @@ def _check_same(graph: AttributionGraph, before: Observed) -> None:
         )
 
 
-def _rows(graph: AttributionGraph) -> Bool[Tensor, "node"]:
-    """Nodes whose change can be read off a run: features and logits."""
-    return graph.of_kind(NodeKind.FEATURE, NodeKind.LOGIT) & ~graph.nodes.total.isnan()
-
-
 def _measured(
-    graph: AttributionGraph, transcoder: CrossLayerTranscoder, runs: Sequence[InterventionRecord]
-) -> Float[Tensor, "run node"]:
-    """Changes of pre-activations and of logits less their mean, in every run."""
-    nodes, found = graph.nodes, torch.zeros(len(runs), graph.n_nodes)
-    logits = (_rows(graph) & graph.of_kind(NodeKind.LOGIT)).nonzero().flatten()
-    for row, run in zip(found, runs, strict=True):
-        change = (run.logits_after - run.logits_before).float().cpu()
-        centred = change - change.mean(1, keepdim=True)
-        row[logits] = centred[nodes.position[logits], nodes.index[logits]]
-        for layer in range(graph.info.n_layers):
-            here = graph.of_kind(NodeKind.FEATURE) & (nodes.layer == layer)
-            if bool(here.any()):
-                moved = run.preactivation_change(transcoder, layer, nodes.index[here].to(transcoder.device))
-                row[here] = moved.float().cpu()[nodes.position[here], torch.arange(int(here.sum()))]
+    graph: AttributionGraph, transcoder: CrossLayerTranscoder, run: InterventionRecord
+) -> Float[Tensor, "node"]:
+    """Changes of pre-activations, of logits less their mean, and of other targets; NaN where there is no such thing."""
+    nodes, found = graph.nodes, torch.full((graph.n_nodes,), torch.nan)
+    change = (run.logits_after - run.logits_before).float().cpu()
+    logits = graph.of_kind(NodeKind.LOGIT)
+    found[logits] = (change - change.mean(1, keepdim=True))[nodes.position[logits], nodes.index[logits]]
+    for layer in range(graph.info.n_layers):
+        here = graph.of_kind(NodeKind.FEATURE) & (nodes.layer == layer)
+        if bool(here.any()):
+            moved = run.preactivation_change(transcoder, layer, nodes.index[here].to(transcoder.device))
+            found[here] = moved.float().cpu()[nodes.position[here], torch.arange(int(here.sum()))]
+    asked = graph.info.settings.get("targets", [])
+    for number in graph.of_kind(NodeKind.TARGET).nonzero().flatten().tolist():
+        place, index = int(nodes.position[number]), int(nodes.index[number])
+        match asked[index] if index < len(asked) else None:
+            case {"kind": "logit_difference", "positive": positive, "negative": negative}:
+                found[number] = change[place, positive] - change[place, negative]
+            case {"kind": "feature", "layer": layer, "feature": feature}:
+                wanted = torch.tensor([feature], device=transcoder.device)
+                found[number] = float(run.preactivation_change(transcoder, layer, wanted)[place])
+            case _:
+                pass  # a direction's vector is not kept in the graph
+    found[nodes.total.isnan()] = torch.nan  # an unexplored feature's row says nothing
     return found
 
 
-def _effects(
-    graph: AttributionGraph, predicted: Float[Tensor, "run node"], measured: Float[Tensor, "run node"]
-) -> Effects:
-    """The pairs for which the graph says anything."""
-    said = (predicted != 0) & _rows(graph)
-    return Effects(predicted[said], measured[said])
+def _effects(predicted: Float[Tensor, "run node"], measured: Float[Tensor, "run node"]) -> Effects:
+    """The pairs for which the graph says anything, and the runs too."""
+    known = (predicted != 0) & ~measured.isnan()
+    return Effects(predicted[known], measured[known])
 
 
-def _perturbations(
-    layers: Sequence[int], local: Sequence[InterventionRecord], free: Sequence[InterventionRecord]
-) -> tuple[Perturbation, ...]:
+def _divergence(run: InterventionRecord, positions: Int[Tensor, "some"]) -> float:
+    """KL(before || after) of the next tokens at some positions, their mean, nats."""
+    places = positions.to(run.logits_before.device)
+    before, after = (logits[places].float().log_softmax(-1) for logits in (run.logits_before, run.logits_after))
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+def _perturbations(layer: int, local: InterventionRecord, free: InterventionRecord) -> list[Perturbation]:
     """Changes of the stream after each block behind the ablated feature's own."""
-    found: dict[int, list[tuple[float, float]]] = {}
-    for layer, *pair in zip(layers, local, free, strict=True):
-        ours, theirs = (run.after.streams - run.before.streams for run in pair)
-        for place in range(layer + 1, len(ours)):
-            guess, truth = ours[place].flatten().double(), theirs[place].flatten().double()
-            cosine = float(functional.cosine_similarity(guess, truth, dim=0))
-            error = float((guess - truth).square().sum() / truth.square().sum().clamp(min=1e-30))
-            found.setdefault(place - layer, []).append((cosine, error))
+    ours, theirs = (run.after.streams - run.before.streams for run in (local, free))
     rows: list[Perturbation] = []
-    for distance, pairs in sorted(found.items()):
-        cosine, error = torch.tensor(pairs).mean(0).tolist()
-        rows.append(Perturbation(distance, cosine, error, len(pairs)))
-    return tuple(rows)
+    for place in range(layer + 1, len(ours)):
+        guess, truth = ours[place].flatten().double(), theirs[place].flatten().double()
+        cosine = float(functional.cosine_similarity(guess, truth, dim=0))
+        error = float((guess - truth).square().sum() / truth.square().sum().clamp(min=1e-30))
+        rows.append(Perturbation(place - layer, cosine, error, 1))
+    return rows
+
+
+def _means(rows: Sequence[Perturbation]) -> tuple[Perturbation, ...]:
+    """One row for each distance."""
+    means: list[Perturbation] = []
+    for distance in sorted({row.distance for row in rows}):
+        here = torch.tensor([row[1:3] for row in rows if row.distance == distance])
+        cosine, error = here.mean(0).tolist()
+        means.append(Perturbation(distance, cosine, error, len(here)))
+    return tuple(means)
 
 
 def _agreement(replacement: ReplacementModel, before: Observed) -> Agreement:

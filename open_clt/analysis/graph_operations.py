@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from open_clt.analysis.records import FeatureRecord
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.influence import Edges
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError
 
@@ -65,7 +64,7 @@ def node_numbers(graph: AttributionGraph, ids: Iterable[str]) -> Int[Tensor, "so
 def subgraph(graph: AttributionGraph, ids: Iterable[str]) -> AttributionGraph:
     """Some nodes and the edges between them; the inputs they lose are remembered in ``omitted``."""
     kept = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, node_numbers(graph, ids), True)
-    return _part(graph, kept)
+    return graph.part(kept)
 
 
 def path_subgraph(graph: AttributionGraph, source: str, target: str) -> AttributionGraph:
@@ -76,7 +75,7 @@ def path_subgraph(graph: AttributionGraph, source: str, target: str) -> Attribut
     before = _reached(end, edges.target, edges.source, graph.n_nodes)
     if not bool(after[end]):
         raise AttributionError(f"No path leads from {source!r} to {target!r}; edges lead from earlier to later nodes.")
-    return _part(graph, after & before)
+    return graph.part(after & before)
 
 
 class EdgePair(NamedTuple):
@@ -145,17 +144,28 @@ def compare_graphs(
 
 
 def describe(record: FeatureRecord, count: int = 2) -> str:
-    """A label for a feature: the tokens it fires on most often, and those it raises most, such as ``the, a → cat``."""
-    peaks = Counter(example.tokens[example.peak].strip() for example in record.examples)
-    fires = ", ".join(token for token, _ in peaks.most_common(count))
-    raises = ", ".join(effect.token.strip() for effect in record.top_tokens[:count])
-    return f"{fires} → {raises}"
+    """A label for a feature: the tokens it fires on most often, and those it raises most, such as ``the, a → cat``.
+
+    Tokens that no one can read, such as a part of a character, are passed over for the next ones.
+    """
+    peaks = Counter(example.tokens[example.peak] for example in record.examples)
+    fires = _readable((token for token, _ in peaks.most_common()), count)
+    raises = _readable((effect.token for effect in record.top_tokens), count)
+    return " → ".join(filter(None, (fires, raises))) or f"feature {record.feature}"
 
 
 def label_features(graph: AttributionGraph, records: Iterable[FeatureRecord]) -> AttributionGraph:
     """The same graph, its features named after their records; labels it has already are kept."""
     labels = {f"{record.layer}_{record.feature}": describe(record) for record in records}
     return graph.with_labels({**labels, **graph.labels})
+
+
+def _readable(tokens: Iterable[str], count: int) -> str:
+    """The first few tokens that can be read, without the spaces around them; those that are no words in quotes."""
+    stripped = (token.strip() for token in tokens)
+    words = dict.fromkeys(token for token in stripped if token and token.isprintable() and "\ufffd" not in token)
+    shown = [word if any(map(str.isalnum, word)) else f"“{word}”" for word in list(words)[:count]]
+    return ", ".join(shown)
 
 
 def _names(graph: AttributionGraph, across_positions: bool) -> list[str]:
@@ -180,20 +190,3 @@ def _reached(start: int, sources: Tensor, targets: Tensor, n_nodes: int) -> Bool
         if torch.equal(more, reached):
             return reached
         reached = more
-
-
-def _part(graph: AttributionGraph, kept: Bool[Tensor, "node"]) -> AttributionGraph:
-    """The kept nodes, the edges between them, the names of the targets left, and what every node loses."""
-    edges = graph.edges
-    inside = kept[edges.target] & kept[edges.source]
-    left, gone = (Edges(*(column[chosen] for column in edges)) for chosen in (inside, ~inside))
-    nodes = replace(
-        graph.nodes,
-        omitted=graph.nodes.omitted.index_add(0, gone.target, gone.weight.abs()),
-        omitted_sum=graph.nodes.omitted_sum.index_add(0, gone.target, gone.weight),
-    )[kept]
-    number = kept.cumsum(0) - 1
-    outputs = kept[graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].tolist()
-    names = tuple(name for name, stays in zip(graph.info.target_names, outputs, strict=True) if stays)
-    renumbered = Edges(number[left.target], number[left.source], left.weight)
-    return replace(graph, nodes=nodes, edges=renumbered, info=replace(graph.info, target_names=names))

@@ -45,7 +45,11 @@ class Supernode:
 class GroupedGraph:
     """A graph between groups: every supernode, and every other node as a group of its own, in the graph's order."""
 
+    graph: AttributionGraph
+    """What was grouped."""
     groups: tuple[Supernode, ...]
+    group_of: Int[Tensor, "node"]
+    """Number of each node's group."""
     edges: Edges
     """Numbered by group; weights of the edges between two groups add up, with their signs."""
     weight: Float[Tensor, "group"]
@@ -94,7 +98,9 @@ def group(graph: AttributionGraph, supernodes: Sequence[Supernode]) -> GroupedGr
     of_node = torch.tensor([number[name] for name in ids], dtype=torch.long)
     tokens, errors = (graph.of_kind(kind) for kind in (NodeKind.EMBEDDING, NodeKind.ERROR))
     return GroupedGraph(
+        graph=graph,
         groups=tuple(groups),
+        group_of=of_node,
         edges=_added(graph.edges, of_node, len(groups)),
         weight=_sums(graph.nodes.weight, of_node, len(groups)),
         omitted=_sums(graph.nodes.omitted, of_node, len(groups)),

@@ -24,8 +24,8 @@ from torch import Tensor
 from open_clt.activations.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError
-from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.sparse import SparseFeatures
+from open_clt.models.transcoder import Transcoder
 from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens
 from open_clt.replacement.interventions import (
     Constrained,
@@ -94,7 +94,7 @@ class InterventionRecord:
 
     @torch.no_grad()
     def preactivation_change(
-        self, transcoder: CrossLayerTranscoder, layer: int, features: Int[Tensor, "some"]
+        self, transcoder: Transcoder, layer: int, features: Int[Tensor, "some"]
     ) -> Float[Tensor, "position some"]:
         """Change of some features' pre-activations, whether or not they are active."""
         runs = (run.inputs[layer].to(transcoder.device, transcoder.dtype) for run in (self.after, self.before))

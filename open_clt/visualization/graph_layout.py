@@ -3,12 +3,13 @@
 Columns are token positions and rows are layers, upwards; tokens stand below, outputs on top. The nodes of one position
 and layer share a cell, side by side and, where the page is too narrow, in several lines. Every node's place is as wide
 as its label, every column as wide as its widest line and every row as high as its highest cell, so no two labels meet.
+Of several widths, that is taken at which the picture has to be made least smaller to stand on a page.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple, TypeAlias, final
@@ -53,20 +54,21 @@ class Output(NamedTuple):
 class Page:
     """Distances, and the size that a picture keeps to where it can; in points."""
 
-    widest: float = 580.0
-    """Cells are folded into lines to stay within this width."""
-    wider: float = 1.35
-    """How much wider it may become before cells are folded into more than ``deepest`` lines."""
-    deepest: int = 3
+    widest: float = 470.0
+    """Cells are folded into lines to stay within this width: that of a page of paper, with its margins."""
+    tallest: float = 480.0
+    """Height that a picture and its text leave to the nodes of a page."""
+    wider: float = 1.7
+    """How much wider than the page a picture may be, where it would be even higher otherwise."""
     narrowest: float = 440.0
     """A graph that needs less is spread out to this width."""
     lowest: float = 270.0
     """A graph that needs less is spread out to this height."""
-    gap: float = 6.0
+    gap: float = 5.0
     """Between two boxes of a line."""
-    line: float = 4.0
+    line: float = 3.0
     """Between two lines of a cell."""
-    row: float = 11.0
+    row: float = 8.0
     """Free above and below the nodes of a row, for edges."""
     empty_row: float = 14.0
     """Height of a row without nodes."""
@@ -102,8 +104,7 @@ def place(
     right = np.cumsum(columns)
     centres = right - columns / 2
 
-    needs = [max((_height(lines[cell], items, page) for cell in cells if cell[1] == row), default=0.0) for row in rows]
-    heights = [need + 2 * page.row if need else page.empty_row for need in needs]
+    heights = list(_row_heights(lines, items, rows, page).values())
     turned = [size[::-1] if upright else size for size in tokens]
     below = max((height for _, height in turned), default=0.0)
     above = max((output.size[1] for output in outputs), default=0.0)
@@ -132,45 +133,91 @@ class _Columns(NamedTuple):
     lines: dict[Cell, list[list[int]]]
     """The nodes of each cell, line by line."""
     upright: bool
-    fits: bool
+    scale: float
+    """How much smaller it has to be made for the page; 1 is not at all."""
 
 
 def _columns(
     items: Sequence[Item], cells: dict[Cell, list[int]], tokens: Sequence[Size], needed: float, page: Page
 ) -> _Columns:
-    """Flat tokens on a page of normal width, if no cell becomes too deep; else upright ones; else a wider page."""
+    """The columns that have to be made least smaller, of several widths, with tokens written flat and upwards."""
     candidates: list[_Columns] = []
-    for widest, upright in product((page.widest, page.widest * page.wider), (False, True)):
-        widths = _widths(items, cells, [size[1 if upright else 0] for size in tokens], widest, page.gap)
-        fits = bool(widths.sum() <= widest)
+    widest_of = np.geomspace(page.widest, page.widest * page.wider, 5 if page.wider > 1 else 1).tolist()
+    for widest, upright in product(widest_of, (False, True)):
+        widths = _widths(items, cells, [size[1 if upright else 0] for size in tokens], widest, page)
         widths = widths * max(1.0, page.narrowest / widths.sum(), needed / widths.sum())
         lines = {cell: _folded(cells[cell], items, widths[cell[0]] - 2 * page.gap, page.gap) for cell in cells}
-        fits = fits and max(map(len, lines.values()), default=0) <= page.deepest
-        candidates.append(_Columns(widths, lines, upright, fits))
-    return next((candidate for candidate in candidates if candidate.fits), candidates[-1])
+        heights = _row_heights(lines, items, {row for _, row in cells}, page)
+        height = sum(heights.values()) + max((size[0 if upright else 1] for size in tokens), default=0.0)
+        scale = min(1.0, page.widest / widths.sum(), page.tallest / height)
+        candidates.append(_Columns(widths, lines, upright, scale))
+    return max(candidates, key=lambda candidate: candidate.scale)
+
+
+def _row_heights(
+    lines: dict[Cell, list[list[int]]], items: Sequence[Item], rows: Iterable[float], page: Page
+) -> dict[float, float]:
+    needs = {
+        row: max((_height(lines[cell], items, page) for cell in lines if cell[1] == row), default=0.0) for row in rows
+    }
+    return {row: need + 2 * page.row if need else page.empty_row for row, need in needs.items()}
 
 
 def _widths(
-    items: Sequence[Item], cells: dict[Cell, list[int]], tokens: Sequence[float], widest: float, gap: float
+    items: Sequence[Item], cells: dict[Cell, list[int]], tokens: Sequence[float], widest: float, page: Page
 ) -> npt.NDArray[np.float64]:
-    """Columns as wide as their cells, the widest of them narrowed until all fit; never narrower than token or node."""
-    natural, least = np.zeros(len(tokens)), np.array(tokens)
-    for (position, _), members in cells.items():
-        widths = [items[index].size[0] for index in members]
-        natural[position] = max(natural[position], sum(widths) + gap * (len(widths) - 1))
-        least[position] = max(least[position], *widths)
-    natural, least = np.maximum(natural, least) + 2 * gap, least + 2 * gap
-    # Columns wider than some common width are narrowed to it: to the largest at which the page holds them all.
-    caps = np.linspace(natural.max(), least.min(), 200)
-    fitting = (cap for cap in caps if np.maximum(least, np.minimum(natural, cap)).sum() <= widest)
-    return np.maximum(least, np.minimum(natural, next(fitting, caps[-1])))
+    """Columns as wide as their cells; rows are given more lines, those first that gain most, until all columns fit."""
+    needs = {cell: _widths_by_lines(members, items, page.gap) for cell, members in cells.items()}
+    lines = dict.fromkeys((row for _, row in cells), 1)
+    while True:
+        now = {cell: _at(needs[cell], lines[cell[1]]) for cell in cells}
+        widths = np.array(tokens)
+        for (position, _), width in now.items():
+            widths[position] = max(widths[position], width)
+        # Only the widest cell of a column holds it open.
+        held = [cell for cell in cells if now[cell] == widths[cell[0]]]
+        best = max(((*_gain(held, needs, lines[row], row, tokens), row) for row in lines), default=(0.0, 0, 0.0))
+        if widths.sum() + 2 * page.gap * len(widths) <= widest or best[0] <= 0:
+            return widths + 2 * page.gap
+        lines[best[2]] += best[1]
+
+
+def _gain(
+    held: Sequence[Cell], needs: dict[Cell, list[float]], lines: int, row: float, tokens: Sequence[float]
+) -> tuple[float, int]:
+    """How much width more lines of a row spare, by line, and how many it takes: one may be no use where two are."""
+    here = [cell for cell in held if cell[1] == row]
+    deepest = max((len(needs[cell]) for cell in here), default=0)
+    best = (0.0, 1)
+    for more in range(1, deepest - lines + 1):
+        spared = (_at(needs[cell], lines) - max(_at(needs[cell], lines + more), tokens[cell[0]]) for cell in here)
+        best = max(best, (sum(spared) / more, more))
+    return best
+
+
+def _at(widths: Sequence[float], lines: int) -> float:
+    """Width of a cell in some lines; it has no use for more than it has nodes."""
+    return widths[min(lines, len(widths)) - 1]
+
+
+def _widths_by_lines(members: Sequence[int], items: Sequence[Item], gap: float) -> list[float]:
+    """Width of a cell folded into at most 1, 2, ... lines."""
+    found: list[float] = []
+    for count in range(1, len(members) + 1):
+        width = max(_length(line, items, gap) for line in _in_lines(members, count))
+        found.append(min([width, *found[-1:]]))
+    return found
+
+
+def _in_lines(members: Sequence[int], count: int) -> list[list[int]]:
+    full = -(-len(members) // count)
+    return [list(members[start : start + full]) for start in range(0, len(members), full)]
 
 
 def _folded(members: Sequence[int], items: Sequence[Item], width: float, gap: float) -> list[list[int]]:
     """The nodes of a cell in the fewest equally full lines that keep to ``width``."""
     for count in range(1, len(members) + 1):
-        full = -(-len(members) // count)
-        lines = [list(members[start : start + full]) for start in range(0, len(members), full)]
+        lines = _in_lines(members, count)
         if max(_length(line, items, gap) for line in lines) <= width + 1e-6:
             return lines
     return [[index] for index in members]

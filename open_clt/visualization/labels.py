@@ -24,7 +24,7 @@ _MARKS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "·"}
 _SPECIAL = {"<|endoftext|>": "<eot>"}
 _LINE = 1.2
 """Distance of two lines of text, in sizes of the font."""
-_HINTING = 1.08
+_HINTING = 1.12
 """How much wider than its measures a text may become when its letters are fitted to pixels."""
 _GAP = 2.0
 """Pixels that stay free between two labels."""
@@ -44,8 +44,16 @@ def token_label(text: str, max_chars: int = 14) -> str:
 
 
 def wrapped(text: str, width: int = 16, lines: int = 2) -> str:
-    """A name broken into at most some lines of ``width`` characters; what is left over becomes an ellipsis."""
+    """A name broken into at most some lines of ``width`` characters; what is left over becomes an ellipsis.
+
+    A name with an arrow, such as ``the, a → cat``, is broken there if it has to be broken.
+    """
+    for special, short in _SPECIAL.items():
+        text = text.replace(special, short)
     shown = "".join(map(_visible, " ".join(text.split())))
+    before, arrow, after = shown.partition(" → ")
+    if arrow and lines > 1 and len(shown) > width:
+        return f"{_cut(before, width)}\n{_cut(f'→ {after}', width)}"
     return "\n".join(textwrap.wrap(shown, width, max_lines=lines, placeholder="…"))
 
 
@@ -107,6 +115,14 @@ def _label_ticks(ax: Axes, axis: Axis, labels: Sequence[str], rotation: int, ste
         sizes = np.array([box.width if along_x else box.height for box in boxes])
         needs = (sizes[1:] + sizes[:-1]) / 2 + _GAP
     return float((needs / gaps.clip(min=1e-9)).max())
+
+
+def _cut(text: str, width: int) -> str:
+    """A line of at most ``width`` characters, ended after a word where that leaves half of it."""
+    if len(text) <= width:
+        return text
+    words = text[: width - 1].rpartition(" ")[0].rstrip(" ,")
+    return f"{words} …" if 2 * len(words) >= width else f"{text[: width - 1]}…"
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,15 +13,16 @@ import torch
 from open_clt.analysis.circuit_tracer_json import circuit_tracer_json, write_circuit_tracer
 from open_clt.analysis.circuit_tracer_reader import read_circuit_tracer
 from open_clt.analysis.circuit_tracer_schema import GraphCard, GraphView, cantor_pair
+from open_clt.analysis.export import write_graphml
 from open_clt.analysis.graph_operations import subgraph
-from open_clt.analysis.supernodes import Supernode
+from open_clt.analysis.supernodes import Supernode, group
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
 from tests.analysis.hand_graph import NAMES, hand_graph, weights
 from tests.analysis.viewer_schema import broken_rules
 
-CARD = GraphCard(slug="hand-made", node_threshold=0.8, edge_threshold=0.98)
+CARD = GraphCard(slug="hand-made")
 VIEW = GraphView(
     pinned=("0_7_2", "3_40_2"),
     supernodes=(Supernode("articles", ("0_5_1", "0_5_2")),),
@@ -41,7 +43,6 @@ def test_a_file_keeps_to_the_schema(graph: AttributionGraph, pruned: bool, tmp_p
     card = GraphCard(
         slug="all-of-it",
         scan="gpt2-small",
-        node_threshold=0.8,
         description="a test",
         creator="someone",
         created=datetime(2026, 1, 2, tzinfo=UTC),
@@ -75,6 +76,37 @@ def test_the_validator_finds_mistakes(graph: AttributionGraph) -> None:
         assert broken_rules(content) == []
         change(content)
         assert broken_rules(content)
+
+
+def test_what_a_graph_was_made_and_pruned_with_stands_in_the_file_and_comes_back(
+    graph: AttributionGraph, tmp_path: Path
+) -> None:
+    assert "pruning_settings" not in circuit_tracer_json(graph, CARD)["metadata"]
+    pruned = graph.prune(0.7, 0.95)
+    path = write_circuit_tracer(pruned, tmp_path, CARD)
+    metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    assert metadata["pruning_settings"] == {"node_threshold": 0.7, "edge_threshold": 0.95}
+    assert metadata["node_threshold"] == 0.7
+    found = read_circuit_tracer(path).graph
+    assert found.info.settings == {
+        name: pruned.info.settings[name]
+        for name in ("max_logits", "logit_probability", "batch_size", "node_threshold", "edge_threshold")
+    }
+    again = circuit_tracer_json(found, CARD)["metadata"]
+    assert all(again[key] == metadata[key] for key in ("pruning_settings", "generation_settings"))
+
+
+def test_rows_that_do_not_add_up_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    graph = hand_graph()
+    false = replace(graph, edges=graph.edges._replace(weight=2 * graph.edges.weight))
+    for drawn, told in ((graph, False), (false, True)):
+        caplog.clear()
+        path = write_circuit_tracer(drawn, tmp_path, GraphCard(slug="a", description="By hand."))
+        description = json.loads(path.read_text(encoding="utf-8"))["metadata"]["info"]["description"]
+        assert description == " ".join(filter(None, ("By hand.", drawn.missing())))
+        assert ("Rows do not add up" in caplog.text) is told
+        write_graphml(drawn, tmp_path / "graph.graphml")
+        assert caplog.text.count("Rows do not add up") == 2 * told
 
 
 def test_kinds_that_viewers_do_not_know_are_left_out() -> None:
@@ -126,6 +158,15 @@ def test_a_target_that_is_no_token_comes_back(tmp_path: Path) -> None:
 def test_a_view_comes_back(graph: AttributionGraph, tmp_path: Path) -> None:
     _, view = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD, VIEW))
     assert view == VIEW
+
+
+def test_supernodes_that_come_back_group_the_graph_as_before(tmp_path: Path) -> None:
+    graph = hand_graph(compatible=True)
+    found, view = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD, VIEW))
+    ours, theirs = group(graph, VIEW.supernodes), group(found, view.supernodes)
+    assert theirs.groups == ours.groups
+    assert theirs.scores() == pytest.approx(ours.scores())
+    torch.testing.assert_close(theirs.influence(), ours.influence())
 
 
 def test_neuronpedias_text_lists_are_understood(graph: AttributionGraph, tmp_path: Path) -> None:

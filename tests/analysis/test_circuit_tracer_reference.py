@@ -39,7 +39,7 @@ def ours(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         transcoder.nonlinearity.log_threshold += 1e-6
     tokens = load_file(folder / "adjacency.safetensors")["input_tokens"]
     graph = attribute(load_language_model(str(folder / "model")), transcoder, tokens, compatible=True)
-    card = GraphCard(slug="tiny-random", scan="./features", node_threshold=0.8, edge_threshold=0.98)
+    card = GraphCard(slug="tiny-random", scan="./features")
     path = write_circuit_tracer(graph.prune(0.8, 0.98), tmp_path_factory.mktemp("graphs"), card)
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import pytest
 import torch
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
-from open_clt.analysis.faithfulness import faithfulness, pearson, predicted_changes, spearman
+from open_clt.analysis.faithfulness import faithfulness, predicted_changes, with_faithfulness
+from open_clt.analysis.faithfulness_report import pearson, spearman
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
+from open_clt.attribution.targets import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
 from open_clt.errors import AttributionError
+from open_clt.replacement.intervene import InterventionRecord, intervene
+from open_clt.replacement.interventions import Constrained, Intervention
 from open_clt.replacement.model import ReplacementModel
 from tests.analysis.hand_graph import NAMES, hand_graph
 from tests.tiny_models import exact_transcoder, random_transcoder, write_gpt2
@@ -112,6 +117,70 @@ def test_a_foreign_graph_is_refused(exact: ReplacementModel, graph: AttributionG
         faithfulness(graph, exact, max_features=0)
 
 
+def test_any_target_that_a_run_shows_is_measured(exact: ReplacementModel) -> None:
+    """The change of a difference's row, and of a feature's, is what an intervention makes of it."""
+    difference, feature = LogitDifference(positive=5, negative=9, position=4), FeaturePreactivation(layer=2, feature=3)
+    held = Constrained(freeze_attention=False, freeze_norms=False)
+    corrected = ReplacementModel(exact.model, exact.transcoder, error_correction=True)
+
+    def logits(record: InterventionRecord) -> float:
+        change = record.logits_after[4] - record.logits_before[4]
+        return float(change[5] - change[9])
+
+    def preactivation(record: InterventionRecord) -> float:
+        return float(record.preactivation_change(corrected.transcoder, 2, torch.tensor([3]))[-1])
+
+    cases: list[tuple[Target, Callable[[InterventionRecord], float]]] = [(difference, logits), (feature, preactivation)]
+    for target, read in cases:
+        graph = attribute(exact.model, exact.transcoder, TEXT, targets=target)  # type: ignore[arg-type]
+        effects = faithfulness(graph, exact, max_features=1).direct
+        node = graph.node(int(graph.influence().where(graph.of_kind(NodeKind.FEATURE), torch.tensor(0.0)).argmax()))
+        expected = read(
+            intervene(corrected, TEXT, Intervention(node.layer, node.position, node.index, value=0.0), held)
+        )
+        row = graph.adjacency()[-1, graph.ids().index(node.id)]
+        assert float(effects.measured[effects.predicted == -row]) == pytest.approx(expected, abs=1e-5)
+    probe = Direction(vector=torch.ones(exact.model.d_model))
+    graph = attribute(exact.model, exact.transcoder, TEXT, targets=probe)  # type: ignore[arg-type]
+    assert len(faithfulness(graph, exact, max_features=1).direct.predicted) == len(effects.predicted) - 1
+
+
+def test_influence_is_held_against_the_prediction_that_is_explained(exact: ReplacementModel) -> None:
+    early = attribute(exact.model, exact.transcoder, TEXT, targets=TokenLogits(tokens=(5,), position=2))  # type: ignore[arg-type]
+    found = faithfulness(early, exact, max_features=8)
+    later = [number for number, name in enumerate(found.features) if int(name.split("_")[2]) > 2]
+    assert later
+    # What stands after the position of a target cannot move it.
+    assert float(found.influence.kl_divergence[later].abs().max()) < 1e-6
+    assert float(found.influence.kl_divergence.max()) > 1e-3
+    assert float(found.influence.influence[later].max()) == 0
+
+
+def test_a_graph_keeps_the_numbers(exact: ReplacementModel, graph: AttributionGraph, tmp_path: Path) -> None:
+    found = faithfulness(graph, exact, max_features=3)
+    kept = with_faithfulness(graph, found)
+    report = AttributionGraph.load(kept.prune(0.7).save(tmp_path)).info.faithfulness
+    assert report == kept.info.faithfulness == json.loads(json.dumps(found.report(), allow_nan=False))
+    assert report is not None
+    assert report["direct"] == {
+        "spearman": found.direct.spearman,
+        "slope": found.direct.slope,
+        "pairs": len(found.direct.predicted),
+    }
+    assert report["influence"]["kl_divergence"] == found.influence.kl_divergence.tolist()
+    assert [tuple(row.values()) for row in report["perturbations"]] == list(found.perturbations)
+    assert report["agreement"]["same_top"] is True
+    assert graph.info.faithfulness is None
+
+
+def test_graphs_that_were_saved_before_have_none(graph: AttributionGraph, tmp_path: Path) -> None:
+    content = json.loads((graph.save(tmp_path) / "graph.json").read_text())
+    del content["info"]["faithfulness"]
+    content["info"]["settings"]["targets"] = ["salient_logits"]
+    (tmp_path / "graph.json").write_text(json.dumps(content))
+    assert AttributionGraph.load(tmp_path).info.faithfulness is None
+
+
 def test_rank_correlation_sees_order_and_ties() -> None:
     rising = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert spearman(rising, rising.exp()) == pytest.approx(1)
@@ -119,3 +188,4 @@ def test_rank_correlation_sees_order_and_ties() -> None:
     # scipy.stats.spearmanr([1, 2, 3, 4], [1, 1, 3, 2])
     assert spearman(rising, torch.tensor([1.0, 1.0, 3.0, 2.0])) == pytest.approx(0.7378647873726218)
     assert pearson(rising, torch.ones(4)) == 0
+    assert spearman(torch.zeros(0), torch.zeros(0)) == 0

@@ -115,6 +115,22 @@ def record(layer: int, feature: int) -> FeatureRecord:
     return FeatureRecord(layer, feature, 0.1, 1.0, tuple(peaks), effects, ())
 
 
+@pytest.mark.parametrize(
+    ("fires", "raises", "label"),
+    [
+        ([" dog"], [" barks", "barks", " runs"], "dog → barks, runs"),
+        ([" dog", "\ufffd", "\x15"], ["\ufffd", "\x15", " ", " runs"], "dog → runs"),
+        ([","], ["'", " \n", "“"], "“,” → “'”, ““”"),
+        (["\ufffd"], ["\x15"], "feature 5"),
+        (["\ufffd"], [" cat"], "cat"),
+    ],
+)
+def test_labels_pass_over_what_no_one_can_read(fires: list[str], raises: list[str], label: str) -> None:
+    peaks = tuple(FeatureExample((token,), torch.ones(1), 0) for token in fires)
+    effects = tuple(TokenEffect(token, 1.0) for token in raises)
+    assert describe(FeatureRecord(0, 5, 0.1, 1.0, peaks, effects, ())) == label
+
+
 def test_records_name_features_but_never_over_the_user(graph: AttributionGraph) -> None:
     assert describe(record(0, 5)) == "dog, cat → barks, runs"
     named = label_features(graph, [record(0, 5), record(0, 7)])

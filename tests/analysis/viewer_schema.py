@@ -17,6 +17,7 @@ METADATA_OPTIONAL = {
     "replacement_score": (int, float),
     "completeness_score": (int, float),
     "feature_details": dict,
+    "faithfulness": dict,  # ours; the schema takes more keys
 }
 INNER = {
     "info": {"description", "creator_name", "creator_url", "source_urls", "generator", "create_time_ms"},

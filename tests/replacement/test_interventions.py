@@ -14,10 +14,8 @@ from open_clt.activations.language_model import LanguageModel, load_language_mod
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
-from open_clt.cli import main
 from open_clt.config import BatchTopKConfig, SamplingConfig
 from open_clt.errors import ConfigError
-from open_clt.models.checkpoint import save_transcoder
 from open_clt.models.circuit_tracer import load_circuit_tracer
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.replacement.generation import generate
@@ -27,6 +25,7 @@ from open_clt.replacement.interventions import (
     Intervention,
     Iterative,
     Patching,
+    feature_place,
     interventions_on,
 )
 from open_clt.replacement.model import ReplacementModel
@@ -292,6 +291,28 @@ def test_a_name_a_list_or_a_group_says_where() -> None:
     assert interventions_on([group, "2_9"], scale=2.0)[-1] == Intervention(2, None, 9, scale=2.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("2:5:417", (2, 5, 417)),
+        ("2:-1:417", (2, -1, 417)),
+        ("2:*:417", (2, None, 417)),
+        ("2_417_5", (2, 5, 417)),  # as a graph calls it
+        ("2_417", (2, None, 417)),
+    ],
+)
+def test_a_feature_has_a_name_in_a_shell_and_one_in_a_graph(name: str, place: tuple[int, int | None, int]) -> None:
+    assert feature_place(name) == place
+
+
+@pytest.mark.parametrize(
+    "name", ["", "2", "2:417", "2:5:417:1", "2:5:-1", "-1:5:4", "*:5:4", "2_417_-1", "²:1:1", "2:5:417\n"]
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="names no feature"):
+        feature_place(name)
+
+
 def test_interventions_on_one_feature_are_done_in_their_order(tiny_gpt2: LanguageModel) -> None:
     replacement = corrected(tiny_gpt2)
     wanted = [Intervention(0, 2, 5, value=3.0), Intervention(0, 2, 5, scale=2.0)]
@@ -365,23 +386,3 @@ def test_a_place_after_the_prompt_is_reached_by_writing(tiny_gpt2: LanguageModel
     changed = generate_patched(replacement, TEXT, wanted, sampling=sampling).tokens
     assert changed[: length + 3].equal(plain[: length + 3])
     assert not changed.equal(plain)
-
-
-# From a shell
-
-
-def test_the_commands_intervene_and_ablate(
-    tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = save_transcoder(random_transcoder(tiny_gpt2), tmp_path / "transcoder")
-    options = ["--model", str(tiny_gpt2_folder), "--transcoder", str(checkpoint), "--prompt", TEXT]
-    assert main(["intervene", *options, "--ablate", "0_5", "--set", "1_7_3=9.5", "--scale", "2_3_-1=2"]) == 2
-    assert "'2_3_-1' names no feature" in capsys.readouterr().err
-    assert main(["intervene", *options, "--set", "1_7_3"]) == 2
-    assert "FEATURE=NUMBER" in capsys.readouterr().err
-    assert main(["intervene", *options]) == 2
-    assert "No feature" in capsys.readouterr().err
-    assert main(["intervene", *options, "--constrained", "--set", "1_7_3=9.5", "--top", "2"]) == 0
-    assert "L1/7 at 3: 0.000 -> 9.500" in capsys.readouterr().out
-    assert main(["generate", *options, "--max-new-tokens", "2", "--ablate", "0_5", "1_7_3"]) == 0
-    assert f"ablated        '{TEXT}" in capsys.readouterr().out

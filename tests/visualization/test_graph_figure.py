@@ -8,9 +8,11 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 
 from open_clt.activations.language_model import LanguageModel
+from open_clt.analysis.supernodes import GroupedGraph, Supernode, group, suggest_supernodes
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
@@ -19,7 +21,8 @@ from open_clt.errors import ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.visualization.graph_figure import visualize_attribution_graph
 from open_clt.visualization.graph_picture import GraphPicture, Shape, picture_of
-from open_clt.visualization.style import BLUE, VERMILLION
+from open_clt.visualization.style import BLUE, GREY, VERMILLION
+from tests.analysis.hand_graph import hand_graph
 from tests.visualization.boxes import overlapping
 
 SHORT = ["<|endoftext|>", "The", " capital", " of", " the", " state", " containing", " Dallas", " is"]
@@ -183,6 +186,77 @@ def test_a_pruned_graph_and_one_without_edges_can_be_drawn(graph: AttributionGra
     assert overlapping(*of_graph(empty)) == []
 
 
-def of_graph(graph: AttributionGraph) -> tuple[Figure, list[Text]]:
+def test_outputs_say_how_likely_they_are(graph: AttributionGraph) -> None:
+    drawn = picture_of(graph, 10, 10, ALL)
+    weights = graph.nodes.weight[graph.of_kind(NodeKind.LOGIT)].tolist()
+    assert [drawn.notes[number] for number in drawn.of("output")] == [
+        "<1%" if weight < 0.005 else f"{weight:.0%}" for weight in weights
+    ]
+    assert len({*drawn.notes.values(), "<1%"} & {text.get_text() for text in of_graph(graph)[1]}) >= 1
+
+
+PAIR = Supernode("the twins of the house", ("0_5_1", "0_5_2"))
+DEEP = Supernode("deep", ("0_7_2", "1_3_2"))
+
+
+def test_a_supernode_is_one_box_with_its_label_and_how_many_it_holds() -> None:
+    figure = visualize_attribution_graph(group(hand_graph(), [PAIR, Supernode("noise", ("0_-1_1", "1_-1_2"))]))
+    shown = [text.get_text() for text in texts_of(figure)]
+    assert {"the twins of the\nhouse", "2 features, L0", "noise", "2 errors, L0–1", "supernode"} <= set(shown)
+    assert "5" not in shown  # no member is drawn by itself
+    boxes = [box for box in figure.axes[0].patches if isinstance(box, FancyBboxPatch)]
+    assert len(boxes) == 2 + 3  # supernodes and outputs
+    assert overlapping(figure, texts_of(figure)) == []
+
+
+def test_edges_of_a_supernode_add_up_and_lead_upwards() -> None:
+    grouped = group(hand_graph(compatible=True), [PAIR, DEEP])
+    drawn = picture_of(grouped, 60, 160, ALL)
+    twins, deep = (drawn.labels.index(joined.label) for joined in (PAIR, DEEP))
+    (edge,) = ((drawn.sources == twins) & (drawn.targets == deep)).nonzero()[0]
+    assert drawn.weights[edge] == pytest.approx(2.0 + 1.5)
+    assert drawn.influence[twins] == pytest.approx(float(grouped.influence()[grouped.groups.index(PAIR)]))
+    rows = np.array(drawn.rows)
+    assert (rows[drawn.sources] < rows[drawn.targets]).all()
+    assert drawn.positions[deep] == 2
+
+
+def test_groups_of_tokens_of_outputs_and_of_one(graph: AttributionGraph) -> None:
+    whole = hand_graph()
+    words, answers = Supernode("words", ("E_10_0", "E_11_1")), Supernode("answers", ("3_40_2", "3_41_2"))
+    drawn = picture_of(group(whole, [words, answers, Supernode("alone", ("1_3_2",))]), 60, 160, ALL)
+    assert {drawn.labels[number]: drawn.notes[number] for number in drawn.of("group")} == {
+        "words": "2 tokens",
+        "alone": "1 feature, L1",
+    }
+    assert drawn.notes[drawn.of("output")[0]] == "2 outputs"
+    assert len(drawn.of("token")) == 1
+    assert overlapping(*of_graph(group(whole, [words, answers]))) == []
+
+
+def test_suggested_supernodes_of_a_model_are_drawn_without_collisions(graph: AttributionGraph) -> None:
+    supernodes = suggest_supernodes(graph, min_similarity=0.2)
+    grouped = group(graph, supernodes)
+    drawn = picture_of(grouped, 60, 200, ALL)
+    assert 0 < len(drawn.of("group")) <= len(supernodes)
+    rows = np.array(drawn.rows)
+    assert (rows[drawn.sources] < rows[drawn.targets]).mean() > 0.95
+    assert overlapping(*of_graph(grouped)) == []
+
+
+def test_a_graph_that_fails_its_check_says_so_below(graph: AttributionGraph) -> None:
+    """In red where rows should add up, in grey where a compatible graph leaves things out, else not at all."""
+    false = replace(graph, edges=graph.edges._replace(weight=2 * graph.edges.weight))
+    lacking = replace(false, info=replace(graph.info, compatible=True))
+    colours: list[str | None] = []
+    for drawn in (graph, false, lacking):
+        found = [text for text in of_graph(drawn)[1] if "of a row is missing" in text.get_text()]
+        assert [text.get_text() for text in found] == [text for text in [drawn.missing()] if text]
+        colours.append(str(found[0].get_color()) if found else None)
+        assert overlapping(*of_graph(drawn)) == []
+    assert colours == [None, VERMILLION, GREY]
+
+
+def of_graph(graph: AttributionGraph | GroupedGraph) -> tuple[Figure, list[Text]]:
     figure = visualize_attribution_graph(graph)
     return figure, texts_of(figure)

@@ -34,6 +34,20 @@ def test_long_names_become_two_lines_and_an_ellipsis() -> None:
     assert wrapped("names of capitals of countries in the south") == "names of\ncapitals of…"
 
 
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("the → cat", "the → cat"),
+        ("the, a → cat, dog", "the, a\n→ cat, dog"),
+        ("Gainesville, Springfield → Wiesbaden, Rome", "Gainesville …\n→ Wiesbaden …"),
+        ("Donaudampfschifffahrt → to, in, at", "Donaudampfschif…\n→ to, in, at"),
+        ("<|endoftext|> → the, a", "<eot> → the, a"),
+    ],
+)
+def test_a_name_with_an_arrow_is_broken_there(label: str, shown: str) -> None:
+    assert wrapped(label) == shown
+
+
 @pytest.mark.parametrize("dpi", [72, 100, 300])
 def test_text_is_measured_about_as_wide_as_it_is_drawn_and_no_narrower(dpi: int) -> None:
     figure = Figure(dpi=dpi)
