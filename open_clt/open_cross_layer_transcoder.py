@@ -10,22 +10,24 @@ Every method is a few lines over the rest of the package; whoever needs more tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Unpack, final
 
 from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.analysis.features import FeatureActivations, TopFeature, feature_activations, top_features
-from open_clt.attribution.attribute import attribute
+from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.config import NonlinearityConfig, TopKConfig, TrainingConfig, TranscoderConfig
 from open_clt.errors import CheckpointError, OpenCLTError
 from open_clt.models.checkpoint import load_transcoder, save_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.transcoder import Transcoder
 
 if TYPE_CHECKING:
+    from open_clt.analysis.faithfulness_report import Faithfulness
     from open_clt.replacement.model import ReplacementModel
     from open_clt.training.train import TrainingRecord
     from open_clt.visualization.style import Figure
@@ -64,14 +66,17 @@ class OpenCrossLayerTranscoder:
             nonlinearity=nonlinearity or TopKConfig(k=min(16, num_features)),
             language_model=self.language_model.name,
         )
-        self.transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
+        self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
         self._trained = False
 
     @classmethod
     def from_pretrained(cls, name: str = "embedded", device: str = "cpu") -> OpenCrossLayerTranscoder:
         """A language model with the transcoder that ships for it; ``embedded`` needs no network."""
         if name not in _PRETRAINED:
-            raise CheckpointError(f"No transcoder ships for {name!r}; known are {', '.join(_PRETRAINED)}.")
+            raise CheckpointError(
+                f"No transcoder ships for {name!r}, known are {', '.join(_PRETRAINED)}; "
+                "give the directory of one that was trained for it."
+            )
         clt = cls(name, device=device)
         clt.load_model(_PRETRAINED[name])
         return clt
@@ -150,9 +155,21 @@ class OpenCrossLayerTranscoder:
             graph.save(save_path)
         return graph
 
-    def attribute(self, text: str) -> AttributionGraph:
-        """The whole attribution graph of a text, before any pruning."""
-        return attribute(self.language_model, self._ready(), text)
+    def attribute(self, text: str, **settings: Unpack[AttributionSettings]) -> AttributionGraph:
+        """The whole attribution graph of a text, before any pruning; settings are those of ``attribute``."""
+        return attribute(self.language_model, self._ready(), text, **settings)
+
+    def attribute_all(
+        self, texts: Sequence[str], *, progress: bool = True, **settings: Unpack[AttributionSettings]
+    ) -> Iterator[AttributionGraph]:
+        """The graphs of several texts, each computed when it is asked for, with a progress bar."""
+        return attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)
+
+    def faithfulness(self, graph: AttributionGraph, *, max_features: int = 32) -> Faithfulness:
+        """Whether what a graph of this model predicts is what happens when its features are ablated."""
+        from open_clt.analysis.faithfulness import faithfulness
+
+        return faithfulness(graph, self.replacement_model(), max_features=max_features)
 
     def replacement_model(self) -> ReplacementModel:
         """The language model with its MLP outputs swapped for the transcoder's reconstructions."""
@@ -176,7 +193,7 @@ class OpenCrossLayerTranscoder:
             )
         self.transcoder, self._trained = transcoder, True
 
-    def _ready(self) -> CrossLayerTranscoder:
+    def _ready(self) -> Transcoder:
         if not self._trained:
             raise OpenCLTError("The transcoder is untrained; call train_transcoder or load_model first.")
         return self.transcoder

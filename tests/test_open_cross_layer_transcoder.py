@@ -29,6 +29,16 @@ def test_the_answer_is_the_first_output_of_its_graph(clt: OpenCrossLayerTranscod
     assert AttributionGraph.load(tmp_path / "graph").info.prompt == PROMPT
 
 
+def test_graphs_take_the_settings_of_attribution_and_can_be_held_against_the_model(
+    clt: OpenCrossLayerTranscoder,
+) -> None:
+    texts = [PROMPT, "The capital of France is"]
+    first, second = clt.attribute_all(texts, max_feature_nodes=20)
+    assert first.ids() == clt.attribute(PROMPT, max_feature_nodes=20).ids()
+    assert second.info.target_names[0] == " Paris"
+    assert len(clt.faithfulness(first, max_features=2).features) == 2
+
+
 def test_a_lower_threshold_keeps_fewer_nodes(clt: OpenCrossLayerTranscoder) -> None:
     assert clt.create_attribution_graph(PROMPT, threshold=0.4).n_nodes < clt.create_attribution_graph(PROMPT).n_nodes
 

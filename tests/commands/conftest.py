@@ -1,0 +1,22 @@
+"""What the tests of commands share: a language model is read once, however many commands ask for it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from open_clt import open_cross_layer_transcoder as facade
+from open_clt.activations import language_model
+
+_load_once = cache(language_model.load_language_model)
+
+
+@pytest.fixture(autouse=True)
+def models_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: Any, device: str = "cpu", dtype: str = "float32") -> language_model.LanguageModel:
+        return _load_once(str(name), device, dtype)
+
+    monkeypatch.setattr(language_model, "load_language_model", load)
+    monkeypatch.setattr(facade, "load_language_model", load)
