@@ -1,0 +1,140 @@
+"""The two-hop benchmark counts what it says: whose features are a state's, what a control is, what holds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from open_clt.analysis.graph_operations import subgraph
+from open_clt.embedded import facts, templates
+from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.replacement.model import ReplacementModel
+from open_clt.replacement.observation import observe
+from tests.analysis.hand_graph import NAMES, hand_graph
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SHARES = {"path_share", "ablation_share", "swap_share", "all_share", "prompts"}
+CONTROLS = {"control_many_share", "control_much_share", "control_exchange_share"}
+
+
+class Modules(NamedTuple):
+    """The scripts: they import each other by bare names."""
+
+    known_circuits: Any
+    state_features: Any
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[Modules]:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        names: list[ModuleType] = [importlib.import_module(name) for name in Modules._fields]
+        yield Modules(*names)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_a_path_has_positive_edges_only(scripts: Modules) -> None:
+    one_output = subgraph(hand_graph(), [name for name in NAMES if name not in ("3_41_2", "T_1_2")])
+    # 0_7_2 is fed by the token, but what it feeds it lowers.
+    assert scripts.state_features.on_path(one_output, 1) == {(0, 1, 5), (0, 2, 5), (1, 2, 3)}
+    assert scripts.state_features.on_path(one_output, 2) == set()
+
+
+def test_as_much_stops_nearest_to_what_the_members_write(scripts: Modules) -> None:
+    others = [4.0, 2.0, 2.0, 2.0]
+    sums = {0: 0.0, 1: 4.0, 2: 6.0, 3: 8.0, 4: 10.0}
+    for total in (0.5, 2.5, 5.5, 6.5, 9.5, 30.0):
+        nearest = min(sums, key=lambda count: abs(sums[count] - total))
+        assert scripts.state_features.as_much([total / 2, total / 2], others) == nearest
+    assert scripts.state_features.as_many([1.0, 1.0], others) == 2
+
+
+def test_controls_are_other_features_at_the_same_places(scripts: Modules) -> None:
+    pool = {
+        (layer, position, feature): 1.0 + feature for layer in (0, 1) for position in (3, 4) for feature in range(9)
+    }
+    members = {place: pool[place] for place in [(0, 3, 1), (0, 3, 2), (1, 4, 8)]}
+    norms = torch.ones(2, 9)
+    for enough in (scripts.state_features.as_many, scripts.state_features.as_much):
+        drawn = scripts.state_features.matched(members, pool, norms, enough, torch.Generator().manual_seed(1))
+        assert drawn
+        assert drawn.items() <= pool.items()
+        assert not drawn.keys() & members.keys()
+        assert {place[:2] for place in drawn} <= {(0, 3), (1, 4)}
+    many = scripts.state_features.matched(
+        members, pool, norms, scripts.state_features.as_many, torch.Generator().manual_seed(1)
+    )
+    assert sorted(place[:2] for place in many) == [(0, 3), (0, 3), (1, 4)]
+
+
+def test_a_states_features_are_more_active_for_its_other_cities(scripts: Modules) -> None:
+    cities = scripts.state_features.CITIES
+    means = torch.ones(len(cities), 2, 1, 4)  # feature 0 is as active everywhere
+    for row, (city, state) in enumerate(cities):
+        means[row, 0, 0, 1] += 0.3 * (state == "Texas")
+        means[row, 1, 0, 2] += 0.2 * (state == "Texas")  # too little
+        means[row, :, 0, 3] = 1e6 * (city == "Dallas")
+    features = scripts.state_features.StateFeatures(means, 1.25)
+    assert features.of("Texas", without="Dallas").nonzero().tolist() == [[0, 0, 1]]
+    assert features.of("Texas", without="Houston").nonzero().tolist() == [[0, 0, 1], [0, 0, 3], [1, 0, 3]]
+
+
+def test_activations_of_a_city_equal_those_of_its_prompts_alone(
+    scripts: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slow twin: one city at a time, without batches or padding."""
+    cities = [("Chattanooga", "Tennessee"), ("Dallas", "Texas"), ("Sitka", "Alaska")]
+    monkeypatch.setattr(scripts.state_features, "CITIES", cities)
+    clt = OpenCrossLayerTranscoder.from_pretrained("embedded")
+    model = ReplacementModel(clt.language_model, clt.transcoder, error_correction=True)
+    found = scripts.state_features.city_activations(clt.language_model, clt.transcoder)
+    for row, (city, _) in enumerate(cities):
+        wanted = torch.zeros_like(found[row])
+        for template in templates.CITY_TEMPLATES:
+            run = observe(model, template.format(x=city))
+            start = scripts.state_features.city_position(clt.language_model, template.format(x=city), city)
+            dense = torch.stack([layer.dense() for layer in run.features])
+            wanted += torch.stack([dense[:, start], dense[:, start + 1 :].amax(1)]) / len(templates.CITY_TEMPLATES)
+        assert torch.allclose(found[row], wanted, atol=1e-4)
+
+
+def test_development_prompts_are_not_those_that_count(scripts: Modules) -> None:
+    counted, others = (scripts.known_circuits.questions(None, development) for development in (False, True))
+    assert len(counted) == 208
+    assert len(others) == scripts.known_circuits.DEVELOPMENT_PROMPTS
+    assert not {question.prompt for question in counted} & {question.prompt for question in others}
+    capitals = {state.name: f" {state.capital}" for state in facts.STATES}
+    assert all(question.answer == capitals[question.state] and question.city in question.prompt for question in counted)
+
+
+def test_without_features_nothing_holds(scripts: Modules) -> None:
+    circuits = scripts.known_circuits
+    asked = circuits.Question("The capital of the state containing Dallas is", "Dallas", "Texas")
+    other = asked.about("Burlington", "Vermont")
+    tokens = dict.fromkeys(circuits.Changes._fields, " Montpelier")
+    held = circuits.Outcome(asked, other, 0, " Austin", tokens, {}).held()
+    assert not any(held[name] for name in ("path_share", "ablation_share", "all_share", "capital_share"))
+    assert all(held[name] for name in ("swap_share", "control_many_share"))
+    held = circuits.Outcome(asked, other, 3, " Austin", tokens, {}).held()
+    assert all(held[name] for name in ("all_share", "capital_share"))
+
+
+def test_the_last_line_holds_the_figures(scripts: Modules, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts.known_circuits.main(["--limit", "2"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for found in (result, result["replaced"]):
+        assert found.keys() >= SHARES | CONTROLS
+        assert found["all_share"] <= min(found["path_share"], found["ablation_share"], found["swap_share"]) <= 1
+        assert 0 < found["prompts"] <= 2
+    assert result["path_share"] == 1
+    assert result["features"] > 5
+    assert result["probability_ablation"] < result["probability_much"] <= 1
