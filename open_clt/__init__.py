@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from open_clt.activations.language_model import load_language_model
-    from open_clt.attribution.attribute import attribute
+    from open_clt.analysis.circuit_tracer_json import write_circuit_tracer
+    from open_clt.analysis.faithfulness import faithfulness
+    from open_clt.analysis.supernodes import suggest_supernodes
+    from open_clt.attribution.attribute import attribute, attribute_all
     from open_clt.attribution.graph import AttributionGraph
-    from open_clt.config import TranscoderConfig
+    from open_clt.config import MoltConfig, TrainingConfig, TranscoderConfig
     from open_clt.errors import OpenCLTError
+    from open_clt.models.architectures import make_transcoder
     from open_clt.models.checkpoint import load_transcoder, save_transcoder
     from open_clt.models.cross_layer import CrossLayerTranscoder
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+    from open_clt.replacement.intervene import intervene
+    from open_clt.replacement.interventions import Intervention
     from open_clt.replacement.model import ReplacementModel
     from open_clt.training.train import train_transcoder
+    from open_clt.visualization.graph_figure import visualize_attribution_graph
     from open_clt.visualization.suite import run_visualization_suite
 
     __version__: str
@@ -30,32 +37,52 @@ if TYPE_CHECKING:
 __all__ = [
     "AttributionGraph",
     "CrossLayerTranscoder",
+    "Intervention",
+    "MoltConfig",
     "OpenCLTError",
     "OpenCrossLayerTranscoder",
     "ReplacementModel",
+    "TrainingConfig",
     "TranscoderConfig",
     "__version__",
     "attribute",
+    "attribute_all",
+    "faithfulness",
+    "intervene",
     "load_language_model",
     "load_transcoder",
+    "make_transcoder",
     "run_visualization_suite",
     "save_transcoder",
+    "suggest_supernodes",
     "train_transcoder",
+    "visualize_attribution_graph",
+    "write_circuit_tracer",
 ]
 
 _MODULE_OF = {
     "AttributionGraph": "open_clt.attribution.graph",
     "CrossLayerTranscoder": "open_clt.models.cross_layer",
+    "Intervention": "open_clt.replacement.interventions",
+    "MoltConfig": "open_clt.config",
     "OpenCLTError": "open_clt.errors",
     "OpenCrossLayerTranscoder": "open_clt.open_cross_layer_transcoder",
     "ReplacementModel": "open_clt.replacement.model",
+    "TrainingConfig": "open_clt.config",
     "TranscoderConfig": "open_clt.config",
     "attribute": "open_clt.attribution.attribute",
+    "attribute_all": "open_clt.attribution.attribute",
+    "faithfulness": "open_clt.analysis.faithfulness",
+    "intervene": "open_clt.replacement.intervene",
     "load_language_model": "open_clt.activations.language_model",
     "load_transcoder": "open_clt.models.checkpoint",
+    "make_transcoder": "open_clt.models.architectures",
     "run_visualization_suite": "open_clt.visualization.suite",
     "save_transcoder": "open_clt.models.checkpoint",
+    "suggest_supernodes": "open_clt.analysis.supernodes",
     "train_transcoder": "open_clt.training.train",
+    "visualize_attribution_graph": "open_clt.visualization.graph_figure",
+    "write_circuit_tracer": "open_clt.analysis.circuit_tracer_json",
 }
 
 

@@ -1,67 +1,76 @@
-"""The commands do what they say, and bad input is one line with status 2."""
+"""The command line itself: what is no command is one line with status 2, and asking for help costs nothing."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
 
 from open_clt.cli import main
 
-PROMPT = "The capital of the state containing Dallas is"
-
-
-def test_evaluate_prints_a_row_for_every_task_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["embedded", "evaluate", "--limit", "30"]) == 0
-    printed = capsys.readouterr().out
-    for task in ("capitals", "two_hop", "induction", "indirect_object"):
-        assert task in printed
-
-
-def test_evaluate_fails_when_a_row_is_below_its_bar(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from open_clt.embedded import evaluation
-
-    monkeypatch.setitem(evaluation.BARS, "capitals", 1.01)
-    assert main(["embedded", "evaluate", "--limit", "5"]) == 1
-    assert "NO" in capsys.readouterr().out
-
-
-def test_attribute_writes_a_graph_and_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figure, output = tmp_path / "graph.svg", tmp_path / "graph"
-    assert main(["attribute", "--prompt", PROMPT, "--figure", str(figure), "--output", str(output)]) == 0
-    assert figure.stat().st_size > 1000
-    from open_clt.attribution.graph import AttributionGraph
-
-    assert AttributionGraph.load(output).info.prompt == PROMPT
-    assert "replacement score" in capsys.readouterr().out
-
-
-def test_generate_shows_both_continuations(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--prompt", "The capital of France is", "--max-new-tokens", "3"]) == 0
-    printed = capsys.readouterr().out
-    assert "original" in printed
-    assert "replacement" in printed
-
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["attribute", "--prompt", ""], "empty"),
-        (["attribute", "--prompt", "word " * 500], "tokens"),
-        (["attribute", "--prompt", PROMPT, "--transcoder", "/nowhere"], "config.json"),
-        (["attribute", "--prompt", PROMPT, "--figure", "graph.bmp"], "bmp"),
-        (["attribute", "--prompt", PROMPT, "--threshold", "2"], "node_threshold"),
-        (["attribute", "--prompt", PROMPT, "--max-feature-nodes", "0"], "max_feature_nodes"),
-        (["generate", "--prompt", "The", "--model", "/nowhere"], "nowhere"),
-        (["generate", "--prompt", "The", "--temperature", "-1"], "temperature"),
+        ([], "required: COMMAND"),
+        (["explain"], "invalid choice: 'explain'"),
+        (["attribute", "--format", "png"], "invalid choice: 'png'"),
+        (["attribute", "--max-feature-nodes", "many"], "invalid int value: 'many'"),
+        (["generate"], "required: --prompt"),
+        (["intervene", "--prompt", "The", "--wish"], "unrecognized arguments: --wish"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(
+def test_what_cannot_be_parsed_is_one_line_and_status_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "open_clt", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload]
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for command in ("attribute", "embedded", "generate", "intervene"):
+        assert command in result.stdout
+
+
+def test_the_real_command_says_what_is_wrong_in_one_line() -> None:
+    result = run("attribute", "--prompt", "The capital of France is", "--format", "graphml")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "open-clt: --format is given, but no directory to write to; add --output.\n"
+
+
+def test_no_command_loads_a_heavy_library_before_it_runs() -> None:
+    code = "import sys, open_clt.cli; print(*sorted({'torch', 'numpy', 'transformers', 'rich'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+TALK = """
+from types import SimpleNamespace
+from open_clt import cli
+
+def add_to(add_parser):
+    add_parser("talk").set_defaults(command=lambda _: print("word " * 5) or 0)
+
+cli._COMMANDS = (SimpleNamespace(add_to=add_to),)
+raise SystemExit(cli.main(["talk"]))
+"""
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        command = [sys.executable, "-c", TALK]
+        result = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

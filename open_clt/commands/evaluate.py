@@ -1,0 +1,36 @@
+"""``open-clt evaluate``: how good a transcoder is on text it was not trained on.
+
+With ``--output``: ``evaluation.json`` (everything), ``evaluation.csv`` (a row a layer) and ``evaluation.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from open_clt.commands.held_out import add_held_out_options, measure, read_held_out
+from open_clt.commands.options import AddParser, add_model_options, load
+
+
+def add_to(add_parser: AddParser) -> None:
+    """Add the command."""
+    parser = add_parser("evaluate", help="measure a transcoder on held-out text")
+    add_model_options(parser)
+    add_held_out_options(parser)
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save."""
+    from open_clt.analysis.report import comparison_table, layer_table, save_report
+    from open_clt.visualization.report_figures import visualize_report
+
+    clt = load(arguments)
+    name = "embedded" if arguments.transcoder is None else arguments.transcoder.name
+    found = measure(arguments, clt.replacement_model(), read_held_out(arguments, clt.language_model), name)
+    print(layer_table(found))
+    print(comparison_table([found]))
+    if arguments.output is not None:
+        paths = (*save_report(found, arguments.output), arguments.output / "evaluation.png")
+        visualize_report(found, save_path=paths[-1])
+        print("written: " + ", ".join(map(str, paths)))
+    return 0

@@ -1,0 +1,95 @@
+"""What ``evaluate`` and ``compare`` share: the text that transcoders are measured on, and what is done with it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from open_clt.commands.options import read_lines
+from open_clt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from open_clt.activations.language_model import LanguageModel
+    from open_clt.analysis.report import Report
+    from open_clt.replacement.model import ReplacementModel
+
+_TEXT = (
+    "held-out text: a text, .jsonl or .parquet file, or a data set of the hub (default: for the embedded model, "
+    "sentences from its own generator)"
+)
+_PROMPT_TOKENS = 12
+
+
+class HeldOut(NamedTuple):
+    """What transcoders of a model are measured on."""
+
+    contexts: Tensor
+    """Tokens, (context, position)."""
+    prompts: list[str]
+    """What graphs are made of."""
+
+
+def add_held_out_options(parser: argparse.ArgumentParser) -> None:
+    """Which text, how much of it, and which prompts."""
+    option = parser.add_argument
+    option("--text", default=None, help=_TEXT)
+    option("--column", default="text", help="of a .jsonl or .parquet file or data set (default: text)")
+    option("--split", default="train", help="of a data set (default: train)")
+    option("--max-tokens", type=int, default=16_384, help="measure on at most this many tokens (default: 16384)")
+    option("--context-length", type=int, default=128, help="tokens of a context (default: 128)")
+    option("--seed", type=int, default=0, help="which contexts of a longer text are taken (default: 0)")
+    option("--prompts", type=Path, metavar="FILE", help="prompts for graphs, one a line (default: from the text)")
+    option("--graphs", type=int, default=8, help="graphs to score, 0 for none (default: 8)")
+    option("--max-feature-nodes", type=int, default=1024, help="features attributed in each graph (default: 1024)")
+    option("--output", type=Path, metavar="DIR", help="directory for the numbers and the figure")
+
+
+def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOut:
+    """The contexts and prompts that were asked for; the same text and seed give the same ones."""
+    import torch
+
+    from open_clt.activations.text import pack_contexts
+
+    for name in ("max_tokens", "context_length"):
+        if getattr(arguments, name) < 4:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give at least 4.")
+    length = min(arguments.context_length, model.context_length)
+    wanted = max(1, arguments.max_tokens // length)
+    contexts = pack_contexts(_texts(arguments, model), model, length, max_contexts=4 * wanted)
+    order = torch.randperm(contexts.shape[0], generator=torch.Generator().manual_seed(arguments.seed))
+    contexts = contexts[order[:wanted].sort().values]
+    if arguments.prompts is not None:
+        return HeldOut(contexts, read_lines(arguments.prompts)[: arguments.graphs])
+    beginnings = contexts[: arguments.graphs, 1 : 1 + _PROMPT_TOKENS]
+    return HeldOut(contexts, [model.decode(row) for row in beginnings])
+
+
+def measure(arguments: argparse.Namespace, replacement: ReplacementModel, held_out: HeldOut, name: str) -> Report:
+    """The report of one transcoder."""
+    from open_clt.analysis.report import report
+
+    return report(
+        replacement,
+        held_out.contexts,
+        name=name,
+        prompts=held_out.prompts,
+        max_feature_nodes=arguments.max_feature_nodes,
+    )
+
+
+def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Iterable[str]:
+    from open_clt.activations.text import dataset_texts, read_texts
+    from open_clt.embedded.corpus import generate_texts
+
+    if arguments.text is None:
+        if model.name != "embedded":
+            raise ConfigError("There is no text to measure on; name a file or a data set with --text.")
+        return islice(generate_texts(20_000, seed=arguments.seed + 1), 20_000)
+    if Path(arguments.text).is_file():
+        return read_texts(arguments.text, column=arguments.column)
+    return dataset_texts(arguments.text, split=arguments.split, column=arguments.column)
