@@ -7,6 +7,7 @@
     open-clt train --config FILE --output T                   a transcoder from text; every setting is a flag, too
     open-clt evaluate --transcoder T --text FILE              a transcoder on held-out text
     open-clt compare A B --text FILE                          several, in one table and one figure
+    open-clt convert --transcoder T --text FILE --output J    TopK or BatchTopK as JumpReLU, for other tools
 
 Each command is a file of ``commands/``; this one reads what was typed and hands it on. A mistake in what was asked
 gives one line and exit status 2.
@@ -20,12 +21,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeAlias, cast, final
 
-from open_clt.commands import attribute, compare, embedded, evaluate, generate, intervene, train
+from open_clt.commands import attribute, compare, convert, embedded, evaluate, generate, intervene, train
 from open_clt.errors import ConfigError, OpenCLTError
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
-_COMMANDS = (embedded, generate, attribute, intervene, train, evaluate, compare)
+_COMMANDS = (embedded, generate, attribute, intervene, train, evaluate, compare, convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What ``evaluate`` and ``compare`` share: the text that transcoders are measured on, and what is done with it."""
+"""What ``evaluate``, ``compare`` and ``convert`` share: the text that transcoders are measured on."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _TEXT = (
     "sentences from its own generator)"
 )
 _PROMPT_TOKENS = 12
+_CONTEXT_TOKENS, _SENTENCE_TOKENS, _FEWEST_TOKENS = 128, 40, 4
 
 
 class HeldOut(NamedTuple):
@@ -34,15 +35,21 @@ class HeldOut(NamedTuple):
     """What graphs are made of."""
 
 
-def add_held_out_options(parser: argparse.ArgumentParser) -> None:
-    """Which text, how much of it, and which prompts."""
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Which text, and how much of it."""
     option = parser.add_argument
     option("--text", default=None, help=_TEXT)
     option("--column", default="text", help="of a .jsonl or .parquet file or data set (default: text)")
     option("--split", default="train", help="of a data set (default: train)")
     option("--max-tokens", type=int, default=16_384, help="measure on at most this many tokens (default: 16384)")
-    option("--context-length", type=int, default=128, help="tokens of a context (default: 128)")
+    option("--context-length", type=int, default=None, help="tokens of a context (default: 128; of sentences, 40)")
     option("--seed", type=int, default=0, help="which contexts of a longer text are taken (default: 0)")
+
+
+def add_held_out_options(parser: argparse.ArgumentParser) -> None:
+    """Which text, how much of it, and which prompts."""
+    add_text_options(parser)
+    option = parser.add_argument
     option("--prompts", type=Path, metavar="FILE", help="prompts for graphs, one a line (default: from the text)")
     option("--graphs", type=int, default=8, help="graphs to score, 0 for none (default: 8)")
     option("--max-feature-nodes", type=int, default=1024, help="features attributed in each graph (default: 1024)")
@@ -51,22 +58,31 @@ def add_held_out_options(parser: argparse.ArgumentParser) -> None:
 
 def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOut:
     """The contexts and prompts that were asked for; the same text and seed give the same ones."""
-    import torch
-
-    from open_clt.activations.text import pack_contexts
-
-    for name in ("max_tokens", "context_length"):
-        if getattr(arguments, name) < 4:
-            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give at least 4.")
-    length = min(arguments.context_length, model.context_length)
-    wanted = max(1, arguments.max_tokens // length)
-    contexts = pack_contexts(_texts(arguments, model), model, length, max_contexts=4 * wanted)
-    order = torch.randperm(contexts.shape[0], generator=torch.Generator().manual_seed(arguments.seed))
-    contexts = contexts[order[:wanted].sort().values]
+    contexts = read_contexts(arguments, model)
     if arguments.prompts is not None:
         return HeldOut(contexts, read_lines(arguments.prompts)[: arguments.graphs])
     beginnings = contexts[: arguments.graphs, 1 : 1 + _PROMPT_TOKENS]
     return HeldOut(contexts, [model.decode(row) for row in beginnings])
+
+
+def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor:
+    """Contexts of tokens (context, position), each beginning with BOS."""
+    import torch
+
+    from open_clt.activations.text import pack_contexts
+
+    # The embedded model was trained on contexts that begin as a document begins and are hardly longer than one.
+    length = arguments.context_length or (_SENTENCE_TOKENS if arguments.text is None else _CONTEXT_TOKENS)
+    for name, value in (("max-tokens", arguments.max_tokens), ("context-length", length)):
+        if value < _FEWEST_TOKENS:
+            raise ConfigError(f"--{name} is {value}; give at least {_FEWEST_TOKENS}.")
+    length = min(length, model.context_length)
+    wanted = max(1, arguments.max_tokens // length)
+    contexts = pack_contexts(
+        _texts(arguments, model), model, length, from_start=arguments.text is None, max_contexts=4 * wanted
+    )
+    order = torch.randperm(contexts.shape[0], generator=torch.Generator().manual_seed(arguments.seed))
+    return contexts[order[:wanted].sort().values]
 
 
 def measure(arguments: argparse.Namespace, replacement: ReplacementModel, held_out: HeldOut, name: str) -> Report:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attribution.py"
 SIZES = {
     "layers": 2, "d-model": 32, "heads": 4, "vocabulary": 200, "features": 64, "active": 4, "tokens": 8, "budget": 16,
@@ -14,6 +16,7 @@ SIZES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_last_line_holds_the_figures_and_the_slow_twin_agrees() -> None:
     sizes = [text for name, value in SIZES.items() for text in (f"--{name}", str(value))]
     run = subprocess.run([sys.executable, str(SCRIPT), *sizes], capture_output=True, text=True, check=True)
