@@ -10,13 +10,18 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Union, cast
 
 from open_clt.errors import ConfigError
 
-InputHook: TypeAlias = Literal["hook_resid_mid", "ln2.hook_normalized"]
-"""Where encoders read: the residual stream before the MLP, or the normalised MLP input before LayerNorm's weight."""
+InputHook: TypeAlias = str
+"""Where encoders read, as every block calls it: any hook of width ``d_model``, such as those of ``MLP_INPUT_HOOKS``."""
+MLP_INPUT_HOOKS = ("hook_resid_mid", "ln2.hook_normalized")
+"""Where MLPs are read: the residual stream before their norm, or the normalised input before the norm's weight."""
+MLP_OUTPUT_HOOK = "hook_mlp_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,10 @@ class TopKConfig:
     kind: Literal["topk"] = "topk"
     k: int = 16
     """Active features per token and layer."""
+    initial_k: int | None = None
+    """Active features at the first step of training, from which the number moves linearly to ``k``; None is ``k``."""
+    anneal_share: float = 0.2
+    """Share of training after which ``k`` is reached; only with ``initial_k``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,10 @@ class BatchTopKConfig:
     """Rank all layers of a batch together, by activation times decoder norm."""
     threshold_momentum: float = 0.99
     """Momentum of the running estimate of the inference threshold."""
+    initial_k: int | None = None
+    """Mean active features at the first step of training, from which the number moves linearly to ``k``."""
+    anneal_share: float = 0.2
+    """Share of training after which ``k`` is reached; only with ``initial_k``."""
 
 
 NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | TopKConfig | BatchTopKConfig
@@ -66,8 +79,13 @@ NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | TopKConfig | Batch
 
 @dataclass(frozen=True, kw_only=True)
 class TranscoderConfig:
-    """Shape and meaning of a transcoder: all that is needed, beside its tensors, to use it."""
+    """Shape and meaning of a transcoder whose features have decoders: all that its tensors do not say.
 
+    A CLT by default; ``reach=1`` is one transcoder per layer, and if it reads where it writes, one sparse autoencoder
+    per layer: ``TranscoderConfig(reach=1, input_hook="hook_resid_post", target_hook="hook_resid_post", ...)``.
+    """
+
+    kind: Literal["cross_layer"] = "cross_layer"
     n_layers: int
     n_features: int
     """Features per layer."""
@@ -77,20 +95,27 @@ class TranscoderConfig:
     skip: bool = False
     """Whether each layer also has a linear path from input to output."""
     nonlinearity: NonlinearityConfig = field(default_factory=TopKConfig)
+    prefixes: tuple[int, ...] = ()
+    """Matryoshka: the first so many features of each layer are to reconstruct on their own; rising, below n_features.
+
+    The loss is then the sum of the reconstruction losses of each prefix and of the whole (Bussmann et al., 2025)."""
     input_hook: InputHook = "hook_resid_mid"
-    target_hook: Literal["hook_mlp_out"] = "hook_mlp_out"
+    """Where encoders read: any hook of the language model's blocks that carries ``d_model`` numbers a token."""
+    target_hook: str = MLP_OUTPUT_HOOK
+    """What is reconstructed: any such hook."""
     language_model: str | None = None
     """Name of the language model it was trained for; None when unknown."""
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "n_features", "d_model"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.reach is not None and not 1 <= self.reach <= self.n_layers:
             raise ConfigError(f"reach is {self.reach}; it must lie between 1 and n_layers = {self.n_layers}.")
-        k = getattr(self.nonlinearity, "k", 1)
-        if not 1 <= k <= self.n_features:
-            raise ConfigError(f"k is {k}; it must lie between 1 and n_features = {self.n_features}.")
+        _check_shape(self)
+        bounds = (0, *self.prefixes, self.n_features)
+        if any(low >= high for low, high in pairwise(bounds)):
+            raise ConfigError(
+                f"prefixes is {self.prefixes}; they must rise, from at least 1 to less than n_features = "
+                f"{self.n_features}."
+            )
 
     def reach_of(self, source: int) -> int:
         """Number of target layers that features of layer ``source`` write to."""
@@ -98,17 +123,102 @@ class TranscoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Coefficients of the training loss (algorithm notes: reconstruction, sparsity, pre-activation, AuxK)."""
+class MoltConfig:
+    """A sparse mixture of linear transforms: ``y_hat = sum_t phi(e_t . x - b_t) U_t V_t x``, one mixture per layer.
 
-    sparsity: float = 0.0
-    """lambda of ``sum tanh(c * |W_dec| * a)``; not needed by TopK and BatchTopK."""
-    sparsity_steepness: float = 4.0
-    """c of the tanh penalty."""
-    sparsity_warmup: float = 0.5
-    """Share of training over which lambda rises linearly from zero."""
+    Transforms come in groups of one rank each; a transform is a feature, whose value is its gate ``phi(...)``.
+    """
+
+    kind: Literal["molt"] = "molt"
+    n_layers: int
+    d_model: int
+    ranks: tuple[int, ...]
+    """Rank of the transforms of each group."""
+    counts: tuple[int, ...]
+    """Transforms of each group, per layer."""
+    skip: bool = False
+    """Whether each layer also has a linear path from input to output."""
+    nonlinearity: NonlinearityConfig = field(default_factory=TopKConfig)
+    """phi of the gates."""
+    input_hook: InputHook = "hook_resid_mid"
+    """Where gates and transforms read: any hook of the blocks that carries ``d_model`` numbers a token."""
+    target_hook: str = MLP_OUTPUT_HOOK
+    """What is reconstructed: any such hook."""
+    language_model: str | None = None
+    """Name of the language model it was trained for; None when unknown."""
+
+    def __post_init__(self) -> None:
+        if not self.ranks or len(self.ranks) != len(self.counts) or min(*self.ranks, *self.counts) < 1:
+            raise ConfigError(
+                f"ranks is {self.ranks} and counts {self.counts}; give both for each group, all of them at least 1."
+            )
+        _check_shape(self)
+
+    @property
+    def n_features(self) -> int:
+        """Transforms per layer."""
+        return sum(self.counts)
+
+    def reach_of(self, source: int) -> int:
+        """Number of target layers that transforms of layer ``source`` write to: their own."""
+        return 1
+
+
+ArchitectureConfig: TypeAlias = TranscoderConfig | MoltConfig
+"""Every kind of transcoder; ``make_transcoder`` builds one of each."""
+
+
+def _check_shape(config: ArchitectureConfig) -> None:
+    for name in ("n_layers", "n_features", "d_model"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1.")
+    nonlinearity = config.nonlinearity
+    if not isinstance(nonlinearity, TopKConfig | BatchTopKConfig):
+        return
+    for name, k in (("k", nonlinearity.k), ("initial_k", nonlinearity.initial_k)):
+        if k is not None and not 1 <= k <= config.n_features:
+            raise ConfigError(f"{name} is {k}; it must lie between 1 and n_features = {config.n_features}.")
+    if not 0 < nonlinearity.anneal_share <= 1:
+        raise ConfigError(f"anneal_share is {nonlinearity.anneal_share}; it must lie above 0 and be at most 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TanhSparsityConfig:
+    """``coefficient * sum tanh(steepness * |W_dec| * a)``: a soft count of active features (methods)."""
+
+    kind: Literal["tanh"] = "tanh"
+    coefficient: float
+    """lambda; per token, so it does not depend on the batch size."""
+    steepness: float = 4.0
+    """c: how soon a feature counts as one."""
+    warmup: float = 0.5
+    """Share of training over which the coefficient rises linearly from zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1SparsityConfig:
+    """``coefficient * sum |W_dec| * a``: each activation, as large as what it writes (Conerly et al., 2024)."""
+
+    kind: Literal["l1"] = "l1"
+    coefficient: float
+    """lambda; per token, so it does not depend on the batch size."""
+    warmup: float = 0.5
+    """Share of training over which the coefficient rises linearly from zero."""
+
+
+SparsityConfig: TypeAlias = TanhSparsityConfig | L1SparsityConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is added to the reconstruction loss, and how much of it."""
+
+    sparsity: SparsityConfig | None = None
+    """What keeps features from firing; TopK and BatchTopK need none."""
     preactivation: float = 0.0
-    """Coefficient of ``sum relu(threshold - pre) * |W_dec|`` over dead features."""
+    """Coefficient of ``sum relu(threshold - pre) * |W_dec|``, which keeps features from dying."""
+    preactivation_on: Literal["dead", "all"] = "dead"
+    """The features it is summed over; all of them cost a dense backward pass through the encoder."""
     auxiliary: float = 1 / 32
     """Weight of AuxK: dead features reconstruct what the living leave over."""
     auxiliary_k: int = 32
@@ -118,8 +228,8 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How a transcoder is trained: batches, steps, optimizer, schedule, seed."""
+class DataConfig:
+    """Which tokens a transcoder is trained on, how many at a time, and how they get there."""
 
     batch_size: int = 1024
     """Tokens per step."""
@@ -127,19 +237,10 @@ class TrainingConfig:
     """Passes over the texts."""
     max_steps: int | None = None
     """Train for exactly this many steps, over as many epochs as that takes; None is ``epochs`` epochs."""
-    learning_rate: float = 1e-3
-    warmup_share: float = 0.05
-    """Share of steps over which the learning rate rises from zero."""
-    decay_share: float = 0.3
-    """Final share of steps over which the learning rate falls linearly to zero."""
-    gradient_clip: float = 1.0
-    loss: LossConfig = field(default_factory=LossConfig)
     skip_first_position: bool = True
     """Leave the first position of each context out: its activations are massive and carry no text."""
     max_norm_ratio: float | None = 10.0
     """Leave out tokens whose input norm exceeds this many times the layer's median; None keeps all."""
-    held_out_share: float = 0.1
-    """Share of the contexts kept for the final metrics, never trained on."""
     context_length: int = 128
     """Tokens per packed context, BOS included."""
     harvest_batch_size: int = 16
@@ -148,25 +249,120 @@ class TrainingConfig:
     """Gigabytes of activations kept in memory: if all fit, each text is read once; else once per epoch."""
     storage_dtype: Literal["float32", "bfloat16"] = "float32"
     """How activations are kept in memory; bfloat16 takes half the room and rounds to three digits."""
-    initial_firing_rate: float | None = None
-    """Set encoder biases from data so that each feature fires on this share of tokens; None leaves them zero."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints to resume from; only where there is an output directory."""
     seed: int = 0
+    """Of the first weights, and of the order of tokens."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "context_length", "harvest_batch_size", "checkpoint_every", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        for name in ("warmup_share", "decay_share", "held_out_share", "initial_firing_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ConfigError(f"{name} is {value}; it is a share, from 0 up to, not including, 1.")
-        for name in ("learning_rate", "gradient_clip", "memory_limit", "max_norm_ratio"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0.")
+        _check_counts(self, "batch_size", "epochs", "context_length", "harvest_batch_size", "max_steps")
+        _check_above_zero(self, "memory_limit", "max_norm_ratio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextsConfig:
+    """Where texts come from."""
+
+    source: str
+    """A text, .jsonl or .parquet file, or a Hugging Face data set: its name on the hub, or its local directory."""
+    column: str = "text"
+    """Where rows have several columns: the one that holds the text."""
+    subset: str | None = None
+    """Which part of a data set that has several (its configuration)."""
+    split: str = "train"
+    """Which split of a data set."""
+    streaming: bool = True
+    """Read a data set row by row as it is needed, and download no more of it."""
+    from_start: bool = False
+    """Begin every context as a text begins, and drop what does not fit: for short texts."""
+    held_out_contexts: int = 64
+    """Contexts from the beginning that are measured on, and never trained on; 0 is none."""
+
+    def __post_init__(self) -> None:
+        if self.held_out_contexts < 0:
+            raise ConfigError(f"held_out_contexts is {self.held_out_contexts}; it must be at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningConfig:
+    """How a transcoder learns from a batch: loss, optimizer, schedule."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    learning_rate: float = 1e-3
+    """Of Adam, at its highest."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of its two moments."""
+    weight_decay: float = 0.0
+    """Of AdamW: the share of each weight that a step of learning rate 1 would take away; 0 is plain Adam."""
+    warmup_share: float = 0.05
+    """Share of steps over which the learning rate rises from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does between rise and decay; the cosine falls to zero at the last step."""
+    decay_share: float = 0.3
+    """Final share of steps over which the learning rate falls linearly to zero."""
+    initial_firing_rate: float | None = None
+    """Set encoder biases from data so that each feature fires on this share of tokens; None leaves them zero."""
+
+    def __post_init__(self) -> None:
+        _check_shares(self, "warmup_share", "decay_share", "initial_firing_rate")
+        _check_above_zero(self, "learning_rate")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay is {self.weight_decay}; it must be at least 0.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas is {self.betas}; both must lie from 0 up to, not including, 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(DataConfig, LearningConfig):
+    """How a transcoder is trained: its data, how it learns, and how often it is saved."""
+
+    gradient_clip: float = 1.0
+    """Largest norm of a step's gradient."""
+    held_out_share: float = 0.1
+    """Share of the contexts kept for the final metrics, never trained on."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints to resume from; only where there is an output directory."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        LearningConfig.__post_init__(self)
+        _check_counts(self, "checkpoint_every")
+        _check_shares(self, "held_out_share")
+        _check_above_zero(self, "gradient_clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsConfig:
+    """Which states of a training are kept, in ``checkpoints/`` of its output."""
+
+    every: int = 1000
+    """Steps between checkpoints: ``last`` is always the newest."""
+    keep_all: bool = False
+    """Keep each of them, as ``step-N``, too."""
+    best: bool = True
+    """Keep the one with the lowest held-out FVU, as ``best``; measured every ``trainer.val_check_interval`` batches."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "every")
+
+
+def _check_counts(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+def _check_shares(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value}; it is a share, from 0 up to, not including, 1.")
+
+
+def _check_above_zero(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} is {value}; it must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +432,8 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 
 
 def _plain(value: object) -> Any:
+    if isinstance(value, tuple):
+        return list(cast(tuple[Any, ...], value))
     return to_dict(value) if is_dataclass(value) else value
 
 
@@ -245,6 +443,11 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return from_dict(cast(type[Any], hint), cast(dict[str, Any], value))
     if typing.get_origin(hint) in (Union, types.UnionType):
         return _one_of(typing.get_args(hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} is {value!r}; it must be a list of {item.__name__}.")
+        return tuple(_typed(item, element, where) for element in cast(Sequence[Any], value))
     if typing.get_origin(hint) is Literal:
         legal = isinstance(value, str) and value in typing.get_args(hint)
     elif hint is float:

@@ -9,6 +9,8 @@ Where a transcoder reads and writes, in TransformerLens's names (``{l}`` is a la
     blocks.{l}.hook_resid_mid        the residual stream before the MLP's norm
     blocks.{l}.ln2.hook_normalized   the normalised MLP input, before the norm's weight and bias
     blocks.{l}.hook_mlp_out          the MLP's output
+
+or any other hook of the blocks that carries ``d_model`` numbers a token, such as ``hook_resid_post``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast, final, get_args
+from threading import RLock
+from typing import Any, NamedTuple, TypeAlias, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +28,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from open_clt.activations.model_source import ModelSource, find_model
-from open_clt.config import InputHook
+from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, InputHook
 from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, TextError
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,8 @@ class LanguageModel:
         self.cached_positions = 0
         """Tokens in the cache of the forward pass that runs now: a hook's activations start at this position."""
         self._tokenizer = tokenizer
+        # Hooks see every pass of the model, whoever runs it: a second thread waits until they are gone.
+        self._alone = RLock()
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of many texts, of any length, without BOS: what long documents are cut from."""
@@ -126,7 +131,8 @@ class LanguageModel:
     def logits(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
         """Logits after every token."""
         self._check_length(tokens, 0)
-        return self.bridge.forward(tokens.to(self.device))
+        with self._alone:
+            return self.bridge.forward(tokens.to(self.device))
 
     @torch.no_grad()
     def next_tokens(self, prompts: Sequence[str], *, batch_size: int = 64) -> list[int]:
@@ -164,11 +170,14 @@ class LanguageModel:
         self,
         tokens: Int[Tensor, "batch position"],
         input_hook: InputHook = "hook_resid_mid",
-        target_hook: str = "hook_mlp_out",
+        target_hook: str = MLP_OUTPUT_HOOK,
         *,
         with_logits: bool = True,
     ) -> Captured:
-        """MLP inputs and outputs of every layer; leaving the logits out saves their computation."""
+        """What every layer reads and writes at two hooks, which may be one; leaving the logits out saves their time.
+
+        Raises LanguageModelError on hooks that are not there, or do not carry ``d_model`` numbers a token.
+        """
         self._check_length(tokens, 0)
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
@@ -179,7 +188,18 @@ class LanguageModel:
         settings = {} if with_logits else {"logits_to_keep": 1}
         with self.hooks(hooks):
             logits = self.bridge.forward(tokens.to(self.device), **settings)
-        return Captured(torch.stack(inputs, dim=2), torch.stack(targets, dim=2), logits if with_logits else None)
+        read, written = self._stacked(input_hook, inputs), self._stacked(target_hook, targets)
+        return Captured(read, written, logits if with_logits else None)
+
+    def _stacked(self, hook: str, found: list[Tensor]) -> Float[Tensor, "batch position layer d_model"]:
+        """What a hook carries in every layer; raises LanguageModelError if that is nothing for a transcoder."""
+        for activation in found:
+            if activation.shape[2:] != (self.d_model,):
+                raise LanguageModelError(
+                    f"{hook!r} of {self.name} carries {tuple(activation.shape[2:])} numbers a token, a transcoder "
+                    f"needs {self.d_model}; use another hook, such as 'hook_resid_post'."
+                )
+        return torch.stack(found, dim=2)
 
     def run_with_cache(self, tokens: Int[Tensor, "batch position"], hook_names: Sequence[str]) -> Cached:
         """Logits, and the activations at some hooks (full names, such as ``blocks.0.attn.hook_pattern``)."""
@@ -208,13 +228,13 @@ class LanguageModel:
 
         for name, _ in hooks:
             self._check_hook(name)
-        with self.bridge.hooks(fwd_hooks=[(name, adapt(function)) for name, function in hooks]):
+        with self._alone, self.bridge.hooks(fwd_hooks=[(name, adapt(function)) for name, function in hooks]):
             yield
 
     def _check_hook(self, name: str) -> None:
         if self.bridge.get_hook_point(name) is not None:
             return
-        known = [h for h in get_args(InputHook) if self.bridge.get_hook_point(self.hook_name(0, h)) is not None]
+        known = [h for h in MLP_INPUT_HOOKS if self.bridge.get_hook_point(self.hook_name(0, h)) is not None]
         raise LanguageModelError(
             f"{self.name} has no hook {name!r}; hooks of its MLP inputs are {known or 'none'} "
             "(where attention and MLP run side by side, no residual stream stands between them)."

@@ -13,7 +13,7 @@ from torch.nn import functional
 from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.features import FeatureKey
 from open_clt.errors import ConfigError
-from open_clt.models.sparse import SparseFeatures
+from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.transcoder import Transcoder
 
 EmbeddingMethod: TypeAlias = Literal["pca", "tsne"]
@@ -29,15 +29,17 @@ class Embedding(NamedTuple):
 
 @torch.no_grad()
 def decoder_directions(transcoder: Transcoder, chosen: Sequence[FeatureKey]) -> Float[Tensor, "some d_model"]:
-    """What each of some features writes per unit of activation, raw, summed over the layers it writes to."""
+    """What each of some features writes per unit of activation, raw, summed over the layers it writes to.
+
+    Raises ConfigError for a mixture of transforms, where that depends on the input.
+    """
+    if not isinstance(transcoder, CrossLayerTranscoder):
+        raise ConfigError("The transforms of a MOLT have no fixed directions; use a transcoder with decoders.")
     directions = torch.zeros(len(chosen), transcoder.config.d_model)
     for layer in {layer for layer, _ in chosen}:
         rows = [row for row, (source, _) in enumerate(chosen) if source == layer]
         features = torch.tensor([chosen[row][1] for row in rows], device=transcoder.device)
-        ones = torch.ones(len(rows), device=transcoder.device, dtype=transcoder.dtype)
-        offsets = torch.arange(len(rows) + 1, device=transcoder.device)
-        single = SparseFeatures(ones, features, offsets, transcoder.config.n_features)
-        directions[rows] = transcoder.write(single, layer).sum(1).float().cpu()
+        directions[rows] = transcoder.decoders(layer, features).sum(1).float().cpu()
     return directions
 
 

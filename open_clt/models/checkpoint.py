@@ -15,18 +15,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from open_clt.config import TranscoderConfig, from_dict, to_dict
+from open_clt.config import ArchitectureConfig, MoltConfig, TranscoderConfig, from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.architectures import make_transcoder
+from open_clt.models.transcoder import Transcoder
 
 FORMAT = "open-clt-transcoder"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 knew cross-layer transcoders only, and no prefixes; such files are read as before."""
+_KINDS: dict[str, type[ArchitectureConfig]] = {"cross_layer": TranscoderConfig, "molt": MoltConfig}
 _CONFIG = "config.json"
 _TENSORS = "transcoder.safetensors"
 
 
 def save_transcoder(
-    transcoder: CrossLayerTranscoder,
+    transcoder: Transcoder,
     directory: str | Path,
     *,
     record: dict[str, Any] | None = None,
@@ -63,12 +66,12 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def load_transcoder(
     directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> CrossLayerTranscoder:
+) -> Transcoder:
     """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError on anything else."""
     directory = Path(directory)
     config = _read_config(directory)
     tensors = _read_tensors(directory / _TENSORS)
-    transcoder = CrossLayerTranscoder(config)
+    transcoder = make_transcoder(config)
     expected = transcoder.state_dict()
     _check_shapes(expected, tensors, directory)
     transcoder.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
@@ -101,9 +104,13 @@ def _read_json(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(directory: Path) -> TranscoderConfig:
+def _read_config(directory: Path) -> ArchitectureConfig:
+    values = cast(dict[str, Any], _read_json(directory).get("transcoder", {}))
+    kind = values.get("kind", "cross_layer")  # the first format had no other
+    if kind not in _KINDS:
+        raise CheckpointError(f"{directory / _CONFIG} describes a {kind!r}; known kinds are {', '.join(_KINDS)}.")
     try:
-        return from_dict(TranscoderConfig, _read_json(directory).get("transcoder", {}))
+        return from_dict(_KINDS[kind], values)
     except ConfigError as error:
         raise CheckpointError(f"{directory / _CONFIG} describes no transcoder: {error}") from error
 

@@ -25,6 +25,7 @@ from open_clt.config import JumpReLUConfig, ReLUConfig, TranscoderConfig
 from open_clt.errors import CheckpointError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.nonlinearities import JumpReLU, ReLU
+from open_clt.models.transcoder import Transcoder
 
 _KIND = "cross_layer_transcoder"
 
@@ -67,11 +68,15 @@ def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
 
 
 @torch.no_grad()
-def save_circuit_tracer(transcoder: CrossLayerTranscoder, directory: str | Path, *, scan: str = "./features") -> Path:
+def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: str = "./features") -> Path:
     """Write a transcoder in circuit-tracer's layout, standardisation folded; a limited reach is padded with zeros.
 
-    Raises CheckpointError for what the layout cannot say: TopK, and a skip path.
+    Raises CheckpointError for what the layout cannot say: TopK, a skip path, and transforms in place of decoders.
     """
+    if not isinstance(transcoder, CrossLayerTranscoder):
+        raise CheckpointError(
+            "The transforms of a MOLT have no place in circuit-tracer's layout, which holds decoders."
+        )
     if transcoder.config.skip:
         raise CheckpointError(
             "A skip path has no place in circuit-tracer's CLT layout; train with skip=False to export."

@@ -1,156 +1,141 @@
 """Cross-layer transcoders: features read at one layer, written to that layer and those after it.
 
 A feature of layer ``l`` writes to layers ``l ... l + reach - 1``. Full depth is the cross-layer transcoder of
-Ameisen et al. (2025); ``reach = 1`` is one transcoder per layer; ``skip`` adds a linear path from input to output
-(Paulo et al., 2025). Nothing else changes.
+Ameisen et al. (2025); ``reach = 1`` is one transcoder per layer, and one sparse autoencoder per layer if it reads what
+it writes; ``skip`` adds a linear path from input to output (Paulo et al., 2025). With ``prefixes`` the first features
+of every layer must do on their own (Matryoshka; Bussmann et al., 2025). Nothing else changes.
 """
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
+from itertools import pairwise
 from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from open_clt.config import TranscoderConfig
-from open_clt.models.nonlinearities import make_nonlinearity
-from open_clt.models.sparse import DENSE_ABOVE, LayerFeatures, SparseFeatures, add_written, preactivations, write
-from open_clt.models.standardisation import Standardisation
-from open_clt.models.transcoder import Transcoder, TranscoderOutput
+from open_clt.config import BatchTopKConfig, NonlinearityConfig, TopKConfig, TranscoderConfig
+from open_clt.errors import ConfigError
+from open_clt.models.peers import WHOLE, Part
+from open_clt.models.sparse import LayerFeatures, Product, SparseFeatures, row_norms, write
+from open_clt.models.transcoder import Transcoder
+
+
+class NestedOutput(NamedTuple):
+    """One forward pass of a Matryoshka transcoder."""
+
+    features: list[LayerFeatures]
+    reconstructions: Float[Tensor, "prefix batch layer d_model"]
+    """By the first features of each layer alone, for each of the config's ``prefixes``; by all of them at the end."""
 
 
 @final
 class CrossLayerTranscoder(Transcoder):
     """``y_hat[t] = b_dec[t] + sum_{s = t - reach + 1 .. t} a[s] W_dec[s -> t] (+ W_skip[t] x[t])``."""
 
-    def __init__(self, config: TranscoderConfig, *, seed: int = 0) -> None:
-        super().__init__()
-        self.config = config
-        layers, width, d_model = config.n_layers, config.n_features, config.d_model
-        self.W_enc = nn.Parameter(torch.empty(layers, width, d_model))
-        self.b_enc = nn.Parameter(torch.zeros(layers, width))
-        tables = [torch.empty(width, config.reach_of(source), d_model) for source in range(layers)]
+    def __init__(self, config: TranscoderConfig, *, seed: int = 0, part: Part = WHOLE) -> None:
+        """Features are drawn from ``seed``: all, or the ``part`` that ``config`` describes of those of a larger one."""
+        super().__init__(config)
+        self.part = part
+        self.config: TranscoderConfig = config  # pyright: ignore[reportIncompatibleVariableOverride] (set here only)
+        tables = [
+            torch.empty(config.n_features, config.reach_of(source), config.d_model) for source in range(config.n_layers)
+        ]
         self.W_dec = nn.ParameterList(tables)
-        self.b_dec = nn.Parameter(torch.zeros(layers, d_model))
-        self.W_skip = nn.Parameter(torch.zeros(layers, d_model, d_model)) if config.skip else None
-        self.nonlinearity = make_nonlinearity(config.nonlinearity, layers, width)
-        self.standardisation = Standardisation(layers, d_model)
         self._initialise(torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
         """All of the initialisation: U(+-1/sqrt(F)) encoders, U(+-1/sqrt(L d)) decoders, zero biases (methods)."""
-        config = self.config
-        self.W_enc.uniform_(-(config.n_features**-0.5), config.n_features**-0.5, generator=generator)
-        bound = (config.n_layers * config.d_model) ** -0.5
+        self._initialise_encoders(generator)
+        bound = (self.config.n_layers * self.config.d_model) ** -0.5
         for table in self.W_dec:
-            table.uniform_(-bound, bound, generator=generator)
+            self.part.draw(table, bound, generator)
 
-    def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
-        standard = self.standardisation.inputs(inputs)
-        features = self._features(standard)
-        written = [write(active, table) for active, table in zip(features, self.W_dec, strict=True)]
-        reconstruction = add_written(self._offsets(standard), written)
-        scale, mean = self.standardisation.target_scale, self.standardisation.target_mean
-        return TranscoderOutput(features, reconstruction * scale[:, None] + mean)
+    def written(
+        self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
+    ) -> Float[Tensor, "batch target d_model"]:
+        return write(features, self.W_dec[source])
 
-    def encode_layer(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> SparseFeatures:
-        selected = self._select(self._standard_input(inputs, layer), layer)
-        values = self.nonlinearity.values(selected.values, selected.features, layer)
-        kept = selected.with_values(values)
-        return SparseFeatures.from_dense(kept.dense()) if bool((values == 0).any()) else kept
-
-    def write(self, features: LayerFeatures, source: int) -> Float[Tensor, "batch target d_model"]:
-        reach = self.config.reach_of(source)
-        scale = self.standardisation.target_scale[source : source + reach, None]
-        return write(features, self.W_dec[source]) * scale
-
-    def offset(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> Float[Tensor, "batch d_model"]:
-        offset = self.b_dec[layer].expand_as(inputs)
-        if self.W_skip is not None:
-            offset = offset + self._standard_input(inputs, layer) @ self.W_skip[layer].T
-        return offset * self.standardisation.target_scale[layer] + self.standardisation.target_mean[layer]
+    def _to_add(
+        self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
+    ) -> Product | Float[Tensor, "batch target d_model"]:
+        table = self.W_dec[source]
+        return Product(features, table) if isinstance(features, SparseFeatures) else write(features, table)
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
-        return torch.stack([table.flatten(1).norm(dim=1) for table in self.W_dec])
+        return torch.stack([row_norms(table) for table in self.W_dec])
 
-    def preactivations_of(
-        self, inputs: Float[Tensor, "batch d_model"], layer: int, features: Tensor
-    ) -> Float[Tensor, "batch some"]:
-        """Pre-activations of some features of one layer, from its raw inputs; features: indices (some,)."""
-        weight, bias = self.W_enc[layer][features], self.b_enc[layer][features]
-        return functional.linear(self._standard_input(inputs, layer), weight, bias)
+    def decoders(self, source: int, features: Int[Tensor, "some"]) -> Float[Tensor, "some target d_model"]:
+        """What a unit of some features of layer ``source`` writes, raw: slice ``j`` goes to layer ``source + j``."""
+        table = self.W_dec[source]
+        scale = self.standardisation.target_scale[source : source + table.shape[1], None]
+        return table[features] * scale
+
+    def nested(self, inputs: Float[Tensor, "batch layer d_model"]) -> NestedOutput:
+        """Encode and decode, by each prefix of the features and by all; every active feature is decoded once."""
+        standard = self.standardisation.inputs(inputs)
+        features = self._features(standard)
+        bounds = (0, *self.config.prefixes, self.config.n_features)
+        written = [_write_groups(active, table, bounds) for active, table in zip(features, self.W_dec, strict=True)]
+        groups = self._sum(written[0].new_zeros(written[0].shape[0], *inputs.shape[1:]), written)
+        sums = groups.unflatten(0, (-1, len(bounds) - 1)).cumsum(1) + self._offsets(standard)[:, None]
+        return NestedOutput(features, self._raw(sums).transpose(0, 1))
 
     @torch.no_grad()
-    def folded(self) -> CrossLayerTranscoder:
-        """An equal transcoder whose weights read and write raw activations: its standardisation is the identity."""
-        other = copy.deepcopy(self)
-        stats = self.standardisation
-        scale_in, scale_out = stats.input_scale, stats.target_scale
-        other.W_enc.copy_(self.W_enc / scale_in[:, None, None])
-        shift = torch.einsum("lfd,ld->lf", other.W_enc, stats.input_mean)
-        other.b_enc.copy_(self.b_enc - shift)
-        for source, table in enumerate(other.W_dec):
-            table.mul_(scale_out[source : source + table.shape[1], None])
-        other.b_dec.copy_(self.b_dec * scale_out[:, None] + stats.target_mean)
-        if other.W_skip is not None and self.W_skip is not None:
-            other.W_skip.copy_(self.W_skip * (scale_out / scale_in)[:, None, None])
-            other.b_dec.sub_(torch.einsum("lod,ld->lo", other.W_skip, stats.input_mean))
-        other.standardisation = Standardisation(self.config.n_layers, self.config.d_model).to(self.device, self.dtype)
+    def prefix(self, n_features: int) -> CrossLayerTranscoder:
+        """The transcoder of the first features of every layer, whose reconstruction is that of the prefix.
+
+        Raises ConfigError for TopK, which ranks those features against the ones that are cut off.
+        """
+        if not 1 <= n_features <= self.config.n_features:
+            raise ConfigError(f"n_features is {n_features}; it must lie between 1 and {self.config.n_features}.")
+        smaller = tuple(size for size in self.config.prefixes if size < n_features)
+        nonlinearity = _prefix_nonlinearity(self.config.nonlinearity, n_features)
+        config = replace(self.config, n_features=n_features, prefixes=smaller, nonlinearity=nonlinearity)
+        other = CrossLayerTranscoder(config).to(self.device, self.dtype).train(self.training)
+        own = other.state_dict()
+        for name, tensor in self.state_dict().items():
+            own[name].copy_(tensor[tuple(slice(size) for size in own[name].shape)])
         return other
 
-    def _standard_input(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> Float[Tensor, "batch d_model"]:
-        return (inputs - self.standardisation.input_mean[layer]) / self.standardisation.input_scale[layer]
+    def _fold_decoders(self) -> None:
+        for source, table in enumerate(self.W_dec):
+            table.mul_(self.standardisation.target_scale[source : source + table.shape[1], None])
 
-    def _offsets(self, standard: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
-        offsets = self.b_dec.expand_as(standard)
-        return offsets if self.W_skip is None else offsets + torch.einsum("bld,lod->blo", standard, self.W_skip)
-
-    def _features(self, standard: Float[Tensor, "batch layer d_model"]) -> list[LayerFeatures]:
-        """Features of all layers: the path that is trained, dense where a layer is too dense to select from."""
-        # Unbound once: the gradient of a layer picked by index would be a tensor of zeros as large as all layers.
-        layers = [
-            _Layer(number, inputs, weight, bias)
-            for number, (inputs, weight, bias) in enumerate(
-                zip(standard.unbind(1), self.W_enc.unbind(), self.b_enc.unbind(), strict=True)
-            )
-        ]
-        if not self.nonlinearity.couples_layers:
-            return [self._layer_features(layer) for layer in layers]
-        with torch.no_grad():
-            selected = [self.nonlinearity.select(layer.preactivations(), layer.number) for layer in layers]
-            selected = self.nonlinearity.couple(selected, self.decoder_norms())
-        return [self._values(layer, chosen) for layer, chosen in zip(layers, selected, strict=True)]
-
-    def _layer_features(self, layer: _Layer) -> LayerFeatures:
-        with torch.no_grad():
-            dense = layer.preactivations()
-            too_dense = self.nonlinearity.density(dense, layer.number) > DENSE_ABOVE
-        if too_dense:
-            return self.nonlinearity.dense(layer.preactivations(), layer.number)
-        return self._values(layer, self.nonlinearity.select(dense, layer.number))
-
-    @torch.no_grad()
-    def _select(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> SparseFeatures:
-        dense = functional.linear(inputs, self.W_enc[layer], self.b_enc[layer])
-        return self.nonlinearity.select(dense, layer)
-
-    def _values(self, layer: _Layer, selected: SparseFeatures) -> SparseFeatures:
-        pre = preactivations(layer.inputs, layer.weight, layer.bias, selected)
-        return selected.with_values(self.nonlinearity.values(pre, selected.features, layer.number))
+    def _divide_decoders(self, factors: Float[Tensor, "layer feature"]) -> None:
+        for table, own in zip(self.W_dec, factors, strict=True):
+            table.div_(own[:, None, None])
 
 
-class _Layer(NamedTuple):
-    """One layer of the encoder, and what it reads: standardised inputs (batch, d_model)."""
+def _prefix_nonlinearity(config: NonlinearityConfig, n_features: int) -> NonlinearityConfig:
+    if isinstance(config, TopKConfig):
+        raise ConfigError("A prefix of TopK features is no transcoder of its own; convert it to JumpReLU first.")
+    if isinstance(config, BatchTopKConfig):  # at inference its thresholds decide, whatever k is
+        return replace(config, k=min(config.k, n_features), initial_k=None)
+    return config
 
-    number: int
-    inputs: Tensor
-    weight: Tensor
-    bias: Tensor
 
-    def preactivations(self) -> Float[Tensor, "batch feature"]:
-        """All of them, densely."""
-        return functional.linear(self.inputs, self.weight, self.bias)
+def _write_groups(
+    features: LayerFeatures, table: Float[Tensor, "feature target d_model"], bounds: tuple[int, ...]
+) -> Float[Tensor, "rows target d_model"]:
+    """What each group of features between two bounds writes: one row per token and group, groups running faster."""
+    if isinstance(features, SparseFeatures):
+        return write(_by_group(features, bounds), table)
+    sizes = [high - low for low, high in pairwise(bounds)]
+    parts = zip(features.split(sizes, dim=1), table.split(sizes), strict=True)
+    return torch.stack([write(part, rows) for part, rows in parts], dim=1).flatten(0, 1)
+
+
+def _by_group(features: SparseFeatures, bounds: tuple[int, ...]) -> SparseFeatures:
+    """The same entries as codes of ``batch * groups`` tokens: each token once per group, with that group's features."""
+    inner = torch.tensor(bounds[1:-1], device=features.features.device)
+    groups = len(bounds) - 1
+    rows = features.rows * groups + torch.bucketize(features.features, inner, right=True)
+    order = torch.argsort(rows, stable=True)
+    counts = torch.bincount(rows, minlength=features.batch * groups)
+    offsets = functional.pad(counts.cumsum(0), (1, 0))
+    return SparseFeatures(features.values[order], features.features[order], offsets, features.n_features)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_clt.models.peers import ALONE, Peers
 from open_clt.models.sparse import LayerFeatures, active_counts
 
 
@@ -45,9 +46,13 @@ class TranscoderMetrics(NamedTuple):
 
 @final
 class MetricsAccumulator:
-    """Sums over batches, in float64; ``result`` at any time."""
+    """Sums over batches, in float64; ``result`` at any time.
 
-    def __init__(self, n_layers: int, n_features: int, d_model: int) -> None:
+    With ``peers``, who hold the other features, sparsity is that of all features, and densities are of those here.
+    """
+
+    def __init__(self, n_layers: int, n_features: int, d_model: int, *, peers: Peers = ALONE) -> None:
+        self._peers = peers
         self._tokens = 0
         self._error = torch.zeros(n_layers, dtype=torch.float64)
         self._squares = torch.zeros(n_layers, dtype=torch.float64)
@@ -76,10 +81,12 @@ class MetricsAccumulator:
             raise ValueError("No token was seen: metrics need at least one.")
         variance = self._squares - self._sum.square().sum(1) / self._tokens
         density = self._active / self._tokens
+        dead = (self._active == 0).float().mean(1) / self._peers.shards
+        l0, dead = self._peers.sum_features(torch.stack([density.sum(1), dead]))
         return TranscoderMetrics(
             tokens=self._tokens,
             fvu_per_layer=(self._error / variance.clamp(min=1e-12)).tolist(),
-            l0_per_layer=density.sum(1).tolist(),
-            dead_share=(self._active == 0).float().mean().item(),
+            l0_per_layer=l0.tolist(),
+            dead_share=dead.mean().item(),
             density=density.float(),
         )

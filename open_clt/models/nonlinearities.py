@@ -11,7 +11,7 @@ Selection happens layer by layer; only BatchTopK across layers must see all laye
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, assert_never, cast, final
+from typing import Any, NamedTuple, assert_never, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,12 @@ from torch.autograd.function import Function, FunctionCtx
 from torch.nn import functional
 
 from open_clt.config import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
+from open_clt.errors import ConfigError
+from open_clt.models.peers import ALONE, Peers
 from open_clt.models.sparse import SparseFeatures
+
+_GROUP = 8
+"""Entries in a group of which ``largest`` takes the maximum first."""
 
 
 class Nonlinearity(nn.Module, ABC):
@@ -28,16 +33,32 @@ class Nonlinearity(nn.Module, ABC):
 
     couples_layers = False
     """Whether the selection of one layer depends on the others of the same batch (while training)."""
+    peers: Peers = ALONE
+    """Who holds the features that are not here, where features compete."""
 
     @abstractmethod
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         """Pick the entries that may be active or need a gradient; their values are the pre-activations."""
 
+    def candidates(
+        self, preactivations: Float[Tensor, "batch feature"], layer: int, decoder_norms: Float[Tensor, "feature"]
+    ) -> SparseFeatures:
+        """What one layer brings to ``couple``; by default what it would select by itself."""
+        return self.select(preactivations, layer)
+
     def couple(
-        self, selected: list[SparseFeatures], decoder_norms: Float[Tensor, "layer feature"]
+        self, candidates: list[SparseFeatures], decoder_norms: Float[Tensor, "layer feature"]
     ) -> list[SparseFeatures]:
-        """Make the selections of all layers compete; by default they do not."""
-        return selected
+        """Make the candidates of all layers compete; by default they do not."""
+        return candidates
+
+    def progress(self, share: float) -> None:
+        """Hear which share of the training is done, 0 to 1; by default nothing depends on it."""
+        return
+
+    @abstractmethod
+    def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
+        """Select the same at inference although pre-activations have been multiplied by these, which are above 0."""
 
     @abstractmethod
     def values(
@@ -53,7 +74,8 @@ class Nonlinearity(nn.Module, ABC):
 
     def density(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> float:
         """Share of entries that ``select`` would pick."""
-        return self._mask(preactivations, layer).float().mean().item()
+        mask = self._mask(preactivations, layer)
+        return int(mask.count_nonzero()) / mask.numel()
 
     def _mask(self, preactivations: Tensor, layer: int) -> Tensor:
         return preactivations > 0
@@ -81,6 +103,9 @@ class ReLU(Nonlinearity):
 
     def threshold(self, layer: int) -> Float[Tensor, "feature"] | None:
         return torch.zeros(self.n_features)
+
+    def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
+        pass  # what is above zero stays there
 
 
 @final
@@ -113,6 +138,10 @@ class JumpReLU(Nonlinearity):
     def threshold(self, layer: int) -> Float[Tensor, "feature"] | None:
         return self.log_threshold[layer].detach().exp()
 
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
+        self.log_threshold.add_(factors.log())
+
 
 class _Jump(Function):
     @staticmethod
@@ -139,12 +168,27 @@ class TopK(Nonlinearity):
     def __init__(self, config: TopKConfig, n_layers: int, n_features: int) -> None:
         super().__init__()
         self.config = config
+        self._training_k = config.k
+
+    @property
+    def k(self) -> int:
+        """Active features per token and layer, now: while training it may still be on its way."""
+        return self._training_k if self.training else self.config.k
+
+    def progress(self, share: float) -> None:
+        self._training_k = annealed_k(self.config, share)
+
+    def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
+        raise ConfigError("TopK ranks features by their size, so none may be rescaled; convert it to JumpReLU first.")
 
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         batch, n_features = preactivations.shape
-        top = preactivations.topk(self.config.k, dim=1, sorted=False)
-        offsets = torch.arange(batch + 1, device=preactivations.device) * self.config.k
-        return SparseFeatures(top.values.flatten(), top.indices.flatten(), offsets, n_features)
+        top = largest(preactivations, self.k)
+        offsets = torch.arange(batch + 1, device=preactivations.device) * self.k
+        selected = SparseFeatures(top.values.flatten(), top.indices.flatten(), offsets, n_features)
+        if self.peers.shards == 1:
+            return selected
+        return selected.kept(self.peers.winners(top.values, self.k).flatten())
 
     def density(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> float:
         return 0.0  # always sparse: the selection is what makes TopK what it is
@@ -171,32 +215,47 @@ class BatchTopK(Nonlinearity):
         self.config = config
         self.n_layers = n_layers
         self.couples_layers = config.across_layers
+        self._training_k = config.k
         self.register_buffer("thresholds", torch.zeros(n_layers, n_features))
 
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         if not self.training:
             return SparseFeatures.from_mask(preactivations, self._mask(preactivations, layer))
-        share = self.n_layers if self.config.across_layers else 1  # one layer may win what all of them are given
-        keep = min(self.config.k * share * preactivations.shape[0], preactivations.numel())
-        flat = preactivations.flatten()
-        smallest = flat.topk(keep, sorted=False).values.min().clamp(min=0)
+        places = self._training_k * preactivations.shape[0] * self.peers.replicas
+        smallest = self.peers.kth_largest(preactivations.flatten(), places)
         if not self.config.across_layers:
             self._move(layer, smallest)
-        mask = (preactivations >= smallest) & (preactivations > 0)
-        return SparseFeatures.from_mask(preactivations, mask)
+        return SparseFeatures.from_mask(preactivations, (preactivations >= smallest) & (preactivations > 0))
+
+    def progress(self, share: float) -> None:
+        self._training_k = annealed_k(self.config, share)
+
+    def candidates(
+        self, preactivations: Float[Tensor, "batch feature"], layer: int, decoder_norms: Float[Tensor, "feature"]
+    ) -> SparseFeatures:
+        if not self.training:
+            return self.select(preactivations, layer)
+        scores = preactivations * decoder_norms
+        # One layer may win all places there are, and can fill no more; nor can the features of one process.
+        places = self._training_k * self.n_layers * preactivations.shape[0] * self.peers.replicas
+        smallest = ALONE.kth_largest(scores.flatten(), places)
+        return SparseFeatures.from_mask(preactivations, (scores >= smallest) & (preactivations > 0))
 
     def couple(
-        self, selected: list[SparseFeatures], decoder_norms: Float[Tensor, "layer feature"]
+        self, candidates: list[SparseFeatures], decoder_norms: Float[Tensor, "layer feature"]
     ) -> list[SparseFeatures]:
         if not (self.training and self.config.across_layers):
-            return selected
-        scores = [layer.values * norms[layer.features] for layer, norms in zip(selected, decoder_norms, strict=True)]
-        every = torch.cat(scores)
-        keep = min(self.config.k * self.n_layers * selected[0].batch, every.shape[0])
-        smallest = every.topk(keep, sorted=False).values.min() if keep else every.new_zeros(())
+            return candidates
+        scores = [layer.values * norms[layer.features] for layer, norms in zip(candidates, decoder_norms, strict=True)]
+        places = self._training_k * self.n_layers * candidates[0].batch * self.peers.replicas
+        smallest = self.peers.kth_largest(torch.cat(scores), places)
         for layer, norms in enumerate(decoder_norms):
             self._move(layer, smallest / norms.clamp(min=1e-8))
-        return [_keep(layer, score >= smallest) for layer, score in zip(selected, scores, strict=True)]
+        return [layer.kept(score >= smallest) for layer, score in zip(candidates, scores, strict=True)]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
+        self.thresholds.mul_(factors)
 
     def values(
         self, preactivations: Float[Tensor, "active"], features: Int[Tensor, "active"], layer: int
@@ -223,10 +282,33 @@ class BatchTopK(Nonlinearity):
         row.mul_(momentum).add_(observed * (1 - momentum))
 
 
-def _keep(layer: SparseFeatures, mask: Tensor) -> SparseFeatures:
-    counts = torch.bincount(layer.rows[mask], minlength=layer.batch)
-    offsets = functional.pad(counts.cumsum(0), (1, 0))
-    return SparseFeatures(layer.values[mask], layer.features[mask], offsets, layer.n_features)
+class Largest(NamedTuple):
+    """The largest entries of each row, in no order."""
+
+    values: Float[Tensor, "batch k"]
+    indices: Int[Tensor, "batch k"]
+
+
+def largest(values: Float[Tensor, "batch feature"], k: int) -> Largest:
+    """The ``k`` largest entries of each row.
+
+    On a CPU in two rounds, each of which looks at fewer: the ``k`` largest lie in the ``k`` groups with the largest
+    maxima.
+    """
+    groups, left_over = divmod(values.shape[1], _GROUP)
+    if values.device.type != "cpu" or left_over or k > groups // 2:
+        return Largest(*values.topk(k, dim=1, sorted=False))
+    grouped = values.unflatten(1, (_GROUP, groups))  # group g holds every entry that is g modulo their number
+    best = grouped.amax(1).topk(k, dim=1, sorted=False).indices
+    members = grouped.gather(2, best[:, None].expand(-1, _GROUP, -1)).flatten(1)
+    top = members.topk(k, dim=1, sorted=False)
+    return Largest(top.values, top.indices // k * groups + best.gather(1, top.indices % k))
+
+
+def annealed_k(config: TopKConfig | BatchTopKConfig, share: float) -> int:
+    """``k`` when this share of the training is done: it moves linearly from ``initial_k``, and arrives in time."""
+    start = config.k if config.initial_k is None else config.initial_k
+    return round(start + (config.k - start) * min(1.0, share / config.anneal_share))
 
 
 def make_nonlinearity(config: NonlinearityConfig, n_layers: int, n_features: int) -> Nonlinearity:

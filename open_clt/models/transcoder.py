@@ -1,69 +1,132 @@
-"""What every transcoder is: an encoder of each layer's MLP input, and a decoder into the MLP outputs of all layers.
+"""What every transcoder is: an encoder of what each layer reads, and a way back from features to what layers write.
 
 Axes, everywhere in this package: ``batch`` (tokens; a transcoder knows no positions), ``position``, ``layer``,
 ``source`` and ``target`` (layers, in a decoder), ``feature`` (within a layer), ``d_model``.
 A transcoder reads and writes raw activations; how it standardises them inside is its own business.
+
+Encoders are the same in all of them, ``a[l] = nonlinearity(W_enc[l] x[l] + b_enc[l])``, and stand here; what active
+features write is what tells one from another (``cross_layer.py``, ``molt.py``).
 """
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
-from open_clt.config import TranscoderConfig
-from open_clt.models.sparse import LayerFeatures, SparseFeatures
+from open_clt.config import ArchitectureConfig
+from open_clt.models.nonlinearities import Nonlinearity, make_nonlinearity
+from open_clt.models.peers import ALONE, WHOLE, Part, Peers
+from open_clt.models.sparse import DENSE_ABOVE, LayerFeatures, Product, SparseFeatures, add_written, preactivations
+from open_clt.models.standardisation import Standardisation
+
+Kind = TypeVar("Kind", bound="Transcoder")
 
 
 class TranscoderOutput(NamedTuple):
-    """One forward pass: the features of every layer, and the reconstruction of every MLP output."""
+    """One forward pass: the features of every layer, and the reconstruction of every target."""
 
     features: list[LayerFeatures]
     reconstruction: Float[Tensor, "batch layer d_model"]
 
 
 class Transcoder(nn.Module, ABC):
-    """Sparse features that stand for a model's MLPs."""
+    """Sparse features that stand for a part of each layer of a language model."""
 
-    config: TranscoderConfig
+    config: ArchitectureConfig
+    part: Part = WHOLE
+    """Which features these are, if they are those of a larger transcoder."""
+    peers: Peers = ALONE
+    """Who holds the features that are not here; ``share_with`` sets it."""
+
+    def __init__(self, config: ArchitectureConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers, width, d_model = config.n_layers, config.n_features, config.d_model
+        self.W_enc = nn.Parameter(torch.empty(layers, width, d_model))
+        self.b_enc = nn.Parameter(torch.zeros(layers, width))
+        self.b_dec = nn.Parameter(torch.zeros(layers, d_model))
+        self.W_skip = nn.Parameter(torch.zeros(layers, d_model, d_model)) if config.skip else None
+        self.nonlinearity = make_nonlinearity(config.nonlinearity, layers, width)
+        self.standardisation = Standardisation(layers, d_model)
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return next(self.parameters()).device
+        return self.W_enc.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of its weights."""
-        return next(self.parameters()).dtype
+        return self.W_enc.dtype
+
+    def share_with(self, peers: Peers) -> None:
+        """Take this transcoder for the slice of a larger one, of which ``peers`` hold the rest."""
+        for module in self.modules():
+            if isinstance(module, Transcoder | Nonlinearity):
+                module.peers = peers
 
     @abstractmethod
-    def encode_layer(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> SparseFeatures:
-        """Features of one layer, from that layer's raw inputs."""
-
-    @abstractmethod
-    def write(self, features: LayerFeatures, source: int) -> Float[Tensor, "batch target d_model"]:
-        """What features of layer ``source`` write, raw: slice ``j`` goes to layer ``source + j``. No bias."""
-
-    @abstractmethod
-    def offset(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> Float[Tensor, "batch d_model"]:
-        """What reaches layer ``layer`` without features: its decoder bias, and the skip path of its raw inputs."""
-
-    @abstractmethod
-    def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
-        """Encode and decode all layers of a batch of tokens."""
+    def written(
+        self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
+    ) -> Float[Tensor, "batch target d_model"]:
+        """What features of layer ``source`` write, in standardised units, given that layer's standardised inputs."""
 
     @abstractmethod
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
-        """Norm of each feature's decoder, over all its targets together, in standardised units."""
+        """How much a unit of each feature writes, in standardised units: what sparsity weighs it by."""
+
+    @abstractmethod
+    def _fold_decoders(self) -> None:
+        """Let the decoders of a copy read and write raw activations."""
+
+    @abstractmethod
+    def _divide_decoders(self, factors: Float[Tensor, "layer feature"]) -> None:
+        """Divide what a unit of each feature writes."""
+
+    def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
+        """Encode and decode all layers of a batch of tokens."""
+        standard = self.standardisation.inputs(inputs)
+        features = self._features(standard)
+        written = [self._to_add(active, s, standard[:, s]) for s, active in enumerate(features)]
+        return TranscoderOutput(features, self._raw(self._sum(self._offsets(standard), written)))
+
+    def encode_layer(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> SparseFeatures:
+        """Features of one layer, from that layer's raw inputs."""
+        standard = self._standard_input(inputs, layer)
+        with torch.no_grad():
+            dense = functional.linear(standard, self.W_enc[layer], self.b_enc[layer])
+            selected = self.nonlinearity.select(dense, layer)
+        values = self.nonlinearity.values(selected.values, selected.features, layer)
+        kept = selected.with_values(values)
+        return SparseFeatures.from_dense(kept.dense()) if bool((values == 0).any()) else kept
 
     def encode(self, inputs: Float[Tensor, "batch layer d_model"]) -> list[SparseFeatures]:
         """Features of all layers."""
         return [self.encode_layer(inputs[:, layer], layer) for layer in range(inputs.shape[1])]
+
+    def write(
+        self, features: LayerFeatures, source: int, inputs: Float[Tensor, "batch d_model"]
+    ) -> Float[Tensor, "batch target d_model"]:
+        """What features of layer ``source`` write, raw: slice ``j`` goes to layer ``source + j``. No bias.
+
+        ``inputs`` are that layer's raw inputs: what a transform writes depends on them, what a decoder writes does not.
+        """
+        written = self.written(features, source, self._standard_input(inputs, source))
+        return written * self.standardisation.target_scale[source : source + written.shape[1], None]
+
+    def offset(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> Float[Tensor, "batch d_model"]:
+        """What reaches layer ``layer`` without features: its decoder bias, and the skip path of its raw inputs."""
+        offset = self.b_dec[layer].expand_as(inputs)
+        if self.W_skip is not None:
+            offset = offset + self._standard_input(inputs, layer) @ self.W_skip[layer].T
+        return offset * self.standardisation.target_scale[layer] + self.standardisation.target_mean[layer]
 
     def decode(
         self, features: Sequence[LayerFeatures], inputs: Float[Tensor, "batch layer d_model"]
@@ -72,6 +135,119 @@ class Transcoder(nn.Module, ABC):
         offsets = [self.offset(inputs[:, layer], layer) for layer in range(inputs.shape[1])]
         reconstruction = torch.stack(offsets, dim=1)
         for source, active in enumerate(features):
-            written = self.write(active, source)
+            written = self.write(active, source, inputs[:, source])
             reconstruction[:, source : source + written.shape[1]] += written
         return reconstruction
+
+    def preactivations_of(
+        self, inputs: Float[Tensor, "batch d_model"], layer: int, features: Int[Tensor, "some"]
+    ) -> Float[Tensor, "batch some"]:
+        """Pre-activations of some features of one layer, from its raw inputs."""
+        weight, bias = self.W_enc[layer][features], self.b_enc[layer][features]
+        return functional.linear(self._standard_input(inputs, layer), weight, bias)
+
+    @torch.no_grad()
+    def folded(self: Kind) -> Kind:
+        """An equal transcoder whose weights read and write raw activations: its standardisation is the identity."""
+        other = copy.deepcopy(self)
+        stats = self.standardisation
+        other.W_enc.div_(stats.input_scale[:, None, None])
+        other.b_enc.sub_(torch.einsum("lfd,ld->lf", other.W_enc, stats.input_mean))
+        other.b_dec.mul_(stats.target_scale[:, None]).add_(stats.target_mean)
+        if other.W_skip is not None:
+            other.W_skip.mul_((stats.target_scale / stats.input_scale)[:, None, None])
+            other.b_dec.sub_(torch.einsum("lod,ld->lo", other.W_skip, stats.input_mean))
+        other._fold_decoders()
+        other.standardisation = Standardisation(self.config.n_layers, self.config.d_model).to(self.device, self.dtype)
+        return other
+
+    @torch.no_grad()
+    def with_unit_decoders(self: Kind) -> Kind:
+        """An equal transcoder in which a unit of each feature writes a vector of norm 1; thresholds move along.
+
+        The norm is over all targets of a feature and in standardised units: fold those first for raw ones. Equal at
+        inference; raises ConfigError for TopK, which would rank its features anew.
+        """
+        other = copy.deepcopy(self)
+        norms = self.decoder_norms()
+        norms = torch.where(norms > 0, norms, torch.ones_like(norms))  # a feature that writes nothing stays as it is
+        other.W_enc.mul_(norms[..., None])
+        other.b_enc.mul_(norms)
+        other.nonlinearity.rescale(norms)
+        other._divide_decoders(norms)
+        return other
+
+    def _initialise_encoders(self, generator: torch.Generator) -> None:
+        """U(+-1/sqrt(F)); biases stay zero (methods)."""
+        bound = (self.config.n_features * self.part.shards) ** -0.5
+        for rows in self.W_enc.unbind():
+            self.part.draw(rows, bound, generator)
+
+    def _standard_input(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> Float[Tensor, "batch d_model"]:
+        return (inputs - self.standardisation.input_mean[layer]) / self.standardisation.input_scale[layer]
+
+    def _to_add(
+        self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
+    ) -> Product | Float[Tensor, "batch target d_model"]:
+        """The same as ``written``, where a transcoder can leave it to the sum to multiply out."""
+        return self.written(features, source, standard)
+
+    def _sum(
+        self, offsets: Float[Tensor, "batch layer d_model"], written: Sequence[Product | Tensor]
+    ) -> Float[Tensor, "batch layer d_model"]:
+        """Offsets, and what all features write: those of this process, and those of its peers."""
+        if self.peers.shards == 1:
+            return add_written(offsets, written)
+        return offsets + self.peers.sum_features(add_written(torch.zeros_like(offsets), written))
+
+    def _offsets(self, standard: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
+        offsets = self.b_dec.expand_as(standard)
+        return offsets if self.W_skip is None else offsets + torch.einsum("bld,lod->blo", standard, self.W_skip)
+
+    def _raw(self, reconstruction: Float[Tensor, "*some layer d_model"]) -> Float[Tensor, "*some layer d_model"]:
+        return reconstruction * self.standardisation.target_scale[:, None] + self.standardisation.target_mean
+
+    def _features(self, standard: Float[Tensor, "batch layer d_model"]) -> list[LayerFeatures]:
+        """Features of all layers: the path that is trained, dense where a layer is too dense to select from."""
+        # Unbound once: the gradient of a layer picked by index would be a tensor of zeros as large as all layers.
+        layers = [
+            _Layer(number, inputs, weight, bias)
+            for number, (inputs, weight, bias) in enumerate(
+                zip(standard.unbind(1), self.W_enc.unbind(), self.b_enc.unbind(), strict=True)
+            )
+        ]
+        if not self.nonlinearity.couples_layers:
+            return [self._layer_features(layer) for layer in layers]
+        with torch.no_grad():
+            norms = self.decoder_norms()
+            candidates = [
+                self.nonlinearity.candidates(layer.preactivations(), layer.number, norms[layer.number])
+                for layer in layers
+            ]
+            selected = self.nonlinearity.couple(candidates, norms)
+        return [self._values(layer, chosen) for layer, chosen in zip(layers, selected, strict=True)]
+
+    def _layer_features(self, layer: _Layer) -> LayerFeatures:
+        with torch.no_grad():
+            dense = layer.preactivations()
+            too_dense = self.nonlinearity.density(dense, layer.number) > DENSE_ABOVE
+        if too_dense:
+            return self.nonlinearity.dense(layer.preactivations(), layer.number)
+        return self._values(layer, self.nonlinearity.select(dense, layer.number))
+
+    def _values(self, layer: _Layer, selected: SparseFeatures) -> SparseFeatures:
+        pre = preactivations(layer.inputs, layer.weight, layer.bias, selected)
+        return selected.with_values(self.nonlinearity.values(pre, selected.features, layer.number))
+
+
+class _Layer(NamedTuple):
+    """One layer of the encoder, and what it reads: standardised inputs (batch, d_model)."""
+
+    number: int
+    inputs: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def preactivations(self) -> Float[Tensor, "batch feature"]:
+        """All of them, densely."""
+        return functional.linear(self.inputs, self.weight, self.bias)

@@ -1,5 +1,7 @@
 """Replacement models: a language model whose MLP outputs are a transcoder's reconstruction.
 
+"MLP output" is the usual case: what is replaced is whatever the transcoder's target hook carries.
+
 While ``replacing()`` is open, every forward pass computes, layer by layer and from its own activations (methods, "From
 Cross-Layer Transcoder to Replacement Model"):
 
@@ -85,15 +87,21 @@ class ReplacedPass:
         flat = inputs.flatten(0, 1).to(transcoder.device, transcoder.dtype)
         self.features[layer] = transcoder.encode_layer(flat, layer)
         _add(self._sums, layer, transcoder.offset(flat, layer)[:, None])
-        _add(self._sums, layer, transcoder.write(self.features[layer], layer))
+        _add(self._sums, layer, transcoder.write(self.features[layer], layer, flat))
         changed = None if self._change is None else self._change(layer, self.features[layer])
         if changed is not None:
-            _add(self._changes, layer, transcoder.write(changed, layer))
+            _add(self._changes, layer, transcoder.write(changed, layer, flat))
 
     def write(
         self, layer: int, start: int, output: Float[Tensor, "batch position d_model"]
     ) -> Float[Tensor, "batch position d_model"]:
         """The reconstruction of an MLP output whose first position is position ``start`` of the text."""
+        if layer not in self._sums:
+            config = self._transcoder.config
+            raise ConfigError(
+                f"The model computes {config.target_hook!r} before {config.input_hook!r}, so the transcoder cannot "
+                "stand for it; use one that reads first."
+            )
         replaced = self._sums.pop(layer).to(output.device).unflatten(0, output.shape[:2])
         if self._error_correction:
             self.errors[layer] = output - replaced

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.activations.language_model import LanguageModel
+from open_clt.errors import ConfigError
 from open_clt.models.sparse import SparseFeatures
 from open_clt.replacement.generation import Prompt, prompt_tokens
 from open_clt.replacement.model import ReplacedPass, ReplacementModel
@@ -73,6 +74,11 @@ def inference(replacement: ReplacementModel) -> Generator[None, None, None]:
 def recording(replacement: ReplacementModel) -> Generator[dict[str, Tensor], None, None]:
     """While this is open, what a forward pass reads, writes and could be frozen at is kept by the hook's name."""
     model, config = replacement.model, replacement.transcoder.config
+    if config.input_hook == config.target_hook:
+        # One hook cannot show both what encoders read and what stands in its place.
+        raise ConfigError(
+            "Interventions need a transcoder that writes elsewhere than it reads; this is an autoencoder."
+        )
     names = [
         model.hook_name(layer, hook)
         for layer in range(model.n_layers)

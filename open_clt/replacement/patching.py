@@ -86,7 +86,9 @@ def _held_outputs(
         changed = changes(features, interventions, source, before.start)
         if changed is None:
             continue
-        for target, written in enumerate(replacement.transcoder.write(changed, source).unbind(1), start=source):
+        inputs = before.inputs[source].to(replacement.transcoder.device, replacement.transcoder.dtype)
+        written_to = replacement.transcoder.write(changed, source, inputs).unbind(1)
+        for target, written in enumerate(written_to, start=source):
             if target in held and target in replacement.layers:
                 held[target] += written.to(held[target])
     return held

@@ -20,6 +20,7 @@ from open_clt.errors import CheckpointError
 from open_clt.models.checkpoint import load_transcoder, read_record, save_transcoder
 from open_clt.models.circuit_tracer import load_circuit_tracer, save_circuit_tracer
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from tests.architectures import architecture, random_architecture
 from tests.models.test_cross_layer import NONLINEARITIES, make, warm
 
 
@@ -56,6 +57,11 @@ def test_circuit_tracers_layout_round_trips_with_the_standardisation_folded(
 def test_topk_cannot_be_written_in_circuit_tracers_layout(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="convert"):
         save_circuit_tracer(make(TopKConfig(k=5)), tmp_path)
+
+
+def test_transforms_cannot_be_written_in_circuit_tracers_layout(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="MOLT"):
+        save_circuit_tracer(random_architecture(architecture("molt")), tmp_path)
 
 
 def _truncate(directory: Path) -> None:

@@ -113,7 +113,8 @@ def test_full_reach_with_later_decoders_zero_is_a_per_layer_transcoder() -> None
 
 def test_what_is_streamed_layer_by_layer_sums_to_the_reconstruction() -> None:
     transcoder, inputs = make(TopKConfig(k=5), skip=True).eval(), torch.randn(9, 4, 8)
-    written = [transcoder.write(transcoder.encode_layer(inputs[:, layer], layer), layer) for layer in range(4)]
+    columns = inputs.unbind(1)
+    written = [transcoder.write(transcoder.encode_layer(columns[s], s), s, columns[s]) for s in range(4)]
     for target in range(4):
         total = transcoder.offset(inputs[:, target], target) + sum(written[s][:, target - s] for s in range(target + 1))
         torch.testing.assert_close(total, transcoder(inputs).reconstruction[:, target], atol=1e-5, rtol=1e-5)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from open_clt.config import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
-from open_clt.models.nonlinearities import BatchTopK, JumpReLU, make_nonlinearity
+from open_clt.models.nonlinearities import BatchTopK, JumpReLU, Nonlinearity, annealed_k, largest, make_nonlinearity
+from open_clt.models.sparse import SparseFeatures
 from tests.reference.dense_transcoder import topk_by_loops
 
 
@@ -14,6 +15,11 @@ def apply(config: NonlinearityConfig, pre: torch.Tensor, *, training: bool = Fal
     nonlinearity = make_nonlinearity(config, 1, pre.shape[1]).train(training)
     selected = nonlinearity.select(pre, 0)
     return selected.with_values(nonlinearity.values(selected.values, selected.features, 0)).dense()
+
+
+def compete(nonlinearity: Nonlinearity, pre: torch.Tensor, norms: torch.Tensor) -> list[SparseFeatures]:
+    """What layers select from each other's pre-activations, (layer, batch, feature)."""
+    return nonlinearity.couple([nonlinearity.candidates(own, i, norms[i]) for i, own in enumerate(pre)], norms)
 
 
 def test_relu_keeps_what_is_positive() -> None:
@@ -31,6 +37,14 @@ def test_jumprelu_keeps_what_exceeds_its_threshold_training_or_not() -> None:
 def test_topk_equals_sorting() -> None:
     pre = torch.randn(6, 20)
     torch.testing.assert_close(apply(TopKConfig(k=4), pre), topk_by_loops(pre[:, None], 4)[:, 0])
+
+
+@pytest.mark.parametrize("n_features", [20, 64, 800])
+def test_the_largest_entries_are_found_in_groups_as_by_sorting(n_features: int) -> None:
+    values = torch.randn(7, n_features)
+    found = largest(values, 4)
+    assert torch.equal(values.gather(1, found.indices), found.values)
+    assert torch.equal(found.values.sort(dim=1, descending=True).values, values.topk(4, dim=1).values)
 
 
 def test_topk_never_activates_a_negative_preactivation() -> None:
@@ -64,7 +78,9 @@ def test_batchtopk_across_layers_ranks_by_activation_times_decoder_norm() -> Non
     torch.manual_seed(0)
     nonlinearity = make_nonlinearity(BatchTopKConfig(k=2, across_layers=True), 3, 12).train()
     pre, norms = torch.randn(3, 5, 12), torch.rand(3, 12) + 0.1
-    selected = nonlinearity.couple([nonlinearity.select(pre[layer], layer) for layer in range(3)], norms)
+    selected = nonlinearity.couple(
+        [nonlinearity.candidates(pre[layer], layer, norms[layer]) for layer in range(3)], norms
+    )
     scores = pre.clamp(min=0) * norms[:, None]
     smallest = scores.flatten().sort(descending=True).values[2 * 5 * 3 - 1]
     torch.testing.assert_close(torch.stack([s.dense() for s in selected]), pre * (scores >= smallest))
@@ -79,3 +95,51 @@ def test_at_inference_a_tokens_features_do_not_depend_on_its_batch() -> None:
     whole = nonlinearity.select(pre, 0).dense()
     assert torch.equal(whole[3:4], nonlinearity.select(pre[3:4], 0).dense())
     assert 1.5 < (nonlinearity.select(torch.randn(400, 30), 0).dense() > 0).sum(1).float().mean() < 6
+
+
+def test_across_layers_a_small_preactivation_with_a_large_decoder_wins() -> None:
+    """The largest score of all has the smallest pre-activation of its layer: ranking layers first would lose it."""
+    nonlinearity = make_nonlinearity(BatchTopKConfig(k=1, across_layers=True), 2, 6).train()
+    pre = torch.tensor([[[1.0, 2.0, 3.0, 4.0, 5.0, 0.1]], [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]])
+    norms = torch.ones(2, 6)
+    norms[0, 5] = 100
+    selected = nonlinearity.couple(
+        [nonlinearity.candidates(pre[layer], layer, norms[layer]) for layer in range(2)], norms
+    )
+    assert selected[0].features.tolist() == [5]
+    assert selected[1].features.tolist() == [5]
+
+
+def test_across_layers_inference_follows_one_threshold_on_scores() -> None:
+    nonlinearity = BatchTopK(BatchTopKConfig(k=2, across_layers=True), 3, 12).train()
+    pre, norms = torch.randn(3, 50, 12), torch.rand(3, 12) + 0.1
+    selected = nonlinearity.couple(
+        [nonlinearity.candidates(pre[layer], layer, norms[layer]) for layer in range(3)], norms
+    )
+    nonlinearity.thresholds.mul_(1 - 1e-5)  # the smallest selected score is the threshold itself
+    nonlinearity.eval()
+    for layer in range(3):
+        assert torch.equal(nonlinearity.select(pre[layer], layer).features, selected[layer].features)
+
+
+@pytest.mark.parametrize("config", [TopKConfig, BatchTopKConfig])
+def test_k_moves_linearly_and_arrives(config: type[TopKConfig] | type[BatchTopKConfig]) -> None:
+    settings = config(k=4, initial_k=20, anneal_share=0.5)
+    assert [annealed_k(settings, share) for share in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)] == [20, 16, 12, 4, 4, 4]
+    assert annealed_k(config(k=4), 0.0) == 4
+    pre = torch.rand(10, 30)
+    nonlinearity = make_nonlinearity(settings, 1, 30).train()
+    nonlinearity.progress(0.25)
+    assert nonlinearity.select(pre, 0).values.shape[0] == 10 * 12
+    nonlinearity.progress(1.0)
+    assert nonlinearity.select(pre, 0).values.shape[0] == 10 * 4
+
+
+@pytest.mark.parametrize("config", [ReLUConfig(), JumpReLUConfig(initial_threshold=0.5), BatchTopKConfig(k=3)], ids=str)
+def test_rescaled_thresholds_select_the_same(config: NonlinearityConfig) -> None:
+    pre, factors = torch.randn(40, 12), torch.rand(1, 12) + 0.5
+    nonlinearity = make_nonlinearity(config, 1, 12).train()
+    nonlinearity.select(pre, 0)
+    before = nonlinearity.eval().select(pre * 1.001, 0)
+    nonlinearity.rescale(factors)
+    assert torch.equal(nonlinearity.select(pre * 1.001 * factors, 0).features, before.features)

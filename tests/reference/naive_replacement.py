@@ -25,7 +25,7 @@ def replaced_logits(
     clamps: list[tuple[str, HookFunction]] = []
     for layer in range(model.n_layers):
         with model.hooks(clamps):
-            captured = model.capture(tokens, transcoder.config.input_hook)
+            captured = model.capture(tokens, transcoder.config.input_hook, transcoder.config.target_hook)
         inputs.append(captured.inputs[:, :, layer].flatten(0, 1))
         output = captured.targets[:, :, layer].clone()
         if layer in layers:
@@ -33,10 +33,10 @@ def replaced_logits(
             for source in range(layer + 1):
                 if layer < source + transcoder.config.reach_of(source):
                     features = transcoder.encode_layer(inputs[source], source)
-                    replaced = replaced + transcoder.write(features, source)[:, layer - source]
+                    replaced = replaced + transcoder.write(features, source, inputs[source])[:, layer - source]
             start = 1 if keep_first else 0
             output[:, start:] = replaced.view_as(output)[:, start:]
-        clamps.append((model.hook_name(layer, "hook_mlp_out"), partial(constant, output)))
+        clamps.append((model.hook_name(layer, transcoder.config.target_hook), partial(constant, output)))
     with model.hooks(clamps):
         return model.logits(tokens)
 

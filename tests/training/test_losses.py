@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
+from open_clt.config import L1SparsityConfig, SparsityConfig, TanhSparsityConfig
 from open_clt.models.sparse import SparseFeatures
 from open_clt.training import losses
 
 TOKENS, LAYERS, FEATURES, D_MODEL = 5, 3, 7, 4
+TANH, L1 = TanhSparsityConfig(coefficient=1.0, steepness=4.0), L1SparsityConfig(coefficient=1.0)
 
 
 @pytest.fixture
@@ -46,12 +48,32 @@ def test_sparsity_is_the_sum_of_tanh_over_features(features: torch.Tensor, norms
             for feature in range(FEATURES):
                 total += math.tanh(4.0 * norms[layer, feature].item() * token[layer, feature].item())
     layers = [SparseFeatures.from_dense(layer) if sparse else layer for layer in features.unbind(1)]
-    assert losses.sparsity_loss(layers, norms, steepness=4.0).item() == pytest.approx(total / TOKENS, rel=1e-5)
+    assert losses.sparsity_loss(layers, norms, TANH).item() == pytest.approx(total / TOKENS, rel=1e-5)
 
 
-def test_a_batch_twice_as_large_has_the_same_loss(features: torch.Tensor, norms: torch.Tensor) -> None:
-    once = losses.sparsity_loss(list(features.unbind(1)), norms, steepness=4.0)
-    twice = losses.sparsity_loss(list(features.repeat(2, 1, 1).unbind(1)), norms, steepness=4.0)
+@pytest.mark.parametrize("sparse", [True, False])
+def test_l1_is_the_sum_of_what_features_write(features: torch.Tensor, norms: torch.Tensor, sparse: bool) -> None:
+    total = 0.0
+    for token in features:
+        for layer in range(LAYERS):
+            for feature in range(FEATURES):
+                total += norms[layer, feature].item() * token[layer, feature].item()
+    layers = [SparseFeatures.from_dense(layer) if sparse else layer for layer in features.unbind(1)]
+    assert losses.sparsity_loss(layers, norms, L1).item() == pytest.approx(total / TOKENS, rel=1e-5)
+
+
+def test_the_matryoshka_loss_is_the_sum_over_prefixes(generator: torch.Generator) -> None:
+    errors = torch.randn(3, TOKENS, LAYERS, D_MODEL, generator=generator)
+    total = sum(value.item() ** 2 for value in errors.flatten())
+    assert losses.matryoshka_loss(list(errors)).item() == pytest.approx(total / TOKENS, rel=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [TANH, L1], ids=lambda penalty: penalty.kind)
+def test_a_batch_twice_as_large_has_the_same_loss(
+    features: torch.Tensor, norms: torch.Tensor, penalty: SparsityConfig
+) -> None:
+    once = losses.sparsity_loss(list(features.unbind(1)), norms, penalty)
+    twice = losses.sparsity_loss(list(features.repeat(2, 1, 1).unbind(1)), norms, penalty)
     torch.testing.assert_close(once, twice)
     errors = features[..., :D_MODEL]
     torch.testing.assert_close(losses.reconstruction_loss(errors), losses.reconstruction_loss(errors.repeat(2, 1, 1)))
