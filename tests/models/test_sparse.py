@@ -7,8 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
-from open_clt.models.sparse import SparseFeatures, active_counts, preactivations, weighted, write
+from open_clt.models.sparse import (
+    Product,
+    SparseFeatures,
+    active_counts,
+    add_written,
+    preactivations,
+    row_norms,
+    row_products,
+    weighted,
+    write,
+)
 
 
 def random_codes(batch: int, n_features: int, density: float, seed: int = 0) -> Tensor:
@@ -67,3 +78,60 @@ def test_counts_and_weights_agree_between_the_two_forms() -> None:
     sparse, weights = SparseFeatures.from_dense(codes), torch.rand(17)
     assert torch.equal(active_counts(sparse), active_counts(codes))
     torch.testing.assert_close(weighted(sparse, weights).sum(), weighted(codes, weights).sum())
+
+
+@pytest.mark.parametrize("d_model", [5, 96, 512])
+def test_sums_of_products_and_tensors_equal_dense_sums_with_their_gradients(d_model: int) -> None:
+    """At 96 columns and above a table is taken in blocks of columns, at 512 in two of each target."""
+    offsets, dense_written = torch.randn(9, 3, d_model).double(), torch.randn(9, 2, d_model).double()
+    table, second = (torch.randn(20, reach, d_model).double().requires_grad_() for reach in (3, 1))
+    codes = [random_codes(9, 20, 0.2, seed=seed).double().requires_grad_() for seed in range(2)]
+    leaves = [offsets.requires_grad_(), dense_written.requires_grad_(), table, second, *codes]
+
+    first, last = (SparseFeatures.from_mask(code, code != 0) for code in codes)
+    found = add_written(offsets, [Product(first, table), dense_written, Product(last, second)])
+    expected = offsets + torch.einsum("bf,ftd->btd", codes[0], table)
+    expected = expected + functional.pad(dense_written, (0, 0, 1, 0))
+    expected = expected + functional.pad(torch.einsum("bf,ftd->btd", codes[1], second), (0, 0, 2, 0))
+    torch.testing.assert_close(found, expected)
+
+    direction = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad((total * direction).sum(), leaves) for total in (found, expected))
+    for one, other, leaf in zip(ours, theirs, leaves, strict=True):
+        active = leaf != 0 if leaf is codes[0] or leaf is codes[1] else torch.ones_like(leaf, dtype=torch.bool)
+        torch.testing.assert_close(one[active], other[active])
+
+
+def test_sums_leave_their_offsets_as_they_were() -> None:
+    offsets = torch.zeros(1, 2, 3)  # one token: the copy that is added to has the layout of the original
+    add_written(offsets, [torch.ones(1, 2, 3)])
+    assert torch.equal(offsets, torch.zeros(1, 2, 3))
+
+
+def test_gradients_of_a_product_are_those_of_finite_differences() -> None:
+    sparse = SparseFeatures.from_dense(random_codes(4, 6, 0.5).double())
+    table = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
+    values = sparse.values.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda v, t: write(sparse.with_values(v), t), (values, table))
+    assert torch.autograd.gradcheck(row_norms, (table,))
+
+
+def test_norms_of_silent_rows_have_no_gradient() -> None:
+    table = torch.zeros(2, 1, 3, requires_grad=True)
+    row_norms(table).sum().backward()
+    assert table.grad is not None
+    assert torch.equal(table.grad, torch.zeros(2, 1, 3))
+
+
+def test_row_products_are_entries_of_the_dense_product() -> None:
+    sparse = SparseFeatures.from_dense(random_codes(8, 12, 0.4))
+    table, gradient = torch.randn(12, 2, 7), torch.randn(8, 7)
+    expected = (gradient @ table[:, 1].T)[sparse.rows, sparse.features]
+    torch.testing.assert_close(row_products(table[:, 1], gradient, sparse), expected)
+
+
+def test_low_precision_codes_are_written_in_the_precision_of_the_table() -> None:
+    codes = random_codes(5, 9, 0.5).bfloat16()
+    table = torch.randn(9, 2, 4)
+    written = write(SparseFeatures.from_dense(codes), table)
+    torch.testing.assert_close(written, torch.einsum("bf,ftd->btd", codes.float(), table))

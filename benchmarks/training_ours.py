@@ -1,0 +1,91 @@
+"""Sides of the training benchmark: OpenCLT's step, with either of its optimizers, and the same step densely."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attribution_process import serve
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import Optimizer
+from training_case import Case, Steps
+
+from open_clt.config import JumpReLUConfig, LearningConfig, TanhSparsityConfig, TopKConfig, TranscoderConfig
+from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.sparse import LayerFeatures, active_counts
+from open_clt.training import losses
+from open_clt.training.adam_in_backward import AdamInBackward
+from open_clt.training.optimization import adam
+
+sys.path.append(str(Path(__file__).parent.parent))
+from tests.reference.dense_step import forward_densely
+
+SPARSITY = 1e-3
+BANDWIDTH = 0.1
+"""Width of JumpReLU's kernel, as a share of the threshold: a few more entries than the active ones get a gradient."""
+
+
+class Training:
+    """A transcoder, and the loss of one batch."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        torch.set_float32_matmul_precision(case.precision)
+        self.case = case
+        self.inputs, self.targets = case.activations(device)
+        jump = JumpReLUConfig(initial_threshold=case.threshold, bandwidth=BANDWIDTH * case.threshold)
+        config = TranscoderConfig(
+            n_layers=case.layers, n_features=case.features, d_model=case.d_model,
+            nonlinearity=TopKConfig(k=case.active) if case.nonlinearity == "topk" else jump,
+        )  # fmt: skip
+        self.transcoder = CrossLayerTranscoder(config).to(device)
+        self.steps = Steps(self.loss, self.optimizer(), device, case.clock)
+
+    def optimizer(self) -> Optimizer:
+        """The usual one, or the one that keeps no gradients."""
+        parameters, config = self.transcoder.parameters(), LearningConfig()
+        if self.case.side == "frugal":
+            return AdamInBackward(parameters, lr=config.learning_rate, betas=tuple(config.betas))
+        return adam(parameters, config)
+
+    def answer(self, request: dict[str, Any]) -> dict[str, float]:
+        """Do what a request asks for."""
+        if request["kind"] == "floor":
+            return {"seconds": self.steps.seconds(self.encode)}
+        if request["kind"] == "l0":
+            return {"l0": self.l0()}
+        return self.steps.answer(request)
+
+    def loss(self) -> Tensor:
+        """What is trained on, from the inputs to the number."""
+        dense = self.case.side == "dense"
+        found = forward_densely(self.transcoder, self.inputs) if dense else self.transcoder(self.inputs)
+        features, reconstruction = found
+        errors = self.transcoder.standardisation.errors(self.targets - reconstruction)
+        return losses.reconstruction_loss(errors) + self.penalty(features)
+
+    def penalty(self, features: Sequence[LayerFeatures]) -> Tensor | float:
+        """The sparsity that JumpReLU needs to be told of."""
+        if self.case.nonlinearity == "topk":
+            return 0.0
+        settings = TanhSparsityConfig(coefficient=SPARSITY)
+        return SPARSITY * losses.sparsity_loss(features, self.transcoder.decoder_norms(), settings)
+
+    @torch.no_grad()
+    def encode(self) -> None:
+        """The one dense product that no step can do without."""
+        for layer, weight in enumerate(self.transcoder.W_enc):
+            functional.linear(self.inputs[:, layer], weight)
+
+    @torch.no_grad()
+    def l0(self) -> float:
+        """Active features a token and layer."""
+        counts = [int(active_counts(layer).sum()) for layer in self.transcoder(self.inputs).features]
+        return sum(counts) / (self.case.layers * self.case.tokens)
+
+
+if __name__ == "__main__":
+    serve(lambda: Training(Case.load(Path(sys.argv[1])), sys.argv[2]).answer)
