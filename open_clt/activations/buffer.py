@@ -1,15 +1,17 @@
-"""Harvest activations and shuffle them: two generators, composed.
+"""Harvest activations and mix them: stores, blocks, batches.
 
-    shuffle(without_outliers(harvest(model, contexts, ...), ...), capacity=..., batch_size=..., generator=...)
+    for block in blocks(read_from(Harvest(model, contexts, ...), place), size=..., usable=...):   # one in memory
+        for batch in mixed(block.tokens, batch_size=..., generator=...):                # tokens of many documents
 
-A store of activations knows how many tokens it has, and yields them as ``ActivationBatch``es whenever it is iterated:
-from memory (``MemoryStore``), or by running the language model again (``Harvest``). A batch is tokens from anywhere;
-which token and which position of its context each was is kept.
+A store yields its tokens as ``ActivationBatch``es whenever it is iterated, always the same: from memory
+(``MemoryStore``), or by running the language model again (``Harvest``), from any ``Place`` on. A batch is tokens from
+anywhere; which token and which position of its context each was is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol, final, runtime_checkable
 
 import torch
@@ -17,8 +19,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
+from open_clt.activations.text import ContextStream, PackedContexts, Place
 from open_clt.config import InputHook
 from open_clt.errors import TextError
+
+_BEGINNING = Place()
 
 
 class ActivationBatch(NamedTuple):
@@ -46,11 +51,35 @@ class ActivationStore(Protocol):
     """Where activations come from; each iteration gives the same tokens in the same order."""
 
     @property
-    def n_tokens(self) -> int:
-        """Number of tokens that one iteration yields."""
+    def n_tokens(self) -> int | None:
+        """Number of tokens that one iteration yields; None if it is not known before the end."""
         ...
 
     def __iter__(self) -> Iterator[ActivationBatch]: ...
+
+
+class Placed(NamedTuple):
+    """A batch of a store, and the place where it begins."""
+
+    place: Place
+    batch: ActivationBatch
+
+
+@runtime_checkable
+class SeekableStore(ActivationStore, Protocol):
+    """A store that need not be read from its beginning."""
+
+    def read_from(self, place: Place) -> Iterator[Placed]:
+        """The batches from ``place`` on; ``place.used`` is the reader's business."""
+        ...
+
+
+def read_from(store: ActivationStore, place: Place) -> Iterator[Placed]:
+    """Read a store from a place on; what lies before it is read and thrown away where the store cannot do better."""
+    if isinstance(store, SeekableStore):
+        return store.read_from(place)
+    numbered = islice(enumerate(store), place.item, None)
+    return (Placed(Place(number), batch) for number, batch in numbered)
 
 
 @final
@@ -76,7 +105,7 @@ class Harvest:
     def __init__(
         self,
         model: LanguageModel,
-        contexts: Int[Tensor, "context position"],
+        contexts: Int[Tensor, "context position"] | ContextStream,
         *,
         input_hook: InputHook,
         target_hook: str,
@@ -89,55 +118,51 @@ class Harvest:
         self.batch_size = batch_size
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of all contexts, first positions included."""
-        return self.contexts.numel()
+    def n_tokens(self) -> int | None:
+        """Tokens of all contexts, first positions included; None if they come from a stream."""
+        return self.contexts.numel() if isinstance(self.contexts, Tensor) else None
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        return harvest(
-            self.model,
-            self.contexts,
-            input_hook=self.input_hook,
-            target_hook=self.target_hook,
-            batch_size=self.batch_size,
-        )
+        return (batch for _, batch in self.read_from(_BEGINNING))
+
+    def read_from(self, place: Place) -> Iterator[Placed]:
+        """The activations from a place on: the language model reads nothing that lies before it."""
+        for chunk in self._chunks(place):
+            rows = harvest(self.model, chunk.contexts, input_hook=self.input_hook, target_hook=self.target_hook)
+            yield Placed(chunk.place, rows)
+
+    def _chunks(self, place: Place) -> Iterator[PackedContexts]:
+        if not isinstance(self.contexts, Tensor):
+            return self.contexts.chunks(self.batch_size, place._replace(used=0))
+        starts = range(place.item, self.contexts.shape[0], self.batch_size)
+        return (PackedContexts(Place(i), self.contexts[i : i + self.batch_size]) for i in starts)
 
 
 @torch.no_grad()
 def harvest(
-    model: LanguageModel,
-    contexts: Int[Tensor, "context position"],
-    *,
-    input_hook: InputHook,
-    target_hook: str,
-    batch_size: int = 16,
-) -> Iterator[ActivationBatch]:
-    """Run the language model over contexts, ``batch_size`` at a time, and yield its activations, on the CPU."""
-    for rows in contexts.split(batch_size):
-        captured = model.capture(rows, input_hook, target_hook, with_logits=False)
-        positions = torch.arange(rows.shape[1]).expand(rows.shape)
-        yield ActivationBatch(
-            captured.inputs.flatten(0, 1).cpu(),
-            captured.targets.flatten(0, 1).cpu(),
-            rows.flatten().cpu(),
-            positions.flatten(),
-        )
+    model: LanguageModel, contexts: Int[Tensor, "context position"], *, input_hook: InputHook, target_hook: str
+) -> ActivationBatch:
+    """Run the language model over some contexts; its activations, on the CPU."""
+    captured = model.capture(contexts, input_hook, target_hook, with_logits=False)
+    positions = torch.arange(contexts.shape[1]).expand(contexts.shape)
+    return ActivationBatch(
+        captured.inputs.flatten(0, 1).cpu(),
+        captured.targets.flatten(0, 1).cpu(),
+        contexts.flatten().cpu(),
+        positions.flatten(),
+    )
 
 
 def without_outliers(
-    batches: Iterable[ActivationBatch],
-    *,
-    skip_first_position: bool,
-    largest_norm: Float[Tensor, "layer"] | None = None,
-) -> Iterator[ActivationBatch]:
+    batch: ActivationBatch, *, skip_first_position: bool, largest_norm: Float[Tensor, "layer"] | None = None
+) -> ActivationBatch:
     """Leave out position 0, and tokens whose input norm exceeds ``largest_norm`` in any layer: massive activations."""
-    for batch in batches:
-        keep = torch.ones(batch.size, dtype=torch.bool)
-        if skip_first_position:
-            keep &= batch.positions > 0
-        if largest_norm is not None:
-            keep &= (input_norms(batch) <= largest_norm).all(1)
-        yield batch if bool(keep.all()) else batch.take(keep)
+    keep = torch.ones(batch.size, dtype=torch.bool)
+    if skip_first_position:
+        keep &= batch.positions > 0
+    if largest_norm is not None:
+        keep &= (input_norms(batch) <= largest_norm).all(1)
+    return batch if bool(keep.all()) else batch.take(keep)
 
 
 def input_norms(batch: ActivationBatch) -> Float[Tensor, "batch layer"]:
@@ -145,30 +170,49 @@ def input_norms(batch: ActivationBatch) -> Float[Tensor, "batch layer"]:
     return torch.linalg.vector_norm(batch.inputs, dim=2, dtype=torch.float32)
 
 
-def shuffle(
-    batches: Iterable[ActivationBatch], *, capacity: int, batch_size: int, generator: torch.Generator
-) -> Iterator[ActivationBatch]:
-    """Mix tokens across contexts: fill a pool of ``capacity`` tokens, hand out a random half of it, refill.
+class Block(NamedTuple):
+    """Consecutive tokens of a store, to be mixed with one another, and where to begin to read them again."""
 
-    Memory stays near ``capacity`` tokens (half as much again while refilling). Batches hold ``batch_size`` tokens, the
-    last one what is left. If everything fits the pool, the order is a uniform permutation.
+    place: Place
+    tokens: ActivationBatch
+
+
+def blocks(
+    read: Iterable[Placed],
+    *,
+    size: int,
+    usable: Callable[[ActivationBatch], ActivationBatch],
+    used: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Block]:
+    """Cut what is ``usable`` of the tokens that are read into blocks of ``size``, the last one what is left.
+
+    ``used`` usable tokens at the beginning are left out. Memory holds one block (beside those that were handed out and
+    are still held) and one batch of the store.
     """
-    pool: list[ActivationBatch] = []
-    held = 0
-    for batch in batches:
-        pool.append(batch)
-        held += batch.size
-        if held >= max(capacity, 2 * batch_size):
-            mixed = concatenate(pool)
-            order = torch.randperm(held, generator=generator)
-            given = held // 2 // batch_size * batch_size
-            yield from (mixed.take(rows) for rows in order[:given].split(batch_size))
-            pool = [mixed.take(order[given:])]
-            held -= given
-    if held:
-        mixed = concatenate(pool)
-        order = torch.randperm(held, generator=generator)
-        yield from (mixed.take(rows) for rows in order.split(batch_size))
+    room: ActivationBatch | None = None
+    begin, held = _BEGINNING, 0
+    for place, batch in read:
+        kept = usable(batch)
+        while used < kept.size:
+            if room is None:
+                room, held, begin = _room_for(kept, size, dtype), 0, place._replace(used=used)
+            taken = min(kept.size - used, size - held)
+            for stored, new in zip(room, kept, strict=True):
+                stored[held : held + taken] = new[used : used + taken]
+            held, used = held + taken, used + taken
+            if held == size:
+                yield Block(begin, room)
+                room = None
+        used = 0
+    if room is not None:
+        yield Block(begin, room.take(slice(held)))
+
+
+def mixed(block: ActivationBatch, *, batch_size: int, generator: torch.Generator) -> Iterator[ActivationBatch]:
+    """Batches of a block in random order, without a copy of it; the last one is what is left."""
+    order = torch.randperm(block.size, generator=generator)
+    return (block.take(rows) for rows in order.split(batch_size))
 
 
 def concatenate(batches: Sequence[ActivationBatch]) -> ActivationBatch:
@@ -196,7 +240,8 @@ def collect(store: ActivationStore, *, max_bytes: float, dtype: torch.dtype = to
     for batch in store:
         if block is None:
             per_token = 2 * batch.inputs[0].numel() * dtype.itemsize
-            capacity = min(store.n_tokens, max(1, int(max_bytes // per_token)))
+            capacity = max(1, int(max_bytes // per_token))
+            capacity = capacity if store.n_tokens is None else min(capacity, store.n_tokens)
             block = _room_for(batch, capacity, dtype)
         taken = min(batch.size, capacity - held)
         for stored, new in zip(block, batch, strict=True):

@@ -2,16 +2,18 @@
 
 A context is ``context_length`` tokens, the first of them the beginning-of-sequence token. Texts follow one another with
 an end-of-text token between them, cut wherever a context is full: no token is padding.
+
+``pack_contexts`` packs texts that fit memory; a ``ContextStream`` packs them as they are needed, from any place on.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeAlias, cast, final
 
 import torch
 from jaxtyping import Int
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.model_source import answers
+from open_clt.config import TextsConfig
 from open_clt.errors import TextError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,40 @@ logger = logging.getLogger(__name__)
 _SHORTEST_CONTEXT = 4
 _TEXTS_AT_ONCE = 64
 _FEWEST_CONTEXTS = 10
+_FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+TextSource: TypeAlias = Callable[[], Iterable[str]]
+"""Opens some texts anew, from the first on; each time the same."""
+
+
+class Place(NamedTuple):
+    """A place in a stream of texts or activations, from which it can be read again."""
+
+    item: int = 0
+    """Number of a text (of a context, of a batch: whatever the stream is made of)."""
+    token: int = 0
+    """Tokens of that text that were read before."""
+    used: int = 0
+    """Usable tokens of the batch that begins here which belong to what was read before."""
+
+
+_BEGINNING = Place()
+
+
+class PackedContexts(NamedTuple):
+    """Some contexts, and the place where the first of them begins."""
+
+    place: Place
+    contexts: Int[Tensor, "context position"]
+
+
+def open_texts(config: TextsConfig) -> Iterator[str]:
+    """Texts of a file or a data set, from the first on; raises TextError if they cannot be had."""
+    if Path(config.source).is_file() or Path(config.source).suffix in _FILE_SUFFIXES:
+        return read_texts(config.source, column=config.column)
+    return dataset_texts(
+        config.source, subset=config.subset, split=config.split, column=config.column, streaming=config.streaming
+    )
 
 
 def read_texts(path: str | Path, *, column: str = "text") -> Iterator[str]:
@@ -92,40 +129,112 @@ def pack_contexts(
     documents = _documents(texts, model)
     if max_contexts is None:
         documents = list(documents)
-        tokens = sum(map(len, documents))
+        tokens = sum(len(document.tokens) for document in documents)
         if tokens < _FEWEST_CONTEXTS * room:
             room = max(tokens // _FEWEST_CONTEXTS, _SHORTEST_CONTEXT)
             logger.warning("The texts hold only %d tokens: contexts are shortened to %d.", tokens, room + 1)
-    rows = list(islice(_rows(documents, room, from_start=from_start), max_contexts))
+    rows = [row.tokens for row in islice(_rows(documents, room, from_start=from_start), max_contexts)]
     if not rows:
         raise TextError(f"The texts do not fill a context of {room} tokens; give more text.")
-    return torch.cat([torch.full((len(rows), 1), model.bos_token_id), torch.tensor(rows)], dim=1)
+    return _with_bos(rows, room, model)
 
 
-def _documents(texts: Iterable[str], model: LanguageModel) -> Iterator[list[int]]:
-    """Tokens of each text, an end-of-text token after them; empty texts are passed over."""
-    remaining = iter(texts)
+@final
+class ContextStream:
+    """Contexts packed from texts while they are read: memory holds a few texts, however many there are.
+
+    The first ``skip`` contexts are left out: they can be held out (``head`` gives them).
+    """
+
+    def __init__(
+        self,
+        texts: TextSource,
+        model: LanguageModel,
+        context_length: int,
+        *,
+        from_start: bool = False,
+        skip: int = 0,
+    ) -> None:
+        self._texts = texts
+        self._model = model
+        self._room = min(context_length, model.context_length) - 1
+        self._from_start = from_start
+        self._skip = skip
+
+    def chunks(self, size: int, place: Place = _BEGINNING) -> Iterator[PackedContexts]:
+        """The contexts from ``place`` on, ``size`` at a time; raises TextError if the texts fill none at all."""
+        rows = self._rows(place)
+        if place == _BEGINNING:
+            rows = islice(rows, self._skip, None)
+        empty = place == _BEGINNING
+        while some := list(islice(rows, size)):
+            empty = False
+            yield PackedContexts(some[0].place, self._with_bos(some))
+        if empty:
+            raise TextError(f"The texts fill no context of {self._room + 1} tokens that is not held out; give more.")
+
+    def head(self) -> Int[Tensor, "context position"]:
+        """The contexts that ``chunks`` leaves out."""
+        rows = list(islice(self._rows(_BEGINNING), self._skip))
+        if len(rows) < self._skip:
+            raise TextError(f"The texts fill {len(rows)} contexts, {self._skip} are to be held out; give more text.")
+        return self._with_bos(rows)
+
+    def _rows(self, place: Place) -> Iterator[_Row]:
+        documents = _documents(self._texts(), self._model, first=place.item)
+        return _rows(documents, self._room, from_start=self._from_start, skip=place.token)
+
+    def _with_bos(self, rows: list[_Row]) -> Int[Tensor, "context position"]:
+        return _with_bos([row.tokens for row in rows], self._room, self._model)
+
+
+class _Document(NamedTuple):
+    """Tokens of a text, and its number."""
+
+    number: int
+    tokens: list[int]
+
+
+class _Row(NamedTuple):
+    """Tokens of a context without BOS, and where they begin."""
+
+    place: Place
+    tokens: list[int]
+
+
+def _with_bos(rows: list[list[int]], room: int, model: LanguageModel) -> Int[Tensor, "context position"]:
+    bos = torch.full((len(rows), 1), model.bos_token_id)
+    return torch.cat([bos, torch.tensor(rows, dtype=torch.long).reshape(len(rows), room)], dim=1)
+
+
+def _documents(texts: Iterable[str], model: LanguageModel, *, first: int = 0) -> Iterator[_Document]:
+    """Tokens of each text from the ``first`` on, an end-of-text token after them; empty texts are passed over."""
+    remaining = islice(enumerate(texts), first, None)
     while some := list(islice(remaining, _TEXTS_AT_ONCE)):
-        for text in some:
+        for _, text in some:
             if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TextError(f"A text is {text!r}, a {type(text).__name__}; give strings.")
-        for tokens in model.token_ids([text for text in some if text.strip()]):
-            yield [*tokens, model.eos_token_id]
+        filled = [(number, text) for number, text in some if text.strip()]
+        for (number, _), tokens in zip(filled, model.token_ids([text for _, text in filled]), strict=True):
+            yield _Document(number, [*tokens, model.eos_token_id])
 
 
-def _rows(documents: Iterable[list[int]], room: int, *, from_start: bool) -> Iterator[list[int]]:
-    """Rows of ``room`` tokens each, filled with one document after another."""
+def _rows(documents: Iterable[_Document], room: int, *, from_start: bool, skip: int = 0) -> Iterator[_Row]:
+    """Rows of ``room`` tokens each, filled with one document after another; ``skip`` tokens of the first are left."""
     row: list[int] = []
-    for document in documents:
-        rest = document
-        while rest:
-            taken = room - len(row)
-            row += rest[:taken]
-            rest = rest[taken:]
+    begin = _BEGINNING
+    for number, document in documents:
+        used, skip = skip, 0
+        while used < len(document):
+            if not row:
+                begin = Place(number, used)
+            taken = min(room - len(row), len(document) - used)
+            row += document[used : used + taken]
+            used += taken
             if len(row) == room:
-                yield row
+                yield _Row(begin, row)
                 row = []
-                rest = [] if from_start else rest
+                used = len(document) if from_start else used
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:

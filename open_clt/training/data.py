@@ -1,14 +1,18 @@
-"""The data a transcoder is trained on: kept in memory if it fits, harvested anew each epoch if not.
+"""The data a transcoder is trained on: kept in memory if it fits, harvested while training goes on if not.
 
-The order of tokens follows from the seed and the epoch alone, so that training can go on from any step: batch ``n`` is
-the same whoever asks for it, and whenever.
+What does not fit is read in blocks, two of which fit the memory limit: one is trained on, its tokens mixed, while the
+next is harvested. The order of tokens follows from the seed alone, and where training is in the data is four numbers
+and a place (``DataState``): it can go on from there, and the language model need not read again what lies before.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from itertools import islice
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from itertools import islice, takewhile
+from threading import Event
 from typing import Any, NamedTuple, final
 
 import torch
@@ -16,19 +20,25 @@ from jaxtyping import Float
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from open_clt.activations.ahead import Ahead
 from open_clt.activations.buffer import (
     ActivationBatch,
     ActivationStore,
+    Block,
     MemoryStore,
+    blocks,
     collect,
     input_norms,
     keep_rows,
-    shuffle,
+    mixed,
+    read_from,
     without_outliers,
 )
-from open_clt.config import TrainingConfig
-from open_clt.errors import TextError
+from open_clt.activations.text import Place
+from open_clt.config import DataConfig, to_dict
+from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.models.standardisation import Statistics, StatisticsEstimator
+from open_clt.training.parallel import batch_share
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +50,11 @@ _CHUNK = 4096
 class Prepared(NamedTuple):
     """Training data after one look at it."""
 
-    store: ActivationStore
-    """Where each epoch reads from: memory, or the original store once more."""
-    tokens: int
-    """Usable tokens of an epoch; an estimate if they are not in memory."""
-    capacity: int
+    kept: ActivationBatch | None
+    """All usable tokens, if they fit the memory limit."""
+    tokens: int | None
+    """Usable tokens of an epoch; an estimate if they are not kept, None if the store does not know how many it has."""
+    block_size: int
     """Tokens to mix at a time."""
     largest_norm: Float[Tensor, "layer"] | None
     """Norms above this make a token an outlier."""
@@ -54,10 +64,9 @@ class Prepared(NamedTuple):
     """A few thousand random tokens, to set encoder biases from."""
 
 
-def prepare(store: ActivationStore, config: TrainingConfig) -> Prepared:
+def prepare(store: ActivationStore, config: DataConfig) -> Prepared:
     """Read a store once: find outliers, estimate statistics, and keep the tokens if all fit the memory limit."""
-    dtype = torch.bfloat16 if config.storage_dtype == "bfloat16" else torch.float32
-    block, complete = collect(store, max_bytes=config.memory_limit * 1e9, dtype=dtype)
+    block, complete = collect(store, max_bytes=config.memory_limit * 1e9, dtype=_dtype(config))
     read = block.size
     norms = torch.cat([input_norms(block.take(slice(i, i + _CHUNK))) for i in range(0, read, _CHUNK)])
     keep = block.positions > 0 if config.skip_first_position else torch.ones(read, dtype=torch.bool)
@@ -73,9 +82,14 @@ def prepare(store: ActivationStore, config: TrainingConfig) -> Prepared:
     sample = block.take(order[:_SAMPLE_TOKENS])
     logger.info("%d of %d tokens are used; in memory: %s.", block.size, read, complete)
     if complete:
-        return Prepared(MemoryStore([block]), block.size, block.size + 1, largest, inputs, targets, sample)
-    tokens = int(store.n_tokens * block.size / read)
-    return Prepared(store, tokens, read, largest, inputs, targets, sample)
+        return Prepared(block, block.size, block.size, largest, inputs, targets, sample)
+    tokens = None if store.n_tokens is None else int(store.n_tokens * block.size / read)
+    half = max(1, read // 2 // config.batch_size) * config.batch_size
+    return Prepared(None, tokens, min(half, tokens or half), largest, inputs, targets, sample)
+
+
+def _dtype(config: DataConfig) -> torch.dtype:
+    return torch.bfloat16 if config.storage_dtype == "bfloat16" else torch.float32
 
 
 def _statistics(block: ActivationBatch, rows: Tensor) -> tuple[Statistics, Statistics]:
@@ -87,90 +101,223 @@ def _statistics(block: ActivationBatch, rows: Tensor) -> tuple[Statistics, Stati
     return inputs.statistics(), targets.statistics()
 
 
+class DataState(NamedTuple):
+    """Where training is in its data."""
+
+    batches: int = 0
+    """Batches handed out."""
+    blocks: int = 0
+    """Blocks begun before this one; it numbers their random orders."""
+    given: int = 0
+    """Batches of this block handed out."""
+    place: Place = Place()
+    """Where this block begins."""
+
+
+class HarvestCost(NamedTuple):
+    """What activations cost, in seconds."""
+
+    before: float
+    """For the first look at the data, before the first step."""
+    meanwhile: float
+    """While training went on, in a thread beside it."""
+    waited: float
+    """That training waited for that thread."""
+    total: float
+    """From the first batch on: training and waiting."""
+
+    @property
+    def share(self) -> float:
+        """Share of the steps' time that is waiting for activations."""
+        return self.waited / self.total if self.total else 0.0
+
+
 @final
 class ActivationDataModule(LightningDataModule):
-    """Shuffled batches from a store of activations, without first positions and norm outliers.
+    """Mixed batches from a store of activations, without first positions and norm outliers.
 
-    All epochs together are one long iteration for Lightning, ``steps`` batches of it.
+    All epochs together are one long iteration for Lightning, of ``accumulation`` batches for each of ``steps`` steps.
     """
 
     def __init__(
-        self, train: ActivationStore, config: TrainingConfig, *, held_out: ActivationStore | None = None
+        self,
+        train: ActivationStore,
+        config: DataConfig,
+        *,
+        held_out: ActivationStore | None = None,
+        accumulation: int = 1,
+        source: dict[str, Any] | None = None,
     ) -> None:
+        """``source`` says in plain values where the activations come from; a resumed training must share it."""
         super().__init__()
         self.config = config
         self.train = train
         self.held_out = held_out or MemoryStore([])
+        self.accumulation = accumulation
+        self._settings = {**to_dict(config), **(source or {})}
         self._prepared: Prepared | None = None
+        self._ahead: Ahead[Block] | None = None
+        self._began: float | None = None
+        self._spent_before = self._worked = self._waited = 0.0
 
     @property
     def prepared(self) -> Prepared:
         """The data after its first reading, which happens when this is first asked for."""
         if self._prepared is None:
+            started = time.perf_counter()
             self._prepared = prepare(self.train, self.config)
+            self._spent_before = time.perf_counter() - started
         return self._prepared
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training."""
-        return self.config.max_steps or self.config.epochs * self._steps_per_epoch
+        """Steps of the whole training; raises ConfigError if that is ``epochs`` times nobody knows how many."""
+        if self.config.max_steps is not None:
+            return self.config.max_steps
+        if self.prepared.tokens is None:
+            raise ConfigError(
+                "The texts do not fit memory_limit, so nobody knows how many steps an epoch has; set max_steps."
+            )
+        batches = self.config.epochs * max(1, self.prepared.tokens // self.config.batch_size)
+        return max(1, batches // self.accumulation)
+
+    @property
+    def cost(self) -> HarvestCost:
+        """What activations have cost so far."""
+        total = 0.0 if self._began is None else time.perf_counter() - self._began
+        ahead = self._ahead
+        worked, waited = (ahead.worked, ahead.waited) if ahead else (0.0, 0.0)
+        return HarvestCost(self._spent_before, self._worked + worked, self._waited + waited, total)
 
     def train_dataloader(self) -> TrainingBatches:
         """All batches of the training; Lightning saves and restores how far it got."""
         return TrainingBatches(self)
 
+    def val_dataloader(self) -> HeldOutBatches:
+        """The held-out tokens, at most ``batch_size`` at a time."""
+        return HeldOutBatches(self)
+
     def held_out_batches(self) -> Iterator[ActivationBatch]:
         """The held-out tokens, in order, filtered as those that were trained on."""
-        return self._usable(self.held_out)
+        for batch in map(self._usable, self.held_out):
+            yield from (batch.take(rows) for rows in torch.arange(batch.size).split(self.config.batch_size))
 
-    def batches(self, start: int = 0) -> Iterator[ActivationBatch]:
-        """Training batches from step ``start`` on, without end."""
-        epoch, skipped = divmod(start, self._steps_per_epoch)
-        while True:
-            yield from islice(self._epoch(epoch), skipped, self._steps_per_epoch)
-            epoch, skipped = epoch + 1, 0
+    def batches(self, state: DataState | None = None) -> Generator[tuple[DataState, ActivationBatch]]:
+        """Training batches from some state on, without end, each with the state after it."""
+        state = state or DataState()
+        size = self._batch_size
+        with self._blocks(state.place) as read:
+            for number, (place, tokens) in enumerate(read, start=state.blocks):
+                # The same tokens in the same order for the same number, whoever asks, and whenever.
+                generator = torch.Generator().manual_seed((self.config.seed << 20) + number + 1)
+                full = islice(mixed(tokens, batch_size=size, generator=generator), tokens.size // size)
+                given = state.given if number == state.blocks else 0
+                for batch in islice(full, given, None):
+                    given += 1
+                    state = DataState(state.batches + 1, number, given, place)
+                    yield state, batch
+
+    def close(self) -> None:
+        """Stop harvesting."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._worked += self._ahead.worked
+            self._waited += self._ahead.waited
+            self._ahead = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings that a resumed training must share."""
+        return {"settings": self._settings}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises CheckpointError if the settings differ from those of the training to resume."""
+        refuse_other_settings(state_dict["settings"], self._settings)
+
+    @contextmanager
+    def _blocks(self, start: Place) -> Generator[Iterator[Block]]:
+        """Blocks of all epochs from a place on: what is in memory, again and again, or harvested one ahead."""
+        self._began = self._began or time.perf_counter()
+        if self.prepared.kept is not None:
+            kept = Block(Place(), self.prepared.kept)
+            yield iter(lambda: kept, None)
+            return
+        self.close()
+        self._ahead = Ahead(lambda stopped: self._harvested(start, stopped))
+        try:
+            yield self._ahead
+        finally:
+            self.close()
+
+    def _harvested(self, start: Place, stopped: Event) -> Iterator[Block]:
+        """Blocks of one epoch after another, until ``stopped``."""
+        size = self.prepared.block_size
+        while not stopped.is_set():
+            read = takewhile(lambda _: not stopped.is_set(), read_from(self.train, start))
+            tokens = 0
+            for block in blocks(read, size=size, usable=self._usable, used=start.used, dtype=_dtype(self.config)):
+                tokens += block.tokens.size
+                yield block
+            if start == Place() and tokens < self._batch_size:
+                raise TextError(f"The data holds {tokens} tokens, less than a batch; give more, or lower batch_size.")
+            start = Place()
 
     @property
-    def _steps_per_epoch(self) -> int:
-        return max(1, self.prepared.tokens // self.config.batch_size)
+    def _batch_size(self) -> int:
+        return min(self.config.batch_size, self.prepared.block_size)
 
-    def _epoch(self, epoch: int) -> Iterator[ActivationBatch]:
-        """Full batches of one epoch; it starts over if the estimate of its length was too high."""
-        size = min(self.config.batch_size, self.prepared.tokens)
-        generator = torch.Generator().manual_seed((self.config.seed << 20) + epoch + 1)
-        while True:
-            usable = self._usable(self.prepared.store)
-            batches = shuffle(usable, capacity=self.prepared.capacity, batch_size=size, generator=generator)
-            yield from (batch for batch in batches if batch.size == size)
-
-    def _usable(self, store: ActivationStore) -> Iterator[ActivationBatch]:
-        return without_outliers(
-            store,
-            skip_first_position=self.config.skip_first_position,
-            largest_norm=self.prepared.largest_norm,
-        )
+    def _usable(self, batch: ActivationBatch) -> ActivationBatch:
+        largest = self.prepared.largest_norm
+        return without_outliers(batch, skip_first_position=self.config.skip_first_position, largest_norm=largest)
 
 
 @final
 class TrainingBatches:
-    """The batches of a training, from a position that Lightning can store and set."""
+    """The batches of a training, from a state that Lightning can store and set."""
 
     def __init__(self, data: ActivationDataModule) -> None:
         self._data = data
-        self._position = 0
+        self._state = DataState()
 
     def __len__(self) -> int:
-        return self._data.steps
+        return self._data.steps * self._data.accumulation
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        for batch in islice(self._data.batches(self._position), len(self) - self._position):
-            self._position += 1
-            yield batch
+        left = len(self) - self._state.batches
+        batches = self._data.batches(self._state)
+        share = batch_share(self._data.trainer)
+        try:
+            for state, batch in islice(batches, left):
+                self._state = state
+                yield share.of(batch)
+        finally:
+            batches.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches were handed out."""
-        return {"position": self._position}
+        """Where the batches that were handed out ended."""
+        return {**self._state._asdict(), "place": list(self._state.place)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batches that were handed out before."""
-        self._position = state_dict["position"]
+        numbers = {name: value for name, value in state_dict.items() if name != "place"}
+        self._state = DataState(**numbers, place=Place(*state_dict["place"]))
+
+
+@final
+class HeldOutBatches:
+    """The held-out tokens, as a loader of batches."""
+
+    def __init__(self, data: ActivationDataModule) -> None:
+        self._data = data
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        return self._data.held_out_batches()
+
+
+def refuse_other_settings(stored: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise CheckpointError if a training to resume had other settings."""
+    for name, value in ours.items():
+        if stored.get(name) != value:
+            raise CheckpointError(
+                f"The training to resume had {name} = {stored.get(name)!r}, now it is {value!r}; "
+                "resume with the same settings, or start anew."
+            )

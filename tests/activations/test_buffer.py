@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 import torch
 
 from open_clt.activations.buffer import (
     ActivationBatch,
+    ActivationStore,
+    Block,
     Harvest,
     MemoryStore,
+    Placed,
+    blocks,
     collect,
     concatenate,
-    harvest,
     keep_rows,
-    shuffle,
+    mixed,
+    read_from,
     without_outliers,
 )
 from open_clt.activations.language_model import LanguageModel
-from open_clt.activations.text import pack_contexts
+from open_clt.activations.text import ContextStream, Place, pack_contexts
 from open_clt.errors import TextError
 from tests.tiny_models import TEXTS
 
@@ -36,16 +44,34 @@ def assert_rows_belong_together(batch: ActivationBatch) -> None:
     assert torch.equal(batch.positions, batch.tokens % 10)
 
 
+def everything(batch: ActivationBatch) -> ActivationBatch:
+    return batch
+
+
+BEGINNING = Place()
+
+
+def in_blocks(store: ActivationStore, size: int, start: Place = BEGINNING, **settings: Any) -> list[Block]:
+    read = read_from(store, start)
+    return list(blocks(read, **{"size": size, "usable": everything, "used": start.used, **settings}))
+
+
+def shuffled(tokens: int, *, block_size: int, batch_size: int, seed: int = 0) -> list[ActivationBatch]:
+    generator = torch.Generator().manual_seed(seed)
+    found = in_blocks(MemoryStore(numbered(tokens)), block_size)
+    return [batch for block in found for batch in mixed(block.tokens, batch_size=batch_size, generator=generator)]
+
+
 def test_harvest_gives_what_the_model_computes(tiny_gpt2: LanguageModel) -> None:
     contexts = pack_contexts(TEXTS * 5, tiny_gpt2, 16)
-    batches = list(harvest(tiny_gpt2, contexts, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=3))
-    everything = concatenate(batches)
+    store = Harvest(tiny_gpt2, contexts, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=3)
+    together = concatenate(list(store))
     captured = tiny_gpt2.capture(contexts)
-    torch.testing.assert_close(everything.inputs, captured.inputs.flatten(0, 1))
-    torch.testing.assert_close(everything.targets, captured.targets.flatten(0, 1))
-    assert torch.equal(everything.tokens, contexts.flatten())
-    assert everything.positions[:17].tolist() == [*range(16), 0]
-    assert not everything.inputs.requires_grad
+    torch.testing.assert_close(together.inputs, captured.inputs.flatten(0, 1))
+    torch.testing.assert_close(together.targets, captured.targets.flatten(0, 1))
+    assert torch.equal(together.tokens, contexts.flatten())
+    assert together.positions[:17].tolist() == [*range(16), 0]
+    assert not together.inputs.requires_grad
 
 
 def test_a_harvest_can_be_read_again_and_again(tiny_gpt2: LanguageModel) -> None:
@@ -56,52 +82,104 @@ def test_a_harvest_can_be_read_again_and_again(tiny_gpt2: LanguageModel) -> None
     assert first.size == store.n_tokens == contexts.numel()
 
 
-@pytest.mark.parametrize("capacity", [30, 100, 1000])
-def test_shuffling_loses_and_repeats_no_token(capacity: int) -> None:
-    batches = list(shuffle(numbered(203), capacity=capacity, batch_size=8, generator=torch.Generator().manual_seed(0)))
-    assert [batch.size for batch in batches] == [8] * 25 + [3]
-    everything = concatenate(batches)
-    assert_rows_belong_together(everything)
-    assert sorted(everything.tokens.tolist()) == list(range(203))
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_harvest_begun_anywhere_is_the_rest_of_the_whole(
+    tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    stream = ContextStream(lambda: TEXTS * 5, tiny_gpt2, 16)
+    contexts = stream if streamed else pack_contexts(TEXTS * 5, tiny_gpt2, 16)
+    store = Harvest(tiny_gpt2, contexts, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=3)
+    whole = list(read_from(store, Place()))
+    capture, read = LanguageModel.capture, 0
+
+    def counted(self: LanguageModel, tokens: torch.Tensor, *rest: Any, **settings: Any) -> Any:
+        nonlocal read
+        read += tokens.shape[0]
+        return capture(self, tokens, *rest, **settings)
+
+    monkeypatch.setattr(LanguageModel, "capture", counted)
+    rest = list(read_from(store, whole[2].place))
+    assert len(rest) == len(whole) - 2
+    assert [place for place, _ in rest] == [place for place, _ in whole[2:]]
+    for (_, batch), (_, expected) in zip(rest, whole[2:], strict=True):
+        assert torch.equal(batch.inputs, expected.inputs)
+    assert read == sum(batch.size for _, batch in rest) / 16  # and nothing that lies before was harvested
 
 
-def test_shuffling_mixes_tokens_across_documents() -> None:
-    generator = torch.Generator().manual_seed(0)
-    batches = list(shuffle(numbered(1000), capacity=400, batch_size=20, generator=generator))
+def test_two_threads_harvest_from_one_model_without_mixing(tiny_gpt2: LanguageModel) -> None:
+    contexts = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
+    stores = [
+        Harvest(tiny_gpt2, some, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=2)
+        for some in (contexts, contexts.flip(0))
+    ]
+    alone = [concatenate(list(store)) for store in stores]
+    with ThreadPoolExecutor() as threads:
+        together = list(threads.map(lambda store: concatenate(list(store)), stores))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+
+
+@pytest.mark.parametrize("size", [7, 30, 100, 1000])
+def test_blocks_lose_and_repeat_no_token(size: int) -> None:
+    found = in_blocks(MemoryStore(numbered(203)), size)
+    assert [block.tokens.size for block in found] == [size] * (203 // size) + [203 % size] * (203 % size > 0)
+    together = concatenate([block.tokens for block in found])
+    assert_rows_belong_together(together)
+    assert together.tokens.tolist() == list(range(203))
+
+
+def test_a_block_can_be_read_again_from_its_place() -> None:
+    def odd(batch: ActivationBatch) -> ActivationBatch:
+        return batch.take(batch.tokens % 2 == 1)
+
+    store = MemoryStore(numbered(203))
+    whole = in_blocks(store, 33, usable=odd)
+    for number, block in enumerate(whole):
+        again = in_blocks(store, 33, block.place, usable=odd)
+        assert [other.tokens.tokens.tolist() for other in again] == [b.tokens.tokens.tolist() for b in whole[number:]]
+        assert [other.place for other in again] == [b.place for b in whole[number:]]
+
+
+def test_mixing_loses_and_repeats_no_token() -> None:
+    batches = shuffled(203, block_size=100, batch_size=8)
+    together = concatenate(batches)
+    assert_rows_belong_together(together)
+    assert sorted(together.tokens.tolist()) == list(range(203))
+    assert together.tokens.tolist() != list(range(203))
+
+
+def test_mixing_spreads_documents_over_batches() -> None:
+    batches = shuffled(1000, block_size=200, batch_size=20)
     documents = [(batch.tokens // 10).unique().numel() for batch in batches]
-    assert min(documents) >= 10  # of at most 20; unshuffled it would be 2
+    assert min(documents) >= 8  # of at most 20; unmixed it would be 2
 
 
-def test_shuffling_follows_its_generator() -> None:
-    def order(seed: int) -> list[int]:
-        generator = torch.Generator().manual_seed(seed)
-        return concatenate(list(shuffle(numbered(100), capacity=40, batch_size=8, generator=generator))).tokens.tolist()
-
-    assert order(0) == order(0) != order(1)
+def test_mixing_follows_its_generator() -> None:
+    orders = [concatenate(shuffled(100, block_size=40, batch_size=8, seed=seed)).tokens.tolist() for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
 
 
-def test_shuffling_reads_no_further_than_its_capacity() -> None:
+def test_a_block_holds_no_more_of_the_store_than_it_needs() -> None:
     read = 0
 
-    def counted():
+    def counted() -> Iterator[Placed]:
         nonlocal read
-        for batch in numbered(1000):
+        for number, batch in enumerate(numbered(1000)):
             read += batch.size
-            yield batch
+            yield Placed(Place(number), batch)
 
-    batches = shuffle(counted(), capacity=100, batch_size=8, generator=torch.Generator())
-    for given, batch in enumerate(batches):
-        assert read - given * 8 <= 110
-        assert batch.size <= 8
+    for number, block in enumerate(blocks(counted(), size=100, usable=everything)):
+        assert block.tokens.size == 100
+        assert read <= 100 * (number + 1) + 10
 
 
 def test_first_positions_and_large_norms_are_left_out() -> None:
     batches = numbered(40)
     limit = torch.tensor([30.0, 25.0]) * 3**0.5
-    kept = concatenate(list(without_outliers(batches, skip_first_position=True, largest_norm=limit * 1.0001)))
+    together = concatenate(batches)
+    kept = without_outliers(together, skip_first_position=True, largest_norm=limit * 1.0001)
     assert kept.tokens.tolist() == [number for number in range(26) if number % 10]
-    everything = concatenate(list(without_outliers(batches, skip_first_position=False)))
-    assert everything.size == 40
+    assert without_outliers(together, skip_first_position=False).size == 40
 
 
 def test_collecting_stops_at_its_limit_and_says_so() -> None:

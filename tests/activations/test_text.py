@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.activations.text import dataset_texts, pack_contexts, read_texts
+from open_clt.activations.text import ContextStream, dataset_texts, open_texts, pack_contexts, read_texts
+from open_clt.config import TextsConfig
 from open_clt.errors import TextError
 from tests.tiny_models import TEXTS
 
@@ -33,6 +35,51 @@ def test_every_context_can_begin_as_a_text_begins(tiny_gpt2: LanguageModel) -> N
 
 def test_contexts_are_no_longer_than_the_model_reads(tiny_gpt2: LanguageModel) -> None:
     assert pack_contexts(TEXTS * 40, tiny_gpt2, 1000).shape[1] == tiny_gpt2.context_length
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+def test_a_stream_gives_the_contexts_that_packing_gives(tiny_gpt2: LanguageModel, from_start: bool) -> None:
+    packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16, from_start=from_start)
+    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, from_start=from_start)
+    assert torch.equal(torch.cat([chunk.contexts for chunk in stream.chunks(7)]), packed)
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+def test_a_stream_goes_on_from_any_of_its_places(tiny_gpt2: LanguageModel, from_start: bool) -> None:
+    stream = ContextStream(lambda: ["", *TEXTS, " "] * 5, tiny_gpt2, 16, from_start=from_start, skip=3)
+    whole = list(stream.chunks(2))
+    assert len({chunk.place for chunk in whole}) == len(whole)
+    for number, (place, _) in enumerate(whole):
+        rest = list(stream.chunks(2, place))
+        assert [chunk.place for chunk in rest] == [chunk.place for chunk in whole[number:]]
+        for chunk, expected in zip(rest, whole[number:], strict=True):
+            assert torch.equal(chunk.contexts, expected.contexts)
+
+
+def test_what_a_stream_holds_out_is_its_beginning(tiny_gpt2: LanguageModel) -> None:
+    packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
+    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, skip=5)
+    assert torch.equal(stream.head(), packed[:5])
+    assert torch.equal(next(stream.chunks(4)).contexts, packed[5:9])
+    with pytest.raises(TextError, match="5000 are to be held out"):
+        ContextStream(lambda: TEXTS, tiny_gpt2, 16, skip=5000).head()
+    with pytest.raises(TextError, match="give more"):
+        list(ContextStream(lambda: ["one"], tiny_gpt2, 16).chunks(4))
+
+
+def test_a_stream_reads_no_further_than_it_must(tiny_gpt2: LanguageModel) -> None:
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield TEXTS[0]
+
+    chunks = ContextStream(endless, tiny_gpt2, 16).chunks(2)
+    for _ in range(3):
+        next(chunks)
+    assert read <= 64
 
 
 def test_a_few_short_texts_give_ten_short_contexts(tiny_gpt2: LanguageModel, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,6 +162,18 @@ def test_a_local_data_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         dataset_texts(str(folder), split="nowhere", streaming=streaming)
     with pytest.raises(TextError, match="no column 'body'"):
         list(dataset_texts(str(folder), column="body", streaming=streaming))
+
+
+def test_a_source_is_a_file_or_a_data_set(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    for source in (folder, folder / "train.jsonl"):
+        assert list(open_texts(TextsConfig(source=str(source), column="topic"))) == ["numbers", "more"]
+    with pytest.raises(TextError, match="no column 'body'"):
+        list(open_texts(TextsConfig(source=str(folder), column="body")))
+    with pytest.raises(TextError, match="There is no file"):
+        open_texts(TextsConfig(source="gone.parquet"))
 
 
 def test_an_unreachable_data_set_is_named() -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 
-from open_clt.activations.buffer import ActivationBatch, MemoryStore
+from open_clt.activations import buffer
+from open_clt.activations.buffer import ActivationBatch, MemoryStore, Placed
+from open_clt.activations.text import Place
 from open_clt.errors import ConfigError, TextError
-from open_clt.training.data import ActivationDataModule, prepare
+from open_clt.training.data import ActivationDataModule, DataState, prepare
 from tests.training.synthetic import D_MODEL, LAYERS, quick_training, relu_mlps
 
 BYTES_PER_TOKEN = 2 * LAYERS * D_MODEL * 4
@@ -50,19 +56,125 @@ def test_what_does_not_fit_is_read_again_each_epoch() -> None:
 
 
 @pytest.mark.parametrize("memory_limit", [1.0, 200 * BYTES_PER_TOKEN / 1e9])
-def test_batches_are_the_same_from_any_step_on(memory_limit: float) -> None:
-    data = ActivationDataModule(relu_mlps(640), quick_training(memory_limit=memory_limit))
+def test_batches_are_the_same_from_any_state_on(memory_limit: float) -> None:
+    data = ActivationDataModule(relu_mlps(640, batches=10), quick_training(memory_limit=memory_limit))
     whole = list(islice(data.batches(), 25))
-    for start in (0, 3, 9, 20):
-        for batch, expected in zip(islice(data.batches(start), 5), whole[start:], strict=False):
+    for start in (1, 3, 9, 20):
+        state = DataState(**whole[start - 1][0]._asdict())
+        for (_, batch), (_, expected) in zip(islice(data.batches(state), 5), whole[start:], strict=False):
             assert torch.equal(batch.tokens, expected.tokens)
+            assert torch.equal(batch.inputs, expected.inputs)
+
+
+def test_going_on_reads_nothing_that_lies_before() -> None:
+    class Seekable(CountingStore):
+        def read_from(self, place: Place) -> Iterator[Placed]:
+            for number, batch in list(enumerate(self.store))[place.item :]:
+                self.batches_read += 1
+                yield Placed(Place(number), batch)
+
+    store = Seekable(relu_mlps(6400, batches=100))
+    data = ActivationDataModule(store, quick_training(memory_limit=400 * BYTES_PER_TOKEN / 1e9))
+    state, _ = list(islice(data.batches(), 80))[-1]
+    store.batches_read = 0
+    next(iter(data.batches(state)))
+    data.close()
+    assert 3 <= store.batches_read <= 3 * (192 // 64 + 1)  # its block, and the one ahead
+
+
+def test_memory_holds_two_blocks_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    room_for = buffer._room_for
+
+    def watched(*arguments: Any) -> ActivationBatch:
+        room = room_for(*arguments)
+        made.append(weakref.ref(room.inputs))
+        return room
+
+    monkeypatch.setattr(buffer, "_room_for", watched)
+
+    class Watched(CountingStore):
+        """Counts the tokens that were read, when each batch is handed out."""
+
+        def __iter__(self) -> Iterator[ActivationBatch]:
+            for batch in self.store:
+                self.batches_read += batch.size
+                yield batch
+
+    limit = 2000
+    store = Watched(relu_mlps(64_000, batches=1000))
+    data = ActivationDataModule(store, quick_training(memory_limit=limit * BYTES_PER_TOKEN / 1e9))
+    assert data.prepared.block_size == limit // 2 // 64 * 64
+    store.batches_read = 0
+    for given, _ in islice(data.batches(), 800):
+        used = (given.batches - 1) // (data.prepared.block_size // 64) * data.prepared.block_size * 64 / 60
+        assert store.batches_read - used <= 64 / 60 * limit + 128
+        assert sum(block() is not None for block in made) <= 2
+    data.close()
+
+
+def test_the_next_block_is_harvested_while_one_is_trained_on() -> None:
+    class Slow(CountingStore):
+        def __iter__(self) -> Iterator[ActivationBatch]:
+            for batch in self.store:
+                time.sleep(0.004)
+                yield batch
+
+    store = Slow(relu_mlps(2560, batches=40))
+    data = ActivationDataModule(store, quick_training(memory_limit=400 * BYTES_PER_TOKEN / 1e9, max_steps=36))
+    for _ in data.train_dataloader():
+        time.sleep(0.008)
+    cost = data.cost
+    assert cost.before > 0
+    assert cost.meanwhile > 0.1
+    assert cost.waited < 0.5 * cost.meanwhile  # the first block is waited for, the others are ready
+    assert cost.share == pytest.approx(cost.waited / cost.total)
+
+
+def test_what_goes_wrong_in_the_harvest_is_raised_in_the_training() -> None:
+    class Broken(CountingStore):
+        def __iter__(self) -> Iterator[ActivationBatch]:
+            yield from islice(super().__iter__(), 8)
+            raise TextError("line 9 is no text")
+
+    data = ActivationDataModule(Broken(relu_mlps(640, batches=10)), quick_training(memory_limit=2e-5, max_steps=30))
+    with pytest.raises(TextError, match="line 9"):
+        list(data.train_dataloader())
+    assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+
+
+def test_an_early_end_stops_the_harvest() -> None:
+    store = CountingStore(relu_mlps(64_000, batches=1000))
+    data = ActivationDataModule(store, quick_training(memory_limit=20_000 * BYTES_PER_TOKEN / 1e9))
+    batches = iter(data.train_dataloader())
+    next(batches)
+    read = store.batches_read
+    batches.close()
+    assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+    assert store.batches_read <= read + 5
+
+
+def test_a_stream_of_unknown_length_needs_a_number_of_steps() -> None:
+    class Endless(CountingStore):
+        n_tokens = None
+
+        def __init__(self, store: MemoryStore) -> None:
+            self.store, self.batches_read = store, 0
+
+    limit = 200 * BYTES_PER_TOKEN / 1e9
+    with pytest.raises(ConfigError, match="set max_steps"):
+        _ = ActivationDataModule(Endless(relu_mlps(640)), quick_training(memory_limit=limit)).steps
+    data = ActivationDataModule(Endless(relu_mlps(640)), quick_training(memory_limit=limit, max_steps=20))
+    assert len(list(data.train_dataloader())) == 20
+    assert ActivationDataModule(Endless(relu_mlps(640)), quick_training(epochs=2)).steps == 2 * (600 // 64)
 
 
 def test_first_positions_and_outliers_are_left_out() -> None:
     store = relu_mlps(640)
     store.batches[1].inputs[7, 1] *= 1000  # token 167, which is no first position
     prepared = prepare(store, quick_training())
-    tokens = torch.cat([batch.tokens for batch in prepared.store])
+    assert prepared.kept is not None
+    tokens = prepared.kept.tokens
     assert (tokens % 16 != 0).all()
     assert 167 not in tokens
     assert prepared.tokens == tokens.numel() == 599
@@ -82,7 +194,9 @@ def test_bfloat16_storage_halves_the_room() -> None:
     limit = 400 * BYTES_PER_TOKEN / 1e9
     full = prepare(relu_mlps(640), quick_training(memory_limit=limit))
     half = prepare(relu_mlps(640), quick_training(memory_limit=limit, storage_dtype="bfloat16"))
-    assert (full.capacity, half.capacity) == (400, 601)
+    assert (full.kept, full.block_size) == (None, 192)
+    assert half.kept is not None
+    assert (half.kept.inputs.dtype, half.block_size) == (torch.bfloat16, 600)
 
 
 def test_no_token_left_is_a_clear_error() -> None:
