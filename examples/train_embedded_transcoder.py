@@ -82,7 +82,7 @@ def reconstruction(transcoder: CrossLayerTranscoder, model: LanguageModel, conte
     config = transcoder.config
     store = Harvest(model, contexts, input_hook=config.input_hook, target_hook=config.target_hook)
     metrics = MetricsAccumulator(config.n_layers, config.n_features, config.d_model)
-    for batch in without_outliers(store, skip_first_position=True):
+    for batch in (without_outliers(harvested, skip_first_position=True) for harvested in store):
         features, reconstructed = transcoder(batch.inputs)
         metrics.update(features, reconstructed, batch.targets)
     result = metrics.result()

@@ -1,20 +1,25 @@
-"""What accompanies a training: a progress bar, and checkpoints to resume from."""
+"""What accompanies a training: a progress bar, numbers for loggers, checkpoints to resume from, and when to stop."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast, final
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from open_clt.errors import ConfigError
+from open_clt.training.data import ActivationDataModule
 from open_clt.training.module import StepMetrics, TranscoderModule
+from open_clt.training.optimization import step_is_complete
 
 logger = logging.getLogger(__name__)
 
@@ -64,20 +69,105 @@ def _described(metrics: StepMetrics) -> str:
 
 
 @final
-class ResumeCheckpoint(Callback):
-    """Saves the whole state of a training every so many steps, and when it is stopped early."""
+class StepLog(Callback):
+    """Gives the numbers of each step to the loggers, and with them the share of time spent waiting for activations."""
 
-    def __init__(self, directory: Path, every: int) -> None:
-        self.directory = directory
+    _rate = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take down the learning rate: after the step it is that of the next."""
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Hand the numbers on; Lightning decides how often they are written."""
+        latest = cast(TranscoderModule, pl_module).latest
+        if latest is None or not step_is_complete(trainer):
+            return
+        data = cast(ActivationDataModule, cast(Any, trainer).datamodule)
+        pl_module.log_dict({**latest._asdict(), "learning_rate": self._rate, "harvest_share": data.cost.share})
+
+
+@final
+class StopAtL0(Callback):
+    """Ends a training once as few features are active as wanted: the mean L0 a layer of ``window`` steps."""
+
+    def __init__(self, l0: float | None = None, window: int = 100) -> None:
+        """``l0`` None lets it go on to its end."""
+        if window < 1 or (l0 is not None and l0 <= 0):
+            raise ConfigError(f"l0 is {l0} and window {window}; l0 must be above 0 and window at least 1.")
+        self.l0 = l0
+        self._recent: deque[float] = deque(maxlen=window)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop where a step is complete."""
+        latest = cast(TranscoderModule, pl_module).latest
+        if self.l0 is None or latest is None:
+            return
+        self._recent.append(latest.l0.item())
+        mean = sum(self._recent) / len(self._recent)
+        if len(self._recent) == self._recent.maxlen and mean <= self.l0 and step_is_complete(trainer):
+            logger.info("L0 is %.1f, at most %g: training ends after %d steps.", mean, self.l0, trainer.global_step)
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The L0 of the steps it looks at."""
+        return {"recent": list(self._recent)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self._recent.extend(state_dict["recent"])
+
+
+@final
+class Checkpoints(Callback):
+    """Saves the whole state of a training in a directory, to resume from: weights, optimizer, place in the data.
+
+    ``last`` is written every so many steps and when training stops early, ``best`` whenever the held-out FVU is the
+    lowest so far, and ``step-N`` too if all are to be kept. A training that ended has its ``last`` only if asked to.
+    """
+
+    def __init__(
+        self, directory: Path, every: int, *, best: bool = False, keep_all: bool = False, at_end: bool = False
+    ) -> None:
+        self.last = directory / "last"
         self.every = every
+        self.best = best
+        self.keep_all = keep_all
+        self.at_end = at_end
+        self.lowest = float("inf")
+        self._saved = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where a step is complete: weights, optimizer and data then agree."""
-        stopped = trainer.should_stop and trainer.global_step < trainer.max_steps
-        if stopped or trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.directory)
+        step = trainer.global_step
+        ended = step >= trainer.max_steps
+        wanted = step % self.every == 0 or (self.at_end if ended else trainer.should_stop)
+        if wanted and step != self._saved and step_is_complete(trainer):
+            trainer.save_checkpoint(self.last)
+            if self.keep_all:
+                trainer.save_checkpoint(self.last.with_name(f"step-{step}"))
+            self._saved = step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the best so far."""
+        fvu = trainer.callback_metrics.get("held_out_fvu")
+        if self.best and not trainer.sanity_checking and fvu is not None and float(fvu) < self.lowest:
+            self.lowest = float(fvu)
+            trainer.save_checkpoint(self.last.with_name("best"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lowest FVU so far."""
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.lowest = state_dict["lowest"]
 
 
 @contextmanager
@@ -90,13 +180,38 @@ def stop_on_interrupt(trainer: Trainer) -> Generator[None]:
         yield
         return
 
+    callbacks = cast(list[Callback], cast(Any, trainer).callbacks)
+    later = _StopAfterStep()
+
     def stop(signum: int, frame: FrameType | None) -> None:
         logger.warning("Interrupted: stopping after this step. Press Ctrl-C again to stop at once.")
-        trainer.should_stop = True
+        later.asked = True
+        if trainer.world_size == 1 and step_is_complete(trainer):
+            trainer.should_stop = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, stop)
+    callbacks.insert(0, later)
     try:
         yield
     finally:
+        callbacks.remove(later)
         signal.signal(signal.SIGINT, before)
+
+
+@final
+class _StopAfterStep(Callback):
+    """Stops where a step of several batches is complete: gradients of half a step cannot be resumed from.
+
+    Of several processes each hears of Ctrl-C when it does: they stop after the same step, once any was asked to.
+    """
+
+    asked = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        peers = cast(TranscoderModule, pl_module).transcoder.peers
+        asked = peers.sum_features(peers.sum_batch(torch.tensor(int(self.asked), device=pl_module.device)))
+        if bool(asked) and step_is_complete(trainer):
+            trainer.should_stop = True

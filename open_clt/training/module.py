@@ -6,22 +6,49 @@ coefficients, warm-ups and dead features are known here only.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, final
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 
 from open_clt.activations.buffer import ActivationBatch
-from open_clt.config import TrainingConfig, to_dict
-from open_clt.errors import CheckpointError
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.sparse import LayerFeatures, active_counts, write
+from open_clt.config import LearningConfig, to_dict
+from open_clt.models.cross_layer import CrossLayerTranscoder, NestedOutput
+from open_clt.models.metrics import MetricsAccumulator
+from open_clt.models.peers import ALONE
+from open_clt.models.sparse import LayerFeatures, active_counts
+from open_clt.models.transcoder import Transcoder
 from open_clt.training import losses
+from open_clt.training.data import refuse_other_settings
+from open_clt.training.optimization import OptimizerMaker, ramp, scheduled_optimizer, step_is_complete
+from open_clt.training.parallel import clip_gradients, peers_of
+from open_clt.training.shards import shard_features
 
 _CURVE_POINTS = 400
+
+
+class Step(NamedTuple):
+    """What a loss of a user's own is computed from: a batch, and what the transcoder made of it."""
+
+    inputs: Float[Tensor, "batch layer d_model"]
+    """Raw inputs."""
+    targets: Float[Tensor, "batch layer d_model"]
+    """Raw targets."""
+    features: list[LayerFeatures]
+    errors: list[Float[Tensor, "batch layer d_model"]]
+    """Standardised errors of the reconstruction; of each prefix in turn for a Matryoshka transcoder, the whole last."""
+    transcoder: Transcoder
+    progress: float
+    """Share of the training that is over."""
+
+
+Loss: TypeAlias = Callable[[Step], Tensor]
+"""A loss of a user's own, in place of the whole built-in one: a scalar with a gradient."""
 
 
 class StepMetrics(NamedTuple):
@@ -55,10 +82,19 @@ class TranscoderModule(LightningModule):
     """Tokens since each feature fired, (layer, feature)."""
     _recent: Tensor
 
-    def __init__(self, transcoder: CrossLayerTranscoder, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        transcoder: Transcoder,
+        config: LearningConfig,
+        *,
+        optimizer: OptimizerMaker | None = None,
+        loss: Loss | None = None,
+    ) -> None:
         super().__init__()
         self.transcoder = transcoder
         self.config = config
+        self._make_optimizer = optimizer
+        self._own_loss = loss
         shape = (transcoder.config.n_layers, transcoder.config.n_features)
         self.register_buffer("silent_tokens", torch.zeros(shape, dtype=torch.long))
         self.register_buffer("_recent", torch.zeros(len(StepMetrics._fields)))
@@ -71,79 +107,112 @@ class TranscoderModule(LightningModule):
         return self.silent_tokens >= self.config.loss.dead_after_tokens
 
     @property
+    def dead_share(self) -> Float[Tensor, ""]:
+        """Share of all features that are dead, those of other processes included."""
+        peers = self.transcoder.peers
+        return peers.sum_features(self.dead.float().mean() / peers.shards)
+
+    @property
     def steps(self) -> int:
         """Steps of the whole training: what warm-ups and decays are shares of."""
         return self.trainer.max_steps
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Float[Tensor, ""]:
         """The loss of one batch of tokens."""
+        self.transcoder.nonlinearity.progress(self.global_step / self.steps)
         inputs, targets = batch.inputs.float(), batch.targets.float()
-        features, reconstruction = self.transcoder(inputs)
+        features, reconstructions = self._reconstructed(inputs)
         standard = self.transcoder.standardisation.targets(targets)
-        errors = self.transcoder.standardisation.errors(targets - reconstruction)
-        loss = losses.reconstruction_loss(errors) + self._penalty(features) + self._revival(inputs, errors)
-        self._watch(features, errors.detach(), standard, loss.detach())
+        errors = [self.transcoder.standardisation.errors(targets - found) for found in reconstructions]
+        if self._own_loss is None:
+            loss = losses.matryoshka_loss(errors) + self._penalty(features)
+            loss = loss + self._preactivation(inputs) + self._auxiliary(inputs, errors[-1])
+        else:
+            progress = self.global_step / self.steps
+            loss = self._own_loss(Step(inputs, targets, features, errors, self.transcoder, progress))
+        self._watch(features, errors[-1].detach(), standard, loss.detach())
         return loss
+
+    def _reconstructed(self, inputs: Float[Tensor, "batch layer d_model"]) -> NestedOutput:
+        """Features and what is made of them: one reconstruction, or one of each prefix."""
+        if isinstance(self.transcoder, CrossLayerTranscoder) and self.transcoder.config.prefixes:
+            return self.transcoder.nested(inputs)
+        features, reconstruction = self.transcoder(inputs)
+        return NestedOutput(features, reconstruction[None])
 
     def _penalty(self, features: list[LayerFeatures]) -> Tensor | float:
         """The sparsity term, its coefficient rising from zero."""
-        settings = self.config.loss
-        if settings.sparsity == 0:
+        sparsity = self.config.loss.sparsity
+        if sparsity is None or sparsity.coefficient == 0:
             return 0.0
-        coefficient = settings.sparsity * ramp(self.global_step, self.steps, settings.sparsity_warmup)
-        norms = self.transcoder.decoder_norms()
-        return coefficient * losses.sparsity_loss(features, norms, steepness=settings.sparsity_steepness)
+        coefficient = sparsity.coefficient * ramp(self.global_step, self.steps, sparsity.warmup)
+        penalty = losses.sparsity_loss(features, self.transcoder.decoder_norms(), sparsity)
+        return coefficient * self.transcoder.peers.sum_features(penalty)
 
-    def _revival(
+    def _preactivation(self, inputs: Float[Tensor, "batch layer d_model"]) -> Tensor | float:
+        """The term that pulls features up to their thresholds: dead ones, or all."""
+        settings = self.config.loss
+        if settings.preactivation == 0:
+            return 0.0
+        chosen = self._by_layer(self.dead if settings.preactivation_on == "dead" else torch.ones_like(self.dead))
+        if not chosen:
+            return 0.0
+        total = inputs.new_zeros(())
+        norms = self.transcoder.decoder_norms().detach()
+        for layer, indices in chosen:
+            pre = self.transcoder.preactivations_of(inputs[:, layer], layer, indices)
+            found = self.transcoder.nonlinearity.threshold(layer)
+            thresholds = torch.zeros_like(norms[layer]) if found is None else found.to(norms)
+            total = total + losses.preactivation_loss(pre, thresholds[indices], norms[layer][indices])
+        return settings.preactivation * self.transcoder.peers.sum_features(total)
+
+    def _auxiliary(
         self, inputs: Float[Tensor, "batch layer d_model"], errors: Float[Tensor, "batch layer d_model"]
     ) -> Tensor | float:
-        """The two terms that bring dead features back; they touch dead features only."""
-        settings = self.config.loss
-        dead = self.dead
-        if (settings.auxiliary == 0 and settings.preactivation == 0) or not bool(dead.any()):
+        """AuxK, which lets dead features work on what the living leave over."""
+        settings, peers = self.config.loss, self.transcoder.peers
+        if settings.auxiliary == 0:
             return 0.0
+        dead = self._by_layer(self.dead)
+        if not dead:
+            return 0.0
+        standard = self.transcoder.standardisation.inputs(inputs)
         written = torch.zeros_like(errors)
-        total = errors.new_zeros(())
-        for layer in range(dead.shape[0]):
-            indices = dead[layer].nonzero().flatten()
-            if indices.shape[0] == 0:
-                continue
+        for layer, indices in dead:
             pre = self.transcoder.preactivations_of(inputs[:, layer], layer, indices)
-            if settings.preactivation:
-                total = total + settings.preactivation * self._below_threshold(pre, layer, indices)
-            if settings.auxiliary:
-                top = losses.top_dead_features(pre, indices, k=settings.auxiliary_k, n_features=dead.shape[1])
-                wrote = write(top, self.transcoder.W_dec[layer])
-                written[:, layer : layer + wrote.shape[1]] += wrote
-        return total + settings.auxiliary * losses.auxiliary_loss(errors, written)
+            n_features = self.transcoder.config.n_features
+            top = losses.top_dead_features(pre, indices, k=settings.auxiliary_k, n_features=n_features, peers=peers)
+            wrote = self.transcoder.written(top, layer, standard[:, layer])
+            written[:, layer : layer + wrote.shape[1]] += wrote
+        return settings.auxiliary * losses.auxiliary_loss(errors, peers.sum_features(written))
 
-    def _below_threshold(
-        self, preactivations: Float[Tensor, "batch some"], layer: int, indices: Int[Tensor, "some"]
-    ) -> Float[Tensor, ""]:
-        thresholds = self.transcoder.nonlinearity.threshold(layer)
-        if thresholds is None:
-            thresholds = self.silent_tokens.new_zeros(self.silent_tokens.shape[1], dtype=torch.float32)
-        norms = self.transcoder.W_dec[layer][indices].flatten(1).norm(dim=1)
-        return losses.preactivation_loss(preactivations, thresholds.to(indices.device)[indices], norms)
+    def _by_layer(self, chosen: Bool[Tensor, "layer feature"]) -> list[tuple[int, Int[Tensor, "some"]]]:
+        """The layers with any chosen feature, on any process, and which of this process's features those are."""
+        counts = self.transcoder.peers.sum_features(chosen.sum(1)).tolist()
+        return [(layer, row.nonzero().flatten()) for layer, row in enumerate(chosen) if counts[layer]]
 
     @torch.no_grad()
     def _watch(self, features: list[LayerFeatures], errors: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Count silent features, and take down the numbers of this step."""
-        counts = torch.stack([active_counts(layer) for layer in features])
-        self.silent_tokens += errors.shape[0]
+        peers = self.transcoder.peers
+        tokens = errors.shape[0] * peers.replicas
+        counts = peers.sum_batch(torch.stack([active_counts(layer) for layer in features]))
+        self.silent_tokens += tokens
         self.silent_tokens[counts > 0] = 0
         centred = targets - targets.mean(0)
         fvu = (errors.square().sum((0, 2)) / centred.square().sum((0, 2)).clamp(min=1e-12)).mean()
-        l0 = counts.sum() / (errors.shape[0] * counts.shape[0])
-        self.latest = StepMetrics(loss, fvu, l0, self.dead.float().mean())
+        loss, fvu = peers.sum_batch(torch.stack([loss, fvu])) / peers.replicas
+        l0 = peers.sum_features(counts.sum() / (tokens * counts.shape[0]))
+        self.latest = StepMetrics(loss, fvu, l0, self.dead_share)
         self._recent += torch.stack(self.latest)
         self._record(self.global_step + 1)
 
     def _record(self, step: int) -> None:
         """Add a point to the curves, every so many steps."""
         every = max(1, self.steps // _CURVE_POINTS)
-        if step % every == 0:
-            means: list[float] = (self._recent / every).tolist()
+        batches = self.trainer.accumulate_grad_batches
+        if step % every == 0 and step_is_complete(self.trainer):
+            means: list[float] = (self._recent / (every * batches)).tolist()
             rate: float = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.curves.step.append(step)
             for curve, value in zip(self.curves[1:], (*means, rate), strict=True):
@@ -151,16 +220,44 @@ class TranscoderModule(LightningModule):
             self._recent.zero_()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam, fused, with linear warm-up and final linear decay of the learning rate."""
-        config, steps = self.config, self.steps
-        optimizer = torch.optim.Adam(self.transcoder.parameters(), lr=config.learning_rate, fused=True)
+        """The optimizer and its schedule."""
+        return scheduled_optimizer(self.transcoder.parameters(), self.config, self.trainer, self._make_optimizer)
 
-        def factor(step: int) -> float:
-            rising = ramp(step + 1, steps, config.warmup_share)
-            return rising * min(1.0, (steps - step) / (config.decay_share * steps)) if config.decay_share else rising
+    def configure_model(self) -> None:
+        """Agree with the other processes of the training, if there are any, who holds which features."""
+        peers = peers_of(self.trainer)
+        if peers is not ALONE and self.transcoder.peers is ALONE:
+            self.transcoder = shard_features(self.transcoder, peers)
+            shape = (self.transcoder.config.n_layers, self.transcoder.config.n_features)
+            self.silent_tokens = self.silent_tokens.new_zeros(shape)
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over the features of all processes."""
+        if self.transcoder.peers.shards == 1 or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip_gradients(self.transcoder, gradient_clip_val)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to measure."""
+        config = self.transcoder.config
+        peers = self.transcoder.peers
+        self._held_out = MetricsAccumulator(config.n_layers, config.n_features, config.d_model, peers=peers)
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
+        """Measure the transcoder on a batch of held-out tokens."""
+        features, reconstruction = self.transcoder(batch.inputs.to(self.transcoder.dtype))
+        self._held_out.update(features, reconstruction, batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how good it is on all of them."""
+        found = self._held_out.result()
+        self.log_dict({"held_out_fvu": found.fvu, "held_out_l0": found.l0})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the curves, and the settings that a resumed training must share."""
@@ -169,29 +266,17 @@ class TranscoderModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the curves back; raises CheckpointError if the settings differ from those of the first run."""
-        stored, ours = checkpoint["settings"], self._settings()
-        for group, settings in ours.items():
-            for name, value in settings.items():
-                if stored[group].get(name) != value:
-                    raise CheckpointError(
-                        f"The training to resume had {name} = {stored[group].get(name)!r}, now it is {value!r}; "
-                        "resume with the same settings, or start anew."
-                    )
+        for group, settings in self._settings().items():
+            refuse_other_settings(checkpoint["settings"][group], settings)
         self.curves = Curves(**checkpoint["curves"])
 
     def _settings(self) -> dict[str, dict[str, Any]]:
-        return {"transcoder": to_dict(self.transcoder.config), "training": to_dict(self.config)}
-
-
-def ramp(step: int, steps: int, share: float) -> float:
-    """Rise linearly from 0 to 1 over the first ``share`` of all steps."""
-    return min(1.0, step / (share * steps)) if share > 0 else 1.0
+        training = {**to_dict(self.config), "steps": self.steps}
+        return {"transcoder": to_dict(self.transcoder.config), "training": training}
 
 
 @torch.no_grad()
-def set_encoder_bias(
-    transcoder: CrossLayerTranscoder, inputs: Float[Tensor, "batch layer d_model"], firing_rate: float
-) -> None:
+def set_encoder_bias(transcoder: Transcoder, inputs: Float[Tensor, "batch layer d_model"], firing_rate: float) -> None:
     """Shift encoder biases so that each feature passes its threshold on this share of the tokens (methods)."""
     every = torch.arange(transcoder.config.n_features, device=inputs.device)
     for layer in range(transcoder.config.n_layers):

@@ -21,15 +21,17 @@ from torch import Tensor
 from open_clt.activations.buffer import ActivationStore, Harvest
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.text import pack_contexts
-from open_clt.config import TrainingConfig, TranscoderConfig, to_dict
+from open_clt.config import ArchitectureConfig, TrainingConfig, to_dict
 from open_clt.errors import CheckpointError, ConfigError, TextError
+from open_clt.models.architectures import make_transcoder
 from open_clt.models.checkpoint import save_transcoder
-from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.metrics import MetricsAccumulator, TranscoderMetrics
-from open_clt.training.callbacks import ProgressBar, ResumeCheckpoint, stop_on_interrupt
+from open_clt.models.transcoder import Transcoder
+from open_clt.training.callbacks import Checkpoints, ProgressBar, stop_on_interrupt
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
-from open_clt.training.data import ActivationDataModule
+from open_clt.training.data import ActivationDataModule, HarvestCost
 from open_clt.training.module import Curves, TranscoderModule, set_encoder_bias
+from open_clt.training.shards import gather_features
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ _RESUME = "resume"
 class TrainingRecord(NamedTuple):
     """What came out of a training."""
 
-    transcoder: CrossLayerTranscoder
+    transcoder: Transcoder
+    """All of it on the first process; on others that hold some of its features, those."""
     curves: Curves
     metrics: TranscoderMetrics | None
     """On held-out tokens; None if none were held out."""
@@ -51,6 +54,8 @@ class TrainingRecord(NamedTuple):
     seconds: float
     finished: bool
     """False if it was interrupted."""
+    harvest: HarvestCost
+    """What the activations cost."""
 
     def summary(self) -> dict[str, Any]:
         """All of it but the transcoder and the densities, JSON-ready: the record that is stored beside the weights."""
@@ -64,13 +69,14 @@ class TrainingRecord(NamedTuple):
             "dead_share": self.metrics.dead_share,
         }
         kept = {name: getattr(self, name) for name in ("dead_share", "steps", "tokens", "seconds", "finished")}
-        return {**kept, "held_out": metrics, "curves": self.curves._asdict()}
+        harvest = {**self.harvest._asdict(), "share": self.harvest.share}
+        return {**kept, "harvest_seconds": harvest, "held_out": metrics, "curves": self.curves._asdict()}
 
 
 def train_transcoder(
     model: LanguageModel,
     texts_or_contexts: Iterable[str] | Int[Tensor, "context position"],
-    transcoder_config: TranscoderConfig,
+    transcoder_config: ArchitectureConfig,
     training_config: TrainingConfig,
     *,
     output_dir: str | Path | None = None,
@@ -108,7 +114,7 @@ def train_transcoder(
 
 def train_on_activations(
     train: ActivationStore,
-    transcoder_config: TranscoderConfig,
+    transcoder_config: ArchitectureConfig,
     training_config: TrainingConfig,
     *,
     held_out: ActivationStore | None = None,
@@ -121,28 +127,44 @@ def train_on_activations(
     """Train a transcoder on activations from any store; the rest is as in ``train_transcoder``."""
     started = time.monotonic()
     data = ActivationDataModule(train, training_config, held_out=held_out)
-    module = TranscoderModule(_initial_transcoder(data, transcoder_config), training_config)
+    transcoder = make_transcoder(transcoder_config, seed=training_config.seed)
+    transcoder = set_from_data(transcoder, data, training_config.initial_firing_rate)
+    module = TranscoderModule(transcoder, training_config)
     watchers = [*callbacks, *([ProgressBar()] if progress else [])]
     if output_dir is not None:
-        watchers.append(ResumeCheckpoint(Path(output_dir) / _RESUME, training_config.checkpoint_every))
-    with _quiet_lightning():
+        watchers.append(Checkpoints(Path(output_dir) / _RESUME, training_config.checkpoint_every))
+    with quiet_lightning():
         trainer = _trainer(data.steps, torch.device(device), training_config, watchers)
-        with stop_on_interrupt(trainer):
-            trainer.fit(module, datamodule=data, ckpt_path=resume and _resumable(resume))
-    transcoder = module.transcoder.to(device).eval()
-    record = TrainingRecord(
-        transcoder=transcoder,
-        curves=module.curves,
-        metrics=evaluate(transcoder, data),
-        dead_share=module.dead.float().mean().item(),
-        steps=trainer.global_step,
-        tokens=trainer.global_step * training_config.batch_size,
-        seconds=time.monotonic() - started,
-        finished=trainer.global_step >= data.steps,
-    )
+        record = fit(module, data, trainer, resume=resume and _resumable(resume))
+    record = record._replace(seconds=time.monotonic() - started)
     if output_dir is not None:
         _save(record, training_config, Path(output_dir))
     return record
+
+
+def fit(
+    module: TranscoderModule, data: ActivationDataModule, trainer: Trainer, *, resume: str | Path | None = None
+) -> TrainingRecord:
+    """Train by Lightning's Trainer, from the beginning or from a checkpoint, and measure what came out."""
+    started = time.monotonic()
+    try:
+        with stop_on_interrupt(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=resume)
+    finally:
+        data.close()
+    cost = data.cost
+    transcoder = module.transcoder.to(trainer.strategy.root_device).eval()
+    return TrainingRecord(
+        transcoder=gather_features(transcoder) or transcoder,
+        curves=module.curves,
+        metrics=evaluate(transcoder, data),
+        dead_share=module.dead_share.item(),
+        steps=trainer.global_step,
+        tokens=trainer.global_step * data.accumulation * data.config.batch_size,
+        seconds=time.monotonic() - started,
+        finished=trainer.global_step >= data.steps,
+        harvest=cost,
+    )
 
 
 def split_contexts(
@@ -162,21 +184,19 @@ def split_contexts(
 
 
 @torch.no_grad()
-def evaluate(transcoder: CrossLayerTranscoder, data: ActivationDataModule) -> TranscoderMetrics | None:
+def evaluate(transcoder: Transcoder, data: ActivationDataModule) -> TranscoderMetrics | None:
     """Metrics on the held-out tokens, or None if there are none."""
     config = transcoder.config
-    metrics = MetricsAccumulator(config.n_layers, config.n_features, config.d_model)
+    metrics = MetricsAccumulator(config.n_layers, config.n_features, config.d_model, peers=transcoder.peers)
     tokens = 0
     for batch in data.held_out_batches():
-        for rows in torch.arange(batch.size).split(data.config.batch_size):
-            some = batch.take(rows)
-            features, reconstruction = transcoder(some.inputs.to(transcoder.device, transcoder.dtype))
-            metrics.update(features, reconstruction, some.targets)
-            tokens += some.size
+        features, reconstruction = transcoder(batch.inputs.to(transcoder.device, transcoder.dtype))
+        metrics.update(features, reconstruction, batch.targets)
+        tokens += batch.size
     return metrics.result() if tokens else None
 
 
-def _check_shape(model: LanguageModel, config: TranscoderConfig) -> None:
+def _check_shape(model: LanguageModel, config: ArchitectureConfig) -> None:
     for name in ("n_layers", "d_model"):
         if getattr(config, name) != getattr(model, name):
             raise ConfigError(
@@ -186,7 +206,7 @@ def _check_shape(model: LanguageModel, config: TranscoderConfig) -> None:
 
 
 def _harvest(
-    model: LanguageModel, contexts: Tensor, transcoder_config: TranscoderConfig, training_config: TrainingConfig
+    model: LanguageModel, contexts: Tensor, transcoder_config: ArchitectureConfig, training_config: TrainingConfig
 ) -> Harvest:
     return Harvest(
         model,
@@ -197,13 +217,12 @@ def _harvest(
     )
 
 
-def _initial_transcoder(data: ActivationDataModule, config: TranscoderConfig) -> CrossLayerTranscoder:
-    """A transcoder before its first step: seeded weights, and what is set from data."""
-    transcoder = CrossLayerTranscoder(config, seed=data.config.seed)
+def set_from_data(transcoder: Transcoder, data: ActivationDataModule, firing_rate: float | None) -> Transcoder:
+    """Set in a new transcoder what comes from data before the first step: statistics, and encoder biases on request."""
     prepared = data.prepared
     transcoder.standardisation.set(prepared.inputs, prepared.targets)
-    if data.config.initial_firing_rate is not None:
-        set_encoder_bias(transcoder, prepared.sample.inputs.float(), data.config.initial_firing_rate)
+    if firing_rate is not None:
+        set_encoder_bias(transcoder, prepared.sample.inputs.float(), firing_rate)
     return transcoder
 
 
@@ -214,6 +233,7 @@ def _trainer(steps: int, device: torch.device, config: TrainingConfig, callbacks
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
         gradient_clip_val=config.gradient_clip,
+        limit_val_batches=0,
         plugins=[SafetensorsCheckpointIO()],
         callbacks=list(callbacks),
         logger=False,
@@ -225,23 +245,25 @@ def _trainer(steps: int, device: torch.device, config: TrainingConfig, callbacks
 
 
 @contextmanager
-def _quiet_lightning() -> Generator[None]:
+def quiet_lightning() -> Generator[None]:
     """Hold back Lightning's banners, and its advice about things that we do on purpose."""
-    banners = logging.getLogger("lightning.pytorch")
-    level = banners.level
-    banners.setLevel(logging.WARNING)
+    banners = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [banner.level for banner in banners]
+    for banner in banners:
+        banner.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield
     finally:
-        banners.setLevel(level)
+        for banner, level in zip(banners, levels, strict=True):
+            banner.setLevel(level)
 
 
 def _resumable(path: str | Path) -> str:
     """The checkpoint to resume: ``path`` itself, or the one that a training left in its output directory ``path``."""
     path = Path(path)
-    found = path / _RESUME if (path / _RESUME).is_dir() else path
+    found = next((at for at in (path / _RESUME / "last", path / "last") if at.is_dir()), path)
     if not found.is_dir():
         raise CheckpointError(f"There is no checkpoint {path}; give the output directory of an interrupted training.")
     return str(found)

@@ -21,7 +21,7 @@ SMALL = {
     "gpt2-clt-topk": ["--transcoder.n_features", "64", "--transcoder.nonlinearity.initial_k", "32"],
     "gpt2-matryoshka": ["--transcoder.n_features", "64", "--transcoder.prefixes", "[16, 32]"],
     "gpt2-molt": ["--transcoder.counts", "[2, 2, 2, 2, 2]"],
-    "embedded-clt": ["--data.texts.init_args.number", "200"],
+    "embedded-clt": ["--data.texts.init_args.number", "40"],
 }
 
 

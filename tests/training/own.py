@@ -1,0 +1,67 @@
+"""Classes such as users bring, for tests that name them by ``class_path``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from open_clt.activations.buffer import ActivationBatch
+from open_clt.config import TranscoderConfig
+from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.training.module import Step
+from tests.tiny_models import TEXTS
+from tests.training.synthetic import relu_mlps
+
+
+class OwnTranscoder(CrossLayerTranscoder):
+    """An architecture of a user's own: decoders start at ``size`` times their usual size."""
+
+    def __init__(self, config: TranscoderConfig, *, seed: int = 0, size: float = 1.0) -> None:
+        super().__init__(config, seed=seed)
+        with torch.no_grad():
+            for table in self.W_dec:
+                table.mul_(size)
+
+
+class AbsoluteErrors:
+    """A loss of a user's own."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, step: Step) -> Tensor:
+        assert 0 <= step.progress < 1
+        assert step.inputs.shape == step.targets.shape
+        return self.weight * step.errors[-1].abs().sum((1, 2)).mean()
+
+
+class OwnStore:
+    """Activations of a user's own."""
+
+    def __init__(self, tokens: int = 640) -> None:
+        self.n_tokens = tokens
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        return iter(relu_mlps(self.n_tokens))
+
+
+class PressCtrlC(Callback):
+    """Sends the signal that Ctrl-C sends, after a given number of batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.fit_loop.batch_idx + 1 == self.batches:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def texts(number: int) -> list[str]:
+    """Texts of a user's own."""
+    return [text for _ in range(number) for text in TEXTS]

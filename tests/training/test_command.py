@@ -1,0 +1,269 @@
+"""Training from a command line: every setting by file or flag, classes of one's own, the same run when resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.config import DataConfig, LearningConfig, LossConfig, MoltConfig, TextsConfig, TranscoderConfig
+from open_clt.errors import CheckpointError, ConfigError, MissingExtraError, OpenCLTError, TextError
+from open_clt.models.checkpoint import load_transcoder
+from open_clt.training.command import TrainedRun, train_command
+from open_clt.training.train import set_from_data
+from tests.tiny_models import TEXTS
+from tests.training.own import AbsoluteErrors, OwnTranscoder
+
+Settings = dict[str, Any]
+
+
+@pytest.fixture
+def settings(tiny_gpt2: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A training of eight small steps, which writes to ``tmp_path / "out"``; its language model is loaded already."""
+    monkeypatch.setattr("open_clt.training.command.load_language_model", lambda name, **_: {"tiny": tiny_gpt2}[name])
+    rows = [{"text": text, "other": text.upper()} for text in TEXTS * 30]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return {
+        "transcoder": {"n_features": 40, "nonlinearity": {"kind": "topk", "k": 4}},
+        "training": {"learning_rate": 0.01},
+        "data": {
+            "language_model": "tiny",
+            "context_length": 16,
+            "batch_size": 32,
+            "texts": {"source": str(tmp_path / "texts.jsonl"), "held_out_contexts": 4},
+        },
+        "trainer": {"max_steps": 8, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+        "output": str(tmp_path / "out"),
+    }
+
+
+def train(settings: Settings, *flags: str) -> TrainedRun:
+    path = Path(settings["output"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return train_command(["--config", str(path), *flags])
+
+
+def weights(run: TrainedRun) -> dict[str, torch.Tensor]:
+    return run.record.transcoder.state_dict()
+
+
+def assert_equal(one: TrainedRun, other: TrainedRun, **tolerance: float) -> None:
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(tensor, weights(other)[name], **{"rtol": 0, "atol": 0, **tolerance})
+
+
+def test_what_is_written_is_the_folded_transcoder_the_settings_and_the_metrics(
+    settings: Settings, tmp_path: Path
+) -> None:
+    run = train(settings, "--trainer.val_check_interval", "4")
+    assert run.record.finished
+    stored = load_transcoder(tmp_path / "out")
+    assert torch.equal(stored.standardisation.target_scale, torch.ones(3))
+    inputs = torch.randn(5, 3, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(stored(inputs).reconstruction, run.record.transcoder(inputs).reconstruction)
+    assert (stored.config.n_layers, stored.config.d_model) == (3, 32)  # nobody gave them
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["transcoder"] == settings["transcoder"]
+    with (tmp_path / "out" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 9))
+    assert [float(row["loss"]) for row in rows] == pytest.approx(run.record.curves.loss)
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(run.record.curves.learning_rate)
+    assert [bool(row["held_out_fvu"]) for row in rows] == [False, False, False, True] * 2
+
+
+def test_written_settings_make_the_same_training_again(settings: Settings, tmp_path: Path) -> None:
+    run = train(settings)
+    again = train_command(["--config", str(tmp_path / "out" / "config.yaml"), "--output", str(tmp_path / "again")])
+    assert_equal(run, again)
+
+
+def test_a_flag_overrides_the_file(settings: Settings) -> None:
+    run = train(settings, "--transcoder.n_features", "24", "--training.loss.auxiliary=0", "--trainer.max_steps", "3")
+    assert (run.folded.config.n_features, run.record.steps) == (24, 3)
+
+
+def test_alternatives_are_chosen_by_flags(settings: Settings) -> None:
+    del settings["transcoder"]["nonlinearity"]
+    sparsity = ["--training.loss.sparsity.kind", "l1", "--training.loss.sparsity.coefficient", "2"]
+    run = train(settings, "--transcoder.nonlinearity.kind", "jumprelu", *sparsity)
+    assert run.folded.config.nonlinearity.kind == "jumprelu"
+    run = train({**settings, "output": settings["output"] + "2"}, "--transcoder.nonlinearity.k", "5")
+    assert run.folded.config.nonlinearity.k == 5  # of the default kind
+
+
+def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train_command(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    groups = {
+        "transcoder": (TranscoderConfig, MoltConfig),
+        "training": (LearningConfig,),
+        "training.loss": (LossConfig,),
+        "data": (DataConfig,),
+        "data.texts": (TextsConfig,),
+    }
+    known = {f"--{group}.{field.name}" for group, kinds in groups.items() for kind in kinds for field in fields(kind)}
+    # What the language model and Lightning's Trainer say is not said twice.
+    elsewhere = {"--transcoder.language_model", "--data.epochs", "--data.max_steps", "--data.seed"}
+    for flag in known - elsewhere:
+        assert f"{flag} " in said or f"{flag}." in said, flag
+    for flag in ("--trainer.precision", "--trainer.devices", "--trainer.max_time", "--trainer.profiler", "--ckpt_path"):
+        assert f"{flag} " in said
+    for flag in elsewhere:
+        assert f"{flag} " not in said
+
+
+@pytest.mark.parametrize("memory_limit", [1.0, 5e-5])
+def test_resuming_ends_where_no_interruption_would(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_limit: float
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("pickle was used")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    settings["data"]["memory_limit"] = memory_limit
+    settings["trainer"]["accumulate_grad_batches"] = 2
+    whole = train({**settings, "output": str(tmp_path / "whole")})
+    interrupt = {"class_path": "tests.training.own.PressCtrlC", "init_args": {"batches": 9}}
+    stopped = {**settings, "trainer": {**settings["trainer"], "callbacks": [interrupt]}}
+    half = train(stopped)
+    assert (half.record.steps, half.record.finished) == (5, False)  # the step that was begun is completed
+    assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+    with pytest.raises(ConfigError, match="holds a training; go on with it"):
+        train(settings)
+    resumed = train(settings, "--ckpt-path", "last")
+    assert resumed.record.finished
+    assert_equal(resumed, whole)
+    assert resumed.record.curves == whole.record.curves
+    columns = ("step", "loss", "fvu", "l0", "learning_rate")
+    rows = []
+    for name in ("out", "whole"):
+        with (tmp_path / name / "metrics.csv").open() as file:
+            rows.append([[row[column] for column in columns] for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 8
+
+
+def test_resuming_with_other_settings_is_refused(settings: Settings) -> None:
+    train(settings)
+    changed = {"learning_rate": "--training.learning_rate=1", "batch_size": "--data.batch_size=16"}
+    for name, flag in {**changed, "texts": "--data.texts.column=other", "steps": "--trainer.max_steps=9"}.items():
+        with pytest.raises(CheckpointError, match=f"had {name} = "):
+            train(settings, "--ckpt-path", "last", flag)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        train(settings, "--ckpt-path", "nowhere")
+
+
+def test_the_last_the_best_and_every_checkpoint_are_kept(settings: Settings, tmp_path: Path) -> None:
+    settings["checkpoints"] = {"every": 3, "keep_all": True}
+    train(settings, "--trainer.val_check_interval", "2")
+    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert kept == ["best", "last", "step-3", "step-6", "step-8"]
+    train(settings, "--ckpt-path", str(tmp_path / "out" / "checkpoints" / "step-3"))
+
+
+def test_accumulated_batches_equal_one_large_batch(settings: Settings) -> None:
+    # One thread of numbers: neither half-batch sees dead features, and the clip is the same.
+    whole = train(settings, "--data.batch_size", "32")
+    halves = ["--data.batch_size", "16", "--trainer.accumulate_grad_batches", "2"]
+    parts = train({**settings, "output": settings["output"] + "2"}, *halves)
+    assert (parts.record.steps, parts.record.tokens) == (whole.record.steps, whole.record.tokens)
+    assert_equal(parts, whole, rtol=1e-3, atol=1e-4)
+    assert parts.record.curves.l0 == pytest.approx(whole.record.curves.l0)
+    assert parts.record.curves.learning_rate == whole.record.curves.learning_rate
+
+
+def test_classes_of_ones_own_plug_in(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[float] = []
+
+    def watched(transcoder: Any, *rest: Any) -> Any:
+        assert isinstance(transcoder, OwnTranscoder)
+        started.append(transcoder.W_dec[0].abs().max().item())
+        return set_from_data(transcoder, *rest)
+
+    monkeypatch.setattr("open_clt.training.command.set_from_data", watched)
+    settings["transcoder"] |= {"class_path": "tests.training.own.OwnTranscoder", "init_args": {"size": 3.0}}
+    settings["training"]["loss"] = {"class_path": "tests.training.own.AbsoluteErrors", "init_args": {"weight": 2.0}}
+    settings["training"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.25}}
+    settings["data"]["texts"] |= {"class_path": "tests.training.own.texts", "init_args": {"number": 30}}
+    del settings["data"]["texts"]["source"]
+    run = train(settings)
+    assert started[0] == pytest.approx(3 * (3 * 32) ** -0.5, rel=0.01)
+    assert max(run.record.curves.learning_rate) == 0.25
+    assert run.record.curves.loss[0] > 2 * AbsoluteErrors().weight
+    settings |= {"data": {"class_path": "tests.training.own.OwnStore", "init_args": {"tokens": 320}, "batch_size": 64}}
+    run = train({**settings, "output": settings["output"] + "2"})
+    assert (run.folded.config.n_layers, run.folded.config.d_model, run.held_out) == (2, 12, None)
+
+
+def test_training_ends_early_at_a_target_l0(settings: Settings) -> None:
+    run = train(settings, "--early_stop.l0", "4", "--early_stop.window", "3")
+    assert (run.record.steps, run.record.finished) == (3, False)
+    run = train({**settings, "output": settings["output"] + "2"}, "--early_stop.l0", "3.9", "--early_stop.window", "3")
+    assert run.record.finished
+
+
+def test_lightnings_own_settings_reach_its_trainer(settings: Settings, tmp_path: Path) -> None:
+    del settings["trainer"]["max_steps"]
+    profiler = ["--trainer.profiler", "SimpleProfiler", "--trainer.profiler.dirpath", str(tmp_path)]
+    profiler += ["--trainer.profiler.filename", "profile"]
+    run = train(settings, "--trainer.max_epochs", "2", "--trainer.precision", "bf16-mixed", *profiler)
+    assert run.record.finished
+    assert run.record.steps == 2 * (run.record.tokens // 2 // 32)
+    assert "run_training_batch" in next(tmp_path.glob("*profile*.txt")).read_text()
+    assert run.record.curves.loss[-1] < run.record.curves.loss[0]
+
+
+def test_the_learning_rate_can_follow_a_cosine(settings: Settings) -> None:
+    flags = ["--training.schedule", "cosine", "--training.warmup_share", "0.25", "--training.decay_share", "0.0"]
+    rates = train(settings, *flags).record.curves.learning_rate
+    assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
+    assert rates[5] == pytest.approx(0.005)  # half-way between the warm-up and the end
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--transcoder.n_featurs", "3"], ConfigError, "did you mean 'transcoder.n_features'"),
+        (["--transcoder.n_features", "many"], ConfigError, "transcoder.n_features is 'many'; it must be a whole num"),
+        (["--transcoder.nonlinearity.kind", "jump"], ConfigError, "'relu' or 'jumprelu' or 'topk' or 'batchtopk'"),
+        (["--transcoder.nonlinearity.kind", "relu"], ConfigError, "ReLUConfig has no setting 'k'"),
+        (["--transcoder.n_layers", "5"], ConfigError, "n_layers is 5, but the data has 3"),
+        (["--transcoder.class_path", "nowhere.Mine"], ConfigError, "'nowhere.Mine' cannot be imported"),
+        (["--transcoder.class_path", "builtins.dict"], ConfigError, "cannot be made with init_args"),
+        (["--data.class_path", "builtins.int"], ConfigError, "no ActivationStore"),
+        (["--training.loss.init_args.a", "1"], ConfigError, "without training.loss.class_path"),
+        (["--data.texts.column", "body"], TextError, "no column 'body'; it has text, other"),
+        (["--data.texts.source", "gone.jsonl"], TextError, "no file gone.jsonl"),
+        (["--data.texts.held_out_contexts", "5000"], TextError, "5000 are to be held out"),
+        (["--checkpoints.every", "0"], ConfigError, "every is 0"),
+        (["--early_stop.l0=-1"], ConfigError, "l0 is -1"),
+        (["--trainer.accelerator", "abacus"], ConfigError, "Lightning cannot train that way.*abacus"),
+        (["--config", "nowhere.yaml"], ConfigError, "nowhere.yaml"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(
+    settings: Settings, flags: list[str], error: type[OpenCLTError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        train(settings, *flags)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(bool(find_spec("tensorboard") or find_spec("tensorboardX")), reason="TensorBoard is installed")
+def test_a_logger_that_is_not_installed_is_named(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match="tensorboard") as raised:
+        train(settings, "--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path))
+    assert "\n" not in str(raised.value)
