@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, final
 
 import torch
+from lightning.pytorch import Trainer
 from torch.nn import Parameter
+
+from open_clt.errors import ConfigError
 
 
 @final
 class AdamInBackward(torch.optim.Adam):
-    """An optimizer for ``train_transcoder`` where memory is short: ``optimizer=AdamInBackward``.
+    """An optimizer for where memory is short: ``--training.optimizer.class_path ...AdamInBackward``, without clipping.
 
     ``settings`` are those of ``torch.optim.Adam``. A backward pass is a step: ``step`` itself only runs its closure.
     """
@@ -39,3 +42,14 @@ class AdamInBackward(torch.optim.Adam):
     def _update(self, parameter: Parameter) -> None:
         super().step()  # of all parameters only this one has a gradient
         parameter.grad = None
+
+
+def check_alone(trainer: Trainer) -> None:
+    """Raise ConfigError if a training asks for what ``AdamInBackward`` cannot do."""
+    for asked, what in (
+        (trainer.gradient_clip_val, "clip gradients; set trainer.gradient_clip_val to null"),
+        (trainer.accumulate_grad_batches > 1, "accumulate gradients; set trainer.accumulate_grad_batches to 1"),
+        (trainer.world_size > 1, "average gradients over processes; use one device"),
+    ):
+        if asked:
+            raise ConfigError(f"AdamInBackward keeps no gradients, so it cannot {what}, or choose another optimizer.")

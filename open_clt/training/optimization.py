@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from open_clt.config import LearningConfig
+from open_clt.training.adam_in_backward import AdamInBackward, check_alone
 
 OptimizerMaker: TypeAlias = Callable[[Iterable[Parameter]], Optimizer]
 """Makes an optimizer of some parameters; its learning rate is the highest that the schedule reaches."""
@@ -26,6 +27,8 @@ def scheduled_optimizer(
     # With mixed precision Lightning clips no gradients for a fused optimizer, which might scale them itself.
     fused = not isinstance(trainer.precision_plugin, MixedPrecision)
     optimizer = adam(parameters, config, fused=fused) if make is None else make(parameters)
+    if isinstance(optimizer, AdamInBackward):
+        check_alone(trainer)
     steps = trainer.max_steps
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, config))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -267,3 +267,22 @@ def test_a_logger_that_is_not_installed_is_named(settings: Settings, tmp_path: P
     with pytest.raises(MissingExtraError, match="tensorboard") as raised:
         train(settings, "--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+ADAM_IN_BACKWARD = "open_clt.training.adam_in_backward.AdamInBackward"
+
+
+def test_updating_in_the_backward_pass_trains_as_adam_does(settings: Settings, tmp_path: Path) -> None:
+    settings["trainer"]["gradient_clip_val"] = None
+    usual = train(settings)
+    settings["output"] = str(tmp_path / "frugal")
+    settings["training"]["optimizer"] = {"class_path": ADAM_IN_BACKWARD, "init_args": {"lr": 0.01}}
+    assert_equal(train(settings), usual, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("asked", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
+def test_what_needs_all_gradients_is_refused_where_none_is_kept(settings: Settings, asked: Settings) -> None:
+    settings["trainer"] |= {"gradient_clip_val": None, **asked}
+    settings["training"]["optimizer"] = {"class_path": ADAM_IN_BACKWARD, "init_args": {"lr": 0.01}}
+    with pytest.raises(ConfigError, match="AdamInBackward keeps no gradients"):
+        train(settings)
