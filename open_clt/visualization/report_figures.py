@@ -54,8 +54,8 @@ def visualize_comparison(reports: Sequence[Report], *, save_path: str | Path | N
         for ax, reached in zip((left, right), heights, strict=True):
             _front(ax, [report.l0 for report in reports], reached)
             ax.set_xlabel("active features per token and layer (L0)")
-            ax.set_xlim(left=0)
-            ax.set_ylim(bottom=min(0.0, *reached))
+            ax.set_xlim(0, 1.1 * max(report.l0 for report in reports))
+            ax.set_ylim(min(0.0, 1.1 * min(reached)), 1.1 * max(1e-6, *reached))
         left.set_title("variance unexplained (FVU)")
         left.yaxis.set_major_formatter(PercentFormatter(1))
         right.set_title("cross-entropy above the model's own, nats")
