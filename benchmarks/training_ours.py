@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from training_case import Case, Steps
 
 from open_clt.config import JumpReLUConfig, LearningConfig, TanhSparsityConfig, TopKConfig, TranscoderConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.sparse import LayerFeatures, active_counts
+from open_clt.models.sparse import active_counts
 from open_clt.training import losses
 from open_clt.training.adam_in_backward import AdamInBackward
 from open_clt.training.optimization import adam
 
 sys.path.append(str(Path(__file__).parent.parent))
-from tests.reference.dense_step import forward_densely
+from tests.reference.dense_step import errors_densely
 
 SPARSITY = 1e-3
 BANDWIDTH = 0.1
@@ -61,18 +60,13 @@ class Training:
 
     def loss(self) -> Tensor:
         """What is trained on, from the inputs to the number."""
-        dense = self.case.side == "dense"
-        found = forward_densely(self.transcoder, self.inputs) if dense else self.transcoder(self.inputs)
-        features, reconstruction = found
-        errors = self.transcoder.standardisation.errors(self.targets - reconstruction)
-        return losses.reconstruction_loss(errors) + self.penalty(features)
-
-    def penalty(self, features: Sequence[LayerFeatures]) -> Tensor | float:
-        """The sparsity that JumpReLU needs to be told of."""
-        if self.case.nonlinearity == "topk":
-            return 0.0
-        settings = TanhSparsityConfig(coefficient=SPARSITY)
-        return SPARSITY * losses.sparsity_loss(features, self.transcoder.decoder_norms(), settings)
+        jump = self.case.nonlinearity == "jumprelu"
+        found = errors_densely if self.case.side == "dense" else CrossLayerTranscoder.errors
+        features, errors, norms = found(self.transcoder, self.inputs, self.targets, norms=jump)
+        loss = losses.reconstruction_loss(errors[-1])
+        if norms is None:
+            return loss
+        return loss + SPARSITY * losses.sparsity_loss(features, norms, TanhSparsityConfig(coefficient=SPARSITY))
 
     @torch.no_grad()
     def encode(self) -> None:

@@ -28,7 +28,8 @@ from torch import Tensor
 from open_clt.activations.buffer import Harvest, without_outliers
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.text import pack_contexts
-from open_clt.config import BatchTopKConfig, LossConfig, TrainingConfig, TranscoderConfig, to_dict
+from open_clt.config import BatchTopKConfig, LossConfig, TrainingConfig, TranscoderConfig
+from open_clt.config_json import to_dict
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.corpus import generate_texts
 from open_clt.embedded.evaluation import evaluate

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from open_clt.config import BatchTopKConfig, JumpReLUConfig, TopKConfig
 from open_clt.errors import ConfigError
-from open_clt.models.architectures import make_transcoder
+from open_clt.models.architectures import make_transcoder, own_architecture
 from open_clt.models.metrics import MetricsAccumulator, TranscoderMetrics
 from open_clt.models.nonlinearities import JumpReLU
 from open_clt.models.sparse import active_counts
@@ -82,7 +82,8 @@ def convert_to_jumprelu(
     if half < 1:
         raise ConfigError(f"{inputs.shape[0]} tokens are too few to fit thresholds to; give some thousands.")
     inputs = inputs.to(transcoder.device, transcoder.dtype)
-    converted = make_transcoder(replace(config, nonlinearity=JumpReLUConfig())).to(transcoder.device, transcoder.dtype)
+    converted = make_transcoder(replace(config, nonlinearity=JumpReLUConfig()), own=own_architecture(transcoder))
+    converted = converted.to(transcoder.device, transcoder.dtype)
     shared = {name: tensor for name, tensor in transcoder.state_dict().items() if not name.startswith("nonlinearity.")}
     converted.load_state_dict(shared, strict=False)
     assert isinstance(converted.nonlinearity, JumpReLU)

@@ -20,8 +20,9 @@ from torch.nn import functional
 from open_clt.config import BatchTopKConfig, NonlinearityConfig, TopKConfig, TranscoderConfig
 from open_clt.errors import ConfigError
 from open_clt.models.peers import WHOLE, Part
-from open_clt.models.sparse import LayerFeatures, Product, SparseFeatures, row_norms, write
-from open_clt.models.transcoder import Transcoder
+from open_clt.models.products import Product, row_norms, write
+from open_clt.models.sparse import LayerFeatures, SparseFeatures
+from open_clt.models.transcoder import Transcoder, TranscoderErrors
 
 
 class NestedOutput(NamedTuple):
@@ -78,12 +79,33 @@ class CrossLayerTranscoder(Transcoder):
     def nested(self, inputs: Float[Tensor, "batch layer d_model"]) -> NestedOutput:
         """Encode and decode, by each prefix of the features and by all; every active feature is decoded once."""
         standard = self.standardisation.inputs(inputs)
+        features, sums = self._nested(standard)
+        return NestedOutput(features, self._raw(sums + self._offsets(standard)))
+
+    def errors(
+        self,
+        inputs: Float[Tensor, "batch layer d_model"],
+        targets: Float[Tensor, "batch layer d_model"],
+        *,
+        norms: bool = False,
+    ) -> TranscoderErrors:
+        if not self.config.prefixes:
+            return super().errors(inputs, targets, norms=norms)
+        standard = self.standardisation.inputs(inputs)
+        features, sums = self._nested(standard)
+        left = self.standardisation.targets(targets).add_(-self._offsets(standard))
+        return TranscoderErrors(features, list((left - sums).unbind()), self.decoder_norms() if norms else None)
+
+    def _nested(
+        self, standard: Float[Tensor, "batch layer d_model"]
+    ) -> tuple[list[LayerFeatures], Float[Tensor, "prefix batch layer d_model"]]:
+        """Features, and what the first of them and those before write, for each prefix and for all, without offsets."""
         features = self._features(standard)
         bounds = (0, *self.config.prefixes, self.config.n_features)
         written = [_write_groups(active, table, bounds) for active, table in zip(features, self.W_dec, strict=True)]
-        groups = self._sum(written[0].new_zeros(written[0].shape[0], *inputs.shape[1:]), written)
-        sums = groups.unflatten(0, (-1, len(bounds) - 1)).cumsum(1) + self._offsets(standard)[:, None]
-        return NestedOutput(features, self._raw(sums).transpose(0, 1))
+        rows = written[0].new_zeros(written[0].shape[0], *standard.shape[1:])
+        groups = self._sum(written, rows.shape).added_to(rows)
+        return features, groups.unflatten(0, (-1, len(bounds) - 1)).cumsum(1).transpose(0, 1)
 
     @torch.no_grad()
     def prefix(self, n_features: int) -> CrossLayerTranscoder:

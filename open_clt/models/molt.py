@@ -21,15 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from open_clt.config import MoltConfig
-from open_clt.models.sparse import (
-    DENSE_ABOVE,
-    LayerFeatures,
-    SparseFeatures,
-    dense,
-    preactivations,
-    row_products,
-    write,
-)
+from open_clt.models.products import preactivations, row_products, write
+from open_clt.models.sparse import DENSE_ABOVE, LayerFeatures, SparseFeatures, dense
 from open_clt.models.transcoder import Transcoder
 
 
@@ -68,13 +61,13 @@ class Molt(Transcoder):
         self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, "batch target d_model"]:
         reads, writes, bias = self.W_read[source], self.W_write[source], self.b_read[source]
-        if not isinstance(features, SparseFeatures) or _share(features) > DENSE_ABOVE:
+        if not isinstance(features, SparseFeatures) or features.density > DENSE_ABOVE:
             gates = dense(features)[:, self.owner]
             return ((functional.linear(standard, reads, bias) * gates) @ writes)[:, None]
         entries, atoms = self._atoms(features)
         with torch.no_grad():
             products = row_products(reads, standard, atoms) + bias[atoms.features]
-        read = preactivations(standard, reads, bias, atoms.with_values(products))
+        (read,) = preactivations(standard[:, None], reads[None], bias[None], [atoms.with_values(products)])
         return write(atoms.with_values(features.values[entries] * read), writes[:, None])
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
@@ -116,8 +109,3 @@ class Molt(Transcoder):
     def _divide_decoders(self, factors: Float[Tensor, "layer feature"]) -> None:
         for wrote, own in zip(self.W_write, factors, strict=True):
             wrote.div_(own[self.owner][:, None])
-
-
-def _share(features: SparseFeatures) -> float:
-    """Share of all entries that are stored."""
-    return features.values.shape[0] / max(1, features.batch * features.n_features)

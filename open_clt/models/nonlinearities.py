@@ -191,7 +191,7 @@ class TopK(Nonlinearity):
         return selected.kept(self.peers.winners(top.values, self.k).flatten())
 
     def density(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> float:
-        return 0.0  # always sparse: the selection is what makes TopK what it is
+        return 0.0  # whatever k is, features are selected first: the selection is what makes TopK what it is
 
     def values(
         self, preactivations: Float[Tensor, "active"], features: Int[Tensor, "active"], layer: int

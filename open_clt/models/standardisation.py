@@ -73,11 +73,11 @@ class Standardisation(nn.Module):
 
     def inputs(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
         """Raw inputs of all layers, standardised."""
-        return (raw - self.input_mean) / self.input_scale[:, None]
+        return (raw - self.input_mean).div_(self.input_scale[:, None])
 
     def targets(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
         """Raw targets of all layers, standardised."""
-        return (raw - self.target_mean) / self.target_scale[:, None]
+        return (raw - self.target_mean).div_(self.target_scale[:, None])
 
     def errors(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
         """Raw differences of targets in standardised units: what losses are computed from."""

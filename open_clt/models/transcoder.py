@@ -23,7 +23,8 @@ from torch.nn import functional
 from open_clt.config import ArchitectureConfig
 from open_clt.models.nonlinearities import Nonlinearity, make_nonlinearity
 from open_clt.models.peers import ALONE, WHOLE, Part, Peers
-from open_clt.models.sparse import DENSE_ABOVE, LayerFeatures, Product, SparseFeatures, add_written, preactivations
+from open_clt.models.products import Product, Written, preactivations, sum_written
+from open_clt.models.sparse import DENSE_ABOVE, LayerFeatures, SparseFeatures
 from open_clt.models.standardisation import Standardisation
 
 Kind = TypeVar("Kind", bound="Transcoder")
@@ -34,6 +35,16 @@ class TranscoderOutput(NamedTuple):
 
     features: list[LayerFeatures]
     reconstruction: Float[Tensor, "batch layer d_model"]
+
+
+class TranscoderErrors(NamedTuple):
+    """One forward pass of a training: what its losses are computed from."""
+
+    features: list[LayerFeatures]
+    errors: list[Float[Tensor, "batch layer d_model"]]
+    """Standardised targets minus reconstruction; of each prefix in turn for a Matryoshka transcoder, the whole last."""
+    decoder_norms: Float[Tensor, "layer feature"] | None
+    """None unless they were asked for."""
 
 
 class Transcoder(nn.Module, ABC):
@@ -95,7 +106,27 @@ class Transcoder(nn.Module, ABC):
         standard = self.standardisation.inputs(inputs)
         features = self._features(standard)
         written = [self._to_add(active, s, standard[:, s]) for s, active in enumerate(features)]
-        return TranscoderOutput(features, self._raw(self._sum(self._offsets(standard), written)))
+        total = self._sum(written, standard.shape).added_to(self._offsets(standard).expand_as(standard).clone())
+        return TranscoderOutput(features, self._raw(total))
+
+    def errors(
+        self,
+        inputs: Float[Tensor, "batch layer d_model"],
+        targets: Float[Tensor, "batch layer d_model"],
+        *,
+        norms: bool = False,
+    ) -> TranscoderErrors:
+        """Encode and decode raw ``inputs``, and compare with raw ``targets``; with the decoder norms if asked.
+
+        The same as ``forward`` and ``decoder_norms``, in fewer passes over memory.
+        """
+        standard = self.standardisation.inputs(inputs)
+        features = self._features(standard)
+        written = [self._to_add(active, s, standard[:, s]) for s, active in enumerate(features)]
+        found = self._sum(written, standard.shape, norms=norms)
+        # Offsets are negated before they are broadcast: their gradient then is summed before it is negated.
+        errors = found.taken_from(self.standardisation.targets(targets).add_(-self._offsets(standard)))
+        return TranscoderErrors(features, [errors], self._norms_with(found) if norms else None)
 
     def encode_layer(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> SparseFeatures:
         """Features of one layer, from that layer's raw inputs."""
@@ -192,17 +223,20 @@ class Transcoder(nn.Module, ABC):
         """The same as ``written``, where a transcoder can leave it to the sum to multiply out."""
         return self.written(features, source, standard)
 
-    def _sum(
-        self, offsets: Float[Tensor, "batch layer d_model"], written: Sequence[Product | Tensor]
-    ) -> Float[Tensor, "batch layer d_model"]:
-        """Offsets, and what all features write: those of this process, and those of its peers."""
-        if self.peers.shards == 1:
-            return add_written(offsets, written)
-        return offsets + self.peers.sum_features(add_written(torch.zeros_like(offsets), written))
+    def _sum(self, written: Sequence[Product | Tensor], shape: Sequence[int], *, norms: bool = False) -> Written:
+        """What all features write: those of this process, and those of its peers."""
+        found = sum_written(written, shape, norms=norms)
+        return found._replace(blocks=self.peers.sum_features(found.blocks))
 
-    def _offsets(self, standard: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
-        offsets = self.b_dec.expand_as(standard)
-        return offsets if self.W_skip is None else offsets + torch.einsum("bld,lod->blo", standard, self.W_skip)
+    def _norms_with(self, found: Written) -> Float[Tensor, "layer feature"]:
+        """Decoder norms that came with a sum, or else by themselves."""
+        known = [norms for norms in found.norms if norms is not None]
+        return torch.stack(known) if len(known) == len(found.norms) else self.decoder_norms()
+
+    def _offsets(self, standard: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "*batch layer d_model"]:
+        """What reaches the layers without features, standardised; the same for all tokens without a skip path."""
+        skip = self.W_skip
+        return self.b_dec if skip is None else self.b_dec + torch.einsum("bld,lod->blo", standard, skip)
 
     def _raw(self, reconstruction: Float[Tensor, "*some layer d_model"]) -> Float[Tensor, "*some layer d_model"]:
         return reconstruction * self.standardisation.target_scale[:, None] + self.standardisation.target_mean
@@ -210,34 +244,35 @@ class Transcoder(nn.Module, ABC):
     def _features(self, standard: Float[Tensor, "batch layer d_model"]) -> list[LayerFeatures]:
         """Features of all layers: the path that is trained, dense where a layer is too dense to select from."""
         # Unbound once: the gradient of a layer picked by index would be a tensor of zeros as large as all layers.
-        layers = [
-            _Layer(number, inputs, weight, bias)
-            for number, (inputs, weight, bias) in enumerate(
-                zip(standard.unbind(1), self.W_enc.unbind(), self.b_enc.unbind(), strict=True)
-            )
+        encoders = zip(standard.unbind(1), self.W_enc.unbind(), self.b_enc.unbind(), strict=True)
+        layers = [_Layer(number, *encoder) for number, encoder in enumerate(encoders)]
+        selected = self._coupled(layers) if self.nonlinearity.couples_layers else [self._select(one) for one in layers]
+        chosen = preactivations(standard, self.W_enc, self.b_enc, selected)
+        return [self._values(*one) for one in zip(layers, selected, chosen, strict=True)]
+
+    @torch.no_grad()
+    def _coupled(self, layers: list[_Layer]) -> list[SparseFeatures]:
+        """What the nonlinearity selects where all layers compete."""
+        norms = self.decoder_norms()
+        candidates = [
+            self.nonlinearity.candidates(layer.preactivations(), layer.number, norms[layer.number]) for layer in layers
         ]
-        if not self.nonlinearity.couples_layers:
-            return [self._layer_features(layer) for layer in layers]
-        with torch.no_grad():
-            norms = self.decoder_norms()
-            candidates = [
-                self.nonlinearity.candidates(layer.preactivations(), layer.number, norms[layer.number])
-                for layer in layers
-            ]
-            selected = self.nonlinearity.couple(candidates, norms)
-        return [self._values(layer, chosen) for layer, chosen in zip(layers, selected, strict=True)]
+        return self.nonlinearity.couple(candidates, norms)
 
-    def _layer_features(self, layer: _Layer) -> LayerFeatures:
-        with torch.no_grad():
-            dense = layer.preactivations()
-            too_dense = self.nonlinearity.density(dense, layer.number) > DENSE_ABOVE
-        if too_dense:
+    @torch.no_grad()
+    def _select(self, layer: _Layer) -> SparseFeatures | None:
+        """What the nonlinearity selects in one layer; None if that is too much to be called sparse."""
+        dense = layer.preactivations()
+        if self.nonlinearity.density(dense, layer.number) > DENSE_ABOVE:
+            return None
+        return self.nonlinearity.select(dense, layer.number)
+
+    def _values(self, layer: _Layer, selected: SparseFeatures | None, chosen: Float[Tensor, "active"]) -> LayerFeatures:
+        """Features of one layer, from the pre-activations that were chosen, or from all; dense if they are many."""
+        if selected is None:
             return self.nonlinearity.dense(layer.preactivations(), layer.number)
-        return self._values(layer, self.nonlinearity.select(dense, layer.number))
-
-    def _values(self, layer: _Layer, selected: SparseFeatures) -> SparseFeatures:
-        pre = preactivations(layer.inputs, layer.weight, layer.bias, selected)
-        return selected.with_values(self.nonlinearity.values(pre, selected.features, layer.number))
+        features = selected.with_values(self.nonlinearity.values(chosen, selected.features, layer.number))
+        return features.dense() if features.density > DENSE_ABOVE else features
 
 
 class _Layer(NamedTuple):

@@ -35,7 +35,8 @@ from open_clt.activations.buffer import (
     without_outliers,
 )
 from open_clt.activations.text import Place
-from open_clt.config import DataConfig, to_dict
+from open_clt.config import DataConfig
+from open_clt.config_json import to_dict
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.models.standardisation import Statistics, StatisticsEstimator
 from open_clt.training.parallel import batch_share

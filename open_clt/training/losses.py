@@ -15,11 +15,12 @@ transforms a feature is a transform, and its decoder norm the Frobenius norm of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Any, assert_never, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import Function, FunctionCtx
 from torch.nn import functional
 
 from open_clt.config import L1SparsityConfig, SparsityConfig, TanhSparsityConfig
@@ -34,7 +35,21 @@ def matryoshka_loss(errors: Sequence[Float[Tensor, "batch layer d_model"]]) -> F
 
 def reconstruction_loss(errors: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, ""]:
     """Squared error, summed over layers and dimensions."""
-    return errors.square().sum((1, 2)).mean()
+    return cast(Tensor, _SumOfSquares.apply(errors)) / errors.shape[0]
+
+
+class _SumOfSquares(Function):
+    """The gradient in one pass over the errors; autograd's own takes five, each with a tensor of its own."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, errors: Tensor) -> Tensor:
+        ctx.save_for_backward(errors)
+        return torch.linalg.vector_norm(errors, dim=(1, 2)).square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (errors,) = ctx.saved_tensors
+        return errors * (2 * grad_outputs[0])
 
 
 def sparsity_loss(

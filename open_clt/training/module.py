@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from open_clt.activations.buffer import ActivationBatch
-from open_clt.config import LearningConfig, to_dict
-from open_clt.models.cross_layer import CrossLayerTranscoder, NestedOutput
+from open_clt.config import LearningConfig
+from open_clt.config_json import to_dict
 from open_clt.models.metrics import MetricsAccumulator
 from open_clt.models.peers import ALONE
 from open_clt.models.sparse import LayerFeatures, active_counts
-from open_clt.models.transcoder import Transcoder
+from open_clt.models.transcoder import Transcoder, TranscoderErrors
 from open_clt.training import losses
 from open_clt.training.data import refuse_other_settings
 from open_clt.training.optimization import OptimizerMaker, ramp, scheduled_optimizer, step_is_complete
@@ -121,32 +121,25 @@ class TranscoderModule(LightningModule):
         """The loss of one batch of tokens."""
         self.transcoder.nonlinearity.progress(self.global_step / self.steps)
         inputs, targets = batch.inputs.float(), batch.targets.float()
-        features, reconstructions = self._reconstructed(inputs)
-        standard = self.transcoder.standardisation.targets(targets)
-        errors = [self.transcoder.standardisation.errors(targets - found) for found in reconstructions]
+        sparsity = self.config.loss.sparsity if self._own_loss is None else None
+        found = self.transcoder.errors(inputs, targets, norms=sparsity is not None and sparsity.coefficient != 0)
+        features, errors, _ = found
         if self._own_loss is None:
-            loss = losses.matryoshka_loss(errors) + self._penalty(features)
+            loss = losses.matryoshka_loss(errors) + self._penalty(found)
             loss = loss + self._preactivation(inputs) + self._auxiliary(inputs, errors[-1])
         else:
             progress = self.global_step / self.steps
             loss = self._own_loss(Step(inputs, targets, features, errors, self.transcoder, progress))
-        self._watch(features, errors[-1].detach(), standard, loss.detach())
+        self._watch(features, errors[-1].detach(), targets, loss.detach())
         return loss
 
-    def _reconstructed(self, inputs: Float[Tensor, "batch layer d_model"]) -> NestedOutput:
-        """Features and what is made of them: one reconstruction, or one of each prefix."""
-        if isinstance(self.transcoder, CrossLayerTranscoder) and self.transcoder.config.prefixes:
-            return self.transcoder.nested(inputs)
-        features, reconstruction = self.transcoder(inputs)
-        return NestedOutput(features, reconstruction[None])
-
-    def _penalty(self, features: list[LayerFeatures]) -> Tensor | float:
+    def _penalty(self, found: TranscoderErrors) -> Tensor | float:
         """The sparsity term, its coefficient rising from zero."""
         sparsity = self.config.loss.sparsity
-        if sparsity is None or sparsity.coefficient == 0:
+        if sparsity is None or found.decoder_norms is None:
             return 0.0
         coefficient = sparsity.coefficient * ramp(self.global_step, self.steps, sparsity.warmup)
-        penalty = losses.sparsity_loss(features, self.transcoder.decoder_norms(), sparsity)
+        penalty = losses.sparsity_loss(found.features, found.decoder_norms, sparsity)
         return coefficient * self.transcoder.peers.sum_features(penalty)
 
     def _preactivation(self, inputs: Float[Tensor, "batch layer d_model"]) -> Tensor | float:
@@ -199,8 +192,8 @@ class TranscoderModule(LightningModule):
         counts = peers.sum_batch(torch.stack([active_counts(layer) for layer in features]))
         self.silent_tokens += tokens
         self.silent_tokens[counts > 0] = 0
-        centred = targets - targets.mean(0)
-        fvu = (errors.square().sum((0, 2)) / centred.square().sum((0, 2)).clamp(min=1e-12)).mean()
+        variance = self.transcoder.standardisation.errors(targets - targets.mean(0)).square().sum((0, 2))
+        fvu = (errors.square().sum((0, 2)) / variance.clamp(min=1e-12)).mean()
         loss, fvu = peers.sum_batch(torch.stack([loss, fvu])) / peers.replicas
         l0 = peers.sum_features(counts.sum() / (tokens * counts.shape[0]))
         self.latest = StepMetrics(loss, fvu, l0, self.dead_share)

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from open_clt.config import ArchitectureConfig, TranscoderConfig, from_dict
+from open_clt.config import ArchitectureConfig, TranscoderConfig
+from open_clt.config_json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
+from open_clt.models.architectures import OwnArchitecture, make_transcoder, own_architecture
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.peers import Part, Peers
 from open_clt.models.transcoder import Transcoder
@@ -57,17 +60,34 @@ def is_copied(name: str) -> bool:
 def shard_features(transcoder: Transcoder, peers: Peers) -> Transcoder:
     """The slice of a transcoder's features that this process holds; its peers are known to it from then on.
 
-    Every process calls it with the same transcoder, or with its slice of it (``draw_shard``).
+    Every process calls it with the same transcoder, or with its slice of it (``draw_shard``). Raises ConfigError for
+    classes of a user's own that hold tensors of which nobody knows whether they are features'.
     """
     part = Part(peers.shard, peers.shards)
     if transcoder.part != part:
-        local = CrossLayerTranscoder(shard_config(transcoder.config, peers.shards), part=part)
+        local = _empty(shard_config(transcoder.config, peers.shards), own_architecture(transcoder))
+        local.part = part
         local = local.to(transcoder.device, transcoder.dtype).train(transcoder.training)
         whole, empty = transcoder.state_dict(), local.state_dict()
         local.load_state_dict({name: _slice(whole[name], empty[name].shape, peers) for name in empty})
         transcoder = local
     transcoder.share_with(peers)
     return transcoder
+
+
+def _empty(config: TranscoderConfig, own: OwnArchitecture | None) -> Transcoder:
+    """A transcoder whose tensors are about to come."""
+    if own is None:
+        return CrossLayerTranscoder(config)
+    made = make_transcoder(config, own=own)
+    with torch.device("meta"):
+        known = CrossLayerTranscoder(config).state_dict()
+    if foreign := made.state_dict().keys() - known.keys():
+        raise ConfigError(
+            f"Features of a {own.class_path} cannot be sharded, since nobody knows how to cut its "
+            f"{', '.join(sorted(foreign))}; split the batch only (trainer.strategy ddp)."
+        )
+    return made
 
 
 def draw_shard(config: ArchitectureConfig, part: Part, *, seed: int) -> CrossLayerTranscoder:
@@ -82,7 +102,7 @@ def gather_features(transcoder: Transcoder) -> Transcoder | None:
     parts = {name: transcoder.peers.gather(tensor) for name, tensor in transcoder.state_dict().items()}
     complete = {name: tensors for name, tensors in parts.items() if tensors is not None}
     assert isinstance(transcoder.config, TranscoderConfig)
-    return _merged(transcoder.config, complete) if complete else None
+    return _merged(transcoder.config, own_architecture(transcoder), complete) if complete else None
 
 
 def shard_path(checkpoint: str | Path, shard: int, shards: int) -> Path:
@@ -90,7 +110,7 @@ def shard_path(checkpoint: str | Path, shard: int, shards: int) -> Path:
     return Path(checkpoint) / f"shard_{shard}_of_{shards}"
 
 
-def merge_checkpoint(checkpoint: str | Path) -> CrossLayerTranscoder:
+def merge_checkpoint(checkpoint: str | Path) -> Transcoder:
     """The whole transcoder of a training's sharded checkpoint; ``folded()`` and ``save_transcoder`` do the rest.
 
     Raises CheckpointError if slices are missing, or of different steps.
@@ -104,13 +124,15 @@ def merge_checkpoint(checkpoint: str | Path) -> CrossLayerTranscoder:
         raise CheckpointError(f"The slices in {checkpoint} are of different steps: saving them was interrupted.")
     config = from_dict(TranscoderConfig, slices[0]["settings"]["transcoder"])
     names = [name for name in slices[0]["state_dict"] if name.startswith(_PREFIX)]
-    return _merged(config, {name.removeprefix(_PREFIX): [s["state_dict"][name] for s in slices] for name in names})
+    parts = {name.removeprefix(_PREFIX): [s["state_dict"][name] for s in slices] for name in names}
+    made_as = slices[0].get("architecture")
+    return _merged(config, made_as and OwnArchitecture(**made_as), parts)
 
 
-def _merged(config: TranscoderConfig, parts: Mapping[str, Sequence[Tensor]]) -> CrossLayerTranscoder:
+def _merged(config: TranscoderConfig, own: OwnArchitecture | None, parts: Mapping[str, Sequence[Tensor]]) -> Transcoder:
     shards = len(next(iter(parts.values())))
-    with torch.device("meta"):  # its tensors are about to come
-        whole = CrossLayerTranscoder(whole_config(config, shards))
+    with torch.device("meta") if own is None else nullcontext():  # a class of one's own may compute as it is made
+        whole = _empty(whole_config(config, shards), own)
     state = {name: _joined(parts[name], tensor.shape) for name, tensor in whole.state_dict().items()}
     whole.load_state_dict(state, assign=True)
     return whole.eval()

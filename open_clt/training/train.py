@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from open_clt.activations.buffer import ActivationStore, Harvest
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.text import pack_contexts
-from open_clt.config import ArchitectureConfig, TrainingConfig, to_dict
+from open_clt.config import ArchitectureConfig, TrainingConfig
+from open_clt.config_json import to_dict
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.models.architectures import make_transcoder
 from open_clt.models.checkpoint import save_transcoder
@@ -237,7 +239,7 @@ def _trainer(steps: int, device: torch.device, config: TrainingConfig, callbacks
         plugins=[SafetensorsCheckpointIO()],
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

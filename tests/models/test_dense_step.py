@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from open_clt.config import (
+    BatchTopKConfig,
     JumpReLUConfig,
     LearningConfig,
     NonlinearityConfig,
@@ -40,10 +41,15 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def loss_of(transcoder: CrossLayerTranscoder, inputs: Tensor, targets: Tensor, *, densely: bool) -> Tensor:
-    found = forward_densely(transcoder, inputs) if densely else transcoder(inputs)
-    loss = losses.reconstruction_loss(targets - found.reconstruction)
-    sparsity = TanhSparsityConfig(coefficient=0.01)
-    return loss + 0.01 * losses.sparsity_loss(found.features, transcoder.decoder_norms(), sparsity)
+    if densely:
+        features, reconstruction = forward_densely(transcoder, inputs)
+        norms = torch.stack([table.flatten(1).norm(dim=1) for table in transcoder.W_dec])
+        loss = (targets - reconstruction).square().sum((1, 2)).mean()
+    else:
+        features, errors, norms = transcoder.errors(inputs, targets, norms=True)
+        assert norms is not None
+        loss = losses.reconstruction_loss(errors[0])
+    return loss + 0.01 * losses.sparsity_loss(features, norms, TanhSparsityConfig(coefficient=0.01))
 
 
 def curve(transcoder: CrossLayerTranscoder, *, densely: bool) -> list[float]:
@@ -69,6 +75,22 @@ def test_one_step_has_the_loss_and_the_gradients_of_the_dense_one(nonlinearity: 
     ours, dense = (torch.autograd.grad(loss, list(parameters.values())) for loss in (found, expected))
     for name, one, other in zip(parameters, ours, dense, strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("across_layers", [False, True])
+def test_what_is_selected_is_written_densely_where_it_is_much(across_layers: bool) -> None:
+    many = BatchTopKConfig(k=40, across_layers=across_layers)
+    transcoder = make_transcoder(many).double()
+    inputs, targets = (part.double() for part in batches(1)[0])
+    features, (errors,), _ = transcoder.errors(inputs, targets)
+    assert not any(isinstance(layer, SparseFeatures) for layer in features)
+    few = [SparseFeatures.from_dense(layer) for layer in features if isinstance(layer, torch.Tensor)]
+    expected = targets - transcoder.decode(few, inputs)
+    torch.testing.assert_close(errors, expected)
+    assert 0.9 < sum(layer.density for layer in few) / (3 * 40 / 96) <= 1
+    found, other = (torch.autograd.grad(e.square().sum(), list(transcoder.W_dec)) for e in (errors, expected))
+    for one, two in zip(found, other, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=["topk", "jumprelu"])

@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.models.sparse import (
-    Product,
-    SparseFeatures,
-    active_counts,
-    add_written,
-    preactivations,
-    row_norms,
-    row_products,
-    weighted,
-    write,
-)
+from open_clt.models.products import Product, preactivations, row_norms, row_products, sum_written, write
+from open_clt.models.sparse import SparseFeatures, active_counts, weighted
 
 
 def random_codes(batch: int, n_features: int, density: float, seed: int = 0) -> Tensor:
@@ -59,7 +50,7 @@ def test_preactivations_have_the_gradients_of_the_dense_product_at_the_selected_
     )
     dense = inputs @ weight.T + bias
     selected = SparseFeatures.from_mask(dense.detach(), dense.detach() > 0.5)
-    sparse = preactivations(inputs, weight, bias, selected)
+    (sparse,) = preactivations(inputs[:, None], weight[None], bias[None], [selected])
     torch.testing.assert_close(sparse, dense[selected.rows, selected.features])
     direction = torch.randn_like(sparse)
     found = torch.autograd.grad((sparse * direction).sum(), [inputs, weight, bias])
@@ -89,7 +80,8 @@ def test_sums_of_products_and_tensors_equal_dense_sums_with_their_gradients(d_mo
     leaves = [offsets.requires_grad_(), dense_written.requires_grad_(), table, second, *codes]
 
     first, last = (SparseFeatures.from_mask(code, code != 0) for code in codes)
-    found = add_written(offsets, [Product(first, table), dense_written, Product(last, second)])
+    written = sum_written([Product(first, table), dense_written, Product(last, second)], offsets.shape)
+    found = written.added_to(offsets.clone())
     expected = offsets + torch.einsum("bf,ftd->btd", codes[0], table)
     expected = expected + functional.pad(dense_written, (0, 0, 1, 0))
     expected = expected + functional.pad(torch.einsum("bf,ftd->btd", codes[1], second), (0, 0, 2, 0))
@@ -102,10 +94,12 @@ def test_sums_of_products_and_tensors_equal_dense_sums_with_their_gradients(d_mo
         torch.testing.assert_close(one[active], other[active])
 
 
-def test_sums_leave_their_offsets_as_they_were() -> None:
-    offsets = torch.zeros(1, 2, 3)  # one token: the copy that is added to has the layout of the original
-    add_written(offsets, [torch.ones(1, 2, 3)])
-    assert torch.equal(offsets, torch.zeros(1, 2, 3))
+def test_what_was_written_is_added_or_taken_away_in_place() -> None:
+    start, parts = torch.zeros(1, 2, 3), torch.rand(1, 2, 3)
+    written = sum_written([parts], start.shape)
+    assert written.taken_from(start) is start
+    assert torch.equal(start, -parts)
+    assert torch.equal(written.added_to(start), torch.zeros(1, 2, 3))
 
 
 def test_gradients_of_a_product_are_those_of_finite_differences() -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from open_clt.config import JumpReLUConfig, TopKConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.nonlinearities import JumpReLU
+from open_clt.models.transcoder import TranscoderErrors
 
 
 class DenseOutput(NamedTuple):
@@ -38,6 +39,15 @@ def forward_densely(transcoder: CrossLayerTranscoder, inputs: Tensor) -> DenseOu
             sums[target] = sums[target] + part
     stats = transcoder.standardisation
     return DenseOutput(features, torch.stack(sums, dim=1) * stats.target_scale[:, None] + stats.target_mean)
+
+
+def errors_densely(
+    transcoder: CrossLayerTranscoder, inputs: Tensor, targets: Tensor, *, norms: bool = False
+) -> TranscoderErrors:
+    """What ``Transcoder.errors`` returns."""
+    features, reconstruction = forward_densely(transcoder, inputs)
+    errors = transcoder.standardisation.errors(targets - reconstruction)
+    return TranscoderErrors(list(features), [errors], transcoder.decoder_norms() if norms else None)
 
 
 def activate(transcoder: CrossLayerTranscoder, preactivations: Tensor, layer: int) -> Tensor:
