@@ -11,7 +11,7 @@ anywhere; which token and which position of its context each was is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import NamedTuple, Protocol, final, runtime_checkable
 
 import torch
@@ -122,6 +122,13 @@ class Harvest:
         """Tokens of all contexts, first positions included; None if they come from a stream."""
         return self.contexts.numel() if isinstance(self.contexts, Tensor) else None
 
+    def holds_more_than(self, tokens: int) -> bool:
+        """Whether ``n_tokens`` is larger; where nobody knows it, texts are read as far as needed, without the model."""
+        if self.n_tokens is not None:
+            return self.n_tokens > tokens
+        read = accumulate(chunk.contexts.numel() for chunk in self._chunks(_BEGINNING))
+        return any(count > tokens for count in read)
+
     def __iter__(self) -> Iterator[ActivationBatch]:
         return (batch for _, batch in self.read_from(_BEGINNING))
 
@@ -227,23 +234,30 @@ class Collected(NamedTuple):
 
     block: ActivationBatch
     complete: bool
+    capacity: int
+    """Tokens that would have fitted."""
 
 
-def collect(store: ActivationStore, *, max_bytes: float, dtype: torch.dtype = torch.float32) -> Collected:
+def collect(
+    store: ActivationStore, *, max_bytes: float, enough: int | None = None, dtype: torch.dtype = torch.float32
+) -> Collected:
     """Read tokens into one block of memory, up to ``max_bytes``; inputs and targets are stored as ``dtype``.
 
-    Raises TextError if there is no token at all.
+    Not more than ``enough`` are read of a store whose tokens do not all fit, if that can be known beforehand. Raises
+    TextError if there is no token at all.
     """
     block: ActivationBatch | None = None
-    held = capacity = 0
+    held = capacity = room = 0
     complete = True
     for batch in store:
         if block is None:
             per_token = 2 * batch.inputs[0].numel() * dtype.itemsize
             capacity = max(1, int(max_bytes // per_token))
-            capacity = capacity if store.n_tokens is None else min(capacity, store.n_tokens)
-            block = _room_for(batch, capacity, dtype)
-        taken = min(batch.size, capacity - held)
+            room = capacity if store.n_tokens is None else min(capacity, store.n_tokens)
+            if enough is not None and isinstance(store, Harvest) and store.holds_more_than(capacity):
+                room = min(room, enough)
+            block = _room_for(batch, room, dtype)
+        taken = min(batch.size, room - held)
         for stored, new in zip(block, batch, strict=True):
             stored[held : held + taken] = new[:taken]
         held += taken
@@ -252,7 +266,7 @@ def collect(store: ActivationStore, *, max_bytes: float, dtype: torch.dtype = to
             break
     if block is None or held == 0:
         raise TextError("There is no token to train on; give more text, or leave fewer tokens out.")
-    return Collected(block.take(slice(held)), complete)
+    return Collected(block.take(slice(held)), complete, capacity)
 
 
 def _room_for(batch: ActivationBatch, capacity: int, dtype: torch.dtype) -> ActivationBatch:

@@ -194,6 +194,30 @@ def test_collecting_stops_at_its_limit_and_says_so() -> None:
         collect(MemoryStore([]), max_bytes=1e6)
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_no_more_is_harvested_of_what_does_not_fit_than_is_enough(
+    tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16)
+    contexts = stream if streamed else torch.cat([chunk.contexts for chunk in stream.chunks(4)])
+    store = Harvest(tiny_gpt2, contexts, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=1)
+    whole = collect(store, max_bytes=1e9, enough=32)
+    assert whole.complete
+    per_token = 2 * whole.block.inputs[0].numel() * 4
+    passes = 0
+    capture = LanguageModel.capture
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return capture(*arguments, **settings)
+
+    monkeypatch.setattr(LanguageModel, "capture", counted)
+    part = collect(store, max_bytes=80.0 * per_token, enough=32)
+    assert (part.block.size, part.complete, part.capacity, passes) == (32, False, 80, 3)
+    assert torch.equal(part.block.tokens, whole.block.tokens[:32])
+
+
 def test_keeping_rows_in_place_equals_indexing() -> None:
     block = concatenate(numbered(20_000))
     keep = torch.rand(20_000, generator=torch.Generator().manual_seed(0)) < 0.7
