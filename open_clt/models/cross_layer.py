@@ -104,7 +104,7 @@ class CrossLayerTranscoder(Transcoder):
         bounds = (0, *self.config.prefixes, self.config.n_features)
         written = [_write_groups(active, table, bounds) for active, table in zip(features, self.W_dec, strict=True)]
         rows = written[0].new_zeros(written[0].shape[0], *standard.shape[1:])
-        groups = self._sum(written, rows.shape).added_to(rows)
+        groups = self._sum(written, rows).added_to(rows)
         return features, groups.unflatten(0, (-1, len(bounds) - 1)).cumsum(1).transpose(0, 1)
 
     @torch.no_grad()

@@ -106,7 +106,7 @@ class Transcoder(nn.Module, ABC):
         standard = self.standardisation.inputs(inputs)
         features = self._features(standard)
         written = [self._to_add(active, s, standard[:, s]) for s, active in enumerate(features)]
-        total = self._sum(written, standard.shape).added_to(self._offsets(standard).expand_as(standard).clone())
+        total = self._sum(written, standard).added_to(self._offsets(standard).expand_as(standard).clone())
         return TranscoderOutput(features, self._raw(total))
 
     def errors(
@@ -123,7 +123,7 @@ class Transcoder(nn.Module, ABC):
         standard = self.standardisation.inputs(inputs)
         features = self._features(standard)
         written = [self._to_add(active, s, standard[:, s]) for s, active in enumerate(features)]
-        found = self._sum(written, standard.shape, norms=norms)
+        found = self._sum(written, standard, norms=norms)
         # Offsets are negated before they are broadcast: their gradient then is summed before it is negated.
         errors = found.taken_from(self.standardisation.targets(targets).add_(-self._offsets(standard)))
         return TranscoderErrors(features, [errors], self._norms_with(found) if norms else None)
@@ -223,9 +223,9 @@ class Transcoder(nn.Module, ABC):
         """The same as ``written``, where a transcoder can leave it to the sum to multiply out."""
         return self.written(features, source, standard)
 
-    def _sum(self, written: Sequence[Product | Tensor], shape: Sequence[int], *, norms: bool = False) -> Written:
+    def _sum(self, written: Sequence[Product | Tensor], like: Tensor, *, norms: bool = False) -> Written:
         """What all features write: those of this process, and those of its peers."""
-        found = sum_written(written, shape, norms=norms)
+        found = sum_written(written, like, norms=norms)
         return found._replace(blocks=self.peers.sum_features(found.blocks))
 
     def _norms_with(self, found: Written) -> Float[Tensor, "layer feature"]:
