@@ -47,7 +47,10 @@ class Shape(NamedTuple):
 
 SHAPES = {"A": Shape(12, 768, 1024), "B": Shape(4, 256, 2048), "C": Shape(12, 768, 8192), "G": Shape(12, 768, 24576)}
 AIMS = {"C": {"speedup": 8, "step_speedup": 5}, "A": {"speedup": 4, "step_speedup": 2.5}, "G": {"speedup": 3}}
-
+LIMITS = {
+    "C": {"memory_ratio": 0.5, "frugal_memory_ratio": 0.5, "floor_ratio": 4},
+    "A": {"memory_ratio": 0.5, "frugal_memory_ratio": 0.5},
+}
 
 KEEP_MEMORY = {
     "THP_MEM_ALLOC_ENABLE": "1",
@@ -139,8 +142,10 @@ def summary(medians: dict[str, Measured], tokens: int) -> dict[str, float]:
 def report(name: str, result: dict[str, float]) -> None:
     """Say what came out, and what was aimed at."""
     for key, value in result.items():
-        aim = AIMS.get(name, {}).get(key.removesuffix("_dense").removesuffix("_peer"))
-        print(f"  {key:<20}{value:>12.3f}" + ("" if aim is None else f"   (aim: at least {aim})"))
+        what = key.removesuffix("_dense").removesuffix("_peer")
+        least, most = AIMS.get(name, {}).get(what.removeprefix("frugal_")), LIMITS.get(name, {}).get(what)
+        aim = f"   (aim: at least {least})" if least else f"   (aim: at most {most})" if most else ""
+        print(f"  {key:<26}{value:>12.3f}{aim}")
 
 
 def parse() -> argparse.Namespace:

@@ -107,3 +107,17 @@ def test_low_precision_codes_are_written_in_the_precision_of_the_table() -> None
     table = torch.randn(9, 2, 4)
     written = write(SparseFeatures.from_dense(codes), table)
     torch.testing.assert_close(written, torch.einsum("bf,ftd->btd", codes.float(), table))
+
+
+def test_gradients_in_low_precision_take_the_other_operation_and_agree() -> None:
+    codes = random_codes(12, 9, 0.5)
+    table, direction = torch.randn(9, 2, 512), torch.randn(12, 2, 512)
+
+    def gradients(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        sparse = SparseFeatures.from_dense(codes)
+        values, own = sparse.values.to(dtype).requires_grad_(), table.to(dtype).requires_grad_()
+        return torch.autograd.grad((write(sparse.with_values(values), own) * direction.to(dtype)).sum(), [values, own])
+
+    for low, exact in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
+        assert low.dtype == torch.bfloat16
+        assert (low - exact).norm() < 0.01 * exact.norm()
