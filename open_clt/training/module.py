@@ -192,8 +192,9 @@ class TranscoderModule(LightningModule):
         counts = peers.sum_batch(torch.stack([active_counts(layer) for layer in features]))
         self.silent_tokens += tokens
         self.silent_tokens[counts > 0] = 0
-        variance = self.transcoder.standardisation.errors(targets - targets.mean(0)).square().sum((0, 2))
-        fvu = (errors.square().sum((0, 2)) / variance.clamp(min=1e-12)).mean()
+        spread = torch.linalg.vector_norm(targets - targets.mean(0), dim=(0, 2))
+        left = torch.linalg.vector_norm(errors, dim=(0, 2)) * self.transcoder.standardisation.target_scale
+        fvu = (left / spread.clamp(min=1e-6)).square().mean()
         loss, fvu = peers.sum_batch(torch.stack([loss, fvu])) / peers.replicas
         l0 = peers.sum_features(counts.sum() / (tokens * counts.shape[0]))
         self.latest = StepMetrics(loss, fvu, l0, self.dead_share)
