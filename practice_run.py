@@ -39,6 +39,7 @@ from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError, OpenCLTError
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.comparison import Comparison
+from open_clt.training.memory import keep_freed_memory
 from open_clt.training.train import TrainingRecord
 from open_clt.visualization.figures import visualize_training_curves
 from open_clt.visualization.graph_figure import visualize_attribution_graph
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the story; returns the exit status."""
     options = parse(arguments)
     started = time.monotonic()
+    if options.device == "cpu":
+        keep_freed_memory()
     try:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         model = load_model(options)

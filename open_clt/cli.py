@@ -31,6 +31,7 @@ _COMMANDS = (embedded, generate, attribute, intervene, train, evaluate, compare,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    _find_own_modules()
     try:
         parsed = _parser().parse_args(arguments)
         status = cast(Command, parsed.command)(parsed)
@@ -46,6 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = error.filename or "A file"
         print(f"open-clt: {place} cannot be read or written ({error.strerror or error}).", file=sys.stderr)
     return 2
+
+
+def _find_own_modules() -> None:
+    """Let ``class_path`` name what lies in the working directory, for the installed script as for ``python -m``."""
+    # A script's path begins with the directory it is installed in. The working directory goes last, so that a file
+    # there can hide no package; and nowhere if Python was told to leave it out (-P).
+    if not sys.flags.safe_path and "" not in sys.path:
+        sys.path.append("")
 
 
 @final

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,35 @@ def test_the_real_command_says_what_is_wrong_in_one_line() -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == "open-clt: --format is given, but no directory to write to; add --output.\n"
+
+
+OWN = {"mine.py": "class Store:\n    pass\n", "safetensors.py": "raise AssertionError('installed packages come first')"}
+
+
+def test_a_script_finds_modules_of_the_working_directory_after_those_that_are_installed(tmp_path: Path) -> None:
+    for name, content in OWN.items():
+        (tmp_path / name).write_text(content)
+    script = tmp_path / "bin" / "script.py"  # Python's path begins there, as it does with every installed script
+    script.parent.mkdir()
+    script.write_text(
+        "from open_clt.cli import main\nmain(['embedded'])\nimport safetensors, mine\nprint(mine.Store)\n"
+    )
+    for flags, status in (([], 0), (["-P"], 1)):
+        command = [sys.executable, *flags, str(script)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert result.returncode == status, result.stderr
+        assert ("mine.Store" in result.stdout) == (status == 0)
+
+
+@pytest.mark.slow
+def test_the_installed_script_finds_classes_of_the_working_directory(tmp_path: Path) -> None:
+    for name, content in OWN.items():
+        (tmp_path / name).write_text(content)
+    flags = ["--data.class_path", "mine.Store", "--transcoder.n_features", "8", "--trainer.max_steps", "1"]
+    command = [str(Path(sys.executable).with_name("open-clt")), "train", *flags]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "data.class_path names no ActivationStore" in result.stderr, result.stderr
+    assert result.returncode == 2
 
 
 def test_no_command_loads_a_heavy_library_before_it_runs() -> None:

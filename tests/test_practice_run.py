@@ -12,11 +12,20 @@ import practice_run
 PROMISED = {"fvu", "l0", "dead_share", "ce_original", "ce_replacement", "top1_agreement", "seconds"}
 
 
+@pytest.fixture(autouse=True)
+def allocator(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the process's allocator was to be changed; that of the tests' process stays as it is."""
+    asked: list[bool] = []
+    monkeypatch.setattr(practice_run, "keep_freed_memory", lambda: asked.append(True))
+    return asked
+
+
 def test_without_a_hub_the_story_goes_on_with_the_embedded_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, allocator: list[bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--max-tokens", "12000", "--epochs", "1", "--num-features", "64", "--output-dir", str(tmp_path)]
     assert practice_run.main(arguments) == 0
+    assert allocator == [True]
     printed = " ".join(capsys.readouterr().out.split())  # lines are wrapped to the terminal
     assert "hub does not answer" in printed
     assert "Everything is in" in printed

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from open_clt.activations.model_source import ModelSource, find_model
-from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, InputHook
+from open_clt.config import MLP_OUTPUT_HOOK, InputHook
 from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, TextError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,10 @@ KeyValues: TypeAlias = Any
 """Keys and values of the tokens a model has already seen, as transformers keeps them."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_HOOKS = (
+    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "ln2.hook_normalized",
+)  # fmt: skip
+"""Those that most transcoders read and write at."""
 
 
 class Captured(NamedTuple):
@@ -193,11 +197,16 @@ class LanguageModel:
 
     def _stacked(self, hook: str, found: list[Tensor]) -> Float[Tensor, "batch position layer d_model"]:
         """What a hook carries in every layer; raises LanguageModelError if that is nothing for a transcoder."""
+        if len(found) != self.n_layers:
+            raise LanguageModelError(
+                f"{hook!r} of {self.name} carries nothing in {self.n_layers - len(found)} of its {self.n_layers} "
+                f"layers; {self._hooks_to_use()}."
+            )
         for activation in found:
             if activation.shape[2:] != (self.d_model,):
                 raise LanguageModelError(
                     f"{hook!r} of {self.name} carries {tuple(activation.shape[2:])} numbers a token, a transcoder "
-                    f"needs {self.d_model}; use another hook, such as 'hook_resid_post'."
+                    f"needs {self.d_model}; {self._hooks_to_use()}."
                 )
         return torch.stack(found, dim=2)
 
@@ -226,19 +235,28 @@ class LanguageModel:
         def adapt(function: HookFunction) -> Callable[..., Tensor | None]:
             return lambda activation, hook: function(activation)
 
-        for name, _ in hooks:
-            self._check_hook(name)
+        for name, function in hooks:
+            self._check_hook(name, function)
         with self._alone, self.bridge.hooks(fwd_hooks=[(name, adapt(function)) for name, function in hooks]):
             yield
 
-    def _check_hook(self, name: str) -> None:
-        if self.bridge.get_hook_point(name) is not None:
-            return
-        known = [h for h in MLP_INPUT_HOOKS if self.bridge.get_hook_point(self.hook_name(0, h)) is not None]
-        raise LanguageModelError(
-            f"{self.name} has no hook {name!r}; hooks of its MLP inputs are {known or 'none'} "
-            "(where attention and MLP run side by side, no residual stream stands between them)."
-        )
+    def _check_hook(self, name: str, function: HookFunction) -> None:
+        point = self.bridge.get_hook_point(name)
+        if point is None:
+            beside = name.endswith("hook_resid_mid")
+            why = " (its attention and MLP run side by side, with no stream between them)" if beside else ""
+            raise LanguageModelError(f"{self.name} has no hook {name!r}{why}; {self._hooks_to_use()}.")
+        try:
+            self.bridge.check_hooks_to_add(point, name, function)
+        except ValueError as error:
+            raise LanguageModelError(
+                f"{self.name} never passes {name!r}, which TransformerLens leaves switched off; {self._hooks_to_use()}."
+            ) from error
+
+    def _hooks_to_use(self) -> str:
+        """What may be named instead of a hook that a transcoder cannot be for, as half a sentence."""
+        there = [hook for hook in _HOOKS if self.bridge.get_hook_point(self.hook_name(0, hook)) is not None]
+        return f"use any that carries {self.d_model} numbers a token, such as {', '.join(there)}"
 
     def _check_length(self, tokens: Tensor, seen: int) -> None:
         total = seen + tokens.shape[1]

@@ -95,12 +95,18 @@ def dataset_texts(
 
     if not (Path(name).exists() or constants.HF_HUB_OFFLINE or answers(constants.ENDPOINT)):
         raise TextError(
-            f"The data set {name!r} is no local path, and {constants.ENDPOINT} does not answer; check the connection, "
-            "set HF_HUB_OFFLINE=1 if it was downloaded before, or give a local file to read_texts."
+            f"There is no file or directory {name!r} here, and {constants.ENDPOINT}, which may have a data set of that "
+            "name, does not answer; check the connection, set HF_HUB_OFFLINE=1 if it was downloaded before, or give "
+            "the path of a text, .jsonl or .parquet file."
         )
     try:
         rows = datasets.load_dataset(name, subset, split=split, streaming=streaming)
     except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError | ConnectionError) and not Path(name).exists():
+            raise TextError(
+                f"There is neither a file or directory {name!r} here, nor a data set of that name to be had ({error}); "
+                "give the path of a text, .jsonl or .parquet file, or check the name."
+            ) from error
         raise TextError(
             f"The data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded: {error}. "
             "Check its name, subset and split."

@@ -6,18 +6,16 @@
     one at a time     the same with the MLP of one layer replaced, and no other
     graphs            replacement and completeness scores of attribution graphs
 
-Everything is measured on held-out contexts; the same contexts give the same numbers. A report goes through JSON and
-back, so that transcoders are compared without measuring them again.
+"MLP" is the usual case: what an autoencoder replaces is whatever its hook carries. Everything is measured on held-out
+contexts: the same contexts give the same numbers, so a report says on which it was measured, and only reports on the
+same are compared. ``report_file.py`` writes a report and reads it back.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -25,23 +23,22 @@ from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.evaluation import Evaluation, evaluate_transcoder
+from open_clt.analysis.measured_on import MeasuredOn, check_same_contexts, measured_on
 from open_clt.attribution.attribute import attribute
-from open_clt.config import to_dict
-from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from open_clt.attribution.sources import attributable
+from open_clt.config_json import to_dict
+from open_clt.errors import AttributionError, ConfigError
 from open_clt.models.transcoder import Transcoder
 from open_clt.replacement.comparison import LogitComparison, compare_logits
 from open_clt.replacement.model import ReplacementModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "open-clt-evaluation"
-FORMAT_VERSION = 1
 DENSE_ABOVE = 0.1
 """A feature that is active on a larger share of the tokens counts as dense."""
 DENSITY_EDGES = tuple(10 ** (exponent / 4) for exponent in range(-24, 1))
 """Edges of the histogram of densities: four bins a decade, from one token in a million to every token."""
 NORM_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-_JSON, _CSV = "evaluation.json", "evaluation.csv"
 
 
 class LayerReport(NamedTuple):
@@ -66,6 +63,8 @@ class GraphReport(NamedTuple):
     prompt: str
     replacement: float
     completeness: float
+    max_feature_nodes: int | None = None
+    """Features that were attributed in it at most; None is all."""
 
 
 class Report(NamedTuple):
@@ -76,7 +75,9 @@ class Report(NamedTuple):
     settings: dict[str, Any]
     """The transcoder's configuration."""
     parameters: int
+    measured_on: MeasuredOn
     tokens: int
+    """Those of the contexts that features are measured on: all but the first of each."""
     fvu: float
     worst_fvu: float
     worst_layer: int
@@ -110,8 +111,9 @@ class Report(NamedTuple):
     def row(self) -> dict[str, Any]:
         """What a table of several transcoders shows of this one."""
         names = (
-            "fvu", "worst_fvu", "l0", "l0_total", "dead_share", "dense_share", "ce_original", "ce_replacement",
-            "ce_recovered", "kl", "top1_agreement", "graph_replacement", "graph_completeness", "parameters",
+            "fvu", "worst_fvu", "worst_layer", "l0", "l0_total", "dead_share", "dense_share", "ce_original",
+            "ce_replacement", "ce_ablated", "ce_recovered", "kl", "top1_agreement", "graph_replacement",
+            "graph_completeness", "parameters", "tokens",
         )  # fmt: skip
         return {"name": self.name, **{name: getattr(self, name) for name in names}}
 
@@ -122,13 +124,15 @@ def report(
     contexts: Int[Tensor, "context position"],
     *,
     name: str,
+    text: str = "",
     prompts: Sequence[str] = (),
     max_feature_nodes: int | None = 1024,
     batch_size: int = 8,
 ) -> Report:
     """Measure a transcoder on contexts of tokens, each beginning with BOS, and on graphs of some prompts.
 
-    Each graph spends ``max_feature_nodes`` rows. A transcoder that cannot be attributed gets a report without graphs.
+    ``text`` says where the contexts come from, for readers. Each graph spends ``max_feature_nodes`` rows. A transcoder
+    that cannot be attributed gets a report without graphs.
     """
     transcoder = replacement.transcoder
     found = evaluate_transcoder(replacement, contexts, batch_size=batch_size)
@@ -141,6 +145,7 @@ def report(
         model=replacement.model.name,
         settings=to_dict(transcoder.config),
         parameters=sum(parameter.numel() for parameter in transcoder.parameters()),
+        measured_on=measured_on(contexts, text),
         tokens=metrics.tokens,
         fvu=metrics.fvu,
         worst_fvu=metrics.worst_fvu,
@@ -217,50 +222,20 @@ def _graphs(
     model: LanguageModel, transcoder: Transcoder, prompts: Sequence[str], max_feature_nodes: int | None
 ) -> list[GraphReport]:
     found: list[GraphReport] = []
+    try:
+        attributable(transcoder)
+    except AttributionError as error:
+        if prompts:
+            logger.warning("The report goes without graphs. %s", error)
+        return found
     for prompt in prompts:
         try:
-            graph = attribute(model, cast(Any, transcoder), prompt, max_feature_nodes=max_feature_nodes)
+            graph = attribute(model, transcoder, prompt, max_feature_nodes=max_feature_nodes)
         except AttributionError as error:
             logger.warning("No graph of %r: %s", prompt, error)
             continue
-        found.append(GraphReport(prompt, *graph.scores()))
+        found.append(GraphReport(prompt, *graph.scores(), max_feature_nodes))
     return found
-
-
-def save_report(found: Report, directory: str | Path) -> tuple[Path, Path]:
-    """Write ``evaluation.json`` (everything) and ``evaluation.csv`` (a row a layer); returns their paths."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **_plain(found)}
-    (directory / _JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    rows = [{key: value for key, value in layer._asdict().items() if key != "decoder_norms"} for layer in found.layers]
-    medians = [layer.decoder_norms[NORM_QUANTILES.index(0.5)] for layer in found.layers]
-    write_rows([{**row, "decoder_norm": norm} for row, norm in zip(rows, medians, strict=True)], directory / _CSV)
-    return directory / _JSON, directory / _CSV
-
-
-def load_report(path: str | Path) -> Report:
-    """Read a report that ``save_report`` wrote, from its file or its directory; raises CheckpointError on others."""
-    path = Path(path)
-    path = path / _JSON if path.is_dir() else path
-    try:
-        content = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-        if content.pop("format") != FORMAT or content.pop("format_version") > FORMAT_VERSION:
-            raise KeyError("format")
-        for layer in content["layers"]:
-            layer["decoder_norms"] = tuple(layer["decoder_norms"])
-        content["layers"] = tuple(LayerReport(**layer) for layer in content["layers"])
-        content["graphs"] = tuple(GraphReport(**graph) for graph in content["graphs"])
-        content["density_histogram"] = tuple(content["density_histogram"])
-        return Report(**content)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} holds no evaluation report; `open-clt evaluate --output` writes one.") from error
-
-
-def is_report(path: str | Path) -> bool:
-    """Whether a path is a report, or a directory that holds one."""
-    path = Path(path)
-    return path.is_file() or (path / _JSON).is_file()
 
 
 def layer_table(found: Report) -> str:
@@ -278,12 +253,16 @@ def layer_table(found: Report) -> str:
 
 
 def comparison_table(reports: Sequence[Report]) -> str:
-    """Several transcoders in one table, for reading; raises ConfigError if they were not measured on the same model."""
+    """Several transcoders in one table, for reading.
+
+    Raises ConfigError if they were not measured on the same model and the same contexts.
+    """
     if not reports:
         raise ConfigError("There is no transcoder to compare; name at least one.")
     models = sorted({found.model for found in reports})
     if len(models) > 1:
         raise ConfigError(f"The transcoders belong to different models ({', '.join(models)}); compare those of one.")
+    check_same_contexts([found.name for found in reports], [found.measured_on for found in reports])
     width = max(12, *(len(found.name) for found in reports)) + 2
     heads = ("FVU", "worst", "L0", "dead", "dense", "CE", "recovered", "KL", "agreement", "graph", "complete", "params")
     lines = [f"{'transcoder':<{width}}" + "".join(f"{head:>11}" for head in heads)]
@@ -295,17 +274,11 @@ def comparison_table(reports: Sequence[Report]) -> str:
             f"{found.parameters / 1e6:.2f} M",
         )  # fmt: skip
         lines.append(f"{found.name:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
-    original = reports[0].ce_original
-    return "\n".join([*lines, f"cross-entropy of {models[0]} itself: {original:.3f}"])
-
-
-def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Rows of equal keys as a CSV file with a head."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    original, measured = reports[0].ce_original, reports[0].measured_on
+    lines.append(f"cross-entropy of {models[0]} itself: {original:.3f}, on {measured.description}")
+    if len({tuple((graph.prompt, graph.max_feature_nodes) for graph in found.graphs) for found in reports} - {()}) > 1:
+        lines.append("graph scores are not to be compared: their prompts, or the features attributed, are not the same")
+    return "\n".join(lines)
 
 
 def _share(value: float | None) -> str:
@@ -314,8 +287,3 @@ def _share(value: float | None) -> str:
 
 def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _plain(found: Report) -> dict[str, Any]:
-    layers, graphs = [layer._asdict() for layer in found.layers], [graph._asdict() for graph in found.graphs]
-    return {**found._asdict(), "layers": layers, "graphs": graphs}

@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from open_clt.commands.options import AddParser, add_model_options, load, read_lines
+from open_clt.commands.options import AddParser, add_model_options, load
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
-    found = [*arguments.prompt, *(read_lines(arguments.prompts) if arguments.prompts else [])]
+    from open_clt.activations.prompts import read_prompts
+
+    found = [*arguments.prompt, *(read_prompts(arguments.prompts) if arguments.prompts else [])]
     if not found:
         raise ConfigError("No prompt was given; give one with --prompt, or a file of them with --prompts.")
     return found

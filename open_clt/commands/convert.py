@@ -1,16 +1,23 @@
-"""``open-clt convert``: a TopK or BatchTopK transcoder with thresholds instead, as other tools read it.
+"""``open-clt convert``: a transcoder with thresholds in place of ranks, as other tools read it.
 
-Thresholds are fitted to text, and both transcoders measured on other text. ``--format circuit-tracer`` writes the
-weights in that tool's layout.
+TopK and BatchTopK become JumpReLU. Thresholds are fitted to text, and both transcoders measured on other text. What has
+thresholds already, or needs none, needs no text either: ``--unit-decoders`` moves decoder norms into encoders and
+thresholds, so that an activation is the norm of what its feature writes; ``--format circuit-tracer`` writes the weights
+in that tool's layout.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_text_options, read_contexts
 from open_clt.commands.options import AddParser, add_model_options, load
+from open_clt.config import BatchTopKConfig, TopKConfig
+
+if TYPE_CHECKING:
+    from open_clt.models.transcoder import Transcoder
 
 
 def add_to(add_parser: AddParser) -> None:
@@ -20,6 +27,7 @@ def add_to(add_parser: AddParser) -> None:
     add_text_options(parser)
     option = parser.add_argument
     option("--output", type=Path, required=True, metavar="DIR", help="directory for the converted transcoder")
+    option("--unit-decoders", action="store_true", help="scale features so that a unit of each writes a norm of 1")
     option("--format", choices=("native", "circuit-tracer"), default="native", help="of its files (default: native)")
     parser.set_defaults(command=run)
 
@@ -31,11 +39,24 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.models.circuit_tracer import save_circuit_tracer
 
     clt = load(arguments)
-    record = convert_transcoder(clt.language_model, clt.transcoder, read_contexts(arguments, clt.language_model))
-    print(record.summary())
-    if arguments.format == "native":
-        save_transcoder(record.transcoder, arguments.output)
+    converted, native = clt.transcoder, arguments.format == "native"
+    by_rank = isinstance(converted.config.nonlinearity, TopKConfig | BatchTopKConfig)
+    if by_rank or (native and not arguments.unit_decoders):
+        record = convert_transcoder(clt.language_model, converted, read_contexts(arguments, clt.language_model))
+        print(record.summary())
+        converted = record.transcoder
+    if arguments.unit_decoders:
+        converted = _with_unit_decoders(converted)
+    if native:
+        save_transcoder(converted, arguments.output)
     else:
-        save_circuit_tracer(record.transcoder, arguments.output)
+        save_circuit_tracer(converted, arguments.output)
     print(f"written: {arguments.output}")
     return 0
+
+
+def _with_unit_decoders(transcoder: Transcoder) -> Transcoder:
+    folded = transcoder.folded()
+    norms = folded.decoder_norms()
+    print(f"decoder norms  {norms.min():.3g} to {norms.max():.3g} -> 1; what features write stays the same")
+    return folded.with_unit_decoders()

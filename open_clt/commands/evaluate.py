@@ -1,11 +1,13 @@
 """``open-clt evaluate``: how good a transcoder is on text it was not trained on.
 
-With ``--output``: ``evaluation.json`` (everything), ``evaluation.csv`` (a row a layer) and ``evaluation.png``.
+With ``--output``: ``evaluation.json`` (everything), ``evaluation.csv`` (a row a layer), ``evaluation-totals.csv`` (one
+row) and ``evaluation.png``.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from open_clt.commands.held_out import add_held_out_options, measure, read_held_out
 from open_clt.commands.options import AddParser, add_model_options, load
@@ -21,11 +23,12 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, save."""
-    from open_clt.analysis.report import comparison_table, layer_table, save_report
+    from open_clt.analysis.report import comparison_table, layer_table
+    from open_clt.analysis.report_file import save_report
     from open_clt.visualization.report_figures import visualize_report
 
     clt = load(arguments)
-    name = "embedded" if arguments.transcoder is None else arguments.transcoder.name
+    name = Path(arguments.transcoder or arguments.model).resolve().name
     found = measure(arguments, clt.replacement_model(), read_held_out(arguments, clt.language_model), name)
     print(layer_table(found))
     print(comparison_table([found]))

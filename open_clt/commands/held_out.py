@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from open_clt.commands.options import read_lines
+from open_clt.config import ReportConfig, TextsConfig
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _TEXT = (
     "held-out text: a text, .jsonl or .parquet file, or a data set of the hub (default: for the embedded model, "
     "sentences from its own generator)"
 )
-_PROMPT_TOKENS = 12
 _CONTEXT_TOKENS, _SENTENCE_TOKENS, _FEWEST_TOKENS = 128, 40, 4
 
 
@@ -31,13 +31,25 @@ class HeldOut(NamedTuple):
 
     contexts: Tensor
     """Tokens, (context, position)."""
+    text: str
+    """Where they come from, in words."""
     prompts: list[str]
     """What graphs are made of."""
 
 
+@final
+class _Measuring(argparse.Action):
+    """Keeps a value, and in ``measuring`` that one was typed: a report that was stored before knows nothing of it."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.measuring = True
+
+
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Which text, and how much of it."""
-    option = parser.add_argument
+    parser.set_defaults(measuring=False)
+    option = partial(parser.add_argument, action=_Measuring)
     option("--text", default=None, help=_TEXT)
     option("--column", default="text", help="of a .jsonl or .parquet file or data set (default: text)")
     option("--split", default="train", help="of a data set (default: train)")
@@ -49,20 +61,26 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 def add_held_out_options(parser: argparse.ArgumentParser) -> None:
     """Which text, how much of it, and which prompts."""
     add_text_options(parser)
-    option = parser.add_argument
+    option = partial(parser.add_argument, action=_Measuring)
     option("--prompts", type=Path, metavar="FILE", help="prompts for graphs, one a line (default: from the text)")
-    option("--graphs", type=int, default=8, help="graphs to score, 0 for none (default: 8)")
-    option("--max-feature-nodes", type=int, default=1024, help="features attributed in each graph (default: 1024)")
-    option("--output", type=Path, metavar="DIR", help="directory for the numbers and the figure")
+    graphs, rows = ReportConfig.graphs, ReportConfig.max_feature_nodes
+    option("--graphs", type=int, default=graphs, help=f"graphs to score, 0 for none (default: {graphs})")
+    option("--max-feature-nodes", type=int, default=rows, help=f"features attributed in each (default: {rows})")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="directory for the numbers and the figure")
 
 
 def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOut:
     """The contexts and prompts that were asked for; the same text and seed give the same ones."""
+    from open_clt.activations.prompts import report_prompts
+
     contexts = read_contexts(arguments, model)
-    if arguments.prompts is not None:
-        return HeldOut(contexts, read_lines(arguments.prompts)[: arguments.graphs])
-    beginnings = contexts[: arguments.graphs, 1 : 1 + _PROMPT_TOKENS]
-    return HeldOut(contexts, [model.decode(row) for row in beginnings])
+    settings = ReportConfig(
+        prompts=None if arguments.prompts is None else str(arguments.prompts),
+        graphs=arguments.graphs,
+        max_feature_nodes=arguments.max_feature_nodes,
+    )
+    origin = "the embedded model's sentences" if arguments.text is None else arguments.text
+    return HeldOut(contexts, f"{origin}, seed {arguments.seed}", report_prompts(settings, model, contexts))
 
 
 def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor:
@@ -93,19 +111,18 @@ def measure(arguments: argparse.Namespace, replacement: ReplacementModel, held_o
         replacement,
         held_out.contexts,
         name=name,
+        text=held_out.text,
         prompts=held_out.prompts,
         max_feature_nodes=arguments.max_feature_nodes,
     )
 
 
 def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Iterable[str]:
-    from open_clt.activations.text import dataset_texts, read_texts
+    from open_clt.activations.text import open_texts
     from open_clt.embedded.corpus import generate_texts
 
     if arguments.text is None:
         if model.name != "embedded":
             raise ConfigError("There is no text to measure on; name a file or a data set with --text.")
         return islice(generate_texts(20_000, seed=arguments.seed + 1), 20_000)
-    if Path(arguments.text).is_file():
-        return read_texts(arguments.text, column=arguments.column)
-    return dataset_texts(arguments.text, split=arguments.split, column=arguments.column)
+    return open_texts(TextsConfig(source=arguments.text, column=arguments.column, split=arguments.split))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from open_clt.errors import ConfigError, TextError
+from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
@@ -24,7 +24,7 @@ _FEATURES = "features, as layer:position:feature; '2:*:417' is at every position
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """A language model, and a transcoder of its MLPs."""
     parser.add_argument("--model", default="embedded", help="name, directory, .gguf file (default: embedded)")
-    parser.add_argument("--transcoder", type=Path, default=None, help="its directory (default: the embedded model's)")
+    parser.add_argument("--transcoder", default=None, help="its directory, or embedded (default: that of the model)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
 
 
@@ -35,8 +35,15 @@ def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
     if arguments.transcoder is None:
         return OpenCrossLayerTranscoder.from_pretrained(arguments.model, device=arguments.device)
     clt = OpenCrossLayerTranscoder(arguments.model, device=arguments.device)
-    clt.load_model(arguments.transcoder)
+    clt.load_model(transcoder_directory(arguments.transcoder))
     return clt
+
+
+def transcoder_directory(name: str) -> Path:
+    """Where a transcoder lies that a command line names: ``embedded`` is the one that ships with the package."""
+    from open_clt.embedded import TRANSCODER_DIRECTORY
+
+    return TRANSCODER_DIRECTORY if name == "embedded" else Path(name)
 
 
 def corrected(clt: OpenCrossLayerTranscoder) -> ReplacementModel:
@@ -80,14 +87,3 @@ def _assignments(texts: Sequence[str]) -> list[tuple[str, float]]:
         if not math.isfinite(found[-1][1]):
             raise ConfigError(f"{text!r} is not finite; an activation is a number such as 3.5.")
     return found
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that hold anything; raises TextError if there are none, or no such file."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"{path} cannot be read as text ({error}); give a file with one prompt a line.") from error
-    if found := [line for line in lines if line.strip()]:
-        return found
-    raise TextError(f"{path} holds no prompt; write one a line.")

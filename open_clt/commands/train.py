@@ -7,13 +7,13 @@ Its output directory holds the folded transcoder (``config.json``, ``transcoder.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from open_clt.commands.options import AddParser
-from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK
+from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from open_clt.analysis.report import Report
     from open_clt.training.command import TrainedRun
 
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train; write the transcoder, its settings, metrics, curves and evaluation; print what came out."""
     from open_clt.training.command import train_command
 
-    trained = train_command(arguments.settings)
+    trained = train_command(arguments.settings, keep_memory=True)
     if not trained.first:
         return 0  # the first of several processes says and writes what there is
     print(_summary(trained))
@@ -58,20 +58,40 @@ def _draw(trained: TrainedRun) -> None:
 
 
 def _evaluate(trained: TrainedRun) -> None:
-    """What ``open-clt evaluate`` measures, where the transcoder is one of MLPs; else how well it reconstructs."""
-    from open_clt.analysis.report import comparison_table, report, save_report
-    from open_clt.replacement.model import ReplacementModel
+    """What ``open-clt evaluate`` measures; where that cannot be, how well the transcoder reconstructs, and why."""
+    from open_clt.analysis.report import comparison_table
+    from open_clt.analysis.report_file import save_reconstruction, save_report
     from open_clt.visualization.report_figures import visualize_report
 
-    config, output = trained.folded.config, trained.output
-    model, contexts = trained.language_model, trained.held_out
-    of_mlps = config.input_hook in MLP_INPUT_HOOKS and config.target_hook == MLP_OUTPUT_HOOK
-    if model is None or contexts is None or not of_mlps:
+    output = trained.output
+    try:
+        found = _report(trained)
+    except ConfigError as error:
         numbers = trained.record.summary()["held_out"] or {"dead_share": trained.record.dead_share}
-        (output / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        save_reconstruction(numbers, output, reason=str(error))
         print(", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if isinstance(value, float)))
+        print(f"predictions were not measured. {error}")
         return
-    found = report(ReplacementModel(model, trained.folded.to(model.device)), contexts, name=output.name)
     print(comparison_table([found]))
     save_report(found, output)
     visualize_report(found, save_path=output / "evaluation.png")
+
+
+def _report(trained: TrainedRun) -> Report:
+    """The report on the held-out contexts; raises ConfigError if there is nothing that the transcoder can stand for."""
+    from open_clt.analysis.report import report
+    from open_clt.replacement.model import ReplacementModel
+
+    model, contexts = trained.language_model, trained.held_out
+    if model is None:
+        raise ConfigError("It was trained on activations of your own, without a language model to stand in.")
+    if contexts is None:
+        raise ConfigError("No contexts were held out (data.texts.held_out_contexts is 0).")
+    return report(
+        ReplacementModel(model, trained.folded.to(model.device)),
+        contexts,
+        name=trained.output.name,
+        text="what training held out",
+        prompts=trained.prompts,
+        max_feature_nodes=trained.report.max_feature_nodes,
+    )

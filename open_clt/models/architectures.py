@@ -1,17 +1,42 @@
-"""From a config to the transcoder that it describes."""
+"""From a config to the transcoder that it describes: a kind of this package's, or a class of a user's own.
+
+A class of one's own is a subclass of Transcoder, made from a config, a ``seed``, and what else it needs, by name. A
+transcoder remembers what it was made with, and its checkpoint says it: no other class is ever taken for it.
+"""
 
 from __future__ import annotations
 
-from typing import assert_never
+import importlib
+import json
+from typing import Any, NamedTuple, assert_never
 
 from open_clt.config import ArchitectureConfig, MoltConfig, TranscoderConfig
+from open_clt.errors import ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.molt import Molt
 from open_clt.models.transcoder import Transcoder
 
+_KINDS = (CrossLayerTranscoder, Molt)
+_MADE_AS = "_made_as"
 
-def make_transcoder(config: ArchitectureConfig, *, seed: int = 0) -> Transcoder:
-    """An untrained transcoder of any kind, its weights drawn from ``seed``."""
+
+class OwnArchitecture(NamedTuple):
+    """A class of a user's own, and what it is made with."""
+
+    class_path: str
+    """Module and name of a subclass of Transcoder."""
+    init_args: dict[str, Any]
+    """What it is made with beside config and seed, by name; plain values, as JSON has them."""
+
+
+def make_transcoder(config: ArchitectureConfig, *, seed: int = 0, own: OwnArchitecture | None = None) -> Transcoder:
+    """An untrained transcoder of any kind, its weights drawn from ``seed``; or one of a class of the user's own.
+
+    An ``own`` class is imported, so code of its module runs. Raises ConfigError if it cannot be, is no Transcoder, or
+    cannot be made of these arguments.
+    """
+    if own is not None:
+        return _make_own(own, config, seed)
     match config:
         case TranscoderConfig():
             return CrossLayerTranscoder(config, seed=seed)
@@ -19,3 +44,40 @@ def make_transcoder(config: ArchitectureConfig, *, seed: int = 0) -> Transcoder:
             return Molt(config, seed=seed)
         case _:
             assert_never(config)
+
+
+def own_architecture(transcoder: Transcoder) -> OwnArchitecture | None:
+    """What makes another transcoder of a user's own class; None for the kinds of this package.
+
+    Arguments are known of those that ``make_transcoder`` made, and of their copies.
+    """
+    kind = type(transcoder)
+    if kind in _KINDS:
+        return None
+    return vars(transcoder).get(_MADE_AS) or OwnArchitecture(f"{kind.__module__}.{kind.__qualname__}", {})
+
+
+def _make_own(own: OwnArchitecture, config: ArchitectureConfig, seed: int) -> Transcoder:
+    kind = _imported(own.class_path)
+    try:
+        json.dumps(own.init_args)
+        made = kind(config, seed=seed, **own.init_args)
+    except TypeError as error:
+        raise ConfigError(f"{own.class_path} cannot be made with init_args {own.init_args}: {error}.") from error
+    vars(made)[_MADE_AS] = own  # past nn.Module, whose attributes are tensors and modules; deep copies keep it
+    return made
+
+
+def _imported(class_path: str) -> Any:
+    """The class; nothing but a Transcoder is ever called, whatever a checkpoint of a stranger's names."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"The transcoder's class {class_path!r} cannot be imported: {error}; put the directory of its module on "
+            "PYTHONPATH."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Transcoder)):
+        raise ConfigError(f"{class_path!r} is no class of Transcoders, so no transcoder is made of it.")
+    return found

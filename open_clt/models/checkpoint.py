@@ -1,6 +1,7 @@
 """Transcoders on disk: a directory with ``config.json`` and ``transcoder.safetensors``; nothing is ever unpickled.
 
-The config says all that the tensors do not: format and version, shape, nonlinearity, hooks, language model.
+The config says all that the tensors do not: format and version, shape, nonlinearity, hooks, language model, and the
+class where that is a user's own.
 Loading what was saved gives the same outputs, bit for bit.
 """
 
@@ -15,14 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from open_clt.config import ArchitectureConfig, MoltConfig, TranscoderConfig, from_dict, to_dict
+from open_clt.config import ArchitectureConfig, MoltConfig, TranscoderConfig
+from open_clt.config_json import from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.models.architectures import make_transcoder
+from open_clt.models.architectures import OwnArchitecture, make_transcoder, own_architecture
 from open_clt.models.transcoder import Transcoder
 
 FORMAT = "open-clt-transcoder"
-FORMAT_VERSION = 2
-"""1 knew cross-layer transcoders only, and no prefixes; such files are read as before."""
+FORMAT_VERSION = 3
+"""1 knew cross-layer transcoders only, and no prefixes; 2 no classes of users' own. Both are read as before."""
+_WITHOUT_OWN = 2
+"""What a transcoder of this package's kinds is written as: older versions read it, and nothing in it is new to them."""
 _KINDS: dict[str, type[ArchitectureConfig]] = {"cross_layer": TranscoderConfig, "molt": MoltConfig}
 _CONFIG = "config.json"
 _TENSORS = "transcoder.safetensors"
@@ -45,10 +49,12 @@ def save_transcoder(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in transcoder.state_dict().items()}
     if dtype is not None:
         tensors = {name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}
+    own = own_architecture(transcoder)
     content = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if own else _WITHOUT_OWN,
         "transcoder": to_dict(transcoder.config),
+        **({"architecture": own._asdict()} if own else {}),
         "record": record or {},
     }
     # Tensors first, each file moved into place whole: an interrupted save never leaves half a checkpoint behind.
@@ -67,11 +73,19 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def load_transcoder(
     directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Transcoder:
-    """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError on anything else."""
+    """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError on anything else.
+
+    One of a class of a user's own imports the module that its ``config.json`` names, if this Python can find it: code
+    of that module runs. Nothing is fetched, and nothing but a subclass of Transcoder is called.
+    """
     directory = Path(directory)
-    config = _read_config(directory)
+    content = _read_json(directory)
+    config = _read_config(content, directory)
     tensors = _read_tensors(directory / _TENSORS)
-    transcoder = make_transcoder(config)
+    try:
+        transcoder = make_transcoder(config, own=_read_own(content, directory))
+    except ConfigError as error:
+        raise CheckpointError(f"{directory / _CONFIG}: {error}") from error
     expected = transcoder.state_dict()
     _check_shapes(expected, tensors, directory)
     transcoder.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
@@ -104,8 +118,8 @@ def _read_json(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(directory: Path) -> ArchitectureConfig:
-    values = cast(dict[str, Any], _read_json(directory).get("transcoder", {}))
+def _read_config(content: dict[str, Any], directory: Path) -> ArchitectureConfig:
+    values = cast(dict[str, Any], content.get("transcoder", {}))
     kind = values.get("kind", "cross_layer")  # the first format had no other
     if kind not in _KINDS:
         raise CheckpointError(f"{directory / _CONFIG} describes a {kind!r}; known kinds are {', '.join(_KINDS)}.")
@@ -113,6 +127,16 @@ def _read_config(directory: Path) -> ArchitectureConfig:
         return from_dict(_KINDS[kind], values)
     except ConfigError as error:
         raise CheckpointError(f"{directory / _CONFIG} describes no transcoder: {error}") from error
+
+
+def _read_own(content: dict[str, Any], directory: Path) -> OwnArchitecture | None:
+    match content.get("architecture"):
+        case None:
+            return None
+        case {"class_path": str(class_path), "init_args": dict(init_args)}:
+            return OwnArchitecture(class_path, cast(dict[str, Any], init_args))
+        case other:
+            raise CheckpointError(f"{directory / _CONFIG} names no class of its architecture, but {other!r}.")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

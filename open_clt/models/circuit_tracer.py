@@ -23,11 +23,28 @@ from torch.nn import functional
 
 from open_clt.config import JumpReLUConfig, ReLUConfig, TranscoderConfig
 from open_clt.errors import CheckpointError
+from open_clt.models.architectures import own_architecture
+from open_clt.models.checkpoint import load_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.nonlinearities import JumpReLU, ReLU
 from open_clt.models.transcoder import Transcoder
 
 _KIND = "cross_layer_transcoder"
+_OURS, _THEIRS = "config.json", "W_enc_0.safetensors"
+"""Files that tell the layouts of transcoders apart."""
+
+
+def holds_transcoder(directory: str | Path) -> bool:
+    """Whether a directory looks like a transcoder's, of OpenCLT's own layout or of circuit-tracer's."""
+    return any((Path(directory) / name).is_file() for name in (_OURS, _THEIRS))
+
+
+def read_transcoder(directory: str | Path, *, device: str | torch.device = "cpu") -> Transcoder:
+    """Read a transcoder of OpenCLT's own layout or of circuit-tracer's; raises CheckpointError on anything else."""
+    directory = Path(directory)
+    if (directory / _THEIRS).is_file() and not (directory / _OURS).is_file():
+        return load_circuit_tracer(directory).to(device)
+    return load_transcoder(directory, device=device)
 
 
 @torch.no_grad()
@@ -76,6 +93,11 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
     if not isinstance(transcoder, CrossLayerTranscoder):
         raise CheckpointError(
             "The transforms of a MOLT have no place in circuit-tracer's layout, which holds decoders."
+        )
+    if (own := own_architecture(transcoder)) is not None:
+        raise CheckpointError(
+            f"circuit-tracer's layout holds plain cross-layer transcoders; what a {own.class_path} computes has no "
+            "place in it."
         )
     if transcoder.config.skip:
         raise CheckpointError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple, final
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +33,6 @@ class NestedOutput(NamedTuple):
     """By the first features of each layer alone, for each of the config's ``prefixes``; by all of them at the end."""
 
 
-@final
 class CrossLayerTranscoder(Transcoder):
     """``y_hat[t] = b_dec[t] + sum_{s = t - reach + 1 .. t} a[s] W_dec[s -> t] (+ W_skip[t] x[t])``."""
 
@@ -64,8 +63,10 @@ class CrossLayerTranscoder(Transcoder):
     def _to_add(
         self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
     ) -> Product | Float[Tensor, "batch target d_model"]:
-        table = self.W_dec[source]
-        return Product(features, table) if isinstance(features, SparseFeatures) else write(features, table)
+        own = type(self).written is not CrossLayerTranscoder.written  # a subclass says what its features write
+        if own or not isinstance(features, SparseFeatures):
+            return self.written(features, source, standard)
+        return Product(features, self.W_dec[source])
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
         return torch.stack([row_norms(table) for table in self.W_dec])

@@ -118,8 +118,13 @@ class Transcoder(nn.Module, ABC):
     ) -> TranscoderErrors:
         """Encode and decode raw ``inputs``, and compare with raw ``targets``; with the decoder norms if asked.
 
-        The same as ``forward`` and ``decoder_norms``, in fewer passes over memory.
+        The same as ``forward`` and ``decoder_norms``, in fewer passes over memory; a subclass with a ``forward`` of its
+        own is trained on what that returns.
         """
+        if type(self).forward is not Transcoder.forward:
+            features, reconstruction = self(inputs)
+            errors = self.standardisation.errors(targets - reconstruction)
+            return TranscoderErrors(features, [errors], self.decoder_norms() if norms else None)
         standard = self.standardisation.inputs(inputs)
         features = self._features(standard)
         written = [self._to_add(active, s, standard[:, s]) for s, active in enumerate(features)]

@@ -14,10 +14,12 @@ from typing import Any, cast, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from open_clt.errors import ConfigError
-from open_clt.training.data import ActivationDataModule
+from open_clt.models.architectures import own_architecture
+from open_clt.training.data import ActivationDataModule, refuse_other_settings
 from open_clt.training.module import StepMetrics, TranscoderModule
 from open_clt.training.optimization import step_is_complete
 
@@ -123,11 +125,15 @@ class StopAtL0(Callback):
 
 
 @final
-class Checkpoints(Callback):
+class Checkpoints(Checkpoint):
     """Saves the whole state of a training in a directory, to resume from: weights, optimizer, place in the data.
 
     ``last`` is written every so many steps and when training stops early, ``best`` whenever the held-out FVU is the
     lowest so far, and ``step-N`` too if all are to be kept. A training that ended has its ``last`` only if asked to.
+
+    Lightning calls a ``Checkpoint`` after all other callbacks, so whatever stops a training (Ctrl-C, a time limit, a
+    target L0, a callback of the user's own) has said so by then. Where a step of several batches is not complete, it
+    has to wait for that: gradients of half a step cannot be resumed from.
     """
 
     def __init__(
@@ -140,26 +146,53 @@ class Checkpoints(Callback):
         self.at_end = at_end
         self.lowest = float("inf")
         self._saved = -1
+        self._to_stop = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where a step is complete: weights, optimizer and data then agree."""
+        self._stop_or_wait(trainer)
         step = trainer.global_step
         ended = step >= trainer.max_steps
-        wanted = step % self.every == 0 or (self.at_end if ended else trainer.should_stop)
-        if wanted and step != self._saved and step_is_complete(trainer):
-            trainer.save_checkpoint(self.last)
-            if self.keep_all:
-                trainer.save_checkpoint(self.last.with_name(f"step-{step}"))
-            self._saved = step
+        if step_is_complete(trainer) and (step % self.every == 0 or (self.at_end if ended else trainer.should_stop)):
+            self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the best so far."""
+        """Save the best so far; and the last, if what was measured ends the training."""
+        if trainer.sanity_checking:
+            return
         fvu = trainer.callback_metrics.get("held_out_fvu")
-        if self.best and not trainer.sanity_checking and fvu is not None and float(fvu) < self.lowest:
+        if self.best and fvu is not None and float(fvu) < self.lowest:
             self.lowest = float(fvu)
             trainer.save_checkpoint(self.last.with_name("best"))
+        self._stop_or_wait(trainer)
+        if trainer.should_stop and trainer.global_step < trainer.max_steps:
+            self._save(trainer)
+
+    def _stop_or_wait(self, trainer: Trainer) -> None:
+        """Put off to the end of a step what stops the training in the middle of it."""
+        self._to_stop |= trainer.should_stop
+        trainer.should_stop = self._to_stop and step_is_complete(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step == self._saved:
+            return
+        trainer.save_checkpoint(self.last)
+        if self.keep_all:
+            trainer.save_checkpoint(self.last.with_name(f"step-{step}"))
+        self._saved = step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep which class of the user's own is trained, if it is one."""
+        checkpoint["architecture"] = _architecture(pl_module)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Raises CheckpointError if the training to resume was of another class, or of one made otherwise."""
+        refuse_other_settings(
+            {"architecture": checkpoint.get("architecture")}, {"architecture": _architecture(pl_module)}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The lowest FVU so far."""
@@ -168,6 +201,11 @@ class Checkpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.lowest = state_dict["lowest"]
+
+
+def _architecture(module: LightningModule) -> dict[str, Any] | None:
+    own = own_architecture(cast(TranscoderModule, module).transcoder)
+    return own and own._asdict()
 
 
 @contextmanager

@@ -51,6 +51,12 @@ class SafetensorsCheckpointIO(CheckpointIO):
             content = json.loads((path / _STATE).read_text(encoding="utf-8"))
             tensors = load_file(path / _TENSORS)
         except FileNotFoundError as error:
+            for first in path.glob("shard_0_of_*"):
+                number = first.name.rpartition("_")[2]
+                raise CheckpointError(
+                    f"{path} is of {number} processes that share its features; go on with as many (trainer.devices, "
+                    "trainer.strategy), or join their parts with open_clt.training.shards.merge_checkpoint."
+                ) from error
             raise CheckpointError(f"{path} holds no training to resume ({error.filename} is missing).") from error
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, NotADirectoryError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); the checkpoint is damaged.") from error

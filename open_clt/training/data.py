@@ -46,6 +46,11 @@ logger = logging.getLogger(__name__)
 _STATISTICS_TOKENS = 200_000
 _SAMPLE_TOKENS = 4096
 _CHUNK = 4096
+_LENGTHS = ("steps", "max_steps", "epochs")
+_LENGTH = (
+    "a training cannot be made longer or shorter, since warm-up, decay and annealing are shares of its steps and the "
+    "learning rate has already followed them: "
+)
 
 
 class Prepared(NamedTuple):
@@ -66,8 +71,12 @@ class Prepared(NamedTuple):
 
 
 def prepare(store: ActivationStore, config: DataConfig) -> Prepared:
-    """Read a store once: find outliers, estimate statistics, and keep the tokens if all fit the memory limit."""
-    block, complete = collect(store, max_bytes=config.memory_limit * 1e9, dtype=_dtype(config))
+    """Read a store once: find outliers, estimate statistics, and keep the tokens if all fit the memory limit.
+
+    Of a store that does not fit, no more is read than the statistics need.
+    """
+    limit, dtype = config.memory_limit * 1e9, _dtype(config)
+    block, complete, capacity = collect(store, max_bytes=limit, enough=_STATISTICS_TOKENS, dtype=dtype)
     read = block.size
     norms = torch.cat([input_norms(block.take(slice(i, i + _CHUNK))) for i in range(0, read, _CHUNK)])
     keep = block.positions > 0 if config.skip_first_position else torch.ones(read, dtype=torch.bool)
@@ -83,9 +92,11 @@ def prepare(store: ActivationStore, config: DataConfig) -> Prepared:
     sample = block.take(order[:_SAMPLE_TOKENS])
     logger.info("%d of %d tokens are used; in memory: %s.", block.size, read, complete)
     if complete:
+        if block.size < config.batch_size:
+            logger.warning("batch_size is %d, but a batch is all %d tokens there are.", config.batch_size, block.size)
         return Prepared(block, block.size, block.size, largest, inputs, targets, sample)
     tokens = None if store.n_tokens is None else int(store.n_tokens * block.size / read)
-    half = max(1, read // 2 // config.batch_size) * config.batch_size
+    half = max(1, capacity // 2 // config.batch_size) * config.batch_size
     return Prepared(None, tokens, min(half, tokens or half), largest, inputs, targets, sample)
 
 
@@ -183,6 +194,11 @@ class ActivationDataModule(LightningDataModule):
         return max(1, batches // self.accumulation)
 
     @property
+    def batch_size(self) -> int:
+        """Tokens of each batch: as many as were asked for, or all there are."""
+        return min(self.config.batch_size, self.prepared.block_size)
+
+    @property
     def cost(self) -> HarvestCost:
         """What activations have cost so far."""
         total = 0.0 if self._began is None else time.perf_counter() - self._began
@@ -206,7 +222,7 @@ class ActivationDataModule(LightningDataModule):
     def batches(self, state: DataState | None = None) -> Generator[tuple[DataState, ActivationBatch]]:
         """Training batches from some state on, without end, each with the state after it."""
         state = state or DataState()
-        size = self._batch_size
+        size = self.batch_size
         with self._blocks(state.place) as read:
             for number, (place, tokens) in enumerate(read, start=state.blocks):
                 # The same tokens in the same order for the same number, whoever asks, and whenever.
@@ -258,13 +274,9 @@ class ActivationDataModule(LightningDataModule):
             for block in blocks(read, size=size, usable=self._usable, used=start.used, dtype=_dtype(self.config)):
                 tokens += block.tokens.size
                 yield block
-            if start == Place() and tokens < self._batch_size:
+            if start == Place() and tokens < self.batch_size:
                 raise TextError(f"The data holds {tokens} tokens, less than a batch; give more, or lower batch_size.")
             start = Place()
-
-    @property
-    def _batch_size(self) -> int:
-        return min(self.config.batch_size, self.prepared.block_size)
 
     def _usable(self, batch: ActivationBatch) -> ActivationBatch:
         largest = self.prepared.largest_norm
@@ -320,5 +332,5 @@ def refuse_other_settings(stored: dict[str, Any], ours: dict[str, Any]) -> None:
         if stored.get(name) != value:
             raise CheckpointError(
                 f"The training to resume had {name} = {stored.get(name)!r}, now it is {value!r}; "
-                "resume with the same settings, or start anew."
+                f"{_LENGTH if name in _LENGTHS else ''}resume with the same settings, or start anew."
             )

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from open_clt.config import LearningConfig
+from open_clt.errors import ConfigError
 from open_clt.training.adam_in_backward import AdamInBackward, check_alone
 
 OptimizerMaker: TypeAlias = Callable[[Iterable[Parameter]], Optimizer]
@@ -24,6 +25,7 @@ def scheduled_optimizer(
     parameters: Iterable[Parameter], config: LearningConfig, trainer: Trainer, make: OptimizerMaker | None = None
 ) -> OptimizerLRSchedulerConfig:
     """The optimizer that ``make`` makes (by default ``adam``), with the schedule of a trainer's steps."""
+    check_precision(trainer.precision)
     # With mixed precision Lightning clips no gradients for a fused optimizer, which might scale them itself.
     fused = not isinstance(trainer.precision_plugin, MixedPrecision)
     optimizer = adam(parameters, config, fused=fused) if make is None else make(parameters)
@@ -32,6 +34,19 @@ def scheduled_optimizer(
     steps = trainer.max_steps
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, config))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def check_precision(precision: str | int | None) -> None:
+    """Raise ConfigError if a trainer's ``precision`` leaves weights no room for the steps of an optimizer.
+
+    Weights of 8 or 11 significant bits keep nothing of a change below a 500th or a 4,000th of what they are, which
+    late in a training is most of what Adam changes, and statistics of the data are rounded as much.
+    """
+    if str(precision) in ("bf16-true", "16-true") or str(precision).startswith("transformer-engine"):
+        raise ConfigError(
+            f"trainer.precision is {precision!r}, which rounds weights until most steps of their training are lost; "
+            "take 'bf16-mixed', which computes in bf16 and keeps weights in float32."
+        )
 
 
 def adam(parameters: Iterable[Parameter], config: LearningConfig, *, fused: bool = True) -> Optimizer:

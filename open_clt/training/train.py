@@ -162,7 +162,7 @@ def fit(
         metrics=evaluate(transcoder, data),
         dead_share=module.dead_share.item(),
         steps=trainer.global_step,
-        tokens=trainer.global_step * data.accumulation * data.config.batch_size,
+        tokens=trainer.global_step * data.accumulation * data.batch_size,
         seconds=time.monotonic() - started,
         finished=trainer.global_step >= data.steps,
         harvest=cost,

@@ -99,7 +99,7 @@ def _norms(ax: Axes, layers: Sequence[LayerReport]) -> None:
 def _cross_entropies(ax: Axes, report: Report) -> None:
     lost = [layer.ce_alone - report.ce_original for layer in report.layers]
     all_lost = report.ce_replacement - report.ce_original
-    ax.bar(range(len(lost)), lost, color=BLUE, width=0.7, label="one MLP replaced")
+    ax.bar(range(len(lost)), lost, color=BLUE, width=0.7, label="one layer replaced")
     ax.axhline(all_lost, color=VERMILLION, linestyle="--", linewidth=1.2, label="all replaced")
     ax.set_title("cross-entropy")
     ax.set_title(f"{report.ce_original:.2f} to {report.ce_replacement:.2f}", loc="right", color=BLUE)

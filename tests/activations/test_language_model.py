@@ -108,6 +108,27 @@ def test_hooks_replace_activations_and_end_with_their_with(model: LanguageModel)
     assert torch.equal(model.logits(tokens), before)
 
 
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [
+        ("hook_of_no_model", "has no hook 'blocks.0.hook_of_no_model'"),
+        ("hook_mlp_in", "never passes 'blocks.0.hook_mlp_in'"),
+        ("hook_attn_in", "never passes 'blocks.0.hook_attn_in'"),
+        ("hook_q_input", "never passes 'blocks.0.hook_q_input'"),
+        ("attn.qkv.hook_in", "carries nothing in 3 of its 3 layers"),
+        ("attn.hook_q", r"carries \(4, 8\) numbers a token, a transcoder needs 32"),
+    ],
+)
+def test_a_hook_of_no_use_is_named_with_those_that_are(tiny_gpt2: LanguageModel, hook: str, reason: str) -> None:
+    tokens = tiny_gpt2.tokenize(TEXT)[None]
+    before = tiny_gpt2.logits(tokens)
+    with pytest.raises(LanguageModelError, match=rf"{reason}.*; use any that carries 32 .* hook_resid_post, hook"):
+        tiny_gpt2.capture(tokens, hook, "hook_mlp_out")
+    assert torch.equal(tiny_gpt2.logits(tokens), before)
+    for named in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "ln2.hook_normalized"):
+        assert tiny_gpt2.capture(tokens, named, "hook_mlp_out").inputs.shape[2:] == (3, 32)
+
+
 def test_run_with_cache_finds_what_was_asked_for(model: LanguageModel) -> None:
     tokens = model.tokenize(TEXT)[None]
     logits, found = model.run_with_cache(tokens, ["blocks.0.attn.hook_pattern", "blocks.2.hook_mlp_out"])

@@ -123,7 +123,7 @@ def test_side_by_side_blocks_have_no_stream_between_attention_and_mlp(tmp_path: 
     model = load_language_model(write_tokenizer(tmp_path))
     tokens = model.tokenize("The cat")[None]
     with pytest.raises(
-        LanguageModelError, match=r"no hook 'blocks.0.hook_resid_mid'; .*'ln2.hook_normalized'.*side by"
+        LanguageModelError, match=r"no hook 'blocks.0.hook_resid_mid' .*side by side.* such as .*ln2.hook_normalized"
     ):
         model.capture(tokens, "hook_resid_mid")
     assert model.capture(tokens, "ln2.hook_normalized").inputs.shape == (1, tokens.shape[1], 1, 32)

@@ -177,8 +177,9 @@ def test_a_source_is_a_file_or_a_data_set(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_data_set_is_named() -> None:
-    with pytest.raises(TextError, match=r"cannot be loaded.*Check its name"):
-        dataset_texts("nobody/nothing")
+    for source in ("nobody/nothing", "nosuch.md", "/nowhere/nosuch"):
+        with pytest.raises(TextError, match=f"neither a file or directory '{source}' here, nor a data set"):
+            open_texts(TextsConfig(source=source))
 
 
 def test_packed_tokens_are_integers_of_the_vocabulary(tiny_gpt2: LanguageModel) -> None:
@@ -192,5 +193,5 @@ def test_a_silent_hub_is_named_before_any_library_waits_for_it(monkeypatch: pyte
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(TextError, match=r"127\.0\.0\.1:9 does not answer; check the connection"):
+    with pytest.raises(TextError, match=r"no file .*127\.0\.0\.1:9, which may .*, does not answer; check .* \.jsonl"):
         dataset_texts("nobody/nothing")

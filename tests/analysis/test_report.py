@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+from bisect import bisect_right
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,13 @@ from open_clt.analysis.report import (
     NORM_QUANTILES,
     Report,
     comparison_table,
-    load_report,
     replaced_alone,
     report,
-    save_report,
 )
-from open_clt.errors import CheckpointError, ConfigError
+from open_clt.attribution.attribute import attribute
+from open_clt.errors import ConfigError
 from open_clt.replacement.model import ReplacementModel
+from tests.architectures import architecture, random_architecture
 from tests.tiny_models import TEXTS, exact_transcoder, random_transcoder, write_gpt2
 
 
@@ -55,6 +55,58 @@ def test_densities_dead_features_and_sparsity_agree(measured: Report) -> None:
     assert measured.layers[measured.worst_layer].fvu == measured.worst_fvu
 
 
+def densities(model: LanguageModel, contexts: Tensor) -> Tensor:
+    """Share of the tokens on which each feature fires, (layer, feature), first positions left out: one by one."""
+    transcoder = random_transcoder(model)
+    inputs = model.capture(contexts, transcoder.config.input_hook, transcoder.config.target_hook).inputs
+    active = [layer.dense() > 0 for layer in transcoder.encode(inputs[:, 1:].flatten(0, 1))]
+    return torch.stack(active).float().mean(1)
+
+
+def test_features_are_counted_in_the_bin_of_their_density(
+    tiny_gpt2: LanguageModel, contexts: Tensor, measured: Report
+) -> None:
+    bins = [0] * (len(DENSITY_EDGES) - 1)
+    for density in densities(tiny_gpt2, contexts).flatten().tolist():
+        if density > 0:
+            bins[min(bisect_right(DENSITY_EDGES, density), len(bins)) - 1] += 1
+    assert list(measured.density_histogram) == bins
+    assert sum(count > 0 for count in bins) > 3, "a feature in the wrong bin would be seen"
+
+
+def test_dense_features_fire_on_more_than_a_tenth_of_the_tokens(
+    tiny_gpt2: LanguageModel, contexts: Tensor, measured: Report
+) -> None:
+    found = densities(tiny_gpt2, contexts)
+    assert [layer.dense_share for layer in measured.layers] == pytest.approx((found > 0.1).float().mean(1).tolist())
+    assert [layer.dead_share for layer in measured.layers] == pytest.approx((found == 0).float().mean(1).tolist())
+    assert measured.dense_share == pytest.approx(float((found > 0.1).float().mean()))
+    assert 0.1 < measured.dense_share < 0.9
+
+
+def test_predictions_are_compared_with_the_models_own(
+    tiny_gpt2: LanguageModel, contexts: Tensor, measured: Report
+) -> None:
+    """KL(original || replacement) and agreement, token after token, where the first position predicts nothing."""
+    replaced = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2)).logits(contexts).softmax(-1)[:, 1:-1]
+    original = tiny_gpt2.logits(contexts).softmax(-1)[:, 1:-1]
+    pairs = list(zip(original.flatten(0, 1), replaced.flatten(0, 1), strict=True))
+    assert measured.kl == pytest.approx(sum(float((p * (p / q).log()).sum()) for p, q in pairs) / len(pairs), rel=1e-4)
+    agreed = [int(p.argmax()) == int(q.argmax()) for p, q in pairs]
+    assert measured.top1_agreement == pytest.approx(sum(agreed) / len(agreed))
+
+
+def test_each_prompts_graph_is_scored(tiny_gpt2: LanguageModel, measured: Report) -> None:
+    assert [graph.prompt for graph in measured.graphs] == ["one two three", "four five"]
+    for graph in measured.graphs:
+        scores = attribute(tiny_gpt2, random_transcoder(tiny_gpt2), graph.prompt, max_feature_nodes=1024).scores()
+        assert graph.replacement == pytest.approx(scores.replacement, rel=1e-5)
+        assert graph.completeness == pytest.approx(scores.completeness, rel=1e-5)
+        assert abs(graph.replacement - graph.completeness) > 0.01, "mistaking one for the other would be seen"
+    assert measured.graph_replacement == pytest.approx(sum(graph.replacement for graph in measured.graphs) / 2)
+    assert measured.graph_completeness == pytest.approx(sum(graph.completeness for graph in measured.graphs) / 2)
+
+
 def test_decoder_norms_are_quantiles_of_the_transcoder(tiny_gpt2: LanguageModel, measured: Report) -> None:
     norms = random_transcoder(tiny_gpt2).decoder_norms().detach()
     for layer, row in zip(measured.layers, norms, strict=True):
@@ -83,24 +135,20 @@ def test_an_exact_transcoder_loses_nothing(tmp_path: Path) -> None:
     assert found.graph_replacement is None
 
 
-def test_a_saved_report_is_read_back_equal(measured: Report, tmp_path: Path) -> None:
-    json_path, csv_path = save_report(measured, tmp_path)
-    assert load_report(tmp_path) == load_report(json_path) == measured
-    assert len(csv_path.read_text().splitlines()) == 1 + len(measured.layers)
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "other"}', '{"format": "open-clt-evaluation"}'])
-def test_a_foreign_report_is_one_clear_error(content: str, tmp_path: Path) -> None:
-    (tmp_path / "evaluation.json").write_text(content)
-    with pytest.raises(CheckpointError, match="holds no evaluation report"):
-        load_report(tmp_path)
-
-
-def test_a_report_of_a_later_version_is_refused(measured: Report, tmp_path: Path) -> None:
-    path, _ = save_report(measured, tmp_path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(CheckpointError):
-        load_report(path)
+@pytest.mark.parametrize("name", ["sae", "molt"])
+def test_what_cannot_be_attributed_has_a_report_without_graphs_and_one_line_says_so(
+    tiny_gpt2: LanguageModel, contexts: Tensor, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = architecture(name, n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model)
+    replacement = ReplacementModel(tiny_gpt2, random_architecture(config))
+    found = report(replacement, contexts, name=name, prompts=["one two three", "four five"])
+    assert found.graphs == ()
+    assert [record.message for record in caplog.records if "without graphs" in record.message] == caplog.messages
+    assert len(caplog.messages) == 1
+    caplog.clear()
+    without = report(replacement, contexts, name=name)
+    assert (without, caplog.messages) == (found, [])
+    assert without.layers[0].ce_alone != without.layers[1].ce_alone != without.ce_original
 
 
 def test_transcoders_of_one_model_make_a_table(measured: Report) -> None:

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from open_clt.analysis.report import load_report
+from open_clt.activations.language_model import load_language_model
+from open_clt.activations.text import pack_contexts
+from open_clt.analysis.report import report
+from open_clt.analysis.report_file import load_report
 from open_clt.cli import main
 from open_clt.models.checkpoint import load_transcoder, read_record
+from open_clt.replacement.model import ReplacementModel
 from tests.tiny_models import TEXTS, write_gpt2, write_llama
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
@@ -23,6 +27,14 @@ SMALL = {
     "gpt2-molt": ["--transcoder.counts", "[2, 2, 2, 2, 2]"],
     "embedded-clt": ["--data.texts.init_args.number", "40"],
 }
+
+
+@pytest.fixture(autouse=True)
+def allocator(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the process's allocator was to be changed; that of the tests' process stays as it is."""
+    asked: list[bool] = []
+    monkeypatch.setattr("open_clt.training.command.keep_freed_memory", lambda: asked.append(True))
+    return asked
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +63,7 @@ def flags_for(name: str, tmp_path: Path, folders: dict[str, Path]) -> list[str]:
     flags += SMALL.get(name, SMALL["default"])
     flags += ["--trainer.max_steps", "3", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu"]
     flags += ["--data.batch_size", "32", "--data.texts.held_out_contexts", "2", "--data.harvest_batch_size", "4"]
+    flags += ["--report.graphs", "1", "--report.max_feature_nodes", "64"]
     if name != "embedded-clt":
         model = folder_of("gpt2" if name.startswith("gpt2") else "smollm2", folders)
         flags += ["--data.language_model", str(model), "--data.texts.source", str(texts), "--data.dtype", "float32"]
@@ -66,9 +79,10 @@ def flags_for(name: str, tmp_path: Path, folders: dict[str, Path]) -> list[str]:
     ],
 )
 def test_a_ready_configuration_trains_and_writes_everything(
-    name: str, tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, folders: dict[str, Path], allocator: list[bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", *flags_for(name, tmp_path, folders)]) == 0
+    assert allocator == [True], "on a CPU, freed memory is kept"
     output = tmp_path / "out"
     described = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["transcoder"]
     transcoder = load_transcoder(output)
@@ -78,15 +92,75 @@ def test_a_ready_configuration_trains_and_writes_everything(
     assert read_record(output)["steps"] == 3
     with (output / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
-    assert json.loads((output / "evaluation.json").read_text())["l0"] > 0
-    if name != "gpt2-sae":  # an autoencoder stands in for no MLP
-        assert load_report(output).ce_replacement > 0
+    found = load_report(output)
+    assert found.ce_replacement > 0
+    assert len(found.graphs) == (0 if name in ("gpt2-molt", "gpt2-sae") else 1)
     assert yaml.safe_load((output / "config.yaml").read_text())["trainer"]["max_steps"] == 3
     assert (output / "curves.png").stat().st_size > 1000
     assert (output / "checkpoints" / "last" / "state.json").is_file()
     said = capsys.readouterr().out
     assert "3 steps, 96 tokens" in said
     assert "time was waiting for it" in said
+
+
+def tiny_flags(folder: Path, tmp_path: Path, name: str, *more: str) -> list[str]:
+    """Three steps on the tiny model, written to a directory of some name."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS * 40), encoding="utf-8")
+    flags = ["--data.language_model", str(folder), "--data.texts.source", str(texts), "--trainer.max_steps", "3"]
+    flags += ["--transcoder.nonlinearity.k", "4", "--transcoder.n_features", "40", "--data.context_length", "16"]
+    flags += ["--data.batch_size", "32", "--data.texts.held_out_contexts", "4", "--trainer.accelerator", "cpu"]
+    return ["train", *flags, "--output", str(tmp_path / name), *more]
+
+
+def hooks(reads: str, writes: str) -> list[str]:
+    return ["--transcoder.reach", "1", "--transcoder.input_hook", reads, "--transcoder.target_hook", writes]
+
+
+def test_the_report_of_a_training_is_that_of_evaluate_and_compare_reads_it(
+    tmp_path: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one two three\nfour five six\n")
+    asked = ["--report.prompts", str(prompts), "--report.graphs", "1", "--report.max_feature_nodes", "5"]
+    autoencoder = hooks("hook_resid_pre", "hook_resid_pre")
+    for name, flags in {"clt": [], "asked": asked, "without": ["--report.graphs", "0"], "sae": autoencoder}.items():
+        assert main(tiny_flags(tiny_gpt2_folder, tmp_path, name, *flags)) == 0
+    said = capsys.readouterr().out
+    reports = {name: load_report(tmp_path / name) for name in ("clt", "asked", "without", "sae")}
+    assert [len(found.graphs) for found in reports.values()] == [4, 1, 0, 0]  # of eight by default, but four contexts
+    assert reports["asked"].graphs[0].prompt == "one two three"
+    assert reports["without"] == reports["clt"]._replace(name="without", graphs=())
+    contexts, model = reports["clt"].tokens // 15, load_language_model(tiny_gpt2_folder)
+    assert contexts == 4
+    again = report(
+        ReplacementModel(model, tmp_path / "clt"),
+        pack_contexts([(tmp_path / "texts.txt").read_text()], model, 16, max_contexts=4),
+        name="clt",
+        prompts=[graph.prompt for graph in reports["clt"].graphs],
+    )
+    assert again.row() == pytest.approx(reports["clt"].row())
+    assert "predictions were not measured" not in said
+    everything = [str(tmp_path / name) for name in reports]
+    assert main(["compare", *everything, "--output", str(tmp_path / "compared")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == list(reports)
+
+
+def test_without_a_report_the_numbers_of_reconstruction_are_kept_with_the_reason(
+    tmp_path: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backwards = hooks("hook_mlp_out", "hook_resid_mid")
+    assert main(tiny_flags(tiny_gpt2_folder, tmp_path, "backwards", *backwards)) == 0
+    said = capsys.readouterr().out
+    assert "predictions were not measured. The model computes 'hook_resid_mid' before 'hook_mlp_out'" in said
+    kept = json.loads((tmp_path / "backwards" / "evaluation.json").read_text())
+    assert kept["fvu"] > 0
+    assert kept["l0"] == pytest.approx(4.0)
+    assert main(["compare", str(tmp_path / "backwards" / "evaluation.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "says only how well the transcoder reconstructs. The model computes" in error
 
 
 def test_there_are_the_configurations_that_the_readme_names() -> None:

@@ -77,6 +77,45 @@ def test_gradients_of_training_equal_those_of_dense_products(name: str, inputs: 
 
 @each_architecture
 @each_nonlinearity
+@pytest.mark.parametrize("training", [True, False])
+def test_errors_are_what_the_forward_pass_leaves_over_with_the_same_gradients(
+    name: str, nonlinearity: NonlinearityConfig, training: bool, inputs: torch.Tensor
+) -> None:
+    """Standardised targets minus standardised reconstruction, for each prefix in turn; and the decoder norms."""
+    transcoder = random_architecture(architecture(name, nonlinearity=nonlinearity)).double().train(training)
+    inputs, targets = inputs.double(), torch.randn(7, 3, 8, dtype=torch.float64)
+    stats = transcoder.standardisation
+    assert not torch.equal(stats.targets(targets), targets)
+    found = transcoder.errors(inputs, targets, norms=True)
+    norms = transcoder.decoder_norms()
+    if name in MATRYOSHKAS:
+        assert isinstance(transcoder, CrossLayerTranscoder)
+        features, reconstructions = transcoder.nested(inputs)
+    else:
+        features, whole = transcoder(inputs)
+        reconstructions = whole[None]
+    expected = (targets - reconstructions) / stats.target_scale[:, None]
+    torch.testing.assert_close(torch.stack(found.errors), expected)
+    torch.testing.assert_close(found.decoder_norms, norms)
+    for one, other in zip(found.features, features, strict=True):
+        torch.testing.assert_close(dense(one), dense(other))
+
+    directions = torch.randn_like(expected), torch.randn_like(norms)
+    parameters = dict(transcoder.named_parameters())
+    assert found.decoder_norms is not None
+    ours, theirs = (
+        torch.autograd.grad(
+            (errors * directions[0]).sum() + (weights * directions[1]).sum(), parameters.values(), allow_unused=True
+        )
+        for errors, weights in ((torch.stack(found.errors), found.decoder_norms), (expected, norms))
+    )
+    for key, one, other in zip(parameters, ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, msg=lambda said, key=key: f"{key}: {said}")
+    assert transcoder.errors(inputs, targets).decoder_norms is None
+
+
+@each_architecture
+@each_nonlinearity
 def test_saved_and_loaded_it_gives_identical_bits(
     name: str, nonlinearity: NonlinearityConfig, inputs: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -174,6 +213,18 @@ def test_the_same_seed_gives_the_same_weights() -> None:
         one, same, other = (make_transcoder(architecture(name), seed=seed).state_dict() for seed in (3, 3, 4))
         assert all(torch.equal(tensor, same[key]) for key, tensor in one.items())
         assert not torch.equal(one["W_enc"], other["W_enc"])
+
+
+def test_a_molt_begins_uniform_within_bounds_of_its_width_and_ranks() -> None:
+    """Gates U(+-1/sqrt(F)), read U(+-1/sqrt(d)), written U(+-1/sqrt(L d rank))."""
+    molt = make_transcoder(architecture("molt", d_model=40, ranks=(9, 2), counts=(30, 120)))
+    assert isinstance(molt, Molt)
+    for layer in range(3):
+        large, small = molt.W_write[layer][: 9 * 30], molt.W_write[layer][9 * 30 :]
+        written = ((large, (3 * 40 * 9) ** -0.5), (small, (3 * 40 * 2) ** -0.5))
+        for values, bound in ((molt.W_enc[layer], 150**-0.5), (molt.W_read[layer], 40**-0.5), *written):
+            assert 0.98 * bound < values.abs().max() <= bound
+            assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
 def test_checkpoints_of_the_first_format_still_load(tmp_path: Path, inputs: torch.Tensor) -> None:

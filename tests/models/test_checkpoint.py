@@ -16,12 +16,15 @@ from open_clt.config import (
     TopKConfig,
     TranscoderConfig,
 )
-from open_clt.errors import CheckpointError
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.models.architectures import OwnArchitecture, make_transcoder
 from open_clt.models.checkpoint import load_transcoder, read_record, save_transcoder
 from open_clt.models.circuit_tracer import load_circuit_tracer, save_circuit_tracer
+from open_clt.models.conversion import convert_to_jumprelu
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from tests.architectures import architecture, random_architecture
 from tests.models.test_cross_layer import NONLINEARITIES, make, warm
+from tests.training.own import Muffled
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
@@ -114,3 +117,66 @@ def test_a_config_that_contradicts_itself_is_refused() -> None:
         TranscoderConfig(n_layers=4, n_features=8, d_model=2, reach=9)
     with pytest.raises(ValueError, match="k is 16"):
         CrossLayerTranscoder(TranscoderConfig(n_layers=4, n_features=8, d_model=2))
+
+
+MUFFLED = OwnArchitecture("tests.training.own.Muffled", {"share": 0.25})
+
+
+def muffled() -> tuple[Muffled, CrossLayerTranscoder]:
+    """A transcoder of a user's own class, and one of ours with the same tensors, which computes something else."""
+    ours = make(TopKConfig(k=5))
+    own = make_transcoder(ours.config, own=MUFFLED)
+    assert isinstance(own, Muffled)
+    own.load_state_dict(ours.state_dict())
+    return own.eval(), ours
+
+
+def test_a_class_of_ones_own_is_the_class_that_is_loaded_again(tmp_path: Path) -> None:
+    (own, ours), inputs = muffled(), torch.randn(9, 4, 8)
+    converted = convert_to_jumprelu(own, inputs, inputs).transcoder
+    assert isinstance(converted, Muffled)
+    for name, saved in {"as it is": own, "folded": own.folded(), "converted": converted}.items():
+        loaded = load_transcoder(save_transcoder(saved, tmp_path / name))
+        assert type(loaded) is Muffled
+        assert torch.equal(loaded(inputs).reconstruction, saved(inputs).reconstruction), name
+    assert (own(inputs).reconstruction - ours(inputs).reconstruction).abs().max() > 0.1
+
+
+def test_what_is_no_class_of_ones_own_is_read_by_older_versions(tmp_path: Path) -> None:
+    content = json.loads((save_transcoder(make(TopKConfig(k=5)), tmp_path) / "config.json").read_text())
+    assert content["format_version"] == 2
+    assert "architecture" not in content
+    own = json.loads((save_transcoder(muffled()[0], tmp_path) / "config.json").read_text())
+    assert own["format_version"] == 3  # an older one would take it for a class of ours
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"class_path": "gone.Mine", "init_args": {}}, r"'gone\.Mine' cannot be imported: No module named 'gone'"),
+        ({"class_path": "tests.training.own.Gone", "init_args": {}}, "'tests.training.own.Gone' cannot be imported"),
+        ({"class_path": "Mine", "init_args": {}}, "'Mine' cannot be imported"),
+        ({"class_path": "os.system", "init_args": {}}, r"'os\.system' is no class of Transcoders"),
+        ({"class_path": "pathlib.Path", "init_args": {}}, r"'pathlib\.Path' is no class of Transcoders"),
+        ({"class_path": MUFFLED.class_path, "init_args": {"colour": 1}}, "Muffled cannot be made with init_args"),
+        ({"class_path": MUFFLED.class_path}, "names no class of its architecture"),
+        ("Mine", "names no class of its architecture"),
+    ],
+)
+def test_a_class_that_cannot_be_had_is_one_clear_error(said: object, message: str, tmp_path: Path) -> None:
+    path = save_transcoder(muffled()[0], tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": said}))
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load_transcoder(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_class_of_ones_own_cannot_be_written_in_circuit_tracers_layout(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="Muffled"):
+        save_circuit_tracer(muffled()[0], tmp_path)
+
+
+def test_what_no_checkpoint_could_say_is_refused_before_it_is_trained() -> None:
+    config = make(TopKConfig(k=5)).config
+    with pytest.raises(ConfigError, match="not JSON serializable"):
+        make_transcoder(config, own=OwnArchitecture(MUFFLED.class_path, {"share": torch.ones(())}))

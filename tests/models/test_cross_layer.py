@@ -14,7 +14,8 @@ from open_clt.config import (
     TranscoderConfig,
 )
 from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.sparse import SparseFeatures, dense
+from open_clt.models.sparse import LayerFeatures, SparseFeatures, dense
+from open_clt.models.transcoder import TranscoderOutput
 from tests.reference.dense_transcoder import decode_by_loops, preactivations_by_loops, topk_by_loops
 
 NONLINEARITIES: list[NonlinearityConfig] = [
@@ -59,6 +60,26 @@ def test_the_forward_pass_equals_a_double_loop(nonlinearity: NonlinearityConfig,
     expected = decode_by_loops(transcoder, features, inputs)
     torch.testing.assert_close(output.reconstruction, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(transcoder.decode(transcoder.encode(inputs), inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_subclasses_are_trained_on_what_they_write_and_on_their_own_forward_pass() -> None:
+    class Muffled(CrossLayerTranscoder):
+        def written(self, features: LayerFeatures, source: int, standard: torch.Tensor) -> torch.Tensor:
+            return 0.5 * super().written(features, source, standard)
+
+    class Shifted(Muffled):
+        def forward(self, inputs: torch.Tensor) -> TranscoderOutput:
+            features, reconstruction = super().forward(inputs)
+            return TranscoderOutput(features, reconstruction + 1)
+
+    config = TranscoderConfig(n_layers=2, n_features=24, d_model=8, nonlinearity=TopKConfig(k=3))
+    inputs, targets = torch.randn(5, 2, 8), torch.randn(5, 2, 8)
+    plain, muffled, shifted = (kind(config, seed=1) for kind in (CrossLayerTranscoder, Muffled, Shifted))
+    torch.testing.assert_close(muffled(inputs).reconstruction, 0.5 * plain(inputs).reconstruction)
+    for transcoder in (plain, muffled, shifted):
+        (errors,) = transcoder.errors(inputs, targets).errors
+        torch.testing.assert_close(errors, targets - transcoder(inputs).reconstruction)
+    torch.testing.assert_close(shifted(inputs).reconstruction, muffled(inputs).reconstruction + 1)
 
 
 def test_topk_features_equal_sorted_preactivations() -> None:
@@ -125,3 +146,56 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     one, same, other = (CrossLayerTranscoder(config, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(one.W_enc, same.W_enc)
     assert not torch.equal(one.W_enc, other.W_enc)
+
+
+def assert_uniform(values: torch.Tensor, bound: float) -> None:
+    """Drawn from U(+-bound): none lies outside, some come close to both ends, and the variance is bound^2 / 3."""
+    assert -bound <= values.min() < -0.98 * bound
+    assert 0.98 * bound < values.max() <= bound
+    assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("reach", [None, 1])
+def test_weights_begin_uniform_within_the_bounds_of_the_method_and_biases_at_zero(reach: int | None) -> None:
+    """Encoders U(+-1/sqrt(F)), decoders U(+-1/sqrt(L d)); F, L and d all differ, so that none passes for another."""
+    transcoder = CrossLayerTranscoder(TranscoderConfig(n_layers=3, n_features=400, d_model=24, reach=reach, skip=True))
+    for layer in range(3):
+        assert_uniform(transcoder.W_enc[layer], 400**-0.5)
+        assert_uniform(transcoder.W_dec[layer], (3 * 24) ** -0.5)
+    assert transcoder.W_skip is not None
+    for zero in (transcoder.b_enc, transcoder.b_dec, transcoder.W_skip):
+        assert not zero.any()
+
+
+@pytest.mark.parametrize("nonlinearity", [ReLUConfig(), JumpReLUConfig(initial_threshold=0.01)], ids=str)
+def test_a_layer_is_computed_densely_where_a_fifth_of_its_features_is_active_and_nowhere_else(
+    nonlinearity: NonlinearityConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcoder, inputs = make(nonlinearity, reach=2).eval(), torch.randn(50, 4, 8)
+    with torch.no_grad():
+        transcoder.b_enc[:2] -= 0.5
+    selected: list[int] = []
+    select = transcoder.nonlinearity.select
+
+    def watched(pre: torch.Tensor, layer: int) -> SparseFeatures:
+        selected.append(layer)
+        return select(pre, layer)
+
+    monkeypatch.setattr(transcoder.nonlinearity, "select", watched)
+    features, reconstruction = transcoder(inputs)
+    shares = [float((dense(layer) > 0).float().mean()) for layer in features]
+    assert 0.02 < min(shares[:2]) <= max(shares[:2]) < 0.2 < min(shares[2:])
+    assert [isinstance(layer, SparseFeatures) for layer in features] == [True, True, False, False]
+    assert selected == [0, 1], "nothing is selected from a dense layer first"
+    codes = torch.stack([dense(layer) for layer in features], dim=1)
+    pre = preactivations_by_loops(transcoder, inputs)
+    torch.testing.assert_close(codes, pre * (pre > getattr(nonlinearity, "initial_threshold", 0.0)))
+    torch.testing.assert_close(reconstruction, decode_by_loops(transcoder, codes, inputs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("nonlinearity", [TopKConfig(k=30), BatchTopKConfig(k=30)], ids=str)
+def test_selected_features_are_decoded_densely_where_they_are_many(nonlinearity: NonlinearityConfig) -> None:
+    transcoder, inputs = make(nonlinearity), torch.randn(9, 4, 8)
+    assert not any(isinstance(layer, SparseFeatures) for layer in transcoder.train()(inputs).features)
+    few = make(type(nonlinearity)(k=3)).train()
+    assert all(isinstance(layer, SparseFeatures) for layer in few(inputs).features)

@@ -97,6 +97,27 @@ def test_at_inference_a_tokens_features_do_not_depend_on_its_batch() -> None:
     assert 1.5 < (nonlinearity.select(torch.randn(400, 30), 0).dense() > 0).sum(1).float().mean() < 6
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.8, 0.99])
+@pytest.mark.parametrize("across_layers", [False, True])
+def test_batchtopk_thresholds_are_running_means_of_the_smallest_selected(momentum: float, across_layers: bool) -> None:
+    """Estimate = momentum * estimate + (1 - momentum) * what this batch used; the first batch sets it."""
+    config = BatchTopKConfig(k=2, across_layers=across_layers, threshold_momentum=momentum)
+    nonlinearity = BatchTopK(config, 1, 12).train()
+    generator = torch.Generator().manual_seed(0)
+    norms, expected = torch.ones(1, 12), 0.0
+    for batch in range(4):
+        pre = torch.randn(1, 10, 12, generator=generator) * (1 + batch)
+        observed = pre.flatten().sort(descending=True).values[2 * 10 - 1].item()
+        expected = momentum * expected + (1 - momentum) * observed if batch else observed
+        if across_layers:
+            compete(nonlinearity, pre, norms)
+        else:
+            nonlinearity.select(pre[0], 0)
+        assert nonlinearity.thresholds.flatten().tolist() == pytest.approx([expected] * 12, rel=1e-5)
+    kept = nonlinearity.eval().select(pre[0], 0).dense()
+    torch.testing.assert_close(kept, pre[0] * (pre[0] > expected))
+
+
 def test_across_layers_a_small_preactivation_with_a_large_decoder_wins() -> None:
     """The largest score of all has the smallest pre-activation of its layer: ranking layers first would lose it."""
     nonlinearity = make_nonlinearity(BatchTopKConfig(k=1, across_layers=True), 2, 6).train()

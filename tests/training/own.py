@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
 
 from open_clt.activations.buffer import ActivationBatch
 from open_clt.config import TranscoderConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.sparse import LayerFeatures
 from open_clt.training.module import Step
 from tests.tiny_models import TEXTS
 from tests.training.synthetic import relu_mlps
@@ -27,6 +30,25 @@ class OwnTranscoder(CrossLayerTranscoder):
         with torch.no_grad():
             for table in self.W_dec:
                 table.mul_(size)
+
+
+class Muffled(CrossLayerTranscoder):
+    """An architecture of a user's own with the tensors of a known one: features write a share of what theirs do."""
+
+    def __init__(self, config: TranscoderConfig, *, seed: int = 0, share: float = 0.5) -> None:
+        super().__init__(config, seed=seed)
+        self.share = share
+
+    def written(self, features: LayerFeatures, source: int, standard: Tensor) -> Tensor:
+        return self.share * super().written(features, source, standard)
+
+
+class Gated(CrossLayerTranscoder):
+    """An architecture of a user's own with a tensor of its own."""
+
+    def __init__(self, config: TranscoderConfig, *, seed: int = 0) -> None:
+        super().__init__(config, seed=seed)
+        self.gate = nn.Parameter(torch.ones(config.n_layers))
 
 
 class AbsoluteErrors:
@@ -60,6 +82,32 @@ class PressCtrlC(Callback):
     def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
         if trainer.fit_loop.batch_idx + 1 == self.batches:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class Precision(Callback):
+    """Takes down how exact matrix products are while training."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.seen.add(torch.get_float32_matmul_precision())
+
+
+class NoteLogger(Logger):
+    """A logger that, as WandB's, writes to the current directory if nobody says where."""
+
+    name = version = "note"
+
+    def __init__(self, save_dir: str = ".") -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "note.txt"
+
+    def log_hyperparams(self, *arguments: Any, **settings: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_text(str(step))
 
 
 def texts(number: int) -> list[str]:

@@ -19,15 +19,18 @@ from torch import distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from open_clt.config import (
+    ArchitectureConfig,
     BatchTopKConfig,
     JumpReLUConfig,
+    L1SparsityConfig,
     LossConfig,
+    MoltConfig,
+    ReLUConfig,
     TanhSparsityConfig,
     TopKConfig,
     TrainingConfig,
-    TranscoderConfig,
 )
-from open_clt.models.architectures import make_transcoder
+from open_clt.models.architectures import OwnArchitecture, make_transcoder
 from open_clt.models.checkpoint import save_transcoder
 from open_clt.training.callbacks import Checkpoints
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
@@ -35,7 +38,7 @@ from open_clt.training.data import ActivationDataModule
 from open_clt.training.module import TranscoderModule
 from open_clt.training.parallel import FeatureParallelStrategy, MeshPeers, make_mesh
 from open_clt.training.train import TrainingRecord, fit, quiet_lightning, set_from_data
-from tests.training.synthetic import FEATURES, quick_training, relu_mlps, small_transcoder
+from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
 
 STEPS = 20
 
@@ -43,14 +46,16 @@ STEPS = 20
 class Case(NamedTuple):
     """One training."""
 
-    transcoder: TranscoderConfig
+    transcoder: ArchitectureConfig
     training: TrainingConfig
+    own: OwnArchitecture | None
 
 
-def case(loss: LossConfig, **transcoder: Any) -> Case:
-    return Case(small_transcoder(**transcoder), quick_training(max_steps=STEPS, gradient_clip=0.5, loss=loss))
+def case(loss: LossConfig, own: OwnArchitecture | None = None, **transcoder: Any) -> Case:
+    return Case(small_transcoder(**transcoder), quick_training(max_steps=STEPS, gradient_clip=0.5, loss=loss), own)
 
 
+MUFFLED = OwnArchitecture("tests.training.own.Muffled", {"share": 0.75})
 # Features count as dead so soon that what revives them takes part, and gradients are so large that they are clipped.
 CASES = {
     "topk": case(LossConfig(dead_after_tokens=200, auxiliary_k=3), nonlinearity=TopKConfig(k=4), skip=True),
@@ -64,6 +69,19 @@ CASES = {
         nonlinearity=JumpReLUConfig(initial_threshold=0.1, bandwidth=0.5),
     ),
     "matryoshka": case(LossConfig(dead_after_tokens=200), nonlinearity=BatchTopKConfig(k=4), prefixes=(8, 16)),
+    "own": case(LossConfig(dead_after_tokens=200), MUFFLED, nonlinearity=BatchTopKConfig(k=4, across_layers=True)),
+}
+# Trained with split batches only.
+SPLIT_CASES = {
+    "molt": Case(
+        MoltConfig(n_layers=LAYERS, d_model=D_MODEL, ranks=(4, 1), counts=(8, 16), nonlinearity=TopKConfig(k=4)),
+        quick_training(max_steps=STEPS, gradient_clip=0.5, loss=LossConfig(dead_after_tokens=200, auxiliary_k=3)),
+        None,
+    ),
+    "relu": case(
+        LossConfig(sparsity=L1SparsityConfig(coefficient=0.1), preactivation=0.1, auxiliary=0.0, dead_after_tokens=200),
+        nonlinearity=ReLUConfig(),
+    ),
 }
 
 
@@ -106,7 +124,7 @@ def train(case: Case, *callbacks: Callback, resume: Path | None = None, **settin
     In one layer they are all those of the first of two processes, in the other they are spread over both.
     """
     data = ActivationDataModule(relu_mlps(1500), case.training, held_out=relu_mlps(200, seed=1))
-    transcoder = set_from_data(make_transcoder(case.transcoder), data, None)
+    transcoder = set_from_data(make_transcoder(case.transcoder, own=case.own), data, None)
     with torch.no_grad():
         transcoder.b_enc[0, ::2] -= 3
         transcoder.b_enc[1, : FEATURES // 2] -= 3
@@ -119,7 +137,7 @@ def train(case: Case, *callbacks: Callback, resume: Path | None = None, **settin
             callbacks=list(callbacks),
             limit_val_batches=0,
             logger=False,
-            enable_checkpointing=False,
+            enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
             **settings,
@@ -176,9 +194,16 @@ def train_cases(layouts: list[str]) -> dict[str, dict[str, Any]]:
     """Every case, by every strategy."""
     world = dist.get_world_size()
     return {
-        layout: {name: summary(train(case, devices=world, strategy=strategy(layout))) for name, case in CASES.items()}
+        layout: {
+            name: summary(train(case, devices=world, strategy=strategy(layout))) for name, case in cases(layout).items()
+        }
         for layout in layouts
     }
+
+
+def cases(layout: str) -> dict[str, Case]:
+    """What can be trained by this strategy."""
+    return {**CASES, **SPLIT_CASES} if layout == "ddp" else CASES
 
 
 def listen(layouts: list[str]) -> dict[str, dict[str, Any]]:
@@ -202,7 +227,7 @@ def alive(name: str) -> Case:
 
 def interrupt_and_resume(folder: Path, step: int) -> dict[str, Any]:
     """Press Ctrl-C in a sharded training, and go on from the checkpoint that it leaves."""
-    case, devices = CASES["batchtopk"], dist.get_world_size()
+    case, devices = CASES["own"], dist.get_world_size()
     watchers = (PressCtrlC(step), Checkpoints(folder, every=1000))
     stopped = train(case, *watchers, strategy=strategy("2"), devices=devices)
     if dist.get_rank() == 0:

@@ -76,3 +76,11 @@ def test_missing_damaged_and_foreign_checkpoints_are_named(state: dict[str, Any]
     (path / "tensors.safetensors").write_bytes(b"12")
     with pytest.raises(CheckpointError, match="damaged"):
         io.load_checkpoint(path)
+
+
+def test_the_parts_of_several_processes_are_named_as_such(state: dict[str, Any], tmp_path: Path) -> None:
+    io = SafetensorsCheckpointIO()
+    for shard in range(2):
+        io.save_checkpoint(state, tmp_path / "last" / f"shard_{shard}_of_2")
+    with pytest.raises(CheckpointError, match="is of 2 processes that share its features; go on with as many"):
+        io.load_checkpoint(tmp_path / "last")

@@ -13,17 +13,29 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.config import DataConfig, LearningConfig, LossConfig, MoltConfig, TextsConfig, TranscoderConfig
+from open_clt.config import (
+    DataConfig,
+    LearningConfig,
+    LossConfig,
+    MoltConfig,
+    ReportConfig,
+    TextsConfig,
+    TranscoderConfig,
+)
 from open_clt.errors import CheckpointError, ConfigError, MissingExtraError, OpenCLTError, TextError
 from open_clt.models.checkpoint import load_transcoder
+from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.command import TrainedRun, train_command
 from open_clt.training.train import set_from_data
 from tests.tiny_models import TEXTS
-from tests.training.own import AbsoluteErrors, OwnTranscoder
+from tests.training.own import AbsoluteErrors, Muffled, OwnTranscoder, Precision
 
 Settings = dict[str, Any]
+OWN = "tests.training.own.Muffled"
 
 
 @pytest.fixture
@@ -111,6 +123,7 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
         "training.loss": (LossConfig,),
         "data": (DataConfig,),
         "data.texts": (TextsConfig,),
+        "report": (ReportConfig,),
     }
     known = {f"--{group}.{field.name}" for group, kinds in groups.items() for kind in kinds for field in fields(kind)}
     # What the language model and Lightning's Trainer say is not said twice.
@@ -153,6 +166,87 @@ def test_resuming_ends_where_no_interruption_would(
             rows.append([[row[column] for column in columns] for row in csv.DictReader(file)])
     assert rows[0] == rows[1]
     assert len(rows[0]) == 8
+
+
+def test_no_more_time_writes_what_a_checkpoint_holds_and_leaves_the_rest_of_the_training_to_be_done(
+    settings: Settings, tmp_path: Path
+) -> None:
+    stopped = train({**settings, "checkpoints": {"every": 3, "keep_all": True}}, "--checkpoints.best", "false")
+    killed = str(tmp_path / "out" / "checkpoints" / "step-3")
+    for file in ("transcoder.safetensors", "config.json"):
+        (tmp_path / "out" / file).unlink()
+    written = train(settings, "--ckpt-path", killed, "--trainer.max_time", "00:00:00:00")
+    assert (written.record.steps, written.record.finished) == (3, False)
+    kept = SafetensorsCheckpointIO().load_checkpoint(killed)["state_dict"]
+    for name, tensor in weights(written).items():
+        assert torch.equal(tensor, kept[f"transcoder.{name}"])
+    stored = load_transcoder(tmp_path / "out")
+    for name, tensor in written.folded.state_dict().items():
+        assert torch.equal(stored.state_dict()[name], tensor)
+    config = str(tmp_path / "out" / "config.yaml")
+    resumed = train_command(["--config", config, "--output", settings["output"], "--ckpt-path", killed])
+    assert resumed.record.finished
+    assert_equal(resumed, stopped)
+
+
+class NineBatches(Callback):
+    """Stops a training in the middle of its fifth step of two batches, and says so to nobody before."""
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        trainer.should_stop |= trainer.fit_loop.batch_idx + 1 >= 9
+
+
+@pytest.mark.parametrize("stop", ["max_time", "callback", "validation in a step", "validation after a step"])
+def test_whatever_stops_a_training_leaves_the_end_of_a_step_to_go_on_from(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    settings["trainer"] |= {"accumulate_grad_batches": 2, "limit_val_batches": 0}
+    settings["checkpoints"] = {"every": 100, "best": False}
+    whole = train({**settings, "output": str(tmp_path / "whole")})
+    flags: list[str] = []
+    if stop == "max_time":  # the clock of a test that is slow today must not decide
+        monkeypatch.setattr(Timer, "on_train_batch_end", NineBatches.on_train_batch_end)
+        flags = ["--trainer.max_time", "00:01:00:00"]
+    elif stop == "callback":
+        flags = ["--trainer.callbacks", f"{__name__}.NineBatches"]
+    else:
+        stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "held_out_fvu", "stopping_threshold": 99.0}}
+        settings["trainer"] |= {"callbacks": [stopping], "val_check_interval": 9 if stop.endswith("in a step") else 10}
+        del settings["trainer"]["limit_val_batches"]
+    half = train(settings, *flags)
+    assert (half.record.steps, half.record.finished) == (5, False)
+    monkeypatch.undo()
+    settings["trainer"].pop("callbacks", None)
+    monkeypatch.setattr("open_clt.training.command.load_language_model", lambda *_, **__: half.language_model)
+    resumed = train(settings, "--ckpt-path", "last")
+    assert resumed.record.finished
+    assert_equal(resumed, whole)
+    assert resumed.record.curves == whole.record.curves
+
+
+def test_time_counts_all_parts_of_a_training(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_, **__: 60.0)
+    settings["trainer"]["accumulate_grad_batches"] = 2
+    train(settings, "--trainer.callbacks", f"{__name__}.NineBatches")
+    with pytest.raises(ConfigError, match="max_time is 00:00:00:59, which the training to resume has used up"):
+        train(settings, "--ckpt-path", "last", "--trainer.max_time", "00:00:00:59")
+
+
+def test_what_a_refused_resume_asked_for_is_not_kept(settings: Settings, tmp_path: Path) -> None:
+    train(settings, "--checkpoints.every", "3")
+    kept = (tmp_path / "out" / "config.yaml").read_text()
+    with pytest.raises(CheckpointError, match="had steps = 8, now it is 20; a training cannot be made longer"):
+        train(settings, "--ckpt-path", "last", "--trainer.max_steps", "20")
+    assert (tmp_path / "out" / "config.yaml").read_text() == kept
+
+
+def test_batches_larger_than_the_data_are_counted_as_they_are(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings["data"] = {"class_path": "tests.training.own.OwnStore", "init_args": {"tokens": 320}, "batch_size": 5000}
+    run = train(settings)
+    (said,) = [record.getMessage() for record in caplog.records if "batch_size is 5000" in record.getMessage()]
+    assert int(said.split("all ")[1].split()[0]) * 8 == run.record.tokens <= 8 * 320
 
 
 def test_resuming_with_other_settings_is_refused(settings: Settings) -> None:
@@ -207,6 +301,57 @@ def test_classes_of_ones_own_plug_in(settings: Settings, monkeypatch: pytest.Mon
     assert (run.folded.config.n_layers, run.folded.config.d_model, run.held_out) == (2, 12, None)
 
 
+def test_a_class_of_ones_own_is_what_its_checkpoints_hold(settings: Settings, tmp_path: Path) -> None:
+    settings["transcoder"] |= {"class_path": OWN, "init_args": {"share": 0.25}}
+    run = train(settings)
+    stored, inputs = load_transcoder(tmp_path / "out"), torch.randn(9, 3, 32)
+    assert isinstance(stored, Muffled)
+    assert torch.equal(stored(inputs).reconstruction, run.folded(inputs).reconstruction)
+    for other in ({}, {"class_path": OWN}, {"class_path": OWN, "init_args": {"share": 0.3}}):
+        plain = {name: settings["transcoder"][name] for name in ("n_features", "nonlinearity")}
+        with pytest.raises(CheckpointError, match=r"had architecture = \{'class_path': '.*Muffled'"):
+            train({**settings, "transcoder": plain | other}, "--ckpt-path", "last")
+    assert isinstance(train(settings, "--ckpt-path", "last").record.transcoder, Muffled)
+
+
+def test_products_of_matrices_are_as_exact_as_asked_for_while_training(settings: Settings) -> None:
+    before = torch.get_float32_matmul_precision()
+    settings["trainer"]["callbacks"] = [{"class_path": "tests.training.own.Precision"}]
+    for flags, meanwhile in (([], before), (["--training.matmul_precision", "medium"], "medium")):
+        Precision.seen.clear()
+        train(settings, *flags, "--output", f"{settings['output']}-{meanwhile}")
+        assert Precision.seen == {meanwhile}
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_profile_is_written_beside_the_rest(settings: Settings, tmp_path: Path) -> None:
+    train(settings, "--trainer.profiler", "simple")
+    assert "run_training_batch" in (tmp_path / "out" / "fit-profile.txt").read_text()
+
+
+def test_loggers_write_to_the_output_unless_told_otherwise(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = ["--trainer.logger", "tests.training.own.NoteLogger"]
+    train(settings, *logger)
+    assert (tmp_path / "out" / "note.txt").is_file()
+    train({**settings, "output": "out2"}, *logger, "--trainer.logger.save_dir", str(tmp_path / "there"))
+    assert (tmp_path / "there" / "note.txt").is_file()
+    assert not (tmp_path / "note.txt").exists()
+    assert "save_dir: .\n" in (tmp_path / "out" / "config.yaml").read_text(), "another --output is another place"
+
+
+def test_nobodys_allocator_is_changed_unasked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("open_clt.training.command.keep_freed_memory", lambda: asked.append(True))
+    train(settings)
+    assert not asked
+    path = str(Path(settings["output"]).with_suffix(".yaml"))
+    train_command(["--config", path, "--output", settings["output"] + "2"], keep_memory=True)
+    assert asked == [True]
+
+
 def test_training_ends_early_at_a_target_l0(settings: Settings) -> None:
     run = train(settings, "--early_stop.l0", "4", "--early_stop.window", "3")
     assert (run.record.steps, run.record.finished) == (3, False)
@@ -239,16 +384,38 @@ def test_the_learning_rate_can_follow_a_cosine(settings: Settings) -> None:
         (["--transcoder.n_featurs", "3"], ConfigError, "did you mean 'transcoder.n_features'"),
         (["--transcoder.n_features", "many"], ConfigError, "transcoder.n_features is 'many'; it must be a whole num"),
         (["--transcoder.nonlinearity.kind", "jump"], ConfigError, "'relu' or 'jumprelu' or 'topk' or 'batchtopk'"),
-        (["--transcoder.nonlinearity.kind", "relu"], ConfigError, "ReLUConfig has no setting 'k'"),
+        (["--transcoder.nonlinearity.kind", "relu"], ConfigError, r"nonlinearity\.k is given, but kind 'relu' has no"),
+        (
+            ["--transcoder.kind", "molt"],
+            ConfigError,
+            r"transcoder\.n_features is given, but kind 'molt' has no such .* ra",
+        ),
+        (["--training.loss.sparsity.kind", "l1"], ConfigError, r"sparsity\.coefficient is missing; kind 'l1' needs it"),
+        (["--training.optimizer", "torch.optim.SGD"], ConfigError, r"a group: set training\.optimizer\.class_path or "),
         (["--transcoder.n_layers", "5"], ConfigError, "n_layers is 5, but the data has 3"),
         (["--transcoder.class_path", "nowhere.Mine"], ConfigError, "'nowhere.Mine' cannot be imported"),
-        (["--transcoder.class_path", "builtins.dict"], ConfigError, "cannot be made with init_args"),
+        (["--transcoder.class_path", "builtins.dict"], ConfigError, "'builtins.dict' is no class of Transcoders"),
+        (
+            ["--transcoder.class_path", OWN, "--transcoder.init_args.a", "1"],
+            ConfigError,
+            "cannot be made with init_args",
+        ),
+        (
+            ["--training.loss.class_path", OWN, "--training.loss.init_args.a", "1"],
+            ConfigError,
+            "be made with init_args",
+        ),
+        (["--trainer.precision", "bf16-true"], ConfigError, "'bf16-true', which rounds weights .* take 'bf16-mixed'"),
+        (["--trainer.precision", "16-true"], ConfigError, "'16-true', which rounds weights"),
+        (["--trainer.fast_dev_run", "1"], ConfigError, "fast_dev_run would leave a transcoder of a step or two"),
         (["--data.class_path", "builtins.int"], ConfigError, "no ActivationStore"),
         (["--training.loss.init_args.a", "1"], ConfigError, "without training.loss.class_path"),
         (["--data.texts.column", "body"], TextError, "no column 'body'; it has text, other"),
         (["--data.texts.source", "gone.jsonl"], TextError, "no file gone.jsonl"),
         (["--data.texts.held_out_contexts", "5000"], TextError, "5000 are to be held out"),
         (["--checkpoints.every", "0"], ConfigError, "every is 0"),
+        (["--report.graphs=-1"], ConfigError, "graphs is -1"),
+        (["--report.prompts", "gone.txt"], TextError, "gone.txt cannot be read"),
         (["--early_stop.l0=-1"], ConfigError, "l0 is -1"),
         (["--trainer.accelerator", "abacus"], ConfigError, "Lightning cannot train that way.*abacus"),
         (["--config", "nowhere.yaml"], ConfigError, "nowhere.yaml"),
@@ -260,11 +427,19 @@ def test_mistakes_are_named_in_one_line(
     with pytest.raises(error, match=message) as raised:
         train(settings, *flags)
     assert "\n" not in str(raised.value)
+    assert not Path(settings["output"]).exists(), "it leaves nothing behind"
+
+
+def test_texts_are_asked_for_by_their_flag(settings: Settings) -> None:
+    del settings["data"]["texts"]["source"]
+    with pytest.raises(ConfigError, match=r"data\.texts\.source is missing"):
+        train(settings)
 
 
 @pytest.mark.skipif(bool(find_spec("tensorboard") or find_spec("tensorboardX")), reason="TensorBoard is installed")
 def test_a_logger_that_is_not_installed_is_named(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(MissingExtraError, match="tensorboard") as raised:
+    message = r"trainer\.logger TensorBoardLogger needs the package tensorboard; pip install 'open-clt\[tensorboard\]'"
+    with pytest.raises(MissingExtraError, match=message) as raised:
         train(settings, "--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path))
     assert "\n" not in str(raised.value)
 

@@ -12,6 +12,7 @@ from open_clt.config import (
     ArchitectureConfig,
     BatchTopKConfig,
     JumpReLUConfig,
+    L1SparsityConfig,
     LossConfig,
     NonlinearityConfig,
     ReLUConfig,
@@ -19,6 +20,7 @@ from open_clt.config import (
     TopKConfig,
 )
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.molt import Molt
 from open_clt.models.sparse import active_counts
 from open_clt.models.transcoder import Transcoder
 from open_clt.training.module import ramp, set_encoder_bias
@@ -53,8 +55,16 @@ PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=5
         # A few transforms of high rank do most of these layers' work: fewer are wanted back.
         (architecture("molt", n_layers=LAYERS, d_model=D_MODEL), replace(AUXILIARY, auxiliary=1.0), 0.4),
         (small_transcoder(nonlinearity=JumpReLUConfig(bandwidth=0.1)), PREACTIVATION, 0.15),
+        # Features that compete over a whole batch need a stronger pull: few of them could take all places.
+        (small_transcoder(nonlinearity=BatchTopKConfig(k=8)), replace(AUXILIARY, auxiliary=1.0), 0.15),
+        (
+            small_transcoder(nonlinearity=BatchTopKConfig(k=8, across_layers=True)),
+            replace(AUXILIARY, auxiliary=1.0),
+            0.2,
+        ),
+        (small_transcoder(nonlinearity=ReLUConfig()), PREACTIVATION, 0.15),
     ],
-    ids=lambda value: getattr(value, "kind", ""),
+    ids=["topk", "molt", "jumprelu", "batchtopk", "batchtopk across layers", "relu"],
 )
 def test_dead_features_revive(
     monkeypatch: pytest.MonkeyPatch, config: ArchitectureConfig, loss: LossConfig, left: float
@@ -68,6 +78,50 @@ def test_dead_features_revive(
 def test_sparsity_rises_from_zero_to_its_full_value() -> None:
     assert [ramp(step, 100, 0.5) for step in (0, 25, 50, 100)] == [0.0, 0.5, 1.0, 1.0]
     assert ramp(0, 100, 0.0) == 1.0
+
+
+@torch.no_grad()
+def sparsity_by_loops(transcoder: Transcoder, inputs: torch.Tensor, *, steepness: float | None) -> float:
+    """``sum tanh(steepness |W_dec| a)`` of a token, or ``sum |W_dec| a`` (L1), one feature after another."""
+    total = 0.0
+    for layer, active in enumerate(transcoder.encode(inputs)):
+        for feature, values in enumerate(active.dense().T):
+            if isinstance(transcoder, Molt):
+                writes = transcoder.matrix(layer, feature)
+            else:
+                assert isinstance(transcoder, CrossLayerTranscoder)
+                writes = transcoder.W_dec[layer][feature]
+            weighed = writes.square().sum().sqrt() * values
+            total += (weighed if steepness is None else (steepness * weighed).tanh()).sum().item()
+    return total / inputs.shape[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        small_transcoder(nonlinearity=ReLUConfig()),
+        small_transcoder(nonlinearity=JumpReLUConfig(initial_threshold=0.5), prefixes=(8,)),
+        architecture("molt", n_layers=LAYERS, d_model=D_MODEL),
+    ],
+    ids=["clt", "matryoshka", "molt"],
+)
+@pytest.mark.parametrize("penalty", [TanhSparsityConfig, L1SparsityConfig])
+def test_a_steps_sparsity_rises_with_the_warm_up_and_is_weighed_by_decoder_norms(
+    config: ArchitectureConfig, penalty: type[TanhSparsityConfig] | type[L1SparsityConfig]
+) -> None:
+    """What the penalty adds to the loss of each of ten steps, on the same tokens and with weights that stay."""
+    block = relu_mlps(64, batches=1).batches[0]
+    store = MemoryStore([block._replace(positions=block.positions + 1)])
+    losses: list[list[float]] = []
+    for sparsity in (None, penalty(coefficient=3.0, warmup=0.5)):
+        loss = LossConfig(sparsity=sparsity)
+        settings = quick_training(max_steps=10, learning_rate=1e-30, max_norm_ratio=None, loss=loss)
+        record = train_on_activations(store, config, settings, progress=False)
+        losses.append(record.curves.loss)
+    added = [with_penalty - without for without, with_penalty in zip(*losses, strict=True)]
+    steepness = getattr(sparsity, "steepness", None)
+    full = 3.0 * sparsity_by_loops(record.transcoder, block.inputs, steepness=steepness)
+    assert added == pytest.approx([full * min(1.0, step / 5) for step in range(10)], rel=1e-3, abs=1e-4)
 
 
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:

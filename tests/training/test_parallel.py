@@ -16,16 +16,24 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from open_clt.config import BatchTopKConfig, MoltConfig, TopKConfig
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.models.architectures import make_transcoder
+from open_clt.models.architectures import OwnArchitecture, make_transcoder
 from open_clt.models.checkpoint import load_transcoder, save_transcoder
-from open_clt.models.peers import ALONE, Part
+from open_clt.models.peers import ALONE, Part, Peers
 from open_clt.models.transcoder import Transcoder
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.parallel import BatchShare, make_mesh, peers_of
 from open_clt.training.scaling import Layout, traffic
-from open_clt.training.shards import draw_shard, merge_checkpoint, shard_config, shard_path, whole_config
+from open_clt.training.shards import (
+    draw_shard,
+    merge_checkpoint,
+    shard_config,
+    shard_features,
+    shard_path,
+    whole_config,
+)
 from tests.training import parallel_worker
-from tests.training.parallel_worker import CASES, run_processes, summary, train
+from tests.training.own import Muffled
+from tests.training.parallel_worker import CASES, cases, run_processes, summary, train
 from tests.training.synthetic import FEATURES, relu_mlps, small_transcoder
 
 LAYOUTS = {"2": Layout(shards=2), "ddp": Layout(replicas=2)}
@@ -33,7 +41,7 @@ LAYOUTS = {"2": Layout(shards=2), "ddp": Layout(replicas=2)}
 
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, dict[str, Any]]:
-    return {name: summary(train(case, devices=1)) for name, case in CASES.items()}
+    return {name: summary(train(case, devices=1)) for name, case in cases("ddp").items()}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +54,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_processes(parallel_worker.listen, 2, tmp_path_factory.mktemp("heard"), list(LAYOUTS))[0]
 
 
-@pytest.mark.parametrize("name", list(CASES))
-@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout in LAYOUTS for name in cases(layout)])
 def test_two_processes_equal_one(
     layout: str, name: str, one_process: dict[str, Any], two_processes: list[dict[str, Any]]
 ) -> None:
@@ -55,9 +62,10 @@ def test_two_processes_equal_one(
         assert_equal(process[layout][name], one_process[name], exact_fvu=LAYOUTS[layout].replicas == 1)
 
 
-@pytest.mark.parametrize("layout", ["2", pytest.param("4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", ["2", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("4", "ddp"))])
 def test_four_processes_equal_one(layout: str, one_process: dict[str, Any], tmp_path: Path) -> None:
     for process in run_processes(parallel_worker.train_cases, 4, tmp_path, [layout]):
+        assert process[layout].keys() == cases(layout).keys()
         for name, found in process[layout].items():
             assert_equal(found, one_process[name], exact_fvu=layout == "4")
 
@@ -104,10 +112,12 @@ def test_an_interrupted_sharded_training_ends_where_no_interruption_would(
     results = run_processes(parallel_worker.interrupt_and_resume, 2, tmp_path, tmp_path, 7)
     for result in results:
         assert result["stopped_after"] == 8  # the other process hears of it in the step after
-        assert_equal(result["summary"], one_process["batchtopk"], exact_fvu=True)
+        assert_equal(result["summary"], one_process["own"], exact_fvu=True)
 
     merged, stopped = merge_checkpoint(tmp_path / "last"), load_transcoder(tmp_path / "stopped")
-    assert merged.config == stopped.config == CASES["batchtopk"].transcoder
+    assert type(merged) is type(stopped) is Muffled
+    assert merged.share == stopped.share == 0.75
+    assert merged.config == stopped.config == CASES["own"].transcoder
     assert_same_tensors(merged, stopped)
     inputs = relu_mlps(100, batches=1).batches[0].inputs
     save_transcoder(merged.folded(), tmp_path / "folded")
@@ -167,6 +177,12 @@ def test_a_slice_is_drawn_as_the_whole_has_it(skip: bool) -> None:
     for shard, part in enumerate(parts):
         assert torch.equal(part.W_enc, whole.W_enc[:, shard::3])
         assert all(torch.equal(rows, table[shard::3]) for rows, table in zip(part.W_dec, whole.W_dec, strict=True))
+
+
+def test_a_class_of_ones_own_with_tensors_of_its_own_cannot_be_sharded() -> None:
+    own = make_transcoder(small_transcoder(), own=OwnArchitecture("tests.training.own.Gated", {}))
+    with pytest.raises(ConfigError, match=r"own\.Gated cannot be sharded, .* cut its gate; split the batch only"):
+        shard_features(own, Mock(spec=Peers, shard=0, shards=2))
 
 
 def test_other_ways_to_share_are_refused() -> None:

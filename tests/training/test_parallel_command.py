@@ -48,6 +48,13 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     last = tmp_path / "sharded" / "checkpoints" / "last"
     assert sorted(path.name for path in last.iterdir()) == ["shard_0_of_2", "shard_1_of_2"]
 
+    whole = load_transcoder(tmp_path / "sharded")
+    (tmp_path / "sharded" / "transcoder.safetensors").unlink()  # as if it had been killed before its end
+    no_more = ["--config", "sharded.yaml", "--ckpt-path", "last", "--trainer.max_time", "00:00:00:00"]
+    train(tmp_path, "sharded", *no_more, launcher=TORCHRUN)
+    for key, tensor in load_transcoder(tmp_path / "sharded").state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[key]), key
+
 
 def train(folder: Path, output: str, *settings: str, launcher: list[str] | None = None) -> None:
     """Run the command as its own processes."""

@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch import Callback
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.config import TopKConfig, TranscoderConfig
+from open_clt.config import JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig, TranscoderConfig
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.models.checkpoint import load_transcoder, read_record
 from open_clt.training.train import TrainingRecord, train_on_activations, train_transcoder
 from tests.tiny_models import TEXTS
-from tests.training.synthetic import quick_training, relu_mlps, small_transcoder
+from tests.training.synthetic import FEATURES, quick_training, relu_mlps, small_transcoder
 
 
 class PressCtrlC(Callback):
@@ -74,6 +74,21 @@ def test_ctrl_c_saves_and_resuming_ends_where_no_interruption_would(tmp_path: Pa
     assert read_record(tmp_path)["curves"]["loss"] == whole.curves.loss
     assert not (tmp_path / "resume").exists()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+@pytest.mark.parametrize("nonlinearity", [ReLUConfig(), JumpReLUConfig()], ids=str)
+def test_training_begins_at_the_firing_rate_that_was_asked_for(nonlinearity: NonlinearityConfig, rate: float) -> None:
+    """The L0 of the first steps, whose learning rate is next to nothing, on tokens that the biases were not set on."""
+    config = small_transcoder(nonlinearity=nonlinearity)
+    settings = quick_training(max_steps=10, learning_rate=1e-30, initial_firing_rate=rate)
+    held_out = relu_mlps(2000, seed=1)
+    record = train_on_activations(relu_mlps(4000), config, settings, held_out=held_out, progress=False)
+    assert record.metrics is not None
+    assert record.metrics.l0 == pytest.approx(rate * FEATURES, rel=0.1)
+    assert sum(record.curves.l0) / 10 == pytest.approx(rate * FEATURES, rel=0.2)
+    assert record.metrics.density.amin() > 0.5 * rate
+    assert record.metrics.density.amax() < 2 * rate
 
 
 def test_checkpoints_are_written_every_so_many_steps(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""A report on disk is the report; what is none says so."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.activations.text import pack_contexts
+from open_clt.analysis.measured_on import measured_on
+from open_clt.analysis.report import Report, comparison_table, report
+from open_clt.analysis.report_file import is_report, load_report, save_reconstruction, save_report
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.replacement.model import ReplacementModel
+from tests.tiny_models import TEXTS, random_transcoder
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_gpt2: LanguageModel) -> Report:
+    replacement = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2))
+    contexts = pack_contexts(TEXTS, tiny_gpt2, 12, max_contexts=4)
+    return report(replacement, contexts, name="random", text="some texts", prompts=["a b c d"])
+
+
+def test_a_saved_report_is_read_back_equal(measured: Report, tmp_path: Path) -> None:
+    files = save_report(measured, tmp_path)
+    assert load_report(tmp_path) == load_report(files.everything) == measured
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_for_spreadsheets_hold_every_number_of_the_layers_and_of_the_whole(
+    measured: Report, tmp_path: Path
+) -> None:
+    files = save_report(measured, tmp_path)
+    for layer, row in zip(measured.layers, rows(files.layers), strict=True):
+        norms = [float(row.pop(f"decoder_norm_p{share}")) for share in (0, 5, 25, 50, 75, 95, 100)]
+        assert norms == list(layer.decoder_norms)
+        numbers = {name: value for name, value in layer._asdict().items() if name != "decoder_norms"}
+        assert {name: float(value) for name, value in row.items()} == numbers
+    (total,) = rows(files.totals)
+    for name in (
+        "fvu", "worst_fvu", "worst_layer", "l0", "l0_total", "dead_share", "dense_share", "ce_original",
+        "ce_replacement", "ce_ablated", "ce_recovered", "kl", "top1_agreement", "parameters", "tokens",
+    ):  # fmt: skip
+        assert float(total[name]) == getattr(measured, name)
+    (graph,) = measured.graphs
+    assert float(total["graph_replacement"]) == graph.replacement
+    assert float(total["graph_completeness"]) == graph.completeness
+    assert total["name"] == "random"
+    assert total["measured_on"] == "4 contexts of 12 tokens of some texts"
+
+
+def test_a_report_knows_its_contexts_from_others(measured: Report, tiny_gpt2: LanguageModel) -> None:
+    contexts = pack_contexts(TEXTS, tiny_gpt2, 12, max_contexts=4)
+    same, fewer, other = measured_on(contexts.clone()), measured_on(contexts[:3]), measured_on(contexts.flip(0))
+    assert measured.measured_on.fingerprint == same.fingerprint
+    assert len({same.fingerprint, fewer.fingerprint, other.fingerprint, measured_on(contexts.T).fingerprint}) == 4
+    for different in (fewer, other):
+        with pytest.raises(ConfigError, match="random on 4 contexts of 12 tokens of some texts; second on"):
+            comparison_table([measured, measured._replace(name="second", measured_on=different)])
+    comparison_table([measured, measured._replace(name="second", measured_on=same)])
+
+
+def test_graph_scores_of_different_prompts_are_told_apart(measured: Report) -> None:
+    (graph,) = measured.graphs
+    warning = "graph scores are not to be compared"
+    assert warning not in comparison_table([measured, measured._replace(graphs=())])
+    for other in (graph._replace(prompt="others"), graph._replace(max_feature_nodes=7)):
+        assert warning in comparison_table([measured, measured._replace(graphs=(other,))])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "other"}', '{"format": "open-clt-evaluation"}'])
+def test_a_foreign_report_is_one_clear_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(CheckpointError, match="holds no evaluation report"):
+        load_report(tmp_path)
+
+
+def test_a_report_that_does_not_say_what_was_measured_on_is_refused(measured: Report, tmp_path: Path) -> None:
+    path = save_report(measured, tmp_path).everything
+    content = json.loads(path.read_text()) | {"format_version": 1}
+    del content["measured_on"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="no evaluation report of this version"):
+        load_report(path)
+
+
+def test_a_report_of_a_later_version_is_refused(measured: Report, tmp_path: Path) -> None:
+    path = save_report(measured, tmp_path).everything
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(CheckpointError):
+        load_report(path)
+
+
+def test_mere_reconstruction_is_no_report_and_says_why(tmp_path: Path) -> None:
+    path = save_reconstruction({"fvu": 0.25, "l0": 3.0}, tmp_path, reason="There was no language model.")
+    assert json.loads(path.read_text())["fvu"] == 0.25
+    assert not is_report(tmp_path)  # whoever compares directories measures what is there
+    assert is_report(path)
+    with pytest.raises(
+        CheckpointError, match=r"only how well the transcoder reconstructs. There was no language model"
+    ):
+        load_report(path)
