@@ -136,6 +136,7 @@ def summary(medians: dict[str, Measured], tokens: int) -> dict[str, float]:
         result["speedup_peer"] = peer.backward / ours.backward
         result["step_speedup_peer"] = peer.step / ours.step
         result["memory_ratio_peer"] = ours.extra_memory_mb / peer.extra_memory_mb
+        result["frugal_memory_ratio_peer"] = frugal.extra_memory_mb / peer.extra_memory_mb
     return result
 
 
