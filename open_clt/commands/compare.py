@@ -57,14 +57,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _places(transcoders: Sequence[str]) -> dict[str, Path]:
     """Where each one lies, by its name; names that repeat are told apart by their parents'."""
-    parts = {one: Path(one).resolve().parts[1:] for one in transcoders}
+    paths = {one: transcoder_directory(one) for one in transcoders}
+    # The transcoder that ships is called what was typed, wherever it lies.
+    parts = {one: path.resolve().parts[1:] if path == Path(one) else (one,) for one, path in paths.items()}
 
     def name(own: tuple[str, ...]) -> str:
         others = set(parts.values()) - {own}
         lengths = range(1, len(own) + 2)
         return "-".join(next(own[-n:] for n in lengths if all(other[-n:] != own[-n:] for other in others)))
 
-    return {name(own): transcoder_directory(one) for one, own in parts.items()}
+    return {name(own): paths[one] for one, own in parts.items()}
 
 
 def _stored(arguments: argparse.Namespace, places: Mapping[str, Path]) -> dict[str, Report]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from open_clt.config import CheckpointsConfig
 from open_clt.errors import ConfigError
@@ -90,5 +91,6 @@ def make_trainer(
 def _write_profile(trainer: Trainer, output: Path) -> None:
     """Let a profiler write to a file, unless it was told where: it would log, and Lightning's log is held back."""
     profiler = cast(Any, trainer).profiler
-    if profiler.dirpath is None and profiler.filename is None:
+    asked = not isinstance(profiler, PassThroughProfiler)  # which stands where none was asked for
+    if asked and profiler.dirpath is None and profiler.filename is None:
         profiler.dirpath, profiler.filename = output, "profile"

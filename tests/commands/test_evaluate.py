@@ -178,6 +178,10 @@ def test_embedded_names_the_transcoder_that_ships(
     capsys.readouterr()
     assert main(["compare", "embedded", "own", *few]) == 0
     assert compared(capsys) == {name: f"{load_report('own').fvu:.4f}" for name in ("embedded", "own")}
+    Path("runs").mkdir()
+    Path("own").rename("runs/embedded")
+    assert main(["compare", "runs/embedded", "embedded", *few]) == 0
+    assert list(compared(capsys)) == ["runs-embedded", "embedded"]
 
 
 def test_an_autoencoder_is_measured_and_compared_as_transcoders_are(

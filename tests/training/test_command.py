@@ -327,6 +327,8 @@ def test_products_of_matrices_are_as_exact_as_asked_for_while_training(settings:
 def test_a_profile_is_written_beside_the_rest(settings: Settings, tmp_path: Path) -> None:
     train(settings, "--trainer.profiler", "simple")
     assert "run_training_batch" in (tmp_path / "out" / "fit-profile.txt").read_text()
+    train(settings, "--output", str(tmp_path / "other"))
+    assert not list((tmp_path / "other").glob("*profile*"))
 
 
 def test_loggers_write_to_the_output_unless_told_otherwise(
