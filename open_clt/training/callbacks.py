@@ -166,9 +166,6 @@ class Checkpoints(Checkpoint):
         if self.best and fvu is not None and float(fvu) < self.lowest:
             self.lowest = float(fvu)
             trainer.save_checkpoint(self.last.with_name("best"))
-            if self._saved == trainer.global_step:  # by the step that was measured now: it knows an older best
-                self._saved = -1
-                self._save(trainer)
         self._stop_or_wait(trainer)
         if trainer.should_stop and trainer.global_step < trainer.max_steps:
             self._save(trainer)
