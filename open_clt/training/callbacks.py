@@ -142,6 +142,7 @@ class Checkpoints(Checkpoint):
         self.last = directory / "last"
         self.every = every
         self.best = best
+        self._noted = directory / "best" / "held_out_fvu"
         self.keep_all = keep_all
         self.at_end = at_end
         self.lowest = float("inf")
@@ -166,6 +167,8 @@ class Checkpoints(Checkpoint):
         if self.best and fvu is not None and float(fvu) < self.lowest:
             self.lowest = float(fvu)
             trainer.save_checkpoint(self.last.with_name("best"))
+            if trainer.is_global_zero:
+                self._noted.write_text(repr(self.lowest), encoding="utf-8")
         self._stop_or_wait(trainer)
         if trainer.should_stop and trainer.global_step < trainer.max_steps:
             self._save(trainer)
@@ -199,8 +202,9 @@ class Checkpoints(Checkpoint):
         return {"lowest": self.lowest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        self.lowest = state_dict["lowest"]
+        """Take it back; ``last`` of the step that became the best was written before that was known."""
+        noted = [float(self._noted.read_text(encoding="utf-8"))] if self._noted.is_file() else []
+        self.lowest = min([state_dict["lowest"], *noted])
 
 
 def _architecture(module: LightningModule) -> dict[str, Any] | None:

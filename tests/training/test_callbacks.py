@@ -67,9 +67,22 @@ def test_the_best_checkpoint_is_that_of_the_lowest_held_out_fvu(tmp_path: Path) 
     assert 2 < best < 16, "neither the first nor the last"
     kept = io.load_checkpoint(tmp_path / "best")
     assert kept["global_step"] == best
+    assert float((tmp_path / "best" / "held_out_fvu").read_text()) == fvu[best]
 
     _, after = train(tmp_path, resume=tmp_path / "last")
     assert list(after) == list(range(18, STEPS + 1, 2))
     assert min(after.values()) > fvu[best]
     again = io.load_checkpoint(tmp_path / "best")
     assert again["global_step"] == best, "what came before the interruption counts"
+
+
+def test_a_last_that_was_written_before_its_step_became_the_best_knows_it_anyway(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, 16, best=True)
+    checkpoints.load_state_dict({"lowest": 0.75})
+    assert checkpoints.lowest == 0.75
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "held_out_fvu").write_text("0.25")
+    checkpoints.load_state_dict({"lowest": 0.5})
+    assert checkpoints.lowest == 0.25
+    checkpoints.load_state_dict({"lowest": 0.125})
+    assert checkpoints.lowest == 0.125
