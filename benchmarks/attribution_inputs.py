@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
-from open_clt.config import JumpReLUConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.models.circuit_tracer import save_circuit_tracer
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.nonlinearities import JumpReLU
@@ -92,7 +92,7 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> Path:
 def _random_transcoder(
     model: LanguageModel, tokens: Tensor, shape: Shape, generator: torch.Generator
 ) -> CrossLayerTranscoder:
-    config = TranscoderConfig(
+    config = CrossLayerConfig(
         n_layers=shape.layers,
         n_features=shape.features,
         d_model=shape.d_model,

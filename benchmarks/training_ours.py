@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from training_case import Case, Steps
 
-from open_clt.config import JumpReLUConfig, LearningConfig, TanhSparsityConfig, TopKConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig, LearningConfig, TanhSparsityConfig, TopKConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.sparse import active_counts
 from open_clt.training import losses
@@ -36,7 +36,7 @@ class Training:
         self.case = case
         self.inputs, self.targets = case.activations(device)
         jump = JumpReLUConfig(initial_threshold=case.threshold, bandwidth=BANDWIDTH * case.threshold)
-        config = TranscoderConfig(
+        config = CrossLayerConfig(
             n_layers=case.layers, n_features=case.features, d_model=case.d_model,
             nonlinearity=TopKConfig(k=case.active) if case.nonlinearity == "topk" else jump,
         )  # fmt: skip

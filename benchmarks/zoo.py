@@ -33,8 +33,8 @@ from open_clt.activations.language_model import LanguageModel, load_language_mod
 from open_clt.activations.text import pack_contexts
 from open_clt.analysis.evaluation import evaluate_transcoder
 from open_clt.config import (
-    ArchitectureConfig,
     BatchTopKConfig,
+    CrossLayerConfig,
     JumpReLUConfig,
     L1SparsityConfig,
     LossConfig,
@@ -102,9 +102,9 @@ class Data(NamedTuple):
     held_out: Tensor
 
 
-def architectures(model: LanguageModel, n_features: int) -> dict[str, ArchitectureConfig]:
+def architectures(model: LanguageModel, n_features: int) -> dict[str, TranscoderConfig]:
     """Each architecture, at about the same number of features."""
-    clt = TranscoderConfig(
+    clt = CrossLayerConfig(
         n_layers=model.n_layers, d_model=model.d_model, n_features=n_features, language_model=model.name
     )
     molt = MoltConfig(

@@ -28,7 +28,7 @@ from torch import Tensor
 from open_clt.activations.buffer import Harvest, without_outliers
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.text import pack_contexts
-from open_clt.config import BatchTopKConfig, LossConfig, TrainingConfig, TranscoderConfig
+from open_clt.config import BatchTopKConfig, CrossLayerConfig, LossConfig, TrainingConfig
 from open_clt.config_json import to_dict
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.corpus import generate_texts
@@ -51,9 +51,9 @@ HELD_OUT_TEXT_SEED = 500_000_002
 BARS = {"fvu": 0.10, "l0": 20.0, "dead_share": 0.05, "top1_agreement": 0.90}
 
 
-def transcoder_settings(model: LanguageModel) -> TranscoderConfig:
+def transcoder_settings(model: LanguageModel) -> CrossLayerConfig:
     """The shape of the transcoder that ships."""
-    return TranscoderConfig(
+    return CrossLayerConfig(
         n_layers=model.n_layers,
         n_features=768,
         d_model=model.d_model,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from open_clt.analysis.supernodes import suggest_supernodes
     from open_clt.attribution.attribute import attribute, attribute_all
     from open_clt.attribution.graph import AttributionGraph
-    from open_clt.config import MoltConfig, TrainingConfig, TranscoderConfig
+    from open_clt.config import CrossLayerConfig, MoltConfig, TrainingConfig, TranscoderConfig
     from open_clt.errors import OpenCLTError
     from open_clt.models.architectures import make_transcoder
     from open_clt.models.checkpoint import load_transcoder, save_transcoder
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttributionGraph",
+    "CrossLayerConfig",
     "CrossLayerTranscoder",
     "Intervention",
     "MoltConfig",
@@ -62,6 +63,7 @@ __all__ = [
 
 _MODULE_OF = {
     "AttributionGraph": "open_clt.attribution.graph",
+    "CrossLayerConfig": "open_clt.config",
     "CrossLayerTranscoder": "open_clt.models.cross_layer",
     "Intervention": "open_clt.replacement.interventions",
     "MoltConfig": "open_clt.config",

@@ -73,11 +73,11 @@ NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | TopKConfig | Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscoderConfig:
+class CrossLayerConfig:
     """Shape and meaning of a transcoder whose features have decoders: all that its tensors do not say.
 
     A CLT by default; ``reach=1`` is one transcoder per layer, and if it reads where it writes, one sparse autoencoder
-    per layer: ``TranscoderConfig(reach=1, input_hook="hook_resid_post", target_hook="hook_resid_post", ...)``.
+    per layer: ``CrossLayerConfig(reach=1, input_hook="hook_resid_post", target_hook="hook_resid_post", ...)``.
     """
 
     kind: Literal["cross_layer"] = "cross_layer"
@@ -159,11 +159,11 @@ class MoltConfig:
         return 1
 
 
-ArchitectureConfig: TypeAlias = TranscoderConfig | MoltConfig
+TranscoderConfig: TypeAlias = CrossLayerConfig | MoltConfig
 """Every kind of transcoder; ``make_transcoder`` builds one of each."""
 
 
-def _check_shape(config: ArchitectureConfig) -> None:
+def _check_shape(config: TranscoderConfig) -> None:
     for name in ("n_layers", "n_features", "d_model"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1.")

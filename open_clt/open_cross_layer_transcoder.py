@@ -20,7 +20,7 @@ from open_clt.activations.language_model import LanguageModel, load_language_mod
 from open_clt.analysis.features import FeatureActivations, TopFeature, feature_activations, top_features
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.config import NonlinearityConfig, TopKConfig, TrainingConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, NonlinearityConfig, TopKConfig, TrainingConfig
 from open_clt.errors import CheckpointError, OpenCLTError
 from open_clt.models.checkpoint import save_transcoder
 from open_clt.models.circuit_tracer import read_transcoder
@@ -58,7 +58,7 @@ class OpenCrossLayerTranscoder:
         known = isinstance(model_name, LanguageModel)
         self.language_model = model_name if known else load_language_model(model_name, device=device)
         self.seed = seed
-        config = TranscoderConfig(
+        config = CrossLayerConfig(
             n_layers=self.language_model.n_layers,
             n_features=num_features,
             d_model=self.language_model.d_model,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from open_clt.config import (
-    ArchitectureConfig,
     BatchTopKConfig,
+    CrossLayerConfig,
     MoltConfig,
     NonlinearityConfig,
     TopKConfig,
@@ -40,15 +40,15 @@ def architecture(
     n_features: int = 40,
     nonlinearity: NonlinearityConfig | None = None,
     **settings: Any,
-) -> ArchitectureConfig:
+) -> TranscoderConfig:
     """The config of a kind of transcoder, TopK by default."""
     chosen = {**ARCHITECTURES[name], **settings, "nonlinearity": nonlinearity or TopKConfig(k=5)}
     if "ranks" in chosen:
         return MoltConfig(n_layers=n_layers, d_model=d_model, **chosen)
-    return TranscoderConfig(n_layers=n_layers, d_model=d_model, n_features=n_features, **chosen)
+    return CrossLayerConfig(n_layers=n_layers, d_model=d_model, n_features=n_features, **chosen)
 
 
-def random_architecture(config: ArchitectureConfig, *, seed: int = 1) -> Transcoder:
+def random_architecture(config: TranscoderConfig, *, seed: int = 1) -> Transcoder:
     """A random transcoder in inference mode; BatchTopK has seen a batch, and has thresholds."""
     transcoder = make_transcoder(config, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -65,6 +65,6 @@ def random_architecture(config: ArchitectureConfig, *, seed: int = 1) -> Transco
     return transcoder.eval()
 
 
-def with_nonlinearity(config: ArchitectureConfig, nonlinearity: NonlinearityConfig) -> ArchitectureConfig:
+def with_nonlinearity(config: TranscoderConfig, nonlinearity: NonlinearityConfig) -> TranscoderConfig:
     """The same kind with another nonlinearity."""
     return replace(config, nonlinearity=nonlinearity)

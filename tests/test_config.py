@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from open_clt.config import (
+    CrossLayerConfig,
     DataConfig,
     LearningConfig,
     MoltConfig,
@@ -15,7 +16,6 @@ from open_clt.config import (
     TextsConfig,
     TopKConfig,
     TrainingConfig,
-    TranscoderConfig,
 )
 from open_clt.errors import ConfigError
 
@@ -25,11 +25,11 @@ SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TranscoderConfig(**SHAPE, reach=4), "reach is 4; it must lie between 1 and n_layers = 3"),
-        (lambda: TranscoderConfig(**SHAPE, prefixes=(20, 8)), r"prefixes is \(20, 8\); they must rise"),
-        (lambda: TranscoderConfig(**SHAPE, prefixes=(40,)), "less than n_features = 40"),
-        (lambda: TranscoderConfig(**SHAPE, nonlinearity=TopKConfig(k=41)), "k is 41; it must lie between 1 and n_feat"),
-        (lambda: TranscoderConfig(**{**SHAPE, "d_model": 0}), "d_model is 0; it must be at least 1"),
+        (lambda: CrossLayerConfig(**SHAPE, reach=4), "reach is 4; it must lie between 1 and n_layers = 3"),
+        (lambda: CrossLayerConfig(**SHAPE, prefixes=(20, 8)), r"prefixes is \(20, 8\); they must rise"),
+        (lambda: CrossLayerConfig(**SHAPE, prefixes=(40,)), "less than n_features = 40"),
+        (lambda: CrossLayerConfig(**SHAPE, nonlinearity=TopKConfig(k=41)), "k is 41; it must lie between 1 and n_feat"),
+        (lambda: CrossLayerConfig(**{**SHAPE, "d_model": 0}), "d_model is 0; it must be at least 1"),
         (lambda: MoltConfig(n_layers=3, d_model=4, ranks=(4, 2), counts=(8,)), r"ranks is \(4, 2\) and counts \(8,\)"),
         (lambda: DataConfig(batch_size=0), "batch_size is 0"),
         (lambda: DataConfig(memory_limit=0.0), "memory_limit is 0.0; it must be above 0"),
@@ -47,5 +47,5 @@ def test_what_cannot_be_meant_is_named_with_what_is_legal(make: Callable[[], obj
 
 @pytest.mark.parametrize(("reach", "expected"), [(None, [3, 2, 1]), (2, [2, 2, 1]), (1, [1, 1, 1])])
 def test_no_feature_reaches_beyond_the_last_layer(reach: int | None, expected: list[int]) -> None:
-    config = TranscoderConfig(**SHAPE, reach=reach)
+    config = CrossLayerConfig(**SHAPE, reach=reach)
     assert [config.reach_of(source) for source in range(3)] == expected

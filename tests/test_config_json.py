@@ -8,12 +8,12 @@ import pytest
 
 from open_clt.config import (
     BatchTopKConfig,
+    CrossLayerConfig,
     JumpReLUConfig,
     L1SparsityConfig,
     LossConfig,
     MoltConfig,
     TrainingConfig,
-    TranscoderConfig,
 )
 from open_clt.config_json import from_dict, to_dict
 from open_clt.errors import ConfigError
@@ -22,15 +22,15 @@ from open_clt.errors import ConfigError
 @pytest.mark.parametrize(
     "config",
     [
-        TranscoderConfig(n_layers=3, n_features=40, d_model=4, nonlinearity=JumpReLUConfig(bandwidth=0.5)),
-        TranscoderConfig(n_layers=3, n_features=40, d_model=4, reach=2, nonlinearity=BatchTopKConfig(k=3)),
-        TranscoderConfig(n_layers=3, n_features=40, d_model=4, prefixes=(8, 20), input_hook="hook_resid_pre"),
+        CrossLayerConfig(n_layers=3, n_features=40, d_model=4, nonlinearity=JumpReLUConfig(bandwidth=0.5)),
+        CrossLayerConfig(n_layers=3, n_features=40, d_model=4, reach=2, nonlinearity=BatchTopKConfig(k=3)),
+        CrossLayerConfig(n_layers=3, n_features=40, d_model=4, prefixes=(8, 20), input_hook="hook_resid_pre"),
         MoltConfig(n_layers=3, d_model=4, ranks=(4, 2), counts=(8, 16), skip=True),
         TrainingConfig(max_steps=10),
         TrainingConfig(loss=LossConfig(sparsity=L1SparsityConfig(coefficient=0.1), preactivation_on="all")),
     ],
 )
-def test_to_json_and_back_is_the_identity(config: TranscoderConfig | MoltConfig | TrainingConfig) -> None:
+def test_to_json_and_back_is_the_identity(config: CrossLayerConfig | MoltConfig | TrainingConfig) -> None:
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
 
 
@@ -53,17 +53,17 @@ def test_a_wrong_setting_is_named_with_what_is_legal(values: dict[str, object], 
 def test_an_unknown_kind_lists_the_known() -> None:
     values = {"n_layers": 1, "n_features": 20, "d_model": 1, "nonlinearity": {"kind": "gelu"}}
     with pytest.raises(ConfigError, match="relu, jumprelu, topk, batchtopk"):
-        from_dict(TranscoderConfig, values)
+        from_dict(CrossLayerConfig, values)
 
 
 def test_a_missing_setting_is_named() -> None:
     with pytest.raises(ConfigError, match="'d_model'"):
-        from_dict(TranscoderConfig, {"n_layers": 1, "n_features": 20})
+        from_dict(CrossLayerConfig, {"n_layers": 1, "n_features": 20})
 
 
 def test_a_list_is_named_as_one() -> None:
     values = {"n_layers": 1, "n_features": 20, "d_model": 1, "prefixes": 3}
     with pytest.raises(ConfigError, match="prefixes is 3; it must be a list of int"):
-        from_dict(TranscoderConfig, values)
+        from_dict(CrossLayerConfig, values)
     with pytest.raises(ConfigError, match="prefixes is 'a'; it must be int"):
-        from_dict(TranscoderConfig, {**values, "prefixes": ["a"]})
+        from_dict(CrossLayerConfig, {**values, "prefixes": ["a"]})

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
-from open_clt.config import InputHook, NonlinearityConfig, ReLUConfig, TopKConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, InputHook, NonlinearityConfig, ReLUConfig, TopKConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
 
 VOCABULARY = 300
@@ -151,7 +151,7 @@ def random_transcoder(
     seed: int = 2,
 ) -> CrossLayerTranscoder:
     """A random transcoder for a language model, with every bias and statistic away from its default."""
-    config = TranscoderConfig(
+    config = CrossLayerConfig(
         n_layers=model.n_layers,
         n_features=n_features,
         d_model=model.d_model,
@@ -176,7 +176,7 @@ def exact_transcoder(folder: Path) -> CrossLayerTranscoder:
     weights = load_file(folder / "model.safetensors")
     layers = sum(name.endswith("mlp.c_fc.weight") for name in weights)
     d_model, width = weights["transformer.h.0.mlp.c_fc.weight"].shape
-    config = TranscoderConfig(
+    config = CrossLayerConfig(
         n_layers=layers,
         n_features=width,
         d_model=d_model,

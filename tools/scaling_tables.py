@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from open_clt.config import TopKConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.training.scaling import Hardware, Layout, StepTime, memory, parameters, reaches, step_time, traffic
 
 # Rates that are held for long, a half to two thirds of an H100's data sheet: NVLink inside a machine of eight GPUs, and
@@ -21,13 +21,13 @@ class Plan(NamedTuple):
     """A transcoder, and how it might be trained."""
 
     name: str
-    config: TranscoderConfig
+    config: CrossLayerConfig
     layouts: list[tuple[Layout, int]]
     """Each with its batch size."""
 
 
-def _clt(n_layers: int, d_model: int, n_features: int, k: int) -> TranscoderConfig:
-    return TranscoderConfig(n_layers=n_layers, d_model=d_model, n_features=n_features, nonlinearity=TopKConfig(k=k))
+def _clt(n_layers: int, d_model: int, n_features: int, k: int) -> CrossLayerConfig:
+    return CrossLayerConfig(n_layers=n_layers, d_model=d_model, n_features=n_features, nonlinearity=TopKConfig(k=k))
 
 
 PLANS = [
@@ -88,7 +88,7 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _k(config: TranscoderConfig) -> int:
+def _k(config: CrossLayerConfig) -> int:
     assert isinstance(config.nonlinearity, TopKConfig)
     return config.nonlinearity.k
 

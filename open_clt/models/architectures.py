@@ -10,7 +10,7 @@ import importlib
 import json
 from typing import Any, NamedTuple, assert_never
 
-from open_clt.config import ArchitectureConfig, MoltConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, MoltConfig, TranscoderConfig
 from open_clt.errors import ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.molt import Molt
@@ -29,7 +29,7 @@ class OwnArchitecture(NamedTuple):
     """What it is made with beside config and seed, by name; plain values, as JSON has them."""
 
 
-def make_transcoder(config: ArchitectureConfig, *, seed: int = 0, own: OwnArchitecture | None = None) -> Transcoder:
+def make_transcoder(config: TranscoderConfig, *, seed: int = 0, own: OwnArchitecture | None = None) -> Transcoder:
     """An untrained transcoder of any kind, its weights drawn from ``seed``; or one of a class of the user's own.
 
     An ``own`` class is imported, so code of its module runs. Raises ConfigError if it cannot be, is no Transcoder, or
@@ -38,7 +38,7 @@ def make_transcoder(config: ArchitectureConfig, *, seed: int = 0, own: OwnArchit
     if own is not None:
         return _make_own(own, config, seed)
     match config:
-        case TranscoderConfig():
+        case CrossLayerConfig():
             return CrossLayerTranscoder(config, seed=seed)
         case MoltConfig():
             return Molt(config, seed=seed)
@@ -57,7 +57,7 @@ def own_architecture(transcoder: Transcoder) -> OwnArchitecture | None:
     return vars(transcoder).get(_MADE_AS) or OwnArchitecture(f"{kind.__module__}.{kind.__qualname__}", {})
 
 
-def _make_own(own: OwnArchitecture, config: ArchitectureConfig, seed: int) -> Transcoder:
+def _make_own(own: OwnArchitecture, config: TranscoderConfig, seed: int) -> Transcoder:
     kind = _imported(own.class_path)
     try:
         json.dumps(own.init_args)

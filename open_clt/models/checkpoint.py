@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from open_clt.config import ArchitectureConfig, MoltConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, MoltConfig, TranscoderConfig
 from open_clt.config_json import from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.models.architectures import OwnArchitecture, make_transcoder, own_architecture
@@ -27,7 +27,7 @@ FORMAT_VERSION = 3
 """1 knew cross-layer transcoders only, and no prefixes; 2 no classes of users' own. Both are read as before."""
 _WITHOUT_OWN = 2
 """What a transcoder of this package's kinds is written as: older versions read it, and nothing in it is new to them."""
-_KINDS: dict[str, type[ArchitectureConfig]] = {"cross_layer": TranscoderConfig, "molt": MoltConfig}
+_KINDS: dict[str, type[TranscoderConfig]] = {"cross_layer": CrossLayerConfig, "molt": MoltConfig}
 _CONFIG = "config.json"
 _TENSORS = "transcoder.safetensors"
 
@@ -118,7 +118,7 @@ def _read_json(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(content: dict[str, Any], directory: Path) -> ArchitectureConfig:
+def _read_config(content: dict[str, Any], directory: Path) -> TranscoderConfig:
     values = cast(dict[str, Any], content.get("transcoder", {}))
     kind = values.get("kind", "cross_layer")  # the first format had no other
     if kind not in _KINDS:

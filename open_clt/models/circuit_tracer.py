@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.config import JumpReLUConfig, ReLUConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig, ReLUConfig
 from open_clt.errors import CheckpointError
 from open_clt.models.architectures import own_architecture
 from open_clt.models.checkpoint import load_transcoder
@@ -62,7 +62,7 @@ def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
         )
     n_features, d_model = encoders[0]["W_enc_0"].shape
     jump = "threshold_0" in encoders[0]
-    config = TranscoderConfig(
+    config = CrossLayerConfig(
         n_layers=len(encoders),
         n_features=n_features,
         d_model=d_model,

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from open_clt.config import BatchTopKConfig, NonlinearityConfig, TopKConfig, TranscoderConfig
+from open_clt.config import BatchTopKConfig, CrossLayerConfig, NonlinearityConfig, TopKConfig
 from open_clt.errors import ConfigError
 from open_clt.models.peers import WHOLE, Part
 from open_clt.models.products import Product, row_norms, write
@@ -36,11 +36,11 @@ class NestedOutput(NamedTuple):
 class CrossLayerTranscoder(Transcoder):
     """``y_hat[t] = b_dec[t] + sum_{s = t - reach + 1 .. t} a[s] W_dec[s -> t] (+ W_skip[t] x[t])``."""
 
-    def __init__(self, config: TranscoderConfig, *, seed: int = 0, part: Part = WHOLE) -> None:
+    def __init__(self, config: CrossLayerConfig, *, seed: int = 0, part: Part = WHOLE) -> None:
         """Features are drawn from ``seed``: all, or the ``part`` that ``config`` describes of those of a larger one."""
         super().__init__(config)
         self.part = part
-        self.config: TranscoderConfig = config  # pyright: ignore[reportIncompatibleVariableOverride] (set here only)
+        self.config: CrossLayerConfig = config  # pyright: ignore[reportIncompatibleVariableOverride] (set here only)
         tables = [
             torch.empty(config.n_features, config.reach_of(source), config.d_model) for source in range(config.n_layers)
         ]

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from open_clt.config import ArchitectureConfig
+from open_clt.config import TranscoderConfig
 from open_clt.models.nonlinearities import Nonlinearity, make_nonlinearity
 from open_clt.models.peers import ALONE, WHOLE, Part, Peers
 from open_clt.models.products import Product, Written, preactivations, sum_written
@@ -50,13 +50,13 @@ class TranscoderErrors(NamedTuple):
 class Transcoder(nn.Module, ABC):
     """Sparse features that stand for a part of each layer of a language model."""
 
-    config: ArchitectureConfig
+    config: TranscoderConfig
     part: Part = WHOLE
     """Which features these are, if they are those of a larger transcoder."""
     peers: Peers = ALONE
     """Who holds the features that are not here; ``share_with`` sets it."""
 
-    def __init__(self, config: ArchitectureConfig) -> None:
+    def __init__(self, config: TranscoderConfig) -> None:
         super().__init__()
         self.config = config
         layers, width, d_model = config.n_layers, config.n_features, config.d_model

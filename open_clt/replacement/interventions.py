@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol, TypeAlias, final, runtime_checkable
 
-from open_clt.config import ArchitectureConfig
+from open_clt.config import TranscoderConfig
 from open_clt.errors import ConfigError
 from open_clt.models.sparse import SparseFeatures
 
@@ -153,7 +153,7 @@ def interventions_on(
 
 def resolved(
     interventions: Sequence[Intervention],
-    config: ArchitectureConfig,
+    config: TranscoderConfig,
     sources: Sequence[int],
     length: int,
     *,

@@ -5,7 +5,7 @@
 It is Lightning's own command line (LightningCLI on jsonargparse): ``trainer.*`` is Lightning's Trainer, with loggers,
 callbacks, strategies and profilers by ``class_path``. The other groups are the configs of ``open_clt.config``:
 
-    transcoder    its architecture; or a class of your own, made from a TranscoderConfig
+    transcoder    its architecture; or a class of your own, made from a CrossLayerConfig
     training      loss, optimizer and schedule; a loss or an optimizer of your own
     data          language model, texts, batches; texts of your own, or a store of activations of your own
     checkpoints, early_stop, report, output
@@ -37,8 +37,8 @@ from open_clt.activations.language_model import LanguageModel, load_language_mod
 from open_clt.activations.prompts import report_prompts
 from open_clt.activations.text import ContextStream, TextSource, open_texts
 from open_clt.config import (
-    ArchitectureConfig,
     CheckpointsConfig,
+    CrossLayerConfig,
     DataConfig,
     LearningConfig,
     ReportConfig,
@@ -169,8 +169,8 @@ class TrainingCLI(LightningCLI):
         """All flags."""
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
-        add_settings(parser, "transcoder", ArchitectureConfig, skip=("language_model",))
-        add_class(parser, "transcoder", "a Transcoder of your own, made from a TranscoderConfig of the other settings")
+        add_settings(parser, "transcoder", TranscoderConfig, skip=("language_model",))
+        add_class(parser, "transcoder", "a Transcoder of your own, made from a CrossLayerConfig of the other settings")
         add_settings(parser, "training", LearningConfig)
         precision = "how exact matrix products are in float32 (torch.set_float32_matmul_precision; default: as it is)"
         precisions = Literal["highest", "high", "medium"] | None
@@ -259,7 +259,7 @@ class TrainingCLI(LightningCLI):
         self, model: LanguageModel, texts: Settings, config: DataConfig, transcoder: Settings
     ) -> tuple[Harvest, Harvest | None]:
         """What is trained on, and what is held out."""
-        hooks = {name: transcoder.get(name, getattr(TranscoderConfig, name)) for name in ("input_hook", "target_hook")}
+        hooks = {name: transcoder.get(name, getattr(CrossLayerConfig, name)) for name in ("input_hook", "target_hook")}
         own = user_class(texts, "data.texts")
         described: TextsConfig = read_settings(TextsConfig, {"source": "", **texts} if own else texts, "data.texts")
         source: TextSource = partial(open_texts, described) if own is None else own
@@ -284,7 +284,7 @@ class TrainingCLI(LightningCLI):
         loss = user_class(training.get("loss", {}), "training.loss")
         optimizer = user_class(training.pop("optimizer", {}), "training.optimizer")
         learning = read_settings(LearningConfig, training, "training")
-        config = read_settings(ArchitectureConfig, {**transcoder, **self._shape(transcoder)}, "transcoder")
+        config = read_settings(TranscoderConfig, {**transcoder, **self._shape(transcoder)}, "transcoder")
         strategy = self.trainer.strategy
         if named is None and isinstance(strategy, FeatureParallelStrategy):
             part = strategy.part(self.trainer.global_rank, self.trainer.world_size)

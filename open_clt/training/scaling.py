@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from open_clt.config import BatchTopKConfig, JumpReLUConfig, TopKConfig, TranscoderConfig
+from open_clt.config import BatchTopKConfig, CrossLayerConfig, JumpReLUConfig, TopKConfig
 
 _NUMBER = 4
 _COUNT = 8
@@ -108,12 +108,12 @@ class StepTime(NamedTuple):
         return sum(self)
 
 
-def reaches(config: TranscoderConfig) -> int:
+def reaches(config: CrossLayerConfig) -> int:
     """``S``: source-target pairs of layers."""
     return sum(config.reach_of(source) for source in range(config.n_layers))
 
 
-def parameters(config: TranscoderConfig) -> Parameters:
+def parameters(config: CrossLayerConfig) -> Parameters:
     """``F (L (d + 1) + S d)``, and L more for the thresholds of JumpReLU; ``L d`` (and ``L d^2``) are copied."""
     L, d = config.n_layers, config.d_model
     biases = 2 * L if isinstance(config.nonlinearity, JumpReLUConfig) else L
@@ -121,7 +121,7 @@ def parameters(config: TranscoderConfig) -> Parameters:
     return Parameters(of_features, L * d + (L * d * d if config.skip else 0))
 
 
-def memory(config: TranscoderConfig, batch_size: int, layout: Layout) -> Memory:
+def memory(config: CrossLayerConfig, batch_size: int, layout: Layout) -> Memory:
     """``16 P`` for P parameters; ``4 b (12 L d + 2 F / N)`` for activations."""
     tokens, L, d = batch_size // layout.replicas, config.n_layers, config.d_model
     # A dozen tensors of the size of a batch: inputs and targets, raw and standardised, sums, errors, their gradients.
@@ -129,7 +129,7 @@ def memory(config: TranscoderConfig, batch_size: int, layout: Layout) -> Memory:
     return Memory(4 * _NUMBER * parameters(config).here(layout), _NUMBER * tokens * (batches + dense))
 
 
-def traffic(config: TranscoderConfig, batch_size: int, layout: Layout) -> Traffic:
+def traffic(config: CrossLayerConfig, batch_size: int, layout: Layout) -> Traffic:
     """``4 b L d`` (prefixes + 1), ``4 b L k`` or some counts, and ``4 P``; nothing where there is nobody to talk to."""
     tokens, L = batch_size // layout.replicas, config.n_layers
     reconstructions = _NUMBER * tokens * L * config.d_model * (len(config.prefixes) + 1) if layout.shards > 1 else 0
@@ -138,7 +138,7 @@ def traffic(config: TranscoderConfig, batch_size: int, layout: Layout) -> Traffi
     return Traffic(reconstructions, _candidates(config, tokens, layout), _counts(config, layout), gradients)
 
 
-def step_time(config: TranscoderConfig, active: float, batch_size: int, layout: Layout, hardware: Hardware) -> StepTime:
+def step_time(config: CrossLayerConfig, active: float, batch_size: int, layout: Layout, hardware: Hardware) -> StepTime:
     """Time of a step with ``active`` features a token and layer, by what is slowest at each part of it."""
     tokens, L, d = batch_size // layout.replicas, config.n_layers, config.d_model
     flops = 2 * tokens * L * d * config.n_features / layout.shards
@@ -153,13 +153,13 @@ def step_time(config: TranscoderConfig, active: float, batch_size: int, layout: 
     )
 
 
-def _candidates(config: TranscoderConfig, tokens: int, layout: Layout) -> int:
+def _candidates(config: CrossLayerConfig, tokens: int, layout: Layout) -> int:
     if not isinstance(config.nonlinearity, TopKConfig) or layout.shards == 1:
         return 0
     return _NUMBER * tokens * config.n_layers * config.nonlinearity.k
 
 
-def _counts(config: TranscoderConfig, layout: Layout) -> int:
+def _counts(config: CrossLayerConfig, layout: Layout) -> int:
     """Bytes on one line of processes."""
     if not isinstance(config.nonlinearity, BatchTopKConfig) or layout == Layout():
         return 0

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from open_clt.config import ArchitectureConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, TranscoderConfig
 from open_clt.config_json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.models.architectures import OwnArchitecture, make_transcoder, own_architecture
@@ -32,9 +32,9 @@ from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 _PREFIX = "transcoder."
 
 
-def shard_config(config: ArchitectureConfig, shards: int) -> TranscoderConfig:
+def shard_config(config: TranscoderConfig, shards: int) -> CrossLayerConfig:
     """The config of one of ``shards`` slices; raises ConfigError if the features cannot be cut that way."""
-    if not isinstance(config, TranscoderConfig):
+    if not isinstance(config, CrossLayerConfig):
         raise ConfigError(f"Features of a {config.kind!r} transcoder cannot be sharded; split the batch only.")
     for name, sizes in (("n_features", (config.n_features,)), ("prefixes", config.prefixes)):
         if any(size % shards for size in sizes):
@@ -46,7 +46,7 @@ def shard_config(config: ArchitectureConfig, shards: int) -> TranscoderConfig:
     return dataclasses.replace(config, n_features=width, prefixes=tuple(size // shards for size in config.prefixes))
 
 
-def whole_config(config: TranscoderConfig, shards: int) -> TranscoderConfig:
+def whole_config(config: CrossLayerConfig, shards: int) -> CrossLayerConfig:
     """The config of the transcoder that ``shards`` slices of this config make up."""
     prefixes = tuple(size * shards for size in config.prefixes)
     return dataclasses.replace(config, n_features=config.n_features * shards, prefixes=prefixes)
@@ -75,7 +75,7 @@ def shard_features(transcoder: Transcoder, peers: Peers) -> Transcoder:
     return transcoder
 
 
-def _empty(config: TranscoderConfig, own: OwnArchitecture | None) -> Transcoder:
+def _empty(config: CrossLayerConfig, own: OwnArchitecture | None) -> Transcoder:
     """A transcoder whose tensors are about to come."""
     if own is None:
         return CrossLayerTranscoder(config)
@@ -90,7 +90,7 @@ def _empty(config: TranscoderConfig, own: OwnArchitecture | None) -> Transcoder:
     return made
 
 
-def draw_shard(config: ArchitectureConfig, part: Part, *, seed: int) -> CrossLayerTranscoder:
+def draw_shard(config: TranscoderConfig, part: Part, *, seed: int) -> CrossLayerTranscoder:
     """A slice of an untrained transcoder, as ``seed`` has it however many slices there are; never holds the whole."""
     return CrossLayerTranscoder(shard_config(config, part.shards), seed=seed, part=part)
 
@@ -101,7 +101,7 @@ def gather_features(transcoder: Transcoder) -> Transcoder | None:
         return transcoder
     parts = {name: transcoder.peers.gather(tensor) for name, tensor in transcoder.state_dict().items()}
     complete = {name: tensors for name, tensors in parts.items() if tensors is not None}
-    assert isinstance(transcoder.config, TranscoderConfig)
+    assert isinstance(transcoder.config, CrossLayerConfig)
     return _merged(transcoder.config, own_architecture(transcoder), complete) if complete else None
 
 
@@ -122,14 +122,14 @@ def merge_checkpoint(checkpoint: str | Path) -> Transcoder:
     slices = [SafetensorsCheckpointIO().load_checkpoint(shard_path(checkpoint, i, shards)) for i in range(shards)]
     if len({part["global_step"] for part in slices}) > 1:
         raise CheckpointError(f"The slices in {checkpoint} are of different steps: saving them was interrupted.")
-    config = from_dict(TranscoderConfig, slices[0]["settings"]["transcoder"])
+    config = from_dict(CrossLayerConfig, slices[0]["settings"]["transcoder"])
     names = [name for name in slices[0]["state_dict"] if name.startswith(_PREFIX)]
     parts = {name.removeprefix(_PREFIX): [s["state_dict"][name] for s in slices] for name in names}
     made_as = slices[0].get("architecture")
     return _merged(config, made_as and OwnArchitecture(**made_as), parts)
 
 
-def _merged(config: TranscoderConfig, own: OwnArchitecture | None, parts: Mapping[str, Sequence[Tensor]]) -> Transcoder:
+def _merged(config: CrossLayerConfig, own: OwnArchitecture | None, parts: Mapping[str, Sequence[Tensor]]) -> Transcoder:
     shards = len(next(iter(parts.values())))
     with torch.device("meta") if own is None else nullcontext():  # a class of one's own may compute as it is made
         whole = _empty(whole_config(config, shards), own)

@@ -22,7 +22,7 @@ from torch import Tensor
 from open_clt.activations.buffer import ActivationStore, Harvest
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.text import pack_contexts
-from open_clt.config import ArchitectureConfig, TrainingConfig
+from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config_json import to_dict
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.models.architectures import make_transcoder
@@ -78,7 +78,7 @@ class TrainingRecord(NamedTuple):
 def train_transcoder(
     model: LanguageModel,
     texts_or_contexts: Iterable[str] | Int[Tensor, "context position"],
-    transcoder_config: ArchitectureConfig,
+    transcoder_config: TranscoderConfig,
     training_config: TrainingConfig,
     *,
     output_dir: str | Path | None = None,
@@ -116,7 +116,7 @@ def train_transcoder(
 
 def train_on_activations(
     train: ActivationStore,
-    transcoder_config: ArchitectureConfig,
+    transcoder_config: TranscoderConfig,
     training_config: TrainingConfig,
     *,
     held_out: ActivationStore | None = None,
@@ -198,7 +198,7 @@ def evaluate(transcoder: Transcoder, data: ActivationDataModule) -> TranscoderMe
     return metrics.result() if tokens else None
 
 
-def _check_shape(model: LanguageModel, config: ArchitectureConfig) -> None:
+def _check_shape(model: LanguageModel, config: TranscoderConfig) -> None:
     for name in ("n_layers", "d_model"):
         if getattr(config, name) != getattr(model, name):
             raise ConfigError(
@@ -208,7 +208,7 @@ def _check_shape(model: LanguageModel, config: ArchitectureConfig) -> None:
 
 
 def _harvest(
-    model: LanguageModel, contexts: Tensor, transcoder_config: ArchitectureConfig, training_config: TrainingConfig
+    model: LanguageModel, contexts: Tensor, transcoder_config: TranscoderConfig, training_config: TrainingConfig
 ) -> Harvest:
     return Harvest(
         model,

@@ -8,7 +8,7 @@ from open_clt.activations.linear_path import read_linear_path
 from open_clt.analysis.directions import decoder_directions, embed, logit_effects
 from open_clt.analysis.features import activation_statistics, feature_activations
 from open_clt.analysis.records import feature_records
-from open_clt.config import TopKConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from tests.tiny_models import TEXTS
 
@@ -18,7 +18,7 @@ KEYS = [(2, 4), (0, 7), (2, 1), (1, 0)]
 @pytest.fixture(scope="module")
 def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
     transcoder = CrossLayerTranscoder(
-        TranscoderConfig(
+        CrossLayerConfig(
             n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model, n_features=16, nonlinearity=TopKConfig(k=4)
         ),
         seed=1,

@@ -18,7 +18,7 @@ from open_clt.analysis.features import (
     most_important,
     top_features,
 )
-from open_clt.config import JumpReLUConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.errors import TextError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from tests.tiny_models import TEXTS
@@ -29,7 +29,7 @@ TEXT = TEXTS[0]
 @pytest.fixture(scope="module")
 def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
     return CrossLayerTranscoder(
-        TranscoderConfig(
+        CrossLayerConfig(
             n_layers=tiny_gpt2.n_layers,
             d_model=tiny_gpt2.d_model,
             n_features=20,

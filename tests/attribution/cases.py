@@ -6,21 +6,21 @@ import torch
 
 from open_clt.config import (
     BatchTopKConfig,
+    CrossLayerConfig,
     JumpReLUConfig,
     NonlinearityConfig,
     ReLUConfig,
     TopKConfig,
-    TranscoderConfig,
 )
 from open_clt.models.cross_layer import CrossLayerTranscoder
 
 PROMPT = "The cat sat on the dog"
 
-KINDS: dict[str, TranscoderConfig] = {}
+KINDS: dict[str, CrossLayerConfig] = {}
 
 
 def _kind(name: str, nonlinearity: NonlinearityConfig, input_hook: str, reach: int | None, skip: bool) -> None:
-    KINDS[name] = TranscoderConfig(
+    KINDS[name] = CrossLayerConfig(
         n_layers=3,
         n_features=16,
         d_model=32,

@@ -14,7 +14,7 @@ from open_clt.attribution.attribute import AttributionSettings, attribute, attri
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.attribution.targets import Direction, FeaturePreactivation, LogitDifference, TokenLogits
-from open_clt.config import JumpReLUConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.errors import AttributionError, TextError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from tests.architectures import architecture, random_architecture
@@ -254,9 +254,9 @@ def test_what_has_no_linear_edges_is_refused(tiny_gpt2: LanguageModel, name: str
 def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_transcoder("clt")
     silent = CrossLayerTranscoder(
-        TranscoderConfig(n_layers=3, n_features=8, d_model=32, nonlinearity=JumpReLUConfig(initial_threshold=1e6))
+        CrossLayerConfig(n_layers=3, n_features=8, d_model=32, nonlinearity=JumpReLUConfig(initial_threshold=1e6))
     ).eval()
-    other = CrossLayerTranscoder(TranscoderConfig(n_layers=2, n_features=32, d_model=8))
+    other = CrossLayerTranscoder(CrossLayerConfig(n_layers=2, n_features=32, d_model=8))
 
     def fails(match: str, prompt: object = PROMPT, clt: CrossLayerTranscoder = transcoder, **settings: object) -> None:
         with pytest.raises(AttributionError, match=match):

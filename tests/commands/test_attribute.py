@@ -14,7 +14,7 @@ from open_clt.analysis.export import read_graphml
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.cli import main
-from open_clt.config import JumpReLUConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.models.checkpoint import save_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from tests.analysis.viewer_schema import broken_rules
@@ -186,7 +186,7 @@ def test_transcoders_that_do_not_fit_or_do_not_fire_are_one_line_and_status_2(
 ) -> None:
     model = load_language_model("embedded")
     sizes = {"n_layers": model.n_layers, "d_model": model.d_model, **shape}
-    silent = TranscoderConfig(n_features=8, nonlinearity=JumpReLUConfig(initial_threshold=1e6), **sizes)
+    silent = CrossLayerConfig(n_features=8, nonlinearity=JumpReLUConfig(initial_threshold=1e6), **sizes)
     save_transcoder(CrossLayerTranscoder(silent), tmp_path)
     assert main(["attribute", "--prompt", PROMPT, "--transcoder", str(tmp_path)]) == 2
     error = capsys.readouterr().err

@@ -11,11 +11,11 @@ import torch
 import open_clt.embedded
 from open_clt.config import (
     BatchTopKConfig,
+    CrossLayerConfig,
     JumpReLUConfig,
     NonlinearityConfig,
     ReLUConfig,
     TopKConfig,
-    TranscoderConfig,
 )
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.models.architectures import make_transcoder
@@ -263,7 +263,7 @@ def test_a_checkpoint_of_an_unknown_kind_is_one_clear_error(tmp_path: Path) -> N
 def test_contradictions_are_refused(settings: dict[str, object], message: str) -> None:
     values = {"nonlinearity": TopKConfig(k=5), **settings}
     with pytest.raises(ConfigError, match=message):
-        TranscoderConfig(n_layers=3, n_features=40, d_model=8, **values)
+        CrossLayerConfig(n_layers=3, n_features=40, d_model=8, **values)
 
 
 @pytest.mark.parametrize("settings", [{"ranks": ()}, {"ranks": (4, 0, 1)}, {"counts": (4, 8)}])

@@ -10,11 +10,11 @@ import torch
 
 from open_clt.config import (
     BatchTopKConfig,
+    CrossLayerConfig,
     JumpReLUConfig,
     NonlinearityConfig,
     ReLUConfig,
     TopKConfig,
-    TranscoderConfig,
 )
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.models.architectures import OwnArchitecture, make_transcoder
@@ -114,9 +114,9 @@ def test_a_directory_of_another_program_is_one_clear_error(tmp_path: Path) -> No
 
 def test_a_config_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="reach is 9"):
-        TranscoderConfig(n_layers=4, n_features=8, d_model=2, reach=9)
+        CrossLayerConfig(n_layers=4, n_features=8, d_model=2, reach=9)
     with pytest.raises(ValueError, match="k is 16"):
-        CrossLayerTranscoder(TranscoderConfig(n_layers=4, n_features=8, d_model=2))
+        CrossLayerTranscoder(CrossLayerConfig(n_layers=4, n_features=8, d_model=2))
 
 
 MUFFLED = OwnArchitecture("tests.training.own.Muffled", {"share": 0.25})

@@ -7,11 +7,11 @@ import torch
 
 from open_clt.config import (
     BatchTopKConfig,
+    CrossLayerConfig,
     JumpReLUConfig,
     NonlinearityConfig,
     ReLUConfig,
     TopKConfig,
-    TranscoderConfig,
 )
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.sparse import LayerFeatures, SparseFeatures, dense
@@ -29,7 +29,7 @@ NONLINEARITIES: list[NonlinearityConfig] = [
 
 def make(nonlinearity: NonlinearityConfig, *, reach: int | None = None, skip: bool = False) -> CrossLayerTranscoder:
     """A random transcoder with every bias and statistic away from its default."""
-    config = TranscoderConfig(n_layers=4, n_features=60, d_model=8, reach=reach, skip=skip, nonlinearity=nonlinearity)
+    config = CrossLayerConfig(n_layers=4, n_features=60, d_model=8, reach=reach, skip=skip, nonlinearity=nonlinearity)
     transcoder = CrossLayerTranscoder(config, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_subclasses_are_trained_on_what_they_write_and_on_their_own_forward_pass
             features, reconstruction = super().forward(inputs)
             return TranscoderOutput(features, reconstruction + 1)
 
-    config = TranscoderConfig(n_layers=2, n_features=24, d_model=8, nonlinearity=TopKConfig(k=3))
+    config = CrossLayerConfig(n_layers=2, n_features=24, d_model=8, nonlinearity=TopKConfig(k=3))
     inputs, targets = torch.randn(5, 2, 8), torch.randn(5, 2, 8)
     plain, muffled, shifted = (kind(config, seed=1) for kind in (CrossLayerTranscoder, Muffled, Shifted))
     torch.testing.assert_close(muffled(inputs).reconstruction, 0.5 * plain(inputs).reconstruction)
@@ -142,7 +142,7 @@ def test_what_is_streamed_layer_by_layer_sums_to_the_reconstruction() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    config = TranscoderConfig(n_layers=2, n_features=17, d_model=3)
+    config = CrossLayerConfig(n_layers=2, n_features=17, d_model=3)
     one, same, other = (CrossLayerTranscoder(config, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(one.W_enc, same.W_enc)
     assert not torch.equal(one.W_enc, other.W_enc)
@@ -158,7 +158,7 @@ def assert_uniform(values: torch.Tensor, bound: float) -> None:
 @pytest.mark.parametrize("reach", [None, 1])
 def test_weights_begin_uniform_within_the_bounds_of_the_method_and_biases_at_zero(reach: int | None) -> None:
     """Encoders U(+-1/sqrt(F)), decoders U(+-1/sqrt(L d)); F, L and d all differ, so that none passes for another."""
-    transcoder = CrossLayerTranscoder(TranscoderConfig(n_layers=3, n_features=400, d_model=24, reach=reach, skip=True))
+    transcoder = CrossLayerTranscoder(CrossLayerConfig(n_layers=3, n_features=400, d_model=24, reach=reach, skip=True))
     for layer in range(3):
         assert_uniform(transcoder.W_enc[layer], 400**-0.5)
         assert_uniform(transcoder.W_dec[layer], (3 * 24) ** -0.5)

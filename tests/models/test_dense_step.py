@@ -10,12 +10,12 @@ from torch import Tensor
 
 from open_clt.config import (
     BatchTopKConfig,
+    CrossLayerConfig,
     JumpReLUConfig,
     LearningConfig,
     NonlinearityConfig,
     TanhSparsityConfig,
     TopKConfig,
-    TranscoderConfig,
 )
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.sparse import SparseFeatures
@@ -28,7 +28,7 @@ NONLINEARITIES = [TopKConfig(k=6), JUMP]
 
 
 def make_transcoder(nonlinearity: NonlinearityConfig) -> CrossLayerTranscoder:
-    config = TranscoderConfig(n_layers=3, n_features=96, d_model=32, nonlinearity=nonlinearity)
+    config = CrossLayerConfig(n_layers=3, n_features=96, d_model=32, nonlinearity=nonlinearity)
     return CrossLayerTranscoder(config, seed=1)
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from open_clt.activations.buffer import ActivationBatch
-from open_clt.config import TranscoderConfig
+from open_clt.config import CrossLayerConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.sparse import LayerFeatures
 from open_clt.training.module import Step
@@ -25,7 +25,7 @@ from tests.training.synthetic import relu_mlps
 class OwnTranscoder(CrossLayerTranscoder):
     """An architecture of a user's own: decoders start at ``size`` times their usual size."""
 
-    def __init__(self, config: TranscoderConfig, *, seed: int = 0, size: float = 1.0) -> None:
+    def __init__(self, config: CrossLayerConfig, *, seed: int = 0, size: float = 1.0) -> None:
         super().__init__(config, seed=seed)
         with torch.no_grad():
             for table in self.W_dec:
@@ -35,7 +35,7 @@ class OwnTranscoder(CrossLayerTranscoder):
 class Muffled(CrossLayerTranscoder):
     """An architecture of a user's own with the tensors of a known one: features write a share of what theirs do."""
 
-    def __init__(self, config: TranscoderConfig, *, seed: int = 0, share: float = 0.5) -> None:
+    def __init__(self, config: CrossLayerConfig, *, seed: int = 0, share: float = 0.5) -> None:
         super().__init__(config, seed=seed)
         self.share = share
 
@@ -46,7 +46,7 @@ class Muffled(CrossLayerTranscoder):
 class Gated(CrossLayerTranscoder):
     """An architecture of a user's own with a tensor of its own."""
 
-    def __init__(self, config: TranscoderConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: CrossLayerConfig, *, seed: int = 0) -> None:
         super().__init__(config, seed=seed)
         self.gate = nn.Parameter(torch.ones(config.n_layers))
 

@@ -19,7 +19,6 @@ from torch import distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from open_clt.config import (
-    ArchitectureConfig,
     BatchTopKConfig,
     JumpReLUConfig,
     L1SparsityConfig,
@@ -29,6 +28,7 @@ from open_clt.config import (
     TanhSparsityConfig,
     TopKConfig,
     TrainingConfig,
+    TranscoderConfig,
 )
 from open_clt.models.architectures import OwnArchitecture, make_transcoder
 from open_clt.models.checkpoint import save_transcoder
@@ -46,7 +46,7 @@ STEPS = 20
 class Case(NamedTuple):
     """One training."""
 
-    transcoder: ArchitectureConfig
+    transcoder: TranscoderConfig
     training: TrainingConfig
     own: OwnArchitecture | None
 

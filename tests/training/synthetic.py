@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from open_clt.activations.buffer import ActivationBatch, MemoryStore
-from open_clt.config import LossConfig, TopKConfig, TrainingConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, LossConfig, TopKConfig, TrainingConfig
 
 LAYERS, D_MODEL, FEATURES = 2, 12, 24
 
@@ -20,9 +20,9 @@ def relu_mlps(tokens: int, *, seed: int = 0, batches: int = 4) -> MemoryStore:
     return MemoryStore([block.take(rows) for rows in numbers.chunk(batches)])
 
 
-def small_transcoder(**settings: object) -> TranscoderConfig:
+def small_transcoder(**settings: object) -> CrossLayerConfig:
     values = {"nonlinearity": TopKConfig(k=4), "n_features": FEATURES, **settings}
-    return TranscoderConfig(n_layers=LAYERS, d_model=D_MODEL, **values)
+    return CrossLayerConfig(n_layers=LAYERS, d_model=D_MODEL, **values)
 
 
 def quick_training(**settings: object) -> TrainingConfig:

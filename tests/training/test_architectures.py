@@ -13,6 +13,7 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.evaluation import evaluate_transcoder
 from open_clt.config import (
     BatchTopKConfig,
+    CrossLayerConfig,
     JumpReLUConfig,
     L1SparsityConfig,
     LossConfig,
@@ -21,7 +22,6 @@ from open_clt.config import (
     SparsityConfig,
     TanhSparsityConfig,
     TopKConfig,
-    TranscoderConfig,
 )
 from open_clt.models.checkpoint import load_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
@@ -89,7 +89,7 @@ def planted(seed: int, *, layers: int = 2, tokens: int = 8000) -> tuple[torch.Te
 )
 def test_a_planted_dictionary_is_found(nonlinearity: NonlinearityConfig, sparsity: SparsityConfig | None) -> None:
     write, store = planted(seed=0)
-    config = TranscoderConfig(n_layers=2, n_features=32, d_model=WIDTH, reach=1, nonlinearity=nonlinearity)
+    config = CrossLayerConfig(n_layers=2, n_features=32, d_model=WIDTH, reach=1, nonlinearity=nonlinearity)
     loss = LossConfig(sparsity=sparsity, dead_after_tokens=1500)
     settings = quick_training(batch_size=128, max_steps=150, learning_rate=2e-2, loss=loss)
     found = train_on_activations(store, config, settings, progress=False).transcoder

@@ -18,13 +18,13 @@ from lightning.pytorch.callbacks import Timer
 
 from open_clt.activations.language_model import LanguageModel
 from open_clt.config import (
+    CrossLayerConfig,
     DataConfig,
     LearningConfig,
     LossConfig,
     MoltConfig,
     ReportConfig,
     TextsConfig,
-    TranscoderConfig,
 )
 from open_clt.errors import CheckpointError, ConfigError, MissingExtraError, OpenCLTError, TextError
 from open_clt.models.checkpoint import load_transcoder
@@ -118,7 +118,7 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     said = capsys.readouterr().out
     groups = {
-        "transcoder": (TranscoderConfig, MoltConfig),
+        "transcoder": (CrossLayerConfig, MoltConfig),
         "training": (LearningConfig,),
         "training.loss": (LossConfig,),
         "data": (DataConfig,),

@@ -9,7 +9,6 @@ import torch
 
 from open_clt.activations.buffer import MemoryStore
 from open_clt.config import (
-    ArchitectureConfig,
     BatchTopKConfig,
     JumpReLUConfig,
     L1SparsityConfig,
@@ -18,6 +17,7 @@ from open_clt.config import (
     ReLUConfig,
     TanhSparsityConfig,
     TopKConfig,
+    TranscoderConfig,
 )
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.molt import Molt
@@ -30,7 +30,7 @@ from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, 
 
 
 def train_with_killed_features(
-    monkeypatch: pytest.MonkeyPatch, config: ArchitectureConfig, loss: LossConfig
+    monkeypatch: pytest.MonkeyPatch, config: TranscoderConfig, loss: LossConfig
 ) -> TrainingRecord:
     """Train a transcoder half of whose features start so low that none of them can fire."""
     initialise = Transcoder._initialise_encoders
@@ -67,7 +67,7 @@ PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=5
     ids=["topk", "molt", "jumprelu", "batchtopk", "batchtopk across layers", "relu"],
 )
 def test_dead_features_revive(
-    monkeypatch: pytest.MonkeyPatch, config: ArchitectureConfig, loss: LossConfig, left: float
+    monkeypatch: pytest.MonkeyPatch, config: TranscoderConfig, loss: LossConfig, left: float
 ) -> None:
     without = replace(loss, auxiliary=0.0, preactivation=0.0)
     assert train_with_killed_features(monkeypatch, config, without).dead_share >= 0.5
@@ -107,7 +107,7 @@ def sparsity_by_loops(transcoder: Transcoder, inputs: torch.Tensor, *, steepness
 )
 @pytest.mark.parametrize("penalty", [TanhSparsityConfig, L1SparsityConfig])
 def test_a_steps_sparsity_rises_with_the_warm_up_and_is_weighed_by_decoder_norms(
-    config: ArchitectureConfig, penalty: type[TanhSparsityConfig] | type[L1SparsityConfig]
+    config: TranscoderConfig, penalty: type[TanhSparsityConfig] | type[L1SparsityConfig]
 ) -> None:
     """What the penalty adds to the loss of each of ten steps, on the same tokens and with weights that stay."""
     block = relu_mlps(64, batches=1).batches[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from open_clt.config import JumpReLUConfig, TopKConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig, TopKConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.training.scaling import Layout, memory, parameters, reaches, traffic
 from open_clt.training.shards import shard_config
@@ -23,18 +23,18 @@ def test_the_page_shows_the_tables(repository: Path) -> None:
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("nonlinearity", [TopKConfig(k=2), JumpReLUConfig()])
 def test_parameters_are_counted_right(nonlinearity: TopKConfig | JumpReLUConfig, skip: bool, reach: int | None) -> None:
-    config = TranscoderConfig(n_layers=3, n_features=8, d_model=5, reach=reach, skip=skip, nonlinearity=nonlinearity)
+    config = CrossLayerConfig(n_layers=3, n_features=8, d_model=5, reach=reach, skip=skip, nonlinearity=nonlinearity)
     assert sum(parameters(config)) == _count(config)
     assert parameters(config).here(Layout(shards=2)) == _count(shard_config(config, 2))
     assert memory(config, 64, Layout()).weights == 16 * _count(config)
 
 
-def _count(config: TranscoderConfig) -> int:
+def _count(config: CrossLayerConfig) -> int:
     return sum(parameter.numel() for parameter in CrossLayerTranscoder(config).parameters())
 
 
 def test_one_process_sends_nothing_and_more_send_more() -> None:
-    config = TranscoderConfig(n_layers=3, n_features=8, d_model=5, nonlinearity=TopKConfig(k=2))
+    config = CrossLayerConfig(n_layers=3, n_features=8, d_model=5, nonlinearity=TopKConfig(k=2))
     assert reaches(config) == 6
     assert traffic(config, 64, Layout()).sent(Layout()) == (0, 0)
     sharded, split = Layout(shards=4), Layout(replicas=4)

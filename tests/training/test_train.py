@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.config import JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.models.checkpoint import load_transcoder, read_record
 from open_clt.training.train import TrainingRecord, train_on_activations, train_transcoder
@@ -138,7 +138,7 @@ def test_progress_shows_loss_fvu_l0_and_dead_share(capsys: pytest.CaptureFixture
 
 
 def test_a_language_models_transcoder_is_trained_from_texts(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
-    config = TranscoderConfig(n_layers=3, n_features=48, d_model=32, nonlinearity=TopKConfig(k=8))
+    config = CrossLayerConfig(n_layers=3, n_features=48, d_model=32, nonlinearity=TopKConfig(k=8))
     settings = quick_training(epochs=30, context_length=16)
     record = train_transcoder(tiny_gpt2, TEXTS * 10, config, settings, output_dir=tmp_path, progress=False)
     assert record.metrics is not None
@@ -149,10 +149,10 @@ def test_a_language_models_transcoder_is_trained_from_texts(tiny_gpt2: LanguageM
 
 
 def test_user_mistakes_are_named(tiny_gpt2: LanguageModel) -> None:
-    config = TranscoderConfig(n_layers=2, n_features=48, d_model=32)
+    config = CrossLayerConfig(n_layers=2, n_features=48, d_model=32)
     with pytest.raises(ConfigError, match="n_layers of the transcoder is 2"):
         train_transcoder(tiny_gpt2, TEXTS, config, quick_training(), progress=False)
-    config = TranscoderConfig(n_layers=3, n_features=48, d_model=32)
+    config = CrossLayerConfig(n_layers=3, n_features=48, d_model=32)
     with pytest.raises(TextError, match="give more text"):
         train_transcoder(tiny_gpt2, ["", " "], config, quick_training(), progress=False)
     with pytest.raises(TextError, match="held_out_share"):

@@ -16,7 +16,7 @@ from open_clt.analysis.supernodes import GroupedGraph, Supernode, group, suggest
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
-from open_clt.config import TopKConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.errors import ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.visualization.graph_figure import visualize_attribution_graph
@@ -134,7 +134,7 @@ def test_an_unknown_suffix_is_one_clear_error(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def graph(tiny_gpt2: LanguageModel) -> AttributionGraph:
     transcoder = CrossLayerTranscoder(
-        TranscoderConfig(
+        CrossLayerConfig(
             n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model, n_features=32, nonlinearity=TopKConfig(k=3)
         ),
         seed=0,

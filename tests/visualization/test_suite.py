@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.config import TopKConfig, TranscoderConfig
+from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.errors import TextError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.visualization.suite import run_visualization_suite
@@ -15,7 +15,7 @@ from tests.tiny_models import TEXTS
 @pytest.fixture(scope="module")
 def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
     return CrossLayerTranscoder(
-        TranscoderConfig(
+        CrossLayerConfig(
             n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model, n_features=24, nonlinearity=TopKConfig(k=3)
         ),
         seed=0,
