@@ -49,7 +49,7 @@ class FeaturePlace(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> FeaturePlace:
-        """Read ``layer:position:feature``, with ``*`` for every position, or circuit-tracer's ``layer_feature_position``.
+        """Read ``layer:position:feature``, with ``*`` for every position, or circuit-tracer's order.
 
         A feature without a position (``L2/417`` or ``2_417``) is meant at every position. Raises ConfigError on
         anything else.
@@ -61,5 +61,5 @@ class FeaturePlace(NamedTuple):
         if _FEATURE.fullmatch(text):
             return FeaturePlace(Feature.parse(text), None)
         raise ConfigError(
-            f"{text!r} does not name a feature; write layer:position:feature, such as 2:5:417, with * for every position."
+            f"{text!r} does not name a feature; write layer:position:feature, such as 2:5:417 (* is every position)."
         )
