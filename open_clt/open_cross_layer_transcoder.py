@@ -10,6 +10,7 @@ Every method is a few lines over the rest of the package; whoever needs more tha
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, final
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
     from open_clt.training.train import TrainingRecord
     from open_clt.visualization.style import Figure
 
+logger = logging.getLogger(__name__)
+
 _PRETRAINED = {"embedded": Path(__file__).parent / "embedded" / "transcoder"}
+_SUFFIXES_OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+"""Endings of the files in which other programs keep weights."""
 
 
 @final
@@ -179,8 +184,14 @@ class OpenCrossLayerTranscoder:
         return ReplacementModel(self.language_model, self._ready())
 
     def save_model(self, path: str | Path) -> Path:
-        """Write the transcoder to a directory; the language model stays where it came from."""
-        return save_transcoder(self._ready(), path)
+        """Write the transcoder to a directory, and return the directory; the language model is not saved with it.
+
+        A directory is written even if its name is that of a file, such as ``transcoder.pt``; a warning then says so.
+        """
+        directory = save_transcoder(self._ready(), path)
+        if directory.suffix in _SUFFIXES_OF_FILES:
+            logger.warning("The transcoder is saved as a directory named %s, which load_model reads.", directory)
+        return directory
 
     def load_model(self, path: str | Path) -> None:
         """Take over a transcoder from a directory; raises CheckpointError if it does not fit the language model."""

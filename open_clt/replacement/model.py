@@ -204,15 +204,25 @@ class ReplacementModel:
             return self.model.logits(tokens)
 
     def generate(
-        self, prompt: Prompt, sampling: SamplingConfig | None = None, **settings: Unpack[SamplingSettings]
+        self,
+        prompt: Prompt | None = None,
+        sampling: SamplingConfig | None = None,
+        *,
+        text: Prompt | None = None,
+        **settings: Unpack[SamplingSettings],
     ) -> Generation:
         """Let the replaced model continue a prompt; ``settings`` override those of ``sampling``, whose fields they are.
 
         >>> replacement.generate("Once upon a time", max_new_tokens=20, temperature=0.8, seed=1)  # doctest: +SKIP
+
+        ``text`` is another name of ``prompt``; raises ConfigError unless exactly one of them is given.
         """
+        prompts = [given for given in (prompt, text) if given is not None]
+        if len(prompts) != 1:
+            raise ConfigError(f"prompt is {prompt!r} and text is {text!r}; give exactly one of them.")
         sampling = replace(sampling or SamplingConfig(), **settings)
         with self.replacing():
-            return generate(self.model, prompt, sampling)
+            return generate(self.model, prompts[0], sampling)
 
     @torch.no_grad()
     def compare(self, prompt: Prompt, sampling: SamplingConfig | None = None) -> Comparison:
