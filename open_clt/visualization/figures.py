@@ -3,16 +3,25 @@
 Each function takes arrays, draws into ``ax`` or into a figure of its own, saves it as PNG, SVG or PDF if a
 ``save_path`` asks for it (ConfigError if its suffix is another), and returns the figure. Tokens and names are shown so
 that they do not overlap: upright, or every second one, where space is short.
+
+Four functions also take a language model with its transcoder in the place of the first array, and a text or texts after
+it (``analysis/figure_data.py`` computes the arrays):
+
+    visualize_feature_heatmap(clt, text)              visualize_cross_layer_correlations(clt, texts)
+    visualize_feature_embedding(clt, texts)           visualize_feature_importance(clt, texts)
+
+A model without a text, or an array with one, is a ConfigError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
@@ -22,6 +31,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from open_clt.analysis.directions import EmbeddingMethod, embed
 from open_clt.analysis.features import FeatureActivations, feature_name, top_features
+from open_clt.analysis.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
 from open_clt.errors import ConfigError
 from open_clt.visualization.labels import fit_tick_labels, token_label
 from open_clt.visualization.style import (
@@ -75,8 +85,8 @@ _MOST_ANNOTATED = 16
 
 
 def visualize_feature_heatmap(
-    activations: FeatureActivations | Float[Array, "feature position"],
-    tokens: Sequence[str] | None = None,
+    activations: TranscodedModel | FeatureActivations | Float[Array, "feature position"],
+    tokens: str | Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     *,
     top_n: int = 20,
@@ -86,9 +96,12 @@ def visualize_feature_heatmap(
 ) -> Figure:
     """Activations of features (rows) along the tokens of a text (columns).
 
-    From a ``FeatureActivations`` the ``top_n`` most active features are drawn, later layers above earlier ones; an
-    array is drawn as it is, first row on top, and needs its ``tokens`` and the ``names`` of its features.
+    From a ``FeatureActivations``, or a model with its transcoder and the text in the place of ``tokens``, the
+    ``top_n`` most active features are drawn, later layers above earlier ones; an array is drawn as it is, first row on
+    top, and needs its ``tokens`` and the ``names`` of its features.
     """
+    if isinstance(activations, TranscodedModel):
+        activations, tokens = activations_on(activations, tokens), None
     if isinstance(activations, FeatureActivations):
         strongest = top_features(activations, top_n)
         chosen = sorted((top.layer, -top.position, top.feature) for top in strongest)[::-1]
@@ -97,7 +110,7 @@ def visualize_feature_heatmap(
         names = names or [feature_name(*key) for key in keys]
         values = numbers(activations.of(keys))
     else:
-        values = numbers(activations)
+        values = _array("activations", activations)
     tokens, names = _labels("tokens", tokens, values.shape[1]), _labels("names", names, values.shape[0])
     return _token_map(values, tokens, names, "activation", title, ax, save_path)
 
@@ -119,8 +132,8 @@ def visualize_layer_activity(
 
 
 def visualize_feature_embedding(
-    vectors: Float[Array, "some dimension"],
-    layers: Sequence[int] | Int[Array, "some"],
+    vectors: TranscodedModel | Float[Array, "some dimension"],
+    layers: str | Sequence[str] | Sequence[int] | Int[Array, "some"],
     *,
     method: EmbeddingMethod = "pca",
     perplexity: float = 30.0,
@@ -133,11 +146,19 @@ def visualize_feature_embedding(
 ) -> Figure:
     """Features as points, by the directions of their vectors, coloured by layer; by PCA or by t-SNE.
 
-    ``sizes`` (say, importance) sets the areas of the points; ``n_layers`` how far the colours reach.
-    See ``open_clt.analysis.directions.embed``.
+    ``sizes`` (say, importance) sets the areas of the points; ``n_layers`` how far the colours reach. From a model with
+    its transcoder, and a text or texts in the place of ``layers``, decoder directions of the most important features
+    are drawn, their areas by importance. See ``open_clt.analysis.directions.embed``.
     """
-    layer = np.asarray(layers)
-    placed = embed(torch.as_tensor(numbers(vectors).copy()), method, perplexity=perplexity, seed=seed)
+    if isinstance(vectors, TranscodedModel):
+        features = FeaturesOnTexts(vectors, layers).embedding()
+        vectors, layers = features.directions, features.layers
+        sizes, n_layers = features.importance if sizes is None else sizes, n_layers or features.n_layers
+    values = _array("vectors", vectors)
+    if isinstance(layers, str) or any(isinstance(layer, str) for layer in layers):
+        raise ConfigError(f"layers is {layers!r} beside an array of vectors; give the number of each vector's layer.")
+    layer = np.asarray(layers, dtype=int)
+    placed = embed(torch.as_tensor(values.copy()), method, perplexity=perplexity, seed=seed)
     x, y = numbers(placed.points).T
     with drawing(ax, (5.6, 4.4), save_path) as ax:
         n_layers = n_layers or int(layer.max(initial=0)) + 1
@@ -155,8 +176,8 @@ def visualize_feature_embedding(
 
 
 def visualize_cross_layer_correlations(
-    matrix: Float[Array, "some some"],
-    names: Sequence[str],
+    matrix: TranscodedModel | Float[Array, "some some"],
+    names: str | Sequence[str],
     *,
     layers: Sequence[int] | None = None,
     title: str | None = None,
@@ -165,9 +186,12 @@ def visualize_cross_layer_correlations(
 ) -> Figure:
     """A matrix of correlations, of layers or of features; numbers are written into small ones.
 
-    With ``layers`` (one per row, in order), lines stand between the layers.
+    With ``layers`` (one per row, in order), lines stand between the layers. From a model with its transcoder, and a
+    text or texts in the place of ``names``, correlations of what the layers write are drawn.
     """
-    values = numbers(matrix)
+    if isinstance(matrix, TranscodedModel):
+        matrix, names, layers = FeaturesOnTexts(matrix, names).layer_correlations()
+    values = _array("matrix", matrix)
     names = _labels("names", names, len(values))
     side = float(np.clip(1.6 + 0.2 * len(values), 4, 11))
     with drawing(ax, (side + 0.9, side), save_path) as ax:
@@ -188,15 +212,23 @@ def visualize_cross_layer_correlations(
 
 
 def visualize_feature_importance(
-    importance: Float[Array, "layer feature"],
+    importance: TranscodedModel | Float[Array, "layer feature"],
+    texts: str | Iterable[str] | None = None,
     *,
     top_n: int = 20,
     title: str | None = None,
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """The ``top_n`` features with the largest share of everything written, as bars coloured by layer."""
-    values = numbers(importance)
+    """The ``top_n`` features with the largest share of everything written, as bars coloured by layer.
+
+    A text or ``texts`` belong to a model with its transcoder; an array is drawn as it is.
+    """
+    if isinstance(importance, TranscodedModel):
+        importance, texts = FeaturesOnTexts(importance, texts).importance, None
+    values = _array("importance", importance)
+    if texts is not None:
+        raise ConfigError(f"texts is {texts!r} beside an array of importance; an array is drawn without texts.")
     flat = values.ravel()
     order = np.argsort(-flat, kind="stable")[: min(top_n, int((flat > 0).sum()))]
     layers, features = np.unravel_index(order, values.shape)
@@ -302,7 +334,19 @@ def _token_map(
     return figure_of(ax)
 
 
-def _labels(what: str, labels: Sequence[str] | None, count: int) -> Sequence[str]:
+def _array(name: str, values: object) -> npt.NDArray[Any]:
+    """The values as a NumPy array; raises ConfigError if they are not an array."""
+    if not isinstance(values, np.ndarray | torch.Tensor):
+        raise ConfigError(
+            f"{name} is of type {type(values).__name__}; give an array, or an object that holds a language model and "
+            "its transcoder, such as an OpenCrossLayerTranscoder."
+        )
+    return numbers(values)
+
+
+def _labels(what: str, labels: str | Sequence[str] | None, count: int) -> Sequence[str]:
+    if isinstance(labels, str):
+        raise ConfigError(f"{what} is the text {labels!r} beside an array; give one string for each of {count}.")
     if labels is None or len(labels) != count:
         found = "missing" if labels is None else f"{len(labels)}"
         raise ConfigError(f"{what} is {found}, but the array has {count}; give one text for each.")

@@ -1,4 +1,4 @@
-"""All figures of a transcoder at once: from a language model and some texts to a folder of pictures."""
+"""The visualization suite: all figures of a transcoder at once, from a language model and texts to pictures."""
 
 from __future__ import annotations
 
@@ -8,23 +8,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.directions import EmbeddingMethod, decoder_directions
-from open_clt.analysis.features import (
-    ActivationStatistics,
-    FeatureKey,
-    activation_statistics,
-    activations_of,
-    cross_layer_correlations,
-    feature_activations,
-    feature_importance,
-    feature_name,
-    layer_activity,
-    most_important,
-)
+from open_clt.analysis.directions import EmbeddingMethod
+from open_clt.analysis.features import feature_activations, layer_activity
+from open_clt.analysis.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, transcoded_model
 from open_clt.errors import TextError
 from open_clt.models.transcoder import Transcoder
 from open_clt.visualization.figures import (
@@ -67,10 +55,10 @@ class VisualizationSuite(NamedTuple):
 
 
 def run_visualization_suite(
-    model: LanguageModel,
-    transcoder: Transcoder,
-    texts: Iterable[str],
-    output_dir: str | Path,
+    model: LanguageModel | None = None,
+    transcoder: Transcoder | TranscodedModel | None = None,
+    texts: Iterable[str] = (),
+    output_dir: str | Path = "visualizations",
     *,
     prompt: str | None = None,
     top_n: int = 20,
@@ -80,13 +68,17 @@ def run_visualization_suite(
     seed: int = 0,
     suffix: Literal[".png", ".svg", ".pdf"] = ".png",
 ) -> VisualizationSuite:
-    """Draw every figure there is of a transcoder, from what its features do on ``texts``.
+    """Draw every figure of a transcoder, from what its features do on ``texts``.
 
-    The heatmaps show the beginning of ``prompt``, by default of the first text; all else is taken from at most
+    >>> run_visualization_suite(transcoder=clt, texts=texts, output_dir="visualizations")  # doctest: +SKIP
+
+    ``model`` is left out where ``transcoder`` is an object that holds both, such as an OpenCrossLayerTranscoder. The
+    heatmaps show the beginning of ``prompt``, by default of the first text; all else is taken from at most
     ``max_contexts`` contexts of 64 tokens (all texts are read: cut a stream short with ``itertools.islice``). Returns
-    the paths of the pictures; raises ConfigError if ``suffix`` is no format we write, TextError if there is hardly any
-    text.
+    the paths of the pictures. Raises ConfigError if ``model`` or ``transcoder`` is missing or ``suffix`` is not a
+    picture format that we write, TextError if the texts hold hardly any tokens.
     """
+    source = transcoded_model(model, transcoder)
     check_suffix(f"figure{suffix}")
     if isinstance(texts, str):
         raise TextError(f"texts is one string, {texts[:40]!r}; give a list of strings.")
@@ -94,74 +86,59 @@ def run_visualization_suite(
     if not texts:
         raise TextError("There are no texts; give at least one.")
     paths = VisualizationSuite(*(Path(output_dir) / f"{name}{suffix}" for name in VisualizationSuite._fields))
-    _draw_text(model, transcoder, prompt or texts[0], top_n, paths)
-    statistics = activation_statistics(model, transcoder, texts, context_length=64, max_contexts=max_contexts)
-    importance = feature_importance(statistics, transcoder)
-    logger.info("Drawing from %d tokens into %s.", statistics.tokens, output_dir)
+    _draw_text(source, prompt or texts[0], top_n, paths)
+    features = FeaturesOnTexts(source, texts, max_contexts=max_contexts)
+    logger.info("Drawing from %d tokens into %s.", features.statistics.tokens, output_dir)
     visualize_feature_importance(
-        importance, top_n=top_n, title="Most important features", save_path=paths.feature_importance
+        features.importance, top_n=top_n, title="Most important features", save_path=paths.feature_importance
     )
-    visualize_feature_density(statistics.density, title="Feature density", save_path=paths.feature_density)
-    visualize_cross_layer_correlations(
-        cross_layer_correlations(statistics.activity),
-        [f"L{layer}" for layer in range(transcoder.config.n_layers)],
-        title="Correlation of what layers write",
-        save_path=paths.layer_correlations,
-    )
-    _draw_feature_correlations(model, transcoder, statistics, most_important(importance, n_correlated), paths)
-    _draw_embeddings(transcoder, importance, most_important(importance, n_embedded), seed, paths)
+    visualize_feature_density(features.statistics.density, title="Feature density", save_path=paths.feature_density)
+    _draw_correlations(features, n_correlated, paths)
+    _draw_embeddings(features.embedding(n_embedded), seed, paths)
     return paths
 
 
-def _draw_text(model: LanguageModel, transcoder: Transcoder, text: str, top_n: int, paths: VisualizationSuite) -> None:
+def _draw_text(source: TranscodedModel, text: str, top_n: int, paths: VisualizationSuite) -> None:
+    model = source.language_model
     beginning = model.token_ids([text])[0][:_LONGEST_HEATMAP]
-    activations = feature_activations(model, transcoder, torch.tensor([model.bos_token_id, *beginning]))
+    activations = feature_activations(model, source.transcoder, torch.tensor([model.bos_token_id, *beginning]))
     visualize_feature_heatmap(activations, top_n=top_n, title="Most active features", save_path=paths.feature_heatmap)
     visualize_layer_activity(
-        layer_activity(activations, transcoder),
+        layer_activity(activations, source.transcoder),
         activations.tokens,
         title="What each layer writes",
         save_path=paths.layer_activity,
     )
 
 
-def _draw_feature_correlations(
-    model: LanguageModel,
-    transcoder: Transcoder,
-    statistics: ActivationStatistics,
-    chosen: list[FeatureKey],
-    paths: VisualizationSuite,
-) -> None:
-    chosen = sorted(chosen)
-    visualize_cross_layer_correlations(
-        cross_layer_correlations(activations_of(model, transcoder, statistics.contexts, chosen)),
-        [feature_name(*key) for key in chosen],
-        layers=[layer for layer, _ in chosen],
-        title="Correlation of the most important features",
-        save_path=paths.feature_correlations,
+def _draw_correlations(features: FeaturesOnTexts, n_correlated: int, paths: VisualizationSuite) -> None:
+    figures = (
+        (features.layer_correlations(), "Correlation of what layers write", paths.layer_correlations),
+        (
+            features.feature_correlations(n_correlated),
+            "Correlation of the most important features",
+            paths.feature_correlations,
+        ),
     )
+    for correlations, title, path in figures:
+        visualize_cross_layer_correlations(
+            correlations.matrix, correlations.names, layers=correlations.layers, title=title, save_path=path
+        )
 
 
-def _draw_embeddings(
-    transcoder: Transcoder,
-    importance: Float[Tensor, "layer feature"],
-    chosen: list[FeatureKey],
-    seed: int,
-    paths: VisualizationSuite,
-) -> None:
+def _draw_embeddings(features: FeatureDirections, seed: int, paths: VisualizationSuite) -> None:
     methods: dict[EmbeddingMethod, tuple[str, Path]] = {
         "pca": ("PCA", paths.embedding_pca),
         "tsne": ("t-SNE", paths.embedding_tsne),
     }
-    directions = decoder_directions(transcoder, chosen)
     for method, (name, path) in methods.items():
         visualize_feature_embedding(
-            directions,
-            [layer for layer, _ in chosen],
+            features.directions,
+            features.layers,
             method=method,
             seed=seed,
-            sizes=torch.stack([importance[key] for key in chosen]),
-            n_layers=transcoder.config.n_layers,
+            sizes=features.importance,
+            n_layers=features.n_layers,
             title=f"Decoder directions, {name}",
             save_path=path,
         )
