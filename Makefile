@@ -5,6 +5,7 @@
 #   make test                       lint, formatting, types, import contracts, tests
 #   make check PYTEST="-m slow"     the same checks without the set-up; PYTEST is handed to pytest
 #   make format                     let ruff rewrite what it can
+#   make gallery                    draw every picture in visualizations/gallery/ anew
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,13 +13,14 @@ BIN := $(VENV)/bin
 EXTRAS := dev,explorer,server,gguf
 ARGS ?=
 PYTEST ?=
+GALLERY := visualizations/gallery
 SETUP_FILES := pyproject.toml poetry.lock tools/constraints.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(VENV)/constraints.txt
 
 # pyright does not look for newer versions: the lock says which.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: run test check format clean
+.PHONY: run test check format gallery clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -36,6 +38,11 @@ check:
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The folder of the gallery is the list of its pictures: practice_run.py draws more, and these are copied.
+gallery: $(VENV)/.installed
+	$(BIN)/python practice_run.py --model embedded --output-dir build/gallery
+	cp $(patsubst $(GALLERY)/%,build/gallery/%,$(wildcard $(GALLERY)/*.png)) $(GALLERY)/
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

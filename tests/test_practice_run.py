@@ -37,6 +37,8 @@ def test_without_a_hub_the_story_goes_on_with_the_embedded_model(
     assert " Austin" in (tmp_path / "comparison.md").read_text()
     for name in ("attribution_graph.png", "training_curves.png", "feature_heatmap.png", "embedding_tsne.png"):
         assert (tmp_path / name).stat().st_size > 5_000
+    gallery = Path(practice_run.__file__).parent / "visualizations" / "gallery"
+    assert {path.name for path in gallery.iterdir()} <= {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "checkpoint" / "config.json").is_file()
     assert (tmp_path / "graph" / "graph.json").is_file()
 

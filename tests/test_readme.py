@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = REPOSITORY / "README.md"
 
 
 def python_blocks(text: str) -> list[str]:
@@ -22,7 +24,7 @@ def test_the_tour_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     written = {path.name for path in tmp_path.iterdir()}
-    assert {"features.png", "graph.png", "my_transcoder"} <= written
+    assert {"features.png", "graph.png", "my_transcoder", "pictures"} <= written
 
 
 def test_every_picture_and_page_the_readme_points_at_exists() -> None:
@@ -31,3 +33,21 @@ def test_every_picture_and_page_the_readme_points_at_exists() -> None:
     missing = [link for link in links if not (README.parent / link).exists()]
     assert links
     assert not missing
+
+
+def test_every_picture_of_the_readme_is_in_the_gallery() -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
+    assert pictures
+    assert {Path(picture).parent for picture in pictures} == {Path("visualizations/gallery")}
+    assert all((README.parent / picture).is_file() for picture in pictures)
+
+
+def test_git_ignores_what_a_run_writes_and_keeps_the_gallery() -> None:
+    written = ["visualizations/metrics.json", "visualizations/feature_heatmap.png", "visualizations/checkpoint/x"]
+    kept = [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "visualizations/gallery").iterdir()]
+    command = ["git", "check-ignore", "--no-index", *written, *kept]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if answer.returncode > 1:
+        pytest.skip("this is not a git repository")
+    assert kept
+    assert answer.stdout.split() == written
