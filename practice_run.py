@@ -17,7 +17,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +34,13 @@ from open_clt.analysis.graph_operations import label_features
 from open_clt.analysis.records import feature_records
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
-from open_clt.config import SamplingConfig, TrainingConfig
+from open_clt.config import SamplingConfig
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError, OpenCLTError
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.comparison import Comparison
 from open_clt.training.memory import keep_freed_memory
-from open_clt.training.train import TrainingRecord
+from open_clt.training.result import TrainingResult
 from open_clt.visualization.figures import visualize_training_curves
 from open_clt.visualization.graph_figure import visualize_attribution_graph
 from open_clt.visualization.suite import run_visualization_suite
@@ -51,17 +51,19 @@ EMBEDDED_PROMPTS = (
     "The capital of France is",
 )
 PROMPTS = ("The Eiffel Tower is in the city of", "When Mary and John went to the store, John gave a drink to")
-HELD_OUT_CONTEXTS = 24
+MOST_HELD_OUT = 64
+"""Contexts that training holds out at most."""
 NAMED_FEATURES = 60
 console = Console(highlight=False)
 
 
 class Data(NamedTuple):
-    """Contexts of tokens, and the texts that the figures look at."""
+    """Texts, how they are cut into contexts, and where they come from."""
 
-    train: Tensor
-    held_out: Tensor
     texts: list[str]
+    context_length: int
+    max_contexts: int
+    """Contexts to train on at most."""
     source: str
 
 
@@ -75,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         model = load_model(options)
         data = load_data(options, model)
-        clt, record = train(options, model, data)
-        evaluation = measure(clt, data)
-        draw_features(options, clt, record, data)
-        graphs = trace(options, clt, data)
+        clt, result = train(options, model, data)
+        evaluation = measure(clt, result)
+        draw_features(options, clt, result)
+        graphs = trace(options, clt, data, result)
         comparisons = compare(clt)
-        save(options, data, record, evaluation, graphs, comparisons, time.monotonic() - started)
+        save(options, data, result, evaluation, graphs, comparisons, time.monotonic() - started)
     except OpenCLTError as error:
         console.print(f"[red]practice_run:[/] {error}")
         return 2
@@ -120,18 +122,26 @@ def load_model(options: argparse.Namespace) -> LanguageModel:
 
 
 def load_data(options: argparse.Namespace, model: LanguageModel) -> Data:
-    """Contexts to train on, and others to measure on."""
+    """Enough texts for the contexts to train on and for those to measure on."""
     small = model.name == "embedded"
     length = min(64 if small else 128, model.context_length)
     budget = options.max_tokens or (160_000 if small else 40_000)
-    contexts = pack_contexts(texts_of(options), model, length, max_contexts=budget // length + HELD_OUT_CONTEXTS)
-    held_out = min(HELD_OUT_CONTEXTS, contexts.shape[0] // 5)
-    # What is held out comes from the end of the text: contexts cut from one passage never stand on both sides.
-    train_on, kept = contexts[:-held_out], contexts[-held_out:]
-    texts = [model.decode(context[1:]) for context in kept]
+    contexts = max(1, budget // length)
     source = options.texts or "sentences from the package's own generator"
-    console.print(f"{train_on.numel():,} tokens to train on, {kept.numel():,} held out; from {source}")
-    return Data(train_on, kept, texts, source)
+    texts = enough_texts(texts_of(options), model, (contexts + MOST_HELD_OUT) * length)
+    console.print(f"{contexts:,} contexts of {length} tokens at most; from {source}")
+    return Data(texts, length, contexts, source)
+
+
+def enough_texts(texts: Iterable[str], model: LanguageModel, tokens: int) -> list[str]:
+    """The first texts that together hold some number of tokens, or all texts if they hold fewer."""
+    kept: list[str] = []
+    for text in texts:
+        kept.append(text)
+        tokens -= len(model.token_ids([text])[0]) + 1
+        if tokens <= 0:
+            break
+    return kept
 
 
 def texts_of(options: argparse.Namespace) -> Any:
@@ -145,7 +155,7 @@ def texts_of(options: argparse.Namespace) -> Any:
 
 def train(
     options: argparse.Namespace, model: LanguageModel, data: Data
-) -> tuple[OpenCrossLayerTranscoder, TrainingRecord]:
+) -> tuple[OpenCrossLayerTranscoder, TrainingResult]:
     """Train the transcoder; Ctrl-C goes on with what there is."""
     heading("A transcoder of its MLPs")
     clt = OpenCrossLayerTranscoder(model, num_features=options.num_features, device=options.device, seed=options.seed)
@@ -155,28 +165,27 @@ def train(
         f"{sum(p.numel() for p in clt.transcoder.parameters()) / 1e6:.1f} M parameters"
     )
     small = model.name == "embedded"
-    settings = TrainingConfig(
-        epochs=options.epochs or (6 if small else 4),
+    result = clt.train_transcoder(
+        data.texts,
+        num_epochs=options.epochs or (6 if small else 4),
         learning_rate=3e-3 if small else 1e-3,
+        context_length=data.context_length,
+        max_contexts=data.max_contexts,
         # A real model's activations are large: half the bytes, and as many as a laptop can spare.
         storage_dtype="float32" if small else "bfloat16",
         memory_limit=4.0,
-        seed=options.seed,
-    )
-    record = clt.train_with(
-        settings,
-        data.train,
-        output_dir=options.output_dir / "checkpoint",
         progress=sys.stderr.isatty(),
     )
-    console.print(f"{record.steps} steps over {record.tokens:,} tokens in {record.seconds:.0f} s")
-    return clt, record
+    # The whole state of the run would be many times as large; a second run replaces the transcoder of the first.
+    clt.save_model(options.output_dir / "checkpoint")
+    console.print(f"{result.steps} steps over {result.tokens:,} tokens in {result.seconds:.0f} s")
+    return clt, result
 
 
-def measure(clt: OpenCrossLayerTranscoder, data: Data) -> Evaluation:
+def measure(clt: OpenCrossLayerTranscoder, result: TrainingResult) -> Evaluation:
     """Held-out reconstruction, sparsity, and predictions of the replacement model."""
     heading("On held-out text")
-    evaluation = evaluate_transcoder(clt.replacement_model(), data.held_out)
+    evaluation = evaluate_transcoder(clt.replacement_model(), held_out_contexts(result))
     table = Table("layer", "variance unexplained", "active features")
     for layer, (fvu, l0) in enumerate(
         zip(evaluation.reconstruction.fvu_per_layer, evaluation.reconstruction.l0_per_layer, strict=True)
@@ -191,25 +200,34 @@ def measure(clt: OpenCrossLayerTranscoder, data: Data) -> Evaluation:
     return evaluation
 
 
-def draw_features(
-    options: argparse.Namespace, clt: OpenCrossLayerTranscoder, record: TrainingRecord, data: Data
-) -> None:
+def held_out_contexts(result: TrainingResult) -> Tensor:
+    """The contexts that were not trained on."""
+    assert result.held_out is not None, "some contexts are always held out here"
+    return result.held_out
+
+
+def draw_features(options: argparse.Namespace, clt: OpenCrossLayerTranscoder, result: TrainingResult) -> None:
     """Every figure about features, and the training curves."""
     heading("Its features, drawn")
-    visualize_training_curves(record.curves, save_path=options.output_dir / "training_curves.png")
+    visualize_training_curves(result.curves, save_path=options.output_dir / "training_curves.png")
     prompt = prompts_for(clt)[0]
+    texts = [clt.language_model.decode(context[1:]) for context in held_out_contexts(result)]
     suite = run_visualization_suite(
-        clt.language_model, clt.transcoder, data.texts, options.output_dir, prompt=prompt, seed=options.seed
+        clt.language_model, clt.transcoder, texts, options.output_dir, prompt=prompt, seed=options.seed
     )
     console.print(", ".join(path.name for path in suite.paths))
 
 
-def trace(options: argparse.Namespace, clt: OpenCrossLayerTranscoder, data: Data) -> list[AttributionGraph]:
+def trace(
+    options: argparse.Namespace, clt: OpenCrossLayerTranscoder, data: Data, result: TrainingResult
+) -> list[AttributionGraph]:
     """Attribution graphs of the prompts, drawn with their features named."""
     heading("Why it says what it says")
     graphs: list[AttributionGraph] = []
     contexts = 400 if clt.language_model.name == "embedded" else 40
-    texts = [clt.language_model.decode(context[1:]) for context in data.train[:contexts]]
+    held_out = len(held_out_contexts(result))
+    read = pack_contexts(data.texts, clt.language_model, data.context_length, max_contexts=held_out + contexts)
+    texts = [clt.language_model.decode(context[1:]) for context in read[held_out:]]
     statistics = activation_statistics(clt.language_model, clt.transcoder, texts, n_examples=4)
     for number, prompt in enumerate(prompts_for(clt)):
         graph = clt.attribute(prompt)
@@ -254,7 +272,7 @@ def compare(clt: OpenCrossLayerTranscoder) -> list[Comparison]:
 def save(
     options: argparse.Namespace,
     data: Data,
-    record: TrainingRecord,
+    result: TrainingResult,
     evaluation: Evaluation,
     graphs: list[AttributionGraph],
     comparisons: list[Comparison],
@@ -267,7 +285,7 @@ def save(
         "texts": data.source,
         "num_features": options.num_features,
         "seed": options.seed,
-        "steps": record.steps,
+        "steps": result.steps,
         **evaluation.summary(),
         "graphs": [{"prompt": graph.info.prompt, **found} for graph, found in zip(graphs, scores, strict=True)],
         "seconds": round(seconds, 1),

@@ -49,7 +49,7 @@ from open_clt.config import (
 )
 from open_clt.embedded.corpus import generate_texts
 from open_clt.replacement.model import ReplacementModel
-from open_clt.training.train import train_on_activations
+from open_clt.training.run import train_on_activations
 
 CONTEXT_LENGTH = 40
 DOCUMENTS, HELD_OUT_DOCUMENTS = 4_000, 300
@@ -153,12 +153,11 @@ def run(architecture: str, recipe: str, n_features: int, steps: int) -> Row:
     model, _, held_out = data()
     chosen = RECIPES[recipe]
     config = replace(architectures(model, n_features)[architecture], nonlinearity=chosen.nonlinearity)
-    settings = TrainingConfig(
+    settings = TrainingConfig.of(
         max_steps=steps,
         learning_rate=2e-3,
         loss=LossConfig(sparsity=chosen.sparsity, auxiliary=1.0, dead_after_tokens=20_000),
         initial_firing_rate=chosen.firing_rate,
-        held_out_share=0.0,
         seed=0,
     )
     store = activations(config.input_hook, config.target_hook)

@@ -38,7 +38,7 @@ from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.metrics import MetricsAccumulator
 from open_clt.replacement.comparison import compare_logits
 from open_clt.replacement.model import ReplacementModel
-from open_clt.training.train import train_transcoder
+from open_clt.training.run import train_transcoder
 
 log = logging.getLogger("train_embedded_transcoder")
 
@@ -64,14 +64,14 @@ def transcoder_settings(model: LanguageModel) -> CrossLayerConfig:
 
 def training_settings(arguments: argparse.Namespace) -> TrainingConfig:
     """How it is trained. Nothing is held out here: the script has held-out text of its own."""
-    return TrainingConfig(
+    return TrainingConfig.of(
         max_steps=arguments.steps,
         batch_size=1024,
         learning_rate=2e-3,
         # Dead features are revived soon and with full weight: otherwise one in ten stays dead.
         loss=LossConfig(auxiliary=1.0, dead_after_tokens=20_000),
         initial_firing_rate=0.02,
-        held_out_share=0.0,
+        held_out_contexts=0,
         harvest_batch_size=32,
         seed=arguments.seed,
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from open_clt.replacement.intervene import intervene
     from open_clt.replacement.interventions import Intervention
     from open_clt.replacement.model import ReplacementModel
-    from open_clt.training.train import train_transcoder
+    from open_clt.training.run import train_transcoder
     from open_clt.visualization.graph_figure import visualize_attribution_graph
     from open_clt.visualization.suite import run_visualization_suite
 
@@ -82,7 +82,7 @@ _MODULE_OF = {
     "run_visualization_suite": "open_clt.visualization.suite",
     "save_transcoder": "open_clt.models.checkpoint",
     "suggest_supernodes": "open_clt.analysis.supernodes",
-    "train_transcoder": "open_clt.training.train",
+    "train_transcoder": "open_clt.training.run",
     "visualize_attribution_graph": "open_clt.visualization.graph_figure",
     "write_circuit_tracer": "open_clt.analysis.circuit_tracer_json",
 }

@@ -6,10 +6,11 @@ understands lives in that choice. ``config_json.py`` carries any of them through
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
+from open_clt.config_json import nearest_name
 from open_clt.errors import ConfigError
 
 InputHook: TypeAlias = str
@@ -254,25 +255,30 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextsConfig:
-    """Where texts come from."""
+    """Where texts come from, how contexts are cut from them, and which contexts are held out."""
 
-    source: str
+    source: str | None = None
     """A text, .jsonl or .parquet file, or a Hugging Face data set: its name on the hub, or its local directory."""
     column: str = "text"
-    """Where rows have several columns: the one that holds the text."""
+    """Column that holds the text, where rows have several."""
     subset: str | None = None
-    """Which part of a data set that has several (its configuration)."""
+    """Part of a data set that has several (its configuration)."""
     split: str = "train"
-    """Which split of a data set."""
+    """Split of a data set."""
     streaming: bool = True
     """Read a data set row by row as it is needed, and download no more of it."""
     from_start: bool = False
-    """Begin every context as a text begins, and drop what does not fit: for short texts."""
-    held_out_contexts: int = 64
-    """Contexts from the beginning that are measured on, and never trained on; 0 is none."""
+    """Begin every context where a text begins, and drop the rest of a text that does not fit: for short texts."""
+    held_out_contexts: int | None = None
+    """Contexts from the beginning that are measured on and never trained on; 0 holds none out.
+
+    None holds out 64, or a tenth of the contexts where the texts fill fewer than 640."""
+    max_contexts: int | None = None
+    """Contexts to train on at most, after those that are held out; None is all that the texts fill."""
 
     def __post_init__(self) -> None:
-        if self.held_out_contexts < 0:
+        _check_counts(self, "max_contexts")
+        if self.held_out_contexts is not None and self.held_out_contexts < 0:
             raise ConfigError(f"held_out_contexts is {self.held_out_contexts}; it must be at least 0.")
 
 
@@ -306,37 +312,65 @@ class LearningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(DataConfig, LearningConfig):
-    """How a transcoder is trained: its data, how it learns, and how often it is saved."""
-
-    gradient_clip: float = 1.0
-    """Largest norm of a step's gradient."""
-    held_out_share: float = 0.1
-    """Share of the contexts kept for the final metrics, never trained on."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints to resume from; only where there is an output directory."""
-
-    def __post_init__(self) -> None:
-        DataConfig.__post_init__(self)
-        LearningConfig.__post_init__(self)
-        _check_counts(self, "checkpoint_every")
-        _check_shares(self, "held_out_share")
-        _check_above_zero(self, "gradient_clip")
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckpointsConfig:
-    """Which states of a training are kept, in ``checkpoints/`` of its output."""
+    """Which states of a training run are kept, in ``checkpoints/`` of its output directory."""
 
     every: int = 1000
-    """Steps between checkpoints: ``last`` is always the newest."""
+    """Steps between checkpoints; ``last`` is always the newest."""
     keep_all: bool = False
-    """Keep each of them, as ``step-N``, too."""
+    """Keep every checkpoint as ``step-N`` as well."""
     best: bool = True
-    """Keep the one with the lowest held-out FVU, as ``best``; measured every ``trainer.val_check_interval`` batches."""
+    """Keep the checkpoint with the lowest held-out FVU, measured every ``val_check_interval`` batches, as ``best``."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a transcoder is trained: on which tokens, how it learns from them, and which states are kept."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    texts: TextsConfig = field(default_factory=TextsConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    gradient_clip: float | None = 1.0
+    """Largest norm of the gradient of a step; None does not clip."""
+
+    def __post_init__(self) -> None:
+        _check_above_zero(self, "gradient_clip")
+
+    @staticmethod
+    def of(**settings: Any) -> TrainingConfig:
+        """Put settings into the part that has them: ``TrainingConfig.of(batch_size=256, learning_rate=1e-3)``.
+
+        Every field of the four parts may be named, since no two parts share a name. Raises ConfigError that suggests
+        the nearest name on a setting that no part has.
+        """
+        parts: dict[str, dict[str, Any]] = {name: {} for name in _TRAINING_PARTS}
+        own: dict[str, Any] = {}
+        for name, value in settings.items():
+            part = next((part for part, config in _TRAINING_PARTS.items() if name in _names(config)), None)
+            (own if part is None else parts[part])[name] = value
+        known = [*_names(TrainingConfig), *(name for config in _TRAINING_PARTS.values() for name in _names(config))]
+        for name in own.keys() - set(_names(TrainingConfig)):
+            raise ConfigError(f"Training has no setting {name!r}; {nearest_name(name, known)}")
+        for name in own.keys() & {part for part, values in parts.items() if values}:
+            raise ConfigError(f"{name} is given as a whole and in parts ({', '.join(parts[name])}); give one of them.")
+        made = {part: _TRAINING_PARTS[part](**values) for part, values in parts.items() if part not in own}
+        return TrainingConfig(**made, **own)
+
+
+_TRAINING_PARTS: dict[str, type[Any]] = {
+    "data": DataConfig,
+    "texts": TextsConfig,
+    "learning": LearningConfig,
+    "checkpoints": CheckpointsConfig,
+}
+
+
+def _names(config: type[Any]) -> list[str]:
+    return [entry.name for entry in fields(config)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,7 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     known = {f.name: f for f in fields(cast(Any, kind))}
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-            raise ConfigError(f"{kind.__name__} has no setting {key!r}; {hint}")
+            raise ConfigError(f"{kind.__name__} has no setting {key!r}; {nearest_name(key, list(known))}")
     for name, f in known.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{kind.__name__} needs the setting {name!r}, which is missing.")
@@ -87,3 +85,9 @@ def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
             continue
     names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     raise ConfigError(f"{where} is {value!r}; it must be {names}.")
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str:
+    """Half a sentence that suggests the known name most like ``name``, or lists all known names."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."

@@ -31,7 +31,8 @@ from open_clt.models.transcoder import Transcoder
 if TYPE_CHECKING:
     from open_clt.analysis.faithfulness_report import Faithfulness
     from open_clt.replacement.model import ReplacementModel
-    from open_clt.training.train import TrainingRecord
+    from open_clt.training.result import TrainingResult
+    from open_clt.training.run import OwnParts
     from open_clt.visualization.style import Figure
 
 logger = logging.getLogger(__name__)
@@ -97,13 +98,14 @@ class OpenCrossLayerTranscoder:
         output_dir: str | Path | None = None,
         progress: bool = True,
         **settings: Any,
-    ) -> TrainingRecord:
+    ) -> TrainingResult:
         """Train the transcoder from its beginning on texts; ``batch_size`` counts tokens.
 
-        ``settings`` are further fields of ``TrainingConfig``. Returns curves and held-out metrics.
+        ``settings`` are further settings of ``TrainingConfig.of``, such as ``held_out_contexts`` or ``max_steps``.
+        Returns the training's curves and its numbers on held-out contexts.
         """
         settings = {"seed": self.seed, **settings}
-        training = TrainingConfig(batch_size=batch_size, epochs=num_epochs, learning_rate=learning_rate, **settings)
+        training = TrainingConfig.of(batch_size=batch_size, epochs=num_epochs, learning_rate=learning_rate, **settings)
         return self.train_with(training, texts, output_dir=output_dir, progress=progress)
 
     def train_with(
@@ -114,11 +116,15 @@ class OpenCrossLayerTranscoder:
         output_dir: str | Path | None = None,
         resume: str | Path | None = None,
         progress: bool = True,
-    ) -> TrainingRecord:
-        """Train the transcoder with every setting in one config, on texts or on packed contexts of tokens."""
-        from open_clt.training.train import train_transcoder  # brings Lightning, which only training needs
+        own: OwnParts | None = None,
+    ) -> TrainingResult:
+        """Train the transcoder with every setting in one config, on texts or on packed contexts of tokens.
 
-        record = train_transcoder(
+        All parameters are those of ``open_clt.train_transcoder``.
+        """
+        from open_clt.training.run import train_transcoder  # brings Lightning, which only training needs
+
+        result = train_transcoder(
             self.language_model,
             texts_or_contexts,
             self.transcoder.config,
@@ -126,9 +132,10 @@ class OpenCrossLayerTranscoder:
             output_dir=output_dir,
             resume=resume,
             progress=progress,
+            own=own,
         )
-        self.transcoder, self._trained = record.transcoder, True
-        return record
+        self.transcoder, self._trained = result.transcoder, True
+        return result
 
     def get_feature_activations(self, text: str) -> FeatureActivations:
         """Active features at every position and layer of a text."""

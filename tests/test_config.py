@@ -35,7 +35,7 @@ SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
         (lambda: DataConfig(memory_limit=0.0), "memory_limit is 0.0; it must be above 0"),
         (lambda: TextsConfig(source="a", held_out_contexts=-1), "held_out_contexts is -1"),
         (lambda: LearningConfig(betas=(0.9, 1.0)), "betas is"),
-        (lambda: TrainingConfig(decay_share=1.5), "decay_share is 1.5; it is a share"),
+        (lambda: TrainingConfig.of(decay_share=1.5), "decay_share is 1.5; it is a share"),
         (lambda: ReportConfig(graphs=-1), "graphs is -1; it must be at least 0"),
         (lambda: SamplingConfig(top_p=0.0), "top_p is 0.0"),
     ],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, is_dataclass
 
 import pytest
 
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
+    DataConfig,
     JumpReLUConfig,
     L1SparsityConfig,
     LossConfig,
@@ -26,8 +28,8 @@ from open_clt.errors import ConfigError
         CrossLayerConfig(n_layers=3, n_features=40, d_model=4, reach=2, nonlinearity=BatchTopKConfig(k=3)),
         CrossLayerConfig(n_layers=3, n_features=40, d_model=4, prefixes=(8, 20), input_hook="hook_resid_pre"),
         MoltConfig(n_layers=3, d_model=4, ranks=(4, 2), counts=(8, 16), skip=True),
-        TrainingConfig(max_steps=10),
-        TrainingConfig(loss=LossConfig(sparsity=L1SparsityConfig(coefficient=0.1), preactivation_on="all")),
+        TrainingConfig.of(max_steps=10),
+        TrainingConfig.of(loss=LossConfig(sparsity=L1SparsityConfig(coefficient=0.1), preactivation_on="all")),
     ],
 )
 def test_to_json_and_back_is_the_identity(config: CrossLayerConfig | MoltConfig | TrainingConfig) -> None:
@@ -35,19 +37,42 @@ def test_to_json_and_back_is_the_identity(config: CrossLayerConfig | MoltConfig 
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "named"),
     [
-        ({"batchsize": 3}, "did you mean 'batch_size'"),
-        ({"qwertz": 3}, "known are"),
-        ({"batch_size": "many"}, "batch_size is 'many'"),
-        ({"batch_size": True}, "must be int"),
-        ({"loss": {"sparsty": 1.0}}, "did you mean 'sparsity'"),
-        ({"loss": {"sparsity": {"kind": "l2", "coefficient": 1.0}}}, "must be one of tanh, l1"),
+        ({"data": {"batchsize": 3}}, ["'batch_size'"]),
+        ({"qwertz": 3}, ["'qwertz'", "learning"]),
+        ({"data": {"batch_size": "many"}}, ["batch_size", "'many'"]),
+        ({"data": {"batch_size": True}}, ["batch_size", "int"]),
+        ({"learning": {"loss": {"sparsty": 1.0}}}, ["'sparsity'"]),
+        ({"learning": {"loss": {"sparsity": {"kind": "l2", "coefficient": 1.0}}}}, ["'l2'", "tanh, l1"]),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_is_legal(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_wrong_setting_is_named_with_what_is_legal(values: dict[str, object], named: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
         from_dict(TrainingConfig, values)
+    assert all(word in str(raised.value) for word in named)
+
+
+def test_settings_find_the_part_that_has_them() -> None:
+    config = TrainingConfig.of(batch_size=7, learning_rate=0.5, held_out_contexts=3, every=2, gradient_clip=None)
+    assert (config.data.batch_size, config.learning.learning_rate) == (7, 0.5)
+    assert (config.texts.held_out_contexts, config.checkpoints.every, config.gradient_clip) == (3, 2, None)
+    assert TrainingConfig.of(data=DataConfig(batch_size=7)) == TrainingConfig.of(batch_size=7)
+
+
+def test_no_setting_belongs_to_two_parts() -> None:
+    parts = [getattr(TrainingConfig(), field.name) for field in fields(TrainingConfig)]
+    names = [field.name for part in parts if is_dataclass(part) for field in fields(part)]
+    assert len(names) == len(set(names)) > 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"batchsize": 3}, "'batch_size'"), ({"data": DataConfig(), "batch_size": 3}, "batch_size")]
+)
+def test_a_setting_that_has_no_place_is_named(settings: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        TrainingConfig.of(**settings)
+    assert named in str(raised.value)
 
 
 def test_an_unknown_kind_lists_the_known() -> None:

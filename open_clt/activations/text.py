@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from functools import cached_property
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast, final
 
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 _SHORTEST_CONTEXT = 4
 _TEXTS_AT_ONCE = 64
 _FEWEST_CONTEXTS = 10
+_HELD_OUT = 64
+_HELD_OUT_SHARE = 10
+"""Without other orders one context in ten is held out, and 64 at most."""
 _FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 TextSource: TypeAlias = Callable[[], Iterable[str]]
@@ -57,7 +61,9 @@ class PackedContexts(NamedTuple):
 
 
 def open_texts(config: TextsConfig) -> Iterator[str]:
-    """Texts of a file or a data set, from the first on; raises TextError if they cannot be had."""
+    """Texts of a file or a data set, from the first on; raises TextError if they cannot be read."""
+    if config.source is None:
+        raise TextError("No source of texts is named; give a file or a Hugging Face data set.")
     if Path(config.source).is_file() or Path(config.source).suffix in _FILE_SUFFIXES:
         return read_texts(config.source, column=config.column)
     return dataset_texts(
@@ -135,63 +141,115 @@ def pack_contexts(
     documents = _documents(texts, model)
     if max_contexts is None:
         documents = list(documents)
-        tokens = sum(len(document.tokens) for document in documents)
-        if tokens < _FEWEST_CONTEXTS * room:
-            room = max(tokens // _FEWEST_CONTEXTS, _SHORTEST_CONTEXT)
-            logger.warning("The texts hold only %d tokens: contexts are shortened to %d.", tokens, room + 1)
+        room = _room_for(documents, room)
     rows = [row.tokens for row in islice(_rows(documents, room, from_start=from_start), max_contexts)]
     if not rows:
         raise TextError(f"The texts do not fill a context of {room} tokens; give more text.")
     return _with_bos(rows, room, model)
 
 
+class _Plan(NamedTuple):
+    """How texts are cut: tokens of a context without BOS, and how many contexts are held out."""
+
+    room: int
+    held_out: int
+
+
 @final
 class ContextStream:
     """Contexts packed from texts while they are read: memory holds a few texts, however many there are.
 
-    The first ``skip`` contexts are left out: they can be held out (``head`` gives them).
+    The first contexts are held out (``head`` gives them), and the others are trained on (``chunks``), at most
+    ``max_contexts`` of them. Texts too short to fill ten contexts give ten shorter ones.
     """
 
-    def __init__(
-        self,
-        texts: TextSource,
-        model: LanguageModel,
-        context_length: int,
-        *,
-        from_start: bool = False,
-        skip: int = 0,
-    ) -> None:
+    def __init__(self, texts: TextSource, model: LanguageModel, context_length: int, config: TextsConfig) -> None:
         self._texts = texts
         self._model = model
-        self._room = min(context_length, model.context_length) - 1
-        self._from_start = from_start
-        self._skip = skip
+        self._longest = min(context_length, model.context_length) - 1
+        self._config = config
 
     def chunks(self, size: int, place: Place = _BEGINNING) -> Iterator[PackedContexts]:
-        """The contexts from ``place`` on, ``size`` at a time; raises TextError if the texts fill none at all."""
-        rows = self._rows(place)
-        if place == _BEGINNING:
-            rows = islice(rows, self._skip, None)
+        """The contexts to train on from ``place`` on, ``size`` at a time; raises TextError if there are none at all."""
+        rows = self._trained_from(place)
         empty = place == _BEGINNING
         while some := list(islice(rows, size)):
             empty = False
             yield PackedContexts(some[0].place, self._with_bos(some))
         if empty:
-            raise TextError(f"The texts fill no context of {self._room + 1} tokens that is not held out; give more.")
+            raise TextError(
+                f"The texts fill no context of {self._plan.room + 1} tokens beside those that are held out; give more "
+                "text."
+            )
 
     def head(self) -> Int[Tensor, "context position"]:
-        """The contexts that ``chunks`` leaves out."""
-        rows = list(islice(self._rows(_BEGINNING), self._skip))
-        if len(rows) < self._skip:
-            raise TextError(f"The texts fill {len(rows)} contexts, {self._skip} are to be held out; give more text.")
+        """The contexts that are held out; raises TextError if the texts fill fewer than were asked for."""
+        rows = list(islice(self._rows(_BEGINNING), self._plan.held_out))
+        if len(rows) < self._plan.held_out:
+            raise TextError(
+                f"The texts fill {len(rows)} contexts, {self._plan.held_out} are to be held out; give more text."
+            )
         return self._with_bos(rows)
+
+    @cached_property
+    def _plan(self) -> _Plan:
+        """Read as far into the texts as it takes to know how to cut them."""
+        room = _room_for(_documents(self._texts(), self._model), self._longest)
+        wanted = self._config.held_out_contexts
+        if wanted is None:
+            rows = _rows(_documents(self._texts(), self._model), room, from_start=self._config.from_start)
+            wanted = _default_held_out(sum(1 for _ in islice(rows, _HELD_OUT * _HELD_OUT_SHARE)))
+        return _Plan(room, wanted)
+
+    def _trained_from(self, place: Place) -> Iterator[_Row]:
+        """Rows to train on. Which rows those are is counted from the beginning, if there is a limit."""
+        skipped = self._plan.held_out
+        if self._config.max_contexts is None:
+            return islice(self._rows(place), skipped if place == _BEGINNING else 0, None)
+        rows = islice(self._rows(_BEGINNING), skipped, skipped + self._config.max_contexts)
+        return dropwhile(lambda row: row.place < place, rows)
 
     def _rows(self, place: Place) -> Iterator[_Row]:
         documents = _documents(self._texts(), self._model, first=place.item)
-        return _rows(documents, self._room, from_start=self._from_start, skip=place.token)
+        return _rows(documents, self._plan.room, from_start=self._config.from_start, skip=place.token)
 
     def _with_bos(self, rows: list[_Row]) -> Int[Tensor, "context position"]:
-        return _with_bos([row.tokens for row in rows], self._room, self._model)
+        return _with_bos([row.tokens for row in rows], self._plan.room, self._model)
+
+
+class SplitContexts(NamedTuple):
+    """Contexts that are held out, and contexts that are trained on."""
+
+    held_out: Int[Tensor, "held_out position"]
+    trained: Int[Tensor, "trained position"]
+
+
+def split_contexts(contexts: Int[Tensor, "context position"], config: TextsConfig) -> SplitContexts:
+    """Hold out the first contexts, as ``ContextStream`` does; raises TextError if none is left to train on."""
+    wanted = config.held_out_contexts
+    held_out = _default_held_out(contexts.shape[0]) if wanted is None else wanted
+    if held_out >= contexts.shape[0]:
+        raise TextError(
+            f"There are {contexts.shape[0]} contexts, of which {held_out} are to be held out; give more text."
+        )
+    return SplitContexts(contexts[:held_out], contexts[held_out:][: config.max_contexts])
+
+
+def _default_held_out(contexts: int) -> int:
+    """How many of the first contexts are held out where no number was asked for; one of two at least."""
+    return min(_HELD_OUT, max(contexts // _HELD_OUT_SHARE, int(contexts > 1)))
+
+
+def _room_for(documents: Iterable[_Document], room: int) -> int:
+    """Tokens of a context without BOS: ``room``, or fewer where the texts would not fill ten such contexts."""
+    tokens = 0
+    for document in documents:
+        tokens += len(document.tokens)
+        if tokens >= _FEWEST_CONTEXTS * room:
+            return room
+    shorter = max(tokens // _FEWEST_CONTEXTS, _SHORTEST_CONTEXT)
+    logger.warning("The texts hold only %d tokens: contexts are shortened to %d.", tokens, shorter + 1)
+    return shorter
 
 
 class _Document(NamedTuple):

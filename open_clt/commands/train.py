@@ -14,7 +14,7 @@ from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clt.analysis.report import Report
-    from open_clt.training.command import TrainedRun
+    from open_clt.training.command import CommandResult
 
 
 def add_to(add_parser: AddParser) -> None:
@@ -30,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.training.command import train_command
 
     trained = train_command(arguments.settings, keep_memory=True)
-    if not trained.first:
-        return 0  # the first of several processes says and writes what there is
+    if not trained.training.first:
+        return 0  # of several processes, the first one prints and writes the results
     print(_summary(trained))
     _draw(trained)
     _evaluate(trained)
@@ -39,25 +39,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _summary(trained: TrainedRun) -> str:
-    record, cost = trained.record, trained.record.harvest
-    stopped = "" if record.finished else ", stopped before its end"
+def _summary(trained: CommandResult) -> str:
+    result, cost = trained.training, trained.training.harvest
+    stopped = "" if result.finished else ", stopped before its end"
     before = cost.before / (cost.before + cost.total) if cost.total else 1.0
     return (
-        f"{record.steps} steps, {record.tokens:,} tokens, {record.seconds:.0f} s{stopped}\n"
+        f"{result.steps} steps, {result.tokens:,} tokens, {result.seconds:.0f} s{stopped}\n"
         f"harvest: {cost.before:.1f} s before the first step ({before:.1%} of all time), {cost.meanwhile:.1f} s beside "
         f"the steps; {cost.share:.1%} of the steps' time was waiting for it"
     )
 
 
-def _draw(trained: TrainedRun) -> None:
+def _draw(trained: CommandResult) -> None:
     from open_clt.visualization.figures import visualize_training_curves
 
-    if trained.record.curves.step:
-        visualize_training_curves(trained.record.curves, save_path=trained.output / "curves.png")
+    if trained.training.curves.step:
+        visualize_training_curves(trained.training.curves, save_path=trained.output / "curves.png")
 
 
-def _evaluate(trained: TrainedRun) -> None:
+def _evaluate(trained: CommandResult) -> None:
     """What ``open-clt evaluate`` measures; where that cannot be, how well the transcoder reconstructs, and why."""
     from open_clt.analysis.report import comparison_table
     from open_clt.analysis.report_file import save_reconstruction, save_report
@@ -67,7 +67,7 @@ def _evaluate(trained: TrainedRun) -> None:
     try:
         found = _report(trained)
     except ConfigError as error:
-        numbers = trained.record.summary()["held_out"] or {"dead_share": trained.record.dead_share}
+        numbers = trained.training.summary()["held_out"] or {"dead_share": trained.training.dead_share}
         save_reconstruction(numbers, output, reason=str(error))
         print(", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if isinstance(value, float)))
         print(f"predictions were not measured. {error}")
@@ -77,18 +77,18 @@ def _evaluate(trained: TrainedRun) -> None:
     visualize_report(found, save_path=output / "evaluation.png")
 
 
-def _report(trained: TrainedRun) -> Report:
+def _report(trained: CommandResult) -> Report:
     """The report on the held-out contexts; raises ConfigError if there is nothing that the transcoder can stand for."""
     from open_clt.analysis.report import report
     from open_clt.replacement.model import ReplacementModel
 
-    model, contexts = trained.language_model, trained.held_out
+    model, contexts = trained.language_model, trained.training.held_out
     if model is None:
         raise ConfigError("It was trained on activations of your own, without a language model to stand in.")
     if contexts is None:
         raise ConfigError("No contexts were held out (data.texts.held_out_contexts is 0).")
     return report(
-        ReplacementModel(model, trained.folded.to(model.device)),
+        ReplacementModel(model, trained.training.transcoder.to(model.device)),
         contexts,
         name=trained.output.name,
         text="what training held out",

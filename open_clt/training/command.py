@@ -1,11 +1,11 @@
-"""What ``open-clt train`` does before anything is measured or drawn: settings in, a trained transcoder out.
+"""The command line of training: flags and YAML files in, a trained transcoder out.
 
-    settings (YAML, flags) -> language model, texts -> ActivationDataModule -> TranscoderModule -> Trainer -> files
+    settings (YAML, flags) -> TrainingConfig, classes of one's own -> TrainingRun (``run.py``) -> CommandResult
 
 It is Lightning's own command line (LightningCLI on jsonargparse): ``trainer.*`` is Lightning's Trainer, with loggers,
 callbacks, strategies and profilers by ``class_path``. The other groups are the configs of ``open_clt.config``:
 
-    transcoder    its architecture; or a class of your own, made from a CrossLayerConfig
+    transcoder    its architecture; or a class of your own, made from the config of the other settings
     training      loss, optimizer and schedule; a loss or an optimizer of your own
     data          language model, texts, batches; texts of your own, or a store of activations of your own
     checkpoints, early_stop, report, output
@@ -16,7 +16,6 @@ The number of layers and their width are the language model's: they need not be 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -25,35 +24,32 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, final
 
 import torch
-from jaxtyping import Int
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import Tensor
 
-from open_clt.activations.buffer import ActivationStore, Harvest
+from open_clt.activations.buffer import ActivationStore
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.prompts import report_prompts
-from open_clt.activations.text import ContextStream, TextSource, open_texts
+from open_clt.activations.text import open_texts
 from open_clt.config import (
     CheckpointsConfig,
-    CrossLayerConfig,
     DataConfig,
     LearningConfig,
     ReportConfig,
     TextsConfig,
+    TrainingConfig,
     TranscoderConfig,
 )
-from open_clt.errors import CheckpointError, ConfigError
-from open_clt.models.architectures import OwnArchitecture, make_transcoder
-from open_clt.models.checkpoint import save_transcoder
-from open_clt.models.transcoder import Transcoder
+from open_clt.errors import ConfigError
+from open_clt.models.architectures import OwnArchitecture
+from open_clt.training.activations import ModelOnTexts, OwnStore, Shape, Source
 from open_clt.training.callbacks import StopAtL0
-from open_clt.training.data import ActivationDataModule
 from open_clt.training.memory import keep_freed_memory
-from open_clt.training.module import TranscoderModule
-from open_clt.training.parallel import FeatureParallelStrategy
+from open_clt.training.result import TrainingResult
+from open_clt.training.run import OwnParts, TrainingRun, check_output, quiet_lightning
 from open_clt.training.settings import (
     Settings,
     add_class,
@@ -65,60 +61,36 @@ from open_clt.training.settings import (
     read_settings,
     user_class,
 )
-from open_clt.training.shards import draw_shard
-from open_clt.training.train import TrainingRecord, fit, quiet_lightning, set_from_data
-from open_clt.training.trainer import TRAINER_DEFAULTS, check_trainer, keep_logs_in, make_trainer
+from open_clt.training.trainer import TRAINER_DEFAULTS, check_trainer, keep_logs_in
 
-logger = logging.getLogger(__name__)
-
-_FROM_MODEL = ("n_layers", "d_model", "language_model")
 _FROM_TRAINER = ("epochs", "max_steps", "seed")
 _NO_TIME = "00:00:00:00"
-"""``trainer.max_time`` of who wants what a checkpoint holds, and no further step."""
+"""A ``trainer.max_time`` that takes no further step: the run only writes the transcoder that a checkpoint holds."""
 
 
-class TrainedRun(NamedTuple):
-    """What ``open-clt train`` made, and what it can be measured with."""
+class CommandResult(NamedTuple):
+    """What ``open-clt train`` made, and what its report needs."""
 
-    record: TrainingRecord
-    folded: Transcoder
-    """The transcoder that reads and writes raw activations, as it is saved."""
+    training: TrainingResult
     language_model: LanguageModel | None
     """None where activations came from a store of the user's own."""
-    held_out: Int[Tensor, "context position"] | None
-    """Contexts that were not trained on."""
     prompts: list[str]
-    """What the graphs of its report are made of."""
+    """Prompts that the report makes graphs of."""
     report: ReportConfig
     output: Path
-    first: bool
-    """Whether this is the first of the processes that trained: the one that has all features, and reports."""
 
 
-def train_command(arguments: Sequence[str], *, keep_memory: bool = False) -> TrainedRun:
+def train_command(arguments: Sequence[str], *, keep_memory: bool = False) -> CommandResult:
     """Train as a command line says; raises OpenCLTErrors that say in a sentence what is wrong with it.
 
-    ``keep_memory`` lets a training on a CPU change the allocator of this process (``memory.keep_freed_memory``).
+    ``keep_memory`` lets a run on a CPU change the allocator of this process (``memory.keep_freed_memory``).
     """
     with quiet_lightning(), _matmul_precision_restored():
         cli = TrainingCLI(arguments, keep_memory=keep_memory)
-        output = Path(cli.config.output)
-        record = fit(cli.model, cli.datamodule, cli.trainer, resume=cli.checkpoint)
-        cli.check_time(record)
+        result = cli.training_run.train()
+        cli.check_time(result)
         cli.save_config()
-    folded = record.transcoder.folded()
-    if cli.trainer.is_global_zero:
-        save_transcoder(folded, output, record=record.summary())
-    return TrainedRun(
-        record=record,
-        folded=folded,
-        language_model=cli.language_model,
-        held_out=cli.held_out,
-        prompts=cli.prompts,
-        report=cli.report,
-        output=output,
-        first=cli.trainer.is_global_zero,
-    )
+    return CommandResult(result, cli.language_model, cli.prompts, cli.report, cli.output)
 
 
 @contextmanager
@@ -132,16 +104,13 @@ def _matmul_precision_restored() -> Generator[None]:
 
 @final
 class TrainingCLI(LightningCLI):
-    """Reads the settings, and makes what they describe: ``datamodule``, ``model`` and ``trainer``."""
+    """Reads the settings, and makes the training run that they describe: ``training_run``."""
 
-    datamodule: ActivationDataModule
-    model: TranscoderModule
-    trainer: Trainer
+    training_run: TrainingRun
 
     def __init__(self, arguments: Sequence[str], *, keep_memory: bool = False) -> None:
         self._keep_memory = keep_memory
         self.language_model: LanguageModel | None = None
-        self.held_out: Tensor | None = None
         said = {"prog": "open-clt train", "description": "Train a transcoder.", "exit_on_error": False}
         super().__init__(
             args=list(arguments),
@@ -155,15 +124,9 @@ class TrainingCLI(LightningCLI):
         )
 
     @property
-    def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from."""
-        asked: str | None = self.config.ckpt_path
-        if asked is None:
-            return None
-        path = Path(self.config.output) / "checkpoints" / asked if asked in ("last", "best") else Path(asked)
-        if not path.is_dir():
-            raise CheckpointError(f"There is no checkpoint {path}; --ckpt-path is last, best, or the path of one.")
-        return path
+    def output(self) -> Path:
+        """Directory of everything that is written."""
+        return Path(self.config.output)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """All flags."""
@@ -203,23 +166,27 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make everything, in the order in which each thing needs the one before."""
-        self._check_output()
+        check_output(self.output, self.config.ckpt_path)
         check_trainer(self.config.trainer.as_dict())
         settings = self.config.as_dict()
         self._prepare_torch(settings.get("training", {}).pop("matmul_precision", None))
         parts = self._instantiated()
         self.report: ReportConfig = read_settings(ReportConfig, settings.get("report", {}), "report")
-        self.datamodule = self._data(settings["data"], settings.get("transcoder", {}))
-        self.prompts = self._prompts()
-        self.trainer = self._trainer(parts)
-        self.model = self._module(settings.get("transcoder", {}), settings.get("training", {}))
-
-    def _check_output(self) -> None:
-        last = Path(self.config.output) / "checkpoints" / "last"
-        if self.checkpoint is None and last.exists():
-            raise ConfigError(
-                f"{self.config.output} holds a training; go on with it (--ckpt-path last), or give another --output."
-            )
+        own = self._own_parts(parts, settings)
+        source = self._source(settings["data"])
+        training = self._training_config(settings)
+        transcoder = self._transcoder_config(settings.get("transcoder", {}), source.shape)
+        activations = source.activations(transcoder, training)
+        self.prompts = self._prompts(activations.contexts)
+        self.training_run = TrainingRun(
+            activations,
+            transcoder,
+            training,
+            trainer={**parts["trainer"]},
+            own=own,
+            output=self.output,
+            resume=self.config.ckpt_path,
+        )
 
     def _prepare_torch(self, matmul_precision: str | None) -> None:
         """What PyTorch must know before it is at work."""
@@ -238,88 +205,65 @@ class TrainingCLI(LightningCLI):
         except (ImportError, ValueError) as error:
             raise as_user_error(error, "trainer", self.config.trainer.as_dict()) from error
 
-    def _data(self, settings: Settings, transcoder: Settings) -> ActivationDataModule:
-        """Activations: of a language model on texts, or of a store of the user's own."""
-        texts: Settings = settings.pop("texts", {})
-        name, dtype = settings.pop("language_model"), settings.pop("dtype")
-        origin = {"language_model": name, "texts": dict(texts), "activations": settings.get("class_path")}
-        own = user_class(settings, "data")
-        config = read_settings(DataConfig, {**settings, **self._lengths(), "seed": self._seed}, "data")
-        if own is not None:
-            store, held_out = own(), None
-            if not isinstance(store, ActivationStore):
-                raise ConfigError("data.class_path names no ActivationStore; it needs n_tokens and __iter__.")
-        else:
-            self.language_model = load_language_model(name, device=self._device, dtype=dtype)
-            store, held_out = self._harvests(self.language_model, texts, config, transcoder)
-        accumulation: int = self.config.trainer.accumulate_grad_batches
-        return ActivationDataModule(store, config, held_out=held_out, accumulation=accumulation, source=origin)
-
-    def _harvests(
-        self, model: LanguageModel, texts: Settings, config: DataConfig, transcoder: Settings
-    ) -> tuple[Harvest, Harvest | None]:
-        """What is trained on, and what is held out."""
-        hooks = {name: transcoder.get(name, getattr(CrossLayerConfig, name)) for name in ("input_hook", "target_hook")}
-        own = user_class(texts, "data.texts")
-        described: TextsConfig = read_settings(TextsConfig, {"source": "", **texts} if own else texts, "data.texts")
-        source: TextSource = partial(open_texts, described) if own is None else own
-        stream = ContextStream(
-            source, model, config.context_length, from_start=described.from_start, skip=described.held_out_contexts
-        )
-        train = Harvest(model, stream, **hooks, batch_size=config.harvest_batch_size)
-        if not described.held_out_contexts:
-            return train, None
-        self.held_out = stream.head()
-        return train, Harvest(model, self.held_out, **hooks, batch_size=config.harvest_batch_size)
-
-    def _prompts(self) -> list[str]:
-        """What the report will make graphs of: a mistake in it should not wait for the end of the training."""
-        if self.language_model is None or self.held_out is None:
-            return []
-        return report_prompts(self.report, self.language_model, self.held_out)
-
-    def _module(self, transcoder: Settings, training: Settings) -> TranscoderModule:
-        """The transcoder, and how it learns."""
+    def _own_parts(self, parts: Namespace, settings: Settings) -> OwnParts:
+        """Classes of the user's own, taken out of the settings that name them."""
+        transcoder, training = settings.get("transcoder", {}), settings.get("training", {})
         named = named_class(transcoder, "transcoder")
         loss = user_class(training.get("loss", {}), "training.loss")
-        optimizer = user_class(training.pop("optimizer", {}), "training.optimizer")
-        learning = read_settings(LearningConfig, training, "training")
-        config = read_settings(TranscoderConfig, {**transcoder, **self._shape(transcoder)}, "transcoder")
-        strategy = self.trainer.strategy
-        if named is None and isinstance(strategy, FeatureParallelStrategy):
-            part = strategy.part(self.trainer.global_rank, self.trainer.world_size)
-            made = draw_shard(config, part, seed=self._seed)
-        else:
-            made = make_transcoder(config, seed=self._seed, own=named and OwnArchitecture(*named))
-        ready = set_from_data(made, self.datamodule, learning.initial_firing_rate)
-        return TranscoderModule(ready, learning, optimizer=optimizer, loss=None if loss is None else loss())
-
-    def _shape(self, transcoder: Settings) -> Settings:
-        """What the data says about the transcoder; raises ConfigError if a setting contradicts it."""
-        _, n_layers, d_model = self.datamodule.prepared.sample.inputs.shape
-        for name, value in (("n_layers", n_layers), ("d_model", d_model)):
-            if transcoder.get(name, value) != value:
-                raise ConfigError(
-                    f"transcoder.{name} is {transcoder[name]}, but the data has {value}; leave it out: it is known."
-                )
-        model = self.language_model
-        return {"n_layers": n_layers, "d_model": d_model, "language_model": model and model.name}
-
-    def _trainer(self, parts: Namespace) -> Trainer:
-        # What a training to resume refuses must not stand among its settings: it has been read when training starts.
+        # The settings of a run that was refused must not stay in its directory: they are written when training starts.
         accepted = LambdaCallback(on_train_start=lambda *_: self.save_config())
-        return make_trainer(
-            {**parts["trainer"]},
-            [accepted, parts["early_stop"]],
-            steps=self.datamodule.steps,
-            output=Path(self.config.output),
-            checkpoints=read_settings(CheckpointsConfig, self._group("checkpoints"), "checkpoints"),
-            held_out=self.held_out is not None,
+        return OwnParts(
+            architecture=named and OwnArchitecture(*named),
+            loss=None if loss is None else loss(),
+            optimizer=user_class(training.pop("optimizer", {}), "training.optimizer"),
+            callbacks=[accepted, parts["early_stop"]],
         )
 
-    def _group(self, name: str) -> Settings:
-        group: Namespace | None = self.config.get(name)
-        return {} if group is None else group.as_dict()
+    def _source(self, data: Settings) -> Source:
+        """Where activations come from, taken out of the settings of ``data``: a store, or a language model on texts."""
+        texts: Settings = data.setdefault("texts", {})
+        name, dtype = data.pop("language_model"), data.pop("dtype")
+        origin = {"language_model": name, "texts": dict(texts), "activations": data.get("class_path")}
+        own_store, own_texts = user_class(data, "data"), user_class(texts, "data.texts")
+        if own_store is not None:
+            store = own_store()
+            if not isinstance(store, ActivationStore):
+                raise ConfigError("data.class_path does not name an ActivationStore, which has n_tokens and __iter__.")
+            return OwnStore(store, origin)
+        if own_texts is None and texts.get("source") is None:
+            raise ConfigError("data.texts.source is missing; name a file or a data set of texts.")
+        described: TextsConfig = read_settings(TextsConfig, texts, "data.texts")
+        self.language_model = load_language_model(name, device=self._device, dtype=dtype)
+        return ModelOnTexts(self.language_model, own_texts or partial(open_texts, described), origin)
+
+    def _training_config(self, settings: Settings) -> TrainingConfig:
+        data: Settings = settings["data"]
+        texts = data.pop("texts")
+        checkpoints = settings.get("checkpoints", {})
+        return TrainingConfig(
+            data=read_settings(DataConfig, {**data, **self._lengths(), "seed": self._seed}, "data"),
+            texts=read_settings(TextsConfig, texts, "data.texts"),
+            learning=read_settings(LearningConfig, settings.get("training", {}), "training"),
+            checkpoints=read_settings(CheckpointsConfig, checkpoints, "checkpoints"),
+            gradient_clip=self.config.trainer.gradient_clip_val or None,
+        )
+
+    def _transcoder_config(self, settings: Settings, shape: Shape) -> TranscoderConfig:
+        """The transcoder's config with the data's shape; raises ConfigError if a setting contradicts the data."""
+        for name, value in shape._asdict().items():
+            if settings.get(name, value) != value:
+                raise ConfigError(
+                    f"transcoder.{name} is {settings[name]}, but the data has {value}; leave it out: it is known."
+                )
+        model = self.language_model
+        whole = {**settings, **shape._asdict(), "language_model": model and model.name}
+        return read_settings(TranscoderConfig, whole, "transcoder")
+
+    def _prompts(self, held_out: Tensor | None) -> list[str]:
+        """Prompts of the report's graphs: a mistake in them should not wait for the end of the run."""
+        if self.language_model is None or held_out is None:
+            return []
+        return report_prompts(self.report, self.language_model, held_out)
 
     def _lengths(self) -> Settings:
         """How long to train, by the names that the data knows it by."""
@@ -338,24 +282,23 @@ class TrainingCLI(LightningCLI):
         # Launchers tell each process of a machine which of its devices it has.
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if wanted else torch.device("cpu")
 
-    def check_time(self, record: TrainingRecord) -> None:
-        """Raise ConfigError if a resumed training had no time for a single step, though that was not what was asked."""
+    def check_time(self, result: TrainingResult) -> None:
+        """Raise ConfigError if a resumed run had no time for a single step, though steps were asked for."""
         wanted = self.config.trainer.max_time
-        if wanted not in (None, _NO_TIME) and not record.finished and record.harvest.total == 0:
+        if wanted not in (None, _NO_TIME) and not result.finished and result.harvest.total == 0:
             raise ConfigError(
-                f"trainer.max_time is {wanted}, which the training to resume has used up: it counts all its parts; "
+                f"trainer.max_time is {wanted}, which the run to resume has used up: it counts all parts of the run; "
                 "give more."
             )
 
     def save_config(self) -> None:
         """Write the settings beside what they make."""
-        if self.trainer.is_global_zero:
-            output = Path(self.config.output)
-            output.mkdir(parents=True, exist_ok=True)
-            # Without what would make another training of the same settings go on with this one, or end at once.
+        if self.training_run.trainer.is_global_zero:
+            self.output.mkdir(parents=True, exist_ok=True)
+            # Without what would make another run of the same settings resume this one, or end at once.
             settings: Settings = {**self.config.as_dict(), "ckpt_path": None}
             if settings["trainer"]["max_time"] == _NO_TIME:
                 settings["trainer"]["max_time"] = None
             with older_names():
                 text = self.parser.dump(Namespace(settings), skip_none=False, skip_validation=True)
-            (output / "config.yaml").write_text(text, encoding="utf-8")
+            (self.output / "config.yaml").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as ``open-clt train`` sets it up: what it writes lies in the output directory, unpickled."""
+"""Lightning's Trainer as every training run sets it up: its files lie in the output directory, and none is a pickle."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from open_clt.config import CheckpointsConfig
+from open_clt.config import CheckpointsConfig, TrainingConfig
 from open_clt.errors import ConfigError
 from open_clt.training.callbacks import Checkpoints, ProgressBar, StepLog
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
@@ -19,25 +20,32 @@ from open_clt.training.metrics_file import MetricsFile
 from open_clt.training.optimization import check_precision
 from open_clt.training.settings import Settings, listed
 
-TRAINER_DEFAULTS = {
+TRAINER_DEFAULTS: Settings = {
     "devices": 1,
-    "gradient_clip_val": 1.0,
+    "gradient_clip_val": TrainingConfig.gradient_clip,
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
     "val_check_interval": 1000,
     "check_val_every_n_epoch": None,
 }
-"""Where ours differ from Lightning's."""
+"""The settings of Lightning's Trainer whose defaults are other ones here."""
 
 
 def check_trainer(settings: Settings) -> None:
-    """Raise ConfigError for settings of Lightning's that make no transcoder, before anything is loaded."""
-    check_precision(settings["precision"])
-    if settings["fast_dev_run"]:
+    """Raise ConfigError for settings of Lightning's Trainer that would not make a usable transcoder."""
+    check_precision(settings.get("precision"))
+    if settings.get("fast_dev_run"):
         raise ConfigError(
             "trainer.fast_dev_run would leave a transcoder of a step or two that looks like any other; to try settings "
             "out, give --trainer.max_steps 3 and an --output of its own."
         )
+
+
+def trainer_settings(device: torch.device, training: TrainingConfig, own: Settings) -> Settings:
+    """Settings of Lightning's Trainer for a run from Python: on one device, with ``own`` settings on top."""
+    cuda = device.type == "cuda"
+    placed = {"accelerator": "gpu" if cuda else device.type, "devices": [device.index or 0] if cuda else 1}
+    return {**TRAINER_DEFAULTS, **placed, "gradient_clip_val": training.gradient_clip, **own}
 
 
 def keep_logs_in(output: Path, loggers: Any) -> None:
@@ -56,27 +64,34 @@ def make_trainer(
     watchers: Sequence[Callback],
     *,
     steps: int,
-    output: Path,
+    output: Path | None,
     checkpoints: CheckpointsConfig,
     held_out: bool,
 ) -> Trainer:
-    """A Trainer of these settings, with what every training has: a CSV file, checkpoints, a progress bar."""
+    """A Trainer of these settings with what every run has: numbers for loggers, a progress bar unless it is off.
+
+    With an ``output`` directory it also has a CSV file of the numbers, and checkpoints.
+    """
     ours: list[Callback] = [StepLog(), *watchers]
-    if settings["enable_progress_bar"] is not False:
+    loggers = listed(settings.get("logger"), Logger)
+    if settings.get("enable_progress_bar") is not False:
         ours.append(ProgressBar())
-    if settings["enable_checkpointing"] is not False:
-        kept = {"best": checkpoints.best, "keep_all": checkpoints.keep_all}
-        ours.append(Checkpoints(output / "checkpoints", checkpoints.every, at_end=True, **kept))
+    keeps = output is not None and settings.get("enable_checkpointing") is not False
+    if output is not None:
+        loggers = [MetricsFile(output / "metrics.csv"), *loggers]
+        if keeps:
+            kept = {"best": checkpoints.best, "keep_all": checkpoints.keep_all}
+            ours.append(Checkpoints(output / "checkpoints", checkpoints.every, at_end=True, **kept))
     settings = settings | {
         "max_steps": steps,
         "max_epochs": -1,
-        "callbacks": [*listed(settings["callbacks"]), *ours],
-        "logger": [MetricsFile(output / "metrics.csv"), *listed(settings["logger"], Logger)],
-        "plugins": [*listed(settings["plugins"]), SafetensorsCheckpointIO()],
-        "default_root_dir": settings["default_root_dir"] or output,
+        "callbacks": [*listed(settings.get("callbacks")), *ours],
+        "logger": loggers or False,
+        "plugins": [*listed(settings.get("plugins")), SafetensorsCheckpointIO()],
+        "default_root_dir": settings.get("default_root_dir") or output,
         "enable_progress_bar": False,
-        "enable_checkpointing": settings["enable_checkpointing"] is not False,
-        "log_every_n_steps": settings["log_every_n_steps"] or max(1, steps // 400),
+        "enable_checkpointing": keeps,
+        "log_every_n_steps": settings.get("log_every_n_steps") or max(1, steps // 400),
     }
     if not held_out:
         settings["limit_val_batches"] = 0
@@ -84,7 +99,8 @@ def make_trainer(
         trainer = Trainer(**settings)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"Lightning cannot train that way: {' '.join(str(error).split())}") from error
-    _write_profile(trainer, output)
+    if output is not None:
+        _write_profile(trainer, output)
     return trainer
 
 

@@ -26,6 +26,7 @@ from open_clt.activations.buffer import (
 )
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.text import ContextStream, Place, pack_contexts
+from open_clt.config import TextsConfig
 from open_clt.errors import TextError
 from tests.tiny_models import TEXTS
 
@@ -86,7 +87,7 @@ def test_a_harvest_can_be_read_again_and_again(tiny_gpt2: LanguageModel) -> None
 def test_a_harvest_begun_anywhere_is_the_rest_of_the_whole(
     tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    stream = ContextStream(lambda: TEXTS * 5, tiny_gpt2, 16)
+    stream = ContextStream(lambda: TEXTS * 5, tiny_gpt2, 16, TextsConfig(held_out_contexts=0))
     contexts = stream if streamed else pack_contexts(TEXTS * 5, tiny_gpt2, 16)
     store = Harvest(tiny_gpt2, contexts, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=3)
     whole = list(read_from(store, Place()))
@@ -198,7 +199,7 @@ def test_collecting_stops_at_its_limit_and_says_so() -> None:
 def test_no_more_is_harvested_of_what_does_not_fit_than_is_enough(
     tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16)
+    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig(held_out_contexts=0))
     contexts = stream if streamed else torch.cat([chunk.contexts for chunk in stream.chunks(4)])
     store = Harvest(tiny_gpt2, contexts, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=1)
     whole = collect(store, max_bytes=1e9, enough=32)

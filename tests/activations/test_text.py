@@ -40,13 +40,15 @@ def test_contexts_are_no_longer_than_the_model_reads(tiny_gpt2: LanguageModel) -
 @pytest.mark.parametrize("from_start", [False, True])
 def test_a_stream_gives_the_contexts_that_packing_gives(tiny_gpt2: LanguageModel, from_start: bool) -> None:
     packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16, from_start=from_start)
-    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, from_start=from_start)
+    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig(from_start=from_start, held_out_contexts=0))
     assert torch.equal(torch.cat([chunk.contexts for chunk in stream.chunks(7)]), packed)
 
 
 @pytest.mark.parametrize("from_start", [False, True])
 def test_a_stream_goes_on_from_any_of_its_places(tiny_gpt2: LanguageModel, from_start: bool) -> None:
-    stream = ContextStream(lambda: ["", *TEXTS, " "] * 5, tiny_gpt2, 16, from_start=from_start, skip=3)
+    stream = ContextStream(
+        lambda: ["", *TEXTS, " "] * 5, tiny_gpt2, 16, TextsConfig(from_start=from_start, held_out_contexts=3)
+    )
     whole = list(stream.chunks(2))
     assert len({chunk.place for chunk in whole}) == len(whole)
     for number, (place, _) in enumerate(whole):
@@ -58,28 +60,46 @@ def test_a_stream_goes_on_from_any_of_its_places(tiny_gpt2: LanguageModel, from_
 
 def test_what_a_stream_holds_out_is_its_beginning(tiny_gpt2: LanguageModel) -> None:
     packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
-    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, skip=5)
+    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig(held_out_contexts=5))
     assert torch.equal(stream.head(), packed[:5])
     assert torch.equal(next(stream.chunks(4)).contexts, packed[5:9])
     with pytest.raises(TextError, match="5000 are to be held out"):
-        ContextStream(lambda: TEXTS, tiny_gpt2, 16, skip=5000).head()
+        ContextStream(lambda: TEXTS, tiny_gpt2, 16, TextsConfig(held_out_contexts=5000)).head()
     with pytest.raises(TextError, match="give more"):
-        list(ContextStream(lambda: ["one"], tiny_gpt2, 16).chunks(4))
+        list(ContextStream(lambda: ["one"], tiny_gpt2, 16, TextsConfig(held_out_contexts=0)).chunks(4))
 
 
 def test_a_stream_reads_no_further_than_it_must(tiny_gpt2: LanguageModel) -> None:
-    read = 0
+    read: list[int] = []
 
     def endless() -> Iterator[str]:
-        nonlocal read
+        read.append(0)
         while True:
-            read += 1
+            read[-1] += 1
             yield TEXTS[0]
 
-    chunks = ContextStream(endless, tiny_gpt2, 16).chunks(2)
+    chunks = ContextStream(endless, tiny_gpt2, 16, TextsConfig(held_out_contexts=0)).chunks(2)
     for _ in range(3):
         next(chunks)
-    assert read <= 64
+    assert max(read) <= 64
+
+
+def test_a_stream_ends_at_the_contexts_that_were_asked_for(tiny_gpt2: LanguageModel) -> None:
+    packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
+    stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig(held_out_contexts=5, max_contexts=7))
+    chunks = list(stream.chunks(3))
+    assert torch.equal(torch.cat([chunk.contexts for chunk in chunks]), packed[5:12])
+    rest = torch.cat([chunk.contexts for chunk in stream.chunks(3, chunks[1].place)])
+    assert torch.equal(rest, packed[8:12])
+
+
+def test_a_tenth_of_little_text_is_held_out_and_ten_contexts_are_made_of_very_little(tiny_gpt2: LanguageModel) -> None:
+    packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
+    assert len(ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig()).head()) == len(packed) // 10
+    short = ContextStream(lambda: TEXTS[:2], tiny_gpt2, 16, TextsConfig())
+    whole = pack_contexts(TEXTS[:2], tiny_gpt2, 16)
+    assert torch.equal(torch.cat([short.head(), *(chunk.contexts for chunk in short.chunks(4))]), whole)
+    assert whole.shape[1] < 16
 
 
 def test_a_few_short_texts_give_ten_short_contexts(tiny_gpt2: LanguageModel, caplog: pytest.LogCaptureFixture) -> None:

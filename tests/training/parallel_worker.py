@@ -37,7 +37,8 @@ from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.data import ActivationDataModule
 from open_clt.training.module import TranscoderModule
 from open_clt.training.parallel import FeatureParallelStrategy, MeshPeers, make_mesh
-from open_clt.training.train import TrainingRecord, fit, quiet_lightning, set_from_data
+from open_clt.training.result import TrainingResult
+from open_clt.training.run import fit, quiet_lightning, set_from_data
 from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
 
 STEPS = 20
@@ -118,12 +119,12 @@ class Listen(Callback):
                     self.heard[f"{event.name()} {size}"] += size
 
 
-def train(case: Case, *callbacks: Callback, resume: Path | None = None, **settings: Any) -> TrainingRecord:
+def train(case: Case, *callbacks: Callback, resume: Path | None = None, **settings: Any) -> TrainingResult:
     """Train a case on as many processes as there are; half of its features are dead at first.
 
     In one layer they are all those of the first of two processes, in the other they are spread over both.
     """
-    data = ActivationDataModule(relu_mlps(1500), case.training, held_out=relu_mlps(200, seed=1))
+    data = ActivationDataModule(relu_mlps(1500), case.training.data, held_out=relu_mlps(200, seed=1))
     transcoder = set_from_data(make_transcoder(case.transcoder, own=case.own), data, None)
     with torch.no_grad():
         transcoder.b_enc[0, ::2] -= 3
@@ -142,10 +143,10 @@ def train(case: Case, *callbacks: Callback, resume: Path | None = None, **settin
             enable_model_summary=False,
             **settings,
         )
-        return fit(TranscoderModule(transcoder, case.training), data, trainer, resume=resume)
+        return fit(TranscoderModule(transcoder, case.training.learning), data, trainer, resume=resume)
 
 
-def summary(record: TrainingRecord) -> dict[str, Any]:
+def summary(record: TrainingResult) -> dict[str, Any]:
     """What must not depend on the number of processes."""
     found = record.summary()
     return {name: found[name] for name in ("curves", "held_out", "dead_share", "steps", "tokens")}

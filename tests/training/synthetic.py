@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from open_clt.activations.buffer import ActivationBatch, MemoryStore
-from open_clt.config import CrossLayerConfig, LossConfig, TopKConfig, TrainingConfig
+from open_clt.config import CrossLayerConfig, DataConfig, LearningConfig, LossConfig, TopKConfig, TrainingConfig
 
 LAYERS, D_MODEL, FEATURES = 2, 12, 24
 
@@ -27,4 +27,12 @@ def small_transcoder(**settings: object) -> CrossLayerConfig:
 
 def quick_training(**settings: object) -> TrainingConfig:
     values = {"batch_size": 64, "learning_rate": 5e-3, "loss": LossConfig(dead_after_tokens=500), **settings}
-    return TrainingConfig(**values)
+    return TrainingConfig.of(**values)
+
+
+def quick_data(**settings: object) -> DataConfig:
+    return quick_training(**settings).data
+
+
+def quick_learning(**settings: object) -> LearningConfig:
+    return quick_training(**settings).learning

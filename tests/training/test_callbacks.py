@@ -13,7 +13,8 @@ from open_clt.training.callbacks import Checkpoints
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.data import ActivationDataModule
 from open_clt.training.module import Step, TranscoderModule
-from open_clt.training.train import TrainingRecord, fit, quiet_lightning, set_from_data
+from open_clt.training.result import TrainingResult
+from open_clt.training.run import fit, quiet_lightning, set_from_data
 from tests.training.synthetic import quick_training, relu_mlps, small_transcoder
 
 STEPS = 24
@@ -34,12 +35,12 @@ def better_then_worse(step: Step) -> torch.Tensor:
     return step.errors[-1].square().sum((1, 2)).mean() * (1 if step.progress < 0.35 else -1)
 
 
-def train(folder: Path, *, resume: Path | None = None) -> tuple[TrainingRecord, dict[int, float]]:
+def train(folder: Path, *, resume: Path | None = None) -> tuple[TrainingResult, dict[int, float]]:
     """Measure every second step, and keep the best."""
     config = quick_training(max_steps=STEPS, learning_rate=1e-2, decay_share=0.0)
-    data = ActivationDataModule(relu_mlps(1000), config, held_out=relu_mlps(200, seed=1))
+    data = ActivationDataModule(relu_mlps(1000), config.data, held_out=relu_mlps(200, seed=1))
     module = TranscoderModule(
-        set_from_data(make_transcoder(small_transcoder()), data, None), config, loss=better_then_worse
+        set_from_data(make_transcoder(small_transcoder()), data, None), config.learning, loss=better_then_worse
     )
     watch = HeldOut()
     with quiet_lightning():

@@ -17,7 +17,7 @@ from open_clt.activations.buffer import ActivationBatch, MemoryStore, Placed
 from open_clt.activations.text import Place
 from open_clt.errors import ConfigError, TextError
 from open_clt.training.data import ActivationDataModule, DataState, prepare
-from tests.training.synthetic import D_MODEL, LAYERS, quick_training, relu_mlps
+from tests.training.synthetic import D_MODEL, LAYERS, quick_data, relu_mlps
 
 BYTES_PER_TOKEN = 2 * LAYERS * D_MODEL * 4
 
@@ -38,7 +38,7 @@ class CountingStore:
 
 def test_what_fits_memory_is_read_once_for_all_epochs() -> None:
     store = CountingStore(relu_mlps(640))
-    data = ActivationDataModule(store, quick_training(epochs=3))
+    data = ActivationDataModule(store, quick_data(epochs=3))
     assert data.steps == 3 * (600 // 64)
     assert len(list(data.train_dataloader())) == data.steps
     assert store.batches_read == 4
@@ -46,7 +46,7 @@ def test_what_fits_memory_is_read_once_for_all_epochs() -> None:
 
 def test_what_does_not_fit_is_read_again_each_epoch() -> None:
     store = CountingStore(relu_mlps(640, batches=10))
-    data = ActivationDataModule(store, quick_training(epochs=2, memory_limit=200 * BYTES_PER_TOKEN / 1e9))
+    data = ActivationDataModule(store, quick_data(epochs=2, memory_limit=200 * BYTES_PER_TOKEN / 1e9))
     batches = list(data.train_dataloader())
     assert len(batches) == data.steps == 2 * (600 // 64)
     assert all(batch.size == 64 for batch in batches)
@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_read_again_each_epoch() -> None:
 
 @pytest.mark.parametrize("memory_limit", [1.0, 200 * BYTES_PER_TOKEN / 1e9])
 def test_batches_are_the_same_from_any_state_on(memory_limit: float) -> None:
-    data = ActivationDataModule(relu_mlps(640, batches=10), quick_training(memory_limit=memory_limit))
+    data = ActivationDataModule(relu_mlps(640, batches=10), quick_data(memory_limit=memory_limit))
     whole = list(islice(data.batches(), 25))
     for start in (1, 3, 9, 20):
         state = DataState(**whole[start - 1][0]._asdict())
@@ -74,7 +74,7 @@ def test_going_on_reads_nothing_that_lies_before() -> None:
                 yield Placed(Place(number), batch)
 
     store = Seekable(relu_mlps(6400, batches=100))
-    data = ActivationDataModule(store, quick_training(memory_limit=400 * BYTES_PER_TOKEN / 1e9))
+    data = ActivationDataModule(store, quick_data(memory_limit=400 * BYTES_PER_TOKEN / 1e9))
     state, _ = list(islice(data.batches(), 80))[-1]
     store.batches_read = 0
     next(iter(data.batches(state)))
@@ -103,7 +103,7 @@ def test_memory_holds_two_blocks_at_most(monkeypatch: pytest.MonkeyPatch) -> Non
 
     limit = 2000
     store = Watched(relu_mlps(64_000, batches=1000))
-    data = ActivationDataModule(store, quick_training(memory_limit=limit * BYTES_PER_TOKEN / 1e9))
+    data = ActivationDataModule(store, quick_data(memory_limit=limit * BYTES_PER_TOKEN / 1e9))
     assert data.prepared.block_size == limit // 2 // 64 * 64
     store.batches_read = 0
     for given, _ in islice(data.batches(), 800):
@@ -121,7 +121,7 @@ def test_the_next_block_is_harvested_while_one_is_trained_on() -> None:
                 yield batch
 
     store = Slow(relu_mlps(2560, batches=40))
-    data = ActivationDataModule(store, quick_training(memory_limit=400 * BYTES_PER_TOKEN / 1e9, max_steps=36))
+    data = ActivationDataModule(store, quick_data(memory_limit=400 * BYTES_PER_TOKEN / 1e9, max_steps=36))
     for _ in data.train_dataloader():
         time.sleep(0.008)
     cost = data.cost
@@ -137,7 +137,7 @@ def test_what_goes_wrong_in_the_harvest_is_raised_in_the_training() -> None:
             yield from islice(super().__iter__(), 8)
             raise TextError("line 9 is no text")
 
-    data = ActivationDataModule(Broken(relu_mlps(640, batches=10)), quick_training(memory_limit=2e-5, max_steps=30))
+    data = ActivationDataModule(Broken(relu_mlps(640, batches=10)), quick_data(memory_limit=2e-5, max_steps=30))
     with pytest.raises(TextError, match="line 9"):
         list(data.train_dataloader())
     assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
@@ -145,7 +145,7 @@ def test_what_goes_wrong_in_the_harvest_is_raised_in_the_training() -> None:
 
 def test_an_early_end_stops_the_harvest() -> None:
     store = CountingStore(relu_mlps(64_000, batches=1000))
-    data = ActivationDataModule(store, quick_training(memory_limit=20_000 * BYTES_PER_TOKEN / 1e9))
+    data = ActivationDataModule(store, quick_data(memory_limit=20_000 * BYTES_PER_TOKEN / 1e9))
     batches = iter(data.train_dataloader())
     next(batches)
     read = store.batches_read
@@ -163,37 +163,37 @@ def test_a_stream_of_unknown_length_needs_a_number_of_steps() -> None:
 
     limit = 200 * BYTES_PER_TOKEN / 1e9
     with pytest.raises(ConfigError, match="set max_steps"):
-        _ = ActivationDataModule(Endless(relu_mlps(640)), quick_training(memory_limit=limit)).steps
-    data = ActivationDataModule(Endless(relu_mlps(640)), quick_training(memory_limit=limit, max_steps=20))
+        _ = ActivationDataModule(Endless(relu_mlps(640)), quick_data(memory_limit=limit)).steps
+    data = ActivationDataModule(Endless(relu_mlps(640)), quick_data(memory_limit=limit, max_steps=20))
     assert len(list(data.train_dataloader())) == 20
-    assert ActivationDataModule(Endless(relu_mlps(640)), quick_training(epochs=2)).steps == 2 * (600 // 64)
+    assert ActivationDataModule(Endless(relu_mlps(640)), quick_data(epochs=2)).steps == 2 * (600 // 64)
 
 
 def test_first_positions_and_outliers_are_left_out() -> None:
     store = relu_mlps(640)
     store.batches[1].inputs[7, 1] *= 1000  # token 167, which is no first position
-    prepared = prepare(store, quick_training())
+    prepared = prepare(store, quick_data())
     assert prepared.kept is not None
     tokens = prepared.kept.tokens
     assert (tokens % 16 != 0).all()
     assert 167 not in tokens
     assert prepared.tokens == tokens.numel() == 599
-    held_out = ActivationDataModule(relu_mlps(64), quick_training(), held_out=store).held_out_batches()
+    held_out = ActivationDataModule(relu_mlps(64), quick_data(), held_out=store).held_out_batches()
     assert torch.equal(torch.cat([batch.tokens for batch in held_out]), tokens)
 
 
 def test_statistics_come_from_all_tokens_not_the_first_batch() -> None:
     store = relu_mlps(640)
     store.batches[3].targets.add_(100)
-    prepared = prepare(store, quick_training())
+    prepared = prepare(store, quick_data())
     kept = torch.cat([batch.targets[batch.positions > 0] for batch in store])
     torch.testing.assert_close(prepared.targets.mean, kept.mean(0))
 
 
 def test_bfloat16_storage_halves_the_room() -> None:
     limit = 400 * BYTES_PER_TOKEN / 1e9
-    full = prepare(relu_mlps(640), quick_training(memory_limit=limit))
-    half = prepare(relu_mlps(640), quick_training(memory_limit=limit, storage_dtype="bfloat16"))
+    full = prepare(relu_mlps(640), quick_data(memory_limit=limit))
+    half = prepare(relu_mlps(640), quick_data(memory_limit=limit, storage_dtype="bfloat16"))
     assert (full.kept, full.block_size) == (None, 192)
     assert half.kept is not None
     assert (half.kept.inputs.dtype, half.block_size) == (torch.bfloat16, 600)
@@ -201,10 +201,10 @@ def test_bfloat16_storage_halves_the_room() -> None:
 
 def test_no_token_left_is_a_clear_error() -> None:
     with pytest.raises(TextError, match="no token to train on"):
-        prepare(MemoryStore([]), quick_training())
+        prepare(MemoryStore([]), quick_data())
     batch = next(iter(relu_mlps(16)))
     with pytest.raises(TextError, match="first of its context"):
-        prepare(MemoryStore([batch.take(slice(1))]), quick_training())
+        prepare(MemoryStore([batch.take(slice(1))]), quick_data())
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,6 @@ def test_no_token_left_is_a_clear_error() -> None:
     [
         ("batch_size", 0, "at least 1"),
         ("max_steps", 0, "at least 1"),
-        ("held_out_share", 1.0, "is a share"),
         ("learning_rate", -1e-3, "above 0"),
     ],
 )

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from open_clt.training import command
-from open_clt.training.command import TrainedRun, train_command
-from open_clt.training.train import fit
+from open_clt.training.command import CommandResult, train_command
+from open_clt.training.run import fit
 from tests.training.test_optimization import Watch
 
 STEPS = 4
 
 
-def train(output: Path, *flags: str) -> TrainedRun:
+def train(output: Path, *flags: str) -> CommandResult:
     """A training of a few steps on activations that no language model made."""
     settings = {
         "data.class_path": "tests.training.own.OwnStore",
@@ -41,7 +40,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         trainer.callbacks.append(watch)
         return fit(module, data, trainer, **settings)
 
-    monkeypatch.setattr(command, "fit", watched)
+    monkeypatch.setattr("open_clt.training.run.fit", watched)
     return watch
 
 

@@ -24,14 +24,15 @@ from open_clt.models.molt import Molt
 from open_clt.models.sparse import active_counts
 from open_clt.models.transcoder import Transcoder
 from open_clt.training.module import ramp, set_encoder_bias
-from open_clt.training.train import TrainingRecord, train_on_activations
+from open_clt.training.result import TrainingResult
+from open_clt.training.run import train_on_activations
 from tests.architectures import architecture
 from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
 
 
 def train_with_killed_features(
     monkeypatch: pytest.MonkeyPatch, config: TranscoderConfig, loss: LossConfig
-) -> TrainingRecord:
+) -> TrainingResult:
     """Train a transcoder half of whose features start so low that none of them can fire."""
     initialise = Transcoder._initialise_encoders
 

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from open_clt.config import TrainingConfig
+from open_clt.config import LearningConfig
 from open_clt.training.optimization import adam
-from open_clt.training.train import train_on_activations
-from tests.training.synthetic import quick_training, relu_mlps, small_transcoder
+from open_clt.training.run import OwnParts, train_on_activations
+from tests.training.synthetic import quick_learning, quick_training, relu_mlps, small_transcoder
 
 
 class Watch(Callback):
@@ -28,7 +28,7 @@ class Watch(Callback):
         self.norms.append(nn.utils.get_total_norm(gradients).item())
 
 
-def adam_by_hand(start: float, gradients: list[float], config: TrainingConfig) -> float:
+def adam_by_hand(start: float, gradients: list[float], config: LearningConfig) -> float:
     """Adam with decoupled decay (Kingma & Ba, 2015, algorithm 1; Loshchilov & Hutter, 2019, algorithm 2)."""
     (beta1, beta2), rate = config.betas, config.learning_rate
     weight, first, second = start, 0.0, 0.0
@@ -46,7 +46,7 @@ def adam_by_hand(start: float, gradients: list[float], config: TrainingConfig) -
 def test_steps_are_those_of_adam_with_these_decay_rates(
     betas: tuple[float, float], weight_decay: float, fused: bool
 ) -> None:
-    config = quick_training(learning_rate=0.1, betas=betas, weight_decay=weight_decay)
+    config = quick_learning(learning_rate=0.1, betas=betas, weight_decay=weight_decay)
     start, gradients = [2.0, -3.0], [[1.0, 0.5], [-2.0, 0.1], [0.3, -4.0]]
     weights = nn.Parameter(torch.tensor(start))
     optimizer = adam([weights], config, fused=fused)
@@ -62,7 +62,7 @@ def trained(watch: Watch, **settings: Any) -> Tensor:
     """The encoder after five steps."""
     config = quick_training(max_steps=5, **settings)
     return train_on_activations(
-        relu_mlps(400), small_transcoder(), config, progress=False, callbacks=[watch]
+        relu_mlps(400), small_transcoder(), config, progress=False, own=OwnParts(callbacks=[watch])
     ).transcoder.W_enc.detach()
 
 

@@ -1,0 +1,251 @@
+"""Training runs: they find what was planted, repeat themselves, stop and go on, and are the same by every door."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from open_clt.activations.language_model import LanguageModel
+from open_clt.activations.text import pack_contexts
+from open_clt.config import CrossLayerConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig, TrainingConfig
+from open_clt.errors import CheckpointError, ConfigError, TextError
+from open_clt.models.checkpoint import load_transcoder, read_record
+from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.training.command import train_command
+from open_clt.training.result import TrainingResult
+from open_clt.training.run import OwnParts, train_on_activations, train_transcoder
+from tests.tiny_models import TEXTS
+from tests.training.synthetic import FEATURES, quick_training, relu_mlps, small_transcoder
+
+
+class PressCtrlC(Callback):
+    """Sends the signal that Ctrl-C sends, after a given step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(
+    *callbacks: Callback, output_dir: Path | str | None = None, resume: Any = None, **settings: Any
+) -> TrainingResult:
+    return train_on_activations(
+        relu_mlps(1500),
+        small_transcoder(),
+        quick_training(**{"epochs": 2, **settings}),
+        held_out=relu_mlps(300, seed=1),
+        progress=False,
+        output_dir=output_dir,
+        resume=resume,
+        own=OwnParts(callbacks=callbacks),
+    )
+
+
+def assert_identical(one: TrainingResult, other: TrainingResult) -> None:
+    for name, tensor in one.transcoder.state_dict().items():
+        assert torch.equal(tensor, other.transcoder.state_dict()[name]), name
+    first, second = (result.summary() for result in (one, other))
+    timed = {"seconds": 0, "harvest_seconds": {}}
+    assert {**first, **timed} == {**second, **timed}
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    assert_identical(run(), run())
+    assert run(seed=1).curves.loss != run(seed=0).curves.loss
+
+
+@pytest.mark.parametrize("memory_limit", [1.0, 2e-5])
+def test_ctrl_c_saves_and_resuming_ends_where_no_interruption_would(tmp_path: Path, memory_limit: float) -> None:
+    handler = signal.getsignal(signal.SIGINT)  # ignored where the suite runs in the background
+    whole = run(memory_limit=memory_limit)
+    half = run(PressCtrlC(17), memory_limit=memory_limit, output_dir=tmp_path)
+    assert (half.finished, half.steps) == (False, 17)
+    assert half.metrics is not None
+    stopped = load_transcoder(tmp_path)
+    torch.testing.assert_close(stopped.W_enc, half.transcoder.W_enc, rtol=0, atol=0)
+    assert read_record(tmp_path)["finished"] is False
+
+    resumed = run(memory_limit=memory_limit, output_dir=tmp_path, resume="last")
+    assert resumed.finished
+    assert_identical(resumed, whole)
+    assert read_record(tmp_path)["curves"]["loss"] == whole.curves.loss
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+@pytest.mark.parametrize("nonlinearity", [ReLUConfig(), JumpReLUConfig()], ids=str)
+def test_training_begins_at_the_firing_rate_that_was_asked_for(nonlinearity: NonlinearityConfig, rate: float) -> None:
+    """The L0 of the first steps, whose learning rate is almost zero, on tokens that the biases were not set on."""
+    config = small_transcoder(nonlinearity=nonlinearity)
+    settings = quick_training(max_steps=10, learning_rate=1e-30, initial_firing_rate=rate)
+    held_out = relu_mlps(2000, seed=1)
+    result = train_on_activations(relu_mlps(4000), config, settings, held_out=held_out, progress=False)
+    assert result.metrics is not None
+    assert result.metrics.l0 == pytest.approx(rate * FEATURES, rel=0.1)
+    assert sum(result.curves.l0) / 10 == pytest.approx(rate * FEATURES, rel=0.2)
+    assert result.metrics.density.amin() > 0.5 * rate
+    assert result.metrics.density.amax() < 2 * rate
+
+
+def test_a_run_that_crashed_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    class Crash(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step == 13:
+                raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        run(Crash(), every=5, output_dir=tmp_path)
+    assert json.loads((tmp_path / "checkpoints" / "last" / "state.json").read_text())
+    assert_identical(run(every=5, output_dir=tmp_path, resume="last"), run(every=5))
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
+    run(PressCtrlC(5), output_dir=tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        run(output_dir=tmp_path, resume="last", learning_rate=0.1)
+    assert all(word in str(raised.value) for word in ("learning_rate", "0.005", "0.1"))
+    with pytest.raises(CheckpointError):
+        run(output_dir=tmp_path, resume=tmp_path / "elsewhere")
+
+
+def test_a_directory_that_holds_a_run_is_not_trained_into(tmp_path: Path) -> None:
+    result = run(output_dir=tmp_path)
+    with pytest.raises(ConfigError):
+        run(output_dir=tmp_path, seed=1)
+    assert torch.equal(load_transcoder(tmp_path).W_enc, result.transcoder.W_enc)
+
+
+def test_nothing_is_pickled_or_left_lying_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("pickle was used")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.chdir(tmp_path)
+    run()
+    assert not list(tmp_path.iterdir()), "without an output directory nothing is written"
+    run(PressCtrlC(5), output_dir="out")
+    run(output_dir="out", resume="last")
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "checkpoints", "config.json", "metrics.csv", "transcoder.safetensors",
+    ]  # fmt: skip
+    assert [path.name for path in Path().iterdir()] == ["out"]
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
+
+
+def test_progress_shows_loss_fvu_l0_and_dead_share(capsys: pytest.CaptureFixture[str]) -> None:
+    train_on_activations(relu_mlps(300), small_transcoder(), quick_training())
+    shown = " ".join(capsys.readouterr().out.split())
+    for word in ("loss", "FVU", "L0", "dead"):
+        assert word in shown
+
+
+def test_a_language_models_transcoder_is_trained_from_texts(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
+    config = CrossLayerConfig(n_layers=3, n_features=48, d_model=32, nonlinearity=TopKConfig(k=8))
+    settings = quick_training(epochs=30, context_length=16)
+    result = train_transcoder(tiny_gpt2, TEXTS * 10, config, settings, output_dir=tmp_path, progress=False)
+    assert result.metrics is not None
+    assert result.metrics.fvu < 0.5
+    assert result.curves.loss[-1] < result.curves.loss[0]
+    assert load_transcoder(tmp_path).config == config
+    assert json.loads(json.dumps(result.summary()))["held_out"]["tokens"] == result.metrics.tokens
+    assert read_record(tmp_path)["settings"]["data"]["epochs"] == 30
+
+
+def test_the_weights_are_the_same_by_every_door(
+    tiny_gpt2: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The facade, the function and the command line, with the same settings, texts and seed."""
+    monkeypatch.setattr("open_clt.training.command.load_language_model", lambda *_, **__: tiny_gpt2)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS * 20))
+    settings: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.01, "context_length": 16}
+    settings |= {"max_steps": 6, "seed": 3}
+    flags = [
+        "--transcoder.n_features=40",
+        "--transcoder.nonlinearity.k=4",
+        "--seed_everything=3",
+        "--trainer.max_steps=6",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--training.learning_rate=0.01",
+        "--data.language_model=tiny",
+        "--data.batch_size=32",
+        "--data.context_length=16",
+        f"--data.texts.source={texts}",
+        f"--output={tmp_path / 'command'}",
+    ]
+    by_command = train_command(flags).training
+    clt = OpenCrossLayerTranscoder(tiny_gpt2, num_features=40, nonlinearity=TopKConfig(k=4), seed=3)
+    by_facade = clt.train_transcoder(TEXTS * 20, output_dir=tmp_path / "facade", progress=False, **settings)
+    by_function = train_transcoder(
+        tiny_gpt2,
+        TEXTS * 20,
+        by_command.transcoder.config,
+        TrainingConfig.of(**settings),
+        output_dir=tmp_path / "function",
+        progress=False,
+    )
+    for result in (by_facade, by_function):
+        assert_identical(result, by_command)
+        assert torch.equal(result.held_out, by_command.held_out)
+    for name in ("facade", "function"):
+        stored, expected = (load_transcoder(tmp_path / door) for door in (name, "command"))
+        assert stored.config == expected.config
+        for key, tensor in expected.state_dict().items():
+            assert torch.equal(stored.state_dict()[key], tensor)
+        rows = [(tmp_path / door / "metrics.csv").read_text().splitlines() for door in (name, "command")]
+        assert [len(table) for table in rows] == [7, 7]
+        assert (tmp_path / name / "checkpoints" / "last").is_dir()
+    assert torch.equal(clt.transcoder.W_enc, load_transcoder(tmp_path / "facade").W_enc), "it is what was saved"
+
+
+def test_the_first_contexts_are_held_out(tiny_gpt2: LanguageModel) -> None:
+    config = CrossLayerConfig(n_layers=3, n_features=48, d_model=32)
+    contexts = pack_contexts(TEXTS * 10, tiny_gpt2, 16)
+    settings = quick_training(max_steps=1, context_length=16, held_out_contexts=5)
+    for texts in (TEXTS * 10, contexts):
+        result = train_transcoder(tiny_gpt2, texts, config, settings, progress=False)
+        assert torch.equal(result.held_out, contexts[:5])
+    result = train_transcoder(tiny_gpt2, contexts, config, quick_training(max_steps=1), progress=False)
+    assert len(result.held_out) == len(contexts) // 10, "a tenth where nothing else is asked for"
+    nothing = quick_training(max_steps=1, held_out_contexts=0)
+    result = train_transcoder(tiny_gpt2, contexts, config, nothing, progress=False)
+    assert (result.held_out, result.metrics) == (None, None)
+
+
+def test_two_sentences_are_enough_text(tiny_gpt2: LanguageModel, caplog: pytest.LogCaptureFixture) -> None:
+    clt = OpenCrossLayerTranscoder(tiny_gpt2, num_features=16)
+    result = clt.train_transcoder(TEXTS[:2], batch_size=2, num_epochs=3, learning_rate=1e-4, progress=False)
+    assert result.finished
+    assert result.metrics is not None
+    assert any("shortened" in record.getMessage() for record in caplog.records)
+
+
+def test_user_mistakes_are_named(tiny_gpt2: LanguageModel) -> None:
+    config = CrossLayerConfig(n_layers=2, n_features=48, d_model=32)
+    with pytest.raises(ConfigError) as raised:
+        train_transcoder(tiny_gpt2, TEXTS, config, quick_training(), progress=False)
+    assert "n_layers" in str(raised.value)
+    config = CrossLayerConfig(n_layers=3, n_features=48, d_model=32)
+    for texts in (["", " "], torch.zeros(1, 8, dtype=torch.long)):
+        with pytest.raises(TextError):
+            train_transcoder(tiny_gpt2, texts, config, quick_training(held_out_contexts=1), progress=False)
+    with pytest.raises(TextError):
+        train_transcoder(tiny_gpt2, "one string", config, quick_training(), progress=False)
+    with pytest.raises(TextError) as raised:
+        train_transcoder(tiny_gpt2, TEXTS, config, quick_training(held_out_contexts=5000), progress=False)
+    assert "5000" in str(raised.value)
