@@ -222,8 +222,9 @@ def listen(layouts: list[str]) -> dict[str, dict[str, Any]]:
 
 def alive(name: str) -> Case:
     """A few steps of the case, with nothing but its reconstruction loss."""
-    training = replace(CASES[name].training, loss=LossConfig(), max_steps=3)
-    return CASES[name]._replace(training=training)
+    training = CASES[name].training
+    data, learning = replace(training.data, max_steps=3), replace(training.learning, loss=LossConfig())
+    return CASES[name]._replace(training=replace(training, data=data, learning=learning))
 
 
 def interrupt_and_resume(folder: Path, step: int) -> dict[str, Any]:

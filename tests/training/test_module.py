@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from open_clt.activations.buffer import MemoryStore
 from open_clt.config import (
@@ -25,7 +27,7 @@ from open_clt.models.sparse import active_counts
 from open_clt.models.transcoder import Transcoder
 from open_clt.training.module import ramp, set_encoder_bias
 from open_clt.training.result import TrainingResult
-from open_clt.training.run import train_on_activations
+from open_clt.training.run import OwnParts, train_on_activations
 from tests.architectures import architecture
 from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
 
@@ -82,6 +84,15 @@ def test_sparsity_rises_from_zero_to_its_full_value() -> None:
 
 
 @torch.no_grad()
+class Trained(Callback):
+    """Keeps the transcoder of a run before it is folded, in the standardised units that losses are computed in."""
+
+    transcoder: Transcoder
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.transcoder = pl_module.transcoder
+
+
 def sparsity_by_loops(transcoder: Transcoder, inputs: torch.Tensor, *, steepness: float | None) -> float:
     """``sum tanh(steepness |W_dec| a)`` of a token, or ``sum |W_dec| a`` (L1), one feature after another."""
     total = 0.0
@@ -117,11 +128,12 @@ def test_a_steps_sparsity_rises_with_the_warm_up_and_is_weighed_by_decoder_norms
     for sparsity in (None, penalty(coefficient=3.0, warmup=0.5)):
         loss = LossConfig(sparsity=sparsity)
         settings = quick_training(max_steps=10, learning_rate=1e-30, max_norm_ratio=None, loss=loss)
-        record = train_on_activations(store, config, settings, progress=False)
-        losses.append(record.curves.loss)
+        trained = Trained()
+        result = train_on_activations(store, config, settings, progress=False, own=OwnParts(callbacks=[trained]))
+        losses.append(result.curves.loss)
     added = [with_penalty - without for without, with_penalty in zip(*losses, strict=True)]
     steepness = getattr(sparsity, "steepness", None)
-    full = 3.0 * sparsity_by_loops(record.transcoder, block.inputs, steepness=steepness)
+    full = 3.0 * sparsity_by_loops(trained.transcoder, block.inputs, steepness=steepness)
     assert added == pytest.approx([full * min(1.0, step / 5) for step in range(10)], rel=1e-3, abs=1e-4)
 
 

@@ -86,7 +86,7 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any], *, exact_fvu: 
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_sharded_step_sums_reconstructions_once_and_no_gradients(name: str, heard: dict[str, Any]) -> None:
-    expected = traffic(CASES[name].transcoder, CASES[name].training.batch_size, LAYOUTS["2"])
+    expected = traffic(CASES[name].transcoder, CASES[name].training.data.batch_size, LAYOUTS["2"])
     assert expected.gradients == 0
     messages = dict(heard["2"][name])
     assert messages.pop(f"gloo:all_reduce {expected.reconstructions}") == expected.reconstructions
@@ -100,7 +100,7 @@ def test_a_sharded_step_sums_reconstructions_once_and_no_gradients(name: str, he
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_split_batch_costs_its_gradients(name: str, heard: dict[str, Any]) -> None:
-    expected = traffic(CASES[name].transcoder, CASES[name].training.batch_size, LAYOUTS["ddp"])
+    expected = traffic(CASES[name].transcoder, CASES[name].training.data.batch_size, LAYOUTS["ddp"])
     assert expected.reconstructions == expected.candidates == 0
     reduced = sum(size for message, size in heard["ddp"][name].items() if "all_reduce" in message)
     assert reduced == pytest.approx(expected.gradients + expected.counts, abs=64)
@@ -118,7 +118,7 @@ def test_an_interrupted_sharded_training_ends_where_no_interruption_would(
     assert type(merged) is type(stopped) is Muffled
     assert merged.share == stopped.share == 0.75
     assert merged.config == stopped.config == CASES["own"].transcoder
-    assert_same_tensors(merged, stopped)
+    assert_same_tensors(merged.folded(), stopped)
     inputs = relu_mlps(100, batches=1).batches[0].inputs
     save_transcoder(merged.folded(), tmp_path / "folded")
     folded = load_transcoder(tmp_path / "folded")
