@@ -83,7 +83,6 @@ def test_sparsity_rises_from_zero_to_its_full_value() -> None:
     assert ramp(0, 100, 0.0) == 1.0
 
 
-@torch.no_grad()
 class Trained(Callback):
     """Keeps the transcoder of a run before it is folded, in the standardised units that losses are computed in."""
 
@@ -93,6 +92,7 @@ class Trained(Callback):
         self.transcoder = pl_module.transcoder
 
 
+@torch.no_grad()
 def sparsity_by_loops(transcoder: Transcoder, inputs: torch.Tensor, *, steepness: float | None) -> float:
     """``sum tanh(steepness |W_dec| a)`` of a token, or ``sum |W_dec| a`` (L1), one feature after another."""
     total = 0.0
