@@ -22,7 +22,7 @@ class Feature(NamedTuple):
     """A feature of a transcoder; as a tuple it indexes tensors of shape (layer, feature, ...)."""
 
     layer: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (hides tuple.index, which has no use here)
     """Number of the feature within its layer."""
 
     def __str__(self) -> str:
