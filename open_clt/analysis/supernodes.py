@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -22,7 +23,7 @@ from open_clt.analysis.features import feature_name
 from open_clt.analysis.graph_operations import NodeQuery, find_nodes
 from open_clt.attribution import influence as paths
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.influence import Edges, GraphScores
+from open_clt.attribution.influence import Edges, GraphScores, InfluenceGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError
 from open_clt.models.transcoder import Transcoder
@@ -62,12 +63,16 @@ class GroupedGraph:
 
     def influence(self) -> Float[Tensor, "group"]:
         """Influence of each group on the outputs; raises AttributionError where the groups make a loop."""
-        shares = paths.input_shares(self.edges, self.omitted)
-        return paths.influence(self.edges, shares, self.weight, self._level()).float()
+        return paths.influence(self.influence_graph).float()
 
     def scores(self) -> GraphScores:
         """Replacement and completeness; edges within a group do not count. AttributionError where there is a loop."""
-        return paths.scores(self.edges, self.weight, self.omitted, self._level(), self.tokens, self.errors)
+        return paths.scores(self.influence_graph, self.tokens, self.errors)
+
+    @cached_property
+    def influence_graph(self) -> InfluenceGraph:
+        """What influence is computed from; raises AttributionError where the groups make a loop."""
+        return InfluenceGraph(self.edges, self.weight, self.omitted, self._level())
 
     def _level(self) -> Int[Tensor, "group"]:
         """Length of the longest path to each group: groups span layers, but edges always lead to a higher level."""
@@ -180,7 +185,7 @@ def _edge_similarity(graph: AttributionGraph, features: Tensor) -> tuple[Float[T
     """How alike the inputs and outputs of features are, and which of them reach which over any path."""
     shares = torch.zeros(graph.n_nodes, graph.n_nodes, dtype=torch.double)
     edges = graph.edges
-    shares[edges.target, edges.source] = paths.input_shares(edges, graph.nodes.omitted) * edges.weight.sign()
+    shares[edges.target, edges.source] = graph.influence_graph.shares * edges.weight.sign()
     # Inputs and outputs count the same, however many there are of either.
     sides = [functional.normalize(side, dim=1) for side in (shares[features], shares.T[features])]
     profile = functional.normalize(torch.cat(sides, dim=1), dim=1)

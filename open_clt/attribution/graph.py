@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
 
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from open_clt.attribution import influence as paths
-from open_clt.attribution.influence import Edges, GraphScores
+from open_clt.attribution.influence import Edges, GraphScores, InfluenceGraph, Roles
 from open_clt.attribution.nodes import Node, NodeKind, NodeTable, node_id
 from open_clt.errors import AttributionError, CheckpointError
 
@@ -86,6 +87,11 @@ class AttributionGraph:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     """What users call features: ``{"layer_feature": text}``."""
 
+    @cached_property
+    def influence_graph(self) -> InfluenceGraph:
+        """What influence is computed from; the level of a node is its layer."""
+        return InfluenceGraph(self.edges, self.nodes.weight, self.nodes.omitted, self.nodes.layer)
+
     @property
     def n_nodes(self) -> int:
         """Number of nodes."""
@@ -123,20 +129,19 @@ class AttributionGraph:
 
     def influence(self) -> Float[Tensor, "node"]:
         """Influence of each node on the targets, over all paths; the targets' own weight is not counted."""
-        return paths.influence(self.edges, self._shares(), self.nodes.weight, self.nodes.layer).float()
+        return paths.influence(self.influence_graph).float()
 
     def path_lengths(self) -> Float[Tensor, "length"]:
         """Share of the influence of tokens that arrives over paths of 1, 2, ... edges."""
         tokens = self.of_kind(NodeKind.EMBEDDING)
-        arriving = [step[tokens].sum() for step in paths.path_steps(self.edges, self._shares(), self.nodes.weight)]
+        arriving = [step[tokens].sum() for step in paths.path_steps(self.influence_graph)]
         profile = torch.stack(arriving) if arriving else torch.zeros(0, dtype=torch.double)
         return (profile / profile.sum().clamp(min=1e-30)).float()
 
     def scores(self) -> GraphScores:
         """Replacement and completeness scores; what was pruned counts as error."""
         tokens, errors = self.of_kind(NodeKind.EMBEDDING), self.of_kind(NodeKind.ERROR)
-        nodes = self.nodes
-        return paths.scores(self.edges, nodes.weight, nodes.omitted, nodes.layer, tokens, errors)
+        return paths.scores(self.influence_graph, tokens, errors)
 
     def prune(
         self, node_threshold: float = 0.8, edge_threshold: float = 0.98, *, keep_errors: bool | None = None
@@ -152,21 +157,12 @@ class AttributionGraph:
         for name in ("node_threshold", "edge_threshold"):
             if not 0 < settings[name] <= 1:
                 raise AttributionError(f"{name} is {settings[name]}; it must be above 0 and at most 1.")
-        always = self.of_kind(NodeKind.EMBEDDING, NodeKind.LOGIT, NodeKind.TARGET)
-        exempt = self.of_kind(NodeKind.ERROR) & keep_errors
-        computed = self.of_kind(NodeKind.FEATURE)
-        nodes = self.nodes
-        kept = paths.prune(
-            self.edges,
-            nodes.weight,
-            nodes.omitted,
-            nodes.layer,
-            always,
-            exempt,
-            computed,
-            node_threshold,
-            edge_threshold,
+        roles = Roles(
+            always=self.of_kind(NodeKind.EMBEDDING, NodeKind.LOGIT, NodeKind.TARGET),
+            exempt=self.of_kind(NodeKind.ERROR) & keep_errors,
+            computed=self.of_kind(NodeKind.FEATURE),
         )
+        kept = paths.prune(self.influence_graph, roles, node_threshold, edge_threshold)
         cumulative = paths.cumulative_influence(self.influence())[kept.nodes]
         found = self.part(kept.nodes, kept.edges)
         info = replace(found.info, settings={**found.info.settings, **settings})
@@ -269,9 +265,6 @@ class AttributionGraph:
             case NodeKind.LOGIT | NodeKind.TARGET:
                 name = self.info.target_names[number - self.n_nodes]
                 return f"output {name!r} (p={weight:.3f})" if kind is NodeKind.LOGIT else name
-
-    def _shares(self) -> Float[Tensor, "edge"]:
-        return paths.input_shares(self.edges, self.nodes.omitted)
 
 
 def _narrow(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from open_clt.analysis.supernodes import GroupedGraph
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.influence import Edges, input_shares
+from open_clt.attribution.influence import Edges
 from open_clt.attribution.nodes import NodeKind
 from open_clt.visualization.labels import token_label
 
@@ -84,13 +84,12 @@ def picture_of(
     grouped = isinstance(drawn, GroupedGraph)
     graph = drawn.graph if grouped else drawn
     units = _grouped_units(drawn) if grouped else _units(graph)
-    weight, omitted = (drawn.weight, drawn.omitted) if grouped else (graph.nodes.weight, graph.nodes.omitted)
-    edges, influence = drawn.edges, drawn.influence()
+    edges, influence, measured = drawn.edges, drawn.influence(), drawn.influence_graph
     ends = torch.tensor([unit.shape in ("token", "output") for unit in units])
     eligible = torch.tensor([unit.shape in (*kinds, "group") for unit in units]) & (influence > 0)
     kept = ends | _largest(influence.where(eligible, 0), max_nodes)
     between = kept[edges.source] & kept[edges.target]
-    carried = input_shares(edges, omitted).float() * (influence + weight)[edges.target]
+    carried = measured.shares.float() * (influence + measured.outputs)[edges.target]
     lines = _strongest(edges, carried.masked_fill(~between, 0), max_edges)
     number = kept.cumsum(0) - 1
     shown = [units[place] for place in kept.nonzero()[:, 0].tolist()]

