@@ -37,6 +37,7 @@ from open_clt.attribution.nodes import NodeKind
 from open_clt.config import SamplingConfig
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError, OpenCLTError
+from open_clt.models.feature import Feature
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.comparison import Comparison
 from open_clt.training.memory import keep_freed_memory
@@ -249,7 +250,7 @@ def named(clt: OpenCrossLayerTranscoder, graph: AttributionGraph, statistics: Ac
     """The graph, its most influential features named after what they fire on and what they raise."""
     influence = graph.influence().masked_fill(~graph.of_kind(NodeKind.FEATURE), 0)
     nodes = [graph.node(number) for number in influence.topk(min(NAMED_FEATURES, graph.n_nodes)).indices.tolist()]
-    keys = sorted({(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE})
+    keys = sorted({Feature(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE})
     return label_features(graph, feature_records(clt.language_model, clt.transcoder, statistics, keys))
 
 

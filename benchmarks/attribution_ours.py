@@ -19,7 +19,7 @@ from open_clt.activations.language_model import load_language_model
 from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import Node, NodeKind
+from open_clt.attribution.nodes import Node, NodeId, NodeKind
 from open_clt.attribution.sources import find_sources
 from open_clt.models.circuit_tracer import load_circuit_tracer
 
@@ -101,11 +101,11 @@ def slow_row(slow: SlowAttribution, node: Node) -> SlowRow:
 
 def in_graph(found: SlowRow, graph: AttributionGraph) -> Tensor:
     """A row as a graph with a budget has it: features without a row of their own count as errors."""
-    number = {name: i for i, name in enumerate(graph.ids())}
+    number = {node: row for row, node in enumerate(graph.nodes.ids())}
     row, errors = torch.zeros(graph.n_nodes), found.errors.cpu().clone()
     for (layer, position, index), weight in found.features.items():
-        if (name := f"{layer}_{index}_{position}") in number:
-            row[number[name]] = weight
+        if (node := NodeId.of(NodeKind.FEATURE, layer, position, index)) in number:
+            row[number[node]] = weight
         else:
             errors[layer, position] += weight
     row[graph.of_kind(NodeKind.ERROR)] = errors.flatten()

@@ -51,7 +51,7 @@ from state_features import (
 )
 
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.targets import TokenLogits
+from open_clt.attribution.target_kinds import TokenLogits
 from open_clt.embedded import facts
 from open_clt.embedded.evaluation import evaluation_prompts
 from open_clt.embedded.tasks import two_hop_statements

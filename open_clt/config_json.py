@@ -1,8 +1,8 @@
 """Configs through JSON: to plain values, and back with every key and value checked.
 
-``to_dict`` and ``from_dict`` work on any frozen dataclass whose fields are plain values, tuples of them, or such
-dataclasses; one of several alternatives is found by its ``kind``. A key that no setting has is an error that suggests
-the nearest name.
+``to_dict`` and ``from_dict`` work on any frozen dataclass whose fields are plain values, such dataclasses, or tuples
+and dicts of them; one of several alternatives is found by its ``kind``. A key that no setting has is an error that
+suggests the nearest name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 
 def _plain(value: object) -> Any:
     if isinstance(value, tuple):
-        return list(cast(tuple[Any, ...], value))
+        return [_plain(item) for item in cast(tuple[Any, ...], value)]
     return to_dict(value) if is_dataclass(value) else value
 
 
@@ -54,8 +54,16 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} is {value!r}; it must be a list of {item.__name__}.")
+            raise ConfigError(f"{where} is {value!r}; it must be a list of {getattr(item, '__name__', item)}.")
         return tuple(_typed(item, element, where) for element in cast(Sequence[Any], value))
+    if typing.get_origin(hint) is dict:
+        item = typing.get_args(hint)[1]
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {value!r}; it must be an object.")
+        entries = cast(dict[str, Any], value).items()
+        return {key: _typed(item, element, f"{where}[{key!r}]") for key, element in entries}
+    if hint is Any:
+        return value
     if typing.get_origin(hint) is Literal:
         legal = isinstance(value, str) and value in typing.get_args(hint)
     elif hint is float:
@@ -71,9 +79,12 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 
 def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Pick the alternative that a value belongs to: by its ``kind`` if it is a config, else by its type."""
-    configs = {cast(Any, option).kind: option for option in options if is_dataclass(option)}
-    if configs and isinstance(value, dict):
+    """Pick the alternative that a value belongs to: among several configs by its ``kind``, else by its type."""
+    classes = [option for option in options if is_dataclass(option)]
+    if len(classes) == 1 and isinstance(value, dict):
+        return from_dict(cast(type[Any], classes[0]), cast(dict[str, Any], value))
+    if classes and isinstance(value, dict):
+        configs = {cast(Any, option).kind: option for option in classes}
         values = cast(dict[str, Any], value)
         if values.get("kind") not in configs:
             raise ConfigError(f"{where}.kind is {values.get('kind')!r}; it must be one of {', '.join(configs)}.")

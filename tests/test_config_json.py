@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import pytest
 
@@ -92,3 +92,24 @@ def test_a_list_is_named_as_one() -> None:
         from_dict(CrossLayerConfig, values)
     with pytest.raises(ConfigError, match="prefixes is 'a'; it must be int"):
         from_dict(CrossLayerConfig, {**values, "prefixes": ["a"]})
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+
+
+@dataclass(frozen=True)
+class Whole:
+    parts: tuple[Part | None, ...]
+    best: Part | None
+    counts: dict[str, int]
+
+
+def test_configs_within_tuples_and_dicts_survive() -> None:
+    whole = Whole(parts=(Part("a"), None, Part("b")), best=Part("a"), counts={"a": 1})
+    assert from_dict(Whole, json.loads(json.dumps(to_dict(whole)))) == whole
+    with pytest.raises(ConfigError, match="naem"):
+        from_dict(Whole, {"parts": [{"naem": "a"}], "best": None, "counts": {}})
+    with pytest.raises(ConfigError, match="one"):
+        from_dict(Whole, {"parts": [], "best": None, "counts": {"a": "one"}})

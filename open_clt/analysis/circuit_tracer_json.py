@@ -3,6 +3,9 @@
 Beside the files of a folder stands ``graph-metadata.json``, which lists them. The viewers know features, errors,
 tokens and logits: positional embeddings, biases and MLP outputs are left out with their edges, and a target that is
 no token is written as a logit with a negative number. The metadata's scores are those of the whole graph.
+
+Ids, in circuit-tracer's notation (position last): ``2_417_5`` a feature, ``2_-1_5`` an error, ``E_330_5`` a token, and
+``7_1234_5`` a logit of a model with six layers.
 """
 
 from __future__ import annotations
@@ -16,9 +19,7 @@ from typing import Any, cast
 import torch
 
 from open_clt.analysis.circuit_tracer_schema import (
-    GENERATION,
     METADATA_FILE,
-    PRUNING,
     SCHEMA_VERSION,
     FeatureType,
     GraphCard,
@@ -27,10 +28,13 @@ from open_clt.analysis.circuit_tracer_schema import (
     read_object,
     write_object,
 )
+from open_clt.analysis.graph_operations import node_numbers
 from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.graph_info import GraphSettings
 from open_clt.attribution.influence import cumulative_influence
 from open_clt.attribution.nodes import NodeKind
-from open_clt.errors import AttributionError
+from open_clt.attribution.target_kinds import SalientLogits
+from open_clt.models.feature import Feature
 
 _TYPES = {
     NodeKind.FEATURE: FeatureType.FEATURE,
@@ -43,11 +47,10 @@ _TYPES = {
 
 def circuit_tracer_json(graph: AttributionGraph, card: GraphCard, view: GraphView | None = None) -> dict[str, Any]:
     """The graph as the viewers' JSON; raises AttributionError if the view names nodes that the graph does not have."""
-    ids = graph.ids()
     linked = set(torch.cat([*graph.edges[:2]]).tolist())
     # As circuit-tracer does: of nodes without edges, only tokens and outputs are shown.
     shown = {
-        number: _output_id(graph, number) or ids[number]
+        number: _viewer_id(graph, number)
         for number, kind in enumerate(map(NodeKind, graph.nodes.kind.tolist()))
         if kind in _TYPES and (number in linked or kind not in (NodeKind.FEATURE, NodeKind.ERROR))
     }
@@ -80,19 +83,27 @@ def write_circuit_tracer(
     return directory / f"{card.slug}.json"
 
 
-def _output_id(graph: AttributionGraph, number: int) -> str | None:
-    """A target that is no token goes as a logit with a negative number, which no token has."""
-    nodes = graph.nodes
-    if int(nodes.kind[number]) != NodeKind.TARGET:
-        return None
-    return f"{graph.info.n_layers + 1}_{-1 - int(nodes.index[number])}_{int(nodes.position[number])}"
+def _viewer_id(graph: AttributionGraph, number: int) -> str:
+    """A node's id as the viewers know it."""
+    layer, position, index = _place(graph, number)
+    match _type(graph, number):
+        case FeatureType.FEATURE | FeatureType.ERROR:
+            return f"{layer}_{index}_{position}"
+        case FeatureType.EMBEDDING:
+            return f"E_{index}_{position}"
+        case FeatureType.LOGIT:
+            return f"{graph.info.n_layers + 1}_{_output_number(graph, number)}_{position}"
+
+
+def _output_number(graph: AttributionGraph, number: int) -> int:
+    """A token's id; a target that is not a token has a negative number, which no token has."""
+    index = int(graph.nodes.index[number])
+    return index if int(graph.nodes.kind[number]) == NodeKind.LOGIT else -1 - index
 
 
 def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
     info, scores = graph.info, graph.scores()
-    generation, pruning = (
-        _known({theirs: info.settings.get(ours) for theirs, ours in words.items()}) for words in (GENERATION, PRUNING)
-    )
+    generation, pruning = _generation(info.settings), _pruning(info.settings)
     # A compatible graph leaves out what every graph of this format does: no news to its readers.
     missing = "" if info.compatible else graph.missing()
     about = {
@@ -123,21 +134,33 @@ def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
     return _known(metadata)
 
 
+def _generation(settings: GraphSettings) -> dict[str, Any]:
+    """What the graph was computed with, in the schema's words."""
+    salient = next((target for target in settings.targets if isinstance(target, SalientLogits)), None)
+    values = {
+        "max_n_logits": salient and salient.max_count,
+        "desired_logit_prob": salient and salient.probability,
+        "batch_size": settings.batch_size,
+        "max_feature_nodes": settings.max_feature_nodes,
+    }
+    return _known(values)
+
+
+def _pruning(settings: GraphSettings) -> dict[str, Any]:
+    pruning = settings.pruning
+    if pruning is None:
+        return {}
+    return _known({"node_threshold": pruning.node_threshold, "edge_threshold": pruning.edge_threshold})
+
+
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that are not None: the schema has no nulls there."""
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _view_json(graph: AttributionGraph, view: GraphView, shown: Mapping[int, str]) -> dict[str, Any]:
-    numbers = {name: number for number, name in enumerate(graph.ids())}
-
     def names(wanted: Sequence[str]) -> list[str]:
-        unknown = [name for name in wanted if name not in numbers]
-        if unknown:
-            raise AttributionError(
-                f"The view names {unknown[0]!r}, which is no node; AttributionGraph.ids() lists them."
-            )
-        return [shown[numbers[name]] for name in wanted if numbers[name] in shown]
+        return [shown[number] for number in node_numbers(graph, wanted).tolist() if number in shown]
 
     groups = [[joined.label, *names(joined.members)] for joined in view.supernodes]
     content = {
@@ -158,10 +181,11 @@ def _clerps(graph: AttributionGraph, shown: Mapping[int, str]) -> str | None:
     by_place: dict[str, str] = {}
     for number in shown:
         layer, position, index = _place(graph, number)
-        label = graph.labels.get(f"{layer}_{index}")
+        feature = Feature(layer, index)
+        label = graph.labels.get(feature)
         if int(graph.nodes.kind[number]) == NodeKind.FEATURE and label:
-            by_feature[f"{cantor_pair(layer, index)}"] = label
-            by_place[f"{layer}_{cantor_pair(layer, index)}_{position}"] = label
+            by_feature[f"{cantor_pair(feature)}"] = label
+            by_place[f"{layer}_{cantor_pair(feature)}_{position}"] = label
     clerps = [[key, label] for key, label in {**by_feature, **by_place}.items()]
     return json.dumps(clerps, ensure_ascii=False) if clerps else None
 
@@ -205,8 +229,9 @@ def _own_json(graph: AttributionGraph, number: int, kind: FeatureType) -> dict[s
     layer, position, index = _place(graph, number)
     match kind:
         case FeatureType.FEATURE:
-            label, activation = graph.labels.get(f"{layer}_{index}", ""), float(graph.nodes.value[number])
-            own = {"feature": cantor_pair(layer, index), "clerp": label, "activation": activation}
+            feature = Feature(layer, index)
+            label, activation = graph.labels.get(feature, ""), float(graph.nodes.value[number])
+            own = {"feature": cantor_pair(feature), "clerp": label, "activation": activation}
             return {**own, "layer": str(layer), "jsNodeId": f"{layer}_{index}-0"}
         case FeatureType.ERROR:
             return {"layer": str(layer), "jsNodeId": f"{layer}_-1-{position}"}
@@ -219,6 +244,6 @@ def _own_json(graph: AttributionGraph, number: int, kind: FeatureType) -> dict[s
                 graph.info.target_names[number - graph.n_nodes],
             )
             own = {"token_prob": probability, "layer": str(graph.info.n_layers + 1)}
-            own["feature"] = index if is_token else -1 - index
+            own["feature"] = _output_number(graph, number)
             own["clerp"] = f'Output "{name}" (p={probability:.3f})' if is_token else name
             return {**own, "jsNodeId": f"L_{own['feature']}-{position}"}

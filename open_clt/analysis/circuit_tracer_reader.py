@@ -15,18 +15,19 @@ import torch
 from torch import Tensor
 
 from open_clt.analysis.circuit_tracer_schema import (
-    GENERATION,
-    PRUNING,
     FeatureType,
     GraphView,
     cantor_unpair,
     read_object,
 )
 from open_clt.analysis.supernodes import Supernode
-from open_clt.attribution.graph import AttributionGraph, GraphInfo
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.graph_info import GraphInfo, GraphSettings, PruningSettings
 from open_clt.attribution.influence import Edges
 from open_clt.attribution.nodes import NodeKind, NodeTable
+from open_clt.attribution.target_kinds import SalientLogits
 from open_clt.errors import CheckpointError
+from open_clt.models.feature import Feature
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def _graph(content: Mapping[str, Any]) -> ViewedGraph:
             logger.warning("two nodes are called %s; its edges are read as the first one's", node.file_id)
     params = cast(dict[str, Any], content.get("qParams") or {})
     named = [node for node in nodes if node.kind is NodeKind.FEATURE and node.text]
-    labels = {f"{node.layer}_{node.index}": node.text for node in named} | _read_clerps(params)
+    labels = {Feature(node.layer, node.index): node.text for node in named} | _read_clerps(params)
     info = _info(content["metadata"], nodes)
     graph = AttributionGraph(_table(nodes), _links(content["links"], rows), info, labels)
     ids = graph.ids()
@@ -86,18 +87,27 @@ def _info(metadata: Mapping[str, Any], nodes: Sequence[_Read]) -> GraphInfo:
         n_layers=outputs[0].layer if outputs else max(depths, default=-1) + 1,
         n_active_features=sum(node.kind is NodeKind.FEATURE for node in nodes),
         compatible=True,
-        settings=_settings(metadata),
+        settings=_settings(metadata, outputs[0].position if outputs else len(strings) - 1),
         faithfulness=metadata.get("faithfulness"),
     )
 
 
-def _settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the graph was made and pruned with, in our words; older files know the nodes' threshold alone."""
-    found: dict[str, Any] = {"node_threshold": metadata.get("node_threshold")}
-    for key, words in (("generation_settings", GENERATION), ("pruning_settings", PRUNING)):
-        known: dict[str, Any] = metadata.get(key) or {}
-        found |= {words.get(name, name): value for name, value in known.items()}
-    return {name: value for name, value in found.items() if value is not None}
+def _settings(metadata: Mapping[str, Any], position: int) -> GraphSettings:
+    """What the graph was made and pruned with; older files know the nodes' threshold alone."""
+    generation: dict[str, Any] = metadata.get("generation_settings") or {}
+    pruning: dict[str, Any] = metadata.get("pruning_settings") or {}
+    words = {"max_n_logits": "max_count", "desired_logit_prob": "probability"}
+    salient = {ours: generation[theirs] for theirs, ours in words.items() if generation.get(theirs) is not None}
+    thresholds = PruningSettings(
+        node_threshold=pruning.get("node_threshold", metadata.get("node_threshold")),
+        edge_threshold=pruning.get("edge_threshold"),
+    )
+    return GraphSettings(
+        targets=(SalientLogits(**salient, position=position),) if salient else (),
+        max_feature_nodes=generation.get("max_feature_nodes"),
+        batch_size=generation.get("batch_size"),
+        pruning=None if thresholds == PruningSettings() else thresholds,
+    )
 
 
 @final
@@ -177,24 +187,24 @@ def _links(links: Sequence[Mapping[str, Any]], rows: Mapping[str, int]) -> Edges
     return Edges(target, source, torch.tensor(weight, dtype=torch.float32))
 
 
-def _read_clerps(params: Mapping[str, Any]) -> dict[str, str]:
+def _read_clerps(params: Mapping[str, Any]) -> dict[Feature, str]:
     """Labels that a reader gave, by either viewer's key: ``number`` or ``layer_number_position``."""
     clerps: Any = params.get("clerps") or []
     clerps = json.loads(clerps) if isinstance(clerps, str) else clerps
-    labels: dict[str, str] = {}
+    labels: dict[Feature, str] = {}
     for key, label in clerps:
         *layers, number = key.split("_")[:2]
         if not number.isdecimal():
             continue
-        layer, feature = cantor_unpair(int(number))
+        feature = cantor_unpair(int(number))
         # Tokens, errors and outputs have such keys too; of these the number says another layer.
-        if layers in ([], [str(layer)]):
-            labels[f"{layer}_{feature}"] = label
+        if layers in ([], [str(feature.layer)]):
+            labels[feature] = label
     return labels
 
 
 def _read_view(params: Mapping[str, Any], names: Mapping[str, str]) -> GraphView:
-    """The view in our names; Neuronpedia keeps its lists as text in some places."""
+    """The view in our ids; Neuronpedia keeps its lists as text in some places."""
     pinned, groups = params.get("pinnedIds") or [], params.get("supernodes") or []
     pinned = pinned.split(",") if isinstance(pinned, str) else pinned
     groups = json.loads(groups) if isinstance(groups, str) else groups

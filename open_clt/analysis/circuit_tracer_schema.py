@@ -15,24 +15,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
-from open_clt.analysis.features import FeatureKey
 from open_clt.analysis.supernodes import Supernode
 from open_clt.errors import CheckpointError, ConfigError
+from open_clt.models.feature import Feature
 
 SCHEMA_VERSION = 1
 METADATA_FILE = "graph-metadata.json"
 _SLUG = re.compile(r"[A-Za-z0-9_.-]+")
 _SCAN = re.compile(r"(\.?/)?[A-Za-z0-9_.@-]+(/+[A-Za-z0-9_.@-]+)*")
-
-
-GENERATION = {
-    "max_n_logits": "max_logits",
-    "desired_logit_prob": "logit_probability",
-    "batch_size": "batch_size",
-    "max_feature_nodes": "max_feature_nodes",
-}
-PRUNING = {"node_threshold": "node_threshold", "edge_threshold": "edge_threshold"}
-"""The metadata's words for what ``GraphInfo.settings`` remembers of ``attribute`` and of ``prune``, and ours."""
 
 
 class FeatureType(StrEnum):
@@ -44,16 +34,17 @@ class FeatureType(StrEnum):
     LOGIT = "logit"
 
 
-def cantor_pair(layer: int, feature: int) -> int:
+def cantor_pair(feature: Feature) -> int:
     """The number under which the viewer knows a feature (Cantor's pairing of layer and index)."""
-    return (layer + feature) * (layer + feature + 1) // 2 + feature
+    diagonal = feature.layer + feature.index
+    return diagonal * (diagonal + 1) // 2 + feature.index
 
 
-def cantor_unpair(number: int) -> FeatureKey:
-    """Layer and index of the feature that has a number."""
+def cantor_unpair(number: int) -> Feature:
+    """The feature that has a number."""
     diagonal = (math.isqrt(8 * number + 1) - 1) // 2
-    feature = number - diagonal * (diagonal + 1) // 2
-    return diagonal - feature, feature
+    index = number - diagonal * (diagonal + 1) // 2
+    return Feature(diagonal - index, index)
 
 
 @final

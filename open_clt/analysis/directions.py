@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.features import FeatureKey
 from open_clt.errors import ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.feature import Feature
 from open_clt.models.transcoder import Transcoder
 
 EmbeddingMethod: TypeAlias = Literal["pca", "tsne"]
@@ -28,7 +28,7 @@ class Embedding(NamedTuple):
 
 
 @torch.no_grad()
-def decoder_directions(transcoder: Transcoder, chosen: Sequence[FeatureKey]) -> Float[Tensor, "some d_model"]:
+def decoder_directions(transcoder: Transcoder, chosen: Sequence[Feature]) -> Float[Tensor, "some d_model"]:
     """What each of some features writes per unit of activation, raw, summed over the layers it writes to.
 
     Raises ConfigError for a mixture of transforms, where that depends on the input.
@@ -36,10 +36,10 @@ def decoder_directions(transcoder: Transcoder, chosen: Sequence[FeatureKey]) -> 
     if not isinstance(transcoder, CrossLayerTranscoder):
         raise ConfigError("The transforms of a MOLT have no fixed directions; use a transcoder with decoders.")
     directions = torch.zeros(len(chosen), transcoder.config.d_model)
-    for layer in {layer for layer, _ in chosen}:
-        rows = [row for row, (source, _) in enumerate(chosen) if source == layer]
-        features = torch.tensor([chosen[row][1] for row in rows], device=transcoder.device)
-        directions[rows] = transcoder.decoders(layer, features).sum(1).float().cpu()
+    for layer in {feature.layer for feature in chosen}:
+        rows = [row for row, feature in enumerate(chosen) if feature.layer == layer]
+        indices = torch.tensor([chosen[row].index for row in rows], device=transcoder.device)
+        directions[rows] = transcoder.decoders(layer, indices).sum(1).float().cpu()
     return directions
 
 

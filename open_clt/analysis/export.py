@@ -1,15 +1,15 @@
 """Attribution graphs for other programs: networkx graphs and GraphML, out and in again without loss.
 
 Every column of a node is an attribute of the networkx node; what belongs to the whole graph is JSON text in the graph's
-attributes ``info`` and ``labels``. Circuit-tracer's JSON is in ``circuit_tracer_json``, feature examples in
-``feature_files``.
+attributes ``info``, ``vectors`` (of targets that are directions) and ``labels``. Circuit-tracer's JSON is in
+``circuit_tracer_json``, feature examples in ``feature_files``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from xml.etree.ElementTree import ParseError
@@ -18,10 +18,12 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from open_clt.attribution.graph import AttributionGraph, GraphInfo
+from open_clt.attribution.graph import FORMAT_VERSION, AttributionGraph
+from open_clt.attribution.graph_info import info_json, read_info
 from open_clt.attribution.influence import Edges
 from open_clt.attribution.nodes import NodeKind, NodeTable
-from open_clt.errors import CheckpointError
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.models.feature import labels_json, read_labels
 
 if TYPE_CHECKING:
     NamedGraph: TypeAlias = nx.DiGraph[str]
@@ -34,8 +36,14 @@ _WHOLE = ("kind", "layer", "position", "index")
 
 
 def to_networkx(graph: AttributionGraph) -> NamedGraph:
-    """A directed graph from sources to targets: nodes by name, with their columns and label; edges with ``weight``."""
-    found = nx.DiGraph(info=json.dumps(asdict(graph.info)), labels=json.dumps(dict(graph.labels)))
+    """A directed graph from sources to targets: nodes by id, with their columns and label; edges with ``weight``."""
+    facts, vectors = info_json(graph.info)
+    found = nx.DiGraph(
+        format_version=FORMAT_VERSION,
+        info=json.dumps(facts),
+        vectors=json.dumps({number: vector.tolist() for number, vector in vectors.items()}),
+        labels=json.dumps(labels_json(graph.labels)),
+    )
     columns = {f.name: getattr(graph.nodes, f.name).tolist() for f in fields(NodeTable)}
     ids = graph.ids()
     for number, name in enumerate(ids):
@@ -58,19 +66,19 @@ def from_networkx(found: NamedGraph) -> AttributionGraph:
     Nodes and edges that were taken away meanwhile are gone: unlike those that ``prune`` removes, they are not counted.
     """
     try:
-        info = cast(dict[str, Any], json.loads(found.graph["info"]))
-        labels = cast(dict[str, str], json.loads(found.graph["labels"]))
+        kept = cast(dict[str, list[float]], json.loads(found.graph.get("vectors", "{}")))
+        vectors = {number: torch.tensor(vector) for number, vector in kept.items()}
+        info = read_info(json.loads(found.graph["info"]), vectors, found.graph.get("format_version", 1))
+        labels = read_labels(json.loads(found.graph["labels"]))
         rows: list[tuple[str, dict[str, Any]]] = list(cast(Any, found.nodes)(data=True))
         # Targets stand last, whatever became of the order.
         rows.sort(key=lambda row: NodeKind[row[1]["kind"].upper()] in _OUTPUTS)
         number = {name: place for place, (name, _) in enumerate(rows)}
         table = NodeTable(**{f.name: _column([row for _, row in rows], f.name) for f in fields(NodeTable)})
         links = [(number[target], number[source], row["weight"]) for source, target, row in found.edges(data=True)]
-        names = tuple(info["target_names"][row["target"]] for _, row in rows if "target" in row)
-        words = {"tokens": tuple(info["tokens"]), "token_strings": tuple(info["token_strings"])}
-        whole: dict[str, Any] = {**info, **words, "target_names": names}
-        return AttributionGraph(table, _edges(links), GraphInfo(**whole), labels)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        names = tuple(info.target_names[row["target"]] for _, row in rows if "target" in row)
+        return AttributionGraph(table, _edges(links), replace(info, target_names=names), labels)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"This graph lacks what to_networkx writes ({error!r}); start from an export.") from error
 
 

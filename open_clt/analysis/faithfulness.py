@@ -28,6 +28,7 @@ from open_clt.analysis.faithfulness_report import Agreement, Effects, Faithfulne
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.attribution.sources import attributable
+from open_clt.attribution.target_kinds import FeaturePreactivation, LogitDifference
 from open_clt.errors import AttributionError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.replacement.intervene import InterventionRecord, intervene
@@ -49,7 +50,7 @@ def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_
     """
     model, transcoder = replacement.model, attributable(replacement.transcoder)
     chosen = _spread(graph, max_features)
-    keep = bool(graph.info.settings.get("skip_first_position", True))
+    keep = not graph.info.settings.use_first_position
     exact = ReplacementModel(model, transcoder, error_correction=True, keep_first_position=keep)
     before = observe(exact, torch.tensor(graph.info.tokens, device=model.device))
     _check_same(graph, before)
@@ -158,17 +159,15 @@ def _measured(
         if bool(here.any()):
             moved = run.preactivation_change(transcoder, layer, nodes.index[here].to(transcoder.device))
             found[here] = moved.float().cpu()[nodes.position[here], torch.arange(int(here.sum()))]
-    asked = graph.info.settings.get("targets", [])
     for number in graph.of_kind(NodeKind.TARGET).nonzero().flatten().tolist():
-        place, index = int(nodes.position[number]), int(nodes.index[number])
-        match asked[index] if index < len(asked) else None:
-            case {"kind": "logit_difference", "positive": positive, "negative": negative}:
-                found[number] = change[place, positive] - change[place, negative]
-            case {"kind": "feature", "layer": layer, "feature": feature}:
+        match graph.info.settings.target(int(nodes.index[number])):
+            case LogitDifference(positive=int(positive), negative=int(negative), position=position):
+                found[number] = change[position, positive] - change[position, negative]
+            case FeaturePreactivation(layer=layer, feature=feature, position=position):
                 wanted = torch.tensor([feature], device=transcoder.device)
-                found[number] = float(run.preactivation_change(transcoder, layer, wanted)[place])
+                found[number] = float(run.preactivation_change(transcoder, layer, wanted)[position])
             case _:
-                pass  # a direction's vector is not kept in the graph
+                pass  # a run records logits, not what a direction reads
     found[nodes.total.isnan()] = torch.nan  # an unexplored feature's row says nothing
     return found
 

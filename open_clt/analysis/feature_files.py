@@ -21,6 +21,7 @@ import torch
 from open_clt.analysis.circuit_tracer_schema import cantor_pair, read_object
 from open_clt.analysis.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.errors import CheckpointError, ConfigError
+from open_clt.models.feature import Feature
 
 FOLDER = "features"
 INDEX = "index.json.gz"
@@ -46,15 +47,15 @@ class FeatureFiles:
                 f"{self.folder / INDEX} cannot be read ({error!r}); write the features again."
             ) from error
 
-    def record(self, layer: int, feature: int) -> FeatureRecord | None:
+    def record(self, feature: Feature) -> FeatureRecord | None:
         """One feature, or None if nothing was written of it; raises CheckpointError if its bytes are damaged."""
         try:
-            if min(layer, feature) < 0:
+            if min(feature) < 0:
                 raise IndexError(feature)
-            filename, offsets = self._layers[layer]
-            start, end = offsets[feature], offsets[feature + 1]
+            filename, offsets = self._layers[feature.layer]
+            start, end = offsets[feature.index], offsets[feature.index + 1]
         except IndexError as error:
-            raise ConfigError(f"{self.folder} has no feature {feature} of layer {layer}; both count from 0.") from error
+            raise ConfigError(f"{self.folder} has no feature {feature}; layers and features count from 0.") from error
         if start == end:
             return None
         with (self.folder / filename).open("rb") as file:
@@ -62,11 +63,9 @@ class FeatureFiles:
             found = file.read(end - start)
         try:
             (length,) = _LENGTH.unpack_from(found)
-            return _record(json.loads(zlib.decompress(found[_LENGTH.size : _LENGTH.size + length])), layer, feature)
+            return _record(json.loads(zlib.decompress(found[_LENGTH.size : _LENGTH.size + length])), feature)
         except (struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"Feature {feature} of layer {layer} is damaged in {filename}; write it again."
-            ) from error
+            raise CheckpointError(f"Feature {feature} is damaged in {filename}; write it again.") from error
 
 
 def write_feature_files(
@@ -76,20 +75,20 @@ def write_feature_files(
 
     Features without a record take no room. Raises ConfigError if one lies outside the given shape.
     """
-    entries: dict[tuple[int, int], bytes] = {}
+    entries: dict[Feature, bytes] = {}
     for record in records:
-        if not (0 <= record.layer < n_layers and 0 <= record.feature < n_features):
+        if not (0 <= record.feature.layer < n_layers and 0 <= record.feature.index < n_features):
             raise ConfigError(
-                f"Feature {record.feature} of layer {record.layer} lies outside {n_layers} layers of {n_features} "
-                "features; give the transcoder's shape."
+                f"Feature {record.feature} lies outside {n_layers} layers of {n_features} features; "
+                "give the transcoder's shape."
             )
         packed = zlib.compress(_dumped(_entry(record, name)))
-        entries[record.layer, record.feature] = _LENGTH.pack(len(packed)) + packed
+        entries[record.feature] = _LENGTH.pack(len(packed)) + packed
     folder = Path(directory) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     index: list[dict[str, Any]] = []
     for layer in range(n_layers):
-        parts = [entries.get((layer, feature), b"") for feature in range(n_features)]
+        parts = [entries.get(Feature(layer, index), b"") for index in range(n_features)]
         offsets = [0]
         for part in parts:
             offsets.append(offsets[-1] + len(part))
@@ -105,17 +104,17 @@ def write_feature_json(records: Iterable[FeatureRecord], directory: str | Path, 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for record in records:
-        path = directory / f"{cantor_pair(record.layer, record.feature)}.json"
+        path = directory / f"{cantor_pair(record.feature)}.json"
         path.write_bytes(_dumped(_entry(record, name)))
     return directory
 
 
-def read_feature_json(directory: str | Path, layer: int, feature: int) -> FeatureRecord:
+def read_feature_json(directory: str | Path, feature: Feature) -> FeatureRecord:
     """Read what ``write_feature_json`` wrote of one feature; raises CheckpointError if it is missing or damaged."""
-    path = Path(directory) / f"{cantor_pair(layer, feature)}.json"
+    path = Path(directory) / f"{cantor_pair(feature)}.json"
     content = read_object(path, "examples_quantiles")
     try:
-        return _record(content, layer, feature)
+        return _record(content, feature)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is no whole feature ({error!r}); write it again.") from error
 
@@ -133,7 +132,7 @@ def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
     ]
     return {
         "transcoder_id": name,
-        "index": record.feature,
+        "index": record.feature.index,
         "examples_quantiles": [{"quantile_name": "Top activations", "examples": examples}],
         "top_logits": [effect.token for effect in record.top_tokens],
         "bottom_logits": [effect.token for effect in record.bottom_tokens],
@@ -148,10 +147,9 @@ def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
     }
 
 
-def _record(entry: Mapping[str, Any], layer: int, feature: int) -> FeatureRecord:
+def _record(entry: Mapping[str, Any], feature: Feature) -> FeatureRecord:
     examples = [example for quantile in entry["examples_quantiles"] for example in quantile["examples"]]
     return FeatureRecord(
-        layer=layer,
         feature=feature,
         density=float(entry.get("activation_frequency", math.nan)),
         max_activation=float(entry.get("act_max", math.nan)),

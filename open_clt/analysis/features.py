@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, final
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
@@ -18,16 +18,9 @@ from torch.nn import functional
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.text import pack_contexts
 from open_clt.errors import TextError
+from open_clt.models.feature import Feature
 from open_clt.models.sparse import SparseFeatures, active_counts
 from open_clt.models.transcoder import Transcoder
-
-FeatureKey: TypeAlias = tuple[int, int]
-"""A feature's layer, and its index within the layer."""
-
-
-def feature_name(layer: int, feature: int) -> str:
-    """Short name of a feature: ``L2/417`` is feature 417 of layer 2."""
-    return f"L{layer}/{feature}"
 
 
 @final
@@ -44,12 +37,12 @@ class FeatureActivations:
         """All activations as one tensor, zeros included."""
         return torch.stack([layer.dense() for layer in self.layers], dim=1)
 
-    def of(self, chosen: Sequence[FeatureKey]) -> Float[Tensor, "some position"]:
+    def of(self, chosen: Sequence[Feature]) -> Float[Tensor, "some position"]:
         """Activations of some features along the text."""
         found = torch.zeros(len(chosen), len(self.tokens))
-        for row, (layer, feature) in enumerate(chosen):
-            active = self.layers[layer]
-            entries = active.features == feature
+        for row, feature in enumerate(chosen):
+            active = self.layers[feature.layer]
+            entries = active.features == feature.index
             found[row, active.rows[entries].cpu()] = active.values[entries].float().cpu()
         return found
 
@@ -57,16 +50,10 @@ class FeatureActivations:
 class TopFeature(NamedTuple):
     """A feature, and where on a text it is most active."""
 
-    layer: int
-    feature: int
+    feature: Feature
     position: int
     token: str
     activation: float
-
-    @property
-    def key(self) -> FeatureKey:
-        """Layer and index."""
-        return self.layer, self.feature
 
 
 @torch.no_grad()
@@ -89,14 +76,14 @@ def top_features(activations: FeatureActivations, top_n: int = 10) -> list[TopFe
     found: list[TopFeature] = []
     for layer, active in enumerate(activations.layers):
         order = active.values.argsort(descending=True, stable=True)
-        rows, features, values = (column[order].tolist() for column in (active.rows, active.features, active.values))
+        rows, indices, values = (column[order].tolist() for column in (active.rows, active.features, active.values))
         seen: set[int] = set()
-        for position, feature, value in zip(rows, features, values, strict=True):
+        for position, index, value in zip(rows, indices, values, strict=True):
             if value <= 0 or len(seen) == top_n:
                 break
-            if feature not in seen:
-                seen.add(feature)
-                found.append(TopFeature(layer, feature, position, activations.tokens[position], value))
+            if index not in seen:
+                seen.add(index)
+                found.append(TopFeature(Feature(layer, index), position, activations.tokens[position], value))
     return sorted(found, key=lambda top: -top.activation)[:top_n]
 
 
@@ -172,7 +159,7 @@ def activations_of(
     model: LanguageModel,
     transcoder: Transcoder,
     contexts: Int[Tensor, "context position"],
-    chosen: Sequence[FeatureKey],
+    chosen: Sequence[Feature],
     *,
     batch_size: int = 16,
 ) -> Float[Tensor, "token some"]:
@@ -180,9 +167,10 @@ def activations_of(
     parts: list[Tensor] = []
     for _, features in _encoded(model, transcoder, contexts, batch_size):
         part = torch.zeros(features[0].batch, len(chosen))
-        for column, (layer, feature) in enumerate(chosen):
-            entries = features[layer].features == feature
-            part[features[layer].rows[entries].cpu(), column] = features[layer].values[entries].float().cpu()
+        for column, feature in enumerate(chosen):
+            active = features[feature.layer]
+            entries = active.features == feature.index
+            part[active.rows[entries].cpu(), column] = active.values[entries].float().cpu()
         parts.append(part)
     return torch.cat(parts)
 
@@ -203,11 +191,11 @@ def layer_activity(activations: FeatureActivations, transcoder: Transcoder) -> F
     return torch.stack([_written(active, norms[layer]) for layer, active in enumerate(activations.layers)])
 
 
-def most_important(importance: Float[Tensor, "layer feature"], top_n: int) -> list[FeatureKey]:
+def most_important(importance: Float[Tensor, "layer feature"], top_n: int) -> list[Feature]:
     """The features with the largest positive importance, largest first."""
     values, order = importance.flatten().topk(min(top_n, importance.numel()))
     width = importance.shape[1]
-    return [divmod(int(place), width) for place, value in zip(order, values, strict=True) if value > 0]
+    return [Feature(*divmod(int(place), width)) for place, value in zip(order, values, strict=True) if value > 0]
 
 
 def cross_layer_correlations(columns: Float[Tensor, "token column"]) -> Float[Tensor, "column column"]:

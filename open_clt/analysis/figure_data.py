@@ -31,7 +31,6 @@ from open_clt.analysis.features import (
     most_important,
 )
 from open_clt.errors import ConfigError, TextError
-from open_clt.models.feature import Feature
 from open_clt.models.transcoder import Transcoder
 
 _CONTEXT_LENGTH = 64
@@ -126,7 +125,7 @@ class FeaturesOnTexts:
 
     def embedding(self, top_n: int = 500) -> FeatureDirections:
         """Decoder directions of the ``top_n`` most important features, most important first."""
-        chosen = self._most_important(top_n)
+        chosen = most_important(self.importance, top_n)
         return FeatureDirections(
             directions=decoder_directions(self._source.transcoder, chosen),
             layers=[feature.layer for feature in chosen],
@@ -141,16 +140,13 @@ class FeaturesOnTexts:
 
     def feature_correlations(self, top_n: int = 40) -> Correlations:
         """Which of the ``top_n`` most important features fire at the same tokens, in the order of their layers."""
-        chosen = sorted(self._most_important(top_n))
+        chosen = sorted(most_important(self.importance, top_n))
         columns = activations_of(self._source.language_model, self._source.transcoder, self.statistics.contexts, chosen)
         return Correlations(
             matrix=cross_layer_correlations(columns),
             names=[str(feature) for feature in chosen],
             layers=[feature.layer for feature in chosen],
         )
-
-    def _most_important(self, top_n: int) -> list[Feature]:
-        return [Feature(*key) for key in most_important(self.importance, top_n)]
 
 
 def _strings(texts: object) -> Sequence[str]:

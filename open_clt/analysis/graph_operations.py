@@ -13,8 +13,9 @@ from torch import Tensor
 
 from open_clt.analysis.records import FeatureRecord
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import NodeKind
+from open_clt.attribution.nodes import NodeId, NodeKind
 from open_clt.errors import AttributionError
+from open_clt.models.feature import Feature
 
 
 @final
@@ -52,13 +53,20 @@ def find_nodes(graph: AttributionGraph, query: NodeQuery) -> list[str]:
 
 
 def node_numbers(graph: AttributionGraph, ids: Iterable[str]) -> Int[Tensor, "some"]:
-    """Rows of some nodes, by their names; raises AttributionError on a name that the graph does not have."""
-    rows = {name: row for row, name in enumerate(graph.ids())}
-    wanted = list(ids)
-    missing = [name for name in wanted if name not in rows]
-    if missing:
-        raise AttributionError(f"The graph has no node {missing[0]!r}; AttributionGraph.ids() lists the names it has.")
-    return torch.tensor([rows[name] for name in wanted], dtype=torch.long)
+    """Rows of some nodes, by their ids (or circuit-tracer's); raises AttributionError if the graph lacks one of them.
+
+    Negative positions count from the prompt's end.
+    """
+    rows = {node: row for row, node in enumerate(graph.nodes.ids())}
+    numbers: list[int] = []
+    for text in ids:
+        node = NodeId.parse(text, graph.info.n_layers)
+        if node.position is not None and node.position < 0:
+            node = node._replace(position=node.position + len(graph.info.tokens))
+        if node not in rows:
+            raise AttributionError(f"The graph has no node {text!r}; AttributionGraph.ids() lists the ids it has.")
+        numbers.append(rows[node])
+    return torch.tensor(numbers, dtype=torch.long)
 
 
 def subgraph(graph: AttributionGraph, ids: Iterable[str]) -> AttributionGraph:
@@ -151,12 +159,12 @@ def describe(record: FeatureRecord, count: int = 2) -> str:
     peaks = Counter(example.tokens[example.peak] for example in record.examples)
     fires = _readable((token for token, _ in peaks.most_common()), count)
     raises = _readable((effect.token for effect in record.top_tokens), count)
-    return " → ".join(filter(None, (fires, raises))) or f"feature {record.feature}"
+    return " → ".join(filter(None, (fires, raises))) or f"feature {record.feature.index}"
 
 
 def label_features(graph: AttributionGraph, records: Iterable[FeatureRecord]) -> AttributionGraph:
     """The same graph, its features named after their records; labels it has already are kept."""
-    labels = {f"{record.layer}_{record.feature}": describe(record) for record in records}
+    labels: dict[Feature, str] = {record.feature: describe(record) for record in records}
     return graph.with_labels({**labels, **graph.labels})
 
 
@@ -169,8 +177,9 @@ def _readable(tokens: Iterable[str], count: int) -> str:
 
 
 def _names(graph: AttributionGraph, across_positions: bool) -> list[str]:
-    # The position is the last part of every name.
-    return [name.rsplit("_", 1)[0] if across_positions else name for name in graph.ids()]
+    if not across_positions:
+        return graph.ids()
+    return [str(node._replace(position=None)) for node in graph.nodes.ids()]
 
 
 def _weights(graph: AttributionGraph, names: list[str]) -> dict[tuple[str, str], float]:

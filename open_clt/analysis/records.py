@@ -12,7 +12,8 @@ from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.directions import decoder_directions, logit_effects
-from open_clt.analysis.features import ActivationStatistics, FeatureKey, feature_activations
+from open_clt.analysis.features import ActivationStatistics, feature_activations
+from open_clt.models.feature import Feature
 from open_clt.models.transcoder import Transcoder
 
 
@@ -37,8 +38,7 @@ class TokenEffect(NamedTuple):
 class FeatureRecord:
     """One feature: how often and how much it fires, where it fires most, and what it writes."""
 
-    layer: int
-    feature: int
+    feature: Feature
     density: float
     """Share of the tokens on which it is active."""
     max_activation: float
@@ -54,21 +54,20 @@ def feature_records(
     model: LanguageModel,
     transcoder: Transcoder,
     statistics: ActivationStatistics,
-    chosen: Sequence[FeatureKey],
+    chosen: Sequence[Feature],
     *,
     n_tokens: int = 10,
 ) -> list[FeatureRecord]:
     """Describe some features by the texts that ``statistics`` were taken on."""
     effects = logit_effects(model, decoder_directions(transcoder, chosen))
     records: list[FeatureRecord] = []
-    for key, effect in zip(chosen, effects, strict=True):
-        contexts = statistics.best_contexts[key][statistics.best_values[key] > 0]
+    for feature, effect in zip(chosen, effects, strict=True):
+        contexts = statistics.best_contexts[feature][statistics.best_values[feature] > 0]
         record = FeatureRecord(
-            layer=key[0],
-            feature=key[1],
-            density=float(statistics.density[key]),
-            max_activation=float(statistics.maximum[key]),
-            examples=tuple(_example(model, transcoder, statistics.contexts[context], key) for context in contexts),
+            feature=feature,
+            density=float(statistics.density[feature]),
+            max_activation=float(statistics.maximum[feature]),
+            examples=tuple(_example(model, transcoder, statistics.contexts[context], feature) for context in contexts),
             top_tokens=_largest(model, effect, n_tokens, sign=1),
             bottom_tokens=_largest(model, effect, n_tokens, sign=-1),
         )
@@ -85,8 +84,8 @@ def _largest(
 
 
 def _example(
-    model: LanguageModel, transcoder: Transcoder, context: Int[Tensor, "position"], key: FeatureKey
+    model: LanguageModel, transcoder: Transcoder, context: Int[Tensor, "position"], feature: Feature
 ) -> FeatureExample:
     activations = feature_activations(model, transcoder, context)
-    along = activations.of([key])[0]
+    along = activations.of([feature])[0]
     return FeatureExample(activations.tokens, along, int(along.argmax()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.analysis.directions import decoder_directions
-from open_clt.analysis.features import feature_name
-from open_clt.analysis.graph_operations import NodeQuery, find_nodes
+from open_clt.analysis.graph_operations import NodeQuery, find_nodes, node_numbers
 from open_clt.attribution import influence as paths
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.influence import Edges, GraphScores, InfluenceGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError
+from open_clt.models.feature import Feature
 from open_clt.models.transcoder import Transcoder
 
 _MOST_FEATURES = 2000
@@ -35,7 +35,7 @@ _MOST_FEATURES = 2000
 @final
 @dataclass(frozen=True)
 class Supernode:
-    """Nodes that count as one, by their names."""
+    """Nodes that count as one, by their ids."""
 
     label: str
     members: tuple[str, ...]
@@ -96,6 +96,10 @@ def supernode(graph: AttributionGraph, label: str, query: NodeQuery) -> Supernod
 def group(graph: AttributionGraph, supernodes: Sequence[Supernode]) -> GroupedGraph:
     """Join the members of each supernode; raises AttributionError if a node is missing or in two of them."""
     ids = graph.ids()
+    supernodes = [
+        replace(joined, members=tuple(ids[row] for row in node_numbers(graph, joined.members).tolist()))
+        for joined in supernodes
+    ]
     _check(ids, supernodes)
     of_member = {name: joined for joined in supernodes for name in joined.members}
     groups = list(dict.fromkeys(of_member.get(name) or Supernode(name, (name,)) for name in ids))
@@ -139,7 +143,8 @@ def suggest_supernodes(
     alike, reaches = _edge_similarity(graph, features)
     if transcoder is not None:
         columns = graph.nodes.layer[features].tolist(), graph.nodes.index[features].tolist()
-        directions = functional.normalize(decoder_directions(transcoder, list(zip(*columns, strict=True))).double())
+        chosen = [Feature(*column) for column in zip(*columns, strict=True)]
+        directions = functional.normalize(decoder_directions(transcoder, chosen).double())
         alike = (1 - decoder_share) * alike + decoder_share * directions @ directions.T
     found = [features[members] for members in _clusters(alike, reaches, min_similarity) if len(members) > 1]
     influence = graph.influence()
@@ -154,9 +159,6 @@ def suggest_supernodes(
 
 def _check(ids: Sequence[str], supernodes: Sequence[Supernode]) -> None:
     members = [name for joined in supernodes for name in joined.members]
-    unknown = sorted(set(members) - set(ids))
-    if unknown:
-        raise AttributionError(f"The graph has no node {unknown[0]!r}; AttributionGraph.ids() lists the names it has.")
     twice = [name for name, count in Counter(members).items() if count > 1]
     if twice:
         raise AttributionError(f"Node {twice[0]!r} is in two supernodes; a node belongs to one group at most.")
@@ -230,8 +232,8 @@ def _join_reach(reaches: Bool[Tensor, "some some"], into: int, other: int) -> No
 
 
 def _label(graph: AttributionGraph, number: int) -> str:
-    layer, index = int(graph.nodes.layer[number]), int(graph.nodes.index[number])
-    return graph.labels.get(f"{layer}_{index}", feature_name(layer, index))
+    feature = Feature(int(graph.nodes.layer[number]), int(graph.nodes.index[number]))
+    return graph.labels.get(feature, str(feature))
 
 
 def _distinct(labels: list[str]) -> list[str]:

@@ -29,11 +29,13 @@ from torch import Tensor
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.explore import Explored, explore
-from open_clt.attribution.graph import AttributionGraph, GraphInfo
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.graph_info import GraphInfo, GraphSettings
 from open_clt.attribution.influence import Edges
 from open_clt.attribution.nodes import NodeTable
 from open_clt.attribution.sources import Sources, attributable, find_sources
-from open_clt.attribution.targets import Resolved, SalientLogits, Target, resolve_targets, target_facts
+from open_clt.attribution.target_kinds import SalientLogits, Target
+from open_clt.attribution.targets import Resolved, resolve_targets
 from open_clt.errors import AttributionError, OpenCLTError
 from open_clt.models.transcoder import Transcoder
 
@@ -93,14 +95,12 @@ def attribute(
     resolved = resolve_targets(model, sources, wanted)
     explored = explore(sources, resolved, max_feature_nodes, batch_size=batch_size, compatible=compatible)
     logger.info("attributed %d of %d active features", int(explored.mask.sum()), explored.mask.shape[0])
-    settings = {
-        "targets": [target_facts(model, sources, target) for target in wanted],
-        "max_logits": max_logits,
-        "logit_probability": logit_probability,
-        "max_feature_nodes": max_feature_nodes,
-        "skip_first_position": skip_first_position,
-        "batch_size": batch_size,
-    }
+    settings = GraphSettings(
+        targets=resolved.targets,
+        max_feature_nodes=max_feature_nodes,
+        use_first_position=not skip_first_position,
+        batch_size=batch_size,
+    )
     info = GraphInfo(
         model=model.name,
         transcoder=transcoder.config.language_model,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
@@ -22,42 +22,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from open_clt.attribution import influence as paths
+from open_clt.attribution.graph_info import GraphInfo, PruningSettings, info_json, read_info
 from open_clt.attribution.influence import Edges, GraphScores, InfluenceGraph, Roles
-from open_clt.attribution.nodes import Node, NodeKind, NodeTable, node_id
-from open_clt.errors import AttributionError, CheckpointError
+from open_clt.attribution.nodes import Node, NodeId, NodeKind, NodeTable
+from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from open_clt.models.feature import Feature, labels_json, read_labels
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "open-clt-attribution-graph"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had other settings and other keys of labels; it is still read."""
 _JSON = "graph.json"
 _TENSORS = "graph.safetensors"
+_VECTORS = "targets."
+"""Stands before the number of a target whose vector is kept among the tensors."""
 _ROUNDING = 1e-5
 """Share of a row that rounding in float32 may cost."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphInfo:
-    """Where a graph comes from, and the words it needs."""
-
-    model: str
-    """Name of the language model."""
-    transcoder: str | None
-    """What the transcoder says of the model it was trained for."""
-    prompt: str
-    tokens: tuple[int, ...]
-    token_strings: tuple[str, ...]
-    target_names: tuple[str, ...]
-    """Names of the targets, in their order: a token's text, or what was asked for."""
-    n_layers: int
-    n_active_features: int
-    """Features active on the prompt, whether or not the budget allowed to attribute them."""
-    compatible: bool
-    """Whether positional embeddings, biases and MLP outputs were left out, as circuit-tracer does."""
-    settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    versions: dict[str, str] = field(default_factory=dict[str, str])
-    faithfulness: dict[str, Any] | None = None
-    """How far its predictions hold in the model, if that was measured (``analysis.faithfulness``)."""
 
 
 class Completeness(NamedTuple):
@@ -84,8 +65,8 @@ class AttributionGraph:
     nodes: NodeTable
     edges: Edges
     info: GraphInfo
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What users call features: ``{"layer_feature": text}``."""
+    labels: Mapping[Feature, str] = field(default_factory=dict[Feature, str])
+    """What users call features, wherever they are active."""
 
     @cached_property
     def influence_graph(self) -> InfluenceGraph:
@@ -111,14 +92,15 @@ class AttributionGraph:
         kind, layer, position, index = self._facts(number)
         value, weight = float(self.nodes.value[number]), float(self.nodes.weight[number])
         label = self._label(number, kind, layer, position, index, weight)
-        return Node(node_id(kind, layer, position, index), kind, layer, position, index, value, weight, label)
+        name = str(NodeId.of(kind, layer, position, index))
+        return Node(name, kind, layer, position, index, value, weight, label)
 
     def ids(self) -> list[str]:
-        """Names of all nodes."""
-        return self.nodes.ids()
+        """Ids of all nodes; ``nodes.py`` says how they are written."""
+        return list(map(str, self.nodes.ids()))
 
-    def with_labels(self, labels: Mapping[str, str]) -> AttributionGraph:
-        """The same graph with more names for features: ``{"layer_feature": text}``."""
+    def with_labels(self, labels: Mapping[Feature, str]) -> AttributionGraph:
+        """The same graph with more names for features."""
         return replace(self, labels={**self.labels, **labels})
 
     def adjacency(self) -> Float[Tensor, "target source"]:
@@ -150,13 +132,12 @@ class AttributionGraph:
 
         Tokens and targets always stay. Errors are measured by their edges alone (methods), or, as circuit-tracer does,
         pruned like features; ``keep_errors=None`` does the latter in compatible graphs. What is removed is remembered
-        in ``omitted``, the thresholds in ``info.settings``. Raises AttributionError if one is not in (0, 1].
+        in ``omitted``, the thresholds in ``info.settings.pruning``. Raises AttributionError if one is not in (0, 1].
         """
         keep_errors = not self.info.compatible if keep_errors is None else keep_errors
-        settings = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "keep_errors": keep_errors}
-        for name in ("node_threshold", "edge_threshold"):
-            if not 0 < settings[name] <= 1:
-                raise AttributionError(f"{name} is {settings[name]}; it must be above 0 and at most 1.")
+        for name, threshold in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+            if not 0 < threshold <= 1:
+                raise AttributionError(f"{name} is {threshold}; it must be above 0 and at most 1.")
         roles = Roles(
             always=self.of_kind(NodeKind.EMBEDDING, NodeKind.LOGIT, NodeKind.TARGET),
             exempt=self.of_kind(NodeKind.ERROR) & keep_errors,
@@ -164,9 +145,10 @@ class AttributionGraph:
         )
         kept = paths.prune(self.influence_graph, roles, node_threshold, edge_threshold)
         cumulative = paths.cumulative_influence(self.influence())[kept.nodes]
-        found = self.part(kept.nodes, kept.edges)
-        info = replace(found.info, settings={**found.info.settings, **settings})
-        return replace(found, nodes=replace(found.nodes, cumulative=cumulative), info=info)
+        pruned = self.part(kept.nodes, kept.edges)
+        pruning = PruningSettings(node_threshold=node_threshold, edge_threshold=edge_threshold, keep_errors=keep_errors)
+        info = replace(pruned.info, settings=replace(pruned.info.settings, pruning=pruning))
+        return replace(pruned, nodes=replace(pruned.nodes, cumulative=cumulative), info=info)
 
     def part(self, nodes: Bool[Tensor, "node"], edges: Bool[Tensor, "edge"] | None = None) -> AttributionGraph:
         """Some nodes and the edges between them, of ``edges`` if given; ``omitted`` keeps what their rows lose."""
@@ -220,9 +202,11 @@ class AttributionGraph:
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"nodes.{f.name}": getattr(self.nodes, f.name) for f in fields(self.nodes)}
         tensors |= {f"edges.{name}": column for name, column in self.edges._asdict().items()}
+        facts, vectors = info_json(self.info)
+        tensors |= {f"{_VECTORS}{number}": vector for number, vector in vectors.items()}
         save_file({name: _narrow(tensor).contiguous() for name, tensor in tensors.items()}, directory / _TENSORS)
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "info": asdict(self.info)}
-        content |= {"labels": dict(self.labels), "missing": self.missing()}
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "info": facts}
+        content |= {"labels": labels_json(self.labels), "missing": self.missing()}
         (directory / _JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return directory
 
@@ -235,12 +219,12 @@ class AttributionGraph:
             tensors = {name: _wide(tensor) for name, tensor in load_file(directory / _TENSORS).items()}
             nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
             edges = Edges(*(tensors[f"edges.{name}"] for name in Edges._fields))
-            facts = cast(dict[str, Any], content["info"])
-            facts |= {key: tuple(facts[key]) for key in ("tokens", "token_strings", "target_names")}
-            info = GraphInfo(**facts)
-        except (FileNotFoundError, SafetensorError, KeyError, TypeError) as error:
+            vectors = {name.removeprefix(_VECTORS): t for name, t in tensors.items() if name.startswith(_VECTORS)}
+            info = read_info(content["info"], vectors, content["format_version"])
+            labels = read_labels(content.get("labels", {}))
+        except (FileNotFoundError, SafetensorError, LookupError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{directory} holds no whole attribution graph ({error}); save it again.") from error
-        return AttributionGraph(nodes, edges, info, cast(dict[str, str], content.get("labels", {})))
+        return AttributionGraph(nodes, edges, info, labels)
 
     def _facts(self, number: int) -> tuple[NodeKind, int, int, int]:
         nodes = self.nodes
@@ -251,7 +235,7 @@ class AttributionGraph:
         token = self.info.token_strings[position]
         match kind:
             case NodeKind.FEATURE:
-                return self.labels.get(f"{layer}_{index}", f"feature {index}")
+                return self.labels.get(Feature(layer, index), f"feature {index}")
             case NodeKind.ERROR:
                 return f"error of layer {layer} at {token!r}"
             case NodeKind.EMBEDDING:

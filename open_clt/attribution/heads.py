@@ -10,8 +10,8 @@ and the parts add up to the edge exactly, because all that is not linear is froz
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,9 +21,10 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.adjoint import Seeds, add_skipped, before, feature_seeds, read_by, walk
 from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import Node, NodeKind, node_id
+from open_clt.attribution.nodes import Node, NodeId, NodeKind
 from open_clt.attribution.sources import Sources, attributable, find_sources
-from open_clt.attribution.targets import FeaturePreactivation, LogitDifference, Target, TokenLogits, resolve_targets
+from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, TokenLogits
+from open_clt.attribution.targets import target_seeds
 from open_clt.errors import AttributionError
 from open_clt.models.transcoder import Transcoder
 
@@ -53,38 +54,32 @@ def head_contributions(
     transcoder: Transcoder,
     graph: AttributionGraph,
     target: int,
-    *,
-    targets: Target | Sequence[Target] | None = None,
 ) -> HeadContributions:
     """Split every edge into node ``target`` of a graph by attention layer and head.
 
-    ``model`` and ``transcoder`` are those that the graph was made with, and so are ``targets``, which a graph remembers
-    but for directions. Raises AttributionError if the node has no inputs, if a direction is missing, or if a pruned
-    graph does not tell pruned features from those that its budget never explored.
+    ``model`` and ``transcoder`` are those that the graph was made with. Raises AttributionError if the node has no
+    inputs, if the graph comes from a file that does not hold its targets, or if a pruned graph does not tell pruned
+    features from those that its budget never explored.
     """
     sources = _sources(model, transcoder, graph)
-    return _split(model, sources, _nodes_of_columns(graph, sources), graph, target, targets)
+    return _split(model, sources, _nodes_of_columns(graph, sources), graph, target)
 
 
 @torch.no_grad()
 def every_head_contribution(
-    model: LanguageModel,
-    transcoder: Transcoder,
-    graph: AttributionGraph,
-    *,
-    targets: Target | Sequence[Target] | None = None,
+    model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph
 ) -> Iterator[tuple[int, HeadContributions]]:
     """Split all edges of a graph: each node that has inputs, and its edges as ``head_contributions`` splits them."""
     sources = _sources(model, transcoder, graph)
     columns = _nodes_of_columns(graph, sources)
     for target in graph.edges.target.unique().tolist():
-        yield target, _split(model, sources, columns, graph, target, targets)
+        yield target, _split(model, sources, columns, graph, target)
 
 
 def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph) -> Sources:
     transcoder = attributable(transcoder)
     path = read_linear_path(model, torch.tensor(graph.info.tokens, device=model.device), transcoder.config.input_hook)
-    return find_sources(path, transcoder, first=int(graph.info.settings.get("skip_first_position", True)))
+    return find_sources(path, transcoder, first=int(not graph.info.settings.use_first_position))
 
 
 def _split(
@@ -93,11 +88,10 @@ def _split(
     columns: Int[Tensor, "column"],
     graph: AttributionGraph,
     target: int,
-    targets: Target | Sequence[Target] | None,
 ) -> HeadContributions:
     """One target's row, walked down once for every head that hands it on, and once past all of them."""
     node, path, n_nodes = graph.node(target), sources.path, graph.n_nodes
-    seed = _seed(model, sources, node, _wanted(graph, node, targets))
+    seed = _seed(model, sources, graph, node)
     direct = sources.errors.new_zeros(1, node.position + 1, path.d_model)
     direct[0, node.position] = seed.cotangent[0]
     level = int(seed.level)
@@ -115,26 +109,16 @@ def _split(
     return HeadContributions(heads.cpu() * there, _by_node(alone, columns, n_nodes)[0].cpu() * there)
 
 
-def _wanted(graph: AttributionGraph, node: Node, targets: Target | Sequence[Target] | None) -> Target | None:
-    """The target that an output stands for, as it was given or as the graph remembers it; None for features."""
+def _seed(model: LanguageModel, sources: Sources, graph: AttributionGraph, node: Node) -> Seeds:
+    """What an output or a feature is as a function of the residual stream."""
     if node.kind is NodeKind.LOGIT:
-        return TokenLogits(tokens=(node.index,), position=node.position)
-    if node.kind is not NodeKind.TARGET:
-        return None
-    given = [] if targets is None else list(targets) if isinstance(targets, Sequence) else [targets]
-    if node.index < len(given):
-        return given[node.index]
-    known: list[dict[str, Any]] = graph.info.settings.get("targets", [])
-    facts = known[node.index] if node.index < len(known) else {}
-    kinds = {"logit_difference": LogitDifference, "feature": FeaturePreactivation}
-    if facts.get("kind") not in kinds:
-        raise AttributionError(f"The graph does not hold what {node.id} is; give the targets that it was made with.")
-    return kinds[facts["kind"]](**facts)
-
-
-def _seed(model: LanguageModel, sources: Sources, node: Node, wanted: Target | None) -> Seeds:
-    if wanted is not None:
-        return resolve_targets(model, sources, [wanted]).seeds
+        return target_seeds(model, sources, TokenLogits(tokens=(node.index,), position=node.position))
+    if node.kind is NodeKind.TARGET:
+        match graph.info.settings.target(node.index):
+            case LogitDifference() | Direction() | FeaturePreactivation() as target:
+                return target_seeds(model, sources, target)
+            case _:
+                raise AttributionError(f"The graph's file does not tell what {node.id} is; attribute the prompt again.")
     if node.kind is not NodeKind.FEATURE:
         raise AttributionError(f"{node.id} has no inputs; head contributions need a feature or an output.")
     facts = (torch.tensor([fact], device=model.device) for fact in (node.layer, node.position, node.index))
@@ -160,20 +144,20 @@ def _handed_on(
 
 def _nodes_of_columns(graph: AttributionGraph, sources: Sources) -> Int[Tensor, "column"]:
     """The node that each column adds to: an unexplored feature to its error; what the graph lacks, past the end."""
-    budget = graph.info.settings.get("max_feature_nodes")
+    budget = graph.info.settings.max_feature_nodes
     folded = budget is not None and budget < graph.info.n_active_features
     if folded and bool(graph.nodes.omitted.any()):
         raise AttributionError(
             "The graph was made with a budget and then pruned, so its errors' parts are not known; "
             "ask the graph that it was pruned from for head contributions."
         )
-    number = {name: place for place, name in enumerate(graph.ids())}
-    table = sources.nodes()
-    nodes = [number.get(name, graph.n_nodes) for name in table.ids()]
-    for column in range(sources.features.value.shape[0]) if folded else ():
+    rows = {node: row for row, node in enumerate(graph.nodes.ids())}
+    columns = sources.nodes().ids()
+    nodes = [rows.get(column, graph.n_nodes) for column in columns]
+    for column, feature in enumerate(columns[: sources.features.value.shape[0]]) if folded else ():
         if nodes[column] == graph.n_nodes:
-            error = node_id(NodeKind.ERROR, int(table.layer[column]), int(table.position[column]), -1)
-            nodes[column] = number.get(error, graph.n_nodes)
+            error = NodeId.of(NodeKind.ERROR, feature.layer, feature.position, -1)
+            nodes[column] = rows.get(error, graph.n_nodes)
     return torch.tensor(nodes, device=sources.features.layer.device)
 
 

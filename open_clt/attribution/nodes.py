@@ -1,18 +1,36 @@
-"""The nodes of an attribution graph: what they are, what they are called, and the table that holds them.
+"""Nodes of an attribution graph: their kinds, their ids, and the table that holds them.
 
 Order of the rows: features by (layer, position, feature); errors by (layer, position); token embeddings by position;
 then, unless the graph is ``compatible``, positional embeddings, biases and MLP outputs; the targets last.
+
+The id of a node is its kind and then its layer, position and index, in this order and as far as the kind has them:
+
+    2:5:417         feature 417 of layer 2 at position 5, as it is typed on the command line
+    error:2:5       the error of layer 2 at position 5
+    token:5:330     the embedding of token 330, which stands at position 5
+    position:5      the positional embedding of position 5
+    bias:2:5        biases that enter at layer 2 and position 5
+    mlp:2:5         the whole MLP output of layer 2 at position 5
+    logit:5:1234    the logit of token 1234 after position 5
+    target:5:0      the first target, which stands at position 5
+
+Position ``*`` stands for all positions, where nodes are compared across them.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from open_clt.errors import AttributionError, ConfigError
+from open_clt.models.feature import Feature, FeaturePlace
 
 
 class NodeKind(IntEnum):
@@ -37,6 +55,80 @@ class NodeKind(IntEnum):
     """An output token's logit, less the mean logit."""
     TARGET = 7
     """Anything else that was asked for: a logit difference, a direction, a feature's pre-activation."""
+
+
+_WORDS: Mapping[NodeKind, tuple[str, bool, bool]] = {
+    NodeKind.ERROR: ("error", True, False),
+    NodeKind.EMBEDDING: ("token", False, True),
+    NodeKind.POSITIONAL: ("position", False, False),
+    NodeKind.BIAS: ("bias", True, False),
+    NodeKind.MLP_OUTPUT: ("mlp", True, False),
+    NodeKind.LOGIT: ("logit", False, True),
+    NodeKind.TARGET: ("target", False, True),
+}
+"""How an id begins, and whether it tells the node's layer and index. Features have no word: they have both."""
+
+_NUMBER = re.compile(r"\d+", re.ASCII)
+_FOREIGN = re.compile(r"(?P<layer>E|\d+)_(?P<index>-?\d+)_(?P<position>\d+)", re.ASCII)
+
+
+class NodeId(NamedTuple):
+    """What tells a node apart from all others of its graph; a part that the kind does not need is -1."""
+
+    kind: NodeKind
+    layer: int
+    position: int | None
+    """None stands for all positions."""
+    index: int
+
+    @staticmethod
+    def of(kind: NodeKind, layer: int, position: int | None, index: int) -> NodeId:
+        """The id of a node that has these facts."""
+        _, has_layer, has_index = _WORDS.get(kind, ("", True, True))
+        return NodeId(kind, layer if has_layer else -1, position, index if has_index else -1)
+
+    def __str__(self) -> str:
+        if self.kind is NodeKind.FEATURE:
+            return str(FeaturePlace(Feature(self.layer, self.index), self.position))
+        word, has_layer, has_index = _WORDS[self.kind]
+        layer, index = [self.layer] * has_layer, [self.index] * has_index
+        return ":".join(map(str, [word, *layer, "*" if self.position is None else self.position, *index]))
+
+    @staticmethod
+    def parse(text: str, n_layers: int) -> NodeId:
+        """Read an id, also in circuit-tracer's notation; raises AttributionError on anything else.
+
+        Circuit-tracer writes ``2_417_5`` for features, ``2_-1_5`` for errors, ``E_330_5`` for tokens, and for logits
+        the layer ``n_layers + 1``.
+        """
+        if foreign := _FOREIGN.fullmatch(text):
+            layer = -1 if foreign["layer"] == "E" else int(foreign["layer"])
+            return _foreign(layer, int(foreign["position"]), int(foreign["index"]), n_layers)
+        word, _, rest = text.partition(":")
+        for kind, (known, has_layer, has_index) in _WORDS.items():
+            numbers = rest.split(":")
+            if word == known and len(numbers) == 1 + has_layer + has_index and all(map(_NUMBER.fullmatch, numbers)):
+                layer, position, index = ["-1"] * (not has_layer) + numbers + ["-1"] * (not has_index)
+                return NodeId(kind, int(layer), int(position), int(index))
+        try:
+            feature, position = FeaturePlace.parse(text)
+        except ConfigError as error:
+            raise AttributionError(
+                f"{text!r} is not the id of a node; ids look like 2:5:417 (layer, position, feature), error:2:5 or "
+                "logit:5:1234."
+            ) from error
+        return NodeId(NodeKind.FEATURE, feature.layer, position, feature.index)
+
+
+def _foreign(layer: int, position: int, index: int, n_layers: int) -> NodeId:
+    """The node that circuit-tracer calls ``layer_index_position``; layer -1 is its ``E``."""
+    if layer == -1:
+        return NodeId.of(NodeKind.EMBEDDING, -1, position, index)
+    if layer == n_layers + 1:
+        # A target that is not a token is written as a logit with a negative number.
+        output = (NodeKind.LOGIT, index) if index >= 0 else (NodeKind.TARGET, -1 - index)
+        return NodeId.of(output[0], -1, position, output[1])
+    return NodeId.of(NodeKind.FEATURE if index >= 0 else NodeKind.ERROR, layer, position, index)
 
 
 @final
@@ -85,10 +177,10 @@ class NodeTable:
         """Some of the rows, by mask or by index."""
         return replace(self, **{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
-    def ids(self) -> list[str]:
-        """Names of all nodes."""
+    def ids(self) -> list[NodeId]:
+        """Ids of all nodes."""
         columns = (column.tolist() for column in (self.kind, self.layer, self.position, self.index))
-        return [node_id(NodeKind(kind), *facts) for kind, *facts in zip(*columns, strict=True)]
+        return [NodeId.of(NodeKind(kind), *facts) for kind, *facts in zip(*columns, strict=True)]
 
     @staticmethod
     def of(
@@ -122,24 +214,3 @@ class NodeTable:
         """Several tables, one after another."""
         columns = {f.name: torch.cat([getattr(table, f.name) for table in tables]) for f in fields(NodeTable)}
         return NodeTable(**columns)
-
-
-def node_id(kind: NodeKind, layer: int, position: int, index: int) -> str:
-    """Name of a node within its graph: circuit-tracer's for its kinds, ours for the others."""
-    match kind:
-        case NodeKind.FEATURE:
-            return f"{layer}_{index}_{position}"
-        case NodeKind.ERROR:
-            return f"{layer}_-1_{position}"
-        case NodeKind.EMBEDDING:
-            return f"E_{index}_{position}"
-        case NodeKind.POSITIONAL:
-            return f"P_{position}"
-        case NodeKind.BIAS:
-            return f"B_{layer}_{position}"
-        case NodeKind.MLP_OUTPUT:
-            return f"M_{layer}_{position}"
-        case NodeKind.LOGIT:
-            return f"{layer + 1}_{index}_{position}"
-        case NodeKind.TARGET:
-            return f"T_{index}_{position}"

@@ -1,11 +1,10 @@
-"""What a graph explains: the sum type of targets, and how each becomes rows to compute."""
+"""Targets as rows to compute: reading them from text, resolving them on a prompt, and their seeds and nodes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, TypeAlias, final
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -15,70 +14,19 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.adjoint import Seeds, feature_seeds
 from open_clt.attribution.nodes import NodeKind, NodeTable
 from open_clt.attribution.sources import Sources
-from open_clt.errors import AttributionError
-from open_clt.replacement.interventions import feature_place
+from open_clt.attribution.target_kinds import (
+    Direction,
+    FeaturePreactivation,
+    LogitDifference,
+    SalientLogits,
+    Target,
+    TokenLogits,
+)
+from open_clt.errors import AttributionError, ConfigError
+from open_clt.models.feature import Feature, FeaturePlace
 
-_PLACE = re.compile(r"\d+:(-?\d+|\*):\d+", re.ASCII)
 _LESS = "--"
 """Stands between the two tokens of a difference."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class SalientLogits:
-    """The likeliest tokens: as few as hold ``probability``, and ``max_count`` at most."""
-
-    max_count: int = 10
-    probability: float = 0.95
-    position: int = -1
-    """Where the prediction is made; negative counts from the end."""
-    kind: Literal["salient_logits"] = "salient_logits"
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TokenLogits:
-    """Given tokens, as texts (``" Paris"``, leading space and all) or ids."""
-
-    tokens: tuple[str | int, ...]
-    position: int = -1
-    kind: Literal["token_logits"] = "token_logits"
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class LogitDifference:
-    """The logit of one token less that of another."""
-
-    positive: str | int
-    negative: str | int
-    position: int = -1
-    kind: Literal["logit_difference"] = "logit_difference"
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Direction:
-    """Any direction in the space after the final norm, such as a probe: ``vector . final_norm(stream)``."""
-
-    vector: Float[Tensor, "d_model"]
-    name: str = "direction"
-    position: int = -1
-    kind: Literal["direction"] = "direction"
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class FeaturePreactivation:
-    """A feature's pre-activation, less its encoder bias; the feature need not be active."""
-
-    layer: int
-    feature: int
-    position: int = -1
-    kind: Literal["feature"] = "feature"
-
-
-Target: TypeAlias = SalientLogits | TokenLogits | LogitDifference | Direction | FeaturePreactivation
 
 
 def read_target(model: LanguageModel, text: str, position: int = -1) -> Target:
@@ -90,11 +38,12 @@ def read_target(model: LanguageModel, text: str, position: int = -1) -> Target:
 
     Raises AttributionError if none does.
     """
-    if _PLACE.fullmatch(text):
-        layer, place, feature = feature_place(text)
-        if place is None:
-            raise AttributionError(f"The target {text!r} names every position; name one: {layer}:-1:{feature}.")
-        return FeaturePreactivation(layer=layer, feature=feature, position=place)
+    if (place := _feature_place(text)) is not None:
+        feature, at = place
+        if at is None:
+            last = place._replace(position=-1)
+            raise AttributionError(f"The target {text!r} names every position; name one, such as {last}.")
+        return FeaturePreactivation(layer=feature.layer, feature=feature.index, position=at)
     positive, found, negative = text.partition(_LESS)
     if not found or len(model.token_ids([text])[0]) == 1:
         return TokenLogits(tokens=(_token_id(model, text),), position=position)
@@ -102,19 +51,28 @@ def read_target(model: LanguageModel, text: str, position: int = -1) -> Target:
     return LogitDifference(positive=first, negative=second, position=position)
 
 
-def target_facts(model: LanguageModel, sources: Sources, target: Target) -> dict[str, Any]:
-    """A target as plain values, tokens by their ids and positions from the start: what a graph remembers of it."""
-    facts = {entry.name: getattr(target, entry.name) for entry in fields(target) if entry.name != "vector"}
-    facts["position"] = _position(sources, target.position)
-    if isinstance(target, TokenLogits):
-        facts["tokens"] = [_token_id(model, token) for token in target.tokens]
-    if isinstance(target, LogitDifference):
-        facts["positive"], facts["negative"] = (_token_id(model, t) for t in (target.positive, target.negative))
-    return facts
+def _feature_place(text: str) -> FeaturePlace | None:
+    """The feature that a text names with a position; a text without colons may be a token."""
+    if ":" not in text:
+        return None
+    try:
+        return FeaturePlace.parse(text)
+    except ConfigError:
+        return None
 
 
 class Resolved(NamedTuple):
     """Targets as rows to compute, as nodes, and by name."""
+
+    targets: tuple[Target, ...]
+    """What was asked for, with token ids and positions from the prompt's start."""
+    seeds: Seeds
+    nodes: NodeTable
+    names: tuple[str, ...]
+
+
+class _Rows(NamedTuple):
+    """The rows of one target, their nodes, and their names."""
 
     seeds: Seeds
     nodes: NodeTable
@@ -125,21 +83,43 @@ def resolve_targets(model: LanguageModel, sources: Sources, targets: Sequence[Ta
     """Turn what was asked for into seeds and nodes; raises AttributionError on what this prompt or model lacks."""
     if not targets:
         raise AttributionError("No target was given; leave targets out to explain the likeliest tokens.")
-    parts = [_resolve(model, sources, target, number) for number, target in enumerate(targets)]
+    resolved = tuple(_resolved(model, sources, target) for target in targets)
+    parts = [_rows(model, sources, target, number) for number, target in enumerate(resolved)]
     seeds = Seeds(*(torch.cat([getattr(part.seeds, name) for part in parts]) for name in Seeds.__dataclass_fields__))
     nodes = NodeTable.stacked([part.nodes for part in parts])
-    return Resolved(seeds, nodes, tuple(name for part in parts for name in part.names))
+    return Resolved(resolved, seeds, nodes, tuple(name for part in parts for name in part.names))
 
 
-def _resolve(model: LanguageModel, sources: Sources, target: Target, number: int) -> Resolved:
-    position = _position(sources, target.position)
+def target_seeds(model: LanguageModel, sources: Sources, target: Target) -> Seeds:
+    """The seeds of a target that a graph keeps."""
+    return _rows(model, sources, target, 0).seeds
+
+
+def _resolved(model: LanguageModel, sources: Sources, target: Target) -> Target:
+    """The same target with token ids, a position from the prompt's start, and a vector on the CPU."""
+    target = replace(target, position=_position(sources, target.position))
+    match target:
+        case TokenLogits():
+            if not target.tokens:
+                raise AttributionError("TokenLogits names no token; give at least one.")
+            return replace(target, tokens=tuple(_token_id(model, token) for token in target.tokens))
+        case LogitDifference():
+            positive, negative = (_token_id(model, token) for token in (target.positive, target.negative))
+            return replace(target, positive=positive, negative=negative)
+        case Direction():
+            return replace(target, vector=_checked(sources, target).detach().cpu())
+        case SalientLogits() | FeaturePreactivation():
+            return target
+
+
+def _rows(model: LanguageModel, sources: Sources, target: Target, number: int) -> _Rows:
+    """The rows of a resolved target."""
+    position = target.position
     match target:
         case SalientLogits():
             return _logits(model, sources, position, _salient(sources, position, target))
         case TokenLogits():
             tokens = torch.tensor([_token_id(model, token) for token in target.tokens], dtype=torch.long)
-            if tokens.numel() == 0:
-                raise AttributionError("TokenLogits names no token; give at least one.")
             return _logits(model, sources, position, tokens)
         case LogitDifference():
             tokens = [_token_id(model, token) for token in (target.positive, target.negative)]
@@ -165,7 +145,7 @@ def _salient(sources: Sources, position: int, target: SalientLogits) -> Int[Tens
     return likeliest.indices[:count]
 
 
-def _logits(model: LanguageModel, sources: Sources, position: int, tokens: Int[Tensor, "target"]) -> Resolved:
+def _logits(model: LanguageModel, sources: Sources, position: int, tokens: Int[Tensor, "target"]) -> _Rows:
     """Logits less the mean logit: a shift of all logits changes no probability."""
     path = sources.path
     tokens = tokens.to(path.W_U.device)
@@ -183,30 +163,29 @@ def _logits(model: LanguageModel, sources: Sources, position: int, tokens: Int[T
         weight=probabilities.cpu(),
         total=seeds.total.cpu(),
     )
-    return Resolved(seeds, nodes, tuple(model.token_strings(tokens)))
+    return _Rows(seeds, nodes, tuple(model.token_strings(tokens)))
 
 
 def _direction(
     sources: Sources, position: int, vector: Float[Tensor, "d_model"], bias: float, name: str, number: int
-) -> Resolved:
+) -> _Rows:
     total = sources.path.final_norm.forward(sources.path.final)[position] @ vector + bias
     biases = torch.full_like(total, bias)[None]
     seeds = _output_seeds(sources, position, vector[None], biases, total[None])
-    return Resolved(seeds, _target_node(seeds, number), (name,))
+    return _Rows(seeds, _target_node(seeds, number), (name,))
 
 
-def _feature(sources: Sources, position: int, target: FeaturePreactivation, number: int) -> Resolved:
+def _feature(sources: Sources, position: int, target: FeaturePreactivation, number: int) -> _Rows:
     config = sources.transcoder.config
-    if not (0 <= target.layer < config.n_layers and 0 <= target.feature < config.n_features):
+    feature = Feature(target.layer, target.feature)
+    if not (0 <= feature.layer < config.n_layers and 0 <= feature.index < config.n_features):
         raise AttributionError(
-            f"The transcoder has no feature {target.feature} in layer {target.layer}; "
-            f"it has {config.n_layers} layers of {config.n_features} features."
+            f"The transcoder has no feature {feature}; it has {config.n_layers} layers of {config.n_features} features."
         )
     device = sources.path.W_U.device
-    columns = (torch.tensor([value], device=device) for value in (target.layer, position, target.feature))
+    columns = (torch.tensor([value], device=device) for value in (feature.layer, position, feature.index))
     seeds = feature_seeds(sources, *columns)
-    name = f"feature {target.feature} of layer {target.layer} at position {position}"
-    return Resolved(seeds, _target_node(seeds, number), (name,))
+    return _Rows(seeds, _target_node(seeds, number), (f"{feature} at position {position}",))
 
 
 def _output_seeds(

@@ -14,10 +14,10 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from open_clt.commands.options import AddParser, add_model_options, load
 from open_clt.errors import ConfigError
@@ -25,6 +25,7 @@ from open_clt.errors import ConfigError
 if TYPE_CHECKING:
     from open_clt.analysis.circuit_tracer_schema import GraphCard
     from open_clt.attribution.graph import AttributionGraph
+    from open_clt.models.feature import Feature
 
 _FORMATS = ("native", "circuit-tracer", "graphml")
 _NOT_SLUGS = ("graph", "graph-metadata")
@@ -50,7 +51,7 @@ def add_to(add_parser: AddParser) -> None:
     option("--compatible", action="store_true", help="the nodes and numbers of circuit-tracer")
     option("--threshold", type=float, default=0.8, help="share of influence that pruning keeps (default: 0.8)")
     option("--edge-threshold", type=float, default=0.98, help="and of the edges' influence (default: 0.98)")
-    option("--labels", type=Path, metavar="FILE", help='names of features: JSON such as {"2_417": "Texas"}')
+    option("--labels", type=Path, metavar="FILE", help='names of features: JSON such as {"L2/417": "Texas"}')
     option("--output", type=Path, metavar="DIR", help="directory for the graphs")
     option("--format", action="append", choices=_FORMATS, help="of the graphs; may be repeated (default: native)")
     option("--slug", default=None, help="name of the graph's files (default: made of the prompt)")
@@ -64,7 +65,8 @@ def add_to(add_parser: AddParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trace the prompts; check, save and draw each graph, and print what there is to know of it."""
     from open_clt.attribution.attribute import attribute_all
-    from open_clt.attribution.targets import SalientLogits, read_target
+    from open_clt.attribution.target_kinds import SalientLogits
+    from open_clt.attribution.targets import read_target
 
     prompts = _prompts(arguments)
     cards = _cards(arguments, prompts)
@@ -124,17 +126,16 @@ def _cards(arguments: argparse.Namespace, prompts: Sequence[str]) -> list[GraphC
     return cards
 
 
-def _read_labels(path: Path) -> dict[str, str]:
-    """Names of features, ``{"layer_feature": text}``; raises ConfigError if the file holds anything else."""
+def _read_labels(path: Path) -> dict[Feature, str]:
+    """Names of features, ``{"L2/417": "Texas"}``; raises ConfigError if the file holds anything else."""
+    from open_clt.models.feature import read_labels
+
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        return read_labels(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON ({error}); give names of features.") from error
-    named = cast(Mapping[str, Any], content) if isinstance(content, dict) else {"": None}
-    wrong = [key for key, text in named.items() if not re.fullmatch(r"\d+_\d+", key) or not isinstance(text, str)]
-    if wrong:
-        raise ConfigError(f'{path} has an entry {wrong[0]!r}; it must be an object such as {{"2_417": "Texas"}}.')
-    return dict(named)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_places(arguments: argparse.Namespace) -> None:

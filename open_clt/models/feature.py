@@ -9,7 +9,8 @@ L2/417      a feature, as tables, figures and files print it
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 from open_clt.errors import ConfigError
 
@@ -63,3 +64,18 @@ class FeaturePlace(NamedTuple):
         raise ConfigError(
             f"{text!r} does not name a feature; write layer:position:feature, such as 2:5:417 (* is every position)."
         )
+
+
+def labels_json(labels: Mapping[Feature, str]) -> dict[str, str]:
+    """Names of features as a file holds them: ``{"L2/417": "Texas"}``."""
+    return {str(feature): label for feature, label in labels.items()}
+
+
+def read_labels(content: Any) -> dict[Feature, str]:
+    """Read names of features, whose keys are as ``Feature.parse`` reads them; raises ConfigError on anything else."""
+    if not isinstance(content, Mapping):
+        raise ConfigError('Names of features must be an object such as {"L2/417": "Texas"}.')
+    for key, label in cast(Mapping[str, Any], content).items():
+        if not isinstance(label, str):
+            raise ConfigError(f"The name of {key!r} is {label!r}; it must be a text.")
+    return {Feature.parse(key): label for key, label in cast(Mapping[str, str], content).items()}

@@ -24,6 +24,7 @@ from torch import Tensor
 from open_clt.activations.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError
+from open_clt.models.feature import Feature
 from open_clt.models.sparse import SparseFeatures
 from open_clt.models.transcoder import Transcoder
 from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens
@@ -110,7 +111,7 @@ class InterventionRecord:
         found = self.changes
         lines.append(f"KL          {self.kl_divergence:.4f} nats; {found.layer.shape[0]} activations changed")
         for layer, position, feature, before, after in zip(*(column[:count].tolist() for column in found), strict=True):
-            lines.append(f"  L{layer}/{feature} at {position}: {before:.3f} -> {after:.3f}")
+            lines.append(f"  {Feature(layer, feature)} at {position}: {before:.3f} -> {after:.3f}")
         return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
     Intervention(2, -1, 417, value=0.0)            ablate feature 417 of layer 2 at the prompt's last token
     Intervention(2, None, 417, scale=5.0)          five times as active as it would be, at every position
-    interventions_on("2:-1:417", value=0.0)        the same as the first, by a name
+    interventions_on("2:-1:417", value=0.0)        the same as the first, as it is typed
     interventions_on(supernode, value=0.0)         ablate every feature of a group, each where it stands in the graph
 
 ``Constrained`` and ``Iterative`` say how far the effects spread (methods, "Constrained patching" and "Iterative
@@ -11,40 +11,14 @@ patching"); ``patching.py`` runs a model with them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, TypeAlias, final, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, final, runtime_checkable
 
 from open_clt.config import TranscoderConfig
 from open_clt.errors import ConfigError
+from open_clt.models.feature import Feature, FeaturePlace
 from open_clt.models.sparse import SparseFeatures
-
-_PLACE = re.compile(r"(?P<layer>\d+):(?P<position>-?\d+|\*):(?P<feature>\d+)", re.ASCII)
-_NODE = re.compile(r"(?P<layer>\d+)_(?P<feature>\d+)(?:_(?P<position>\d+))?", re.ASCII)
-"""A feature's name in a graph: the position comes last there, and may be missing."""
-
-
-class FeaturePlace(NamedTuple):
-    """A feature of one layer, at one position or (None) at every one; negative positions count from the end."""
-
-    layer: int
-    position: int | None
-    feature: int
-
-
-def feature_place(name: str) -> FeaturePlace:
-    """Read ``layer:position:feature``, with ``*`` for every position, or a graph's ``layer_feature[_position]``.
-
-    Colons and underscores tell the two apart. Raises ConfigError on anything else.
-    """
-    match = _PLACE.fullmatch(name) or _NODE.fullmatch(name)
-    if match is None:
-        raise ConfigError(
-            f"{name!r} names no feature; write layer:position:feature, such as 2:5:417, with * for every position."
-        )
-    position = match["position"]
-    return FeaturePlace(int(match["layer"]), None if position in (None, "*") else int(position), int(match["feature"]))
 
 
 @final
@@ -84,7 +58,7 @@ class Intervention:
         else:
             place = "everywhere" if where is None else f"at {where}"
         change = f"= {self.value:g}" if self.value is not None else f"times {self.scale:g}"
-        return f"L{self.layer}/{self.feature} {place} {change}"
+        return f"{Feature(self.layer, self.feature)} {place} {change}"
 
 
 @final
@@ -129,7 +103,7 @@ class HasMembers(Protocol):
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Names of the nodes."""
+        """Ids of the nodes."""
         ...
 
 
@@ -139,16 +113,17 @@ def interventions_on(
     value: float | None = None,
     scale: float | None = None,
 ) -> list[Intervention]:
-    """The same intervention on several features, by their names, or on groups of a graph's nodes.
+    """The same intervention on several features, by their ids, or on groups of a graph's nodes.
 
-    A name is ``layer:position:feature``, with ``*`` for every position, or the node's name in a graph
-    (``feature_place``). Raises ConfigError on other names.
+    An id is ``layer:position:feature``, with ``*`` for every position; all that ``FeaturePlace.parse`` reads is
+    understood. Raises ConfigError on nodes that are not features.
     """
     if isinstance(nodes, HasMembers):
         nodes = nodes.members
     if not isinstance(nodes, str):
         return [found for node in nodes for found in interventions_on(node, value=value, scale=scale)]
-    return [Intervention(*feature_place(nodes), value=value, scale=scale)]
+    feature, position = FeaturePlace.parse(nodes)
+    return [Intervention(feature.layer, position, feature.index, value=value, scale=scale)]
 
 
 def resolved(

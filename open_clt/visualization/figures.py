@@ -30,9 +30,10 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from open_clt.analysis.directions import EmbeddingMethod, embed
-from open_clt.analysis.features import FeatureActivations, feature_name, top_features
+from open_clt.analysis.features import FeatureActivations, top_features
 from open_clt.analysis.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
 from open_clt.errors import ConfigError
+from open_clt.models.feature import Feature
 from open_clt.visualization.labels import fit_tick_labels, token_label
 from open_clt.visualization.style import (
     BLUE,
@@ -104,11 +105,11 @@ def visualize_feature_heatmap(
         activations, tokens = activations_on(activations, tokens), None
     if isinstance(activations, FeatureActivations):
         strongest = top_features(activations, top_n)
-        chosen = sorted((top.layer, -top.position, top.feature) for top in strongest)[::-1]
-        keys = [(layer, feature) for layer, _, feature in chosen]
+        strongest.sort(key=lambda top: (top.feature.layer, -top.position, top.feature.index), reverse=True)
+        chosen = [top.feature for top in strongest]
         tokens = tokens or activations.tokens
-        names = names or [feature_name(*key) for key in keys]
-        values = numbers(activations.of(keys))
+        names = names or [str(feature) for feature in chosen]
+        values = numbers(activations.of(chosen))
     else:
         values = _array("activations", activations)
     tokens, names = _labels("tokens", tokens, values.shape[1]), _labels("names", names, values.shape[0])
@@ -239,8 +240,8 @@ def visualize_feature_importance(
         ax.spines["left"].set_visible(False)
         add_layer_key(ax, len(values))
         _entitle(ax, title)
-        keys = zip(layers.tolist(), features.tolist(), strict=True)
-        fit_tick_labels(ax, y=[feature_name(*key) for key in keys])
+        places = zip(layers.tolist(), features.tolist(), strict=True)
+        fit_tick_labels(ax, y=[str(Feature(*place)) for place in places])
     return figure_of(ax)
 
 

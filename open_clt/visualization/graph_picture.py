@@ -16,6 +16,7 @@ from open_clt.analysis.supernodes import GroupedGraph
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.influence import Edges
 from open_clt.attribution.nodes import NodeKind
+from open_clt.models.feature import Feature
 from open_clt.visualization.labels import token_label
 
 Shape: TypeAlias = Literal["feature", "error", "other", "group", "token", "output"]
@@ -137,7 +138,7 @@ def _label(graph: AttributionGraph, number: int) -> str:
     node = graph.node(number)
     match node.kind:
         case NodeKind.FEATURE:
-            return graph.labels.get(f"{node.layer}_{node.index}", str(node.index))
+            return graph.labels.get(Feature(node.layer, node.index), str(node.index))
         case NodeKind.LOGIT:
             return token_label(graph.info.target_names[number - graph.n_nodes])
         case NodeKind.TARGET:

@@ -1,15 +1,18 @@
 """A small attribution graph whose every number is known: two layers, three tokens, two outputs.
 
-E_11_1 -> 0_5_1 -> 1_3_2 -> 3_40_2        the features 0_5_2 and 0_7_2 do much the same as 0_5_1
+token:1:11 -> 0:1:5 -> 1:2:3 -> logit:2:40        the features 0:2:5 and 0:2:7 do much the same as 0:1:5
 """
 
 from __future__ import annotations
 
 import torch
 
-from open_clt.attribution.graph import AttributionGraph, GraphInfo
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.graph_info import GraphInfo, GraphSettings
 from open_clt.attribution.influence import Edges
-from open_clt.attribution.nodes import NodeKind, NodeTable, node_id
+from open_clt.attribution.nodes import NodeId, NodeKind, NodeTable
+from open_clt.attribution.target_kinds import SalientLogits
+from open_clt.models.feature import Feature
 
 NODES: list[tuple[NodeKind, int, int, int, float]] = [
     (NodeKind.FEATURE, 0, 1, 5, 1.5),
@@ -27,27 +30,27 @@ NODES: list[tuple[NodeKind, int, int, int, float]] = [
     (NodeKind.LOGIT, 2, 2, 41, 0.2),
     (NodeKind.TARGET, 2, 2, 1, 0.0),
 ]
-NAMES = [node_id(*row[:4]) for row in NODES]
+NAMES = [str(NodeId.of(*row[:4])) for row in NODES]
 EDGES: dict[tuple[str, str], float] = {
-    ("E_10_0", "0_5_1"): 0.5,
-    ("E_11_1", "0_5_1"): 1.0,
-    ("P_2", "0_5_2"): 0.25,
-    ("E_11_1", "0_5_2"): 1.0,
-    ("E_10_0", "0_5_2"): 0.5,
-    ("E_11_1", "0_7_2"): 0.8,
-    ("E_12_2", "0_7_2"): -0.4,
-    ("0_5_1", "1_3_2"): 2.0,
-    ("0_5_2", "1_3_2"): 1.5,
-    ("0_7_2", "1_3_2"): -1.0,
-    ("0_-1_1", "1_3_2"): 0.5,
-    ("0_5_1", "3_40_2"): 0.5,
-    ("0_5_2", "3_40_2"): 0.5,
-    ("1_3_2", "3_40_2"): 3.0,
-    ("1_-1_2", "3_40_2"): -1.0,
-    ("B_0_2", "3_40_2"): 0.125,
-    ("0_7_2", "3_41_2"): 1.0,
-    ("1_3_2", "3_41_2"): -2.0,
-    ("1_3_2", "T_1_2"): 4.0,
+    ("token:0:10", "0:1:5"): 0.5,
+    ("token:1:11", "0:1:5"): 1.0,
+    ("position:2", "0:2:5"): 0.25,
+    ("token:1:11", "0:2:5"): 1.0,
+    ("token:0:10", "0:2:5"): 0.5,
+    ("token:1:11", "0:2:7"): 0.8,
+    ("token:2:12", "0:2:7"): -0.4,
+    ("0:1:5", "1:2:3"): 2.0,
+    ("0:2:5", "1:2:3"): 1.5,
+    ("0:2:7", "1:2:3"): -1.0,
+    ("error:0:1", "1:2:3"): 0.5,
+    ("0:1:5", "logit:2:40"): 0.5,
+    ("0:2:5", "logit:2:40"): 0.5,
+    ("1:2:3", "logit:2:40"): 3.0,
+    ("error:1:2", "logit:2:40"): -1.0,
+    ("bias:0:2", "logit:2:40"): 0.125,
+    ("0:2:7", "logit:2:41"): 1.0,
+    ("1:2:3", "logit:2:41"): -2.0,
+    ("1:2:3", "target:2:1"): 4.0,
 }
 
 
@@ -56,7 +59,7 @@ def hand_graph(*, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", 
     kept = [
         row for row in NODES if not (compatible and row[0] in (NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.TARGET))
     ]
-    names = [node_id(*row[:4]) for row in kept]
+    names = [str(NodeId.of(*row[:4])) for row in kept]
     number = {name: place for place, name in enumerate(names)}
     links = sorted(
         (number[target], number[source], weight)
@@ -93,10 +96,10 @@ def hand_graph(*, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", 
         n_layers=2,
         n_active_features=4,
         compatible=compatible,
-        settings={"max_logits": 2, "logit_probability": 0.95, "max_feature_nodes": None, "batch_size": 8},
+        settings=GraphSettings(targets=(SalientLogits(max_count=2, position=2),), batch_size=8),
         versions={"open-clt": "0.1.0"},
     )
-    return AttributionGraph(table, edges, info, {"0_7": "animals"})
+    return AttributionGraph(table, edges, info, {Feature(0, 7): "animals"})
 
 
 def weights(graph: AttributionGraph) -> dict[tuple[str, str], float]:

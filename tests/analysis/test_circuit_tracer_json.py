@@ -19,14 +19,15 @@ from open_clt.analysis.supernodes import Supernode, group
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
-from tests.analysis.hand_graph import NAMES, hand_graph, weights
+from open_clt.models.feature import Feature
+from tests.analysis.hand_graph import hand_graph, weights
 from tests.analysis.viewer_schema import broken_rules
 
 CARD = GraphCard(slug="hand-made")
 VIEW = GraphView(
-    pinned=("0_7_2", "3_40_2"),
-    supernodes=(Supernode("articles", ("0_5_1", "0_5_2")),),
-    clicked="1_3_2",
+    pinned=("0:2:7", "logit:2:40"),
+    supernodes=(Supernode("articles", ("0:1:5", "0:2:5")),),
+    clicked="1:2:3",
     link_type="either",
     positions="10 20",
     pruning_threshold=0.6,
@@ -48,7 +49,7 @@ def test_a_file_keeps_to_the_schema(graph: AttributionGraph, pruned: bool, tmp_p
         created=datetime(2026, 1, 2, tzinfo=UTC),
         source_set="clt-tiny",
     )
-    path = write_circuit_tracer(graph.prune() if pruned else graph, tmp_path, card, GraphView(pinned=("3_40_2",)))
+    path = write_circuit_tracer(graph.prune() if pruned else graph, tmp_path, card, GraphView(pinned=("logit:2:40",)))
     content = json.loads(path.read_text(encoding="utf-8"))
     assert broken_rules(content) == []
     assert content["metadata"]["info"]["create_time_ms"] == 1767312000000
@@ -88,10 +89,10 @@ def test_what_a_graph_was_made_and_pruned_with_stands_in_the_file_and_comes_back
     assert metadata["pruning_settings"] == {"node_threshold": 0.7, "edge_threshold": 0.95}
     assert metadata["node_threshold"] == 0.7
     found = read_circuit_tracer(path).graph
-    assert found.info.settings == {
-        name: pruned.info.settings[name]
-        for name in ("max_logits", "logit_probability", "batch_size", "node_threshold", "edge_threshold")
-    }
+    assert pruned.info.settings.pruning is not None
+    assert found.info.settings == replace(
+        pruned.info.settings, pruning=replace(pruned.info.settings.pruning, keep_errors=None)
+    )
     again = circuit_tracer_json(found, CARD)["metadata"]
     assert all(again[key] == metadata[key] for key in ("pruning_settings", "generation_settings"))
 
@@ -112,13 +113,14 @@ def test_rows_that_do_not_add_up_are_told(tmp_path: Path, caplog: pytest.LogCapt
 def test_kinds_that_viewers_do_not_know_are_left_out() -> None:
     content = circuit_tracer_json(hand_graph(), CARD)
     names = [node["node_id"] for node in content["nodes"]]
-    assert names == [name for name in NAMES if name[0] not in "PBT"] + ["3_-2_2"]
-    assert not [link for link in content["links"] if {link["source"], link["target"]} & {"P_2", "B_0_2"}]
+    known = {"0_5_1", "0_5_2", "0_7_2", "1_3_2", "0_-1_1", "1_-1_2", "E_10_0", "E_11_1", "E_12_2", "3_40_2", "3_41_2"}
+    assert set(names) == known | {"3_-2_2"}
+    assert {end for link in content["links"] for end in (link["source"], link["target"])} <= set(names)
     assert content["metadata"]["replacement_score"] == hand_graph().scores().replacement
 
 
 def test_nodes_without_edges_are_left_out_but_for_tokens_and_outputs() -> None:
-    content = circuit_tracer_json(subgraph(hand_graph(), ["0_7_2", "1_-1_2", "E_10_0", "3_40_2"]), CARD)
+    content = circuit_tracer_json(subgraph(hand_graph(), ["0:2:7", "error:1:2", "token:0:10", "logit:2:40"]), CARD)
     assert [node["node_id"] for node in content["nodes"]] == ["1_-1_2", "E_10_0", "3_40_2"]
 
 
@@ -150,7 +152,7 @@ def test_a_compatible_graph_comes_back(pruned: bool, tmp_path: Path) -> None:
 
 def test_a_target_that_is_no_token_comes_back(tmp_path: Path) -> None:
     found, _ = read_circuit_tracer(write_circuit_tracer(hand_graph(), tmp_path, CARD))
-    assert found.ids()[-3:] == ["3_40_2", "3_41_2", "T_1_2"]
+    assert found.ids()[-3:] == ["logit:2:40", "logit:2:41", "target:2:1"]
     assert found.info.target_names == hand_graph().info.target_names
     assert torch.equal(found.nodes.weight[-3:], hand_graph().nodes.weight[-3:])
 
@@ -158,6 +160,15 @@ def test_a_target_that_is_no_token_comes_back(tmp_path: Path) -> None:
 def test_a_view_comes_back(graph: AttributionGraph, tmp_path: Path) -> None:
     _, view = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD, VIEW))
     assert view == VIEW
+
+
+def test_a_view_may_name_nodes_as_the_viewers_do(graph: AttributionGraph) -> None:
+    theirs = replace(
+        VIEW, pinned=("0_7_2", "3_40_2"), supernodes=(Supernode("articles", ("0_5_1", "0_5_2")),), clicked="1_3_2"
+    )
+    params = circuit_tracer_json(graph, CARD, theirs)["qParams"]
+    assert params == circuit_tracer_json(graph, CARD, VIEW)["qParams"]
+    assert (params["pinnedIds"], params["clickedId"]) == (["0_7_2", "3_40_2"], "1_3_2")
 
 
 def test_supernodes_that_come_back_group_the_graph_as_before(tmp_path: Path) -> None:
@@ -183,18 +194,18 @@ def test_neuronpedias_text_lists_are_understood(graph: AttributionGraph, tmp_pat
 
 @pytest.mark.parametrize("by_place", [False, True])
 def test_labels_travel_and_those_of_the_viewers_win(by_place: bool, tmp_path: Path) -> None:
-    graph = hand_graph().with_labels({"0_5": "articles"})
+    graph = hand_graph().with_labels({Feature(0, 5): "articles"})
     path = write_circuit_tracer(graph, tmp_path, CARD)
     content = json.loads(path.read_text(encoding="utf-8"))
     clerps = dict(json.loads(content["qParams"]["clerps"]))
-    number = cantor_pair(0, 5)
+    number = cantor_pair(Feature(0, 5))
     # Circuit-tracer's viewer looks up the feature's number, Neuronpedia's its layer, number and position.
     assert clerps[str(number)] == clerps[f"0_{number}_1"] == clerps[f"0_{number}_2"] == "articles"
     assert [node["clerp"] for node in content["nodes"][:3]] == ["articles", "articles", "animals"]
     key = f"0_{number}_1" if by_place else str(number)
     content["qParams"]["clerps"] = json.dumps([[key, "the, a"], ["E_0_0", "a token"], ["0_-1_1", "an error"]])
     path.write_text(json.dumps(content))
-    assert read_circuit_tracer(path).graph.labels == {"0_5": "the, a", "0_7": "animals"}
+    assert read_circuit_tracer(path).graph.labels == {Feature(0, 5): "the, a", Feature(0, 7): "animals"}
 
 
 def test_former_names_of_errors_are_understood(tmp_path: Path) -> None:
@@ -211,7 +222,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         GraphCard(slug="a b")
     with pytest.raises(ConfigError, match="scan is"):
         GraphCard(slug="a", scan="a model")
-    with pytest.raises(AttributionError, match="'9_9_9', which is no node"):
+    with pytest.raises(AttributionError, match="9_9_9"):
         circuit_tracer_json(hand_graph(), CARD, GraphView(pinned=("9_9_9",)))
     with pytest.raises(CheckpointError, match="missing"):
         read_circuit_tracer(tmp_path / "none.json")

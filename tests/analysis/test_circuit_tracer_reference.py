@@ -83,5 +83,5 @@ def test_their_file_can_be_read(reference_folder: Path, theirs: dict[str, Any]) 
     assert (graph.n_nodes, graph.n_edges) == (len(theirs["nodes"]), len(theirs["links"]))
     assert view == GraphView()
     assert graph.info.n_layers == 3
-    assert [graph.node(n).id for n in range(7, 12)] == ["0_-1_5", "0_-1_6", "0_-1_7", "1_-1_7", "2_-1_7"]
+    assert [graph.node(n).id for n in range(7, 12)] == ["error:0:5", "error:0:6", "error:0:7", "error:1:7", "error:2:7"]
     assert graph.info.target_names[0] == "azing"

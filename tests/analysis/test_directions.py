@@ -10,9 +10,10 @@ from open_clt.analysis.features import activation_statistics, feature_activation
 from open_clt.analysis.records import feature_records
 from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.feature import Feature
 from tests.tiny_models import TEXTS
 
-KEYS = [(2, 4), (0, 7), (2, 1), (1, 0)]
+KEYS = [Feature(2, 4), Feature(0, 7), Feature(2, 1), Feature(1, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_records_tell_what_a_run_over_the_texts_found(
     tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder
 ) -> None:
     statistics = activation_statistics(tiny_gpt2, transcoder, TEXTS * 3, context_length=16, n_examples=4)
-    alive = [divmod(int(place), 16) for place in statistics.maximum.flatten().argsort(descending=True)[:3]]
-    dead = [tuple(key) for key in (statistics.maximum == 0).nonzero().tolist()][:1]
+    alive = [Feature(*divmod(int(place), 16)) for place in statistics.maximum.flatten().argsort(descending=True)[:3]]
+    dead = [Feature(*place) for place in (statistics.maximum == 0).nonzero().tolist()][:1]
     records = feature_records(tiny_gpt2, transcoder, statistics, [*alive, *dead], n_tokens=5)
     for record in records[:3]:
         best = record.examples[0]

@@ -10,21 +10,22 @@ import pytest
 from open_clt.analysis.export import from_networkx, read_graphml, to_networkx, write_graphml
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.errors import CheckpointError
+from open_clt.models.feature import Feature
 from tests.analysis.hand_graph import EDGES, NAMES, assert_same, hand_graph
 
 
 @pytest.fixture
 def graph() -> AttributionGraph:
-    return hand_graph(tokens=("<bos>", "\x00\x1b", " <&\n")).with_labels({"0_5": "bell \x07 & <tag>"})
+    return hand_graph(tokens=("<bos>", "\x00\x1b", " <&\n")).with_labels({Feature(0, 5): "bell \x07 & <tag>"})
 
 
 def test_networkx_knows_nodes_and_edges_by_name(graph: AttributionGraph) -> None:
     found = to_networkx(graph)
     assert list(found) == NAMES
     assert {(source, target) for source, target in found.edges} == set(EDGES)
-    assert found.edges["1_3_2", "3_40_2"]["weight"] == 3.0
-    assert found.nodes["0_7_2"]["label"] == "animals"
-    assert nx.has_path(found, "E_10_0", "3_40_2")
+    assert found.edges["1:2:3", "logit:2:40"]["weight"] == 3.0
+    assert found.nodes["0:2:7"]["label"] == "animals"
+    assert nx.has_path(found, "token:0:10", "logit:2:40")
     assert nx.is_directed_acyclic_graph(found)
 
 
@@ -42,9 +43,9 @@ def test_graphml_and_back_is_the_same_graph(graph: AttributionGraph, pruned: boo
 
 def test_a_graph_may_be_cut_in_networkx(graph: AttributionGraph) -> None:
     found = to_networkx(graph)
-    found.remove_nodes_from(["3_40_2", "0_7_2"])
+    found.remove_nodes_from(["logit:2:40", "0:2:7"])
     cut = from_networkx(found)
-    assert cut.ids() == [name for name in NAMES if name not in ("3_40_2", "0_7_2")]
+    assert cut.ids() == [name for name in NAMES if name not in ("logit:2:40", "0:2:7")]
     assert cut.info.target_names == (' "on"', "sat - on")
 
 

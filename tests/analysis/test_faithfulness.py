@@ -16,8 +16,9 @@ from open_clt.analysis.faithfulness_report import pearson, spearman
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
-from open_clt.attribution.targets import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
+from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
 from open_clt.errors import AttributionError
+from open_clt.models.feature import FeaturePlace
 from open_clt.replacement.intervene import InterventionRecord, intervene
 from open_clt.replacement.interventions import Constrained, Intervention
 from open_clt.replacement.model import ReplacementModel
@@ -48,13 +49,13 @@ def graph(exact: ReplacementModel) -> AttributionGraph:
 
 def test_predictions_are_edges_or_sums_over_paths() -> None:
     graph, number = hand_graph(), {name: row for row, name in enumerate(NAMES)}
-    ablated = torch.tensor([number["0_5_1"]])
+    ablated = torch.tensor([number["0:1:5"]])
     edges, paths = (predicted_changes(graph, ablated, paths=flag)[0] for flag in (False, True))
-    assert edges[number["1_3_2"]] == paths[number["1_3_2"]] == -2.0
-    assert edges[number["3_40_2"]] == -0.5
-    assert float(paths[number["3_40_2"]]) == pytest.approx(-0.5 - 3.0 * 2.0 / 3.25)
-    assert float(paths[number["3_41_2"]]) == pytest.approx(2.0 * 2.0 / 3.25)
-    assert edges[number["3_41_2"]] == edges[number["0_7_2"]] == 0
+    assert edges[number["1:2:3"]] == paths[number["1:2:3"]] == -2.0
+    assert edges[number["logit:2:40"]] == -0.5
+    assert float(paths[number["logit:2:40"]]) == pytest.approx(-0.5 - 3.0 * 2.0 / 3.25)
+    assert float(paths[number["logit:2:41"]]) == pytest.approx(2.0 * 2.0 / 3.25)
+    assert edges[number["logit:2:41"]] == edges[number["0:2:7"]] == 0
 
 
 def test_a_perfect_transcoder_is_faithful(exact: ReplacementModel, graph: AttributionGraph) -> None:
@@ -148,7 +149,7 @@ def test_any_target_that_a_run_shows_is_measured(exact: ReplacementModel) -> Non
 def test_influence_is_held_against_the_prediction_that_is_explained(exact: ReplacementModel) -> None:
     early = attribute(exact.model, exact.transcoder, TEXT, targets=TokenLogits(tokens=(5,), position=2))  # type: ignore[arg-type]
     found = faithfulness(early, exact, max_features=8)
-    later = [number for number, name in enumerate(found.features) if int(name.split("_")[2]) > 2]
+    later = [number for number, name in enumerate(found.features) if (FeaturePlace.parse(name).position or 0) > 2]
     assert later
     # What stands after the position of a target cannot move it.
     assert float(found.influence.kl_divergence[later].abs().max()) < 1e-6
@@ -171,14 +172,6 @@ def test_a_graph_keeps_the_numbers(exact: ReplacementModel, graph: AttributionGr
     assert [tuple(row.values()) for row in report["perturbations"]] == list(found.perturbations)
     assert report["agreement"]["same_top"] is True
     assert graph.info.faithfulness is None
-
-
-def test_graphs_that_were_saved_before_have_none(graph: AttributionGraph, tmp_path: Path) -> None:
-    content = json.loads((graph.save(tmp_path) / "graph.json").read_text())
-    del content["info"]["faithfulness"]
-    content["info"]["settings"]["targets"] = ["salient_logits"]
-    (tmp_path / "graph.json").write_text(json.dumps(content))
-    assert AttributionGraph.load(tmp_path).info.faithfulness is None
 
 
 def test_rank_correlation_sees_order_and_ties() -> None:

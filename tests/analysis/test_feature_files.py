@@ -20,6 +20,7 @@ from open_clt.analysis.feature_files import (
 )
 from open_clt.analysis.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.errors import CheckpointError, ConfigError
+from open_clt.models.feature import Feature
 
 
 def record(layer: int, feature: int) -> FeatureRecord:
@@ -27,7 +28,9 @@ def record(layer: int, feature: int) -> FeatureRecord:
     activations = torch.rand(4, generator=generator)
     example = FeatureExample((" na", "ïve", "\n", "猫"), activations, int(activations.argmax()))
     effects = TokenEffect(" cat", 1 / 3), TokenEffect('"', 0.25)
-    return FeatureRecord(layer, feature, 0.01, float(activations.max()), (example, example), effects, effects[:1])
+    return FeatureRecord(
+        Feature(layer, feature), 0.01, float(activations.max()), (example, example), effects, effects[:1]
+    )
 
 
 RECORDS = [record(0, 3), record(2, 0), record(2, 4)]
@@ -35,7 +38,7 @@ RECORDS = [record(0, 3), record(2, 0), record(2, 4)]
 
 def assert_same(found: FeatureRecord | None, expected: FeatureRecord) -> None:
     assert found is not None
-    for name in ("layer", "feature", "density", "max_activation", "top_tokens", "bottom_tokens"):
+    for name in ("feature", "density", "max_activation", "top_tokens", "bottom_tokens"):
         assert getattr(found, name) == getattr(expected, name)
     assert len(found.examples) == len(expected.examples)
     for ours, theirs in zip(found.examples, expected.examples, strict=True):
@@ -47,8 +50,8 @@ def test_records_come_back_from_binaries(tmp_path: Path) -> None:
     write_feature_files(RECORDS, tmp_path, n_layers=3, n_features=5)
     files = FeatureFiles(tmp_path)
     for expected in RECORDS:
-        assert_same(files.record(expected.layer, expected.feature), expected)
-    assert files.record(1, 1) is None
+        assert_same(files.record(expected.feature), expected)
+    assert files.record(Feature(1, 1)) is None
 
 
 def test_the_binaries_are_laid_out_as_the_viewer_reads_them(tmp_path: Path) -> None:
@@ -85,10 +88,10 @@ def test_the_same_records_are_the_same_bytes(tmp_path: Path) -> None:
 def test_records_come_back_from_local_json(tmp_path: Path) -> None:
     folder = write_feature_json(RECORDS, tmp_path / "local")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        f"{cantor_pair(record.layer, record.feature)}.json" for record in RECORDS
+        f"{cantor_pair(record.feature)}.json" for record in RECORDS
     )
     for expected in RECORDS:
-        assert_same(read_feature_json(folder, expected.layer, expected.feature), expected)
+        assert_same(read_feature_json(folder, expected.feature), expected)
 
 
 def test_features_of_other_programs_have_no_effects(tmp_path: Path) -> None:
@@ -97,14 +100,14 @@ def test_features_of_other_programs_have_no_effects(tmp_path: Path) -> None:
     entry = json.loads(path.read_text(encoding="utf-8"))
     del entry["top_logit_effects"], entry["activation_frequency"]
     path.write_text(json.dumps(entry))
-    found = read_feature_json(folder, 0, 3)
+    found = read_feature_json(folder, Feature(0, 3))
     assert [effect.token for effect in found.top_tokens] == [" cat", '"']
     assert found.density != found.density
 
 
 @pytest.mark.parametrize(("layer", "feature"), [(0, 0), (0, 1), (1, 0), (3, 5), (25, 16383), (61, 2**17 - 1)])
 def test_the_number_of_a_feature_tells_its_layer_and_index(layer: int, feature: int) -> None:
-    assert cantor_unpair(cantor_pair(layer, feature)) == (layer, feature)
+    assert cantor_unpair(cantor_pair(Feature(layer, feature))) == Feature(layer, feature)
 
 
 def test_mistakes_and_damage_are_told_apart(tmp_path: Path) -> None:
@@ -114,13 +117,13 @@ def test_mistakes_and_damage_are_told_apart(tmp_path: Path) -> None:
         FeatureFiles(tmp_path)
     folder = write_feature_files(RECORDS, tmp_path, n_layers=3, n_features=5)
     files = FeatureFiles(tmp_path)
-    with pytest.raises(ConfigError, match="no feature 5 of layer 2"):
-        files.record(2, 5)
-    with pytest.raises(ConfigError, match="no feature -1"):
-        files.record(2, -1)
+    with pytest.raises(ConfigError, match="L2/5"):
+        files.record(Feature(2, 5))
+    with pytest.raises(ConfigError, match="L2/-1"):
+        files.record(Feature(2, -1))
     whole = (folder / "layer_2.bin").read_bytes()
     (folder / "layer_2.bin").write_bytes(whole[:20])
     with pytest.raises(CheckpointError, match="damaged"):
-        files.record(2, 4)
+        files.record(Feature(2, 4))
     with pytest.raises(CheckpointError, match="missing"):
-        read_feature_json(tmp_path, 0, 0)
+        read_feature_json(tmp_path, Feature(0, 0))

@@ -21,6 +21,7 @@ from open_clt.analysis.features import (
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.errors import TextError
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.feature import Feature
 from tests.tiny_models import TEXTS
 
 TEXT = TEXTS[0]
@@ -61,7 +62,7 @@ def test_activations_of_a_text_are_the_transcoders(tiny_gpt2: LanguageModel, tra
     expected = by_hand(tiny_gpt2, transcoder, tokens)
     assert expected.count_nonzero() > 20
     torch.testing.assert_close(activations.dense(), expected, rtol=1e-4, atol=1e-5)
-    keys = [(0, 3), (2, 7), (0, 3)]
+    keys = [Feature(0, 3), Feature(2, 7), Feature(0, 3)]
     picked = torch.stack([expected[:, layer, feature] for layer, feature in keys])
     torch.testing.assert_close(activations.of(keys), picked, rtol=1e-4, atol=1e-5)
     written = (expected * transcoder.decoder_norms().detach()).sum(2).T
@@ -74,9 +75,9 @@ def test_top_features_are_those_of_a_full_sort(tiny_gpt2: LanguageModel, transco
     expected = peaks.flatten().sort(descending=True).values[:8]
     found = top_features(activations, 8)
     assert [top.activation for top in found] == pytest.approx(expected.tolist())
-    assert len({top.key for top in found}) == 8
+    assert len({top.feature for top in found}) == 8
     for top in found:
-        assert activations.dense()[top.position, top.layer, top.feature] == pytest.approx(top.activation)
+        assert activations.dense()[top.position, *top.feature] == pytest.approx(top.activation)
         assert activations.tokens[top.position] == top.token
     assert len(top_features(activations, 10_000)) == int((peaks > 0).sum())
 
@@ -110,7 +111,7 @@ def test_statistics_are_those_of_all_tokens_at_once(
 def test_activations_of_chosen_features_agree_with_the_statistics(
     tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, statistics: ActivationStatistics
 ) -> None:
-    keys = [(2, 5), (0, 0), (1, 13)]
+    keys = [Feature(2, 5), Feature(0, 0), Feature(1, 13)]
     columns = activations_of(tiny_gpt2, transcoder, statistics.contexts, keys, batch_size=3)
     assert len(columns) == statistics.tokens
     torch.testing.assert_close(columns.mean(0), torch.stack([statistics.mean[key] for key in keys]))

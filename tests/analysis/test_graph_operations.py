@@ -13,6 +13,7 @@ from open_clt.analysis.graph_operations import (
     describe,
     find_nodes,
     label_features,
+    node_numbers,
     path_subgraph,
     subgraph,
 )
@@ -20,6 +21,7 @@ from open_clt.analysis.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError
+from open_clt.models.feature import Feature
 from tests.analysis.hand_graph import EDGES, NAMES, hand_graph, weights
 
 
@@ -32,11 +34,11 @@ def graph() -> AttributionGraph:
     ("query", "expected"),
     [
         (NodeQuery(), NAMES),
-        (NodeQuery(kinds=(NodeKind.ERROR,)), ["0_-1_1", "1_-1_2"]),
-        (NodeQuery(layers=(1,)), ["1_3_2", "1_-1_2"]),
-        (NodeQuery(positions=(-2,)), ["0_5_1", "0_-1_1", "E_11_1"]),
-        (NodeQuery(token="cat", kinds=(NodeKind.FEATURE,)), ["0_5_2", "0_7_2", "1_3_2"]),
-        (NodeQuery(label="ANIMAL"), ["0_7_2"]),
+        (NodeQuery(kinds=(NodeKind.ERROR,)), ["error:0:1", "error:1:2"]),
+        (NodeQuery(layers=(1,)), ["1:2:3", "error:1:2"]),
+        (NodeQuery(positions=(-2,)), ["0:1:5", "error:0:1", "token:1:11"]),
+        (NodeQuery(token="cat", kinds=(NodeKind.FEATURE,)), ["0:2:5", "0:2:7", "1:2:3"]),
+        (NodeQuery(label="ANIMAL"), ["0:2:7"]),
         (NodeQuery(layers=(1,), positions=(0,)), []),
     ],
 )
@@ -47,32 +49,39 @@ def test_a_query_finds_what_meets_every_condition(
 
 
 def test_a_subgraph_has_the_nodes_asked_for_and_their_edges(graph: AttributionGraph) -> None:
-    wanted = ["E_11_1", "0_5_1", "1_3_2", "3_41_2"]
+    wanted = ["token:1:11", "0:1:5", "1:2:3", "logit:2:41"]
     part = subgraph(graph, wanted)
     assert set(part.ids()) == set(wanted)
     assert weights(part) == pytest.approx({edge: weight for edge, weight in EDGES.items() if set(edge) <= set(wanted)})
     # The output that is left keeps its own name.
-    assert part.node(part.n_nodes - 1).label == graph.node(NAMES.index("3_41_2")).label
+    assert part.node(part.n_nodes - 1).label == graph.node(NAMES.index("logit:2:41")).label
 
 
 def test_a_subgraph_remembers_what_its_rows_lost(graph: AttributionGraph) -> None:
-    part = subgraph(graph, ["0_5_1", "1_3_2", "3_40_2"])
+    part = subgraph(graph, ["0:1:5", "1:2:3", "logit:2:40"])
     assert part.check().relative_to_row < 1e-6
-    assert float(part.nodes.omitted[part.ids().index("1_3_2")]) == pytest.approx(3.0)
-    assert float(part.nodes.omitted_sum[part.ids().index("1_3_2")]) == pytest.approx(1.0)
+    assert float(part.nodes.omitted[part.ids().index("1:2:3")]) == pytest.approx(3.0)
+    assert float(part.nodes.omitted_sum[part.ids().index("1:2:3")]) == pytest.approx(1.0)
 
 
 def test_a_path_subgraph_is_all_paths_and_nothing_else(graph: AttributionGraph) -> None:
-    part = path_subgraph(graph, "E_10_0", "3_40_2")
-    assert set(part.ids()) == {"E_10_0", "0_5_1", "0_5_2", "1_3_2", "3_40_2"}
-    assert ("0_5_1", "3_40_2") in weights(part)
-    with pytest.raises(AttributionError, match="No path leads from '3_40_2'"):
-        path_subgraph(graph, "3_40_2", "E_10_0")
+    part = path_subgraph(graph, "token:0:10", "logit:2:40")
+    assert set(part.ids()) == {"token:0:10", "0:1:5", "0:2:5", "1:2:3", "logit:2:40"}
+    assert ("0:1:5", "logit:2:40") in weights(part)
+    with pytest.raises(AttributionError, match="No path leads from 'logit:2:40'"):
+        path_subgraph(graph, "logit:2:40", "token:0:10")
+
+
+def test_nodes_are_understood_as_circuit_tracer_writes_them_and_from_the_end(graph: AttributionGraph) -> None:
+    ours = ["token:0:10", "0:1:5", "0:2:5", "1:2:3", "logit:2:40", "target:2:1", "error:0:1"]
+    theirs = ["E_10_0", "0_5_1", "0:-1:5", "1_3_2", "3_40_2", "3_-2_2", "0_-1_1"]
+    assert node_numbers(graph, theirs).tolist() == node_numbers(graph, ours).tolist()
+    assert set(path_subgraph(graph, "E_10_0", "3_40_2").ids()) == set(path_subgraph(graph, ours[0], ours[4]).ids())
 
 
 def test_unknown_nodes_are_named(graph: AttributionGraph) -> None:
-    with pytest.raises(AttributionError, match="no node '9_9_9'"):
-        subgraph(graph, ["0_5_1", "9_9_9"])
+    with pytest.raises(AttributionError, match="9:9:9"):
+        subgraph(graph, ["0:1:5", "9:9:9"])
 
 
 def test_a_graph_equals_itself(graph: AttributionGraph) -> None:
@@ -84,35 +93,44 @@ def test_a_graph_equals_itself(graph: AttributionGraph) -> None:
 
 
 def test_a_comparison_finds_what_was_changed(graph: AttributionGraph) -> None:
-    other = subgraph(graph, [name for name in NAMES if name != "0_7_2"])
+    other = subgraph(graph, [name for name in NAMES if name != "0:2:7"])
     stronger = other.edges._replace(weight=other.edges.weight.clone())
     names = other.ids()
-    changed = (stronger.source == names.index("1_3_2")) & (stronger.target == names.index("3_40_2"))
+    changed = (stronger.source == names.index("1:2:3")) & (stronger.target == names.index("logit:2:40"))
     stronger.weight[changed] = 5.0
     found = compare_graphs(graph, replace(other, edges=stronger))
-    assert found.nodes_only_first == ("0_7_2",)
+    assert found.nodes_only_first == ("0:2:7",)
     assert found.nodes_only_second == ()
-    assert {pair[:2] for pair in found.edges_only_first} == {edge for edge in EDGES if "0_7_2" in edge}
-    assert found.shared_edges[0] == ("1_3_2", "3_40_2", 3.0, 5.0)
+    assert {pair[:2] for pair in found.edges_only_first} == {edge for edge in EDGES if "0:2:7" in edge}
+    assert found.shared_edges[0] == ("1:2:3", "logit:2:40", 3.0, 5.0)
     assert found.node_overlap == pytest.approx(13 / 14)
     first = torch.tensor([EDGES[edge] for edge in EDGES])
     second = torch.tensor(
-        [0.0 if "0_7_2" in edge else 5.0 if edge == ("1_3_2", "3_40_2") else EDGES[edge] for edge in EDGES]
+        [0.0 if "0:2:7" in edge else 5.0 if edge == ("1:2:3", "logit:2:40") else EDGES[edge] for edge in EDGES]
     )
     assert found.weight_cosine == pytest.approx(float(torch.cosine_similarity(first, second, dim=0)))
 
 
 def test_across_positions_a_feature_is_one(graph: AttributionGraph) -> None:
-    found = compare_graphs(graph, subgraph(graph, ["0_5_2", "1_3_2"]), across_positions=True)
-    assert found.shared_nodes == ("0_5", "1_3")
+    found = compare_graphs(graph, subgraph(graph, ["0:2:5", "1:2:3"]), across_positions=True)
+    assert found.shared_nodes == ("0:*:5", "1:*:3")
     (pair,) = found.shared_edges
-    assert pair == ("0_5", "1_3", 3.5, 1.5)
+    assert pair == ("0:*:5", "1:*:3", 3.5, 1.5)
+
+
+def test_other_tokens_are_other_nodes(graph: AttributionGraph) -> None:
+    tokens = graph.of_kind(NodeKind.EMBEDDING)
+    other = replace(graph, nodes=replace(graph.nodes, index=graph.nodes.index + tokens))
+    for across_positions, first in ((False, "token:0:10"), (True, "token:*:10")):
+        found = compare_graphs(graph, other, across_positions=across_positions)
+        assert first in (*found.nodes_only_first, *found.nodes_only_second)
+        assert found.node_overlap < 1
 
 
 def record(layer: int, feature: int) -> FeatureRecord:
     peaks = [FeatureExample((" a", token), torch.tensor([0.0, 1.0]), 1) for token in (" dog", " cat", " dog")]
     effects = (TokenEffect(" barks", 2.0), TokenEffect(" runs", 1.0), TokenEffect(" is", 0.5))
-    return FeatureRecord(layer, feature, 0.1, 1.0, tuple(peaks), effects, ())
+    return FeatureRecord(Feature(layer, feature), 0.1, 1.0, tuple(peaks), effects, ())
 
 
 @pytest.mark.parametrize(
@@ -128,7 +146,7 @@ def record(layer: int, feature: int) -> FeatureRecord:
 def test_labels_pass_over_what_no_one_can_read(fires: list[str], raises: list[str], label: str) -> None:
     peaks = tuple(FeatureExample((token,), torch.ones(1), 0) for token in fires)
     effects = tuple(TokenEffect(token, 1.0) for token in raises)
-    assert describe(FeatureRecord(0, 5, 0.1, 1.0, peaks, effects, ())) == label
+    assert describe(FeatureRecord(Feature(0, 5), 0.1, 1.0, peaks, effects, ())) == label
 
 
 def test_records_name_features_but_never_over_the_user(graph: AttributionGraph) -> None:

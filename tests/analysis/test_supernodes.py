@@ -12,10 +12,11 @@ from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError
+from open_clt.models.feature import Feature, FeaturePlace
 from tests.analysis.hand_graph import hand_graph
 from tests.tiny_models import random_transcoder
 
-PAIR = Supernode("twins", ("0_5_1", "0_5_2"))
+PAIR = Supernode("twins", ("0:1:5", "0:2:5"))
 
 
 @pytest.fixture
@@ -31,7 +32,12 @@ def test_edges_between_groups_add_up(graph: AttributionGraph) -> None:
     found = torch.zeros_like(expected)
     found[grouped.edges.target, grouped.edges.source] = grouped.edges.weight
     torch.testing.assert_close(found, expected)
-    assert float(found[labels.index("1_3_2"), labels.index("twins")]) == pytest.approx(3.5)
+    assert float(found[labels.index("1:2:3"), labels.index("twins")]) == pytest.approx(3.5)
+
+
+def test_members_may_be_named_as_circuit_tracer_names_them(graph: AttributionGraph) -> None:
+    theirs = group(graph, [Supernode("twins", ("0_5_1", "0_5_2"))])
+    assert theirs.groups == group(graph, [PAIR]).groups
 
 
 def test_without_supernodes_nothing_changes(graph: AttributionGraph) -> None:
@@ -46,18 +52,18 @@ def test_scores_of_a_pruned_graph_still_count_what_was_pruned(graph: Attribution
 
 
 def test_a_group_with_an_error_in_it_is_an_error(graph: AttributionGraph) -> None:
-    mixed = group(graph, [Supernode("mixed", ("1_-1_2", "E_12_2"))])
+    mixed = group(graph, [Supernode("mixed", ("error:1:2", "token:2:12"))])
     assert mixed.scores().replacement < graph.scores().replacement
 
 
 def test_tokens_may_be_grouped(graph: AttributionGraph) -> None:
-    grouped = group(graph, [Supernode("the prompt", ("E_10_0", "E_11_1"))])
+    grouped = group(graph, [Supernode("the prompt", ("token:0:10", "token:1:11"))])
     assert grouped.scores().replacement == pytest.approx(graph.scores().replacement)
 
 
 def test_a_query_makes_a_supernode(graph: AttributionGraph) -> None:
     query = NodeQuery(kinds=(NodeKind.FEATURE,), layers=(0,))
-    assert supernode(graph, "early", query) == Supernode("early", ("0_5_1", "0_5_2", "0_7_2"))
+    assert supernode(graph, "early", query) == Supernode("early", ("0:1:5", "0:2:5", "0:2:7"))
     with pytest.raises(AttributionError, match="No node meets the query of 'none'"):
         supernode(graph, "none", NodeQuery(layers=(7,)))
 
@@ -65,10 +71,10 @@ def test_a_query_makes_a_supernode(graph: AttributionGraph) -> None:
 @pytest.mark.parametrize(
     ("supernodes", "match"),
     [
-        ([Supernode("a", ("9_9_9",))], "no node '9_9_9'"),
-        ([PAIR, Supernode("b", ("0_5_2",))], "'0_5_2' is in two"),
-        ([PAIR, Supernode("twins", ("0_7_2",))], "Two groups are called 'twins'"),
-        ([Supernode("1_3_2", ("0_7_2",))], "Two groups are called '1_3_2'"),
+        ([Supernode("a", ("9:9:9",))], "9:9:9"),
+        ([PAIR, Supernode("b", ("0:2:5",))], "'0:2:5' is in two"),
+        ([PAIR, Supernode("twins", ("0:2:7",))], "Two groups are called 'twins'"),
+        ([Supernode("1:2:3", ("0:2:7",))], "Two groups are called '1:2:3'"),
         ([Supernode("a", ())], "no members"),
     ],
 )
@@ -78,7 +84,7 @@ def test_groups_are_disjoint_and_have_names(graph: AttributionGraph, supernodes:
 
 
 def test_a_loop_between_groups_is_an_error(graph: AttributionGraph) -> None:
-    grouped = group(graph, [Supernode("around", ("E_11_1", "1_3_2"))])
+    grouped = group(graph, [Supernode("around", ("token:1:11", "1:2:3"))])
     with pytest.raises(AttributionError, match="loop"):
         grouped.scores()
 
@@ -86,7 +92,7 @@ def test_a_loop_between_groups_is_an_error(graph: AttributionGraph) -> None:
 def test_features_with_the_same_edges_are_suggested(graph: AttributionGraph) -> None:
     assert suggest_supernodes(graph, min_similarity=0.9) == [Supernode("L0/5", PAIR.members)]
     assert suggest_supernodes(graph, min_similarity=1.0) == []
-    named = graph.with_labels({"0_5": "articles"})
+    named = graph.with_labels({Feature(0, 5): "articles"})
     assert suggest_supernodes(named, min_similarity=0.9)[0].label == "articles"
 
 
@@ -119,7 +125,7 @@ def test_decoders_alone_group_one_feature_over_positions(traced: AttributionGrap
     found = suggest_supernodes(traced, random_transcoder(tiny_gpt2), min_similarity=0.999, decoder_share=1.0)
     assert found
     for joined in found:
-        assert len({name.rsplit("_", 1)[0] for name in joined.members}) == 1
+        assert len({FeaturePlace.parse(name).feature for name in joined.members}) == 1
 
 
 def test_settings_out_of_range_are_refused(graph: AttributionGraph) -> None:

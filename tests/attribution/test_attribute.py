@@ -13,7 +13,7 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
-from open_clt.attribution.targets import Direction, FeaturePreactivation, LogitDifference, TokenLogits
+from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, TokenLogits
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.errors import AttributionError, TextError
 from open_clt.models.cross_layer import CrossLayerTranscoder
@@ -275,7 +275,7 @@ def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
     fails("not one", targets=TokenLogits(tokens=("Zebras run",)))
     fails("Token id 300 is unknown", targets=TokenLogits(tokens=(300,)))
     fails("position is 99", targets=TokenLogits(tokens=(5,), position=99))
-    fails("no feature 99", targets=FeaturePreactivation(layer=0, feature=99))
+    fails("L0/99", targets=FeaturePreactivation(layer=0, feature=99))
     fails("has shape", targets=Direction(vector=torch.zeros(3)))
     with pytest.raises(TextError, match="shorten"):
         attribute(tiny_gpt2, transcoder, "word " * 100)

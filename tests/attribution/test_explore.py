@@ -14,7 +14,8 @@ from open_clt.attribution.adjoint import attribute_rows, feature_seeds
 from open_clt.attribution.explore import Block, block_influence, explore
 from open_clt.attribution.influence import Edges, InfluenceGraph, influence
 from open_clt.attribution.sources import Sources, find_sources
-from open_clt.attribution.targets import Resolved, SalientLogits, resolve_targets
+from open_clt.attribution.target_kinds import SalientLogits
+from open_clt.attribution.targets import Resolved, resolve_targets
 from tests.attribution.cases import PROMPT, random_transcoder
 
 pytestmark = pytest.mark.usefixtures("no_gradients")

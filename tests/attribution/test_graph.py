@@ -13,9 +13,12 @@ import torch
 from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.graph_info import GraphSettings, PruningSettings
 from open_clt.attribution.influence import Edges, InfluenceGraph, path_steps, smallest_kept
 from open_clt.attribution.nodes import NodeKind
+from open_clt.attribution.target_kinds import FeaturePreactivation, LogitDifference, SalientLogits
 from open_clt.errors import AttributionError, CheckpointError
+from open_clt.models.feature import Feature
 from tests.analysis.hand_graph import NAMES, hand_graph
 from tests.attribution.cases import PROMPT, random_transcoder
 
@@ -55,12 +58,12 @@ def test_path_lengths_are_shares_and_no_path_is_longer_than_the_model_is_deep(
 
 
 def test_the_profile_of_path_lengths_by_hand() -> None:
-    """E_11_1 and E_10_0 reach the logit over a feature (two edges), or over two (three edges)."""
+    """token:1:11 and token:0:10 reach the logit over a feature (two edges), or over two (three edges)."""
     names, outputs = NAMES, torch.tensor([0.0] * (len(NAMES) - 3) + [1.0, 0.0, 0.0])
     graph = hand_graph()
     graph = replace(graph, nodes=replace(graph.nodes, weight=outputs))
     into, feature = 0.5 + 0.5 + 3.0 + 1.0 + 0.125, 2.0 + 1.5 + 1.0 + 0.5
-    assert names[-3] == "3_40_2"
+    assert names[-3] == "logit:2:40"
     two = (0.5 / into) * 1.0 + (0.5 / into) * (1.5 / 1.75)
     three = (3.0 / into) * ((2.0 / feature) * 1.0 + (1.5 / feature) * (1.5 / 1.75) + (1.0 / feature) * 1.0)
     expected = torch.tensor([0.0, two, three]) / (two + three)
@@ -139,7 +142,7 @@ def test_thresholds_are_shares(graph: AttributionGraph, node: float, edge: float
 
 def test_save_and_load_give_the_same_graph(graph: AttributionGraph, tmp_path: Path) -> None:
     feature = graph.node(0)
-    labelled = graph.prune().with_labels({f"{feature.layer}_{feature.index}": "a name"})
+    labelled = graph.prune().with_labels({Feature(feature.layer, feature.index): "a name"})
     loaded = AttributionGraph.load(labelled.save(tmp_path / "graph"))
     assert loaded.info == labelled.info
     assert loaded.labels == labelled.labels
@@ -149,6 +152,49 @@ def test_save_and_load_give_the_same_graph(graph: AttributionGraph, tmp_path: Pa
     for name in ("kind", "layer", "position", "index", "value", "weight", "omitted"):
         assert torch.equal(getattr(loaded.nodes, name), getattr(labelled.nodes, name))
     assert sorted(path.suffix for path in (tmp_path / "graph").iterdir()) == [".json", ".safetensors"]
+
+
+def test_files_of_version_1_are_read(graph: AttributionGraph, tmp_path: Path) -> None:
+    """They have one flat object of settings, no vectors, and labels by ``layer_feature``."""
+    feature = Feature(graph.node(0).layer, graph.node(0).index)
+    last = len(graph.info.tokens) - 1
+    folder = graph.prune(0.7, 0.9).with_labels({feature: "a name"}).save(tmp_path / "graph")
+    content = json.loads((folder / "graph.json").read_text())
+    settings = {
+        "targets": [
+            {"max_count": 4, "probability": 0.95, "position": last, "kind": "salient_logits"},
+            {"positive": 5, "negative": 9, "position": 3, "kind": "logit_difference"},
+            {"name": "probe", "position": last, "kind": "direction"},
+            {"layer": 1, "feature": 4, "position": 3, "kind": "feature"},
+        ],
+        "max_logits": 4,
+        "logit_probability": 0.95,
+        "max_feature_nodes": 7,
+        "skip_first_position": False,
+        "batch_size": 256,
+        "node_threshold": 0.7,
+        "edge_threshold": 0.9,
+        "keep_errors": True,
+    }
+    del content["info"]["faithfulness"]  # older still
+    content |= {"format_version": 1, "labels": {f"{feature.layer}_{feature.index}": "a name"}}
+    content["info"]["settings"] = settings
+    (folder / "graph.json").write_text(json.dumps(content))
+    loaded = AttributionGraph.load(folder)
+    assert loaded.labels == {feature: "a name"}
+    assert loaded.info.faithfulness is None
+    assert loaded.info.settings == GraphSettings(
+        targets=(
+            SalientLogits(max_count=4, position=last),
+            LogitDifference(positive=5, negative=9, position=3),
+            None,
+            FeaturePreactivation(layer=1, feature=4, position=3),
+        ),
+        max_feature_nodes=7,
+        use_first_position=True,
+        batch_size=256,
+        pruning=PruningSettings(node_threshold=0.7, edge_threshold=0.9, keep_errors=True),
+    )
 
 
 def test_a_saved_edge_takes_eight_bytes(graph: AttributionGraph, tmp_path: Path) -> None:
@@ -166,8 +212,8 @@ def test_a_number_too_large_for_two_bytes_comes_back(graph: AttributionGraph, tm
 def test_pruning_is_a_part_and_is_remembered(graph: AttributionGraph) -> None:
     """The nodes and edges of a pruned graph, cut out by hand, are the same graph but for what pruning notes."""
     pruned = graph.prune(0.7, 0.9)
-    known = {"node_threshold": 0.7, "edge_threshold": 0.9, "keep_errors": not graph.info.compatible}
-    assert pruned.info.settings == {**graph.info.settings, **known}
+    pruning = PruningSettings(node_threshold=0.7, edge_threshold=0.9, keep_errors=not graph.info.compatible)
+    assert pruned.info.settings == replace(graph.info.settings, pruning=pruning)
     number = {name: row for row, name in enumerate(graph.ids())}
     row = torch.tensor([number[name] for name in pruned.ids()])
     nodes = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, row, True)
@@ -219,7 +265,7 @@ def test_a_graph_without_known_totals_has_nothing_to_say(graph: AttributionGraph
 def test_labels_name_features_wherever_they_are_active(graph: AttributionGraph) -> None:
     feature = graph.node(0)
     assert feature.label == f"feature {feature.index}"
-    labelled = graph.with_labels({f"{feature.layer}_{feature.index}": "plural nouns"})
+    labelled = graph.with_labels({Feature(feature.layer, feature.index): "plural nouns"})
     assert labelled.node(0).label == "plural nouns"
     assert graph.node(0).label == feature.label
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.heads import every_head_contribution, head_contributions
 from open_clt.attribution.nodes import NodeKind
-from open_clt.attribution.targets import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
+from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
 from open_clt.errors import AttributionError
 from tests.attribution.cases import PROMPT, random_transcoder
 
@@ -92,11 +94,8 @@ def test_one_edge_is_a_table_of_layers_and_heads(tiny_gpt2: LanguageModel) -> No
 )
 def test_edges_into_targets_that_are_no_tokens_are_split_too(tiny_llama: LanguageModel, target: Target) -> None:
     transcoder = random_transcoder("clt")
-    wanted = [TokenLogits(tokens=(7,)), target]
-    graph = attribute(tiny_llama, transcoder, PROMPT, targets=wanted)
-    # Only a direction is more than a graph remembers.
-    given = wanted if isinstance(target, Direction) else None
-    parts = head_contributions(tiny_llama, transcoder, graph, graph.n_nodes - 1, targets=given)
+    graph = attribute(tiny_llama, transcoder, PROMPT, targets=[TokenLogits(tokens=(7,)), target])
+    parts = head_contributions(tiny_llama, transcoder, graph, graph.n_nodes - 1)
     row = graph.adjacency()[-1]
     torch.testing.assert_close(parts.heads.sum((0, 1)) + parts.direct, row, atol=1e-5, rtol=1e-4)
 
@@ -109,6 +108,7 @@ def test_what_cannot_be_split_is_refused(tiny_gpt2: LanguageModel) -> None:
         with pytest.raises(AttributionError, match=match):
             head_contributions(tiny_gpt2, transcoder, graph, target)
 
-    fails("give the targets", graph, graph.n_nodes - 1)
+    unknown = replace(graph, info=replace(graph.info, settings=replace(graph.info.settings, targets=(None,))))
+    fails("target:", unknown, graph.n_nodes - 1)
     fails("has no inputs", graph, int(graph.of_kind(NodeKind.EMBEDDING).nonzero()[0]))
     fails("budget and then pruned", graph.prune(), 0)

@@ -1,21 +1,26 @@
-"""Targets that are written as texts, and what a graph remembers of its targets."""
+"""Targets that are written as texts, and the targets that a graph keeps."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from open_clt.activations.language_model import LanguageModel
+from open_clt.analysis.export import read_graphml, write_graphml
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.targets import (
+from open_clt.attribution.graph import AttributionGraph
+from open_clt.attribution.graph_info import GraphSettings
+from open_clt.attribution.target_kinds import (
     Direction,
     FeaturePreactivation,
     LogitDifference,
     SalientLogits,
     Target,
     TokenLogits,
-    read_target,
 )
+from open_clt.attribution.targets import read_target
 from open_clt.errors import AttributionError
 from tests.attribution.cases import PROMPT, random_transcoder
 
@@ -50,21 +55,47 @@ def test_other_texts_are_refused(tiny_gpt2: LanguageModel, text: str, match: str
         read_target(tiny_gpt2, text)
 
 
-def test_a_graph_remembers_its_targets_as_plain_values(tiny_gpt2: LanguageModel) -> None:
+def test_a_graph_keeps_its_targets_resolved(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
+    """Token ids, positions from the start, and vectors, in memory and in every file that holds a whole graph."""
     the = tiny_gpt2.token_ids([" the"])[0][0]
     last = len(tiny_gpt2.tokenize(PROMPT)) - 1
+    vector = torch.linspace(-1, 1, 32)
     targets = [
         SalientLogits(max_count=2, probability=0.5),
         TokenLogits(tokens=(" the", 9), position=3),
         LogitDifference(positive=" the", negative=9),
-        Direction(vector=torch.ones(32), name="probe"),
+        Direction(vector=vector, name="probe"),
         FeaturePreactivation(layer=1, feature=4, position=-2),
     ]
-    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, targets=targets)
-    assert graph.info.settings["targets"] == [
-        {"kind": "salient_logits", "max_count": 2, "probability": 0.5, "position": last},
-        {"kind": "token_logits", "tokens": [the, 9], "position": 3},
-        {"kind": "logit_difference", "positive": the, "negative": 9, "position": last},
-        {"kind": "direction", "name": "probe", "position": last},
-        {"kind": "feature", "layer": 1, "feature": 4, "position": last - 1},
-    ]
+    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, targets=targets, max_feature_nodes=9)
+    expected = GraphSettings(
+        targets=(
+            SalientLogits(max_count=2, probability=0.5, position=last),
+            TokenLogits(tokens=(the, 9), position=3),
+            LogitDifference(positive=the, negative=9, position=last),
+            Direction(vector=vector, name="probe", position=last),
+            FeaturePreactivation(layer=1, feature=4, position=last - 1),
+        ),
+        max_feature_nodes=9,
+        batch_size=256,
+    )
+    assert graph.info.settings == expected
+    assert AttributionGraph.load(graph.save(tmp_path / "graph")).info == graph.info
+    assert read_graphml(write_graphml(graph, tmp_path / "graph.graphml")).info == graph.info
+
+
+def test_resolved_targets_give_the_same_graph(tiny_gpt2: LanguageModel) -> None:
+    """What a graph keeps can be asked for again."""
+    transcoder = random_transcoder("clt")
+    wanted = [TokenLogits(tokens=(" the",), position=-1), Direction(vector=torch.ones(32), position=-2)]
+    graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=wanted)
+    kept = [target for target in graph.info.settings.targets if target is not None]
+    again = attribute(tiny_gpt2, transcoder, PROMPT, targets=kept)
+    assert again.info.settings == graph.info.settings
+    assert torch.equal(again.edges.weight, graph.edges.weight)
+
+
+def test_directions_are_equal_if_their_vectors_are() -> None:
+    assert Direction(vector=torch.ones(3)) == Direction(vector=torch.ones(3))
+    assert Direction(vector=torch.ones(3)) != Direction(vector=torch.zeros(3))
+    assert Direction(vector=torch.ones(3)) != Direction(vector=torch.ones(3), position=0)

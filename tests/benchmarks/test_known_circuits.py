@@ -43,8 +43,8 @@ def scripts() -> Iterator[Modules]:
 
 
 def test_a_path_has_positive_edges_only(scripts: Modules) -> None:
-    one_output = subgraph(hand_graph(), [name for name in NAMES if name not in ("3_41_2", "T_1_2")])
-    # 0_7_2 is fed by the token, but what it feeds it lowers.
+    one_output = subgraph(hand_graph(), [name for name in NAMES if name not in ("logit:2:41", "target:2:1")])
+    # 0:2:7 is fed by the token, but what it feeds it lowers.
     assert scripts.state_features.on_path(one_output, 1) == {(0, 1, 5), (0, 2, 5), (1, 2, 3)}
     assert scripts.state_features.on_path(one_output, 2) == set()
 

@@ -17,6 +17,7 @@ from open_clt.cli import main
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.models.checkpoint import save_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.feature import Feature
 from tests.analysis.viewer_schema import broken_rules
 
 PROMPT = "The capital of the state containing Dallas is"
@@ -91,21 +92,25 @@ def test_every_format_holds_the_same_graph(tmp_path: Path) -> None:
     assert metadata["faithfulness"] == whole.info.faithfulness
     assert metadata["pruning_settings"]["node_threshold"] == 0.6
     viewed = read_circuit_tracer(tmp_path / "dallas.json").graph
-    assert {name for name in viewed.ids() if "_-1_" not in name} <= set(pruned.ids())
+    assert {name for name in viewed.ids() if not name.startswith("error:")} <= set(pruned.ids())
     assert viewed.info.faithfulness == whole.info.faithfulness
     listed = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
     assert [entry["slug"] for entry in listed] == ["dallas"]
 
 
-def test_labels_stand_in_the_graph_and_in_its_files(traced: Traced, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ours", [True, False], ids=["L2/417", "2_417"])
+def test_labels_stand_in_the_graph_and_in_its_files(traced: Traced, tmp_path: Path, ours: bool) -> None:
     plain = traced().prune(0.8)
     node = next(plain.node(number) for number in range(plain.n_nodes) if plain.node(number).kind is NodeKind.FEATURE)
-    (tmp_path / "labels.json").write_text(json.dumps({f"{node.layer}_{node.index}": "about Texas"}))
+    key = str(Feature(node.layer, node.index)) if ours else f"{node.layer}_{node.index}"
+    (tmp_path / "labels.json").write_text(json.dumps({key: "about Texas"}))
     options = ("--labels", str(tmp_path / "labels.json"), "--format", "native", "--format", "circuit-tracer")
     graph = traced(*options, "--slug", "named")
-    assert graph.labels == {f"{node.layer}_{node.index}": "about Texas"}
+    assert graph.labels == {Feature(node.layer, node.index): "about Texas"}
     nodes = json.loads((tmp_path / "named.json").read_text())["nodes"]
-    assert {entry["clerp"] for entry in nodes if entry["node_id"] == node.id} == {"about Texas"}
+    assert {entry["clerp"] for entry in nodes if entry["node_id"] == f"{node.layer}_{node.index}_{node.position}"} == {
+        "about Texas"
+    }
 
 
 def test_several_prompts_are_written_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_clt.errors import ConfigError
-from open_clt.models.feature import Feature, FeaturePlace
+from open_clt.models.feature import Feature, FeaturePlace, labels_json, read_labels
 
 naturals = st.integers(0, 10**9)
 
@@ -41,3 +41,15 @@ def test_anything_else_is_refused(text: str) -> None:
 def test_a_feature_indexes_a_table_of_features() -> None:
     table = torch.arange(12).view(3, 4)
     assert int(table[Feature(2, 1)]) == 9
+
+
+def test_names_of_features_are_read_as_they_are_written() -> None:
+    labels = {Feature(2, 417): "Texas", Feature(0, 3): "articles"}
+    assert labels_json(labels) == {"L2/417": "Texas", "L0/3": "articles"}
+    assert read_labels(labels_json(labels)) == read_labels({"2_417": "Texas", "0_3": "articles"}) == labels
+
+
+@pytest.mark.parametrize("content", [[], "L2/417", {"L2": "a"}, {"L2/417": 3}, {"E_3_1": "a"}])
+def test_other_content_is_refused(content: object) -> None:
+    with pytest.raises(ConfigError):
+        read_labels(content)

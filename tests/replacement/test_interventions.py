@@ -25,7 +25,6 @@ from open_clt.replacement.interventions import (
     Intervention,
     Iterative,
     Patching,
-    feature_place,
     interventions_on,
 )
 from open_clt.replacement.model import ReplacementModel
@@ -284,7 +283,7 @@ def test_places_count_from_either_end_and_slices_cover_what_they_say(tiny_gpt2: 
 
 
 def test_a_name_a_list_or_a_group_says_where() -> None:
-    group = SimpleNamespace(members=("0_4_2", "1_7_3"))
+    group = SimpleNamespace(members=("0:2:4", "1:3:7"))
     expected = [Intervention(0, 2, 4, value=0.0), Intervention(1, 3, 7, value=0.0)]
     assert interventions_on(group, value=0.0) == expected
     assert interventions_on(["0_4_2", "1_7_3"], value=0.0) == expected
@@ -297,20 +296,21 @@ def test_a_name_a_list_or_a_group_says_where() -> None:
         ("2:5:417", (2, 5, 417)),
         ("2:-1:417", (2, -1, 417)),
         ("2:*:417", (2, None, 417)),
-        ("2_417_5", (2, 5, 417)),  # as a graph calls it
+        ("2_417_5", (2, 5, 417)),  # as circuit-tracer writes it
+        ("L2/417", (2, None, 417)),
         ("2_417", (2, None, 417)),
     ],
 )
-def test_a_feature_has_a_name_in_a_shell_and_one_in_a_graph(name: str, place: tuple[int, int | None, int]) -> None:
-    assert feature_place(name) == place
+def test_every_notation_of_a_feature_is_understood(name: str, place: tuple[int, int | None, int]) -> None:
+    assert interventions_on(name, value=0.0) == [Intervention(*place, value=0.0)]
 
 
 @pytest.mark.parametrize(
     "name", ["", "2", "2:417", "2:5:417:1", "2:5:-1", "-1:5:4", "*:5:4", "2_417_-1", "²:1:1", "2:5:417\n"]
 )
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="names no feature"):
-        feature_place(name)
+    with pytest.raises(ConfigError):
+        interventions_on(name, value=0.0)
 
 
 def test_interventions_on_one_feature_are_done_in_their_order(tiny_gpt2: LanguageModel) -> None:

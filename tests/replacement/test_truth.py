@@ -21,7 +21,7 @@ from open_clt.analysis.supernodes import supernode
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
-from open_clt.attribution.targets import FeaturePreactivation, SalientLogits
+from open_clt.attribution.target_kinds import FeaturePreactivation, SalientLogits
 from open_clt.models.circuit_tracer import load_circuit_tracer
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.nonlinearities import JumpReLU
@@ -104,8 +104,9 @@ def changes(case: Case, record: InterventionRecord) -> Tensor:
         if node.kind in features:
             layer, feature = node.layer, node.index
             if node.kind is NodeKind.TARGET:
-                facts = case.graph.info.settings["targets"][node.index]
-                layer, feature = facts["layer"], facts["feature"]
+                target = case.graph.info.settings.target(node.index)
+                assert isinstance(target, FeaturePreactivation)
+                layer, feature = target.layer, target.feature
             change = record.preactivation_change(case.transcoder, layer, torch.tensor([feature]))
             found[number] = change[node.position, 0]
         else:

@@ -19,6 +19,7 @@ from open_clt.attribution.nodes import NodeKind
 from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.errors import ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.feature import Feature
 from open_clt.visualization.graph_figure import visualize_attribution_graph
 from open_clt.visualization.graph_picture import GraphPicture, Shape, picture_of
 from open_clt.visualization.style import BLUE, GREY, VERMILLION
@@ -174,7 +175,7 @@ def test_kinds_choose_what_is_drawn(graph: AttributionGraph) -> None:
 def test_a_users_labels_stand_beside_features(graph: AttributionGraph) -> None:
     strongest = int(torch.where(graph.of_kind(NodeKind.FEATURE), graph.influence(), -1).argmax())
     node = graph.node(strongest)
-    labelled = graph.with_labels({f"{node.layer}_{node.index}": "a $cat$"})
+    labelled = graph.with_labels({Feature(node.layer, node.index): "a $cat$"})
     for whole, expected in ((graph, str(node.index)), (labelled, "a $cat$")):
         figure = visualize_attribution_graph(whole, max_nodes=1000)
         assert expected in [text.get_text() for text in texts_of(figure)]
@@ -195,12 +196,12 @@ def test_outputs_say_how_likely_they_are(graph: AttributionGraph) -> None:
     assert len({*drawn.notes.values(), "<1%"} & {text.get_text() for text in of_graph(graph)[1]}) >= 1
 
 
-PAIR = Supernode("the twins of the house", ("0_5_1", "0_5_2"))
-DEEP = Supernode("deep", ("0_7_2", "1_3_2"))
+PAIR = Supernode("the twins of the house", ("0:1:5", "0:2:5"))
+DEEP = Supernode("deep", ("0:2:7", "1:2:3"))
 
 
 def test_a_supernode_is_one_box_with_its_label_and_how_many_it_holds() -> None:
-    figure = visualize_attribution_graph(group(hand_graph(), [PAIR, Supernode("noise", ("0_-1_1", "1_-1_2"))]))
+    figure = visualize_attribution_graph(group(hand_graph(), [PAIR, Supernode("noise", ("error:0:1", "error:1:2"))]))
     shown = [text.get_text() for text in texts_of(figure)]
     assert {"the twins of the\nhouse", "2 features, L0", "noise", "2 errors, L0–1", "supernode"} <= set(shown)
     assert "5" not in shown  # no member is drawn by itself
@@ -223,8 +224,11 @@ def test_edges_of_a_supernode_add_up_and_lead_upwards() -> None:
 
 def test_groups_of_tokens_of_outputs_and_of_one(graph: AttributionGraph) -> None:
     whole = hand_graph()
-    words, answers = Supernode("words", ("E_10_0", "E_11_1")), Supernode("answers", ("3_40_2", "3_41_2"))
-    drawn = picture_of(group(whole, [words, answers, Supernode("alone", ("1_3_2",))]), 60, 160, ALL)
+    words, answers = (
+        Supernode("words", ("token:0:10", "token:1:11")),
+        Supernode("answers", ("logit:2:40", "logit:2:41")),
+    )
+    drawn = picture_of(group(whole, [words, answers, Supernode("alone", ("1:2:3",))]), 60, 160, ALL)
     assert {drawn.labels[number]: drawn.notes[number] for number in drawn.of("group")} == {
         "words": "2 tokens",
         "alone": "1 feature, L1",
