@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import torch
@@ -62,7 +62,7 @@ def node_numbers(graph: AttributionGraph, ids: Iterable[str]) -> Int[Tensor, "so
     for text in ids:
         node = NodeId.parse(text, graph.info.n_layers)
         if node.position is not None and node.position < 0:
-            node = node._replace(position=node.position + len(graph.info.tokens))
+            node = replace(node, position=node.position + len(graph.info.tokens))
         if node not in rows:
             raise AttributionError(f"The graph has no node {text!r}; AttributionGraph.ids() lists the ids it has.")
         numbers.append(rows[node])
@@ -179,7 +179,7 @@ def _readable(tokens: Iterable[str], count: int) -> str:
 def _names(graph: AttributionGraph, across_positions: bool) -> list[str]:
     if not across_positions:
         return graph.ids()
-    return [str(node._replace(position=None)) for node in graph.nodes.ids()]
+    return [str(replace(node, position=None)) for node in graph.nodes.ids()]
 
 
 def _weights(graph: AttributionGraph, names: list[str]) -> dict[tuple[str, str], float]:

@@ -57,22 +57,31 @@ class NodeKind(IntEnum):
     """Anything else that was asked for: a logit difference, a direction, a feature's pre-activation."""
 
 
-_WORDS: Mapping[NodeKind, tuple[str, bool, bool]] = {
-    NodeKind.ERROR: ("error", True, False),
-    NodeKind.EMBEDDING: ("token", False, True),
-    NodeKind.POSITIONAL: ("position", False, False),
-    NodeKind.BIAS: ("bias", True, False),
-    NodeKind.MLP_OUTPUT: ("mlp", True, False),
-    NodeKind.LOGIT: ("logit", False, True),
-    NodeKind.TARGET: ("target", False, True),
-}
-"""How an id begins, and whether it tells the node's layer and index. Features have no word: they have both."""
+class _Form(NamedTuple):
+    """How the id of a kind is written."""
 
+    word: str
+    has_layer: bool
+    has_index: bool
+
+
+_FORMS: Mapping[NodeKind, _Form] = {
+    NodeKind.FEATURE: _Form("", True, True),
+    NodeKind.ERROR: _Form("error", True, False),
+    NodeKind.EMBEDDING: _Form("token", False, True),
+    NodeKind.POSITIONAL: _Form("position", False, False),
+    NodeKind.BIAS: _Form("bias", True, False),
+    NodeKind.MLP_OUTPUT: _Form("mlp", True, False),
+    NodeKind.LOGIT: _Form("logit", False, True),
+    NodeKind.TARGET: _Form("target", False, True),
+}
 _NUMBER = re.compile(r"\d+", re.ASCII)
 _FOREIGN = re.compile(r"(?P<layer>E|\d+)_(?P<index>-?\d+)_(?P<position>\d+)", re.ASCII)
 
 
-class NodeId(NamedTuple):
+@final
+@dataclass(frozen=True)
+class NodeId:
     """What tells a node apart from all others of its graph; a part that the kind does not need is -1."""
 
     kind: NodeKind
@@ -84,15 +93,15 @@ class NodeId(NamedTuple):
     @staticmethod
     def of(kind: NodeKind, layer: int, position: int | None, index: int) -> NodeId:
         """The id of a node that has these facts."""
-        _, has_layer, has_index = _WORDS.get(kind, ("", True, True))
-        return NodeId(kind, layer if has_layer else -1, position, index if has_index else -1)
+        form = _FORMS[kind]
+        return NodeId(kind, layer if form.has_layer else -1, position, index if form.has_index else -1)
 
     def __str__(self) -> str:
         if self.kind is NodeKind.FEATURE:
             return str(FeaturePlace(Feature(self.layer, self.index), self.position))
-        word, has_layer, has_index = _WORDS[self.kind]
-        layer, index = [self.layer] * has_layer, [self.index] * has_index
-        return ":".join(map(str, [word, *layer, "*" if self.position is None else self.position, *index]))
+        form = _FORMS[self.kind]
+        layer, index = [self.layer] * form.has_layer, [self.index] * form.has_index
+        return ":".join(map(str, [form.word, *layer, "*" if self.position is None else self.position, *index]))
 
     @staticmethod
     def parse(text: str, n_layers: int) -> NodeId:
@@ -101,34 +110,51 @@ class NodeId(NamedTuple):
         Circuit-tracer writes ``2_417_5`` for features, ``2_-1_5`` for errors, ``E_330_5`` for tokens, and for logits
         the layer ``n_layers + 1``.
         """
-        if foreign := _FOREIGN.fullmatch(text):
-            layer = -1 if foreign["layer"] == "E" else int(foreign["layer"])
-            return _foreign(layer, int(foreign["position"]), int(foreign["index"]), n_layers)
-        word, _, rest = text.partition(":")
-        for kind, (known, has_layer, has_index) in _WORDS.items():
-            numbers = rest.split(":")
-            if word == known and len(numbers) == 1 + has_layer + has_index and all(map(_NUMBER.fullmatch, numbers)):
-                layer, position, index = ["-1"] * (not has_layer) + numbers + ["-1"] * (not has_index)
-                return NodeId(kind, int(layer), int(position), int(index))
-        try:
-            feature, position = FeaturePlace.parse(text)
-        except ConfigError as error:
+        node = _read_foreign(text, n_layers) or _read_word(text) or _read_feature(text)
+        if node is None:
             raise AttributionError(
                 f"{text!r} is not the id of a node; ids look like 2:5:417 (layer, position, feature), error:2:5 or "
                 "logit:5:1234."
-            ) from error
-        return NodeId(NodeKind.FEATURE, feature.layer, position, feature.index)
+            )
+        return node
 
 
-def _foreign(layer: int, position: int, index: int, n_layers: int) -> NodeId:
-    """The node that circuit-tracer calls ``layer_index_position``; layer -1 is its ``E``."""
-    if layer == -1:
-        return NodeId.of(NodeKind.EMBEDDING, -1, position, index)
-    if layer == n_layers + 1:
+def _read_foreign(text: str, n_layers: int) -> NodeId | None:
+    """The node that circuit-tracer calls ``layer_index_position``."""
+    match = _FOREIGN.fullmatch(text)
+    if match is None:
+        return None
+    position, index = int(match["position"]), int(match["index"])
+    layer = None if match["layer"] == "E" else int(match["layer"])
+    if layer is None:
+        return NodeId.of(NodeKind.EMBEDDING, -1, position, index) if index >= 0 else None
+    if layer == n_layers + 1 and index < 0:
         # A target that is not a token is written as a logit with a negative number.
-        output = (NodeKind.LOGIT, index) if index >= 0 else (NodeKind.TARGET, -1 - index)
-        return NodeId.of(output[0], -1, position, output[1])
-    return NodeId.of(NodeKind.FEATURE if index >= 0 else NodeKind.ERROR, layer, position, index)
+        return NodeId.of(NodeKind.TARGET, -1, position, -1 - index)
+    if layer == n_layers + 1:
+        return NodeId.of(NodeKind.LOGIT, -1, position, index)
+    if index == -1:
+        return NodeId.of(NodeKind.ERROR, layer, position, -1)
+    return NodeId(NodeKind.FEATURE, layer, position, index) if index >= 0 else None
+
+
+def _read_word(text: str) -> NodeId | None:
+    """The node of an id that begins with the word of its kind."""
+    word, *numbers = text.split(":")
+    for kind, form in _FORMS.items():
+        fits = len(numbers) == 1 + form.has_layer + form.has_index and all(map(_NUMBER.fullmatch, numbers))
+        if word and word == form.word and fits:
+            layer, position, index = ["-1"] * (not form.has_layer) + numbers + ["-1"] * (not form.has_index)
+            return NodeId(kind, int(layer), int(position), int(index))
+    return None
+
+
+def _read_feature(text: str) -> NodeId | None:
+    try:
+        feature, position = FeaturePlace.parse(text)
+    except ConfigError:
+        return None
+    return NodeId(NodeKind.FEATURE, feature.layer, position, feature.index)
 
 
 @final

@@ -132,10 +132,10 @@ def _read_labels(path: Path) -> dict[Feature, str]:
 
     try:
         return read_labels(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON ({error}); give names of features.") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}); give names of features.") from error
 
 
 def _check_places(arguments: argparse.Namespace) -> None:

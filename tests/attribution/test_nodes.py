@@ -51,9 +51,11 @@ def test_parts_that_a_kind_does_not_have_do_not_tell_nodes_apart() -> None:
     assert NodeId.of(NodeKind.FEATURE, 2, 5, 9) != NodeId.of(NodeKind.FEATURE, 2, 5, 8)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "2", "2:5", "error:2", "error:2:5:1", "token:5", "logit:-1:3", "other:2:5", "P_5", "2_417_5 ", "²:1:1"]
-)
+OTHERS = ["", "2", "2:5", "error:2", "error:2:5:1", "token:5", "logit:-1:3", "other:2:5", "²:1:1", ":2:5:417"]
+FOREIGN_OTHERS = ["P_5", "2_-7_5", "E_-1_5", "2_417_5 ", "2_417_-1"]
+
+
+@pytest.mark.parametrize("text", OTHERS + FOREIGN_OTHERS)
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(AttributionError) as refused:
         NodeId.parse(text, n_layers=6)

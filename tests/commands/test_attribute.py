@@ -58,7 +58,7 @@ def test_a_graph_is_written_with_its_picture_and_its_faithfulness(
 def test_targets_are_tokens_differences_and_features(traced: Traced) -> None:
     graph = traced("--target", " Austin", "--target", " Austin-- Dallas", "--target", "3:-1:17")
     assert graph.info.target_names[:2] == (" Austin", "' Austin' - ' Dallas'")
-    assert graph.info.target_names[2] == f"feature 17 of layer 3 at position {len(graph.info.tokens) - 1}"
+    assert graph.info.target_names[2] == f"L3/17 at position {len(graph.info.tokens) - 1}"
     kinds = [graph.node(number).kind for number in range(graph.n_nodes - 3, graph.n_nodes)]
     assert kinds == [NodeKind.LOGIT, NodeKind.TARGET, NodeKind.TARGET]
     assert graph.info.faithfulness is None
@@ -137,8 +137,8 @@ BAD = [
     (["--prompts", "/nowhere"], "cannot be read as text", PROMPT),
     (["--target", " Sacramentoo"], "not one", PROMPT),
     (["--target", " Austin--xyzzy"], "'xyzzy' is", PROMPT),
-    (["--target", "0:5:768"], "no feature 768", PROMPT),
-    (["--target", "5:5:1"], "in layer 5", PROMPT),
+    (["--target", "0:5:768"], "L0/768", PROMPT),
+    (["--target", "5:5:1"], "L5/1", PROMPT),
     (["--target", "0:99:1"], "position is 99", PROMPT),
     (["--target", "0:*:1"], "every position", PROMPT),
     (["--position", "-10"], "position is -10", PROMPT),

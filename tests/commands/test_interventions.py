@@ -63,7 +63,7 @@ def test_intervene_lists_what_changed(tiny: list[str], capsys: pytest.CaptureFix
     ("arguments", "message"),
     [
         (["intervene"], "No feature was named"),
-        (["intervene", "--ablate", "L1/7"], "'L1/7' names no feature"),
+        (["intervene", "--ablate", "L1:7"], "'L1:7'"),
         (["intervene", "--ablate", "3:*:7"], "layer is 3"),
         (["intervene", "--ablate", "0:*:40"], "features 0 to 39"),
         (["intervene", "--ablate", "0:99:7"], "position is 99"),

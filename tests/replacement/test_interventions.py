@@ -325,7 +325,7 @@ def test_what_is_not_there_is_refused(tiny_gpt2: LanguageModel) -> None:
         Intervention(0, 1, 2)
     with pytest.raises(ConfigError, match="give one of them"):
         Intervention(0, 1, 2, value=1.0, scale=2.0)
-    with pytest.raises(ConfigError, match="names no feature"):
+    with pytest.raises(ConfigError, match="E_12_3"):
         interventions_on("E_12_3", value=0.0)
     for wrong, message in (
         (Intervention(3, 1, 2, value=0.0), "layer is 3"),
