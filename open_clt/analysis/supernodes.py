@@ -96,10 +96,7 @@ def supernode(graph: AttributionGraph, label: str, query: NodeQuery) -> Supernod
 def group(graph: AttributionGraph, supernodes: Sequence[Supernode]) -> GroupedGraph:
     """Join the members of each supernode; raises AttributionError if a node is missing or in two of them."""
     ids = graph.ids()
-    supernodes = [
-        replace(joined, members=tuple(ids[row] for row in node_numbers(graph, joined.members).tolist()))
-        for joined in supernodes
-    ]
+    supernodes = _with_our_ids(graph, supernodes)
     _check(ids, supernodes)
     of_member = {name: joined for joined in supernodes for name in joined.members}
     groups = list(dict.fromkeys(of_member.get(name) or Supernode(name, (name,)) for name in ids))
@@ -155,6 +152,13 @@ def suggest_supernodes(
         Supernode(label, tuple(names[int(member)] for member in members))
         for label, members in zip(labels, found, strict=True)
     ]
+
+
+def _with_our_ids(graph: AttributionGraph, supernodes: Sequence[Supernode]) -> list[Supernode]:
+    """The same supernodes, whose members may be named in any notation that is read."""
+    ids, names = graph.ids(), {name for joined in supernodes for name in joined.members}
+    ours = {name: ids[row] for name, row in zip(names, node_numbers(graph, names).tolist(), strict=True)}
+    return [replace(joined, members=tuple(ours[name] for name in joined.members)) for joined in supernodes]
 
 
 def _check(ids: Sequence[str], supernodes: Sequence[Supernode]) -> None:

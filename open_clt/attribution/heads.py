@@ -1,4 +1,4 @@
-"""Which attention heads carry an edge.
+"""Head contributions: the attention heads that carry an edge.
 
 Every path from a source to a target moves between positions through attention heads, or through none. Sorted by the
 last head on the way, the one that hands the source's contribution to the target's position, the paths of an edge are
@@ -30,18 +30,18 @@ from open_clt.models.transcoder import Transcoder
 
 
 class EdgeParts(NamedTuple):
-    """One edge, by the last attention head on the way; the parts add up to it."""
+    """One edge, split by the last attention head on the way; the parts add up to it."""
 
     heads: Float[Tensor, "layer head"]
     direct: float
 
 
 class HeadContributions(NamedTuple):
-    """The edges into one target, by the last attention head on the way; the parts of an edge add up to it."""
+    """The edges into one target, split by the last attention head on the way; the parts of an edge add up to it."""
 
     heads: Float[Tensor, "layer head node"]
     direct: Float[Tensor, "node"]
-    """What reaches the target through no head: its own position's residual stream, and constants."""
+    """The part that does not pass a head: what comes from the target's own position, and constants."""
 
     def edge(self, source: int) -> EdgeParts:
         """The parts of the edge from one node."""
@@ -143,7 +143,10 @@ def _handed_on(
 
 
 def _nodes_of_columns(graph: AttributionGraph, sources: Sources) -> Int[Tensor, "column"]:
-    """The node that each column adds to: an unexplored feature to its error; what the graph lacks, past the end."""
+    """The node that each column adds to.
+
+    An unexplored feature adds to its error; a column that the graph lacks has the number after the last node.
+    """
     budget = graph.info.settings.max_feature_nodes
     folded = budget is not None and budget < graph.info.n_active_features
     if folded and bool(graph.nodes.omitted.any()):

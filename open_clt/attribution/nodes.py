@@ -50,11 +50,11 @@ class NodeKind(IntEnum):
     Layer ``n_layers`` holds what enters after the last block: the final norm's bias and the unembedding's.
     """
     MLP_OUTPUT = 5
-    """A whole MLP output where features are not used (the first position): no error, a function of its token alone."""
+    """A whole MLP output at the first position, where features are not used. It depends on its token alone."""
     LOGIT = 6
     """An output token's logit, less the mean logit."""
     TARGET = 7
-    """Anything else that was asked for: a logit difference, a direction, a feature's pre-activation."""
+    """Another target: a logit difference, a direction, or a feature's pre-activation."""
 
 
 class _Form(NamedTuple):
@@ -160,7 +160,7 @@ def _read_feature(text: str) -> NodeId | None:
 @final
 @dataclass(frozen=True)
 class Node:
-    """One node, spelled out."""
+    """One node with its id and label."""
 
     id: str
     kind: NodeKind
@@ -168,11 +168,11 @@ class Node:
     """-1 for embeddings, ``n_layers`` for outputs."""
     position: int
     index: int
-    """Feature index, token id, or number of a target; -1 where there is none."""
+    """Feature index, token id, or number of a target; -1 for the kinds that have none of them."""
     value: float
-    """A feature's activation; a logit's probability; 0 where there is none."""
+    """A feature's activation, or a logit's probability; 0 for the other kinds."""
     weight: float
-    """Weight of an output in the influence: a logit's probability; 0 for all other nodes."""
+    """Weight of an output in the influence: a logit's probability, 1 for another target; 0 for all other nodes."""
     label: str
 
 
@@ -200,7 +200,7 @@ class NodeTable:
         return self.kind.shape[0]
 
     def __getitem__(self, chosen: Tensor) -> NodeTable:
-        """Some of the rows, by mask or by index."""
+        """The chosen rows; ``chosen`` is a mask or holds indices."""
         return replace(self, **{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
     def ids(self) -> list[NodeId]:

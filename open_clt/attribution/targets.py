@@ -96,7 +96,7 @@ def target_seeds(model: LanguageModel, sources: Sources, target: Target) -> Seed
 
 
 def _resolved(model: LanguageModel, sources: Sources, target: Target) -> Target:
-    """The same target with token ids, a position from the prompt's start, and a vector on the CPU."""
+    """The same target with token ids, a position from the prompt's start, and a vector of its own on the CPU."""
     target = replace(target, position=_position(sources, target.position))
     match target:
         case TokenLogits():
@@ -107,7 +107,7 @@ def _resolved(model: LanguageModel, sources: Sources, target: Target) -> Target:
             positive, negative = (_token_id(model, token) for token in (target.positive, target.negative))
             return replace(target, positive=positive, negative=negative)
         case Direction():
-            return replace(target, vector=_checked(sources, target).detach().cpu())
+            return replace(target, vector=_checked(sources, target).detach().cpu().clone())
         case SalientLogits() | FeaturePreactivation():
             return target
 

@@ -65,6 +65,7 @@ def test_a_graph_keeps_its_targets_resolved(tiny_gpt2: LanguageModel, tmp_path: 
         TokenLogits(tokens=(" the", 9), position=3),
         LogitDifference(positive=" the", negative=9),
         Direction(vector=vector, name="probe"),
+        Direction(vector=vector, name="the same probe", position=3),
         FeaturePreactivation(layer=1, feature=4, position=-2),
     ]
     graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, targets=targets, max_feature_nodes=9)
@@ -74,6 +75,7 @@ def test_a_graph_keeps_its_targets_resolved(tiny_gpt2: LanguageModel, tmp_path: 
             TokenLogits(tokens=(the, 9), position=3),
             LogitDifference(positive=the, negative=9, position=last),
             Direction(vector=vector, name="probe", position=last),
+            Direction(vector=vector, name="the same probe", position=3),
             FeaturePreactivation(layer=1, feature=4, position=last - 1),
         ),
         max_feature_nodes=9,
