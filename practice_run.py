@@ -28,7 +28,7 @@ from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.text import dataset_texts, pack_contexts, read_texts
-from open_clt.analysis.evaluation import Evaluation, evaluate_transcoder
+from open_clt.analysis.evaluation import Evaluation, measure
 from open_clt.analysis.features import ActivationStatistics, activation_statistics
 from open_clt.analysis.graph_operations import label_features
 from open_clt.analysis.records import feature_records
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load_model(options)
         data = load_data(options, model)
         clt, result = train(options, model, data)
-        evaluation = measure(clt, result)
+        evaluation = measure_on_held_out(clt, result)
         draw_features(options, clt, result)
         graphs = trace(options, clt, data, result)
         comparisons = compare(clt)
@@ -183,17 +183,17 @@ def train(
     return clt, result
 
 
-def measure(clt: OpenCrossLayerTranscoder, result: TrainingResult) -> Evaluation:
+def measure_on_held_out(clt: OpenCrossLayerTranscoder, result: TrainingResult) -> Evaluation:
     """Held-out reconstruction, sparsity, and predictions of the replacement model."""
     heading("On held-out text")
-    evaluation = evaluate_transcoder(clt.replacement_model(), held_out_contexts(result))
+    evaluation = measure(clt.replacement_model(), held_out_contexts(result))
     table = Table("layer", "variance unexplained", "active features")
     for layer, (fvu, l0) in enumerate(
         zip(evaluation.reconstruction.fvu_per_layer, evaluation.reconstruction.l0_per_layer, strict=True)
     ):
         table.add_row(str(layer), f"{fvu:.3f}", f"{l0:.1f}")
     console.print(table)
-    found = evaluation.summary()
+    found = evaluation.totals()
     console.print(
         f"cross-entropy: original {found['ce_original']:.3f}, replacement {found['ce_replacement']:.3f}, "
         f"MLPs at their mean {found['ce_ablated']:.3f}; the same top token {found['top1_agreement']:.0%} of the time"
@@ -287,7 +287,7 @@ def save(
         "num_features": options.num_features,
         "seed": options.seed,
         "steps": result.steps,
-        **evaluation.summary(),
+        **evaluation.as_dict(),
         "graphs": [{"prompt": graph.info.prompt, **found} for graph, found in zip(graphs, scores, strict=True)],
         "seconds": round(seconds, 1),
     }

@@ -31,7 +31,7 @@ from torch import Tensor
 from open_clt.activations.buffer import ActivationBatch, Harvest, MemoryStore
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.text import pack_contexts
-from open_clt.analysis.evaluation import evaluate_transcoder
+from open_clt.analysis.evaluation import Evaluation, measure
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
@@ -83,15 +83,13 @@ class Row(NamedTuple):
     architecture: str
     nonlinearity: str
     parameters: int
-    fvu: float
-    worst_fvu: float
-    l0: float
-    dead_share: float
-    ce_replacement: float
-    ce_recovered: float
-    top1_agreement: float
-    ce_original: float
+    evaluation: Evaluation
     seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready; the evaluation's numbers stand beside the others."""
+        row = self._asdict()
+        return {**row, **row.pop("evaluation").as_dict()}
 
 
 class Data(NamedTuple):
@@ -162,13 +160,11 @@ def run(architecture: str, recipe: str, n_features: int, steps: int) -> Row:
     )
     store = activations(config.input_hook, config.target_hook)
     transcoder = train_on_activations(store, config, settings, progress=False).transcoder
-    found = evaluate_transcoder(ReplacementModel(model, transcoder), held_out, batch_size=32).summary()
-    names = ("fvu", "worst_fvu", "l0", "dead_share", "ce_replacement", "ce_recovered", "top1_agreement", "ce_original")
     return Row(
         architecture=architecture,
         nonlinearity=recipe,
         parameters=sum(parameter.numel() for parameter in transcoder.parameters()),
-        **{name: found[name] for name in names},
+        evaluation=measure(ReplacementModel(model, transcoder), held_out, batch_size=32),
         seconds=time.monotonic() - started,
     )
 
@@ -180,10 +176,11 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        numbers = row.evaluation.totals()
         lines.append(
-            f"| {row.architecture} | {row.nonlinearity} | {row.parameters / 1e6:.2f} M | {row.fvu:.4f} "
-            f"| {row.worst_fvu:.4f} | {row.l0:.1f} | {row.dead_share:.1%} | {row.ce_replacement:.3f} "
-            f"| {row.ce_recovered:.1%} | {row.top1_agreement:.1%} |"
+            f"| {row.architecture} | {row.nonlinearity} | {row.parameters / 1e6:.2f} M | {numbers['fvu']:.4f} "
+            f"| {numbers['worst_fvu']:.4f} | {numbers['l0']:.1f} | {numbers['dead_share']:.1%} "
+            f"| {numbers['ce_replacement']:.3f} | {numbers['ce_recovered']:.1%} | {numbers['top1_agreement']:.1%} |"
         )
     return "\n".join(lines)
 
@@ -200,7 +197,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     colours = {name: colormaps["tab10"](number) for number, name in enumerate(names)}
     markers = dict(zip(recipes, "os^DvP*X", strict=False))
     for row in rows:
-        ax.scatter(row.l0, row.fvu, color=colours[row.architecture], marker=markers[row.nonlinearity], s=36)
+        numbers = row.evaluation.reconstruction
+        ax.scatter(numbers.l0, numbers.fvu, color=colours[row.architecture], marker=markers[row.nonlinearity], s=36)
     keys = [ax.scatter([], [], color=colours[name], marker="s", label=name) for name in names]
     keys += [ax.scatter([], [], color="0.4", marker=markers[name], label=name) for name in recipes]
     ax.set(xscale="log", yscale="log", xlabel="active features per token and layer (L0)", ylabel="FVU")
@@ -230,18 +228,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         futures = [pool.submit(run, *pair, options.features, options.steps) for pair in pairs]
         for future in futures:
             rows.append(future.result())
-            row = rows[-1]
-            print(f"{row.architecture}, {row.nonlinearity}: FVU {row.fvu:.4f}, L0 {row.l0:.1f}, {row.seconds:.0f} s")
+            row, numbers = rows[-1], rows[-1].evaluation.reconstruction
+            scores = f"FVU {numbers.fvu:.4f}, L0 {numbers.l0:.1f}"
+            print(f"{row.architecture}, {row.nonlinearity}: {scores}, {row.seconds:.0f} s")
     print(table(rows))
     seconds = round(time.monotonic() - started, 1)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] = {"steps": options.steps, "features": options.features, "seconds": seconds}
-        content["rows"] = [row._asdict() for row in rows]
+        content["rows"] = [row.as_dict() for row in rows]
         (options.output / "zoo.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         (options.output / "zoo.md").write_text(table(rows) + "\n", encoding="utf-8")
         draw(rows, options.output / "zoo.png")
-    best = min(rows, key=lambda row: row.fvu)
+    best = min(rows, key=lambda row: row.evaluation.reconstruction.fvu)
     print(json.dumps({"pairs": len(rows), "seconds": seconds, "best": [best.architecture, best.nonlinearity]}))
 
 

@@ -25,9 +25,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
-from open_clt.activations.buffer import Harvest, without_outliers
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.text import pack_contexts
+from open_clt.analysis.evaluation import measure
 from open_clt.config import BatchTopKConfig, CrossLayerConfig, LossConfig, TrainingConfig
 from open_clt.config_json import to_dict
 from open_clt.embedded import TRANSCODER_DIRECTORY
@@ -35,8 +35,6 @@ from open_clt.embedded.corpus import generate_texts
 from open_clt.embedded.evaluation import evaluate
 from open_clt.models.checkpoint import load_transcoder, save_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.metrics import MetricsAccumulator
-from open_clt.replacement.comparison import compare_logits
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.run import train_transcoder
 
@@ -78,26 +76,9 @@ def training_settings(arguments: argparse.Namespace) -> TrainingConfig:
 
 
 @torch.no_grad()
-def reconstruction(transcoder: CrossLayerTranscoder, model: LanguageModel, contexts: Tensor) -> dict[str, Any]:
-    """FVU, L0 and dead features on some contexts, first positions left out."""
-    config = transcoder.config
-    store = Harvest(model, contexts, input_hook=config.input_hook, target_hook=config.target_hook)
-    metrics = MetricsAccumulator(config.n_layers, config.n_features, config.d_model)
-    for batch in (without_outliers(harvested, skip_first_position=True) for harvested in store):
-        features, reconstructed = transcoder(batch.inputs)
-        metrics.update(features, reconstructed, batch.targets)
-    result = metrics.result()
-    names = ("tokens", "fvu", "worst_fvu", "fvu_per_layer", "l0", "l0_per_layer", "dead_share")
-    return {name: getattr(result, name) for name in names}
-
-
-@torch.no_grad()
-def replacement(transcoder: CrossLayerTranscoder, model: LanguageModel, contexts: Tensor) -> dict[str, Any]:
-    """How far the model with every MLP replaced predicts what the model itself does, and still knows its tasks."""
+def scores_of(transcoder: CrossLayerTranscoder, model: LanguageModel, contexts: Tensor) -> dict[str, Any]:
+    """Numbers on some contexts, and whether the model with every MLP replaced still knows its tasks."""
     replaced = ReplacementModel(model, transcoder)
-    rows = [compare_logits(model.logits(some), replaced.logits(some), some, 1) for some in contexts.split(32)]
-    weights = torch.tensor([some.shape[0] for some in contexts.split(32)]) / contexts.shape[0]
-    means = {name: float(weights @ torch.tensor([getattr(r, name) for r in rows])) for name in rows[0]._fields}
 
     def right_answers(logits: Any) -> dict[str, float]:
         def next_tokens(prompts: list[str]) -> list[int]:
@@ -106,7 +87,8 @@ def replacement(transcoder: CrossLayerTranscoder, model: LanguageModel, contexts
         found = evaluate(next_tokens, lambda text: model.token_ids([text])[0], limit=150)
         return {row.task: row.top1 for row in found}
 
-    return {**means, "tasks_original": right_answers(model.logits), "tasks": right_answers(replaced.logits)}
+    numbers = measure(replaced, contexts, batch_size=32).as_dict()
+    return {**numbers, "tasks_original": right_answers(model.logits), "tasks": right_answers(replaced.logits)}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -136,7 +118,7 @@ def main() -> None:
 
     save_transcoder(record.transcoder, arguments.output, dtype=torch.float16)
     stored = load_transcoder(arguments.output)
-    scores = {**reconstruction(stored, model, held_out), **replacement(stored, model, held_out)}
+    scores = scores_of(stored, model, held_out)
     summary = record.summary()
     summary.pop("held_out")
     content = {

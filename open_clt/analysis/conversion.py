@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.evaluation import Evaluation, evaluate_transcoder
+from open_clt.analysis.evaluation import Evaluation, measure
 from open_clt.errors import TextError
 from open_clt.models.conversion import Conversion, convert_to_jumprelu
 from open_clt.models.transcoder import Transcoder
@@ -71,7 +71,7 @@ def convert_transcoder(
     targets = torch.cat([part.targets[:, 1:].flatten(0, 1) for part in parts])
     conversion = convert_to_jumprelu(transcoder, inputs, targets)
     before, after = (
-        evaluate_transcoder(ReplacementModel(model, either), contexts[fitted:], batch_size=batch_size)
+        measure(ReplacementModel(model, either), contexts[fitted:], batch_size=batch_size)
         for either in (transcoder, conversion.transcoder)
     )
     return ConversionRecord(conversion, before, after)

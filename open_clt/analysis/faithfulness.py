@@ -31,6 +31,7 @@ from open_clt.attribution.sources import attributable
 from open_clt.attribution.target_kinds import FeaturePreactivation, LogitDifference
 from open_clt.errors import AttributionError
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.replacement.comparison import agreements, kl_divergences
 from open_clt.replacement.intervene import InterventionRecord, intervene
 from open_clt.replacement.interventions import Constrained, Intervention, Iterative
 from open_clt.replacement.model import ReplacementModel
@@ -180,9 +181,8 @@ def _effects(predicted: Float[Tensor, "run node"], measured: Float[Tensor, "run 
 
 def _divergence(run: InterventionRecord, positions: Int[Tensor, "some"]) -> float:
     """KL(before || after) of the next tokens at some positions, their mean, nats."""
-    places = positions.to(run.logits_before.device)
-    before, after = (logits[places].float().log_softmax(-1) for logits in (run.logits_before, run.logits_after))
-    return float((before.exp() * (before - after)).sum(-1).mean())
+    rows = positions.to(run.logits_before.device)
+    return float(kl_divergences(run.logits_before[rows], run.logits_after[rows]).mean())
 
 
 def _perturbations(layer: int, local: InterventionRecord, free: InterventionRecord) -> list[Perturbation]:
@@ -208,8 +208,7 @@ def _means(rows: Sequence[Perturbation]) -> tuple[Perturbation, ...]:
 
 
 def _agreement(replacement: ReplacementModel, before: Observed) -> Agreement:
-    original = before.logits.float().log_softmax(-1)
-    replaced = replacement.logits(before.tokens[None])[0].float().log_softmax(-1)
-    same = original.argmax(-1) == replaced.argmax(-1)
-    kl = float((original[-1].exp() * (original[-1] - replaced[-1])).sum())
+    replaced = replacement.logits(before.tokens[None])[0]
+    same = agreements(before.logits, replaced)
+    kl = float(kl_divergences(before.logits[-1], replaced[-1]))
     return Agreement(kl, bool(same[-1]), float(same[1:].float().mean()))

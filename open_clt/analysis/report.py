@@ -1,4 +1,4 @@
-"""All that is worth knowing of a transcoder, in one record: what ``open-clt evaluate`` writes and ``compare`` lines up.
+"""The report of a transcoder: its numbers in one record, which ``open-clt evaluate`` writes and ``compare`` lines up.
 
     reconstruction    FVU and L0 of each layer, dead and dense shares, histogram of densities
     decoders          spread of each layer's decoder norms
@@ -14,7 +14,7 @@ same are compared. ``report_file.py`` writes a report and reads it back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,39 +22,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.evaluation import Evaluation, evaluate_transcoder
+from open_clt.analysis.evaluation import Evaluation, measure
 from open_clt.analysis.measured_on import MeasuredOn, check_same_contexts, measured_on
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.sources import attributable
 from open_clt.config_json import to_dict
 from open_clt.errors import AttributionError, ConfigError
 from open_clt.models.transcoder import Transcoder
-from open_clt.replacement.comparison import LogitComparison, compare_logits
 from open_clt.replacement.model import ReplacementModel
 
 logger = logging.getLogger(__name__)
 
-DENSE_ABOVE = 0.1
-"""A feature that is active on a larger share of the tokens counts as dense."""
-DENSITY_EDGES = tuple(10 ** (exponent / 4) for exponent in range(-24, 1))
-"""Edges of the histogram of densities: four bins a decade, from one token in a million to every token."""
 NORM_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-
-
-class LayerReport(NamedTuple):
-    """One layer of a transcoder. Cross-entropies are nats per token."""
-
-    layer: int
-    fvu: float
-    l0: float
-    dead_share: float
-    dense_share: float
-    decoder_norms: tuple[float, ...]
-    """Quantiles (``NORM_QUANTILES``) of the layer's decoder norms, in standardised units."""
-    ce_alone: float
-    """Cross-entropy with the MLP of this layer replaced, and no other."""
-    kl_alone: float
-    top1_agreement_alone: float
 
 
 class GraphReport(NamedTuple):
@@ -68,7 +47,7 @@ class GraphReport(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A transcoder on held-out text. Cross-entropies and KL divergence are nats per token."""
+    """All that is known of a transcoder: what it is, its numbers on held-out text, and its graphs' scores."""
 
     name: str
     model: str
@@ -76,26 +55,9 @@ class Report(NamedTuple):
     """The transcoder's configuration."""
     parameters: int
     measured_on: MeasuredOn
-    tokens: int
-    """Those of the contexts that features are measured on: all but the first of each."""
-    fvu: float
-    worst_fvu: float
-    worst_layer: int
-    l0: float
-    """Active features per token, mean of the layers."""
-    l0_total: float
-    dead_share: float
-    dense_share: float
-    density_histogram: tuple[int, ...]
-    """Features in each bin of ``DENSITY_EDGES``; those that never fired are in none."""
-    ce_original: float
-    ce_replacement: float
-    ce_ablated: float
-    """With every MLP output set to its mean."""
-    ce_recovered: float | None
-    kl: float
-    top1_agreement: float
-    layers: tuple[LayerReport, ...]
+    evaluation: Evaluation
+    decoder_norms: tuple[tuple[float, ...], ...]
+    """For each layer, quantiles (``NORM_QUANTILES``) of its decoder norms, in standardised units."""
     graphs: tuple[GraphReport, ...]
 
     @property
@@ -109,13 +71,43 @@ class Report(NamedTuple):
         return sum(graph.completeness for graph in self.graphs) / len(self.graphs) if self.graphs else None
 
     def row(self) -> dict[str, Any]:
-        """What a table of several transcoders shows of this one."""
-        names = (
-            "fvu", "worst_fvu", "worst_layer", "l0", "l0_total", "dead_share", "dense_share", "ce_original",
-            "ce_replacement", "ce_ablated", "ce_recovered", "kl", "top1_agreement", "graph_replacement",
-            "graph_completeness", "parameters", "tokens",
-        )  # fmt: skip
-        return {"name": self.name, **{name: getattr(self, name) for name in names}}
+        """The row of this transcoder in a table of several."""
+        graphs = {"graph_replacement": self.graph_replacement, "graph_completeness": self.graph_completeness}
+        return {"name": self.name, **self.evaluation.totals(), **graphs, "parameters": self.parameters}
+
+    def layers(self) -> list[dict[str, Any]]:
+        """The row of each layer in a table of the layers."""
+        rows = zip(self.evaluation.layers(), self.decoder_norms, strict=True)
+        return [{**row, "decoder_norms": norms} for row, norms in rows]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole report, JSON-ready; ``from_dict`` reads it."""
+        evaluation = self.evaluation
+        return {
+            "name": self.name,
+            "model": self.model,
+            "settings": self.settings,
+            "parameters": self.parameters,
+            "measured_on": self.measured_on._asdict(),
+            **evaluation.totals(),
+            "density_histogram": evaluation.reconstruction.density_histogram,
+            "layers": self.layers(),
+            "graphs": [graph._asdict() for graph in self.graphs],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Report:
+        """The report that ``as_dict`` described; raises KeyError or TypeError if it is another thing."""
+        return cls(
+            name=content["name"],
+            model=content["model"],
+            settings=content["settings"],
+            parameters=content["parameters"],
+            measured_on=MeasuredOn(**content["measured_on"]),
+            evaluation=Evaluation.from_dict(content),
+            decoder_norms=tuple(tuple(layer["decoder_norms"]) for layer in content["layers"]),
+            graphs=tuple(GraphReport(**graph) for graph in content["graphs"]),
+        )
 
 
 @torch.no_grad()
@@ -135,87 +127,23 @@ def report(
     that cannot be attributed gets a report without graphs.
     """
     transcoder = replacement.transcoder
-    found = evaluate_transcoder(replacement, contexts, batch_size=batch_size)
-    alone = replaced_alone(replacement, contexts, batch_size=batch_size)
-    metrics, density = found.reconstruction, found.reconstruction.density
-    alive = density[density > 0]
-    worst = metrics.fvu_per_layer.index(metrics.worst_fvu)
     return Report(
         name=name,
         model=replacement.model.name,
         settings=to_dict(transcoder.config),
         parameters=sum(parameter.numel() for parameter in transcoder.parameters()),
         measured_on=measured_on(contexts, text),
-        tokens=metrics.tokens,
-        fvu=metrics.fvu,
-        worst_fvu=metrics.worst_fvu,
-        worst_layer=worst,
-        l0=metrics.l0,
-        l0_total=sum(metrics.l0_per_layer),
-        dead_share=metrics.dead_share,
-        dense_share=float((density > DENSE_ABOVE).float().mean()),
-        density_histogram=tuple(torch.histogram(alive, torch.tensor(_open_edges())).hist.int().tolist()),
-        ce_original=found.logits.cross_entropy_original,
-        ce_replacement=found.logits.cross_entropy_replacement,
-        ce_ablated=found.cross_entropy_ablated,
-        ce_recovered=found.share_recovered,
-        kl=found.logits.kl_divergence,
-        top1_agreement=found.logits.top1_agreement,
-        layers=tuple(_layers(found, alone, transcoder)),
+        evaluation=measure(replacement, contexts, alone=True, batch_size=batch_size),
+        decoder_norms=_norm_quantiles(transcoder.decoder_norms()),
         graphs=tuple(_graphs(replacement.model, transcoder, prompts, max_feature_nodes)),
     )
 
 
-@torch.no_grad()
-def replaced_alone(
-    replacement: ReplacementModel, contexts: Int[Tensor, "context position"], *, batch_size: int = 8
-) -> list[LogitComparison]:
-    """Predictions with one MLP replaced, and no other: how far each is from the original's, layer by layer."""
-    model, keep = replacement.model, replacement.keep_first_position
-    singles = [
-        ReplacementModel(model, replacement.transcoder, layers=[layer], keep_first_position=keep)
-        for layer in range(model.n_layers)
-    ]
-    batches = [rows.to(model.device) for rows in contexts.split(batch_size)]
-    weights = torch.tensor([float(tokens.shape[0]) for tokens in batches])
-    compared: list[list[LogitComparison]] = [[] for _ in singles]
-    for tokens in batches:
-        original = model.logits(tokens)
-        for single, found in zip(singles, compared, strict=True):
-            found.append(compare_logits(original, single.logits(tokens), tokens, first=1))
-    shares = weights / weights.sum()
-    return [LogitComparison(*(shares @ torch.tensor(found)).tolist()) for found in compared]
-
-
-def _layers(found: Evaluation, alone: Sequence[LogitComparison], transcoder: Transcoder) -> list[LayerReport]:
-    metrics = found.reconstruction
-    quantiles = _norm_quantiles(transcoder.decoder_norms())
-    return [
-        LayerReport(
-            layer=layer,
-            fvu=metrics.fvu_per_layer[layer],
-            l0=metrics.l0_per_layer[layer],
-            dead_share=float((density == 0).float().mean()),
-            dense_share=float((density > DENSE_ABOVE).float().mean()),
-            decoder_norms=quantiles[layer],
-            ce_alone=single.cross_entropy_replacement,
-            kl_alone=single.kl_divergence,
-            top1_agreement_alone=single.top1_agreement,
-        )
-        for layer, (density, single) in enumerate(zip(metrics.density, alone, strict=True))
-    ]
-
-
-def _norm_quantiles(norms: Float[Tensor, "layer feature"]) -> list[tuple[float, ...]]:
+def _norm_quantiles(norms: Float[Tensor, "layer feature"]) -> tuple[tuple[float, ...], ...]:
     """Quantiles by sorting: torch.quantile refuses the width of large transcoders."""
     ordered = norms.float().sort(dim=1).values
-    places = torch.tensor(NORM_QUANTILES) * (ordered.shape[1] - 1)
-    return [tuple(row) for row in ordered[:, places.round().long()].tolist()]
-
-
-def _open_edges() -> list[float]:
-    """The histogram's edges, its first bin open downwards."""
-    return [0.0, *DENSITY_EDGES[1:]]
+    ranks = torch.tensor(NORM_QUANTILES) * (ordered.shape[1] - 1)
+    return tuple(tuple(row) for row in ordered[:, ranks.round().long()].tolist())
 
 
 def _graphs(
@@ -238,18 +166,57 @@ def _graphs(
     return found
 
 
-def layer_table(found: Report) -> str:
+class _Column(NamedTuple):
+    """A column of a table for reading: its head, and the text of its cell from the row of numbers."""
+
+    head: str
+    cell: Callable[[dict[str, Any]], str]
+
+
+def _number(name: str, form: str) -> Callable[[dict[str, Any]], str]:
+    """The cell of one number of a row; a dash where there is none."""
+    return lambda row: "-" if row[name] is None else format(row[name], form)
+
+
+_MEDIAN = NORM_QUANTILES.index(0.5)
+_LAYER_COLUMNS = (
+    _Column("FVU", _number("fvu", ".4f")),
+    _Column("L0", _number("l0", ".1f")),
+    _Column("dead", _number("dead_share", ".1%")),
+    _Column("dense", _number("dense_share", ".1%")),
+    _Column("norm", lambda row: format(row["decoder_norms"][_MEDIAN], ".2f")),
+    _Column("CE alone", _number("ce_alone", ".3f")),
+    _Column("KL alone", _number("kl_alone", ".3f")),
+    _Column("agreement", _number("top1_agreement_alone", ".1%")),
+)
+_COLUMNS = (
+    _Column("FVU", _number("fvu", ".4f")),
+    _Column("worst", _number("worst_fvu", ".4f")),
+    _Column("L0", _number("l0", ".1f")),
+    _Column("dead", _number("dead_share", ".1%")),
+    _Column("dense", _number("dense_share", ".1%")),
+    _Column("CE", _number("ce_replacement", ".3f")),
+    _Column("recovered", _number("ce_recovered", ".1%")),
+    _Column("KL", _number("kl", ".3f")),
+    _Column("agreement", _number("top1_agreement", ".1%")),
+    _Column("graph", _number("graph_replacement", ".2f")),
+    _Column("complete", _number("graph_completeness", ".2f")),
+    _Column("params", lambda row: f"{row['parameters'] / 1e6:.2f} M"),
+)
+
+
+def _table(heads: str, names: Sequence[str], rows: Sequence[dict[str, Any]], columns: Sequence[_Column]) -> list[str]:
+    """The lines of a table: one of heads, and one for each row, which begins with its name."""
+    lines = [heads + "".join(f"{column.head:>11}" for column in columns)]
+    for name, row in zip(names, rows, strict=True):
+        lines.append(f"{name:<{len(heads)}}" + "".join(f"{column.cell(row):>11}" for column in columns))
+    return lines
+
+
+def layer_table(report: Report) -> str:
     """A transcoder's layers, a line each, for reading."""
-    heads = ("FVU", "L0", "dead", "dense", "norm", "CE alone", "KL alone", "agreement")
-    lines = ["layer  " + "".join(f"{head:>11}" for head in heads)]
-    for layer in found.layers:
-        cells = (
-            f"{layer.fvu:.4f}", f"{layer.l0:.1f}", _share(layer.dead_share), _share(layer.dense_share),
-            f"{layer.decoder_norms[NORM_QUANTILES.index(0.5)]:.2f}", f"{layer.ce_alone:.3f}",
-            f"{layer.kl_alone:.3f}", _share(layer.top1_agreement_alone),
-        )  # fmt: skip
-        lines.append(f"{layer.layer:<7}" + "".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(lines)
+    rows = report.layers()
+    return "\n".join(_table("layer  ", [str(row["layer"]) for row in rows], rows, _LAYER_COLUMNS))
 
 
 def comparison_table(reports: Sequence[Report]) -> str:
@@ -259,31 +226,16 @@ def comparison_table(reports: Sequence[Report]) -> str:
     """
     if not reports:
         raise ConfigError("There is no transcoder to compare; name at least one.")
-    models = sorted({found.model for found in reports})
+    models = sorted({report.model for report in reports})
     if len(models) > 1:
         raise ConfigError(f"The transcoders belong to different models ({', '.join(models)}); compare those of one.")
-    check_same_contexts([found.name for found in reports], [found.measured_on for found in reports])
-    width = max(12, *(len(found.name) for found in reports)) + 2
-    heads = ("FVU", "worst", "L0", "dead", "dense", "CE", "recovered", "KL", "agreement", "graph", "complete", "params")
-    lines = [f"{'transcoder':<{width}}" + "".join(f"{head:>11}" for head in heads)]
-    for found in reports:
-        cells = (
-            f"{found.fvu:.4f}", f"{found.worst_fvu:.4f}", f"{found.l0:.1f}", _share(found.dead_share),
-            _share(found.dense_share), f"{found.ce_replacement:.3f}", _share(found.ce_recovered), f"{found.kl:.3f}",
-            _share(found.top1_agreement), _score(found.graph_replacement), _score(found.graph_completeness),
-            f"{found.parameters / 1e6:.2f} M",
-        )  # fmt: skip
-        lines.append(f"{found.name:<{width}}" + "".join(f"{cell:>11}" for cell in cells))
-    original, measured = reports[0].ce_original, reports[0].measured_on
+    names = [report.name for report in reports]
+    check_same_contexts(names, [report.measured_on for report in reports])
+    width = max(12, *map(len, names)) + 2
+    lines = _table(f"{'transcoder':<{width}}", names, [report.row() for report in reports], _COLUMNS)
+    original, measured = reports[0].evaluation.logits.cross_entropy_original, reports[0].measured_on
     lines.append(f"cross-entropy of {models[0]} itself: {original:.3f}, on {measured.description}")
-    if len({tuple((graph.prompt, graph.max_feature_nodes) for graph in found.graphs) for found in reports} - {()}) > 1:
+    prompts = {tuple((graph.prompt, graph.max_feature_nodes) for graph in report.graphs) for report in reports}
+    if len(prompts - {()}) > 1:
         lines.append("graph scores are not to be compared: their prompts, or the features attributed, are not the same")
     return "\n".join(lines)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

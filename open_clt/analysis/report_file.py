@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from open_clt.analysis.measured_on import MeasuredOn
-from open_clt.analysis.report import NORM_QUANTILES, GraphReport, LayerReport, Report
+from open_clt.analysis.report import NORM_QUANTILES, Report
 from open_clt.errors import CheckpointError
 
 FORMAT = "open-clt-evaluation"
@@ -39,11 +38,11 @@ def save_report(found: Report, directory: str | Path) -> ReportFiles:
     """Write a report as JSON, and as tables of its layers and of its totals; returns their paths."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **_plain(found)}
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **found.as_dict()}
     (directory / _JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return ReportFiles(
         everything=directory / _JSON,
-        layers=write_rows([_layer_row(layer) for layer in found.layers], directory / "evaluation.csv"),
+        layers=write_rows([_layer_row(layer) for layer in found.layers()], directory / "evaluation.csv"),
         totals=write_rows([total_row(found)], directory / "evaluation-totals.csv"),
     )
 
@@ -53,9 +52,9 @@ def total_row(found: Report) -> dict[str, Any]:
     return {**found.row(), "measured_on": found.measured_on.description}
 
 
-def _layer_row(layer: LayerReport) -> dict[str, Any]:
-    """Its numbers, each quantile of its decoder norms in a column."""
-    row = layer._asdict()
+def _layer_row(layer: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a layer, each quantile of its decoder norms in a column."""
+    row = dict(layer)
     norms: tuple[float, ...] = row.pop("decoder_norms")
     return row | {f"decoder_norm_p{100 * share:g}": norm for share, norm in zip(NORM_QUANTILES, norms, strict=True)}
 
@@ -70,13 +69,7 @@ def load_report(path: str | Path) -> Report:
             raise CheckpointError(f"{path} says only how well the transcoder reconstructs. {content['reason']}")
         if content.pop("format") != FORMAT or content.pop("format_version") > FORMAT_VERSION:
             raise KeyError("format")
-        content["measured_on"] = MeasuredOn(**content["measured_on"])
-        for layer in content["layers"]:
-            layer["decoder_norms"] = tuple(layer["decoder_norms"])
-        content["layers"] = tuple(LayerReport(**layer) for layer in content["layers"])
-        content["graphs"] = tuple(GraphReport(**graph) for graph in content["graphs"])
-        content["density_histogram"] = tuple(content["density_histogram"])
-        return Report(**content)
+        return Report.from_dict(content)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} holds no evaluation report of this version; `open-clt evaluate --output` writes one."
@@ -115,8 +108,3 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
-
-
-def _plain(found: Report) -> dict[str, Any]:
-    layers, graphs = [layer._asdict() for layer in found.layers], [graph._asdict() for graph in found.graphs]
-    return {**found._asdict(), "measured_on": found.measured_on._asdict(), "layers": layers, "graphs": graphs}

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from open_clt.commands.held_out import add_held_out_options, measure, read_held_out
+from open_clt.commands.held_out import add_held_out_options, make_report, read_held_out
 from open_clt.commands.options import AddParser, transcoder_directory
 from open_clt.errors import ConfigError
 
@@ -103,6 +103,6 @@ def _measured(
     check_same_contexts([*stored, *places], [*(found.measured_on for found in stored.values()), *here])
     for name, place in places.items():
         try:
-            yield name, measure(arguments, ReplacementModel(model, place), held_out, name)
+            yield name, make_report(arguments, ReplacementModel(model, place), held_out, name)
         except ConfigError as error:
             raise ConfigError(f"{place} cannot be compared. {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from open_clt.commands.held_out import add_held_out_options, measure, read_held_out
+from open_clt.commands.held_out import add_held_out_options, make_report, read_held_out
 from open_clt.commands.options import AddParser, add_model_options, load
 
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     clt = load(arguments)
     name = Path(arguments.transcoder or arguments.model).resolve().name
-    found = measure(arguments, clt.replacement_model(), read_held_out(arguments, clt.language_model), name)
+    found = make_report(arguments, clt.replacement_model(), read_held_out(arguments, clt.language_model), name)
     print(layer_table(found))
     print(comparison_table([found]))
     if arguments.output is not None:

@@ -103,7 +103,7 @@ def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor
     return contexts[order[:wanted].sort().values]
 
 
-def measure(arguments: argparse.Namespace, replacement: ReplacementModel, held_out: HeldOut, name: str) -> Report:
+def make_report(arguments: argparse.Namespace, replacement: ReplacementModel, held_out: HeldOut, name: str) -> Report:
     """The report of one transcoder."""
     from open_clt.analysis.report import report
 

@@ -141,13 +141,7 @@ def _scale(ratios: Float[Tensor, "batch feature"], aim: float) -> float:
 
 
 def _metrics(transcoder: Transcoder, inputs: Tensor, targets: Tensor) -> TranscoderMetrics:
-    """Metrics at inference; the transcoder may be in training."""
-    was_training = transcoder.training
-    transcoder.eval()
-    config = transcoder.config
-    metrics = MetricsAccumulator(config.n_layers, config.n_features, config.d_model)
-    for some, wanted in zip(inputs.split(_CHUNK), targets.split(_CHUNK), strict=True):
-        features, reconstruction = transcoder(some)
-        metrics.update(features, reconstruction, wanted)
-    transcoder.train(was_training)
+    metrics = MetricsAccumulator(transcoder)
+    for chunk in zip(inputs.split(_CHUNK), targets.split(_CHUNK), strict=True):
+        metrics.update(*chunk)
     return metrics.result()

@@ -27,6 +27,7 @@ from open_clt.errors import ConfigError
 from open_clt.models.feature import Feature
 from open_clt.models.sparse import SparseFeatures
 from open_clt.models.transcoder import Transcoder
+from open_clt.replacement.comparison import kl_divergences
 from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens
 from open_clt.replacement.interventions import (
     Constrained,
@@ -90,8 +91,7 @@ class InterventionRecord:
     @property
     def kl_divergence(self) -> float:
         """KL(before || after) of the next token after the prompt, in nats."""
-        before, after = (run.logits[-1].float().log_softmax(-1) for run in (self.before, self.after))
-        return float((before.exp() * (before - after)).sum())
+        return float(kl_divergences(self.logits_before[-1], self.logits_after[-1]))
 
     @torch.no_grad()
     def preactivation_change(

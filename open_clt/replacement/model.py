@@ -24,6 +24,7 @@ from typing import Protocol, TypeAlias, Unpack, final, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from open_clt.activations.language_model import HookFunction, LanguageModel, load_language_model
 from open_clt.config import SamplingConfig, SamplingSettings
@@ -35,8 +36,8 @@ from open_clt.replacement.comparison import (
     Comparison,
     Continuations,
     compare_logits,
-    cross_entropy,
-    share_recovered,
+    cosines,
+    cross_entropies,
 )
 from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens, room_after
 
@@ -233,16 +234,23 @@ class ReplacementModel:
         config = self.transcoder.config
         original = self.model.capture(batch, config.input_hook, config.target_hook)
         assert original.logits is not None
-        logits = compare_logits(original.logits, self.logits(batch), batch, first)
+        replaced = self.logits(batch)
+        logits = compare_logits(original.logits, replaced, batch, first)
         with self.ablating(original.targets[0, first:].mean(0)):
-            ablated = cross_entropy(self.model.logits(batch)[:, first:-1], batch[:, first + 1 :])
+            ablated = cross_entropies(self.model.logits(batch), batch, first)
         continuations = None
         if room_after(self.model, tokens, sampling) > 0:
             continuations = Continuations(
                 original=generate(self.model, tokens, sampling), replacement=self.generate(tokens, sampling)
             )
-        recovered = share_recovered(logits.cross_entropy_original, logits.cross_entropy_replacement, ablated)
-        return Comparison(logits, ablated, recovered, continuations)
+        compared = original.logits[:, first:-1], replaced[:, first:-1]
+        return Comparison(
+            logits=logits,
+            cosine=float(cosines(*compared).mean()),
+            mean_squared_error=float(functional.mse_loss(*(each.float() for each in compared))),
+            cross_entropy_ablated=float(ablated.mean()),
+            continuations=continuations,
+        )
 
 
 def _add(sums: dict[int, Tensor], source: int, written: Float[Tensor, "batch target d_model"]) -> None:

@@ -239,14 +239,11 @@ class TranscoderModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to measure."""
-        config = self.transcoder.config
-        peers = self.transcoder.peers
-        self._held_out = MetricsAccumulator(config.n_layers, config.n_features, config.d_model, peers=peers)
+        self._held_out = MetricsAccumulator(self.transcoder)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
         """Measure the transcoder on a batch of held-out tokens."""
-        features, reconstruction = self.transcoder(batch.inputs.to(self.transcoder.dtype))
-        self._held_out.update(features, reconstruction, batch.targets)
+        self._held_out.update(batch.inputs, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log how good it is on all of them."""

@@ -41,15 +41,7 @@ class TrainingResult(NamedTuple):
 
     def summary(self) -> dict[str, Any]:
         """The numbers, JSON-ready: the record that is stored beside the weights."""
-        metrics = self.metrics and {
-            "tokens": self.metrics.tokens,
-            "fvu": self.metrics.fvu,
-            "worst_fvu": self.metrics.worst_fvu,
-            "fvu_per_layer": self.metrics.fvu_per_layer,
-            "l0": self.metrics.l0,
-            "l0_per_layer": self.metrics.l0_per_layer,
-            "dead_share": self.metrics.dead_share,
-        }
+        held_out = self.metrics and self.metrics.as_dict()
         kept = {name: getattr(self, name) for name in ("dead_share", "steps", "tokens", "seconds", "finished")}
         harvest = {**self.harvest._asdict(), "share": self.harvest.share}
-        return {**kept, "harvest_seconds": harvest, "held_out": metrics, "curves": self.curves._asdict()}
+        return {**kept, "harvest_seconds": harvest, "held_out": held_out, "curves": self.curves._asdict()}

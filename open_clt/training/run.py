@@ -237,14 +237,10 @@ def fit(
 @torch.no_grad()
 def evaluate(transcoder: Transcoder, data: ActivationDataModule) -> TranscoderMetrics | None:
     """Metrics on the held-out tokens, or None if there are none."""
-    config = transcoder.config
-    metrics = MetricsAccumulator(config.n_layers, config.n_features, config.d_model, peers=transcoder.peers)
-    tokens = 0
+    metrics = MetricsAccumulator(transcoder)
     for batch in data.held_out_batches():
-        features, reconstruction = transcoder(batch.inputs.to(transcoder.device, transcoder.dtype))
-        metrics.update(features, reconstruction, batch.targets)
-        tokens += batch.size
-    return metrics.result() if tokens else None
+        metrics.update(batch.inputs, batch.targets)
+    return metrics.result() if metrics.tokens else None
 
 
 def set_from_data(transcoder: Transcoder, data: ActivationDataModule, firing_rate: float | None) -> Transcoder:

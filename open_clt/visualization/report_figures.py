@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from open_clt.analysis.report import DENSITY_EDGES, NORM_QUANTILES, LayerReport, Report
+from open_clt.analysis.report import NORM_QUANTILES, Report
 from open_clt.errors import ConfigError
+from open_clt.models.metrics import DENSITY_EDGES
+from open_clt.replacement.comparison import LogitComparison
 from open_clt.visualization.style import BLUE, GREY, VERMILLION, save, styled
 
 _MARKERS = "osD^vP*X"
@@ -24,10 +26,10 @@ def visualize_report(report: Report, *, title: str | None = None, save_path: str
         figure = Figure(figsize=(10, 5.6), layout="constrained")
         panels = figure.subplots(2, 3).flat
         figure.suptitle(title or report.name, ha="left", x=0.01, fontsize=9.5, parse_math=False)
-        _per_layer(next(panels), report, "FVU", [layer.fvu for layer in report.layers], share=True)
-        _per_layer(next(panels), report, "L0", [layer.l0 for layer in report.layers])
+        _per_layer(next(panels), "FVU", report.evaluation.reconstruction.fvu_per_layer, share=True)
+        _per_layer(next(panels), "L0", report.evaluation.reconstruction.l0_per_layer)
         _densities(next(panels), report)
-        _norms(next(panels), report.layers)
+        _norms(next(panels), report)
         _cross_entropies(next(panels), report)
         _graphs(next(panels), report)
         save(figure, save_path)
@@ -45,16 +47,16 @@ def visualize_comparison(reports: Sequence[Report], *, save_path: str | Path | N
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
-        for number, (report, colour) in enumerate(zip(reports, colours, strict=True)):
-            marker = _MARKERS[number % len(_MARKERS)]
-            loss = report.ce_replacement - report.ce_original
-            for ax, height in ((left, report.fvu), (right, loss)):
-                ax.scatter(report.l0, height, color=[colour], marker=marker, s=42, label=report.name, zorder=3)
-        heights = [report.fvu for report in reports], [r.ce_replacement - r.ce_original for r in reports]
-        for ax, reached in zip((left, right), heights, strict=True):
-            _front(ax, [report.l0 for report in reports], reached)
+        sparsity = [report.evaluation.reconstruction.l0 for report in reports]
+        unexplained = [report.evaluation.reconstruction.fvu for report in reports]
+        lost = [_lost(report.evaluation.logits) for report in reports]
+        for ax, reached in ((left, unexplained), (right, lost)):
+            for number, (report, colour) in enumerate(zip(reports, colours, strict=True)):
+                marker, point = _MARKERS[number % len(_MARKERS)], (sparsity[number], reached[number])
+                ax.scatter(*point, color=[colour], marker=marker, s=42, label=report.name, zorder=3)
+            _front(ax, sparsity, reached)
             ax.set_xlabel("active features per token and layer (L0)")
-            ax.set_xlim(0, 1.1 * max(report.l0 for report in reports))
+            ax.set_xlim(0, 1.1 * max(sparsity))
             ax.set_ylim(min(0.0, 1.1 * min(reached)), 1.1 * max(1e-6, *reached))
         left.set_title("variance unexplained (FVU)")
         left.yaxis.set_major_formatter(PercentFormatter(1))
@@ -64,7 +66,7 @@ def visualize_comparison(reports: Sequence[Report], *, save_path: str | Path | N
     return figure
 
 
-def _per_layer(ax: Axes, report: Report, name: str, values: Sequence[float], *, share: bool = False) -> None:
+def _per_layer(ax: Axes, name: str, values: Sequence[float], *, share: bool = False) -> None:
     ax.bar(range(len(values)), values, color=BLUE, width=0.7)
     ax.set_title(name)
     mean = sum(values) / len(values)
@@ -76,17 +78,20 @@ def _per_layer(ax: Axes, report: Report, name: str, values: Sequence[float], *, 
 
 
 def _densities(ax: Axes, report: Report) -> None:
-    ax.stairs(report.density_histogram, DENSITY_EDGES, fill=True, color=BLUE)
+    reconstruction = report.evaluation.reconstruction
+    ax.stairs(reconstruction.density_histogram, DENSITY_EDGES, fill=True, color=BLUE)
     ax.set_xscale("log")
     ax.set_title("density")
     ax.set_xlabel("share of the tokens a feature fires on")
-    ax.set_title(f"dead {report.dead_share:.1%}, dense {report.dense_share:.1%}", loc="right", color=BLUE)
-    ax.set_xlim(max(0.3 / max(report.tokens, 1), DENSITY_EDGES[0]), 1)
+    ax.set_title(
+        f"dead {reconstruction.dead_share:.1%}, dense {reconstruction.dense_share:.1%}", loc="right", color=BLUE
+    )
+    ax.set_xlim(max(0.3 / max(reconstruction.tokens, 1), DENSITY_EDGES[0]), 1)
     ax.set_ylabel("features")
 
 
-def _norms(ax: Axes, layers: Sequence[LayerReport]) -> None:
-    numbers, spread = range(len(layers)), np.array([layer.decoder_norms for layer in layers])
+def _norms(ax: Axes, report: Report) -> None:
+    numbers, spread = range(len(report.decoder_norms)), np.array(report.decoder_norms)
     low, high, middle = (NORM_QUANTILES.index(share) for share in (0.05, 0.95, 0.5))
     ax.vlines(numbers, spread[:, 0], spread[:, -1], color=GREY, linewidth=0.8)
     ax.vlines(numbers, spread[:, low], spread[:, high], color=BLUE, linewidth=4)
@@ -97,16 +102,22 @@ def _norms(ax: Axes, layers: Sequence[LayerReport]) -> None:
 
 
 def _cross_entropies(ax: Axes, report: Report) -> None:
-    lost = [layer.ce_alone - report.ce_original for layer in report.layers]
-    all_lost = report.ce_replacement - report.ce_original
+    logits = report.evaluation.logits
+    lost, all_lost = [_lost(alone) for alone in report.evaluation.alone], _lost(logits)
     ax.bar(range(len(lost)), lost, color=BLUE, width=0.7, label="one layer replaced")
     ax.axhline(all_lost, color=VERMILLION, linestyle="--", linewidth=1.2, label="all replaced")
     ax.set_title("cross-entropy")
-    ax.set_title(f"{report.ce_original:.2f} to {report.ce_replacement:.2f}", loc="right", color=BLUE)
+    heights = logits.cross_entropy_original, logits.cross_entropy_replacement
+    ax.set_title("{:.2f} to {:.2f}".format(*heights), loc="right", color=BLUE)
     ax.set_ylabel("nats lost")
     ax.set_ylim(min(0.0, *lost), 1.3 * max(1e-3, all_lost, *lost))
     ax.legend(loc="upper right", ncols=2)
     _layer_axis(ax)
+
+
+def _lost(logits: LogitComparison) -> float:
+    """Cross-entropy that the replacement adds to the model's own."""
+    return logits.cross_entropy_replacement - logits.cross_entropy_original
 
 
 def _graphs(ax: Axes, report: Report) -> None:
