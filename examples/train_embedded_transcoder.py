@@ -34,7 +34,7 @@ from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.corpus import generate_texts
 from open_clt.embedded.evaluation import evaluate
 from open_clt.models.checkpoint import load_transcoder, save_transcoder
-from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.transcoder import Transcoder
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.run import train_transcoder
 
@@ -76,7 +76,7 @@ def training_settings(arguments: argparse.Namespace) -> TrainingConfig:
 
 
 @torch.no_grad()
-def scores_of(transcoder: CrossLayerTranscoder, model: LanguageModel, contexts: Tensor) -> dict[str, Any]:
+def scores_of(transcoder: Transcoder, model: LanguageModel, contexts: Tensor) -> dict[str, Any]:
     """Numbers on some contexts, and whether the model with every MLP replaced still knows its tasks."""
     replaced = ReplacementModel(model, transcoder)
 

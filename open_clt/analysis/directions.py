@@ -85,13 +85,14 @@ def embed(
 
 
 def _principal_components(vectors: Float[Tensor, "some dimension"]) -> Embedding:
-    centred = (vectors - vectors.mean(0)).double()
-    left, singular, _ = torch.linalg.svd(centred, full_matrices=False)
-    points = torch.zeros(len(vectors), 2)
-    shares = [0.0, 0.0]
-    for axis in range(min(2, len(singular))):
-        column = left[:, axis] * singular[axis]
+    from sklearn.decomposition import PCA
+
+    points, shares = torch.zeros(len(vectors), 2), [0.0, 0.0]
+    if bool((vectors != vectors[:1]).any()):
+        pca = cast(Any, PCA)(n_components=min(2, *vectors.shape), svd_solver="full")
+        placed = torch.from_numpy(pca.fit_transform(vectors.double().numpy()))
         # An axis may point either way: its largest entry is made positive, so that a picture is always the same.
-        points[:, axis] = column * column[column.abs().argmax()].sign()
-        shares[axis] = float(singular[axis] ** 2 / singular.square().sum().clamp(min=1e-30))
+        signs = placed.gather(0, placed.abs().argmax(0, keepdim=True)).sign()
+        points[:, : placed.shape[1]] = (placed * signs).float()
+        shares[: placed.shape[1]] = pca.explained_variance_ratio_.tolist()
     return Embedding(points, (shares[0], shares[1]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
-from torch.nn import functional
 
 _SMALLEST = 1e-12
 """Influences and divergences below this count as this: a logarithm needs something."""
@@ -130,18 +130,15 @@ class Faithfulness:
 
 def pearson(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:
     """Linear correlation; 0 where one of the two is constant, or empty."""
-    if not len(first):
-        return 0.0
-    pair = torch.stack([first, second]).double()
-    centred = pair - pair.mean(1, keepdim=True)
-    return float(functional.cosine_similarity(centred[0], centred[1], dim=0))
+    return _correlation(stats.pearsonr, first, second)
 
 
 def spearman(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:
-    """Correlation of the ranks, ties sharing theirs."""
-    return pearson(_ranks(first), _ranks(second))
+    """Correlation of the ranks, ties sharing theirs; 0 where one of the two is constant, or empty."""
+    return _correlation(stats.spearmanr, first, second)
 
 
-def _ranks(values: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2)[place]
+def _correlation(measure: Callable[..., Any], *columns: Float[Tensor, "pair"]) -> float:
+    if any(len(column.unique()) < 2 for column in columns):
+        return 0.0
+    return float(measure(*(column.double().numpy() for column in columns)).statistic)

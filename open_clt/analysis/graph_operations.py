@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from open_clt.analysis.records import FeatureRecord
@@ -192,10 +195,6 @@ def _weights(graph: AttributionGraph, names: list[str]) -> dict[tuple[str, str],
 
 def _reached(start: int, sources: Tensor, targets: Tensor, n_nodes: int) -> Bool[Tensor, "node"]:
     """A node and all that edges lead to from it."""
-    reached = torch.zeros(n_nodes, dtype=torch.bool)
-    reached[start] = True
-    while True:
-        more = reached.index_fill(0, targets[reached[sources]], True)
-        if torch.equal(more, reached):
-            return reached
-        reached = more
+    edges = coo_array((np.ones(len(sources)), (sources.numpy(), targets.numpy())), shape=(n_nodes, n_nodes))
+    order = breadth_first_order(edges.tocsr(), start, return_predecessors=False)
+    return torch.zeros(n_nodes, dtype=torch.bool).index_fill(0, torch.from_numpy(order).long(), True)

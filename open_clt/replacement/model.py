@@ -243,11 +243,11 @@ class ReplacementModel:
             continuations = Continuations(
                 original=generate(self.model, tokens, sampling), replacement=self.generate(tokens, sampling)
             )
-        compared = original.logits[:, first:-1], replaced[:, first:-1]
+        before, after = (run[:, first:-1].float() for run in (original.logits, replaced))
         return Comparison(
             logits=logits,
-            cosine=float(cosines(*compared).mean()),
-            mean_squared_error=float(functional.mse_loss(*(each.float() for each in compared))),
+            cosine=float(cosines(before, after).mean()),
+            mean_squared_error=float(functional.mse_loss(after, before)),
             cross_entropy_ablated=float(ablated.mean()),
             continuations=continuations,
         )

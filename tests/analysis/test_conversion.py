@@ -7,7 +7,7 @@ import torch
 
 from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.conversion import convert_transcoder
-from open_clt.analysis.evaluation import evaluate_transcoder
+from open_clt.analysis.evaluation import measure
 from open_clt.config import JumpReLUConfig, TopKConfig
 from open_clt.errors import TextError
 from open_clt.replacement.model import ReplacementModel
@@ -26,7 +26,7 @@ def test_the_record_tells_l0_fvu_and_cross_entropy_before_and_after(name: str, t
     assert (record.before.reconstruction.tokens, record.after.reconstruction.tokens) == (6 * 31, 6 * 31)
     assert record.before.reconstruction.l0 == pytest.approx(4, abs=0.01)
     assert record.after.reconstruction.l0 == pytest.approx(4, rel=0.2)
-    again = evaluate_transcoder(ReplacementModel(tiny_gpt2, record.transcoder), contexts[18:])
+    again = measure(ReplacementModel(tiny_gpt2, record.transcoder), contexts[18:])
     text = record.summary()
     for number in (
         record.before.logits.cross_entropy_replacement,

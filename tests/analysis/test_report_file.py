@@ -39,17 +39,15 @@ def test_tables_for_spreadsheets_hold_every_number_of_the_layers_and_of_the_whol
     measured: Report, tmp_path: Path
 ) -> None:
     files = save_report(measured, tmp_path)
-    for layer, row in zip(measured.layers, rows(files.layers), strict=True):
+    for layer, row in zip(measured.layers(), rows(files.layers), strict=True):
         norms = [float(row.pop(f"decoder_norm_p{share}")) for share in (0, 5, 25, 50, 75, 95, 100)]
-        assert norms == list(layer.decoder_norms)
-        numbers = {name: value for name, value in layer._asdict().items() if name != "decoder_norms"}
+        assert norms == list(layer["decoder_norms"])
+        numbers = {name: value for name, value in layer.items() if name != "decoder_norms"}
         assert {name: float(value) for name, value in row.items()} == numbers
     (total,) = rows(files.totals)
-    for name in (
-        "fvu", "worst_fvu", "worst_layer", "l0", "l0_total", "dead_share", "dense_share", "ce_original",
-        "ce_replacement", "ce_ablated", "ce_recovered", "kl", "top1_agreement", "parameters", "tokens",
-    ):  # fmt: skip
-        assert float(total[name]) == getattr(measured, name)
+    for name, number in measured.evaluation.totals().items():
+        assert float(total[name]) == number
+    assert int(total["parameters"]) == measured.parameters
     (graph,) = measured.graphs
     assert float(total["graph_replacement"]) == graph.replacement
     assert float(total["graph_completeness"]) == graph.completeness
@@ -74,6 +72,30 @@ def test_graph_scores_of_different_prompts_are_told_apart(measured: Report) -> N
     assert warning not in comparison_table([measured, measured._replace(graphs=())])
     for other in (graph._replace(prompt="others"), graph._replace(max_feature_nodes=7)):
         assert warning in comparison_table([measured, measured._replace(graphs=(other,))])
+
+
+def test_a_report_that_was_written_before_is_read(tmp_path: Path) -> None:
+    """The keys of format version 2, as they were first written."""
+    layer = {"fvu": 0.25, "l0": 3.0, "dead_share": 0.0, "dense_share": 0.5, "decoder_norms": [0.5] * 7}
+    layer |= {"layer": 0, "ce_alone": 3.5, "kl_alone": 0.25, "top1_agreement_alone": 0.75}
+    numbers = {
+        "tokens": 30, "fvu": 0.25, "worst_fvu": 0.25, "worst_layer": 0, "l0": 3.0, "l0_total": 3.0, "dead_share": 0.0,
+        "dense_share": 0.5, "ce_original": 3.0, "ce_replacement": 4.0, "ce_ablated": 7.0, "ce_recovered": 0.75,
+        "kl": 0.5, "top1_agreement": 0.625,
+    }  # fmt: skip
+    content = {
+        "format": "open-clt-evaluation", "format_version": 2, "name": "old", "model": "gpt2", "settings": {"reach": 2},
+        "parameters": 100, "density_histogram": [1] * 24, "layers": [layer],
+        "measured_on": {"text": "a book", "contexts": 3, "positions": 11, "fingerprint": "abc"},
+        "graphs": [{"prompt": "a b", "replacement": 0.5, "completeness": 0.75, "max_feature_nodes": None}],
+    }  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps(content | numbers))
+    found = load_report(tmp_path)
+    assert found.evaluation.totals() == numbers
+    assert found.layers() == [layer | {"decoder_norms": (0.5,) * 7}]
+    assert found.graph_completeness == 0.75
+    again = json.loads(save_report(found, tmp_path / "again").everything.read_text())
+    assert again == content | numbers
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "other"}', '{"format": "open-clt-evaluation"}'])

@@ -41,7 +41,7 @@ def test_evaluate_writes_what_it_prints_and_repeats_it(
     found = load_report(tiny / "one")
     assert found == load_report(tiny / "two")
     assert len(found.graphs) == 2
-    assert f"{found.ce_replacement:.3f}" in outputs[0]
+    assert f"{found.row()['ce_replacement']:.3f}" in outputs[0]
     assert (tiny / "one" / "evaluation.png").is_file()
     assert main([*command, "--seed", "1", "--output", str(tiny / "three")]) == 0
     assert load_report(tiny / "three") != found

@@ -93,7 +93,7 @@ def test_a_ready_configuration_trains_and_writes_everything(
     with (output / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
     found = load_report(output)
-    assert found.ce_replacement > 0
+    assert found.row()["ce_replacement"] > 0
     assert len(found.graphs) == (0 if name in ("gpt2-molt", "gpt2-sae") else 1)
     assert yaml.safe_load((output / "config.yaml").read_text())["trainer"]["max_steps"] == 3
     assert (output / "curves.png").stat().st_size > 1000

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from open_clt.errors import TextError
-from open_clt.replacement.comparison import compare_logits, share_recovered
+from open_clt.replacement.comparison import LogitAccumulator, LogitComparison, compare_logits, cosines, share_recovered
 
 # Two positions whose next token is known, three tokens; the last position predicts what nobody knows.
 ORIGINAL = torch.tensor([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6], [1.0, 1.0, 1.0]]]).log()
@@ -22,9 +22,8 @@ def test_numbers_are_those_worked_out_by_hand() -> None:
     assert result.cross_entropy_replacement == pytest.approx(-(math.log(0.25) + math.log(0.6)) / 2)
     assert result.kl_divergence == pytest.approx((0.5 * math.log(2) + 0.25 * math.log(0.5)) / 2)
     assert result.top1_agreement == 0.5
-    assert result.mean_squared_error == pytest.approx(2 * math.log(2) ** 2 / 6)
     # centred, (2, -1, -1) and (-1, 2, -1) have the cosine -1/2
-    assert result.cosine == pytest.approx((-0.5 + 1) / 2)
+    assert cosines(ORIGINAL, REPLACEMENT)[0, :2].tolist() == pytest.approx([-0.5, 1])
 
 
 def test_first_positions_can_be_left_out() -> None:
@@ -36,8 +35,22 @@ def test_first_positions_can_be_left_out() -> None:
 def test_a_constant_added_to_logits_changes_no_prediction_and_no_cosine() -> None:
     result = compare_logits(ORIGINAL, ORIGINAL + 3, TOKENS)
     assert result.kl_divergence == pytest.approx(0, abs=1e-6)
-    assert result.cosine == pytest.approx(1)
-    assert result.mean_squared_error == pytest.approx(9, abs=1e-5)
+    assert cosines(ORIGINAL, ORIGINAL + 3)[:, :2].tolist() == [pytest.approx([1, 1])]
+
+
+def test_batches_of_different_sizes_give_the_means_over_all_predictions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    original, replacement = torch.randn(2, 5, 6, 7, generator=generator)
+    tokens = torch.randint(0, 7, (5, 6), generator=generator)
+    sums = LogitAccumulator(first=1)
+    for rows in torch.arange(5).split(3):
+        sums.update(original[rows], replacement[rows], tokens[rows])
+    assert sums.result() == pytest.approx(compare_logits(original, replacement, tokens, first=1), rel=1e-6)
+
+
+def test_numbers_are_called_in_files_as_they_always_were() -> None:
+    numbers = LogitComparison(1.0, 2.0, 0.5, 0.75).as_dict()
+    assert numbers == {"ce_original": 1.0, "ce_replacement": 2.0, "kl": 0.5, "top1_agreement": 0.75}
 
 
 def test_a_text_without_a_known_next_token_is_refused() -> None:
@@ -46,5 +59,5 @@ def test_a_text_without_a_known_next_token_is_refused() -> None:
 
 
 def test_share_recovered() -> None:
-    assert share_recovered(1.0, 2.0, 5.0) == 0.75
-    assert share_recovered(1.0, 1.0, 1.0) is None
+    assert share_recovered(LogitComparison(1.0, 2.0, 0.0, 1.0), 5.0) == 0.75
+    assert share_recovered(LogitComparison(1.0, 1.0, 0.0, 1.0), 1.0) is None

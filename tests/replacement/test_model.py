@@ -173,8 +173,8 @@ def test_compare_with_a_perfect_transcoder_finds_no_difference(exact: Replacemen
     assert logits.cross_entropy_replacement == pytest.approx(logits.cross_entropy_original, abs=1e-5)
     assert logits.kl_divergence == pytest.approx(0, abs=1e-5)
     assert logits.top1_agreement == 1
-    assert logits.cosine == pytest.approx(1, abs=1e-5)
-    assert logits.mean_squared_error == pytest.approx(0, abs=1e-8)
+    assert comparison.cosine == pytest.approx(1, abs=1e-5)
+    assert comparison.mean_squared_error == pytest.approx(0, abs=1e-8)
     assert comparison.continuations is not None
     assert comparison.continuations.original.tokens.equal(comparison.continuations.replacement.tokens)
     assert comparison.summary().count(repr(comparison.continuations.original.text)) == 2

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from open_clt.activations.buffer import ActivationBatch, MemoryStore
 from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.evaluation import evaluate_transcoder
+from open_clt.analysis.evaluation import measure
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
@@ -55,7 +55,7 @@ def test_from_texts_to_an_evaluated_replacement_model(name: str, tiny_gpt2: Lang
     loaded = load_transcoder(tmp_path)
     assert loaded.config == config
     contexts = torch.stack([tiny_gpt2.tokenize(text)[:12] for text in TEXTS])
-    evaluation = evaluate_transcoder(ReplacementModel(tiny_gpt2, loaded), contexts)
+    evaluation = measure(ReplacementModel(tiny_gpt2, loaded), contexts)
     assert evaluation.reconstruction.fvu < 1
     assert evaluation.reconstruction.l0 > 0
 
