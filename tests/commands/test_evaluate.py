@@ -59,7 +59,7 @@ def test_compare_measures_transcoders_and_reads_reports(
     with (tiny / "compared" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["report", "plt"]
-    assert float(rows[0]["fvu"]) == load_report(tiny / "report").fvu
+    assert float(rows[0]["fvu"]) == load_report(tiny / "report").row()["fvu"]
     assert (tiny / "compared" / "comparison.png").is_file()
 
 
@@ -93,10 +93,11 @@ def with_reports(
 def test_reports_that_are_there_are_taken_where_nothing_says_what_to_measure_on(
     with_reports: list[str], tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("open_clt.commands.compare.measure", None)  # nothing is measured
+    monkeypatch.setattr("open_clt.commands.compare.make_report", None)  # nothing is measured
     for model in ([], ["--model", str(tiny_gpt2_folder)]):
         assert main(["compare", *with_reports, *model]) == 0
-        assert compared(capsys) == {Path(place).name: f"{load_report(place).fvu:.4f}" for place in with_reports}
+        stored = {Path(place).name: load_report(place).row() for place in with_reports}
+        assert compared(capsys) == {name: f"{row['fvu']:.4f}" for name, row in stored.items()}
     assert main(["compare", *with_reports, "--model", "embedded"]) == 2
     assert "clt was measured in" in capsys.readouterr().err
 
@@ -136,9 +137,9 @@ def test_reports_on_different_text_do_not_stand_in_one_table(
     for said in ("clt on 5 contexts of 12 tokens of", "text.txt, seed 0; plt on 5", "other.txt, seed 0", "--text FILE"):
         assert said in error
     assert main(["compare", clt, plt, *typed]) == 0  # as the error says
-    assert compared(capsys)["plt"] == f"{load_report(plt).fvu:.4f}"
+    assert compared(capsys)["plt"] == f"{load_report(plt).row()['fvu']:.4f}"
     assert main(["compare", clt, str(tiny / "report"), *typed]) == 0  # a report alone is taken, if it fits
-    monkeypatch.setattr("open_clt.commands.compare.measure", None)  # that it does not is known before
+    monkeypatch.setattr("open_clt.commands.compare.make_report", None)  # that it does not is known before
     assert main(["compare", clt, str(tiny / "report"), *options(tiny, tiny_gpt2_folder)]) == 2
     capsys.readouterr()
     assert main(["compare", str(tiny / "report"), "--graphs", "0"]) == 2
@@ -177,7 +178,8 @@ def test_embedded_names_the_transcoder_that_ships(
     assert load_report("own").name == "embedded"
     capsys.readouterr()
     assert main(["compare", "embedded", "own", *few]) == 0
-    assert compared(capsys) == {name: f"{load_report('own').fvu:.4f}" for name in ("embedded", "own")}
+    expected = f"{load_report('own').row()['fvu']:.4f}"
+    assert compared(capsys) == dict.fromkeys(("embedded", "own"), expected)
     Path("runs").mkdir()
     Path("own").rename("runs/embedded")
     assert main(["compare", "runs/embedded", "embedded", *few]) == 0
