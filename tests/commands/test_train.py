@@ -131,7 +131,7 @@ def test_the_report_of_a_training_is_that_of_evaluate_and_compare_reads_it(
     assert [len(found.graphs) for found in reports.values()] == [4, 1, 0, 0]  # of eight by default, but four contexts
     assert reports["asked"].graphs[0].prompt == "one two three"
     assert reports["without"] == reports["clt"]._replace(name="without", graphs=())
-    contexts, model = reports["clt"].tokens // 15, load_language_model(tiny_gpt2_folder)
+    contexts, model = reports["clt"].evaluation.reconstruction.tokens // 15, load_language_model(tiny_gpt2_folder)
     assert contexts == 4
     again = report(
         ReplacementModel(model, tmp_path / "clt"),

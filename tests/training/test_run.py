@@ -93,8 +93,10 @@ def test_training_begins_at_the_firing_rate_that_was_asked_for(nonlinearity: Non
     assert result.metrics is not None
     assert result.metrics.l0 == pytest.approx(rate * FEATURES, rel=0.1)
     assert sum(result.curves.l0) / 10 == pytest.approx(rate * FEATURES, rel=0.2)
-    assert result.metrics.density.amin() > 0.5 * rate
-    assert result.metrics.density.amax() < 2 * rate
+    features = result.transcoder.encode(torch.cat([batch.inputs for batch in held_out.batches]))
+    density = torch.stack([layer.dense() > 0 for layer in features]).float().mean(1)
+    assert density.amin() > 0.5 * rate
+    assert density.amax() < 2 * rate
 
 
 def test_a_run_that_crashed_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
