@@ -13,7 +13,6 @@ Everything is saved in one folder: figures, ``metrics.json``, ``comparison.md``,
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -37,6 +36,7 @@ from open_clt.attribution.nodes import NodeKind
 from open_clt.config import SamplingConfig
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError, OpenCLTError
+from open_clt.files import write_json, write_text
 from open_clt.models.feature import Feature
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.comparison import Comparison
@@ -291,8 +291,8 @@ def save(
         "graphs": [{"prompt": graph.info.prompt, **found} for graph, found in zip(graphs, scores, strict=True)],
         "seconds": round(seconds, 1),
     }
-    (options.output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    (options.output_dir / "comparison.md").write_text(report(metrics, graphs, comparisons), encoding="utf-8")
+    write_json(options.output_dir / "metrics.json", metrics)
+    write_text(options.output_dir / "comparison.md", report(metrics, graphs, comparisons))
     heading("Done")
     console.print(
         f"FVU {metrics['fvu']:.3f} at {metrics['l0']:.1f} active features a layer, "

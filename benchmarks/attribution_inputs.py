@@ -18,8 +18,8 @@ from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
-from open_clt.models.circuit_tracer import save_circuit_tracer
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.formats.circuit_tracer import save_circuit_tracer
 from open_clt.models.nonlinearities import JumpReLU
 
 

@@ -21,7 +21,7 @@ from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import Node, NodeId, NodeKind
 from open_clt.attribution.sources import find_sources
-from open_clt.models.circuit_tracer import load_circuit_tracer
+from open_clt.models.formats.circuit_tracer import load_circuit_tracer
 
 sys.path.append(str(Path(__file__).parent.parent))
 from tests.reference.autograd_attribution import SlowAttribution, SlowRow

@@ -33,7 +33,8 @@ from open_clt.config_json import to_dict
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.corpus import generate_texts
 from open_clt.embedded.evaluation import evaluate
-from open_clt.models.checkpoint import load_transcoder, save_transcoder
+from open_clt.models.formats.load import load_transcoder
+from open_clt.models.formats.native import save_transcoder
 from open_clt.models.transcoder import Transcoder
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.run import train_transcoder

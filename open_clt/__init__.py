@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from open_clt.attribution.graph import AttributionGraph
     from open_clt.config import CrossLayerConfig, MoltConfig, TrainingConfig, TranscoderConfig
     from open_clt.errors import OpenCLTError
-    from open_clt.models.architectures import make_transcoder
-    from open_clt.models.checkpoint import load_transcoder, save_transcoder
     from open_clt.models.cross_layer import CrossLayerTranscoder
+    from open_clt.models.formats.load import load_transcoder
+    from open_clt.models.formats.native import save_transcoder
+    from open_clt.models.make import make_transcoder
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
     from open_clt.replacement.intervene import intervene
     from open_clt.replacement.interventions import Intervention
@@ -77,10 +78,10 @@ _MODULE_OF = {
     "faithfulness": "open_clt.analysis.faithfulness",
     "intervene": "open_clt.replacement.intervene",
     "load_language_model": "open_clt.activations.language_model",
-    "load_transcoder": "open_clt.models.checkpoint",
-    "make_transcoder": "open_clt.models.architectures",
+    "load_transcoder": "open_clt.models.formats.load",
+    "make_transcoder": "open_clt.models.make",
     "run_visualization_suite": "open_clt.visualization.suite",
-    "save_transcoder": "open_clt.models.checkpoint",
+    "save_transcoder": "open_clt.models.formats.native",
     "suggest_supernodes": "open_clt.analysis.supernodes",
     "train_transcoder": "open_clt.training.run",
     "visualize_attribution_graph": "open_clt.visualization.graph_figure",

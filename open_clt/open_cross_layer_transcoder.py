@@ -23,9 +23,9 @@ from open_clt.attribution.attribute import AttributionSettings, attribute, attri
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.config import CrossLayerConfig, NonlinearityConfig, TopKConfig, TrainingConfig
 from open_clt.errors import CheckpointError, OpenCLTError
-from open_clt.models.checkpoint import save_transcoder
-from open_clt.models.circuit_tracer import read_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.formats.load import load_transcoder
+from open_clt.models.formats.native import save_transcoder
 from open_clt.models.transcoder import Transcoder
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class OpenCrossLayerTranscoder:
 
     def load_model(self, path: str | Path) -> None:
         """Take over a transcoder from a directory; raises CheckpointError if it does not fit the language model."""
-        transcoder = read_transcoder(path, device=self.language_model.device)
+        transcoder = load_transcoder(path, device=self.language_model.device)
         found = (transcoder.config.n_layers, transcoder.config.d_model)
         expected = (self.language_model.n_layers, self.language_model.d_model)
         if found != expected:

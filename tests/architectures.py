@@ -15,7 +15,7 @@ from open_clt.config import (
     TopKConfig,
     TranscoderConfig,
 )
-from open_clt.models.architectures import make_transcoder
+from open_clt.models.make import make_transcoder
 from open_clt.models.transcoder import Transcoder
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 
+from open_clt import files
 from open_clt.analysis.circuit_tracer_schema import (
     METADATA_FILE,
     SCHEMA_VERSION,
@@ -26,7 +27,6 @@ from open_clt.analysis.circuit_tracer_schema import (
     GraphView,
     cantor_pair,
     read_object,
-    write_object,
 )
 from open_clt.analysis.graph_operations import node_numbers
 from open_clt.attribution.graph import AttributionGraph
@@ -74,12 +74,12 @@ def write_circuit_tracer(
     content = circuit_tracer_json(graph, card, view)
     graph.report_missing()
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    index = directory / METADATA_FILE
+    index = files.kept(directory / METADATA_FILE)
     known = cast(list[dict[str, Any]], read_object(index, "graphs")["graphs"]) if index.exists() else []
     entries = [entry for entry in known if entry.get("slug") != card.slug]
-    write_object(directory / f"{card.slug}.json", content)
-    write_object(index, {"graphs": [*entries, content["metadata"]]})
+    with files.saving(directory) as stage:
+        files.write_json(stage(f"{card.slug}.json"), content, strict=True)
+        files.write_json(stage(METADATA_FILE), {"graphs": [*entries, content["metadata"]]}, strict=True)
     return directory / f"{card.slug}.json"
 
 

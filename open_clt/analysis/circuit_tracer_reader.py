@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, cast, final
 import torch
 from torch import Tensor
 
+from open_clt import files
 from open_clt.analysis.circuit_tracer_schema import (
     FeatureType,
     GraphView,
@@ -51,8 +51,8 @@ def read_circuit_tracer(path: str | Path) -> ViewedGraph:
     content = read_object(path, "metadata", "nodes", "links")
     try:
         return _graph(content)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no whole attribution graph ({error!r}); export it again.") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a whole attribution graph ({error!r}); export it again.") from error
 
 
 def _graph(content: Mapping[str, Any]) -> ViewedGraph:
@@ -190,7 +190,7 @@ def _links(links: Sequence[Mapping[str, Any]], rows: Mapping[str, int]) -> Edges
 def _read_clerps(params: Mapping[str, Any]) -> dict[Feature, str]:
     """Labels that a reader gave, by either viewer's key: ``number`` or ``layer_number_position``."""
     clerps: Any = params.get("clerps") or []
-    clerps = json.loads(clerps) if isinstance(clerps, str) else clerps
+    clerps = files.parse_json(clerps) if isinstance(clerps, str) else clerps
     labels: dict[Feature, str] = {}
     for key, label in clerps:
         *layers, number = key.split("_")[:2]
@@ -207,7 +207,7 @@ def _read_view(params: Mapping[str, Any], names: Mapping[str, str]) -> GraphView
     """The view in our ids; Neuronpedia keeps its lists as text in some places."""
     pinned, groups = params.get("pinnedIds") or [], params.get("supernodes") or []
     pinned = pinned.split(",") if isinstance(pinned, str) else pinned
-    groups = json.loads(groups) if isinstance(groups, str) else groups
+    groups = files.parse_json(groups) if isinstance(groups, str) else groups
     threshold, clicked = params.get("pruningThreshold"), params.get("clickedId") or ""
     supernodes = [Supernode(label, tuple(names[name] for name in ids if name in names)) for label, *ids in groups]
     return GraphView(

@@ -5,16 +5,15 @@ A file of a graph holds ``metadata``, ``qParams`` (what a reader pinned, grouped
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
+from open_clt import files
 from open_clt.analysis.supernodes import Supernode
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.models.feature import Feature
@@ -94,18 +93,8 @@ class GraphCard:
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
     """Read a JSON object; raises CheckpointError if it cannot be read, or lacks one of some keys."""
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; give the JSON file of a graph.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is no readable JSON ({error}); write or download it again.") from error
-    missing = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
-    if missing:
-        raise CheckpointError(f"{path} has no {missing[0]!r}; it is no file of circuit-tracer's kind.")
+    content = files.read_json(files.kept(path))
+    absent = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
+    if absent or not isinstance(content, dict):
+        raise CheckpointError(f"{path} has no {', '.join(absent)}; it is not a file of circuit-tracer's kind.")
     return cast(dict[str, Any], content)
-
-
-def write_object(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, in a form that every JSON reader takes."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

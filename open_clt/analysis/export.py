@@ -18,7 +18,8 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from open_clt.attribution.graph import FORMAT_VERSION, AttributionGraph
+from open_clt import files
+from open_clt.attribution.graph import FORMAT, AttributionGraph
 from open_clt.attribution.graph_info import info_json, read_info
 from open_clt.attribution.influence import Edges
 from open_clt.attribution.nodes import NodeKind, NodeTable
@@ -39,7 +40,7 @@ def to_networkx(graph: AttributionGraph) -> NamedGraph:
     """A directed graph from sources to targets: nodes by id, with their columns and label; edges with ``weight``."""
     facts, vectors = info_json(graph.info)
     found = nx.DiGraph(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT.newest,
         info=json.dumps(facts),
         vectors=json.dumps({number: vector.tolist() for number, vector in vectors.items()}),
         labels=json.dumps(labels_json(graph.labels)),
@@ -66,10 +67,10 @@ def from_networkx(found: NamedGraph) -> AttributionGraph:
     Nodes and edges that were taken away meanwhile are gone: unlike those that ``prune`` removes, they are not counted.
     """
     try:
-        kept = cast(dict[str, list[float]], json.loads(found.graph.get("vectors", "{}")))
+        kept = cast(dict[str, list[float]], files.parse_json(found.graph.get("vectors", "{}")))
         vectors = {number: torch.tensor(vector) for number, vector in kept.items()}
-        info = read_info(json.loads(found.graph["info"]), vectors, found.graph.get("format_version", 1))
-        labels = read_labels(json.loads(found.graph["labels"]))
+        info = read_info(files.parse_json(found.graph["info"]), vectors, found.graph.get("format_version", 1))
+        labels = read_labels(files.parse_json(found.graph["labels"]))
         rows: list[tuple[str, dict[str, Any]]] = list(cast(Any, found.nodes)(data=True))
         # Targets stand last, whatever became of the order.
         rows.sort(key=lambda row: NodeKind[row[1]["kind"].upper()] in _OUTPUTS)
@@ -78,7 +79,7 @@ def from_networkx(found: NamedGraph) -> AttributionGraph:
         links = [(number[target], number[source], row["weight"]) for source, target, row in found.edges(data=True)]
         names = tuple(info.target_names[row["target"]] for _, row in rows if "target" in row)
         return AttributionGraph(table, _edges(links), replace(info, target_names=names), labels)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"This graph lacks what to_networkx writes ({error!r}); start from an export.") from error
 
 
@@ -86,12 +87,12 @@ def write_graphml(graph: AttributionGraph, path: str | Path) -> Path:
     """Write the graph as GraphML, for Gephi, yEd, Cytoscape and others, and return the path."""
     graph.report_missing()
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     found = to_networkx(graph)
     for _, row in found.nodes(data=True):
         # XML has no place for control characters; the JSON in the graph's attributes has the exact texts.
         row["label"] = _printable(row["label"])
-    nx.write_graphml(found, path)
+    with files.writing(path) as part:
+        nx.write_graphml(found, part)
     return path
 
 
@@ -99,10 +100,10 @@ def read_graphml(path: str | Path) -> AttributionGraph:
     """Read a graph that ``write_graphml`` wrote; CheckpointError on anything else."""
     try:
         found = nx.read_graphml(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; give the file that write_graphml wrote.") from error
-    except (ParseError, nx.NetworkXError) as error:
-        raise CheckpointError(f"{path} is no readable GraphML ({error}); write it again.") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise files.missing(Path(path)) from error
+    except (ParseError, nx.NetworkXError, OSError, EOFError, ValueError, KeyError) as error:
+        raise files.unreadable(Path(path), "GraphML", error) from error
     return from_networkx(found)
 
 

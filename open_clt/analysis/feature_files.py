@@ -13,11 +13,13 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
 
 import torch
 
+from open_clt import files
 from open_clt.analysis.circuit_tracer_schema import cantor_pair, read_object
 from open_clt.analysis.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.errors import CheckpointError, ConfigError
@@ -39,13 +41,12 @@ class FeatureFiles:
 
     def __init__(self, directory: str | Path) -> None:
         self.folder = Path(directory) / FOLDER
+        self._place = files.saved(self.folder, INDEX)
+        index = files.read_json(self._place(INDEX))
         try:
-            index: Any = json.loads(gzip.decompress((self.folder / INDEX).read_bytes()))
             self._layers = [_Layer(layer["filename"], layer["offsets"]) for layer in index]
-        except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(
-                f"{self.folder / INDEX} cannot be read ({error!r}); write the features again."
-            ) from error
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"{self.folder / INDEX} does not list layers of features ({error!r}).") from error
 
     def record(self, feature: Feature) -> FeatureRecord | None:
         """One feature, or None if nothing was written of it; raises CheckpointError if its bytes are damaged."""
@@ -58,13 +59,16 @@ class FeatureFiles:
             raise ConfigError(f"{self.folder} has no feature {feature}; layers and features count from 0.") from error
         if start == end:
             return None
-        with (self.folder / filename).open("rb") as file:
-            file.seek(start)
-            found = file.read(end - start)
         try:
-            (length,) = _LENGTH.unpack_from(found)
-            return _record(json.loads(zlib.decompress(found[_LENGTH.size : _LENGTH.size + length])), feature)
-        except (struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
+            with self._place(filename).open("rb") as file:
+                file.seek(start)
+                stored = file.read(end - start)
+            (length,) = _LENGTH.unpack_from(stored)
+            content = zlib.decompress(stored[_LENGTH.size : _LENGTH.size + length])
+            return _record(files.parse_json(content), feature)
+        except FileNotFoundError as error:
+            raise files.missing(self.folder / filename) from error
+        except (OSError, struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"Feature {feature} is damaged in {filename}; write it again.") from error
 
 
@@ -85,27 +89,24 @@ def write_feature_files(
         packed = zlib.compress(_dumped(_entry(record, name)))
         entries[record.feature] = _LENGTH.pack(len(packed)) + packed
     folder = Path(directory) / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     index: list[dict[str, Any]] = []
-    for layer in range(n_layers):
-        parts = [entries.get(Feature(layer, index), b"") for index in range(n_features)]
-        offsets = [0]
-        for part in parts:
-            offsets.append(offsets[-1] + len(part))
-        (folder / f"layer_{layer}.bin").write_bytes(b"".join(parts))
-        index.append({"filename": f"layer_{layer}.bin", "offsets": offsets})
-    # No time stamp: the same features are the same bytes.
-    (folder / INDEX).write_bytes(gzip.compress(_dumped(index), mtime=0))
+    with files.saving(folder, replaces=("layer_*.bin",)) as stage:
+        for layer in range(n_layers):
+            parts = [entries.get(Feature(layer, index), b"") for index in range(n_features)]
+            files.write_bytes(stage(f"layer_{layer}.bin"), b"".join(parts))
+            index.append({"filename": f"layer_{layer}.bin", "offsets": [0, *accumulate(map(len, parts))]})
+        # No time stamp: the same features are the same bytes.
+        files.write_bytes(stage(INDEX), gzip.compress(_dumped(index), mtime=0))
     return folder
 
 
 def write_feature_json(records: Iterable[FeatureRecord], directory: str | Path, *, name: str = "") -> Path:
     """Write one ``{number}.json`` per record, for a viewer whose ``scan`` is this directory; return the directory."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for record in records:
-        path = directory / f"{cantor_pair(record.feature)}.json"
-        path.write_bytes(_dumped(_entry(record, name)))
+    with files.saving(directory) as stage:
+        for record in records:
+            path = stage(f"{cantor_pair(record.feature)}.json")
+            files.write_bytes(path, _dumped(_entry(record, name)))
     return directory
 
 
@@ -116,7 +117,7 @@ def read_feature_json(directory: str | Path, feature: Feature) -> FeatureRecord:
     try:
         return _record(content, feature)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no whole feature ({error!r}); write it again.") from error
+        raise CheckpointError(f"{path} is not a whole feature ({error!r}); write it again.") from error
 
 
 def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:

@@ -10,20 +10,18 @@ transcoder reconstructs, and why: no report.
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+from open_clt import files
 from open_clt.analysis.report import NORM_QUANTILES, Report
 from open_clt.errors import CheckpointError
 
-FORMAT = "open-clt-evaluation"
-FORMAT_VERSION = 2
+FORMAT = files.FileFormat("open-clt-evaluation", newest=2, oldest=2)
 """1 did not say what was measured on: such reports are not read."""
-_RECONSTRUCTION = "open-clt-reconstruction"
-_JSON = "evaluation.json"
+_RECONSTRUCTION = files.FileFormat("open-clt-reconstruction", newest=2)
+_JSON, _LAYERS, _TOTALS = "evaluation.json", "evaluation.csv", "evaluation-totals.csv"
 
 
 class ReportFiles(NamedTuple):
@@ -37,14 +35,11 @@ class ReportFiles(NamedTuple):
 def save_report(found: Report, directory: str | Path) -> ReportFiles:
     """Write a report as JSON, and as tables of its layers and of its totals; returns their paths."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **found.as_dict()}
-    (directory / _JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return ReportFiles(
-        everything=directory / _JSON,
-        layers=write_rows([_layer_row(layer) for layer in found.layers()], directory / "evaluation.csv"),
-        totals=write_rows([total_row(found)], directory / "evaluation-totals.csv"),
-    )
+    with files.saving(directory) as stage:
+        files.write_rows(stage(_LAYERS), [_layer_row(layer) for layer in found.layers()])
+        files.write_rows(stage(_TOTALS), [total_row(found)])
+        files.write_json(stage(_JSON), {**FORMAT.header(), **found.as_dict()})
+    return ReportFiles(everything=directory / _JSON, layers=directory / _LAYERS, totals=directory / _TOTALS)
 
 
 def total_row(found: Report) -> dict[str, Any]:
@@ -62,49 +57,27 @@ def _layer_row(layer: dict[str, Any]) -> dict[str, Any]:
 def load_report(path: str | Path) -> Report:
     """Read a report that ``save_report`` wrote, from its file or its directory; raises CheckpointError on others."""
     path = Path(path)
-    path = path / _JSON if path.is_dir() else path
+    path = files.kept(path / _JSON if path.is_dir() else path)
+    if files.format_of(path) == _RECONSTRUCTION.name:
+        reason = _RECONSTRUCTION.read(path).get("reason")
+        raise CheckpointError(f"{path} says only how well the transcoder reconstructs. {reason}")
+    content = FORMAT.read(path)
+    content = {key: value for key, value in content.items() if key not in FORMAT.header()}
     try:
-        content = _read(path)
-        if content.get("format") == _RECONSTRUCTION:
-            raise CheckpointError(f"{path} says only how well the transcoder reconstructs. {content['reason']}")
-        if content.pop("format") != FORMAT or content.pop("format_version") > FORMAT_VERSION:
-            raise KeyError("format")
         return Report.from_dict(content)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} holds no evaluation report of this version; `open-clt evaluate --output` writes one."
+            f"{path} does not hold a whole evaluation report ({error!r}); `open-clt evaluate --output` writes one."
         ) from error
 
 
 def is_report(path: str | Path) -> bool:
     """Whether a path is a file, or a directory that holds a report, be it one that cannot be read."""
     path = Path(path)
-    return path.is_file() or ((path / _JSON).is_file() and not _is_reconstruction(path / _JSON))
+    report = files.kept(path / _JSON)
+    return path.is_file() or (report.is_file() and files.format_of(report) != _RECONSTRUCTION.name)
 
 
 def save_reconstruction(numbers: Mapping[str, Any], directory: str | Path, *, reason: str) -> Path:
     """Write how well a transcoder reconstructs, and the sentence why no more is known; returns the file's path."""
-    path = Path(directory) / _JSON
-    content = {"format": _RECONSTRUCTION, "format_version": FORMAT_VERSION, "reason": reason, **numbers}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return path
-
-
-def _is_reconstruction(path: Path) -> bool:
-    try:
-        return _read(path).get("format") == _RECONSTRUCTION
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        return False  # whoever reads it will say what is wrong
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-
-
-def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Rows of equal keys as a CSV file with a head."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+    return files.write_json(Path(directory) / _JSON, {**_RECONSTRUCTION.header(), "reason": reason, **numbers})

@@ -7,20 +7,18 @@ graph the edges into a node add up to its ``total``: nothing is left unexplained
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast, final
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from open_clt import files
 from open_clt.attribution import influence as paths
 from open_clt.attribution.graph_info import GraphInfo, PruningSettings, info_json, read_info
 from open_clt.attribution.influence import Edges, GraphScores, InfluenceGraph, Roles
@@ -30,8 +28,7 @@ from open_clt.models.feature import Feature, labels_json, read_labels
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "open-clt-attribution-graph"
-FORMAT_VERSION = 2
+FORMAT = files.FileFormat("open-clt-attribution-graph", newest=2)
 """Version 1 had other settings and other keys of labels; it is still read."""
 _JSON = "graph.json"
 _TENSORS = "graph.safetensors"
@@ -196,34 +193,33 @@ class AttributionGraph:
             logger.log(logging.INFO if self.info.compatible else logging.WARNING, "%s", missing)
 
     def save(self, directory: str | Path) -> Path:
-        """Write the graph as a directory with ``graph.json`` and ``graph.safetensors``, and return it."""
+        """Write ``graph.json`` and ``graph.safetensors`` to a directory, both or neither, and return it."""
         self.report_missing()
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"nodes.{f.name}": getattr(self.nodes, f.name) for f in fields(self.nodes)}
         tensors |= {f"edges.{name}": column for name, column in self.edges._asdict().items()}
         facts, vectors = info_json(self.info)
         tensors |= {f"{_VECTORS}{number}": vector for number, vector in vectors.items()}
-        save_file({name: _narrow(tensor).contiguous() for name, tensor in tensors.items()}, directory / _TENSORS)
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "info": facts}
-        content |= {"labels": labels_json(self.labels), "missing": self.missing()}
-        (directory / _JSON).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        content = {**FORMAT.header(), "info": facts, "labels": labels_json(self.labels), "missing": self.missing()}
+        with files.saving(directory) as stage:
+            files.write_tensors(stage(_TENSORS), {name: _narrow(tensor) for name, tensor in tensors.items()})
+            files.write_json(stage(_JSON), content)
         return directory
 
     @staticmethod
     def load(directory: str | Path) -> AttributionGraph:
         """Read a graph that ``save`` wrote; raises CheckpointError on anything else."""
-        directory = Path(directory)
-        content = _read_json(directory / _JSON)
+        place = files.saved(Path(directory), _JSON)
+        content = FORMAT.read(place(_JSON))
+        tensors = {name: _wide(tensor) for name, tensor in files.read_tensors(place(_TENSORS)).items()}
         try:
-            tensors = {name: _wide(tensor) for name, tensor in load_file(directory / _TENSORS).items()}
             nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
             edges = Edges(*(tensors[f"edges.{name}"] for name in Edges._fields))
             vectors = {name.removeprefix(_VECTORS): t for name, t in tensors.items() if name.startswith(_VECTORS)}
             info = read_info(content["info"], vectors, content["format_version"])
             labels = read_labels(content.get("labels", {}))
-        except (FileNotFoundError, SafetensorError, LookupError, TypeError, AttributeError, ConfigError) as error:
-            raise CheckpointError(f"{directory} holds no whole attribution graph ({error}); save it again.") from error
+        except (LookupError, TypeError, AttributeError, ConfigError) as error:
+            raise CheckpointError(f"{directory} does not hold a whole attribution graph ({error!r}).") from error
         return AttributionGraph(nodes, edges, info, labels)
 
     def _facts(self, number: int) -> tuple[NodeKind, int, int, int]:
@@ -262,18 +258,3 @@ def _narrow(tensor: Tensor) -> Tensor:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_floating_point() else tensor.long()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; give the directory that AttributionGraph.save wrote.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is no readable JSON ({error}); the graph is damaged.") from error
-    if not isinstance(content, dict) or cast(dict[str, Any], content).get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not of the format {FORMAT!r}; another program wrote it.")
-    version = cast(dict[str, Any], content).get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format version {version!r}, which is unknown; please update OpenCLT.")
-    return cast(dict[str, Any], content)

@@ -37,7 +37,8 @@ def add_to(add_parser: AddParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure what is not measured yet; print the table, save the rest."""
     from open_clt.analysis.report import comparison_table
-    from open_clt.analysis.report_file import save_report, total_row, write_rows
+    from open_clt.analysis.report_file import save_report, total_row
+    from open_clt.files import write_rows
     from open_clt.visualization.report_figures import visualize_comparison
 
     places = _places(arguments.transcoders)
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         for found in reports:
             save_report(found, arguments.output / found.name)
-        rows = write_rows([total_row(found) for found in reports], arguments.output / "comparison.csv")
+        rows = write_rows(arguments.output / "comparison.csv", [total_row(found) for found in reports])
         visualize_comparison(reports, save_path=arguments.output / "comparison.png")
         print(f"written: {rows}, {arguments.output / 'comparison.png'}")
     return 0
@@ -72,7 +73,7 @@ def _places(transcoders: Sequence[str]) -> dict[str, Path]:
 def _stored(arguments: argparse.Namespace, places: Mapping[str, Path]) -> dict[str, Report]:
     """The reports that are taken as they are; raises ConfigError if what was typed cannot be said of them."""
     from open_clt.analysis.report_file import is_report, load_report
-    from open_clt.models.circuit_tracer import holds_transcoder
+    from open_clt.models.formats.load import holds_transcoder
 
     reports = {name: place for name, place in places.items() if is_report(place)}
     if arguments.measuring or len(reports) < len(places):

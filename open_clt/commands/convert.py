@@ -35,8 +35,8 @@ def add_to(add_parser: AddParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Convert, print, save."""
     from open_clt.analysis.conversion import convert_transcoder
-    from open_clt.models.checkpoint import save_transcoder
-    from open_clt.models.circuit_tracer import save_circuit_tracer
+    from open_clt.models.formats.circuit_tracer import save_circuit_tracer
+    from open_clt.models.formats.native import save_transcoder
 
     clt = load(arguments)
     converted, native = clt.transcoder, arguments.format == "native"

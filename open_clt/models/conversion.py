@@ -22,7 +22,7 @@ from torch import Tensor
 
 from open_clt.config import BatchTopKConfig, JumpReLUConfig, TopKConfig
 from open_clt.errors import ConfigError
-from open_clt.models.architectures import make_transcoder, own_architecture
+from open_clt.models.make import make_transcoder, own_architecture
 from open_clt.models.metrics import MetricsAccumulator, TranscoderMetrics
 from open_clt.models.nonlinearities import JumpReLU
 from open_clt.models.sparse import active_counts

@@ -11,7 +11,8 @@ Selection happens layer by layer; only BatchTopK across layers must see all laye
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, assert_never, cast, final
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -89,7 +90,7 @@ class Nonlinearity(nn.Module, ABC):
 class ReLU(Nonlinearity):
     """``max(pre, 0)``."""
 
-    def __init__(self, n_layers: int, n_features: int) -> None:
+    def __init__(self, config: ReLUConfig, n_layers: int, n_features: int) -> None:
         super().__init__()
         self.n_features = n_features
 
@@ -311,16 +312,15 @@ def annealed_k(config: TopKConfig | BatchTopKConfig, share: float) -> int:
     return round(start + (config.k - start) * min(1.0, share / config.anneal_share))
 
 
+KINDS: dict[str, Callable[[Any, int, int], Nonlinearity]] = {
+    ReLUConfig.kind: ReLU,
+    JumpReLUConfig.kind: JumpReLU,
+    TopKConfig.kind: TopK,
+    BatchTopKConfig.kind: BatchTopK,
+}
+"""Every nonlinearity by the ``kind`` of its config; a new one is a line here and a member of NonlinearityConfig."""
+
+
 def make_nonlinearity(config: NonlinearityConfig, n_layers: int, n_features: int) -> Nonlinearity:
     """The nonlinearity that a config describes."""
-    match config:
-        case ReLUConfig():
-            return ReLU(n_layers, n_features)
-        case JumpReLUConfig():
-            return JumpReLU(config, n_layers, n_features)
-        case TopKConfig():
-            return TopK(config, n_layers, n_features)
-        case BatchTopKConfig():
-            return BatchTopK(config, n_layers, n_features)
-        case _:
-            assert_never(config)
+    return KINDS[config.kind](config, n_layers, n_features)

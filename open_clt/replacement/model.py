@@ -29,7 +29,7 @@ from torch.nn import functional
 from open_clt.activations.language_model import HookFunction, LanguageModel, load_language_model
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError
-from open_clt.models.circuit_tracer import read_transcoder
+from open_clt.models.formats.load import load_transcoder
 from open_clt.models.sparse import SparseFeatures
 from open_clt.models.transcoder import Transcoder
 from open_clt.replacement.comparison import (
@@ -262,7 +262,7 @@ def _add(sums: dict[int, Tensor], source: int, written: Float[Tensor, "batch tar
 def _transcoder(transcoder: Transcoder | HoldsTranscoder | str | Path, model: LanguageModel) -> Transcoder:
     """The transcoder itself, from whatever leads to it; it must be of the language model's shape."""
     if isinstance(transcoder, str | Path):
-        transcoder = read_transcoder(transcoder, device=model.device)
+        transcoder = load_transcoder(transcoder, device=model.device)
     elif not isinstance(transcoder, Transcoder):
         transcoder = transcoder.transcoder
     config = transcoder.config

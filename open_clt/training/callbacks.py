@@ -17,8 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from open_clt import files
 from open_clt.errors import ConfigError
-from open_clt.models.architectures import own_architecture
+from open_clt.models.make import own_architecture
 from open_clt.training.data import ActivationDataModule, refuse_other_settings
 from open_clt.training.module import StepMetrics, TranscoderModule
 from open_clt.training.optimization import step_is_complete
@@ -168,7 +169,7 @@ class Checkpoints(Checkpoint):
             self.lowest = float(fvu)
             trainer.save_checkpoint(self.last.with_name("best"))
             if trainer.is_global_zero:
-                self._noted.write_text(repr(self.lowest), encoding="utf-8")
+                files.write_text(self._noted, repr(self.lowest))
         self._stop_or_wait(trainer)
         if trainer.should_stop and trainer.global_step < trainer.max_steps:
             self._save(trainer)
@@ -203,8 +204,15 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back; ``last`` of the step that became the best was written before that was known."""
-        noted = [float(self._noted.read_text(encoding="utf-8"))] if self._noted.is_file() else []
-        self.lowest = min([state_dict["lowest"], *noted])
+        noted = _number(self._noted) if self._noted.is_file() else float("inf")
+        self.lowest = min(state_dict["lowest"], noted)
+
+
+def _number(path: Path) -> float:
+    try:
+        return float(files.read_text(path))
+    except ValueError as error:
+        raise files.unreadable(path, "number", error) from error
 
 
 def _architecture(module: LightningModule) -> dict[str, Any] | None:

@@ -7,20 +7,16 @@ replaced by its name in ``tensors.safetensors``. What JSON cannot tell apart is 
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any, cast, final
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from open_clt import files
 from open_clt.errors import CheckpointError
 
-FORMAT = "open-clt-training"
-FORMAT_VERSION = 1
+FORMAT = files.FileFormat("open-clt-training", newest=1)
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
 
@@ -31,46 +27,33 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint to the directory ``path``, whole or not at all; what stood there is replaced."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
         tensors: dict[str, Tensor] = {}
-        state = {"format": FORMAT, "format_version": FORMAT_VERSION, "state": _encode(checkpoint, tensors)}
-        save_file(tensors, part / _TENSORS)
-        (part / _STATE).write_text(json.dumps(state), encoding="utf-8")
-        self.remove_checkpoint(path)
-        part.replace(path)
+        state = {**FORMAT.header(), "state": _encode(checkpoint, tensors)}
+        with files.saving_directory(Path(path)) as part:
+            files.write_tensors(part / _TENSORS, tensors)
+            files.write_json(part / _STATE, state, indent=None)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint, onto the CPU; raises CheckpointError if it is not ours, or damaged."""
-        path = Path(path)
-        try:
-            content = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            tensors = load_file(path / _TENSORS)
-        except FileNotFoundError as error:
-            for first in path.glob("shard_0_of_*"):
-                number = first.name.rpartition("_")[2]
-                raise CheckpointError(
-                    f"{path} is of {number} processes that share its features; go on with as many (trainer.devices, "
-                    "trainer.strategy), or join their parts with open_clt.training.shards.merge_checkpoint."
-                ) from error
-            raise CheckpointError(f"{path} holds no training to resume ({error.filename} is missing).") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, NotADirectoryError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); the checkpoint is damaged.") from error
-        if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
+        path = files.kept(Path(path))
+        for first in path.glob("shard_0_of_*"):
+            number = first.name.rpartition("_")[2]
             raise CheckpointError(
-                f"{path} is {content.get('format')!r} version {content.get('format_version')!r}, not {FORMAT!r} "
-                f"version {FORMAT_VERSION}; resume it with the version of OpenCLT that wrote it."
+                f"{path} is of {number} processes that share its features; go on with as many (trainer.devices, "
+                "trainer.strategy), or join their parts with open_clt.training.shards.merge_checkpoint."
             )
-        return cast(dict[str, Any], _decode(content["state"], tensors))
+        content = FORMAT.read(path / _STATE)
+        tensors = files.read_tensors(path / _TENSORS)
+        try:
+            return cast(dict[str, Any], _decode(content["state"], tensors))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} does not hold the whole state of a training run ({error!r}).") from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if there is one."""
-        if Path(path).exists():
-            shutil.rmtree(path)
+        files.remove_directory(Path(path))
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

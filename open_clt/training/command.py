@@ -44,7 +44,7 @@ from open_clt.config import (
     TranscoderConfig,
 )
 from open_clt.errors import ConfigError
-from open_clt.models.architectures import OwnArchitecture
+from open_clt.models.make import OwnArchitecture
 from open_clt.training.activations import ModelOnTexts, OwnStore, Shape, Source
 from open_clt.training.callbacks import StopAtL0
 from open_clt.training.memory import keep_freed_memory

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from open_clt.files import read_rows, unreadable, write_rows
 
 
 @final
@@ -55,15 +56,7 @@ class MetricsFile(Logger):
         """Write the file."""
         if self._rows is None:
             return  # nothing is new, and the file of an earlier part may be there
-        rows = list(self._rows.values())
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(self.path)
+        write_rows(self.path, list(self._rows.values()))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -74,5 +67,7 @@ class MetricsFile(Logger):
         """The rows of an earlier part of the same training."""
         if not self.path.is_file():
             return {}
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return {int(row["step"]) - 1: dict(row) for row in csv.DictReader(file)}
+        try:
+            return {int(row["step"]) - 1: dict(row) for row in read_rows(self.path)}
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(self.path, "CSV", error) from error

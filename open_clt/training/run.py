@@ -35,8 +35,8 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config_json import to_dict
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.models.architectures import OwnArchitecture, make_transcoder
-from open_clt.models.checkpoint import save_transcoder
+from open_clt.models.formats.native import save_transcoder
+from open_clt.models.make import OwnArchitecture, make_transcoder
 from open_clt.models.metrics import MetricsAccumulator, TranscoderMetrics
 from open_clt.models.transcoder import Transcoder
 from open_clt.training.activations import RunActivations, model_on

@@ -23,8 +23,8 @@ from torch import Tensor
 from open_clt.config import CrossLayerConfig, TranscoderConfig
 from open_clt.config_json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.models.architectures import OwnArchitecture, make_transcoder, own_architecture
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.make import OwnArchitecture, make_transcoder, own_architecture
 from open_clt.models.peers import Part, Peers
 from open_clt.models.transcoder import Transcoder
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO

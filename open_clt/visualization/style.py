@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from open_clt.errors import ConfigError
+from open_clt.files import writing
 
 Array: TypeAlias = npt.NDArray[Any] | Tensor
 """What figures are drawn from: NumPy arrays, or tensors on the CPU."""
@@ -120,6 +121,6 @@ def save(figure: Figure, save_path: str | Path | None) -> None:
     if save_path is None:
         return
     path = Path(save_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    figure.savefig(path, metadata=undated.get(path.suffix.lower()))
+    with writing(path) as part:
+        figure.savefig(part, metadata=undated.get(path.suffix.lower()))

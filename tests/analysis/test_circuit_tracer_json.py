@@ -224,16 +224,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         GraphCard(slug="a", scan="a model")
     with pytest.raises(AttributionError, match="9_9_9"):
         circuit_tracer_json(hand_graph(), CARD, GraphView(pinned=("9_9_9",)))
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match=r"none\.json"):
         read_circuit_tracer(tmp_path / "none.json")
-    for text, match in (
-        ("{", "no readable JSON"),
-        ("[]", "no 'metadata'"),
-        ('{"nodes": []}', "no 'metadata'"),
-    ):
+    for text in ("{", "[]", '{"nodes": []}', '{"metadata": {}, "nodes": [{}], "links": []}'):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(CheckpointError, match=match):
+        with pytest.raises(CheckpointError, match=r"bad\.json"):
             read_circuit_tracer(tmp_path / "bad.json")
-    (tmp_path / "bad.json").write_text('{"metadata": {}, "nodes": [{}], "links": []}')
-    with pytest.raises(CheckpointError, match="no whole attribution graph"):
-        read_circuit_tracer(tmp_path / "bad.json")

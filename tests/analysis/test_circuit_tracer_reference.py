@@ -16,7 +16,7 @@ from open_clt.analysis.circuit_tracer_json import write_circuit_tracer
 from open_clt.analysis.circuit_tracer_reader import read_circuit_tracer
 from open_clt.analysis.circuit_tracer_schema import GraphCard, GraphView
 from open_clt.attribution.attribute import attribute
-from open_clt.models.circuit_tracer import load_circuit_tracer
+from open_clt.models.formats.circuit_tracer import load_circuit_tracer
 from open_clt.models.nonlinearities import JumpReLU
 from tests.analysis.viewer_schema import broken_rules
 

@@ -52,8 +52,8 @@ def test_a_graph_may_be_cut_in_networkx(graph: AttributionGraph) -> None:
 def test_other_graphs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="to_networkx"):
         from_networkx(nx.DiGraph([(1, 2)]))
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match=r"none\.graphml"):
         read_graphml(tmp_path / "none.graphml")
     (tmp_path / "broken.graphml").write_text("<graphml><graph")
-    with pytest.raises(CheckpointError, match="no readable GraphML"):
+    with pytest.raises(CheckpointError, match=r"broken\.graphml"):
         read_graphml(tmp_path / "broken.graphml")

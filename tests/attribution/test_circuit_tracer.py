@@ -14,7 +14,7 @@ from open_clt.activations.language_model import load_language_model
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
-from open_clt.models.circuit_tracer import load_circuit_tracer
+from open_clt.models.formats.circuit_tracer import load_circuit_tracer
 from open_clt.models.nonlinearities import JumpReLU
 
 pytestmark = pytest.mark.reference

@@ -275,13 +275,13 @@ def test_every_node_has_its_own_name(graph: AttributionGraph) -> None:
 
 
 def test_foreign_and_damaged_files_are_refused(graph: AttributionGraph, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match=r"graph\.json"):
         AttributionGraph.load(tmp_path)
     folder = graph.save(tmp_path / "graph")
     content = json.loads((folder / "graph.json").read_text())
     for change, match in (
-        ({"format": "other"}, "another program"),
-        ({"format_version": 99}, "update OpenCLT"),
+        ({"format": "other"}, "open-clt-attribution-graph"),
+        ({"format_version": 99}, "99"),
     ):
         (folder / "graph.json").write_text(json.dumps({**content, **change}))
         with pytest.raises(CheckpointError, match=match):
@@ -289,8 +289,8 @@ def test_foreign_and_damaged_files_are_refused(graph: AttributionGraph, tmp_path
     (folder / "graph.json").write_text(json.dumps(content))
     tensors = (folder / "graph.safetensors").read_bytes()
     (folder / "graph.safetensors").write_bytes(tensors[: len(tensors) // 2])
-    with pytest.raises(CheckpointError, match="whole attribution graph"):
+    with pytest.raises(CheckpointError, match=r"graph\.safetensors"):
         AttributionGraph.load(folder)
     (folder / "graph.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no readable JSON"):
+    with pytest.raises(CheckpointError, match=r"graph\.json"):
         AttributionGraph.load(folder)

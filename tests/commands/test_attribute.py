@@ -15,9 +15,9 @@ from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.cli import main
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
-from open_clt.models.checkpoint import save_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.feature import Feature
+from open_clt.models.formats.native import save_transcoder
 from tests.analysis.viewer_schema import broken_rules
 
 PROMPT = "The capital of the state containing Dallas is"

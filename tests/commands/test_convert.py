@@ -11,8 +11,9 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.report_file import load_report
 from open_clt.cli import main
 from open_clt.config import JumpReLUConfig, TopKConfig
-from open_clt.models.checkpoint import load_transcoder, save_transcoder
-from open_clt.models.circuit_tracer import load_circuit_tracer, read_transcoder
+from open_clt.models.formats.circuit_tracer import load_circuit_tracer
+from open_clt.models.formats.load import load_transcoder
+from open_clt.models.formats.native import save_transcoder
 from tests.tiny_models import TEXTS, random_transcoder
 
 
@@ -55,7 +56,7 @@ def test_decoders_of_norm_one_change_no_output(
     assert "L0" not in said
     inputs = torch.randn(16, plain.config.n_layers, plain.config.d_model, generator=torch.Generator().manual_seed(0))
     for name in ("at once", "after", "other"):
-        unit = read_transcoder(tmp_path / name)
+        unit = load_transcoder(tmp_path / name)
         torch.testing.assert_close(unit.decoder_norms(), torch.ones_like(norms), atol=1e-5, rtol=0)
         torch.testing.assert_close(unit(inputs).reconstruction, plain(inputs).reconstruction, atol=1e-4, rtol=1e-4)
         assert not torch.allclose(unit.encode(inputs)[0].dense(), plain.encode(inputs)[0].dense(), atol=1e-2)

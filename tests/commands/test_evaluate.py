@@ -10,7 +10,7 @@ import pytest
 from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.report_file import load_report, save_reconstruction
 from open_clt.cli import main
-from open_clt.models.checkpoint import save_transcoder
+from open_clt.models.formats.native import save_transcoder
 from tests.architectures import architecture, random_architecture
 from tests.tiny_models import TEXTS, random_transcoder
 

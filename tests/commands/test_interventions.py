@@ -8,7 +8,7 @@ import pytest
 
 from open_clt.activations.language_model import LanguageModel
 from open_clt.cli import main
-from open_clt.models.checkpoint import save_transcoder
+from open_clt.models.formats.native import save_transcoder
 from open_clt.replacement.intervene import generate_patched
 from open_clt.replacement.interventions import Intervention
 from open_clt.replacement.model import ReplacementModel

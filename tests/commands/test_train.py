@@ -14,7 +14,8 @@ from open_clt.activations.text import pack_contexts
 from open_clt.analysis.report import report
 from open_clt.analysis.report_file import load_report
 from open_clt.cli import main
-from open_clt.models.checkpoint import load_transcoder, read_record
+from open_clt.models.formats.load import load_transcoder
+from open_clt.models.formats.native import read_record
 from open_clt.replacement.model import ReplacementModel
 from tests.tiny_models import TEXTS, write_gpt2, write_llama
 

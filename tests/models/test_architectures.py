@@ -18,9 +18,10 @@ from open_clt.config import (
     TopKConfig,
 )
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.models.architectures import make_transcoder
-from open_clt.models.checkpoint import load_transcoder, save_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.formats.load import load_transcoder
+from open_clt.models.formats.native import save_transcoder
+from open_clt.models.make import make_transcoder
 from open_clt.models.molt import Molt
 from open_clt.models.sparse import SparseFeatures, dense
 from tests.architectures import ARCHITECTURES, architecture, random_architecture

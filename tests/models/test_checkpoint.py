@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from open_clt.config import (
     BatchTopKConfig,
@@ -17,11 +19,12 @@ from open_clt.config import (
     TopKConfig,
 )
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.models.architectures import OwnArchitecture, make_transcoder
-from open_clt.models.checkpoint import load_transcoder, read_record, save_transcoder
-from open_clt.models.circuit_tracer import load_circuit_tracer, save_circuit_tracer
 from open_clt.models.conversion import convert_to_jumprelu
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.formats.circuit_tracer import load_circuit_tracer, save_circuit_tracer
+from open_clt.models.formats.load import holds_transcoder, load_transcoder
+from open_clt.models.formats.native import read_record, save_transcoder
+from open_clt.models.make import OwnArchitecture, make_transcoder
 from tests.architectures import architecture, random_architecture
 from tests.models.test_cross_layer import NONLINEARITIES, make, warm
 from tests.training.own import Muffled
@@ -78,8 +81,12 @@ def _rewrite(directory: Path, **changes: object) -> None:
 
 
 def _reshape(directory: Path) -> None:
+    _resize(directory, 61)
+
+
+def _resize(directory: Path, n_features: int) -> None:
     config = json.loads((directory / "config.json").read_text())["transcoder"]
-    _rewrite(directory, transcoder={**config, "n_features": 61})
+    _rewrite(directory, transcoder={**config, "n_features": n_features})
 
 
 def _misspell(directory: Path) -> None:
@@ -88,28 +95,77 @@ def _misspell(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "named"),
     [
-        (_truncate, "truncated"),
-        (_reshape, "shape"),
-        (_misspell, "did you mean 'n_features'"),
-        (lambda d: _rewrite(d, format="other"), "another program"),
-        (lambda d: _rewrite(d, format_version=99), "update OpenCLT"),
-        (lambda d: (d / "config.json").write_text("{"), "JSON"),
-        (lambda d: (d / "config.json").unlink(), r"no config\.json"),
-        (lambda d: (d / "transcoder.safetensors").unlink(), "missing"),
+        (_truncate, "transcoder.safetensors"),
+        (_reshape, "61"),
+        (_misspell, "'n_features'"),
+        (lambda d: _rewrite(d, format="other"), "config.json"),
+        (lambda d: _rewrite(d, format_version=99), "99"),
+        (lambda d: _rewrite(d, transcoder=[1]), "[1]"),
+        (lambda d: _resize(d, 2**62), str(2**62)),
+        (lambda d: (d / "config.json").write_text("{"), "config.json"),
+        (lambda d: (d / "config.json").unlink(), "config.json"),
+        (lambda d: (d / "transcoder.safetensors").unlink(), "transcoder.safetensors"),
     ],
 )  # fmt: skip
-def test_a_damaged_checkpoint_is_one_clear_error(damage, message: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_one_clear_error(damage: Callable[[Path], None], named: str, tmp_path: Path) -> None:
     save_transcoder(make(TopKConfig(k=5)), tmp_path)
     damage(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError) as raised:
         load_transcoder(tmp_path)
+    assert named in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
 
 
-def test_a_directory_of_another_program_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="circuit-tracer"):
-        load_circuit_tracer(tmp_path)
+def test_a_directory_of_no_known_layout_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    for directory in (tmp_path, tmp_path / "none"):
+        assert not holds_transcoder(directory)
+        with pytest.raises(CheckpointError) as raised:
+            load_transcoder(directory)
+        assert str(directory) in str(raised.value)
+
+
+@pytest.mark.parametrize("layout", [save_transcoder, save_circuit_tracer])
+def test_every_layout_is_loaded_by_the_same_function(layout: Callable[..., Path], tmp_path: Path) -> None:
+    transcoder, inputs = make(JumpReLUConfig(), reach=2), torch.randn(9, 4, 8)
+    layout(transcoder, tmp_path)
+    assert holds_transcoder(tmp_path)
+    loaded = load_transcoder(tmp_path, dtype=torch.float64)
+    assert loaded.dtype == torch.float64
+    assert not loaded.training
+    torch.testing.assert_close(
+        loaded(inputs.double()).reconstruction.float(), transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4
+    )
+
+
+def _break_settings(directory: Path) -> None:
+    (directory / "config.yaml").write_text("[" * 3000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda d: (d / "config.yaml").unlink(), "config.yaml"),
+        (lambda d: (d / "config.yaml").write_text("- a"), "config.yaml"),
+        (lambda d: (d / "config.yaml").write_text("model_kind: other"), "other"),
+        (_break_settings, "config.yaml"),
+        (lambda d: (d / "W_enc_2.safetensors").unlink(), "W_enc_2.safetensors"),
+        (lambda d: [(d / f"{name}_2.safetensors").unlink() for name in ("W_enc", "W_dec")], "W_enc_2.safetensors"),
+        (lambda d: (d / "W_dec_1.safetensors").write_bytes(b"12"), "W_dec_1.safetensors"),
+        (lambda d: save_file({"other": torch.ones(2)}, d / "W_enc_0.safetensors"), "W_enc_0"),
+    ],
+)
+def test_a_damaged_directory_of_circuit_tracers_is_one_clear_error(
+    damage: Callable[[Path], None], named: str, tmp_path: Path
+) -> None:
+    save_circuit_tracer(make(ReLUConfig()), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        load_transcoder(tmp_path)
+    assert named in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
 
 
 def test_a_config_that_contradicts_itself_is_refused() -> None:
@@ -151,23 +207,24 @@ def test_what_is_no_class_of_ones_own_is_read_by_older_versions(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("said", "named"),
     [
-        ({"class_path": "gone.Mine", "init_args": {}}, r"'gone\.Mine' cannot be imported: No module named 'gone'"),
-        ({"class_path": "tests.training.own.Gone", "init_args": {}}, "'tests.training.own.Gone' cannot be imported"),
-        ({"class_path": "Mine", "init_args": {}}, "'Mine' cannot be imported"),
-        ({"class_path": "os.system", "init_args": {}}, r"'os\.system' is no class of Transcoders"),
-        ({"class_path": "pathlib.Path", "init_args": {}}, r"'pathlib\.Path' is no class of Transcoders"),
-        ({"class_path": MUFFLED.class_path, "init_args": {"colour": 1}}, "Muffled cannot be made with init_args"),
-        ({"class_path": MUFFLED.class_path}, "names no class of its architecture"),
-        ("Mine", "names no class of its architecture"),
+        ({"class_path": "gone.Mine", "init_args": {}}, "'gone.Mine'"),
+        ({"class_path": "tests.training.own.Gone", "init_args": {}}, "'tests.training.own.Gone'"),
+        ({"class_path": "Mine", "init_args": {}}, "'Mine'"),
+        ({"class_path": "os.system", "init_args": {}}, "'os.system'"),
+        ({"class_path": "pathlib.Path", "init_args": {}}, "'pathlib.Path'"),
+        ({"class_path": MUFFLED.class_path, "init_args": {"colour": 1}}, "colour"),
+        ({"class_path": MUFFLED.class_path}, MUFFLED.class_path),
+        ("Mine", "'Mine'"),
     ],
 )
-def test_a_class_that_cannot_be_had_is_one_clear_error(said: object, message: str, tmp_path: Path) -> None:
+def test_a_class_that_cannot_be_had_is_one_clear_error(said: object, named: str, tmp_path: Path) -> None:
     path = save_transcoder(muffled()[0], tmp_path) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": said}))
-    with pytest.raises(CheckpointError, match=message) as raised:
+    with pytest.raises(CheckpointError) as raised:
         load_transcoder(tmp_path)
+    assert named in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

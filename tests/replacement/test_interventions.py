@@ -16,8 +16,8 @@ from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.config import BatchTopKConfig, SamplingConfig
 from open_clt.errors import ConfigError
-from open_clt.models.circuit_tracer import load_circuit_tracer
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.formats.circuit_tracer import load_circuit_tracer
 from open_clt.replacement.generation import generate
 from open_clt.replacement.intervene import InterventionRecord, generate_patched, intervene
 from open_clt.replacement.interventions import (

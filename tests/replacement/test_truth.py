@@ -22,8 +22,8 @@ from open_clt.attribution.attribute import attribute
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.attribution.target_kinds import FeaturePreactivation, SalientLogits
-from open_clt.models.circuit_tracer import load_circuit_tracer
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.formats.circuit_tracer import load_circuit_tracer
 from open_clt.models.nonlinearities import JumpReLU
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.intervene import InterventionRecord, intervene

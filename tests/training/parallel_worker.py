@@ -30,8 +30,8 @@ from open_clt.config import (
     TrainingConfig,
     TranscoderConfig,
 )
-from open_clt.models.architectures import OwnArchitecture, make_transcoder
-from open_clt.models.checkpoint import save_transcoder
+from open_clt.models.formats.native import save_transcoder
+from open_clt.models.make import OwnArchitecture, make_transcoder
 from open_clt.training.callbacks import Checkpoints
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.data import ActivationDataModule

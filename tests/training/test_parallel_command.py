@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from open_clt.embedded.corpus import generate_texts
-from open_clt.models.checkpoint import load_transcoder
+from open_clt.models.formats.load import load_transcoder
 
 SETTINGS = """
 trainer: {max_steps: 12, accelerator: cpu, enable_progress_bar: false}

@@ -16,7 +16,8 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.text import pack_contexts
 from open_clt.config import CrossLayerConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig, TrainingConfig
 from open_clt.errors import CheckpointError, ConfigError, TextError
-from open_clt.models.checkpoint import load_transcoder, read_record
+from open_clt.models.formats.load import load_transcoder
+from open_clt.models.formats.native import read_record
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.training.command import train_command
 from open_clt.training.result import TrainingResult

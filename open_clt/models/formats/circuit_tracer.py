@@ -16,61 +16,42 @@ from typing import Any, cast
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.config import CrossLayerConfig, JumpReLUConfig, ReLUConfig
-from open_clt.errors import CheckpointError
-from open_clt.models.architectures import own_architecture
-from open_clt.models.checkpoint import load_transcoder
+from open_clt import files
+from open_clt.config import CrossLayerConfig
+from open_clt.config_json import from_dict
+from open_clt.errors import CheckpointError, ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.models.make import own_architecture
 from open_clt.models.nonlinearities import JumpReLU, ReLU
 from open_clt.models.transcoder import Transcoder
 
 _KIND = "cross_layer_transcoder"
-_OURS, _THEIRS = "config.json", "W_enc_0.safetensors"
-"""Files that tell the layouts of transcoders apart."""
+_SETTINGS = "config.yaml"
+_ENCODER, _DECODER = "W_enc", "W_dec"
 
 
-def holds_transcoder(directory: str | Path) -> bool:
-    """Whether a directory looks like a transcoder's, of OpenCLT's own layout or of circuit-tracer's."""
-    return any((Path(directory) / name).is_file() for name in (_OURS, _THEIRS))
-
-
-def read_transcoder(directory: str | Path, *, device: str | torch.device = "cpu") -> Transcoder:
-    """Read a transcoder of OpenCLT's own layout or of circuit-tracer's; raises CheckpointError on anything else."""
-    directory = Path(directory)
-    if (directory / _THEIRS).is_file() and not (directory / _OURS).is_file():
-        return load_circuit_tracer(directory).to(device)
-    return load_transcoder(directory, device=device)
+def recognises(directory: Path) -> bool:
+    """Whether a directory holds a transcoder of this layout, whole or damaged."""
+    return files.kept(directory / f"{_ENCODER}_0.safetensors").is_file()
 
 
 @torch.no_grad()
 def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
     """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError on anything else."""
     directory = Path(directory)
-    settings = _settings(directory / "config.yaml")
+    settings = _settings(directory / _SETTINGS)
     if settings.get("model_kind") != _KIND:
         raise CheckpointError(f"{directory} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read.")
-    encoders = _layers(directory, "W_enc")
-    decoders = _layers(directory, "W_dec")
+    encoders = _layers(directory, _ENCODER)
+    decoders = _layers(directory, _DECODER)
     if not encoders or len(encoders) != len(decoders):
         raise CheckpointError(
             f"{directory} holds {len(encoders)} encoders and {len(decoders)} decoders; files are missing."
         )
-    n_features, d_model = encoders[0]["W_enc_0"].shape
-    jump = "threshold_0" in encoders[0]
-    config = CrossLayerConfig(
-        n_layers=len(encoders),
-        n_features=n_features,
-        d_model=d_model,
-        nonlinearity=JumpReLUConfig() if jump else ReLUConfig(),
-        input_hook=settings.get("feature_input_hook", "hook_resid_mid"),
-        target_hook=settings.get("feature_output_hook", "hook_mlp_out"),
-        language_model=settings.get("model_name"),
-    )
+    config = _config(settings, encoders, directory)
     transcoder = CrossLayerTranscoder(config)
     for layer, (encoder, decoder) in enumerate(zip(encoders, decoders, strict=True)):
         for target, name in (
@@ -84,10 +65,30 @@ def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
     return transcoder.eval()
 
 
+def _config(settings: dict[str, Any], encoders: list[dict[str, Tensor]], directory: Path) -> CrossLayerConfig:
+    first = encoders[0].get("W_enc_0")
+    if first is None or first.ndim != 2:
+        raise CheckpointError(f"{directory} lacks a table 'W_enc_0' of features by d_model.")
+    values = {
+        "n_layers": len(encoders),
+        "n_features": first.shape[0],
+        "d_model": first.shape[1],
+        "nonlinearity": {"kind": "jumprelu" if "threshold_0" in encoders[0] else "relu"},
+        "input_hook": settings.get("feature_input_hook", "hook_resid_mid"),
+        "target_hook": settings.get("feature_output_hook", "hook_mlp_out"),
+        "language_model": settings.get("model_name"),
+    }
+    try:
+        return from_dict(CrossLayerConfig, values)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory} does not describe a transcoder: {error}") from error
+
+
 @torch.no_grad()
 def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: str = "./features") -> Path:
     """Write a transcoder in circuit-tracer's layout, standardisation folded; a limited reach is padded with zeros.
 
+    The files are written whole or not at all; files of a deeper transcoder that lay there are deleted.
     Raises CheckpointError for what the layout cannot say: TopK, a skip path, and transforms in place of decoders.
     """
     if not isinstance(transcoder, CrossLayerTranscoder):
@@ -106,20 +107,6 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
     if transcoder.nonlinearity.threshold(0) is None:
         raise CheckpointError("TopK has no thresholds to export; convert the transcoder to JumpReLU first.")
     folded = transcoder.folded()
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for layer in range(transcoder.config.n_layers):
-        encoder = {"W_enc": folded.W_enc[layer], "b_enc": folded.b_enc[layer], "b_dec": folded.b_dec[layer]}
-        threshold = folded.nonlinearity.threshold(layer)
-        if threshold is not None and not isinstance(folded.nonlinearity, ReLU):
-            encoder["threshold"] = threshold
-        table = folded.W_dec[layer]
-        padding = transcoder.config.n_layers - layer - table.shape[1]
-        save_file(_named(encoder, layer), directory / f"W_enc_{layer}.safetensors")
-        save_file(
-            _named({"W_dec": functional.pad(table, (0, 0, 0, padding))}, layer),
-            directory / f"W_dec_{layer}.safetensors",
-        )
     settings = {
         "model_name": transcoder.config.language_model or "unknown",
         "model_kind": _KIND,
@@ -127,35 +114,42 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
         "feature_output_hook": transcoder.config.target_hook,
         "scan": scan,
     }
-    (directory / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    return directory
+    with files.saving(Path(directory), replaces=(f"{_ENCODER}_*.safetensors", f"{_DECODER}_*.safetensors")) as stage:
+        for layer in range(transcoder.config.n_layers):
+            files.write_tensors(stage(f"{_ENCODER}_{layer}.safetensors"), _encoder(folded, layer))
+            files.write_tensors(stage(f"{_DECODER}_{layer}.safetensors"), _decoder(folded, layer))
+        files.write_text(stage(_SETTINGS), yaml.safe_dump(settings, sort_keys=False))
+    return Path(directory)
 
 
-def _named(tensors: dict[str, Tensor], layer: int) -> dict[str, Tensor]:
-    return {f"{name}_{layer}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _encoder(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
+    tensors = {"W_enc": folded.W_enc[layer], "b_enc": folded.b_enc[layer], "b_dec": folded.b_dec[layer]}
+    threshold = folded.nonlinearity.threshold(layer)
+    if threshold is not None and not isinstance(folded.nonlinearity, ReLU):
+        tensors["threshold"] = threshold
+    return {f"{name}_{layer}": tensor for name, tensor in tensors.items()}
+
+
+def _decoder(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
+    table = folded.W_dec[layer]
+    padding = folded.config.n_layers - layer - table.shape[1]
+    return {f"W_dec_{layer}": functional.pad(table, (0, 0, 0, padding))}
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing, so {path.parent} is no transcoder in circuit-tracer's layout.")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{path} is no readable YAML: {error}") from error
+        settings = yaml.safe_load(files.read_text(path, "YAML"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise files.unreadable(path, "YAML", error) from error
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} holds no settings; it should name model_kind and the hooks.")
+        raise CheckpointError(f"{path} does not hold settings; it should name model_kind and the hooks.")
     return cast(dict[str, Any], settings)
 
 
 def _layers(directory: Path, stem: str) -> list[dict[str, Tensor]]:
-    """Tensors of ``{stem}_0``, ``{stem}_1``, ... as far as the files go."""
-    layers: list[dict[str, Tensor]] = []
-    while (path := directory / f"{stem}_{len(layers)}.safetensors").is_file():
-        try:
-            layers.append(load_file(path))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is no whole safetensors file ({error}); it may be truncated.") from error
-    return layers
+    """Tensors of ``{stem}_0``, ``{stem}_1``, ...: as many as there are files, and none may be missing between them."""
+    count = sum(1 for _ in directory.glob(f"{stem}_*.safetensors"))
+    return [files.read_tensors(directory / f"{stem}_{layer}.safetensors") for layer in range(count)]
 
 
 def _fill(target: Tensor, tensors: dict[str, Tensor], name: str, where: Path) -> None:
