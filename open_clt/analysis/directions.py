@@ -1,4 +1,4 @@
-"""What features write: their directions in the residual stream, the output tokens these raise, and maps of them."""
+"""Decoder directions: what features write into the residual stream, and maps of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.errors import ConfigError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.feature import Feature
@@ -41,21 +40,6 @@ def decoder_directions(transcoder: Transcoder, chosen: Sequence[Feature]) -> Flo
         indices = torch.tensor([chosen[row].index for row in rows], device=transcoder.device)
         directions[rows] = transcoder.decoders(layer, indices).sum(1).float().cpu()
     return directions
-
-
-@torch.no_grad()
-def logit_effects(model: LanguageModel, directions: Float[Tensor, "some d_model"]) -> Float[Tensor, "some vocab"]:
-    """What directions of the residual stream add to each logit, less the mean over tokens.
-
-    Direct effects, through the final norm's weight and the unembedding; the norm's denominator is left out.
-    """
-    norm = model.bridge.ln_final
-    weight = norm.weight.float() + (1 if norm.uses_weight_offset else 0)
-    directions = directions.to(model.device)
-    if not norm.uses_rms_norm:
-        directions = directions - directions.mean(1, keepdim=True)
-    effects = (directions * weight) @ model.bridge.W_U.float()
-    return (effects - effects.mean(1, keepdim=True)).cpu()
 
 
 def embed(

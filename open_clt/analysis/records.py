@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.directions import decoder_directions, logit_effects
+from open_clt.activations.unembedding import logit_effects
+from open_clt.analysis.directions import decoder_directions
 from open_clt.analysis.features import ActivationStatistics, feature_activations
 from open_clt.models.feature import Feature
 from open_clt.models.transcoder import Transcoder

@@ -5,7 +5,8 @@ import torch
 
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.linear_path import read_linear_path
-from open_clt.analysis.directions import decoder_directions, embed, logit_effects
+from open_clt.activations.unembedding import logit_effects
+from open_clt.analysis.directions import decoder_directions, embed
 from open_clt.analysis.features import activation_statistics, feature_activations
 from open_clt.analysis.records import feature_records
 from open_clt.config import CrossLayerConfig, TopKConfig
