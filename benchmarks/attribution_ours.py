@@ -78,7 +78,7 @@ class Bench:
     def flop(self, prompt: list[int], graph: AttributionGraph) -> float:
         """FLOP that the adjoint needs for a graph's rows; for GPT-2, whose heads have values of their own."""
         tokens = torch.tensor(prompt, device=self.device)
-        sources = find_sources(read_linear_path(self.model, tokens, "hook_resid_mid"), self.transcoder, first=1)
+        sources = find_sources(read_linear_path(self.model, tokens, "hook_resid_mid"), self.transcoder)
         active = (sources.starts[:, 1:] - sources.starts[:, :1]).cumsum(0)  # (position, layer): up to both
         rows = ~graph.nodes.total.isnan()
         places = zip(graph.nodes.layer[rows].tolist(), graph.nodes.position[rows].tolist(), strict=True)

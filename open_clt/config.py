@@ -101,6 +101,8 @@ class CrossLayerConfig:
     """What is reconstructed: any such hook."""
     language_model: str | None = None
     """Name of the language model it was trained for; None when unknown."""
+    use_first_position: bool = False
+    """Train and use features at the first position of a text too, where activations are massive and carry no text."""
 
     def __post_init__(self) -> None:
         if self.reach is not None and not 1 <= self.reach <= self.n_layers:
@@ -142,6 +144,8 @@ class MoltConfig:
     """What is reconstructed: any such hook."""
     language_model: str | None = None
     """Name of the language model it was trained for; None when unknown."""
+    use_first_position: bool = False
+    """Train and use features at the first position of a text too, where activations are massive and carry no text."""
 
     def __post_init__(self) -> None:
         if not self.ranks or len(self.ranks) != len(self.counts) or min(*self.ranks, *self.counts) < 1:
@@ -233,8 +237,6 @@ class DataConfig:
     """Passes over the texts."""
     max_steps: int | None = None
     """Train for exactly this many steps, over as many epochs as that takes; None is ``epochs`` epochs."""
-    skip_first_position: bool = True
-    """Leave the first position of each context out: its activations are massive and carry no text."""
     max_norm_ratio: float | None = 10.0
     """Leave out tokens whose input norm exceeds this many times the layer's median; None keeps all."""
     context_length: int = 128

@@ -1,7 +1,8 @@
 """The errors OpenCLT raises for mistakes a user can mend; everything else is a bug of ours.
 
 OpenCLTError
-├── ConfigError            a setting is unknown, of the wrong kind, or contradicts another (also a ValueError)
+├── ConfigError            a setting is unknown, of the wrong kind, or contradicts another, or a transcoder does not
+│                          fit a language model (also a ValueError)
 ├── LanguageModelError     a language model cannot be found, read, or expressed
 │   └── HubUnreachableError    it would have to be downloaded, and the hub does not answer (or must not be asked)
 ├── TextError              a text is empty, too long, or missing (also a ValueError)
@@ -18,7 +19,7 @@ class OpenCLTError(Exception):
 
 
 class ConfigError(OpenCLTError, ValueError):
-    """A setting is unknown, of the wrong kind, or contradicts another."""
+    """A setting is unknown, wrong, or contradicts another; or a transcoder does not fit a language model."""
 
 
 class LanguageModelError(OpenCLTError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack, final
 
 from torch import Tensor
 
+from open_clt.activations.fits import check_fits
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.analysis.features import FeatureActivations, TopFeature, feature_activations, top_features
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
@@ -59,6 +60,7 @@ class OpenCrossLayerTranscoder:
         nonlinearity: NonlinearityConfig | None = None,
         reach: int | None = None,
         skip: bool = False,
+        use_first_position: bool = False,
         seed: int = 0,
     ) -> None:
         known = isinstance(model_name, LanguageModel)
@@ -72,6 +74,7 @@ class OpenCrossLayerTranscoder:
             skip=skip,
             nonlinearity=nonlinearity or TopKConfig(k=min(16, num_features)),
             language_model=self.language_model.name,
+            use_first_position=use_first_position,
         )
         self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
         self._trained = False
@@ -201,15 +204,9 @@ class OpenCrossLayerTranscoder:
         return directory
 
     def load_model(self, path: str | Path) -> None:
-        """Take over a transcoder from a directory; raises CheckpointError if it does not fit the language model."""
+        """Take over a transcoder from a directory; raises ConfigError if it does not fit the language model."""
         transcoder = load_transcoder(path, device=self.language_model.device)
-        found = (transcoder.config.n_layers, transcoder.config.d_model)
-        expected = (self.language_model.n_layers, self.language_model.d_model)
-        if found != expected:
-            raise CheckpointError(
-                f"{path} is for {found[0]} layers of width {found[1]}, "
-                f"{self.language_model.name} has {expected[0]} of width {expected[1]}."
-            )
+        check_fits(transcoder, self.language_model)
         self.transcoder, self._trained = transcoder, True
 
     def _ready(self) -> Transcoder:

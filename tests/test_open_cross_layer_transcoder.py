@@ -10,7 +10,7 @@ import torch
 from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.graph import AttributionGraph
 from open_clt.embedded.corpus import generate_texts
-from open_clt.errors import CheckpointError, OpenCLTError
+from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 
 PROMPT = "The capital of the state containing Dallas is"
@@ -71,7 +71,7 @@ def test_training_then_save_and_load_gives_the_same_features(clt: OpenCrossLayer
 
 def test_a_transcoder_of_another_shape_is_refused(tiny_gpt2: LanguageModel) -> None:
     other = OpenCrossLayerTranscoder(tiny_gpt2, num_features=32)
-    with pytest.raises(CheckpointError, match="layers of width"):
+    with pytest.raises(ConfigError, match="tiny-gpt2"):
         other.load_model(Path(__file__).parent.parent / "open_clt" / "embedded" / "transcoder")
     with pytest.raises(CheckpointError, match="known are"):
         OpenCrossLayerTranscoder.from_pretrained("gpt5")

@@ -147,6 +147,7 @@ def random_transcoder(
     nonlinearity: NonlinearityConfig | None = None,
     reach: int | None = None,
     skip: bool = False,
+    use_first_position: bool = False,
     n_features: int = 40,
     seed: int = 2,
 ) -> CrossLayerTranscoder:
@@ -159,6 +160,7 @@ def random_transcoder(
         skip=skip,
         nonlinearity=nonlinearity or TopKConfig(k=6),
         input_hook=input_hook,
+        use_first_position=use_first_position,
     )
     transcoder = CrossLayerTranscoder(config, seed=seed).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -171,7 +173,7 @@ def random_transcoder(
     return transcoder
 
 
-def exact_transcoder(folder: Path) -> CrossLayerTranscoder:
+def exact_transcoder(folder: Path, *, use_first_position: bool = False) -> CrossLayerTranscoder:
     """The transcoder that equals the MLPs of ``write_gpt2(folder, activation_function="relu")``."""
     weights = load_file(folder / "model.safetensors")
     layers = sum(name.endswith("mlp.c_fc.weight") for name in weights)
@@ -183,6 +185,7 @@ def exact_transcoder(folder: Path) -> CrossLayerTranscoder:
         reach=1,
         nonlinearity=ReLUConfig(),
         input_hook="ln2.hook_normalized",
+        use_first_position=use_first_position,
     )
     transcoder = CrossLayerTranscoder(config).eval()
     with torch.no_grad():

@@ -161,12 +161,13 @@ def harvest(
 
 
 def without_outliers(
-    batch: ActivationBatch, *, skip_first_position: bool, largest_norm: Float[Tensor, "layer"] | None = None
+    batch: ActivationBatch, *, first_position: int, largest_norm: Float[Tensor, "layer"] | None = None
 ) -> ActivationBatch:
-    """Leave out position 0, and tokens whose input norm exceeds ``largest_norm`` in any layer: massive activations."""
-    keep = torch.ones(batch.size, dtype=torch.bool)
-    if skip_first_position:
-        keep &= batch.positions > 0
+    """Leave out massive activations: positions before ``first_position``, and norms above a layer's ``largest_norm``.
+
+    A token is left out if the norm of its inputs is too large in any layer.
+    """
+    keep = batch.positions >= first_position
     if largest_norm is not None:
         keep &= (input_norms(batch) <= largest_norm).all(1)
     return batch if bool(keep.all()) else batch.take(keep)

@@ -34,7 +34,21 @@ from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, TextE
 logger = logging.getLogger(__name__)
 
 HookFunction: TypeAlias = Callable[[Tensor], Tensor | None]
-"""Sees an activation; what it returns, unless None, takes the activation's place."""
+"""A function that sees an activation; what it returns, unless that is None, takes the activation's place."""
+
+
+class Positioned(NamedTuple):
+    """A hook function that also asks at which position of the text the activation begins.
+
+    A pass that reads a whole text begins at 0. A pass of ``LanguageModel.advance`` begins after the tokens that its
+    cache holds.
+    """
+
+    function: Callable[[Tensor, int], Tensor | None]
+
+
+Hook: TypeAlias = tuple[str, HookFunction | Positioned]
+"""The full name of a hook, and the function that is called there."""
 
 KeyValues: TypeAlias = Any
 """Keys and values of the tokens a model has already seen, as transformers keeps them."""
@@ -91,11 +105,10 @@ class LanguageModel:
         weight = next(bridge.original_model.parameters())
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
-        self.cached_positions = 0
-        """Tokens in the cache of the forward pass that runs now: a hook's activations start at this position."""
         self._tokenizer = tokenizer
-        # Hooks see every pass of the model, whoever runs it: a second thread waits until they are gone.
+        # Hooks see every pass of the model, from any thread: a second thread waits until they are gone.
         self._alone = RLock()
+        self._start = 0  # of the pass that runs, for its hooks; only ever read and set while ``_alone`` is held
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of many texts, of any length, without BOS: what long documents are cut from."""
@@ -134,9 +147,7 @@ class LanguageModel:
 
     def logits(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
         """Logits after every token."""
-        self._check_length(tokens, 0)
-        with self._alone:
-            return self.bridge.forward(tokens.to(self.device))
+        return self._forward(tokens)
 
     @torch.no_grad()
     def next_tokens(self, prompts: Sequence[str], *, batch_size: int = 64) -> list[int]:
@@ -156,19 +167,20 @@ class LanguageModel:
 
         ``key_values`` is changed in place and handed back.
         """
-        seen = 0 if key_values is None else int(key_values.get_seq_length())
-        self._check_length(tokens, seen)
-        self.cached_positions = seen
-        try:
-            logits, key_values = self.bridge.forward(
-                tokens.to(self.device),
-                return_type="logits_and_cache",
-                past_key_values=key_values,
-                use_cache=True,
-            )
-        finally:
-            self.cached_positions = 0
+        start = 0 if key_values is None else int(key_values.get_seq_length())
+        cache = {"return_type": "logits_and_cache", "past_key_values": key_values, "use_cache": True}
+        logits, key_values = self._forward(tokens, start, **cache)
         return Advanced(logits[:, -1], key_values)
+
+    def _forward(self, tokens: Int[Tensor, "batch position"], start: int = 0, **settings: Any) -> Any:
+        """One forward pass of tokens that begin at position ``start``, which hooks that ask for it are given."""
+        self._check_length(tokens, start)
+        with self._alone:
+            around, self._start = self._start, start  # a hook's function may run a pass of its own
+            try:
+                return self.bridge.forward(tokens.to(self.device), **settings)
+            finally:
+                self._start = around
 
     def capture(
         self,
@@ -182,16 +194,15 @@ class LanguageModel:
 
         Raises LanguageModelError on hooks that are not there, or do not carry ``d_model`` numbers a token.
         """
-        self._check_length(tokens, 0)
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
-        hooks: list[tuple[str, HookFunction]] = []
+        hooks: list[Hook] = []
         for layer in range(self.n_layers):
             hooks.append((self.hook_name(layer, input_hook), inputs.append))
             hooks.append((self.hook_name(layer, target_hook), targets.append))
         settings = {} if with_logits else {"logits_to_keep": 1}
         with self.hooks(hooks):
-            logits = self.bridge.forward(tokens.to(self.device), **settings)
+            logits = self._forward(tokens, **settings)
         read, written = self._stacked(input_hook, inputs), self._stacked(target_hook, targets)
         return Captured(read, written, logits if with_logits else None)
 
@@ -226,13 +237,16 @@ class LanguageModel:
         return f"blocks.{layer}.{hook}"
 
     @contextmanager
-    def hooks(self, hooks: Sequence[tuple[str, HookFunction]]) -> Generator[None, None, None]:
+    def hooks(self, hooks: Sequence[Hook]) -> Generator[None, None, None]:
         """While this is open, every forward pass calls ``function(activation)`` at each named hook.
 
-        Raises LanguageModelError if the model has no such hook. Afterwards the model is exactly what it was.
+        A function that is wrapped in ``Positioned`` is called with the activation's first position too. Raises
+        LanguageModelError if the model has no such hook. Afterwards the model is exactly what it was.
         """
 
-        def adapt(function: HookFunction) -> Callable[..., Tensor | None]:
+        def adapt(function: HookFunction | Positioned) -> Callable[..., Tensor | None]:
+            if isinstance(function, Positioned):
+                return lambda activation, hook: function.function(activation, self._start)
             return lambda activation, hook: function(activation)
 
         for name, function in hooks:
@@ -240,7 +254,7 @@ class LanguageModel:
         with self._alone, self.bridge.hooks(fwd_hooks=[(name, adapt(function)) for name, function in hooks]):
             yield
 
-    def _check_hook(self, name: str, function: HookFunction) -> None:
+    def _check_hook(self, name: str, function: HookFunction | Positioned) -> None:
         point = self.bridge.get_hook_point(name)
         if point is None:
             beside = name.endswith("hook_resid_mid")

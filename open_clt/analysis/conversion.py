@@ -55,20 +55,20 @@ def convert_transcoder(
 ) -> ConversionRecord:
     """Convert TopK or BatchTopK to JumpReLU on contexts that begin with BOS, and evaluate both on the last of them.
 
-    First positions are left out, as in training. Raises ConfigError if the transcoder needs no conversion, TextError
-    if there are fewer than two contexts.
+    First positions are left out unless the transcoder uses them, as in training. Raises ConfigError if the transcoder
+    needs no conversion, TextError if there are fewer than two contexts.
     """
     held_out = max(1, round(held_out_share * contexts.shape[0]))
     fitted = contexts.shape[0] - held_out
     if fitted < 1:
         raise TextError(f"{contexts.shape[0]} contexts are too few to fit thresholds to and test them; give more text.")
-    config = transcoder.config
+    config, first = transcoder.config, transcoder.first_position
     parts = [
         model.capture(rows, config.input_hook, config.target_hook, with_logits=False)
         for rows in contexts[:fitted].split(batch_size)
     ]
-    inputs = torch.cat([part.inputs[:, 1:].flatten(0, 1) for part in parts])
-    targets = torch.cat([part.targets[:, 1:].flatten(0, 1) for part in parts])
+    inputs = torch.cat([part.inputs[:, first:].flatten(0, 1) for part in parts])
+    targets = torch.cat([part.targets[:, first:].flatten(0, 1) for part in parts])
     conversion = convert_to_jumprelu(transcoder, inputs, targets)
     before, after = (
         measure(ReplacementModel(model, either), contexts[fitted:], batch_size=batch_size)

@@ -3,7 +3,7 @@
 For each batch of contexts the language model runs as it is, with the transcoder in place of its MLPs and, on request,
 with the MLP of one layer replaced at a time. A second pass sets every MLP output to its mean over all contexts, which
 is what a transcoder without information would do. Only sums are kept from one batch to the next. The first position of
-a context is left out of all numbers, as it is in training.
+a context is left out of all numbers, as it is in training, unless the transcoder uses it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from torch import Tensor
 from open_clt.models.metrics import LayerMetrics, MetricsAccumulator, TranscoderMetrics
 from open_clt.replacement.comparison import LogitAccumulator, LogitComparison, cross_entropies, share_recovered
 from open_clt.replacement.model import ReplacementModel
-
-_FIRST = 1
-"""The first position that numbers are about."""
 
 
 class Evaluation(NamedTuple):
@@ -96,15 +93,15 @@ def measure(
     With ``alone`` the predictions with one MLP replaced at a time are measured too: one more run per layer. Raises
     TextError if contexts have fewer than three tokens.
     """
-    model, config = replacement.model, replacement.transcoder.config
+    model, config, first = replacement.model, replacement.transcoder.config, replacement.transcoder.first_position
     metrics = MetricsAccumulator(replacement.transcoder)
     models = [replacement, *(_one_layer_each(replacement) if alone else [])]
-    compared = [LogitAccumulator(first=_FIRST) for _ in models]
+    compared = [LogitAccumulator(first=first) for _ in models]
     batches = [rows.to(model.device) for rows in contexts.split(batch_size)]
     for tokens in batches:
         original = model.capture(tokens, config.input_hook, config.target_hook)
         assert original.logits is not None
-        inputs, targets = (read[:, _FIRST:].flatten(0, 1) for read in (original.inputs, original.targets))
+        inputs, targets = (read[:, first:].flatten(0, 1) for read in (original.inputs, original.targets))
         metrics.update(inputs, targets)
         for replaced, sums in zip(models, compared, strict=True):
             sums.update(original.logits, replaced.logits(tokens), tokens)
@@ -119,11 +116,8 @@ def measure(
 
 def _one_layer_each(replacement: ReplacementModel) -> list[ReplacementModel]:
     """For each layer the model with that layer's MLP replaced, and no other."""
-    model, keep = replacement.model, replacement.keep_first_position
-    return [
-        ReplacementModel(model, replacement.transcoder, layers=[layer], keep_first_position=keep)
-        for layer in range(model.n_layers)
-    ]
+    model, transcoder = replacement.model, replacement.transcoder
+    return [ReplacementModel(model, transcoder, layers=[layer]) for layer in range(model.n_layers)]
 
 
 def _ablated(replacement: ReplacementModel, batches: list[Tensor], means: Float[Tensor, "layer d_model"]) -> float:
@@ -131,7 +125,7 @@ def _ablated(replacement: ReplacementModel, batches: list[Tensor], means: Float[
     total, predictions = 0.0, 0
     with replacement.ablating(means):
         for tokens in batches:
-            losses = cross_entropies(replacement.model.logits(tokens), tokens, _FIRST)
+            losses = cross_entropies(replacement.model.logits(tokens), tokens, replacement.transcoder.first_position)
             total += float(losses.sum())
             predictions += losses.numel()
     return total / predictions

@@ -51,8 +51,7 @@ def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_
     """
     model, transcoder = replacement.model, attributable(replacement.transcoder)
     chosen = _spread(graph, max_features)
-    keep = not graph.info.settings.use_first_position
-    exact = ReplacementModel(model, transcoder, error_correction=True, keep_first_position=keep)
+    exact = ReplacementModel(model, transcoder, error_correction=True)
     before = observe(exact, torch.tensor(graph.info.tokens, device=model.device))
     _check_same(graph, before)
     ablations = [_ablate(graph, number, exact, transcoder, before) for number in chosen.tolist()]
@@ -64,7 +63,7 @@ def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_
         total=_effects(predicted_changes(graph, chosen), total),
         influence=InfluenceCheck(graph.influence()[chosen], divergence),
         perturbations=_means([row for ablation in ablations for row in ablation.perturbations]),
-        agreement=_agreement(ReplacementModel(model, transcoder, keep_first_position=keep), before),
+        agreement=_agreement(ReplacementModel(model, transcoder), before),
     )
 
 
@@ -211,4 +210,5 @@ def _agreement(replacement: ReplacementModel, before: Observed) -> Agreement:
     replaced = replacement.logits(before.tokens[None])[0]
     same = agreements(before.logits, replaced)
     kl = float(kl_divergences(before.logits[-1], replaced[-1]))
-    return Agreement(kl, bool(same[-1]), float(same[1:].float().mean()))
+    first = replacement.transcoder.first_position
+    return Agreement(kl, bool(same[-1]), float(same[first:].float().mean()))

@@ -1,7 +1,7 @@
 """Features of a transcoder on texts: where they fire, how often, what they write, and which matter.
 
 ``feature_activations`` looks at one text, ``activation_statistics`` at many. The first position of a context is left
-out everywhere, as in training: its activations are massive and carry no text.
+out everywhere, as in training, unless the transcoder uses it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from open_clt.activations.fits import check_fits
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.text import pack_contexts
 from open_clt.errors import TextError
@@ -31,7 +32,7 @@ class FeatureActivations:
     tokens: tuple[str, ...]
     """The text of each position's token."""
     layers: tuple[SparseFeatures, ...]
-    """Features of each layer; their batch is the positions, and the first has none."""
+    """Features of each layer; their batch is the positions, and the first has none unless the transcoder uses it."""
 
     def dense(self) -> Float[Tensor, "position layer feature"]:
         """All activations as one tensor, zeros included."""
@@ -63,9 +64,10 @@ def feature_activations(
     """Encode one text, or its tokens; raises TextError if it is empty or longer than the model reads."""
     tokens = model.tokenize(text) if isinstance(text, str) else text
     features = _encode(model, transcoder, tokens[None])
-    # The first position was not encoded: it gets a row without entries.
+    # Positions that were not encoded get a row without entries.
+    unused = transcoder.first_position
     layers = [
-        SparseFeatures(part.values, part.features, functional.pad(part.offsets, (1, 0)), part.n_features)
+        SparseFeatures(part.values, part.features, functional.pad(part.offsets, (unused, 0)), part.n_features)
         for part in features
     ]
     return FeatureActivations(tuple(model.token_strings(tokens)), tuple(layers))
@@ -94,7 +96,7 @@ class ActivationStatistics:
 
     contexts: Int[Tensor, "context position"]
     tokens: int
-    """Tokens that were encoded: all but the first of each context."""
+    """Tokens that were encoded: all but the first of each context, or all if the transcoder uses the first."""
     density: Float[Tensor, "layer feature"]
     """Share of the tokens on which a feature is active."""
     mean: Float[Tensor, "layer feature"]
@@ -124,6 +126,7 @@ def activation_statistics(
     Only the first ``max_contexts`` contexts are used.
     """
     contexts = pack_contexts(texts, model, context_length)[:max_contexts]
+    encoded = contexts.shape[1] - transcoder.first_position
     shape = (transcoder.config.n_layers, transcoder.config.n_features)
     norms = transcoder.decoder_norms().float()
     counts, sums = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.double)
@@ -134,14 +137,14 @@ def activation_statistics(
         for layer, active in enumerate(features):
             counts[layer] += active_counts(active).cpu()
             sums[layer].index_add_(0, active.features.cpu(), active.values.double().cpu())
-            peaks = _peak_per_context(active, contexts.shape[1] - 1)
+            peaks = _peak_per_context(active, encoded)
             values = torch.cat([best_values[layer], peaks.T], dim=1)
             numbers = torch.arange(start, start + peaks.shape[0]).expand(shape[1], -1)
             numbers = torch.cat([best_contexts[layer], numbers], dim=1)
             best_values[layer], order = values.topk(n_examples, dim=1)
             best_contexts[layer] = numbers.gather(1, order)
         activity.append(torch.stack([_written(active, norms[layer]) for layer, active in enumerate(features)], dim=1))
-    tokens = contexts.shape[0] * (contexts.shape[1] - 1)
+    tokens = contexts.shape[0] * encoded
     return ActivationStatistics(
         contexts=contexts,
         tokens=tokens,
@@ -163,7 +166,7 @@ def activations_of(
     *,
     batch_size: int = 16,
 ) -> Float[Tensor, "token some"]:
-    """Activations of some features on every token of some contexts but the first."""
+    """Activations of some features on the tokens of some contexts: all that the transcoder uses, one row each."""
     parts: list[Tensor] = []
     for _, features in _encoded(model, transcoder, contexts, batch_size):
         part = torch.zeros(features[0].batch, len(chosen))
@@ -215,9 +218,10 @@ def cross_layer_correlations(columns: Float[Tensor, "token column"]) -> Float[Te
 def _encode(
     model: LanguageModel, transcoder: Transcoder, contexts: Int[Tensor, "context position"]
 ) -> list[SparseFeatures]:
-    """Features of all layers at all positions but the first, context after context."""
+    """Features of all layers at all positions that the transcoder uses, context after context."""
+    check_fits(transcoder, model)
     captured = model.capture(contexts, transcoder.config.input_hook, with_logits=False)
-    inputs = captured.inputs[:, 1:].flatten(0, 1).to(transcoder.device, transcoder.dtype)
+    inputs = captured.inputs[:, transcoder.first_position :].flatten(0, 1).to(transcoder.device, transcoder.dtype)
     if inputs.shape[0] == 0:
         raise TextError("The text is a single token, whose features mean nothing; give at least two.")
     return transcoder.encode(inputs)

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from open_clt.activations.fits import check_fits
 from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.explore import Explored, explore
@@ -48,7 +49,6 @@ class AttributionSettings(TypedDict, total=False):
     targets: Target | Sequence[Target] | None
     max_feature_nodes: int | None
     compatible: bool
-    skip_first_position: bool
     max_logits: int
     logit_probability: float
     batch_size: int
@@ -63,7 +63,6 @@ def attribute(
     targets: Target | Sequence[Target] | None = None,
     max_feature_nodes: int | None = None,
     compatible: bool = False,
-    skip_first_position: bool = True,
     max_logits: int = 10,
     logit_probability: float = 0.95,
     batch_size: int = 256,
@@ -74,20 +73,22 @@ def attribute(
     tokens that hold ``logit_probability``, ``max_logits`` at most. ``max_feature_nodes`` bounds how many features are
     attributed. A complete graph's rows add up to each target's total; a ``compatible`` one leaves out positional
     embeddings, biases and the MLP outputs of the first position, and equals circuit-tracer's. Features are not used at
-    the first position unless ``skip_first_position=False``. ``batch_size`` is a matter of memory and speed only.
+    the first position unless the transcoder's config says ``use_first_position``. ``batch_size`` is a matter of memory
+    and speed only.
 
     Memory beyond the model's and the transcoder's is bounded by the budget and the batch: 4 bytes at most for every
     attributed row and column, a few times 64 MB for a batch, at most 512 MB of decoder rows, and the graph's edges
     (GPT-2's shape: 0.3 GB for 1,024 features on 24 tokens, 0.9 GB for 2,048 on 128; ``benchmarks/attribution.py``).
 
-    Raises AttributionError if prompt, model, transcoder and targets do not fit together, and LanguageModelError if the
-    model is not linear once frozen.
+    Raises ConfigError if the transcoder does not fit the model, AttributionError if prompt, targets and transcoder do
+    not fit together, and LanguageModelError if the model is not linear once frozen.
     """
     tokens = _tokens(model, prompt)
     transcoder = attributable(transcoder)
-    _check_fit(model, transcoder, max_feature_nodes, batch_size)
+    check_fits(transcoder, model, same_device=True)
+    _check_counts(max_feature_nodes, batch_size)
     path = read_linear_path(model, tokens, transcoder.config.input_hook)
-    sources = find_sources(path, transcoder, first=int(skip_first_position))
+    sources = find_sources(path, transcoder)
     if not sources.features.value.numel():
         raise AttributionError("No feature is active on this prompt; use another prompt, or a transcoder that fires.")
     default = SalientLogits(max_count=max_logits, probability=logit_probability)
@@ -98,7 +99,7 @@ def attribute(
     settings = GraphSettings(
         targets=resolved.targets,
         max_feature_nodes=max_feature_nodes,
-        use_first_position=not skip_first_position,
+        use_first_position=transcoder.config.use_first_position,
         batch_size=batch_size,
     )
     info = GraphInfo(
@@ -185,17 +186,7 @@ def _tokens(model: LanguageModel, prompt: str | Sequence[int] | Tensor) -> Int[T
     return tokens
 
 
-def _check_fit(model: LanguageModel, transcoder: Transcoder, max_feature_nodes: int | None, batch_size: int) -> None:
-    config = transcoder.config
-    if (config.n_layers, config.d_model) != (model.n_layers, model.d_model):
-        raise AttributionError(
-            f"The transcoder has {config.n_layers} layers of width {config.d_model}, {model.name} has "
-            f"{model.n_layers} of width {model.d_model}; use the transcoder that was trained for this model."
-        )
-    if transcoder.device != model.device:
-        raise AttributionError(
-            f"The transcoder is on {transcoder.device}, {model.name} on {model.device}; move one to the other."
-        )
+def _check_counts(max_feature_nodes: int | None, batch_size: int) -> None:
     for name, value in (("max_feature_nodes", max_feature_nodes), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise AttributionError(f"{name} is {value}; it must be at least 1.")

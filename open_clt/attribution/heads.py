@@ -79,7 +79,12 @@ def every_head_contribution(
 def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph) -> Sources:
     transcoder = attributable(transcoder)
     path = read_linear_path(model, torch.tensor(graph.info.tokens, device=model.device), transcoder.config.input_hook)
-    return find_sources(path, transcoder, first=int(not graph.info.settings.use_first_position))
+    if graph.info.settings.use_first_position != transcoder.config.use_first_position:
+        raise AttributionError(
+            "Of the graph and the transcoder, one uses features at the first position and the other does not; use the "
+            "transcoder that the graph was made with."
+        )
+    return find_sources(path, transcoder)
 
 
 def _split(

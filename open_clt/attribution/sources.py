@@ -71,8 +71,6 @@ class Sources:
 
     path: LinearPath
     transcoder: CrossLayerTranscoder
-    first: int
-    """First position at which features are used."""
     features: ActiveFeatures
     starts: Int[Tensor, "position layer_plus_1"]
     """Column of the first feature of each position and layer; the last entry of a row is where the position ends."""
@@ -86,6 +84,11 @@ class Sources:
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.path.blocks)
+
+    @property
+    def first(self) -> int:
+        """First position at which features are used."""
+        return self.transcoder.first_position
 
     @property
     def columns(self) -> Columns:
@@ -171,8 +174,9 @@ def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
 
 
 @torch.no_grad()
-def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder, *, first: int) -> Sources:
+def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
     """Encode the prompt, and take apart what every MLP adds to its residual stream."""
+    first = transcoder.first_position
     inputs = path.inputs.transpose(0, 1)[first:].to(transcoder.dtype)
     encoded = transcoder.encode(inputs)
     outputs = torch.stack([block.mlp_output for block in path.blocks])
@@ -185,7 +189,6 @@ def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder, *, first: i
     return Sources(
         path=path,
         transcoder=transcoder,
-        first=first,
         features=features,
         starts=_starts(features, path),
         errors=errors,

@@ -77,6 +77,11 @@ class Transcoder(nn.Module, ABC):
         """The type of its weights."""
         return self.W_enc.dtype
 
+    @property
+    def first_position(self) -> int:
+        """The first position of a text at which its features are used: 0 or 1."""
+        return 0 if self.config.use_first_position else 1
+
     def share_with(self, peers: Peers) -> None:
         """Take this transcoder for the slice of a larger one, of which ``peers`` hold the rest."""
         for module in self.modules():

@@ -193,8 +193,9 @@ def _resolved(
     *,
     generating: bool = False,
 ) -> list[Intervention]:
-    config, first = replacement.transcoder.config, int(replacement.keep_first_position)
-    return resolved(interventions, config, replacement.sources, length, first=first, generating=generating)
+    transcoder = replacement.transcoder
+    first = transcoder.first_position
+    return resolved(interventions, transcoder.config, replacement.sources, length, first=first, generating=generating)
 
 
 def _with_changes(

@@ -26,7 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.activations.language_model import HookFunction, LanguageModel, load_language_model
+from open_clt.activations.fits import check_fits
+from open_clt.activations.language_model import Hook, LanguageModel, Positioned, load_language_model
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError
 from open_clt.models.formats.load import load_transcoder
@@ -61,18 +62,10 @@ class ReplacedPass:
     d_model). What a ``change`` of features writes is no part of the error.
     """
 
-    def __init__(
-        self,
-        transcoder: Transcoder,
-        *,
-        keep_first_position: bool,
-        error_correction: bool,
-        change: FeatureChange | None = None,
-    ) -> None:
+    def __init__(self, transcoder: Transcoder, *, error_correction: bool, change: FeatureChange | None = None) -> None:
         self.features: dict[int, SparseFeatures] = {}
         self.errors: dict[int, Tensor] = {}
         self._transcoder = transcoder
-        self._keep_first_position = keep_first_position
         self._error_correction = error_correction
         self._change = change
         self._sums: dict[int, Tensor] = {}
@@ -94,9 +87,9 @@ class ReplacedPass:
             _add(self._changes, layer, transcoder.write(changed, layer, flat))
 
     def write(
-        self, layer: int, start: int, output: Float[Tensor, "batch position d_model"]
+        self, layer: int, output: Float[Tensor, "batch position d_model"], start: int
     ) -> Float[Tensor, "batch position d_model"]:
-        """The reconstruction of an MLP output whose first position is position ``start`` of the text."""
+        """The reconstruction of an MLP output that begins at position ``start`` of the text."""
         if layer not in self._sums:
             config = self._transcoder.config
             raise ConfigError(
@@ -110,9 +103,8 @@ class ReplacedPass:
         if layer in self._changes:
             replaced = replaced + self._changes.pop(layer).to(output.device).unflatten(0, output.shape[:2])
         replaced = replaced.to(output.dtype)
-        if self._keep_first_position and start == 0:
-            replaced = torch.cat([output[:, :1], replaced[:, 1:]], dim=1)
-        return replaced
+        unused = unused_positions(self._transcoder, start)
+        return torch.cat([output[:, :unused], replaced[:, unused:]], dim=1) if unused else replaced
 
 
 @final
@@ -121,8 +113,8 @@ class ReplacementModel:
 
     ``base_model_name`` is a name for ``load_language_model`` or a loaded LanguageModel; ``transcoder`` is a Transcoder,
     what holds one, or a checkpoint's directory. ``layers`` are those whose MLP is replaced, all by default. MLP outputs
-    at the first position stay the original's, as transcoders are not trained there, unless ``keep_first_position`` is
-    False. ``device`` and ``dtype`` are those of a model that is loaded here.
+    at the first position stay the original's, unless the transcoder's config says ``use_first_position``. ``device``
+    and ``dtype`` are those of a model that is loaded here.
     """
 
     def __init__(
@@ -132,7 +124,6 @@ class ReplacementModel:
         *,
         layers: Sequence[int] | None = None,
         error_correction: bool = False,
-        keep_first_position: bool = True,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
     ) -> None:
@@ -142,7 +133,6 @@ class ReplacementModel:
         self.transcoder = _transcoder(transcoder, self.model)
         self.layers = _layers(self.model, layers)
         self.error_correction = error_correction
-        self.keep_first_position = keep_first_position
 
     @property
     def sources(self) -> list[int]:
@@ -157,12 +147,7 @@ class ReplacementModel:
         ``change`` intervenes on features as each layer computes them (``interventions.py``).
         """
         config = self.transcoder.config
-        current = ReplacedPass(
-            self.transcoder,
-            keep_first_position=self.keep_first_position,
-            error_correction=self.error_correction,
-            change=change,
-        )
+        current = ReplacedPass(self.transcoder, error_correction=self.error_correction, change=change)
         sources = self.sources
 
         def read(layer: int, inputs: Tensor) -> None:
@@ -170,13 +155,13 @@ class ReplacementModel:
                 current.start()
             current.read(layer, inputs)
 
-        def write(layer: int, output: Tensor) -> Tensor:
-            return current.write(layer, self.model.cached_positions, output)
-
-        hooks: list[tuple[str, HookFunction]] = [
+        hooks: list[Hook] = [
             (self.model.hook_name(layer, config.input_hook), partial(read, layer)) for layer in sources
         ]
-        hooks += [(self.model.hook_name(layer, config.target_hook), partial(write, layer)) for layer in self.layers]
+        hooks += [
+            (self.model.hook_name(layer, config.target_hook), Positioned(partial(current.write, layer)))
+            for layer in self.layers
+        ]
         was_training = self.transcoder.training
         self.transcoder.eval()  # while it trains, a token's features may depend on the batch
         try:
@@ -189,13 +174,15 @@ class ReplacementModel:
     def ablating(self, means: Float[Tensor, "layer d_model"]) -> Generator[None, None, None]:
         """While this is open, the MLP outputs that would be replaced are constants: what a replacement must beat."""
 
-        def write(layer: int, output: Tensor) -> Tensor:
-            constant = means[layer].to(output).expand_as(output)
-            keep = int(self.keep_first_position and self.model.cached_positions == 0)
-            return torch.cat([output[:, :keep], constant[:, keep:]], dim=1)
-
         hook = self.transcoder.config.target_hook
-        with self.model.hooks([(self.model.hook_name(layer, hook), partial(write, layer)) for layer in self.layers]):
+
+        def write(layer: int, output: Tensor, start: int) -> Tensor:
+            constant = means[layer].to(output).expand_as(output)
+            unused = unused_positions(self.transcoder, start)
+            return torch.cat([output[:, :unused], constant[:, unused:]], dim=1)
+
+        hooks = [(self.model.hook_name(layer, hook), Positioned(partial(write, layer))) for layer in self.layers]
+        with self.model.hooks(hooks):
             yield
 
     @torch.no_grad()
@@ -230,8 +217,8 @@ class ReplacementModel:
         """Compare predictions on a text, and what both models write after it (20 tokens, greedy, by default)."""
         sampling = sampling or SamplingConfig(max_new_tokens=20)
         tokens = prompt_tokens(self.model, prompt)
-        batch, first = tokens[None], int(self.keep_first_position)
         config = self.transcoder.config
+        batch, first = tokens[None], self.transcoder.first_position
         original = self.model.capture(batch, config.input_hook, config.target_hook)
         assert original.logits is not None
         replaced = self.logits(batch)
@@ -253,6 +240,11 @@ class ReplacementModel:
         )
 
 
+def unused_positions(transcoder: Transcoder, start: int) -> int:
+    """How many positions at the beginning of a pass have no features, if the pass begins at position ``start``."""
+    return max(0, transcoder.first_position - start)
+
+
 def _add(sums: dict[int, Tensor], source: int, written: Float[Tensor, "batch target d_model"]) -> None:
     """Add what a layer writes to it and to those after it."""
     for target, part in enumerate(written.unbind(1), start=source):
@@ -265,13 +257,7 @@ def _transcoder(transcoder: Transcoder | HoldsTranscoder | str | Path, model: La
         transcoder = load_transcoder(transcoder, device=model.device)
     elif not isinstance(transcoder, Transcoder):
         transcoder = transcoder.transcoder
-    config = transcoder.config
-    if (config.n_layers, config.d_model) != (model.n_layers, model.d_model):
-        made_for = f", it was made for {config.language_model!r}" if config.language_model else ""
-        raise ConfigError(
-            f"The transcoder has {config.n_layers} layers of width {config.d_model}{made_for}, the language model "
-            f"{model.name!r} has {model.n_layers} of width {model.d_model}; use two that belong together."
-        )
+    check_fits(transcoder, model)
     return transcoder
 
 

@@ -13,14 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from open_clt.activations.frozen_hooks import frozen_hooks
 from open_clt.activations.language_model import LanguageModel
 from open_clt.errors import ConfigError
 from open_clt.models.sparse import SparseFeatures
 from open_clt.replacement.generation import Prompt, prompt_tokens
-from open_clt.replacement.model import ReplacedPass, ReplacementModel
-
-PATTERN, SCALE = "attn.hook_pattern", ".hook_scale"
-"""How the hooks of attention patterns and of norm denominators end."""
+from open_clt.replacement.model import ReplacedPass, ReplacementModel, unused_positions
 
 
 @final
@@ -85,7 +83,7 @@ def recording(replacement: ReplacementModel) -> Generator[dict[str, Tensor], Non
         for hook in (config.input_hook, config.target_hook)
     ]
     names += _streams(model)
-    names += [name for name in model.bridge.hook_dict if name.endswith((PATTERN, SCALE))]
+    names += frozen_hooks(model)
     found: dict[str, Tensor] = {}
     with model.hooks([(name, partial(found.__setitem__, name)) for name in dict.fromkeys(names)]):
         yield found
@@ -113,9 +111,9 @@ def observed(
         stacked([model.hook_name(layer, hook) for layer in range(model.n_layers)])
         for hook in (config.input_hook, config.target_hook)
     )
-    unused = int(replacement.keep_first_position and start == 0)
+    unused = unused_positions(replacement.transcoder, start)
     features = tuple(_encoded(replacement, inputs[layer], layer, unused) for layer in range(model.n_layers))
-    frozen = {name: value for name, value in found.items() if name.endswith((PATTERN, SCALE))}
+    frozen = {name: found[name] for name in frozen_hooks(model) if name in found}
     return Observed(tokens, start, logits, inputs, outputs, stacked(_streams(model)), features, frozen)
 
 

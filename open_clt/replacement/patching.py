@@ -14,12 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from open_clt.activations.language_model import HookFunction, LanguageModel
+from open_clt.activations.frozen_hooks import PATTERN, SCALE
+from open_clt.activations.language_model import Hook, LanguageModel
 from open_clt.errors import ConfigError
 from open_clt.models.sparse import SparseFeatures
 from open_clt.replacement.interventions import Constrained, Intervention, Iterative, Patching, changes
-from open_clt.replacement.model import ReplacementModel
-from open_clt.replacement.observation import PATTERN, SCALE, Observed, recording, running
+from open_clt.replacement.model import ReplacementModel, unused_positions
+from open_clt.replacement.observation import Observed, recording, running
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def patched(
                 yield found
 
 
-def _freezes(model: LanguageModel, patching: Patching, before: Observed) -> list[tuple[str, HookFunction]]:
+def _freezes(model: LanguageModel, patching: Patching, before: Observed) -> list[Hook]:
     """Hooks that hold attention patterns and norm denominators."""
     norms = patching.freeze_norms
     if isinstance(patching, Constrained) and norms is None:
@@ -108,10 +109,10 @@ def _recording_inputs(replacement: ReplacementModel) -> Generator[dict[int, Tens
 
 def _clamp(
     replacement: ReplacementModel, layer: int, held: Tensor, before: Observed, inputs: dict[int, Tensor]
-) -> tuple[str, HookFunction]:
+) -> Hook:
     """A hook that holds one MLP output; the skip path, which is no feature, still follows its input."""
     transcoder = replacement.transcoder
-    unused = int(replacement.keep_first_position and before.start == 0)
+    unused = unused_positions(transcoder, before.start)
 
     def write(_: Tensor) -> Tensor:
         if layer not in inputs or layer not in replacement.layers:
@@ -128,16 +129,15 @@ def _local(replacement: ReplacementModel, patching: Iterative) -> ReplacementMod
     """The model whose MLPs answer: the transcoder alone, where errors are frozen."""
     if not (patching.freeze_errors and replacement.error_correction):
         return replacement
-    model, kept = replacement.model, replacement.keep_first_position
-    return ReplacementModel(model, replacement.transcoder, layers=sorted(replacement.layers), keep_first_position=kept)
+    return ReplacementModel(replacement.model, replacement.transcoder, layers=sorted(replacement.layers))
 
 
-def _errors(replacement: ReplacementModel, before: Observed) -> list[tuple[str, HookFunction]]:
+def _errors(replacement: ReplacementModel, before: Observed) -> list[Hook]:
     """Hooks that add what the transcoder missed of the MLP outputs as they were."""
     if not replacement.error_correction:
         return []
     transcoder, config = replacement.transcoder, replacement.transcoder.config
-    unused = int(replacement.keep_first_position and before.start == 0)
+    unused = unused_positions(transcoder, before.start)
     inputs = before.inputs.transpose(0, 1).to(transcoder.device, transcoder.dtype)
     errors = before.outputs - transcoder.decode(list(before.features), inputs).transpose(0, 1).to(before.outputs)
     errors[:, :unused] = 0

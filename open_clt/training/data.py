@@ -70,18 +70,19 @@ class Prepared(NamedTuple):
     """A few thousand random tokens, to set encoder biases from."""
 
 
-def prepare(store: ActivationStore, config: DataConfig) -> Prepared:
+def prepare(store: ActivationStore, config: DataConfig, *, use_first_position: bool = False) -> Prepared:
     """Read a store once: find outliers, estimate statistics, and keep the tokens if all fit the memory limit.
 
-    Of a store that does not fit, no more is read than the statistics need.
+    Of a store that does not fit, no more is read than the statistics need. First positions are left out unless
+    ``use_first_position``.
     """
     limit, dtype = config.memory_limit * 1e9, _dtype(config)
     block, complete, capacity = collect(store, max_bytes=limit, enough=_STATISTICS_TOKENS, dtype=dtype)
     read = block.size
     norms = torch.cat([input_norms(block.take(slice(i, i + _CHUNK))) for i in range(0, read, _CHUNK)])
-    keep = block.positions > 0 if config.skip_first_position else torch.ones(read, dtype=torch.bool)
+    keep = block.positions >= int(not use_first_position)
     if not bool(keep.any()):
-        raise TextError("Every token is the first of its context; give longer texts, or keep first positions.")
+        raise TextError("Every token is the first of its context; give longer texts, or use_first_position.")
     largest = None
     if config.max_norm_ratio is not None:
         largest = config.max_norm_ratio * norms[keep].median(dim=0).values
@@ -146,7 +147,7 @@ class HarvestCost(NamedTuple):
 
 @final
 class ActivationDataModule(LightningDataModule):
-    """Mixed batches from a store of activations, without first positions and norm outliers.
+    """Mixed batches from a store of activations, without norm outliers, and without first positions unless used.
 
     All epochs together are one long iteration for Lightning, of ``accumulation`` batches for each of ``steps`` steps.
     """
@@ -157,14 +158,19 @@ class ActivationDataModule(LightningDataModule):
         config: DataConfig,
         *,
         held_out: ActivationStore | None = None,
+        use_first_position: bool = False,
         accumulation: int = 1,
         source: dict[str, Any] | None = None,
     ) -> None:
-        """``source`` says in plain values where the activations come from; a resumed training must share it."""
+        """``use_first_position`` is what the transcoder's config says.
+
+        ``source`` says in plain values where the activations come from; a resumed training run must share it.
+        """
         super().__init__()
         self.config = config
         self.train = train
         self.held_out = held_out or MemoryStore([])
+        self.use_first_position = use_first_position
         self.accumulation = accumulation
         self._settings = {**to_dict(config), **(source or {})}
         self._prepared: Prepared | None = None
@@ -177,7 +183,7 @@ class ActivationDataModule(LightningDataModule):
         """The data after its first reading, which happens when this is first asked for."""
         if self._prepared is None:
             started = time.perf_counter()
-            self._prepared = prepare(self.train, self.config)
+            self._prepared = prepare(self.train, self.config, use_first_position=self.use_first_position)
             self._spent_before = time.perf_counter() - started
         return self._prepared
 
@@ -280,7 +286,7 @@ class ActivationDataModule(LightningDataModule):
 
     def _usable(self, batch: ActivationBatch) -> ActivationBatch:
         largest = self.prepared.largest_norm
-        return without_outliers(batch, skip_first_position=self.config.skip_first_position, largest_norm=largest)
+        return without_outliers(batch, first_position=int(not self.use_first_position), largest_norm=largest)
 
 
 @final
@@ -327,10 +333,14 @@ class HeldOutBatches:
 
 
 def refuse_other_settings(stored: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raise CheckpointError if a training to resume had other settings."""
+    """Raise CheckpointError if a training run to resume had other settings, or an older version's."""
     for name, value in ours.items():
-        if stored.get(name) != value:
+        if name not in stored:
             raise CheckpointError(
-                f"The training to resume had {name} = {stored.get(name)!r}, now it is {value!r}; "
+                f"The training run to resume was begun by an older OpenCLT, which had no setting {name}; start anew."
+            )
+        if stored[name] != value:
+            raise CheckpointError(
+                f"The training to resume had {name} = {stored[name]!r}, now it is {value!r}; "
                 f"{_LENGTH if name in _LENGTHS else ''}resume with the same settings, or start anew."
             )

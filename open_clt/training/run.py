@@ -31,6 +31,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from open_clt.activations.buffer import ActivationStore
+from open_clt.activations.fits import check_fits
 from open_clt.activations.language_model import LanguageModel
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config_json import to_dict
@@ -98,6 +99,7 @@ class TrainingRun:
             activations.train,
             training.data,
             held_out=activations.held_out,
+            use_first_position=transcoder.use_first_position,
             accumulation=settings.get("accumulate_grad_batches", 1),
             source=activations.origin,
         )
@@ -155,7 +157,7 @@ def train_transcoder(
     Raises ConfigError if the transcoder does not have the model's shape or ``output_dir`` holds another run, TextError
     if there is hardly any text, CheckpointError if there is nothing to resume.
     """
-    _check_shape(model, transcoder_config)
+    check_fits(transcoder_config, model)
     source = model_on(model, texts_or_contexts, training_config)
     activations = source.activations(transcoder_config, training_config)
     return _train(activations, transcoder_config, training_config, model.device, output_dir, resume, progress, own)
@@ -288,12 +290,3 @@ def _checkpoint(output: Path | None, resume: str | Path | None) -> Path | None:
     if not path.is_dir():
         raise CheckpointError(f"There is no checkpoint {path}; resume from last, best, or the path of a checkpoint.")
     return path
-
-
-def _check_shape(model: LanguageModel, config: TranscoderConfig) -> None:
-    for name in ("n_layers", "d_model"):
-        if getattr(config, name) != getattr(model, name):
-            raise ConfigError(
-                f"{name} of the transcoder is {getattr(config, name)}, but {model.name} has {getattr(model, name)}; "
-                "they must be equal."
-            )

@@ -178,9 +178,9 @@ def test_first_positions_and_large_norms_are_left_out() -> None:
     batches = numbered(40)
     limit = torch.tensor([30.0, 25.0]) * 3**0.5
     together = concatenate(batches)
-    kept = without_outliers(together, skip_first_position=True, largest_norm=limit * 1.0001)
+    kept = without_outliers(together, first_position=1, largest_norm=limit * 1.0001)
     assert kept.tokens.tolist() == [number for number in range(26) if number % 10]
-    assert without_outliers(together, skip_first_position=False).size == 40
+    assert without_outliers(together, first_position=0).size == 40
 
 
 def test_collecting_stops_at_its_limit_and_says_so() -> None:

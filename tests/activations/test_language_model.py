@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel, load_language_model
+from open_clt.activations.language_model import LanguageModel, Positioned, load_language_model
 from open_clt.errors import ConfigError, LanguageModelError, TextError
 
 TEXT = "The cat sat on the mat, and the dog sat on the cat."
@@ -76,13 +78,66 @@ def test_capture_without_logits_is_the_same_capture(model: LanguageModel) -> Non
 
 def test_reading_in_pieces_gives_the_logits_of_reading_at_once(model: LanguageModel) -> None:
     tokens = model.tokenize(TEXT)[None]
-    whole, key_values, starts = model.logits(tokens), None, []
-    with model.hooks([("blocks.0.hook_mlp_out", lambda _: starts.append(model.cached_positions))]):
+    whole, key_values = model.logits(tokens), None
+    with model.hooks([("blocks.0.hook_mlp_out", torch.clone)]):
         for start, end in [(0, 4), (4, 5), (5, 9)]:
             logits, key_values = model.advance(tokens[:, start:end], key_values)
             torch.testing.assert_close(logits, whole[:, end - 1], atol=1e-5, rtol=1e-5)
-    assert starts == [0, 4, 5]
-    assert model.cached_positions == 0
+
+
+def test_a_hook_that_asks_is_told_where_the_pass_begins(tiny_gpt2: LanguageModel) -> None:
+    """Several hooks, a pass of another kind inside a pass, and a pass that fails: each is told its own."""
+    tokens = tiny_gpt2.tokenize(TEXT)[None]
+    told: list[tuple[int, int, int]] = []
+    inside = False
+
+    def note(layer: int, activation: torch.Tensor, start: int) -> None:
+        nonlocal inside
+        told.append((layer, start, activation.shape[1]))
+        if layer == 0 and start and not inside:
+            inside = True
+            tiny_gpt2.capture(tokens)
+            inside = False
+
+    names = [tiny_gpt2.hook_name(layer, "hook_mlp_out") for layer in (0, 2)]
+    hooks = [(name, Positioned(partial(note, layer))) for layer, name in zip((0, 2), names, strict=True)]
+    with tiny_gpt2.hooks([*hooks, (names[0], torch.clone)]):
+        _, key_values = tiny_gpt2.advance(tokens[:, :4])
+        tiny_gpt2.advance(tokens[:, 4:6], key_values)
+        length = tokens.shape[1]
+        assert told == [(0, 0, 4), (2, 0, 4), (0, 4, 2), (0, 0, length), (2, 0, length), (2, 4, 2)]
+        with tiny_gpt2.hooks([(names[1], lambda _: 1 / 0)]), pytest.raises(ZeroDivisionError):
+            tiny_gpt2.advance(tokens[:, 6:], key_values)
+        told.clear()
+        tiny_gpt2.logits(tokens)
+    assert [start for _, start, _ in told] == [0, 0]
+
+
+def test_a_second_thread_neither_meets_the_hooks_nor_moves_their_positions(tiny_gpt2: LanguageModel) -> None:
+    tokens = tiny_gpt2.tokenize(TEXT)[None]
+    _, key_values = tiny_gpt2.advance(tokens[:, :4])
+    expected = tiny_gpt2.advance(tokens).logits
+    starts: list[int] = []
+    results: list[torch.Tensor] = []
+    other = Thread(target=lambda: results.append(tiny_gpt2.advance(tokens).logits))
+
+    def begin_other(_: torch.Tensor) -> None:
+        other.start()
+        other.join(0.2)
+
+    name = tiny_gpt2.hook_name(2, "hook_mlp_out")
+    with tiny_gpt2.hooks(
+        [
+            (tiny_gpt2.hook_name(0, "hook_mlp_out"), begin_other),
+            (name, Positioned(lambda _, start: starts.append(start))),
+            (name, torch.zeros_like),
+        ]
+    ):
+        tiny_gpt2.advance(tokens[:, 4:], key_values)
+        assert other.is_alive()
+    other.join()
+    assert starts == [4]
+    assert torch.equal(results[0], expected)
 
 
 def test_next_tokens_are_the_most_probable_ones_of_each_text_alone(model: LanguageModel) -> None:

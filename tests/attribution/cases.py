@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from open_clt.config import (
@@ -39,14 +41,14 @@ _kind("normalised skip", TopKConfig(k=3), "ln2.hook_normalized", 1, True)
 
 
 @torch.no_grad()
-def random_transcoder(kind: str, seed: int = 0) -> CrossLayerTranscoder:
+def random_transcoder(kind: str, seed: int = 0, *, use_first_position: bool = False) -> CrossLayerTranscoder:
     """A transcoder whose biases, skip path and standardisation all matter."""
     generator = torch.Generator().manual_seed(seed)
 
     def fill(tensor: torch.Tensor, scale: float, mean: float = 0.0) -> None:
         tensor.copy_(mean + scale * torch.randn(tensor.shape, generator=generator))
 
-    transcoder = CrossLayerTranscoder(KINDS[kind], seed=seed)
+    transcoder = CrossLayerTranscoder(replace(KINDS[kind], use_first_position=use_first_position), seed=seed)
     fill(transcoder.b_enc, 0.3, -0.2)
     fill(transcoder.b_dec, 0.3)
     if transcoder.W_skip is not None:

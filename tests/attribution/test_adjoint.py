@@ -29,7 +29,7 @@ def sources_and_seeds(model: LanguageModel, kind: str) -> tuple[Sources, Seeds]:
     """Some outputs and every third active feature, highest level first."""
     transcoder = random_transcoder(kind)
     path = read_linear_path(model, model.tokenize(PROMPT), transcoder.config.input_hook)
-    sources = find_sources(path, transcoder, first=1)
+    sources = find_sources(path, transcoder)
     features = sources.features
     chosen = torch.arange(0, len(features.layer), 3)
     chosen = chosen[torch.argsort(features.layer[chosen], descending=True, stable=True)]

@@ -15,7 +15,7 @@ from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.nodes import NodeKind
 from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, TokenLogits
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
-from open_clt.errors import AttributionError, TextError
+from open_clt.errors import AttributionError, ConfigError, TextError
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from tests.architectures import architecture, random_architecture
 from tests.attribution.cases import KINDS, PROMPT, random_transcoder
@@ -41,9 +41,9 @@ def slow_row(slow: SlowAttribution, graph: AttributionGraph, number: int) -> Slo
 
 @pytest.mark.parametrize(("name", "kind"), EVERY)
 def test_rows_equal_autograd(models: dict[str, LanguageModel], name: str, kind: str) -> None:
-    model, transcoder = models[name], random_transcoder(kind)
-    first = 0 if kind == "normalised clt" else 1
-    graph = attribute(model, transcoder, PROMPT, max_logits=3, batch_size=7, skip_first_position=bool(first))
+    model, first = models[name], 0 if kind == "normalised clt" else 1
+    transcoder = random_transcoder(kind, use_first_position=first == 0)
+    graph = attribute(model, transcoder, PROMPT, max_logits=3, batch_size=7)
     slow = SlowAttribution(model, transcoder, model.tokenize(PROMPT), first)
     features = [graph.node(int(number)) for number in graph.of_kind(NodeKind.FEATURE).nonzero()]
     assert {(node.layer, node.position, node.index) for node in features} == set(slow.features)
@@ -267,7 +267,6 @@ def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
     fails("ids end at 299", [0, 300])
     fails("reads 64; shorten", [0] * 65)
     fails("No feature is active", clt=silent)
-    fails("trained for this model", clt=other)
     fails("max_feature_nodes is 0", max_feature_nodes=0)
     fails("max_count is 0", max_logits=0)
     fails("No target", targets=[])
@@ -277,5 +276,7 @@ def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
     fails("position is 99", targets=TokenLogits(tokens=(5,), position=99))
     fails("L0/99", targets=FeaturePreactivation(layer=0, feature=99))
     fails("has shape", targets=Direction(vector=torch.zeros(3)))
+    with pytest.raises(ConfigError, match="tiny-gpt2"):
+        attribute(tiny_gpt2, other, PROMPT)
     with pytest.raises(TextError, match="shorten"):
         attribute(tiny_gpt2, transcoder, "word " * 100)

@@ -31,7 +31,7 @@ def no_gradients() -> Iterator[None]:
 @torch.no_grad()
 def sources(tiny_gpt2: LanguageModel) -> Sources:
     path = read_linear_path(tiny_gpt2, tiny_gpt2.tokenize(PROMPT), "hook_resid_mid")
-    return find_sources(path, random_transcoder("clt"), first=1)
+    return find_sources(path, random_transcoder("clt"))
 
 
 @pytest.fixture(scope="module")

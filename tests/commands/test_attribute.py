@@ -184,7 +184,7 @@ def test_no_prompt_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [({"n_layers": 5, "d_model": 64}, "layers of width"), ({}, "No feature is active")]
+    ("shape", "message"), [({"n_layers": 5, "d_model": 64}, "n_layers = 5"), ({}, "No feature is active")]
 )
 def test_transcoders_that_do_not_fit_or_do_not_fire_are_one_line_and_status_2(
     shape: dict[str, int], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

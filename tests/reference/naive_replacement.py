@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from open_clt.activations.language_model import HookFunction, LanguageModel
+from open_clt.activations.language_model import Hook, LanguageModel
 from open_clt.config import SamplingConfig
 from open_clt.models.transcoder import Transcoder
 from open_clt.replacement.generation import draw
@@ -18,11 +18,11 @@ def constant(value: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 def replaced_logits(
-    model: LanguageModel, transcoder: Transcoder, tokens: torch.Tensor, layers: Collection[int], keep_first: bool
+    model: LanguageModel, transcoder: Transcoder, tokens: torch.Tensor, layers: Collection[int]
 ) -> torch.Tensor:
     """Find the MLP outputs one layer after another, each with the outputs of all earlier layers held constant."""
     inputs: list[torch.Tensor] = []
-    clamps: list[tuple[str, HookFunction]] = []
+    clamps: list[Hook] = []
     for layer in range(model.n_layers):
         with model.hooks(clamps):
             captured = model.capture(tokens, transcoder.config.input_hook, transcoder.config.target_hook)
@@ -34,7 +34,7 @@ def replaced_logits(
                 if layer < source + transcoder.config.reach_of(source):
                     features = transcoder.encode_layer(inputs[source], source)
                     replaced = replaced + transcoder.write(features, source, inputs[source])[:, layer - source]
-            start = 1 if keep_first else 0
+            start = 0 if transcoder.config.use_first_position else 1
             output[:, start:] = replaced.view_as(output)[:, start:]
         clamps.append((model.hook_name(layer, transcoder.config.target_hook), partial(constant, output)))
     with model.hooks(clamps):

@@ -32,7 +32,7 @@ def test_logits_equal_those_of_replacing_one_layer_after_another(model: Language
     transcoder = fitting(model, name)
     tokens = model.tokenize(TEXT)[None]
     replacement = ReplacementModel(model, transcoder)
-    expected = replaced_logits(model, transcoder, tokens, range(model.n_layers), keep_first=True)
+    expected = replaced_logits(model, transcoder, tokens, range(model.n_layers))
     torch.testing.assert_close(replacement.logits(tokens), expected, atol=1e-4, rtol=1e-4)
     corrected = ReplacementModel(model, transcoder, error_correction=True)
     torch.testing.assert_close(corrected.logits(tokens), model.logits(tokens), atol=1e-5, rtol=0)
@@ -50,11 +50,11 @@ def test_cached_generation_equals_naive_generation(model: LanguageModel, name: s
 
 @pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", "attn.hook_out", "mlp.hook_out"])
 def test_an_autoencoder_replaces_what_any_hook_of_the_models_width_carries(tiny_gpt2: LanguageModel, hook: str) -> None:
-    transcoder = fitting(tiny_gpt2, "sae", input_hook=hook, target_hook=hook)
+    transcoder = fitting(tiny_gpt2, "sae", input_hook=hook, target_hook=hook, use_first_position=True)
     tokens = tiny_gpt2.tokenize(TEXT)[None]
     captured = tiny_gpt2.capture(tokens, hook, hook)
     assert torch.equal(captured.inputs, captured.targets)
-    with ReplacementModel(tiny_gpt2, transcoder, layers=[0], keep_first_position=False).replacing():
+    with ReplacementModel(tiny_gpt2, transcoder, layers=[0]).replacing():
         replaced = tiny_gpt2.capture(tokens, "hook_in", hook).targets[0, :, 0]
     expected = transcoder(captured.inputs[0]).reconstruction[:, 0]
     torch.testing.assert_close(replaced, expected, atol=1e-5, rtol=1e-5)

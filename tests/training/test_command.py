@@ -104,6 +104,13 @@ def test_a_flag_overrides_the_file(settings: Settings) -> None:
     assert (run.training.transcoder.config.n_features, run.training.steps) == (24, 3)
 
 
+def test_the_first_position_is_a_setting_of_the_transcoder(settings: Settings) -> None:
+    run = train(settings, "--transcoder.use_first_position", "true")
+    assert run.training.transcoder.config.use_first_position
+    assert run.training.metrics is not None
+    assert run.training.metrics.tokens == 4 * 16  # all that is held out
+
+
 def test_alternatives_are_chosen_by_flags(settings: Settings) -> None:
     del settings["transcoder"]["nonlinearity"]
     sparsity = ["--training.loss.sparsity.kind", "l1", "--training.loss.sparsity.coefficient", "2"]

@@ -15,9 +15,9 @@ import torch
 from open_clt.activations import buffer
 from open_clt.activations.buffer import ActivationBatch, MemoryStore, Placed
 from open_clt.activations.text import Place
-from open_clt.errors import ConfigError, TextError
-from open_clt.training.data import ActivationDataModule, DataState, prepare
-from tests.training.synthetic import D_MODEL, LAYERS, quick_data, relu_mlps
+from open_clt.errors import CheckpointError, ConfigError, TextError
+from open_clt.training.data import ActivationDataModule, DataState, prepare, refuse_other_settings
+from tests.training.synthetic import D_MODEL, LAYERS, quick_data, quick_training, relu_mlps
 
 BYTES_PER_TOKEN = 2 * LAYERS * D_MODEL * 4
 
@@ -180,6 +180,13 @@ def test_first_positions_and_outliers_are_left_out() -> None:
     assert prepared.tokens == tokens.numel() == 599
     held_out = ActivationDataModule(relu_mlps(64), quick_data(), held_out=store).held_out_batches()
     assert torch.equal(torch.cat([batch.tokens for batch in held_out]), tokens)
+
+
+def test_a_training_run_of_an_older_version_is_refused_by_the_setting_that_it_lacks() -> None:
+    ours = {"n_features": 24, "use_first_position": False}
+    refuse_other_settings({**ours, "skip_first_position": True}, ours)
+    with pytest.raises(CheckpointError, match="use_first_position"):
+        refuse_other_settings({"n_features": 24}, ours)
 
 
 def test_statistics_come_from_all_tokens_not_the_first_batch() -> None:
