@@ -11,9 +11,6 @@ Both know 300 tokens (256 bytes, some merges, and ``<|endoftext|>``, which is BO
 weights large enough that attention, norms and MLPs all matter: norm weights are not one, biases are not zero. A session
 shares them, so leave no hook behind and change no weight; ``write_gpt2`` and ``write_llama`` make more, with other
 settings or seeds (``load_language_model(str(write_gpt2(tmp_path, activation_function="relu")))``).
-
-``random_transcoder`` fits any language model; ``exact_transcoder`` equals the MLPs of a GPT-2 with ReLU, because
-``W_out relu(W_in x + b)`` is a transcoder: with it, a replacement model is the model, and a graph has no errors.
 """
 
 from __future__ import annotations
@@ -27,8 +24,6 @@ import torch
 from safetensors.torch import load_file
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
-from open_clt.config import CrossLayerConfig, InputHook, NonlinearityConfig, ReLUConfig, TopKConfig
-from open_clt.models.cross_layer import CrossLayerTranscoder
 
 VOCABULARY = 300
 CONTEXT_LENGTH = 64
@@ -138,66 +133,6 @@ _GGUF_NAMES = {
     "post_attention_layernorm": "ffn_norm",
     "input_layernorm": "attn_norm",
 }
-
-
-def random_transcoder(
-    model: LanguageModel,
-    *,
-    input_hook: InputHook = "hook_resid_mid",
-    nonlinearity: NonlinearityConfig | None = None,
-    reach: int | None = None,
-    skip: bool = False,
-    use_first_position: bool = False,
-    n_features: int = 40,
-    seed: int = 2,
-) -> CrossLayerTranscoder:
-    """A random transcoder for a language model, with every bias and statistic away from its default."""
-    config = CrossLayerConfig(
-        n_layers=model.n_layers,
-        n_features=n_features,
-        d_model=model.d_model,
-        reach=reach,
-        skip=skip,
-        nonlinearity=nonlinearity or TopKConfig(k=6),
-        input_hook=input_hook,
-        use_first_position=use_first_position,
-    )
-    transcoder = CrossLayerTranscoder(config, seed=seed).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in [*transcoder.named_parameters(), *transcoder.standardisation.named_buffers()]:
-            if name.startswith(("b_", "W_skip")) or name.endswith("mean"):
-                tensor.normal_(0, 0.2, generator=generator)
-            elif name.endswith("scale"):
-                tensor.uniform_(0.5, 2.0, generator=generator)
-    return transcoder
-
-
-def exact_transcoder(folder: Path, *, use_first_position: bool = False) -> CrossLayerTranscoder:
-    """The transcoder that equals the MLPs of ``write_gpt2(folder, activation_function="relu")``."""
-    weights = load_file(folder / "model.safetensors")
-    layers = sum(name.endswith("mlp.c_fc.weight") for name in weights)
-    d_model, width = weights["transformer.h.0.mlp.c_fc.weight"].shape
-    config = CrossLayerConfig(
-        n_layers=layers,
-        n_features=width,
-        d_model=d_model,
-        reach=1,
-        nonlinearity=ReLUConfig(),
-        input_hook="ln2.hook_normalized",
-        use_first_position=use_first_position,
-    )
-    transcoder = CrossLayerTranscoder(config).eval()
-    with torch.no_grad():
-        for layer in range(layers):
-            block = f"transformer.h.{layer}"
-            W_in, norm = weights[f"{block}.mlp.c_fc.weight"], weights[f"{block}.ln_2.weight"]
-            # The hook stands before the norm's weight and bias: both belong to the encoder.
-            transcoder.W_enc[layer] = (W_in * norm[:, None]).T
-            transcoder.b_enc[layer] = weights[f"{block}.ln_2.bias"] @ W_in + weights[f"{block}.mlp.c_fc.bias"]
-            transcoder.W_dec[layer][:, 0] = weights[f"{block}.mlp.c_proj.weight"]
-            transcoder.b_dec[layer] = weights[f"{block}.mlp.c_proj.bias"]
-    return transcoder
 
 
 def _tokens() -> dict[str, int]:

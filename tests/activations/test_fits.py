@@ -11,7 +11,7 @@ from open_clt.activations.fits import check_fits
 from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.features import feature_activations
 from open_clt.errors import ConfigError
-from tests.tiny_models import random_transcoder
+from tests.random_transcoders import random_transcoder
 
 
 def test_what_fits_passes_as_a_transcoder_and_as_a_config(tiny_gpt2: LanguageModel) -> None:

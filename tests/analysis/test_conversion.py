@@ -11,7 +11,7 @@ from open_clt.analysis.evaluation import measure
 from open_clt.config import JumpReLUConfig, TopKConfig
 from open_clt.errors import TextError
 from open_clt.replacement.model import ReplacementModel
-from tests.architectures import architecture, random_architecture
+from tests.random_transcoders import architecture, random_architecture
 
 
 @pytest.mark.parametrize("name", ["clt", "sae", "molt"])

@@ -15,7 +15,8 @@ from open_clt.activations.text import pack_contexts
 from open_clt.analysis.evaluation import Evaluation, measure
 from open_clt.analysis.report import report
 from open_clt.replacement.model import ReplacementModel
-from tests.tiny_models import TEXTS, random_transcoder
+from tests.random_transcoders import random_transcoder
+from tests.tiny_models import TEXTS
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from open_clt.replacement.intervene import InterventionRecord, intervene
 from open_clt.replacement.interventions import Constrained, Intervention
 from open_clt.replacement.model import ReplacementModel
 from tests.analysis.hand_graph import NAMES, hand_graph
-from tests.tiny_models import exact_transcoder, random_transcoder, write_gpt2
+from tests.random_transcoders import exact_transcoder, random_transcoder
+from tests.tiny_models import write_gpt2
 
 TEXT = "The cat sat on the dog"
 

@@ -20,8 +20,8 @@ from open_clt.attribution.attribute import attribute
 from open_clt.errors import ConfigError
 from open_clt.models.metrics import DENSITY_EDGES
 from open_clt.replacement.model import ReplacementModel
-from tests.architectures import architecture, random_architecture
-from tests.tiny_models import TEXTS, exact_transcoder, random_transcoder, write_gpt2
+from tests.random_transcoders import architecture, exact_transcoder, random_architecture, random_transcoder
+from tests.tiny_models import TEXTS, write_gpt2
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from open_clt.analysis.report import Report, comparison_table, report
 from open_clt.analysis.report_file import is_report, load_report, save_reconstruction, save_report
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.replacement.model import ReplacementModel
-from tests.tiny_models import TEXTS, random_transcoder
+from tests.random_transcoders import random_transcoder
+from tests.tiny_models import TEXTS
 
 
 @pytest.fixture(scope="module")

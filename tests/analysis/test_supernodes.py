@@ -14,7 +14,7 @@ from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError
 from open_clt.models.feature import Feature, FeaturePlace
 from tests.analysis.hand_graph import hand_graph
-from tests.tiny_models import random_transcoder
+from tests.random_transcoders import random_transcoder
 
 PAIR = Supernode("twins", ("0:1:5", "0:2:5"))
 

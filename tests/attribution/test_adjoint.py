@@ -13,7 +13,8 @@ from open_clt.attribution.adjoint import Seeds, attribute_rows, before, feature_
 from open_clt.attribution.sources import Sources, find_sources
 from open_clt.attribution.target_kinds import SalientLogits
 from open_clt.attribution.targets import resolve_targets
-from tests.attribution.cases import KINDS, PROMPT, random_transcoder
+from tests.attribution.cases import KINDS, PROMPT
+from tests.random_transcoders import random_architecture
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 EVERY = [(model, kind) for model in ("gpt2", "llama") for kind in KINDS]
@@ -27,7 +28,7 @@ def no_gradients() -> Iterator[None]:
 
 def sources_and_seeds(model: LanguageModel, kind: str) -> tuple[Sources, Seeds]:
     """Some outputs and every third active feature, highest level first."""
-    transcoder = random_transcoder(kind)
+    transcoder = random_architecture(KINDS[kind])
     path = read_linear_path(model, model.tokenize(PROMPT), transcoder.config.input_hook)
     sources = find_sources(path, transcoder)
     features = sources.features

@@ -11,8 +11,9 @@ import torch
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.heads import every_head_contribution
-from tests.attribution.cases import PROMPT, random_transcoder
+from tests.attribution.cases import KINDS, PROMPT
 from tests.attribution.held_model import check_ablations
+from tests.random_transcoders import random_architecture
 from tests.tiny_models import CONTEXT_LENGTH, VOCABULARY, write_tokenizer
 
 SIZES: dict[str, Any] = {
@@ -57,18 +58,18 @@ def kinds(model: LanguageModel) -> list[str]:
 
 def test_rows_are_complete(model: LanguageModel) -> None:
     for kind in kinds(model):
-        graph = attribute(model, random_transcoder(kind), PROMPT)
+        graph = attribute(model, random_architecture(KINDS[kind]), PROMPT)
         assert graph.check().relative_to_row < 1e-5
 
 
 def test_an_edge_is_the_measured_effect_of_an_ablation(model: LanguageModel) -> None:
     for kind in kinds(model):
-        check_ablations(model, random_transcoder(kind))
+        check_ablations(model, random_architecture(KINDS[kind]))
 
 
 def test_heads_add_up_to_their_edges(model: LanguageModel) -> None:
     for kind in kinds(model):
-        transcoder = random_transcoder(kind)
+        transcoder = random_architecture(KINDS[kind])
         graph = attribute(model, transcoder, PROMPT).prune(0.7, 0.95)
         found = torch.zeros(graph.n_nodes, graph.n_nodes)
         for target, parts in every_head_contribution(model, transcoder, graph):

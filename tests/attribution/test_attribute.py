@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, L
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.errors import AttributionError, ConfigError, TextError
 from open_clt.models.cross_layer import CrossLayerTranscoder
-from tests.architectures import architecture, random_architecture
-from tests.attribution.cases import KINDS, PROMPT, random_transcoder
+from tests.attribution.cases import KINDS, PROMPT
 from tests.attribution.held_model import check_ablations
+from tests.random_transcoders import architecture, random_architecture
 from tests.reference.autograd_attribution import SlowAttribution, SlowRow
 
 EVERY = [(model, kind) for model in ("gpt2", "llama") for kind in KINDS]
@@ -42,7 +43,7 @@ def slow_row(slow: SlowAttribution, graph: AttributionGraph, number: int) -> Slo
 @pytest.mark.parametrize(("name", "kind"), EVERY)
 def test_rows_equal_autograd(models: dict[str, LanguageModel], name: str, kind: str) -> None:
     model, first = models[name], 0 if kind == "normalised clt" else 1
-    transcoder = random_transcoder(kind, use_first_position=first == 0)
+    transcoder = random_architecture(replace(KINDS[kind], use_first_position=first == 0))
     graph = attribute(model, transcoder, PROMPT, max_logits=3, batch_size=7)
     slow = SlowAttribution(model, transcoder, model.tokenize(PROMPT), first)
     features = [graph.node(int(number)) for number in graph.of_kind(NodeKind.FEATURE).nonzero()]
@@ -66,7 +67,7 @@ def test_rows_equal_autograd(models: dict[str, LanguageModel], name: str, kind: 
 
 @pytest.mark.parametrize(("name", "kind"), EVERY)
 def test_rows_are_complete(models: dict[str, LanguageModel], name: str, kind: str) -> None:
-    graph = attribute(models[name], random_transcoder(kind), PROMPT)
+    graph = attribute(models[name], random_architecture(KINDS[kind]), PROMPT)
     assert graph.check().relative_to_row < 1e-5
     assert graph.check().relative_to_total < 1e-4
     row_sums = graph.adjacency().sum(1)
@@ -75,7 +76,7 @@ def test_rows_are_complete(models: dict[str, LanguageModel], name: str, kind: st
 
 
 def test_a_compatible_graph_is_the_complete_one_less_three_kinds(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     complete, compatible = (attribute(tiny_gpt2, transcoder, PROMPT, compatible=c) for c in (False, True))
     shared = ~complete.of_kind(NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.MLP_OUTPUT)
     torch.testing.assert_close(compatible.adjacency(), complete.adjacency()[shared][:, shared])
@@ -85,18 +86,18 @@ def test_a_compatible_graph_is_the_complete_one_less_three_kinds(tiny_gpt2: Lang
 @pytest.mark.parametrize(("name", "kind"), EVERY)
 def test_an_edge_is_the_measured_effect_of_an_ablation(models: dict[str, LanguageModel], name: str, kind: str) -> None:
     """Take a feature's writes away, hold everything else: pre-activations and logits change by minus their edges."""
-    check_ablations(models[name], random_transcoder(kind))
+    check_ablations(models[name], random_architecture(KINDS[kind]))
 
 
 def test_batches_do_not_change_rows(tiny_llama: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     one, many = (attribute(tiny_llama, transcoder, PROMPT, batch_size=size) for size in (1, 64))
     torch.testing.assert_close(one.adjacency(), many.adjacency(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("compatible", [False, True])
 def test_a_budget_for_all_features_is_no_budget(tiny_gpt2: LanguageModel, compatible: bool) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     unbounded = attribute(tiny_gpt2, transcoder, PROMPT, compatible=compatible)
     bounded = attribute(tiny_gpt2, transcoder, PROMPT, compatible=compatible, max_feature_nodes=10_000)
     assert bounded.ids() == unbounded.ids()
@@ -104,7 +105,7 @@ def test_a_budget_for_all_features_is_no_budget(tiny_gpt2: LanguageModel, compat
 
 
 def test_a_budget_keeps_rows_complete_by_folding_into_errors(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     whole = attribute(tiny_gpt2, transcoder, PROMPT)
     part = attribute(tiny_gpt2, transcoder, PROMPT, max_feature_nodes=9, batch_size=4)
     assert int(part.of_kind(NodeKind.FEATURE).sum()) == 9
@@ -121,7 +122,7 @@ def test_a_budget_keeps_rows_complete_by_folding_into_errors(tiny_gpt2: Language
 
 
 def test_a_budget_explores_what_matters_most(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     whole = attribute(tiny_gpt2, transcoder, PROMPT)
     part = attribute(tiny_gpt2, transcoder, PROMPT, max_feature_nodes=12, batch_size=4)
     influence = dict(zip(whole.ids(), whole.influence().tolist(), strict=True))
@@ -133,7 +134,7 @@ def test_a_budget_explores_what_matters_most(tiny_gpt2: LanguageModel) -> None:
 
 
 def test_salient_logits_are_the_fewest_that_hold_the_probability(tiny_gpt2: LanguageModel) -> None:
-    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, max_logits=300, logit_probability=0.7)
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT, max_logits=300, logit_probability=0.7)
     probabilities = graph.nodes.weight[graph.of_kind(NodeKind.LOGIT)]
     assert float(probabilities.sum()) >= 0.7
     assert float(probabilities[:-1].sum()) < 0.7
@@ -143,7 +144,9 @@ def test_salient_logits_are_the_fewest_that_hold_the_probability(tiny_gpt2: Lang
 
 def test_given_tokens_and_positions_are_targets(tiny_gpt2: LanguageModel) -> None:
     token = tiny_gpt2.token_ids([" the"])[0][0]
-    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, targets=TokenLogits(tokens=(" the", 7), position=3))
+    graph = attribute(
+        tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT, targets=TokenLogits(tokens=(" the", 7), position=3)
+    )
     last = [graph.node(graph.n_nodes - 2), graph.node(graph.n_nodes - 1)]
     assert [(node.index, node.position) for node in last] == [(token, 3), (7, 3)]
     assert last[0].label.startswith("output ' the' (p=")
@@ -155,7 +158,7 @@ def test_given_tokens_and_positions_are_targets(tiny_gpt2: LanguageModel) -> Non
 
 
 def test_a_logit_difference_is_the_difference_of_two_rows(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     both = attribute(tiny_gpt2, transcoder, PROMPT, targets=TokenLogits(tokens=(5, 9)))
     difference = attribute(tiny_gpt2, transcoder, PROMPT, targets=LogitDifference(positive=5, negative=9))
     rows = both.adjacency()[-2:, :-2]
@@ -164,7 +167,7 @@ def test_a_logit_difference_is_the_difference_of_two_rows(tiny_gpt2: LanguageMod
 
 
 def test_a_direction_may_be_an_unembedding(tiny_llama: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     W_U = tiny_llama.bridge.W_U
     probe = Direction(vector=W_U[:, 5] - W_U.mean(1), name="probe")
     graph = attribute(tiny_llama, transcoder, PROMPT, targets=[TokenLogits(tokens=(5,)), probe])
@@ -175,7 +178,7 @@ def test_a_direction_may_be_an_unembedding(tiny_llama: LanguageModel) -> None:
 
 @pytest.mark.parametrize("kind", ["clt", "normalised skip"])
 def test_a_feature_may_be_a_target(tiny_gpt2: LanguageModel, kind: str) -> None:
-    transcoder = random_transcoder(kind)
+    transcoder = random_architecture(KINDS[kind])
     whole = attribute(tiny_gpt2, transcoder, PROMPT)
     numbers = [i for i in range(whole.n_nodes) if whole.node(i).kind is NodeKind.FEATURE and whole.node(i).layer == 2]
     node = whole.node(numbers[-1])
@@ -187,7 +190,7 @@ def test_a_feature_may_be_a_target(tiny_gpt2: LanguageModel, kind: str) -> None:
 
 
 def test_tokens_may_be_given_as_they_are(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     tokens = tiny_gpt2.tokenize(PROMPT)
     as_text, as_list = (attribute(tiny_gpt2, transcoder, prompt) for prompt in (PROMPT, tokens.tolist()))
     torch.testing.assert_close(as_text.adjacency(), as_list.adjacency())
@@ -195,7 +198,7 @@ def test_tokens_may_be_given_as_they_are(tiny_gpt2: LanguageModel) -> None:
 
 
 def test_several_prompts_give_the_graphs_of_each(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     prompts = [PROMPT, tiny_gpt2.tokenize("One two three"), [0, 5, 9]]
     settings: dict[str, Any] = {"max_feature_nodes": 7, "targets": TokenLogits(tokens=(5,)), "compatible": True}
     graphs = list(attribute_all(tiny_gpt2, transcoder, prompts, **settings))
@@ -207,7 +210,7 @@ def test_several_prompts_give_the_graphs_of_each(tiny_gpt2: LanguageModel) -> No
 
 
 def test_several_prompts_are_checked_before_the_first_is_attributed(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     with pytest.raises(AttributionError, match=r"Prompt 3 of 3, 'word word.*shorten"):
         next(attribute_all(tiny_gpt2, transcoder, [PROMPT, PROMPT, "word " * 100]))
     with pytest.raises(AttributionError, match=r"^Prompt 2 of 2: The prompt has 1 tokens"):
@@ -227,13 +230,13 @@ def test_several_prompts_show_a_bar_in_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard error for a terminal
-    for graph in attribute_all(tiny_gpt2, random_transcoder("clt"), prompts, max_feature_nodes=2):
+    for graph in attribute_all(tiny_gpt2, random_architecture(KINDS["clt"]), prompts, max_feature_nodes=2):
         print(graph.info.prompt)
     captured = capsys.readouterr()
     assert captured.out.splitlines() == prompts
     assert ("attributing" in captured.err) == shown
     assert ("2/2" in captured.err) == shown
-    list(attribute_all(tiny_gpt2, random_transcoder("clt"), prompts, max_feature_nodes=2, progress=False))
+    list(attribute_all(tiny_gpt2, random_architecture(KINDS["clt"]), prompts, max_feature_nodes=2, progress=False))
     assert capsys.readouterr().err == ""
 
 
@@ -252,7 +255,7 @@ def test_what_has_no_linear_edges_is_refused(tiny_gpt2: LanguageModel, name: str
 
 
 def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     silent = CrossLayerTranscoder(
         CrossLayerConfig(n_layers=3, n_features=8, d_model=32, nonlinearity=JumpReLUConfig(initial_threshold=1e6))
     ).eval()

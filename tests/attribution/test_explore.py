@@ -16,7 +16,8 @@ from open_clt.attribution.influence import Edges, InfluenceGraph, influence
 from open_clt.attribution.sources import Sources, find_sources
 from open_clt.attribution.target_kinds import SalientLogits
 from open_clt.attribution.targets import Resolved, resolve_targets
-from tests.attribution.cases import PROMPT, random_transcoder
+from tests.attribution.cases import KINDS, PROMPT
+from tests.random_transcoders import random_architecture
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -31,7 +32,7 @@ def no_gradients() -> Iterator[None]:
 @torch.no_grad()
 def sources(tiny_gpt2: LanguageModel) -> Sources:
     path = read_linear_path(tiny_gpt2, tiny_gpt2.tokenize(PROMPT), "hook_resid_mid")
-    return find_sources(path, random_transcoder("clt"))
+    return find_sources(path, random_architecture(KINDS["clt"]))
 
 
 @pytest.fixture(scope="module")

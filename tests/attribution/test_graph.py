@@ -20,12 +20,13 @@ from open_clt.attribution.target_kinds import FeaturePreactivation, LogitDiffere
 from open_clt.errors import AttributionError, CheckpointError
 from open_clt.models.feature import Feature
 from tests.analysis.hand_graph import NAMES, hand_graph
-from tests.attribution.cases import PROMPT, random_transcoder
+from tests.attribution.cases import KINDS, PROMPT
+from tests.random_transcoders import random_architecture
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["complete", "compatible"])
 def graph(request: pytest.FixtureRequest, tiny_gpt2: LanguageModel) -> AttributionGraph:
-    return attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, compatible=request.param, max_logits=4)
+    return attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT, compatible=request.param, max_logits=4)
 
 
 def test_influence_is_the_sum_of_all_powers(graph: AttributionGraph) -> None:
@@ -119,17 +120,17 @@ def test_scores_fall_as_nodes_are_pruned(graph: AttributionGraph) -> None:
 
 
 def test_a_pruned_row_still_knows_what_it_left_out(tiny_gpt2: LanguageModel) -> None:
-    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT)
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT)
     assert graph.prune(0.6).check().relative_to_row < 1e-5
 
 
 def test_pruning_twice_forgets_nothing(tiny_gpt2: LanguageModel) -> None:
-    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT)
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT)
     assert graph.prune(0.9).prune(0.5).check().relative_to_row < 1e-5
 
 
 def test_errors_stay_for_the_first_stage_only_if_asked(tiny_gpt2: LanguageModel) -> None:
-    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT)
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT)
     kept, dropped = (graph.prune(0.5, 1.0, keep_errors=keep) for keep in (True, False))
     assert int(kept.of_kind(NodeKind.ERROR).sum()) > int(dropped.of_kind(NodeKind.ERROR).sum())
 

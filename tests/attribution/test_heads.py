@@ -14,7 +14,8 @@ from open_clt.attribution.heads import every_head_contribution, head_contributio
 from open_clt.attribution.nodes import NodeKind
 from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
 from open_clt.errors import AttributionError
-from tests.attribution.cases import PROMPT, random_transcoder
+from tests.attribution.cases import KINDS, PROMPT
+from tests.random_transcoders import random_architecture
 
 
 def last_feature(graph: AttributionGraph) -> int:
@@ -27,7 +28,7 @@ def last_feature(graph: AttributionGraph) -> int:
 def test_the_parts_add_up_to_the_edges(
     models: dict[str, LanguageModel], name: str, kind: str, settings: dict[str, int]
 ) -> None:
-    transcoder = random_transcoder(kind)
+    transcoder = random_architecture(KINDS[kind])
     graph = attribute(models[name], transcoder, PROMPT, **settings)
     for target in (graph.n_nodes - 1, last_feature(graph)):
         parts = head_contributions(models[name], transcoder, graph, target)
@@ -37,7 +38,7 @@ def test_the_parts_add_up_to_the_edges(
 
 
 def test_no_head_brings_anything_from_another_position_directly(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_gpt2, transcoder, PROMPT)
     parts = head_contributions(tiny_gpt2, transcoder, graph, graph.n_nodes - 1)
     elsewhere = graph.nodes.position < len(graph.info.tokens) - 1
@@ -46,7 +47,7 @@ def test_no_head_brings_anything_from_another_position_directly(tiny_gpt2: Langu
 
 
 def test_a_head_without_output_contributes_nothing(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_gpt2, transcoder, PROMPT)
     whole = head_contributions(tiny_gpt2, transcoder, graph, graph.n_nodes - 1)
     top = tiny_gpt2.bridge.original_model.transformer.h[2].attn.c_proj.weight
@@ -64,7 +65,7 @@ def test_a_head_without_output_contributes_nothing(tiny_gpt2: LanguageModel) -> 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_all_edges_of_a_pruned_graph_can_be_split(models: dict[str, LanguageModel], name: str) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     graph = attribute(models[name], transcoder, PROMPT).prune(0.6, 0.9)
     adjacency, seen = torch.zeros(graph.n_nodes, graph.n_nodes), 0
     for target, parts in every_head_contribution(models[name], transcoder, graph):
@@ -75,7 +76,7 @@ def test_all_edges_of_a_pruned_graph_can_be_split(models: dict[str, LanguageMode
 
 
 def test_one_edge_is_a_table_of_layers_and_heads(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_gpt2, transcoder, PROMPT)
     source = int(graph.of_kind(NodeKind.EMBEDDING).nonzero()[2])
     heads, direct = head_contributions(tiny_gpt2, transcoder, graph, graph.n_nodes - 1).edge(source)
@@ -93,7 +94,7 @@ def test_one_edge_is_a_table_of_layers_and_heads(tiny_gpt2: LanguageModel) -> No
     ids=lambda target: target.kind,
 )
 def test_edges_into_targets_that_are_no_tokens_are_split_too(tiny_llama: LanguageModel, target: Target) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_llama, transcoder, PROMPT, targets=[TokenLogits(tokens=(7,)), target])
     parts = head_contributions(tiny_llama, transcoder, graph, graph.n_nodes - 1)
     row = graph.adjacency()[-1]
@@ -101,7 +102,7 @@ def test_edges_into_targets_that_are_no_tokens_are_split_too(tiny_llama: Languag
 
 
 def test_what_cannot_be_split_is_refused(tiny_gpt2: LanguageModel) -> None:
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=Direction(vector=torch.ones(32)), max_feature_nodes=9)
 
     def fails(match: str, graph: AttributionGraph, target: int) -> None:

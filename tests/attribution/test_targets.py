@@ -22,7 +22,8 @@ from open_clt.attribution.target_kinds import (
 )
 from open_clt.attribution.targets import read_target
 from open_clt.errors import AttributionError
-from tests.attribution.cases import PROMPT, random_transcoder
+from tests.attribution.cases import KINDS, PROMPT
+from tests.random_transcoders import random_architecture
 
 
 def test_a_text_is_a_feature_or_a_token_or_a_difference(tiny_gpt2: LanguageModel) -> None:
@@ -68,7 +69,7 @@ def test_a_graph_keeps_its_targets_resolved(tiny_gpt2: LanguageModel, tmp_path: 
         Direction(vector=vector, name="the same probe", position=3),
         FeaturePreactivation(layer=1, feature=4, position=-2),
     ]
-    graph = attribute(tiny_gpt2, random_transcoder("clt"), PROMPT, targets=targets, max_feature_nodes=9)
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT, targets=targets, max_feature_nodes=9)
     expected = GraphSettings(
         targets=(
             SalientLogits(max_count=2, probability=0.5, position=last),
@@ -88,7 +89,7 @@ def test_a_graph_keeps_its_targets_resolved(tiny_gpt2: LanguageModel, tmp_path: 
 
 def test_resolved_targets_give_the_same_graph(tiny_gpt2: LanguageModel) -> None:
     """What a graph keeps can be asked for again."""
-    transcoder = random_transcoder("clt")
+    transcoder = random_architecture(KINDS["clt"])
     wanted = [TokenLogits(tokens=(" the",), position=-1), Direction(vector=torch.ones(32), position=-2)]
     graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=wanted)
     kept = [target for target in graph.info.settings.targets if target is not None]

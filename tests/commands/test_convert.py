@@ -14,7 +14,8 @@ from open_clt.config import JumpReLUConfig, TopKConfig
 from open_clt.models.formats.circuit_tracer import load_circuit_tracer
 from open_clt.models.formats.load import load_transcoder
 from open_clt.models.formats.native import save_transcoder
-from tests.tiny_models import TEXTS, random_transcoder
+from tests.random_transcoders import random_transcoder
+from tests.tiny_models import TEXTS
 
 
 @pytest.fixture

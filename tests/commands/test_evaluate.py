@@ -11,8 +11,8 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.analysis.report_file import load_report, save_reconstruction
 from open_clt.cli import main
 from open_clt.models.formats.native import save_transcoder
-from tests.architectures import architecture, random_architecture
-from tests.tiny_models import TEXTS, random_transcoder
+from tests.random_transcoders import architecture, random_architecture, random_transcoder
+from tests.tiny_models import TEXTS
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from open_clt.models.formats.native import save_transcoder
 from open_clt.replacement.intervene import generate_patched
 from open_clt.replacement.interventions import Intervention
 from open_clt.replacement.model import ReplacementModel
-from tests.tiny_models import random_transcoder
+from tests.random_transcoders import random_transcoder
 
 TEXT = "The cat sat on the mat"
 FRANCE = "The capital of France is"

@@ -24,7 +24,7 @@ from open_clt.models.formats.native import save_transcoder
 from open_clt.models.make import make_transcoder
 from open_clt.models.molt import Molt
 from open_clt.models.sparse import SparseFeatures, dense
-from tests.architectures import ARCHITECTURES, architecture, random_architecture
+from tests.random_transcoders import ARCHITECTURES, architecture, random_architecture
 from tests.reference.dense_transcoder import decode_by_loops, nested_by_loops, preactivations_by_loops
 
 NONLINEARITIES: list[NonlinearityConfig] = [

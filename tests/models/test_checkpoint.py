@@ -25,8 +25,8 @@ from open_clt.models.formats.circuit_tracer import load_circuit_tracer, save_cir
 from open_clt.models.formats.load import holds_transcoder, load_transcoder
 from open_clt.models.formats.native import read_record, save_transcoder
 from open_clt.models.make import OwnArchitecture, make_transcoder
-from tests.architectures import architecture, random_architecture
 from tests.models.test_cross_layer import NONLINEARITIES, make, warm
+from tests.random_transcoders import architecture, random_architecture
 from tests.training.own import Muffled
 
 

@@ -9,7 +9,7 @@ from open_clt.config import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig,
 from open_clt.errors import ConfigError
 from open_clt.models.conversion import L0_TOLERANCE, convert_to_jumprelu, selected_counts
 from open_clt.models.sparse import active_counts
-from tests.architectures import architecture, random_architecture
+from tests.random_transcoders import architecture, random_architecture
 
 RANKED: list[NonlinearityConfig] = [TopKConfig(k=5), BatchTopKConfig(k=5), BatchTopKConfig(k=5, across_layers=True)]
 

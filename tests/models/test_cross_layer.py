@@ -16,6 +16,7 @@ from open_clt.config import (
 from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.sparse import LayerFeatures, SparseFeatures, dense
 from open_clt.models.transcoder import TranscoderOutput
+from tests.random_transcoders import randomised
 from tests.reference.dense_transcoder import decode_by_loops, preactivations_by_loops, topk_by_loops
 
 NONLINEARITIES: list[NonlinearityConfig] = [
@@ -30,15 +31,7 @@ NONLINEARITIES: list[NonlinearityConfig] = [
 def make(nonlinearity: NonlinearityConfig, *, reach: int | None = None, skip: bool = False) -> CrossLayerTranscoder:
     """A random transcoder with every bias and statistic away from its default."""
     config = CrossLayerConfig(n_layers=4, n_features=60, d_model=8, reach=reach, skip=skip, nonlinearity=nonlinearity)
-    transcoder = CrossLayerTranscoder(config, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, tensor in [*transcoder.named_parameters(), *transcoder.standardisation.named_buffers()]:
-            if name.startswith(("b_", "W_skip")) or name.endswith("mean"):
-                tensor.normal_(0, 0.3, generator=generator)
-            elif name.endswith("scale"):
-                tensor.uniform_(0.5, 2.0, generator=generator)
-    return transcoder
+    return randomised(CrossLayerTranscoder(config, seed=1), seed=2)
 
 
 def warm(transcoder: CrossLayerTranscoder, inputs: torch.Tensor) -> CrossLayerTranscoder:

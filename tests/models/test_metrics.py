@@ -13,7 +13,7 @@ from open_clt.models.metrics import DENSITY_EDGES, LayerMetrics, MetricsAccumula
 from open_clt.models.sparse import dense
 from open_clt.models.standardisation import Standardisation, StatisticsEstimator
 from open_clt.models.transcoder import Transcoder
-from tests.architectures import architecture, random_architecture
+from tests.random_transcoders import architecture, random_architecture
 
 
 def whole_batch(transcoder: Transcoder, inputs: Tensor, targets: Tensor) -> tuple[list[float], Tensor]:

@@ -12,7 +12,7 @@ from open_clt.models.transcoder import Transcoder
 from open_clt.replacement.intervene import intervene
 from open_clt.replacement.interventions import Constrained, Intervention, Iterative
 from open_clt.replacement.model import ReplacementModel
-from tests.architectures import ARCHITECTURES, architecture, random_architecture
+from tests.random_transcoders import ARCHITECTURES, architecture, random_architecture
 from tests.reference.naive_replacement import generate_without_cache, replaced_logits
 
 TEXT = "The cat sat on the mat"

@@ -29,8 +29,8 @@ from open_clt.replacement.interventions import (
 )
 from open_clt.replacement.model import ReplacementModel
 from open_clt.replacement.observation import observe
+from tests.random_transcoders import random_transcoder
 from tests.reference.naive_replacement import generate_without_cache
-from tests.tiny_models import random_transcoder
 
 TEXT = "The cat sat on the mat"
 

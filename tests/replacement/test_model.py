@@ -14,8 +14,9 @@ from open_clt.config import BatchTopKConfig, InputHook, SamplingConfig
 from open_clt.errors import ConfigError, OpenCLTError
 from open_clt.models.formats.native import save_transcoder
 from open_clt.replacement.model import ReplacementModel
+from tests.random_transcoders import exact_transcoder, random_transcoder
 from tests.reference.naive_replacement import generate_without_cache, replaced_logits
-from tests.tiny_models import exact_transcoder, random_transcoder, write_gpt2
+from tests.tiny_models import write_gpt2
 
 TEXT = "The cat sat on the mat"
 

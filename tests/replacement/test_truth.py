@@ -30,7 +30,7 @@ from open_clt.replacement.intervene import InterventionRecord, intervene
 from open_clt.replacement.interventions import Constrained, interventions_on
 from open_clt.replacement.model import ReplacementModel
 from open_clt.replacement.observation import Observed, observe
-from tests.tiny_models import random_transcoder
+from tests.random_transcoders import random_transcoder
 
 
 class Case(NamedTuple):

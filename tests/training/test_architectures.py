@@ -27,7 +27,7 @@ from open_clt.models.cross_layer import CrossLayerTranscoder
 from open_clt.models.formats.load import load_transcoder
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.run import train_on_activations, train_transcoder
-from tests.architectures import ARCHITECTURES, architecture
+from tests.random_transcoders import ARCHITECTURES, architecture
 from tests.tiny_models import TEXTS
 from tests.training.synthetic import D_MODEL, LAYERS, quick_training, relu_mlps, small_transcoder
 

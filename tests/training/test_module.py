@@ -28,7 +28,7 @@ from open_clt.models.transcoder import Transcoder
 from open_clt.training.module import ramp, set_encoder_bias
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import OwnParts, train_on_activations
-from tests.architectures import architecture
+from tests.random_transcoders import architecture
 from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
 
 
