@@ -2,25 +2,29 @@
 # and go. What they installed is stamped, so a second call starts at once.
 #
 #   make run                        the main job, start to finish   (make run ARGS="--help")
-#   make test                       lint, formatting, types, import contracts, tests
-#   make check PYTEST="-m slow"     the same checks without the set-up; PYTEST is handed to pytest
+#   make test                       lint, formatting, types, import contracts, the default tests (minutes)
+#   make slow                       the slow tests: long runs, notebooks, installation (under 20 minutes)
+#   make soak                       the longest tests, for a person to start; docs/results.md has their figures
+#   make check PYTEST="-x -k text"  what `make test` checks, without the set-up; PYTEST is handed to pytest
 #   make format                     let ruff rewrite what it can
 #   make gallery                    draw every picture in visualizations/gallery/ anew
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,explorer,server,gguf
+EXTRAS := dev,gguf
 ARGS ?=
 PYTEST ?=
 GALLERY := visualizations/gallery
+# As many processes as there are cores; a process that has nothing left to do takes tests from another.
+PARALLEL := -n auto --dist worksteal
 SETUP_FILES := pyproject.toml poetry.lock tools/constraints.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(VENV)/constraints.txt
 
 # pyright does not look for newer versions: the lock says which.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: run test check format gallery clean
+.PHONY: run test check slow soak format gallery clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -33,7 +37,13 @@ check:
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST)
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
