@@ -41,7 +41,7 @@ from open_clt.training.result import TrainingResult
 from open_clt.training.run import fit, quiet_lightning, set_from_data
 from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
 
-STEPS = 20
+STEPS = 12
 
 
 class Case(NamedTuple):

@@ -82,7 +82,7 @@ def test_weights_and_biases_gets_every_number_without_a_network(
     try:
         train(tmp_path / "out", *logger, "--trainer.logger.save_dir", str(tmp_path))
     finally:
-        wandb.finish()
+        wandb.teardown()  # waits for the process that writes the file
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     written = file.read_bytes()
     for name in ("loss", "fvu", "l0", "dead_share", "learning_rate", "harvest_share"):

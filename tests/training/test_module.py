@@ -56,10 +56,20 @@ PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=5
     [
         (small_transcoder(nonlinearity=TopKConfig(k=4)), AUXILIARY, 0.15),
         # A few transforms of high rank do most of these layers' work: fewer are wanted back.
-        (architecture("molt", n_layers=LAYERS, d_model=D_MODEL), replace(AUXILIARY, auxiliary=1.0), 0.4),
+        pytest.param(
+            architecture("molt", n_layers=LAYERS, d_model=D_MODEL),
+            replace(AUXILIARY, auxiliary=1.0),
+            0.4,
+            marks=pytest.mark.slow,
+        ),
         (small_transcoder(nonlinearity=JumpReLUConfig(bandwidth=0.1)), PREACTIVATION, 0.15),
         # Features that compete over a whole batch need a stronger pull: few of them could take all places.
-        (small_transcoder(nonlinearity=BatchTopKConfig(k=8)), replace(AUXILIARY, auxiliary=1.0), 0.15),
+        pytest.param(
+            small_transcoder(nonlinearity=BatchTopKConfig(k=8)),
+            replace(AUXILIARY, auxiliary=1.0),
+            0.15,
+            marks=pytest.mark.slow,
+        ),
         (
             small_transcoder(nonlinearity=BatchTopKConfig(k=8, across_layers=True)),
             replace(AUXILIARY, auxiliary=1.0),
@@ -157,7 +167,8 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
 )
 def test_every_nonlinearity_learns(nonlinearity: NonlinearityConfig, sparsity: float) -> None:
     penalty = TanhSparsityConfig(coefficient=sparsity) if sparsity else None
-    settings = quick_training(epochs=5, loss=LossConfig(sparsity=penalty, dead_after_tokens=500))
+    loss = LossConfig(sparsity=penalty, dead_after_tokens=500)
+    settings = quick_training(max_steps=100, learning_rate=2e-2, loss=loss)
     config = small_transcoder(nonlinearity=nonlinearity)
     record = train_on_activations(relu_mlps(4000), config, settings, held_out=relu_mlps(500, seed=1), progress=False)
     assert record.metrics is not None
@@ -171,7 +182,8 @@ def test_more_sparsity_means_fewer_features() -> None:
     l0 = []
     for sparsity in (0.1, 3.0):
         penalty = TanhSparsityConfig(coefficient=sparsity)
-        settings = quick_training(epochs=4, loss=LossConfig(sparsity=penalty, dead_after_tokens=500))
+        loss = LossConfig(sparsity=penalty, dead_after_tokens=500)
+        settings = quick_training(max_steps=80, learning_rate=2e-2, loss=loss)
         config = small_transcoder(nonlinearity=JumpReLUConfig())
         l0.append(train_on_activations(relu_mlps(4000), config, settings, progress=False).curves.l0[-1])
     assert l0[1] < 0.7 * l0[0]

@@ -63,7 +63,8 @@ def test_two_processes_equal_one(
         assert_equal(process[layout][name], one_process[name], exact_fvu=LAYOUTS[layout].replicas == 1)
 
 
-@pytest.mark.parametrize("layout", ["2", *(pytest.param(layout, marks=pytest.mark.slow) for layout in ("4", "ddp"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["2", "4", "ddp"])
 def test_four_processes_equal_one(layout: str, one_process: dict[str, Any], tmp_path: Path) -> None:
     for process in run_processes(parallel_worker.train_cases, 4, tmp_path, [layout]):
         assert process[layout].keys() == cases(layout).keys()
