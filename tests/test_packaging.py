@@ -81,7 +81,7 @@ def test_constraints_come_from_the_lock(repository: Path, lock: dict[str, Any]) 
     locked = {f"{package['name']}=={package['version']}" for package in lock["package"]}
     assert set(printed) <= locked
     assert len(printed) == len(set(printed))
-    for name in ("torch", "transformer-lens", "dash", "pytest"):
+    for name in ("torch", "transformer-lens", "scipy", "pytest"):
         assert any(line.startswith(f"{name}==") for line in printed), f"{name} is not held by the lock"
 
 
