@@ -18,30 +18,31 @@ from open_clt.config import (
     TrainingConfig,
 )
 from open_clt.errors import ConfigError
+from tests.refusals import refuses
 
 SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "named"),
     [
-        (lambda: CrossLayerConfig(**SHAPE, reach=4), "reach is 4; it must lie between 1 and n_layers = 3"),
-        (lambda: CrossLayerConfig(**SHAPE, prefixes=(20, 8)), r"prefixes is \(20, 8\); they must rise"),
-        (lambda: CrossLayerConfig(**SHAPE, prefixes=(40,)), "less than n_features = 40"),
-        (lambda: CrossLayerConfig(**SHAPE, nonlinearity=TopKConfig(k=41)), "k is 41; it must lie between 1 and n_feat"),
-        (lambda: CrossLayerConfig(**{**SHAPE, "d_model": 0}), "d_model is 0; it must be at least 1"),
-        (lambda: MoltConfig(n_layers=3, d_model=4, ranks=(4, 2), counts=(8,)), r"ranks is \(4, 2\) and counts \(8,\)"),
-        (lambda: DataConfig(batch_size=0), "batch_size is 0"),
-        (lambda: DataConfig(memory_limit=0.0), "memory_limit is 0.0; it must be above 0"),
-        (lambda: TextsConfig(source="a", held_out_contexts=-1), "held_out_contexts is -1"),
-        (lambda: LearningConfig(betas=(0.9, 1.0)), "betas is"),
-        (lambda: TrainingConfig.of(decay_share=1.5), "decay_share is 1.5; it is a share"),
-        (lambda: ReportConfig(graphs=-1), "graphs is -1; it must be at least 0"),
-        (lambda: SamplingConfig(top_p=0.0), "top_p is 0.0"),
+        (lambda: CrossLayerConfig(**SHAPE, reach=4), "reach 4 1 n_layers 3"),
+        (lambda: CrossLayerConfig(**SHAPE, prefixes=(20, 8)), "prefixes 20 8"),
+        (lambda: CrossLayerConfig(**SHAPE, prefixes=(40,)), "prefixes n_features 40"),
+        (lambda: CrossLayerConfig(**SHAPE, nonlinearity=TopKConfig(k=41)), "k 41 n_features"),
+        (lambda: CrossLayerConfig(**{**SHAPE, "d_model": 0}), "d_model 0 1"),
+        (lambda: MoltConfig(n_layers=3, d_model=4, ranks=(4, 2), counts=(8,)), "ranks counts"),
+        (lambda: DataConfig(batch_size=0), "batch_size 0"),
+        (lambda: DataConfig(memory_limit=0.0), "memory_limit 0.0"),
+        (lambda: TextsConfig(source="a", held_out_contexts=-1), "held_out_contexts -1"),
+        (lambda: LearningConfig(betas=(0.9, 1.0)), "betas"),
+        (lambda: TrainingConfig.of(decay_share=1.5), "decay_share 1.5"),
+        (lambda: ReportConfig(graphs=-1), "graphs -1 0"),
+        (lambda: SamplingConfig(top_p=0.0), "top_p 0.0"),
     ],
 )
-def test_what_cannot_be_meant_is_named_with_what_is_legal(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_what_cannot_be_meant_is_named_with_what_is_legal(make: Callable[[], object], named: str) -> None:
+    with refuses(ConfigError, *named.split()):
         make()
 
 

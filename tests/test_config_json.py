@@ -19,6 +19,7 @@ from open_clt.config import (
 )
 from open_clt.config_json import from_dict, to_dict
 from open_clt.errors import ConfigError
+from tests.refusals import refuses
 
 
 @pytest.mark.parametrize(
@@ -48,9 +49,8 @@ def test_to_json_and_back_is_the_identity(config: CrossLayerConfig | MoltConfig 
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_legal(values: dict[str, object], named: list[str]) -> None:
-    with pytest.raises(ConfigError) as raised:
+    with refuses(ConfigError, *named):
         from_dict(TrainingConfig, values)
-    assert all(word in str(raised.value) for word in named)
 
 
 def test_settings_find_the_part_that_has_them() -> None:
@@ -70,27 +70,26 @@ def test_no_setting_belongs_to_two_parts() -> None:
     ("settings", "named"), [({"batchsize": 3}, "'batch_size'"), ({"data": DataConfig(), "batch_size": 3}, "batch_size")]
 )
 def test_a_setting_that_has_no_place_is_named(settings: dict[str, object], named: str) -> None:
-    with pytest.raises(ConfigError) as raised:
+    with refuses(ConfigError, named):
         TrainingConfig.of(**settings)
-    assert named in str(raised.value)
 
 
 def test_an_unknown_kind_lists_the_known() -> None:
     values = {"n_layers": 1, "n_features": 20, "d_model": 1, "nonlinearity": {"kind": "gelu"}}
-    with pytest.raises(ConfigError, match="relu, jumprelu, topk, batchtopk"):
+    with refuses(ConfigError, "relu", "jumprelu", "topk", "batchtopk", "gelu"):
         from_dict(CrossLayerConfig, values)
 
 
 def test_a_missing_setting_is_named() -> None:
-    with pytest.raises(ConfigError, match="'d_model'"):
+    with refuses(ConfigError, "d_model"):
         from_dict(CrossLayerConfig, {"n_layers": 1, "n_features": 20})
 
 
 def test_a_list_is_named_as_one() -> None:
     values = {"n_layers": 1, "n_features": 20, "d_model": 1, "prefixes": 3}
-    with pytest.raises(ConfigError, match="prefixes is 3; it must be a list of int"):
+    with refuses(ConfigError, "prefixes", 3):
         from_dict(CrossLayerConfig, values)
-    with pytest.raises(ConfigError, match="prefixes is 'a'; it must be int"):
+    with refuses(ConfigError, "prefixes", "'a'"):
         from_dict(CrossLayerConfig, {**values, "prefixes": ["a"]})
 
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from itertools import count
 from threading import Event
 
-import pytest
-
 from open_clt.activations.ahead import Ahead
+from tests.refusals import refuses
 
 
 def workers() -> list[str]:
@@ -49,7 +48,7 @@ def test_what_is_raised_in_the_thread_is_raised_where_the_item_is_asked_for() ->
 
     ahead = Ahead(items)
     assert next(ahead) == 1
-    with pytest.raises(KeyError, match="two"):
+    with refuses(KeyError, "two"):
         next(ahead)
     ahead.close()
 

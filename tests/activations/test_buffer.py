@@ -28,6 +28,7 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.activations.text import ContextStream, Place, pack_contexts
 from open_clt.config import TextsConfig
 from open_clt.errors import TextError
+from tests.refusals import refuses
 from tests.tiny_models import TEXTS
 
 
@@ -191,7 +192,7 @@ def test_collecting_stops_at_its_limit_and_says_so() -> None:
     part = collect(store, max_bytes=35.0 * 2 * 6 * 4)
     assert (part.block.size, part.complete) == (35, False)
     assert collect(store, max_bytes=35.0 * 2 * 6 * 4, dtype=torch.bfloat16).block.size == 70
-    with pytest.raises(TextError, match="no token to train on"):
+    with refuses(TextError):
         collect(MemoryStore([]), max_bytes=1e6)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from open_clt.activations.language_model import LanguageModel, Positioned, load_language_model
 from open_clt.errors import ConfigError, LanguageModelError, TextError
+from tests.refusals import refuses
 
 TEXT = "The cat sat on the mat, and the dog sat on the cat."
 
@@ -164,20 +165,20 @@ def test_hooks_replace_activations_and_end_with_their_with(model: LanguageModel)
 
 
 @pytest.mark.parametrize(
-    ("hook", "reason"),
+    ("hook", "named"),
     [
-        ("hook_of_no_model", "has no hook 'blocks.0.hook_of_no_model'"),
-        ("hook_mlp_in", "never passes 'blocks.0.hook_mlp_in'"),
-        ("hook_attn_in", "never passes 'blocks.0.hook_attn_in'"),
-        ("hook_q_input", "never passes 'blocks.0.hook_q_input'"),
-        ("attn.qkv.hook_in", "carries nothing in 3 of its 3 layers"),
-        ("attn.hook_q", r"carries \(4, 8\) numbers a token, a transcoder needs 32"),
+        ("hook_of_no_model", "blocks.0.hook_of_no_model"),
+        ("hook_mlp_in", "blocks.0.hook_mlp_in"),
+        ("hook_attn_in", "blocks.0.hook_attn_in"),
+        ("hook_q_input", "blocks.0.hook_q_input"),
+        ("attn.qkv.hook_in", "attn.qkv.hook_in"),
+        ("attn.hook_q", "(4, 8)"),
     ],
 )
-def test_a_hook_of_no_use_is_named_with_those_that_are(tiny_gpt2: LanguageModel, hook: str, reason: str) -> None:
+def test_a_hook_of_no_use_is_named_with_those_that_are(tiny_gpt2: LanguageModel, hook: str, named: str) -> None:
     tokens = tiny_gpt2.tokenize(TEXT)[None]
     before = tiny_gpt2.logits(tokens)
-    with pytest.raises(LanguageModelError, match=rf"{reason}.*; use any that carries 32 .* hook_resid_post, hook"):
+    with refuses(LanguageModelError, named, 32, "hook_resid_post"):
         tiny_gpt2.capture(tokens, hook, "hook_mlp_out")
     assert torch.equal(tiny_gpt2.logits(tokens), before)
     for named in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "ln2.hook_normalized"):
@@ -217,17 +218,17 @@ def test_text_survives_tokenising(model: LanguageModel, text: str) -> None:
 
 
 def test_empty_and_long_texts_are_refused(model: LanguageModel) -> None:
-    with pytest.raises(TextError, match="empty"):
+    with refuses(TextError):
         model.tokenize("")
-    with pytest.raises(TextError, match=rf"has 101 tokens, .* reads {model.context_length} at most; shorten"):
+    with refuses(TextError, 101, model.context_length):
         model.tokenize("!" * 100)
     assert len(model.token_ids(["!" * 100])[0]) == 100
     long = torch.zeros(1, model.context_length + 1, dtype=torch.long)
     for run in (model.logits, model.capture, model.advance):
-        with pytest.raises(TextError, match="65 tokens are more than the 64"):
+        with refuses(TextError, 65, 64):
             run(long)
     key_values = model.advance(long[:, :-1]).key_values
-    with pytest.raises(TextError, match="65 tokens are more than the 64"):
+    with refuses(TextError, 65, 64):
         model.advance(long[:, :1], key_values)
 
 
@@ -257,21 +258,21 @@ def test_cuda_gives_the_logits_of_the_cpu(tiny_llama: LanguageModel, tiny_llama_
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "named"),
     [
-        ({"dtype": "float16"}, "dtype is 'float16'; it must be 'float32' or 'bfloat16'"),
-        ({"dtype": torch.int8}, "dtype is 'torch.int8'"),
-        ({"device": "gpu"}, "device is 'gpu', which PyTorch does not know; use 'cpu' or 'cuda'"),
+        ({"dtype": "float16"}, "dtype float16 float32 bfloat16"),
+        ({"dtype": torch.int8}, "dtype torch.int8"),
+        ({"device": "gpu"}, "device gpu cpu cuda"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_impossible_settings_are_refused(settings: dict[str, Any], named: str) -> None:
+    with refuses(ConfigError, *named.split()):
         load_language_model("gpt2", **settings)
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="no CUDA device here; use 'cpu'"):
+    with refuses(ConfigError, "cpu"):
         load_language_model("gpt2", device="cuda")
 
 

@@ -6,7 +6,6 @@ import http.server
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from open_clt.activations import model_source
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.model_source import find_model
 from open_clt.errors import HubUnreachableError, LanguageModelError
+from tests.refusals import refuses
 from tests.tiny_models import write_gguf, write_tokenizer
 
 
@@ -28,36 +28,33 @@ def copy(tiny_gpt2_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_gpt2_folder, tmp_path / "model")
 
 
-def fails(name: str | Path, message: str, kind: type[LanguageModelError] = LanguageModelError) -> None:
-    """Loading fails with that message, soon, and the message also says what to do."""
-    began = time.perf_counter()
-    with pytest.raises(kind, match=message) as error:
+def fails(name: str | Path, *named: object, kind: type[LanguageModelError] = LanguageModelError) -> None:
+    """Loading is refused with an error of exactly this kind, which names all of these."""
+    with refuses(kind, *named) as error:
         load_language_model(name)
-    assert type(error.value) is kind
-    assert time.perf_counter() - began < 5
-    assert any(word in str(error.value) for word in ("'embedded'", "did you mean", "add ", "reinstall"))
+    assert error.type is kind
 
 
 @pytest.mark.parametrize("name", ["no/such/name", "not a name", "", ".", "/no/such/folder", "a\nb", "../x"])
 def test_names_that_cannot_lead_anywhere(name: str) -> None:
-    fails(name, "does not exist|holds no config.json")
+    fails(name)
 
 
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
-    fails(tmp_path, "holds no config.json")
+    fails(tmp_path, tmp_path, "config.json")
     (tmp_path / "some.gguf").touch()
-    fails(tmp_path, "did you mean the file .*some.gguf")
+    fails(tmp_path, "some.gguf")
 
 
 def test_a_directory_without_weights(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
-    fails(copy, "holds no weights")
+    fails(copy, copy)
 
 
 def test_a_directory_with_truncated_weights(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    fails(copy, "cannot be read: .* Check that .* files are whole")
+    fails(copy, copy)
 
 
 def test_a_directory_that_lacks_some_weights(copy: Path) -> None:
@@ -65,29 +62,29 @@ def test_a_directory_that_lacks_some_weights(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     del tensors["transformer.h.1.mlp.c_fc.weight"]
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    fails(copy, "lacks 1 weights, transformer.h.1.mlp.c_fc.weight")
+    fails(copy, "transformer.h.1.mlp.c_fc.weight")
 
 
 def test_a_directory_without_a_tokenizer(copy: Path) -> None:
     """transformers would make one up that knows no word, and go on."""
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").unlink()
-    fails(copy, "comes without a tokenizer")
+    fails(copy, copy)
 
 
 def test_a_damaged_tokenizer(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
-    fails(copy, "tokenizer of .* cannot be read")
+    fails(copy, copy)
 
 
 def test_files_that_are_no_model(tmp_path: Path) -> None:
-    fails(tmp_path / "absent.gguf", "There is no file")
+    fails(tmp_path / "absent.gguf", "absent.gguf")
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF and no more")
     (tmp_path / "other.gguf").write_bytes(b"something else")
     (tmp_path / "notes.txt").touch()
-    fails(tmp_path / "damaged.gguf", "cannot be read")
-    fails(tmp_path / "other.gguf", "does not begin as GGUF files do")
-    fails(tmp_path / "notes.txt", "is a file that is no .gguf")
+    fails(tmp_path / "damaged.gguf", "damaged.gguf")
+    fails(tmp_path / "other.gguf", "other.gguf")
+    fails(tmp_path / "notes.txt", "notes.txt", ".gguf")
 
 
 def test_a_gguf_file_is_the_model_it_was_made_from(
@@ -111,7 +108,7 @@ def test_models_without_what_a_transcoder_needs(kind: str, tmp_path: Path) -> No
     head = {"Mamba": "MambaForCausalLM", "Bert": "BertLMHeadModel"}[kind]
     getattr(transformers, head)(config).save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    with pytest.raises(LanguageModelError, match="no decoder-only model with MLP blocks"):
+    with refuses(LanguageModelError):
         load_language_model(tmp_path)
 
 
@@ -122,9 +119,7 @@ def test_side_by_side_blocks_have_no_stream_between_attention_and_mlp(tmp_path: 
     GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path)
     model = load_language_model(write_tokenizer(tmp_path))
     tokens = model.tokenize("The cat")[None]
-    with pytest.raises(
-        LanguageModelError, match=r"no hook 'blocks.0.hook_resid_mid' .*side by side.* such as .*ln2.hook_normalized"
-    ):
+    with refuses(LanguageModelError, "blocks.0.hook_resid_mid"):
         model.capture(tokens, "hook_resid_mid")
     assert model.capture(tokens, "ln2.hook_normalized").inputs.shape == (1, tokens.shape[1], 1, 32)
 
@@ -137,11 +132,11 @@ def test_the_embedded_model_loads() -> None:
 
 def test_an_installation_without_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_source, "files", lambda _: tmp_path)
-    fails("embedded", "missing from .*; reinstall")
+    fails("embedded")
 
 
 def test_hub_names_offline_are_refused_at_once() -> None:
-    fails("gpt2", "'gpt2' is not on this machine, and .* HF_HUB_OFFLINE forbids", HubUnreachableError)
+    fails("gpt2", "gpt2", "HF_HUB_OFFLINE", kind=HubUnreachableError)
 
 
 def test_a_model_in_the_cache_needs_no_hub(
@@ -157,7 +152,7 @@ def test_a_model_in_the_cache_needs_no_hub(
     tokens = model.tokenize("The cat")[None]
     assert torch.equal(model.logits(tokens), tiny_gpt2.logits(tokens))
     (repository / "snapshots" / "abc" / "model.safetensors").unlink()
-    fails("somebody/tiny", "not on this machine", HubUnreachableError)
+    fails("somebody/tiny", "somebody/tiny", kind=HubUnreachableError)
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
@@ -187,10 +182,11 @@ def test_a_hub_that_answers_is_left_to_decide() -> None:
     for name in ("known", "unknown"):
         source = find_model(name)
         assert (source.location, source.local) == (name, False)
-    with pytest.raises(HubUnreachableError, match="does not answer; give a local directory"):
+    with refuses(HubUnreachableError):
         find_model("broken")
 
 
+@pytest.mark.timeout(20)  # waiting for it would take longer
 @pytest.mark.parametrize("listening", [False, True], ids=["nobody there", "never answers"])
 def test_a_hub_that_does_not_answer_is_not_waited_for(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -200,7 +196,5 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(listening: bool, monkeypat
         if listening:
             server.listen()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        began = time.perf_counter()
-        with pytest.raises(HubUnreachableError, match="'embedded', the model that needs no network"):
+        with refuses(HubUnreachableError, "embedded"):
             load_language_model("gpt2")
-        assert time.perf_counter() - began < 2

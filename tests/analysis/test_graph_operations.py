@@ -23,6 +23,7 @@ from open_clt.attribution.nodes import NodeKind
 from open_clt.errors import AttributionError
 from open_clt.models.feature import Feature
 from tests.analysis.hand_graph import EDGES, NAMES, hand_graph, weights
+from tests.refusals import refuses
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_path_subgraph_is_all_paths_and_nothing_else(graph: AttributionGraph) 
     part = path_subgraph(graph, "token:0:10", "logit:2:40")
     assert set(part.ids()) == {"token:0:10", "0:1:5", "0:2:5", "1:2:3", "logit:2:40"}
     assert ("0:1:5", "logit:2:40") in weights(part)
-    with pytest.raises(AttributionError, match="No path leads from 'logit:2:40'"):
+    with refuses(AttributionError, "logit:2:40"):
         path_subgraph(graph, "logit:2:40", "token:0:10")
 
 
@@ -80,7 +81,7 @@ def test_nodes_are_understood_as_circuit_tracer_writes_them_and_from_the_end(gra
 
 
 def test_unknown_nodes_are_named(graph: AttributionGraph) -> None:
-    with pytest.raises(AttributionError, match="9:9:9"):
+    with refuses(AttributionError, "9:9:9"):
         subgraph(graph, ["0:1:5", "9:9:9"])
 
 

@@ -15,6 +15,7 @@ from open_clt.errors import AttributionError
 from open_clt.models.feature import Feature, FeaturePlace
 from tests.analysis.hand_graph import hand_graph
 from tests.random_transcoders import random_transcoder
+from tests.refusals import refuses
 
 PAIR = Supernode("twins", ("0:1:5", "0:2:5"))
 
@@ -64,7 +65,7 @@ def test_tokens_may_be_grouped(graph: AttributionGraph) -> None:
 def test_a_query_makes_a_supernode(graph: AttributionGraph) -> None:
     query = NodeQuery(kinds=(NodeKind.FEATURE,), layers=(0,))
     assert supernode(graph, "early", query) == Supernode("early", ("0:1:5", "0:2:5", "0:2:7"))
-    with pytest.raises(AttributionError, match="No node meets the query of 'none'"):
+    with refuses(AttributionError, "none"):
         supernode(graph, "none", NodeQuery(layers=(7,)))
 
 
@@ -85,7 +86,7 @@ def test_groups_are_disjoint_and_have_names(graph: AttributionGraph, supernodes:
 
 def test_a_loop_between_groups_is_an_error(graph: AttributionGraph) -> None:
     grouped = group(graph, [Supernode("around", ("token:1:11", "1:2:3"))])
-    with pytest.raises(AttributionError, match="loop"):
+    with refuses(AttributionError):
         grouped.scores()
 
 
@@ -129,5 +130,5 @@ def test_decoders_alone_group_one_feature_over_positions(traced: AttributionGrap
 
 
 def test_settings_out_of_range_are_refused(graph: AttributionGraph) -> None:
-    with pytest.raises(AttributionError, match="decoder_share is 2"):
+    with refuses(AttributionError, "decoder_share", 2):
         suggest_supernodes(graph, decoder_share=2.0)

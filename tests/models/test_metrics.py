@@ -14,6 +14,7 @@ from open_clt.models.sparse import dense
 from open_clt.models.standardisation import Standardisation, StatisticsEstimator
 from open_clt.models.transcoder import Transcoder
 from tests.random_transcoders import architecture, random_architecture
+from tests.refusals import refuses
 
 
 def whole_batch(transcoder: Transcoder, inputs: Tensor, targets: Tensor) -> tuple[list[float], Tensor]:
@@ -81,7 +82,7 @@ def test_standardised_activations_are_centred_with_mean_squared_norm_d() -> None
 
 
 def test_no_token_is_an_error() -> None:
-    with pytest.raises(ValueError, match="No token"):
+    with refuses(ValueError):
         MetricsAccumulator(random_architecture(architecture("clt"))).result()
-    with pytest.raises(ValueError, match="No token"):
+    with refuses(ValueError):
         StatisticsEstimator(1, 1).statistics()

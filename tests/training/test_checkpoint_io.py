@@ -11,6 +11,7 @@ import torch
 
 from open_clt.errors import CheckpointError
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
+from tests.refusals import refuses
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_what_is_read_equals_what_was_written(state: dict[str, Any], tmp_path: P
 
 
 def test_what_would_need_pickle_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="keep tensors and plain values"):
+    with refuses(CheckpointError):
         SafetensorsCheckpointIO().save_checkpoint({"thing": object()}, tmp_path / "resume")
 
 
@@ -62,23 +63,23 @@ def test_a_failed_save_leaves_the_former_checkpoint(state: dict[str, Any], tmp_p
 def test_missing_damaged_and_foreign_checkpoints_are_named(state: dict[str, Any], tmp_path: Path) -> None:
     io = SafetensorsCheckpointIO()
     path = tmp_path / "resume"
-    with pytest.raises(CheckpointError, match=r"state\.json"):
+    with refuses(CheckpointError, "state.json"):
         io.load_checkpoint(path)
     io.save_checkpoint(state, path)
     content = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**content, "format_version": 99}))
-    with pytest.raises(CheckpointError, match="99"):
+    with refuses(CheckpointError, "99"):
         io.load_checkpoint(path)
     (path / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"state\.json"):
+    with refuses(CheckpointError, "state.json"):
         io.load_checkpoint(path)
     (path / "state.json").write_text(json.dumps(content))
     (path / "state.json").write_text(json.dumps({**content, "state": {"tensor": "none"}}))
-    with pytest.raises(CheckpointError, match="none"):
+    with refuses(CheckpointError, "none"):
         io.load_checkpoint(path)
     (path / "state.json").write_text(json.dumps(content))
     (path / "tensors.safetensors").write_bytes(b"12")
-    with pytest.raises(CheckpointError, match=r"tensors\.safetensors"):
+    with refuses(CheckpointError, "tensors.safetensors"):
         io.load_checkpoint(path)
 
 
@@ -97,5 +98,5 @@ def test_the_parts_of_several_processes_are_named_as_such(state: dict[str, Any],
     io = SafetensorsCheckpointIO()
     for shard in range(2):
         io.save_checkpoint(state, tmp_path / "last" / f"shard_{shard}_of_2")
-    with pytest.raises(CheckpointError, match="is of 2 processes that share its features; go on with as many"):
+    with refuses(CheckpointError, 2):
         io.load_checkpoint(tmp_path / "last")

@@ -17,6 +17,7 @@ from open_clt.activations.buffer import ActivationBatch, MemoryStore, Placed
 from open_clt.activations.text import Place
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.training.data import ActivationDataModule, DataState, prepare, refuse_other_settings
+from tests.refusals import refuses
 from tests.training.synthetic import D_MODEL, LAYERS, quick_data, quick_training, relu_mlps
 
 BYTES_PER_TOKEN = 2 * LAYERS * D_MODEL * 4
@@ -138,7 +139,7 @@ def test_what_goes_wrong_in_the_harvest_is_raised_in_the_training() -> None:
             raise TextError("line 9 is no text")
 
     data = ActivationDataModule(Broken(relu_mlps(640, batches=10)), quick_data(memory_limit=2e-5, max_steps=30))
-    with pytest.raises(TextError, match="line 9"):
+    with refuses(TextError, "line 9"):
         list(data.train_dataloader())
     assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
 
@@ -162,7 +163,7 @@ def test_a_stream_of_unknown_length_needs_a_number_of_steps() -> None:
             self.store, self.batches_read = store, 0
 
     limit = 200 * BYTES_PER_TOKEN / 1e9
-    with pytest.raises(ConfigError, match="set max_steps"):
+    with refuses(ConfigError, "max_steps"):
         _ = ActivationDataModule(Endless(relu_mlps(640)), quick_data(memory_limit=limit)).steps
     data = ActivationDataModule(Endless(relu_mlps(640)), quick_data(memory_limit=limit, max_steps=20))
     assert len(list(data.train_dataloader())) == 20
@@ -207,21 +208,21 @@ def test_bfloat16_storage_halves_the_room() -> None:
 
 
 def test_no_token_left_is_a_clear_error() -> None:
-    with pytest.raises(TextError, match="no token to train on"):
+    with refuses(TextError):
         prepare(MemoryStore([]), quick_data())
     batch = next(iter(relu_mlps(16)))
-    with pytest.raises(TextError, match="first of its context"):
+    with refuses(TextError):
         prepare(MemoryStore([batch.take(slice(1))]), quick_data())
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "legal"),
+    ("name", "value"),
     [
-        ("batch_size", 0, "at least 1"),
-        ("max_steps", 0, "at least 1"),
-        ("learning_rate", -1e-3, "above 0"),
+        ("batch_size", 0),
+        ("max_steps", 0),
+        ("learning_rate", -1e-3),
     ],
 )
-def test_settings_out_of_range_are_named(name: str, value: float, legal: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is {value}.*{legal}"):
+def test_settings_out_of_range_are_named(name: str, value: float) -> None:
+    with refuses(ConfigError, name, value):
         quick_training(**{name: value})
