@@ -12,6 +12,7 @@ from open_clt.attribution.graph import AttributionGraph
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from tests.refusals import refuses
 
 PROMPT = "The capital of the state containing Dallas is"
 
@@ -55,7 +56,7 @@ def test_top_features_are_the_largest_activations(clt: OpenCrossLayerTranscoder,
 
 def test_training_then_save_and_load_gives_the_same_features(clt: OpenCrossLayerTranscoder, tmp_path: Path) -> None:
     mine = OpenCrossLayerTranscoder(clt.language_model, num_features=64, seed=3)
-    with pytest.raises(OpenCLTError, match="untrained"):
+    with refuses(OpenCLTError):
         mine.get_feature_activations(PROMPT)
     record = mine.train_transcoder(generate_texts(600, seed=5), batch_size=128, learning_rate=5e-3, progress=False)
     assert record.metrics is not None
@@ -71,7 +72,7 @@ def test_training_then_save_and_load_gives_the_same_features(clt: OpenCrossLayer
 
 def test_a_transcoder_of_another_shape_is_refused(tiny_gpt2: LanguageModel) -> None:
     other = OpenCrossLayerTranscoder(tiny_gpt2, num_features=32)
-    with pytest.raises(ConfigError, match="tiny-gpt2"):
+    with refuses(ConfigError, "tiny-gpt2"):
         other.load_model(Path(__file__).parent.parent / "open_clt" / "embedded" / "transcoder")
-    with pytest.raises(CheckpointError, match="known are"):
+    with refuses(CheckpointError):
         OpenCrossLayerTranscoder.from_pretrained("gpt5")

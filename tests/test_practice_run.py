@@ -23,7 +23,7 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_without_a_hub_the_story_goes_on_with_the_embedded_model(
     tmp_path: Path, allocator: list[bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--max-tokens", "12000", "--epochs", "1", "--num-features", "64", "--output-dir", str(tmp_path)]
+    arguments = ["--max-tokens", "6000", "--epochs", "1", "--num-features", "64", "--output-dir", str(tmp_path)]
     assert practice_run.main(arguments) == 0
     assert allocator == [True]
     printed = " ".join(capsys.readouterr().out.split())  # lines are wrapped to the terminal

@@ -113,5 +113,5 @@ def test_what_cannot_be_split_is_refused(tiny_gpt2: LanguageModel) -> None:
     fails("target:", unknown, graph.n_nodes - 1)
     fails("has no inputs", graph, int(graph.of_kind(NodeKind.EMBEDDING).nonzero()[0]))
     fails("budget and then pruned", graph.prune(), 0)
-    used = attribute(tiny_gpt2, random_transcoder("clt", use_first_position=True), PROMPT)
+    used = attribute(tiny_gpt2, random_architecture(replace(KINDS["clt"], use_first_position=True)), PROMPT)
     fails("first position", used, used.n_nodes - 1)

@@ -20,7 +20,7 @@ from open_clt.replacement.model import ReplacementModel
 from tests.tiny_models import TEXTS, write_gpt2, write_llama
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
-FAST = ("embedded-clt", "gpt2-clt-topk")
+FAST = ("embedded-clt",)
 SMALL = {
     "default": ["--transcoder.n_features", "64"],
     "gpt2-clt-topk": ["--transcoder.n_features", "64", "--transcoder.nonlinearity.initial_k", "32"],
@@ -125,18 +125,19 @@ def test_the_report_of_a_training_is_that_of_evaluate_and_compare_reads_it(
     prompts.write_text("one two three\nfour five six\n")
     asked = ["--report.prompts", str(prompts), "--report.graphs", "1", "--report.max_feature_nodes", "5"]
     autoencoder = hooks("hook_resid_pre", "hook_resid_pre")
+    held_out = ["--data.texts.held_out_contexts", "2"]
     for name, flags in {"clt": [], "asked": asked, "without": ["--report.graphs", "0"], "sae": autoencoder}.items():
-        assert main(tiny_flags(tiny_gpt2_folder, tmp_path, name, *flags)) == 0
+        assert main(tiny_flags(tiny_gpt2_folder, tmp_path, name, *held_out, *flags)) == 0
     said = capsys.readouterr().out
     reports = {name: load_report(tmp_path / name) for name in ("clt", "asked", "without", "sae")}
-    assert [len(found.graphs) for found in reports.values()] == [4, 1, 0, 0]  # of eight by default, but four contexts
+    assert [len(found.graphs) for found in reports.values()] == [2, 1, 0, 0]  # of eight by default, but two contexts
     assert reports["asked"].graphs[0].prompt == "one two three"
     assert reports["without"] == reports["clt"]._replace(name="without", graphs=())
     contexts, model = reports["clt"].evaluation.reconstruction.tokens // 15, load_language_model(tiny_gpt2_folder)
-    assert contexts == 4
+    assert contexts == 2
     again = report(
         ReplacementModel(model, tmp_path / "clt"),
-        pack_contexts([(tmp_path / "texts.txt").read_text()], model, 16, max_contexts=4),
+        pack_contexts([(tmp_path / "texts.txt").read_text()], model, 16, max_contexts=2),
         name="clt",
         prompts=[graph.prompt for graph in reports["clt"].graphs],
     )

@@ -12,6 +12,7 @@ from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError, TextError
 from open_clt.replacement.generation import draw, generate
 from tests.reference.naive_replacement import generate_without_cache
+from tests.refusals import refuses
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
 
@@ -98,17 +99,17 @@ def test_the_context_is_filled_and_not_exceeded(tiny_gpt2: LanguageModel) -> Non
     prompt = torch.arange(tiny_gpt2.context_length - 2)
     generation = generate(tiny_gpt2, prompt, SamplingConfig(stop_at_eos=False))
     assert len(generation.tokens) == tiny_gpt2.context_length
-    with pytest.raises(TextError, match="leave no room"):
+    with refuses(TextError):
         generate(tiny_gpt2, generation.tokens)
-    with pytest.raises(TextError, match="leave no room"):
+    with refuses(TextError):
         generate(tiny_gpt2, prompt, SamplingConfig(max_length=5))
 
 
 def test_a_prompt_is_one_text(tiny_gpt2: LanguageModel) -> None:
-    with pytest.raises(TextError, match="empty"):
+    with refuses(TextError):
         generate(tiny_gpt2, "")
     for shape in [(2, 3), (0,), (1, 0), (1, 1, 1)]:
-        with pytest.raises(TextError, match="tokens of one text"):
+        with refuses(TextError):
             generate(tiny_gpt2, torch.zeros(shape, dtype=torch.long))
 
 
@@ -117,7 +118,7 @@ def test_a_prompt_is_one_text(tiny_gpt2: LanguageModel) -> None:
     [{"max_new_tokens": 0}, {"max_length": 0}, {"top_k": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}],
 )
 def test_impossible_settings_are_refused(settings: SamplingSettings) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
+    with refuses(ConfigError, *next(iter(settings.items()))):
         SamplingConfig(**settings)
 
 

@@ -43,7 +43,7 @@ def train_with_killed_features(
         self.b_enc[:, ::2] -= 2
 
     monkeypatch.setattr(Transcoder, "_initialise_encoders", kill)
-    settings = quick_training(max_steps=140, learning_rate=2e-2, loss=loss)
+    settings = quick_training(epochs=3, learning_rate=2e-2, loss=loss)
     return train_on_activations(relu_mlps(4000), config, settings, progress=False)
 
 

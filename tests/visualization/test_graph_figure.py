@@ -24,6 +24,7 @@ from open_clt.visualization.graph_figure import visualize_attribution_graph
 from open_clt.visualization.graph_picture import GraphPicture, Shape, picture_of
 from open_clt.visualization.style import BLUE, GREY, VERMILLION
 from tests.analysis.hand_graph import hand_graph
+from tests.refusals import refuses
 from tests.visualization.boxes import overlapping
 
 SHORT = ["<|endoftext|>", "The", " capital", " of", " the", " state", " containing", " Dallas", " is"]
@@ -128,7 +129,7 @@ def test_a_picture_is_written_in_each_format(tmp_path: Path, suffix: str, magic:
 
 
 def test_an_unknown_suffix_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"use \.png, \.svg, \.pdf"):
+    with refuses(ConfigError, ".png", ".svg", ".pdf"):
         visualize_attribution_graph(picture(0, SHORT, 4, 20, 2), save_path=tmp_path / "graph.jpeg")
 
 
