@@ -21,8 +21,12 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def test_without_a_hub_the_story_goes_on_with_the_embedded_model(
-    tmp_path: Path, allocator: list[bool], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, allocator: list[bool], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One prompt, and no pictures but that of its graph: the slow test below draws them all."""
+    prompts_for = practice_run.prompts_for
+    monkeypatch.setattr(practice_run, "prompts_for", lambda clt: prompts_for(clt)[:1])
+    monkeypatch.setattr(practice_run, "draw_features", lambda *arguments: None)
     arguments = ["--max-tokens", "6000", "--epochs", "1", "--num-features", "64", "--output-dir", str(tmp_path)]
     assert practice_run.main(arguments) == 0
     assert allocator == [True]
@@ -35,10 +39,7 @@ def test_without_a_hub_the_story_goes_on_with_the_embedded_model(
     assert 0 < metrics["fvu"] < 1
     assert metrics["ce_original"] < metrics["ce_ablated"]
     assert " Austin" in (tmp_path / "comparison.md").read_text()
-    for name in ("attribution_graph.png", "training_curves.png", "feature_heatmap.png", "embedding_tsne.png"):
-        assert (tmp_path / name).stat().st_size > 5_000
-    gallery = Path(practice_run.__file__).parent / "visualizations" / "gallery"
-    assert {path.name for path in gallery.iterdir()} <= {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "attribution_graph.png").stat().st_size > 5_000
     assert (tmp_path / "checkpoint" / "config.json").is_file()
     assert (tmp_path / "graph" / "graph.json").is_file()
 
@@ -59,6 +60,10 @@ def test_bad_input_is_one_message_and_status_2(
 
 
 @pytest.mark.slow
-def test_the_whole_story_reaches_the_promised_reconstruction(tmp_path: Path) -> None:
+def test_the_whole_story_draws_the_gallery_and_reaches_the_promised_reconstruction(tmp_path: Path) -> None:
     assert practice_run.main(["--model", "embedded", "--output-dir", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["fvu"] <= 0.25
+    for name in ("attribution_graph.png", "training_curves.png", "feature_heatmap.png", "embedding_tsne.png"):
+        assert (tmp_path / name).stat().st_size > 5_000
+    gallery = Path(practice_run.__file__).parent / "visualizations" / "gallery"
+    assert {path.name for path in gallery.iterdir()} <= {path.name for path in tmp_path.iterdir()}
