@@ -121,7 +121,6 @@ EXCEPTIONS = {
 _UNTIL_THE_MOVE = (
     "open_clt/config.py",
     "tests/training/test_command.py",
-    "open_clt/attribution/attribute.py: attribute",
     "open_clt/analysis",
     "open_clt/models",
     "open_clt/training",
@@ -130,9 +129,6 @@ _UNTIL_THE_MOVE = (
     "open_clt/attribution/graph.py: AttributionGraph",
     "open_clt/models/transcoder.py: Transcoder",
     "open_clt/attribution/graph.py: AttributionGraph._label",
-    "open_clt/attribution/heads.py: _split",
-    "open_clt/attribution/influence.py: prune",
-    "open_clt/attribution/influence.py: scores",
     "open_clt/attribution/targets.py: _direction",
     "open_clt/training/activations.py: _harvests",
     "open_clt/training/run.py: _train",

@@ -21,6 +21,7 @@ from open_clt.errors import ConfigError
 from open_clt.models.metrics import DENSITY_EDGES
 from open_clt.replacement.model import ReplacementModel
 from tests.random_transcoders import architecture, exact_transcoder, random_architecture, random_transcoder
+from tests.refusals import refuses
 from tests.tiny_models import TEXTS, write_gpt2
 
 
@@ -151,9 +152,9 @@ def test_what_cannot_be_attributed_has_a_report_without_graphs_and_one_line_says
 def test_transcoders_of_one_model_make_a_table(measured: Report) -> None:
     table = comparison_table([measured, measured._replace(name="another")])
     assert [line.split()[0] for line in table.splitlines()[1:3]] == ["random", "another"]
-    with pytest.raises(ConfigError, match="different models"):
+    with refuses(ConfigError):
         comparison_table([measured, measured._replace(model="gpt2")])
-    with pytest.raises(ConfigError, match="no transcoder"):
+    with refuses(ConfigError):
         comparison_table([])
 
 

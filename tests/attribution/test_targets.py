@@ -24,6 +24,7 @@ from open_clt.attribution.targets import read_target
 from open_clt.errors import AttributionError
 from tests.attribution.cases import KINDS, PROMPT
 from tests.random_transcoders import random_architecture
+from tests.refusals import refuses
 
 
 def test_a_text_is_a_feature_or_a_token_or_a_difference(tiny_gpt2: LanguageModel) -> None:
@@ -40,19 +41,19 @@ def test_a_text_is_a_feature_or_a_token_or_a_difference(tiny_gpt2: LanguageModel
 
 
 @pytest.mark.parametrize(
-    ("text", "match"),
+    ("text", "named"),
     [
-        ("zebra", "'zebra' is"),
-        ("", "'' is 0 tokens"),
-        (" the--", "'' is 0 tokens"),
-        ("--", "'' is 0 tokens"),
-        (" the--zebra", "'zebra' is"),
-        ("2:*:7", "every position"),
-        ("2:5", "not one"),
+        ("zebra", "zebra"),
+        ("", "''"),
+        (" the--", "''"),
+        ("--", "''"),
+        (" the--zebra", "zebra"),
+        ("2:*:7", "2:*:7"),
+        ("2:5", "2:5"),
     ],
 )
-def test_other_texts_are_refused(tiny_gpt2: LanguageModel, text: str, match: str) -> None:
-    with pytest.raises(AttributionError, match=match):
+def test_other_texts_are_refused(tiny_gpt2: LanguageModel, text: str, named: str) -> None:
+    with refuses(AttributionError, named):
         read_target(tiny_gpt2, text)
 
 
