@@ -102,8 +102,9 @@ def _split(
     level = int(seed.level)
     entry = torch.tensor([before(level) if level == model.n_layers else read_by(level)], device=model.device)
     handed = _handed_on(sources, direct[0], level)
-    levels = torch.tensor(sorted(handed, reverse=True), device=model.device)
-    parts = torch.cat([handed[number] for number in levels.tolist()])
+    levels = torch.tensor(sorted(handed, reverse=True), dtype=torch.long, device=model.device)
+    # No head stands before the first layer of a model whose MLPs read beside attention: there are no parts then.
+    parts = torch.cat([direct[:0], *(handed[number] for number in levels.tolist())])
     rows = walk(sources, parts, before(levels.repeat_interleave(model.n_heads)))
     alone = walk(sources, direct, entry, through_attention=False)
     alone[:, sources.columns.biases][0, model.n_layers * path.n_positions + node.position] += seed.bias[0]

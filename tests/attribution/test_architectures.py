@@ -10,7 +10,7 @@ import torch
 
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.heads import every_head_contribution
+from open_clt.attribution.heads import every_head_contribution, head_contributions
 from tests.attribution.cases import KINDS, PROMPT
 from tests.attribution.held_model import check_ablations
 from tests.random_transcoders import random_architecture
@@ -75,3 +75,12 @@ def test_heads_add_up_to_their_edges(model: LanguageModel) -> None:
         for target, parts in every_head_contribution(model, transcoder, graph):
             found[target] = parts.heads.sum((0, 1)) + parts.direct
         torch.testing.assert_close(found, graph.adjacency(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_row_of_a_feature_of_the_first_layer_is_split_too(model: LanguageModel) -> None:
+    """No head stands before it where a block's MLP reads beside attention."""
+    transcoder = random_architecture(KINDS[kinds(model)[0]])
+    graph = attribute(model, transcoder, PROMPT)
+    target = next(number for number in range(graph.n_nodes) if graph.node(number).layer == 0)
+    parts = head_contributions(model, transcoder, graph, target)
+    torch.testing.assert_close(parts.heads.sum((0, 1)) + parts.direct, graph.adjacency()[target], atol=1e-5, rtol=1e-4)
