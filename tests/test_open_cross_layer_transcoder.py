@@ -72,7 +72,7 @@ def test_training_then_save_and_load_gives_the_same_features(clt: OpenCrossLayer
 
 def test_a_transcoder_of_another_shape_is_refused(tiny_gpt2: LanguageModel) -> None:
     other = OpenCrossLayerTranscoder(tiny_gpt2, num_features=32)
-    with refuses(ConfigError, "tiny-gpt2"):
+    with refuses(ConfigError, tiny_gpt2.name):
         other.load_model(Path(__file__).parent.parent / "open_clt" / "embedded" / "transcoder")
     with refuses(CheckpointError):
         OpenCrossLayerTranscoder.from_pretrained("gpt5")

@@ -71,7 +71,7 @@ def test_what_is_written_for_circuit_tracer_is_read_wherever_a_transcoder_is(
     text = [*options[1:3], *options[5:], "--graphs", "1", "--output", str(tmp_path / "compared")]
     assert main(["compare", str(tmp_path / "native"), str(tmp_path / "circuit-tracer"), *text]) == 0
     ours, theirs = (load_report(tmp_path / "compared" / layout) for layout in ("native", "circuit-tracer"))
-    assert theirs.row()["fvu"] == pytest.approx(ours.row()["fvu"], rel=1e-4)
+    assert theirs.row()["fvu"] == pytest.approx(ours.row()["fvu"], rel=1e-3)
     # Folding rounds: a feature within rounding of its threshold may fall on its other side.
     assert theirs.row()["ce_replacement"] == pytest.approx(ours.row()["ce_replacement"], rel=1e-3)
     assert theirs.graph_completeness == pytest.approx(ours.graph_completeness, rel=1e-3)
