@@ -11,7 +11,6 @@ What is explained are the likeliest next tokens, or what ``--target`` names. Fil
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from open_clt.commands.options import AddParser, add_model_options, load
 from open_clt.errors import ConfigError
+from open_clt.files import read_json
 
 if TYPE_CHECKING:
     from open_clt.analysis.circuit_tracer_schema import GraphCard
@@ -131,11 +131,9 @@ def _read_labels(path: Path) -> dict[Feature, str]:
     from open_clt.models.feature import read_labels
 
     try:
-        return read_labels(json.loads(path.read_text(encoding="utf-8")))
+        return read_labels(read_json(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON ({error}); give names of features.") from error
 
 
 def _check_places(arguments: argparse.Namespace) -> None:

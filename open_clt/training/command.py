@@ -30,6 +30,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import Tensor
 
+from open_clt import files
 from open_clt.activations.buffer import ActivationStore
 from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.activations.prompts import report_prompts
@@ -301,4 +302,4 @@ class TrainingCLI(LightningCLI):
                 settings["trainer"]["max_time"] = None
             with older_names():
                 text = self.parser.dump(Namespace(settings), skip_none=False, skip_validation=True)
-            (self.output / "config.yaml").write_text(text, encoding="utf-8")
+            files.write_text(self.output / "config.yaml", text)

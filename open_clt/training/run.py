@@ -36,6 +36,7 @@ from open_clt.activations.language_model import LanguageModel
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config_json import to_dict
 from open_clt.errors import CheckpointError, ConfigError
+from open_clt.files import kept
 from open_clt.models.formats.native import save_transcoder
 from open_clt.models.make import OwnArchitecture, make_transcoder
 from open_clt.models.metrics import MetricsAccumulator, TranscoderMetrics
@@ -287,6 +288,6 @@ def _checkpoint(output: Path | None, resume: str | Path | None) -> Path | None:
         return None
     named = output is not None and resume in ("last", "best")
     path = output / "checkpoints" / resume if output is not None and named else Path(resume)
-    if not path.is_dir():
+    if not kept(path).is_dir():
         raise CheckpointError(f"There is no checkpoint {path}; resume from last, best, or the path of a checkpoint.")
     return path

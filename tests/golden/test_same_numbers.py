@@ -1,0 +1,139 @@
+"""The same settings give the same numbers as before the house was rebuilt in November 2026.
+
+The JSON files beside this file hold numbers of the code of that time: weights after a few steps of training, edges and
+scores of graphs, an evaluation, an intervention and a continuation, all of the embedded model. Sums in another order
+round differently on another processor, so numbers are compared to a few parts in 100,000.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from open_clt import AttributionGraph, Intervention, OpenCrossLayerTranscoder, attribute, faithfulness, intervene
+from open_clt.activations.text import pack_contexts
+from open_clt.analysis.conversion import convert_transcoder
+from open_clt.analysis.measured_on import measured_on
+from open_clt.analysis.report import report
+from open_clt.attribution.nodes import NodeId, NodeKind
+from open_clt.embedded.corpus import generate_texts
+from open_clt.replacement.interventions import Constrained, Iterative
+from open_clt.training.command import train_command
+
+FOLDER = Path(__file__).parent
+PROMPT = "The capital of the state containing Dallas is"
+
+
+def stored(name: str) -> Any:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def close(value: Any) -> Any:
+    return pytest.approx(value, rel=5e-5, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def clt() -> OpenCrossLayerTranscoder:
+    return OpenCrossLayerTranscoder.from_pretrained("embedded")
+
+
+@pytest.fixture(scope="module")
+def contexts(clt: OpenCrossLayerTranscoder) -> torch.Tensor:
+    return pack_contexts(list(generate_texts(300, seed=3)), clt.language_model, 40, from_start=True)[:24]
+
+
+@pytest.mark.parametrize("case", ["topk", "jumprelu", "batchtopk_skip_reach", "molt"])
+def test_training_gives_the_same_weights(case: str, tmp_path: Path) -> None:
+    expected = stored("training")
+    flags = [*expected["common"], *expected["cases"][case]["flags"], "--output", str(tmp_path / "out")]
+    result = train_command(flags).training
+    assert result.curves.loss == close(expected["cases"][case]["loss"])
+    tensors = load_file(tmp_path / "out" / "transcoder.safetensors")
+    assert tensors.keys() == expected["cases"][case]["weights"].keys()
+    for name, facts in expected["cases"][case]["weights"].items():
+        tensor = tensors[name].double()
+        assert list(tensor.shape) == facts["shape"], name
+        assert float(tensor.norm()) == pytest.approx(facts["norm"], rel=1e-4), name
+        assert tensor.flatten()[:2].tolist() == pytest.approx(facts["first"], rel=1e-3, abs=1e-5), name
+    held_out = result.summary()["held_out"]
+    for name, value in expected["cases"][case]["held_out"].items():
+        assert held_out[name] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.parametrize("case", ["budget", "whole", "compatible"])
+def test_graphs_have_the_same_edges_and_scores(clt: OpenCrossLayerTranscoder, case: str) -> None:
+    expected = stored("graph")[case]
+    graph = attribute(clt.language_model, clt.transcoder, PROMPT, **expected["settings"])
+    assert (graph.n_nodes, graph.n_edges) == (expected["n_nodes"], expected["n_edges"])
+    assert graph.scores()._asdict() == close(expected["scores"])
+    pruned = graph.prune()
+    assert [pruned.n_nodes, pruned.n_edges] == expected["pruned"]
+    assert pruned.scores()._asdict() == close(expected["pruned_scores"])
+    assert graph.path_lengths().tolist()[:6] == close(expected["path_lengths"])
+    numbers = {name: number for number, name in enumerate(graph.ids())}
+    adjacency, influence = graph.adjacency(), graph.influence()
+    for source, target, weight in expected["edges"]:
+        assert float(adjacency[numbers[target], numbers[source]]) == close(weight)
+    for name, value in expected["influence"]:
+        assert float(influence[numbers[name]]) == close(value)
+
+
+def test_a_graph_predicts_as_well_as_before(clt: OpenCrossLayerTranscoder) -> None:
+    expected = stored("graph")["faithfulness"]
+    graph = attribute(clt.language_model, clt.transcoder, PROMPT)
+    measured = faithfulness(graph, clt.replacement_model(), max_features=6).report()
+    assert measured["features"] == expected["features"]
+    for effects in ("direct", "total"):
+        assert measured[effects] == pytest.approx(expected[effects], rel=1e-3)
+    assert measured["influence"]["kl_divergence"] == pytest.approx(expected["influence"]["kl_divergence"], rel=1e-3)
+
+
+def test_a_report_has_the_same_numbers(clt: OpenCrossLayerTranscoder, contexts: torch.Tensor) -> None:
+    expected = stored("evaluation")
+    assert measured_on(contexts).fingerprint == expected["fingerprint"]
+    made = report(clt.replacement_model(), contexts, name="x", prompts=[PROMPT], max_feature_nodes=64)
+    for name, value in expected["report_row"].items():
+        assert made.row()[name] == (value if isinstance(value, str) else close(value)), name
+    for layer, before in zip(made.layers(), expected["layers"], strict=True):
+        for name, value in before.items():
+            assert layer[name] == close(value), name
+
+
+def test_a_conversion_gives_the_same_thresholds(clt: OpenCrossLayerTranscoder, contexts: torch.Tensor) -> None:
+    expected = stored("evaluation")
+    made = convert_transcoder(clt.language_model, clt.transcoder, contexts)
+    after = made.after.as_dict()
+    for name, value in expected["converted"].items():
+        assert after[name] == close(value), name
+
+
+@pytest.mark.parametrize("patching", [Constrained(), Iterative()], ids=["constrained", "iterative"])
+def test_an_intervention_has_the_same_effects(clt: OpenCrossLayerTranscoder, patching: Constrained | Iterative) -> None:
+    expected = stored("evaluation")["intervention"]
+    node = NodeId.parse(expected["node"], clt.language_model.n_layers)
+    wanted = Intervention(node.layer, node.position, node.index, value=0.0)
+    record = intervene(clt.replacement_model(), PROMPT, wanted, patching)
+    before = expected[patching.kind]
+    assert record.kl_divergence == pytest.approx(before["kl"], rel=1e-3)
+    assert [top.token for top in record.top_after] == [token for token, _ in before["top"]]
+    assert [top.probability for top in record.top_after] == pytest.approx([p for _, p in before["top"]], rel=1e-3)
+    assert record.changes.layer.shape[0] == before["n"]
+
+
+def test_the_replacement_model_writes_the_same(clt: OpenCrossLayerTranscoder) -> None:
+    written = clt.replacement_model().generate(PROMPT, max_new_tokens=12)
+    assert written.continuation == stored("evaluation")["generation"]
+
+
+def test_a_graph_that_was_saved_before_is_read(clt: OpenCrossLayerTranscoder) -> None:
+    graph = AttributionGraph.load(FOLDER / "graph_v1")
+    now = attribute(clt.language_model, clt.transcoder, PROMPT, max_feature_nodes=40).prune()
+    assert graph.ids() == now.ids()
+    torch.testing.assert_close(graph.edges.weight, now.edges.weight, rtol=1e-4, atol=1e-6)
+    assert (graph.info.settings.use_first_position, graph.info.settings.max_feature_nodes) == (False, 40)
+    assert graph.of_kind(NodeKind.FEATURE).sum() == now.of_kind(NodeKind.FEATURE).sum()
