@@ -25,25 +25,25 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel, load_language_model
-from open_clt.activations.text import dataset_texts, pack_contexts, read_texts
-from open_clt.analysis.evaluation import Evaluation, measure
-from open_clt.analysis.features import ActivationStatistics, activation_statistics
-from open_clt.analysis.graph_operations import label_features
-from open_clt.analysis.records import feature_records
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import NodeKind
 from open_clt.config import SamplingConfig
+from open_clt.data.texts import dataset_texts, pack_contexts, read_texts
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError, OpenCLTError
+from open_clt.evaluation.evaluate import Evaluation, measure
+from open_clt.features.firing import ActivationStatistics, activation_statistics
+from open_clt.features.labels import label_features
+from open_clt.features.records import feature_records
 from open_clt.files import write_json, write_text
-from open_clt.models.feature import Feature
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.comparison import Comparison
 from open_clt.training.memory import keep_freed_memory
 from open_clt.training.result import TrainingResult
+from open_clt.transcoders.feature import Feature
 from open_clt.visualization.figures import visualize_training_curves
-from open_clt.visualization.graph_figure import visualize_attribution_graph
+from open_clt.visualization.graph.figure import visualize_attribution_graph
 from open_clt.visualization.suite import run_visualization_suite
 
 EMBEDDED_PROMPTS = (

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.formats.circuit_tracer import save_circuit_tracer
-from open_clt.models.nonlinearities import JumpReLU
+from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.nonlinearities import JumpReLU
 
 
 @dataclass(frozen=True, kw_only=True)

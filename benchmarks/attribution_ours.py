@@ -15,13 +15,13 @@ from attribution_process import measured, serve
 from safetensors.torch import save_file
 from torch import Tensor
 
-from open_clt.activations.language_model import load_language_model
-from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import Node, NodeId, NodeKind
 from open_clt.attribution.sources import find_sources
-from open_clt.models.formats.circuit_tracer import load_circuit_tracer
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import Node, NodeId, NodeKind
+from open_clt.language.language_model import load_language_model
+from open_clt.language.linear_path import read_linear_path
+from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
 
 sys.path.append(str(Path(__file__).parent.parent))
 from tests.reference.autograd_attribution import SlowAttribution, SlowRow

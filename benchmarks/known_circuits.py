@@ -51,15 +51,15 @@ from state_features import (
 )
 
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.target_kinds import TokenLogits
 from open_clt.embedded import facts
 from open_clt.embedded.evaluation import evaluation_prompts
 from open_clt.embedded.tasks import two_hop_statements
+from open_clt.graphs.targets import TokenLogits
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
-from open_clt.replacement.intervene import InterventionRecord, intervene
-from open_clt.replacement.interventions import Intervention, Iterative
+from open_clt.replacement.interventions.intervene import InterventionRecord, intervene
+from open_clt.replacement.interventions.intervention import Intervention, Iterative
+from open_clt.replacement.interventions.observation import observe
 from open_clt.replacement.model import ReplacementModel
-from open_clt.replacement.observation import observe
 
 AIM = 0.8
 DEVELOPMENT_PROMPTS = 200

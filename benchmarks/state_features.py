@@ -16,14 +16,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.graph_operations import NodeQuery, find_nodes, path_subgraph
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import NodeKind
 from open_clt.embedded import facts, templates
 from open_clt.errors import AttributionError
-from open_clt.models.transcoder import Transcoder
-from open_clt.replacement.observation import Observed
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.graphs.operations import NodeQuery, find_nodes, path_subgraph
+from open_clt.language.language_model import LanguageModel
+from open_clt.replacement.interventions.observation import Observed
+from open_clt.transcoders.transcoder import Transcoder
 
 CITIES = [(city, state.name) for state in facts.STATES for city in state.cities]
 

@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from training_case import Case, Steps
 
 from open_clt.config import CrossLayerConfig, JumpReLUConfig, LearningConfig, TanhSparsityConfig, TopKConfig
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.sparse import active_counts
-from open_clt.training import losses
-from open_clt.training.adam_in_backward import AdamInBackward
-from open_clt.training.optimization import adam
+from open_clt.training.step import losses
+from open_clt.training.step.adam_in_backward import AdamInBackward
+from open_clt.training.step.optimization import adam
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.sparse.codes import active_counts
 
 sys.path.append(str(Path(__file__).parent.parent))
 from tests.reference.dense_step import errors_densely

@@ -28,10 +28,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
-from open_clt.activations.buffer import ActivationBatch, Harvest, MemoryStore
-from open_clt.activations.language_model import LanguageModel, load_language_model
-from open_clt.activations.text import pack_contexts
-from open_clt.analysis.evaluation import Evaluation, measure
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
@@ -47,7 +43,11 @@ from open_clt.config import (
     TrainingConfig,
     TranscoderConfig,
 )
+from open_clt.data.harvest import ActivationBatch, Harvest, MemoryStore
+from open_clt.data.texts import pack_contexts
 from open_clt.embedded.corpus import generate_texts
+from open_clt.evaluation.evaluate import Evaluation, measure
+from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.run import train_on_activations
 

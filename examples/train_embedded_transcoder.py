@@ -25,19 +25,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel, load_language_model
-from open_clt.activations.text import pack_contexts
-from open_clt.analysis.evaluation import measure
 from open_clt.config import BatchTopKConfig, CrossLayerConfig, LossConfig, TrainingConfig
-from open_clt.config_json import to_dict
+from open_clt.config.json import to_dict
+from open_clt.data.texts import pack_contexts
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.corpus import generate_texts
 from open_clt.embedded.evaluation import evaluate
-from open_clt.models.formats.load import load_transcoder
-from open_clt.models.formats.native import save_transcoder
-from open_clt.models.transcoder import Transcoder
+from open_clt.evaluation.evaluate import measure
+from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.run import train_transcoder
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.transcoder import Transcoder
 
 log = logging.getLogger("train_embedded_transcoder")
 

@@ -13,24 +13,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from open_clt.activations.language_model import load_language_model
-    from open_clt.analysis.circuit_tracer_json import write_circuit_tracer
-    from open_clt.analysis.faithfulness import faithfulness
-    from open_clt.analysis.supernodes import suggest_supernodes
     from open_clt.attribution.attribute import attribute, attribute_all
-    from open_clt.attribution.graph import AttributionGraph
     from open_clt.config import CrossLayerConfig, MoltConfig, TrainingConfig, TranscoderConfig
     from open_clt.errors import OpenCLTError
-    from open_clt.models.cross_layer import CrossLayerTranscoder
-    from open_clt.models.formats.load import load_transcoder
-    from open_clt.models.formats.native import save_transcoder
-    from open_clt.models.make import make_transcoder
+    from open_clt.evaluation.faithfulness import faithfulness
+    from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
+    from open_clt.graphs.graph import AttributionGraph
+    from open_clt.graphs.supernodes import suggest_supernodes
+    from open_clt.language.language_model import load_language_model
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
-    from open_clt.replacement.intervene import intervene
-    from open_clt.replacement.interventions import Intervention
+    from open_clt.replacement.interventions.intervene import intervene
+    from open_clt.replacement.interventions.intervention import Intervention
     from open_clt.replacement.model import ReplacementModel
     from open_clt.training.run import train_transcoder
-    from open_clt.visualization.graph_figure import visualize_attribution_graph
+    from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+    from open_clt.transcoders.formats.load import load_transcoder
+    from open_clt.transcoders.formats.native import save_transcoder
+    from open_clt.transcoders.make import make_transcoder
+    from open_clt.visualization.graph.figure import visualize_attribution_graph
     from open_clt.visualization.suite import run_visualization_suite
 
     __version__: str
@@ -63,10 +63,10 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "AttributionGraph": "open_clt.attribution.graph",
+    "AttributionGraph": "open_clt.graphs.graph",
     "CrossLayerConfig": "open_clt.config",
-    "CrossLayerTranscoder": "open_clt.models.cross_layer",
-    "Intervention": "open_clt.replacement.interventions",
+    "CrossLayerTranscoder": "open_clt.transcoders.cross_layer",
+    "Intervention": "open_clt.replacement.interventions.intervention",
     "MoltConfig": "open_clt.config",
     "OpenCLTError": "open_clt.errors",
     "OpenCrossLayerTranscoder": "open_clt.open_cross_layer_transcoder",
@@ -75,17 +75,17 @@ _MODULE_OF = {
     "TranscoderConfig": "open_clt.config",
     "attribute": "open_clt.attribution.attribute",
     "attribute_all": "open_clt.attribution.attribute",
-    "faithfulness": "open_clt.analysis.faithfulness",
-    "intervene": "open_clt.replacement.intervene",
-    "load_language_model": "open_clt.activations.language_model",
-    "load_transcoder": "open_clt.models.formats.load",
-    "make_transcoder": "open_clt.models.make",
+    "faithfulness": "open_clt.evaluation.faithfulness",
+    "intervene": "open_clt.replacement.interventions.intervene",
+    "load_language_model": "open_clt.language.language_model",
+    "load_transcoder": "open_clt.transcoders.formats.load",
+    "make_transcoder": "open_clt.transcoders.make",
     "run_visualization_suite": "open_clt.visualization.suite",
-    "save_transcoder": "open_clt.models.formats.native",
-    "suggest_supernodes": "open_clt.analysis.supernodes",
+    "save_transcoder": "open_clt.transcoders.formats.native",
+    "suggest_supernodes": "open_clt.graphs.supernodes",
     "train_transcoder": "open_clt.training.run",
-    "visualize_attribution_graph": "open_clt.visualization.graph_figure",
-    "write_circuit_tracer": "open_clt.analysis.circuit_tracer_json",
+    "visualize_attribution_graph": "open_clt.visualization.graph.figure",
+    "write_circuit_tracer": "open_clt.graphs.formats.circuit_tracer",
 }
 
 

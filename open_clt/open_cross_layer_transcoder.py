@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any, Unpack, final
 
 from torch import Tensor
 
-from open_clt.activations.fits import check_fits
-from open_clt.activations.language_model import LanguageModel, load_language_model
-from open_clt.analysis.features import FeatureActivations, TopFeature, feature_activations, top_features
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
-from open_clt.attribution.graph import AttributionGraph
 from open_clt.config import CrossLayerConfig, NonlinearityConfig, TopKConfig, TrainingConfig
 from open_clt.errors import CheckpointError, OpenCLTError
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.formats.load import load_transcoder
-from open_clt.models.formats.native import save_transcoder
-from open_clt.models.transcoder import Transcoder
+from open_clt.features.firing import FeatureActivations, TopFeature, feature_activations, top_features
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.language.fits import check_fits
+from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.transcoder import Transcoder
 
 if TYPE_CHECKING:
-    from open_clt.analysis.faithfulness_report import Faithfulness
+    from open_clt.evaluation.faithfulness_report import Faithfulness
     from open_clt.replacement.model import ReplacementModel
     from open_clt.training.result import TrainingResult
     from open_clt.training.run import OwnParts
@@ -162,7 +162,7 @@ class OpenCrossLayerTranscoder:
         With a ``save_path`` that ends in .png, .svg or .pdf the graph is drawn there; any other is a directory that
         ``AttributionGraph.load`` reads.
         """
-        from open_clt.visualization.graph_figure import visualize_attribution_graph
+        from open_clt.visualization.graph.figure import visualize_attribution_graph
 
         graph = self.attribute(text).prune(node_threshold=threshold)
         if save_path is not None and Path(save_path).suffix:
@@ -183,7 +183,7 @@ class OpenCrossLayerTranscoder:
 
     def faithfulness(self, graph: AttributionGraph, *, max_features: int = 32) -> Faithfulness:
         """Whether what a graph of this model predicts is what happens when its features are ablated."""
-        from open_clt.analysis.faithfulness import faithfulness
+        from open_clt.evaluation.faithfulness import faithfulness
 
         return faithfulness(graph, self.replacement_model(), max_features=max_features)
 

@@ -9,7 +9,7 @@ from open_clt.visualization.figures import (
     visualize_layer_activity,
     visualize_training_curves,
 )
-from open_clt.visualization.graph_figure import visualize_attribution_graph
+from open_clt.visualization.graph.figure import visualize_attribution_graph
 from open_clt.visualization.suite import VisualizationSuite, run_visualization_suite
 
 __all__ = [

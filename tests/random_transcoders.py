@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
@@ -27,9 +26,10 @@ from open_clt.config import (
     TopKConfig,
     TranscoderConfig,
 )
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.make import make_transcoder
-from open_clt.models.transcoder import Transcoder
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.make import make_transcoder
+from open_clt.transcoders.transcoder import Transcoder
 
 Kind = TypeVar("Kind", bound=Transcoder)
 

@@ -16,30 +16,30 @@ import torch
 from matplotlib.figure import Figure
 
 from open_clt import files
-from open_clt.analysis.circuit_tracer_json import write_circuit_tracer
-from open_clt.analysis.circuit_tracer_reader import read_circuit_tracer
-from open_clt.analysis.circuit_tracer_schema import METADATA_FILE, GraphCard
-from open_clt.analysis.evaluation import Evaluation
-from open_clt.analysis.export import read_graphml, to_networkx, write_graphml
-from open_clt.analysis.feature_files import FeatureFiles, read_feature_json, write_feature_files, write_feature_json
-from open_clt.analysis.measured_on import MeasuredOn
-from open_clt.analysis.records import FeatureRecord
-from open_clt.analysis.report import NORM_QUANTILES, Report
-from open_clt.analysis.report_file import load_report, save_reconstruction, save_report
-from open_clt.attribution.graph import AttributionGraph
 from open_clt.config import CrossLayerConfig, MoltConfig, ReLUConfig
 from open_clt.errors import CheckpointError
-from open_clt.models.feature import Feature
-from open_clt.models.formats.circuit_tracer import save_circuit_tracer
-from open_clt.models.formats.load import load_transcoder
-from open_clt.models.formats.native import save_transcoder
-from open_clt.models.make import make_transcoder
-from open_clt.models.metrics import LayerMetrics, TranscoderMetrics
+from open_clt.evaluation.evaluate import Evaluation
+from open_clt.evaluation.measured_on import MeasuredOn
+from open_clt.evaluation.report import NORM_QUANTILES, Report
+from open_clt.evaluation.report_file import load_report, save_reconstruction, save_report
+from open_clt.features.feature_files import FeatureFiles, read_feature_json, write_feature_files, write_feature_json
+from open_clt.features.records import FeatureRecord
+from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
+from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
+from open_clt.graphs.formats.circuit_tracer_schema import METADATA_FILE, GraphCard
+from open_clt.graphs.formats.networkx import read_graphml, to_networkx, write_graphml
+from open_clt.graphs.graph import AttributionGraph
 from open_clt.replacement.comparison import LogitComparison
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.metrics_file import MetricsFile
+from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.make import make_transcoder
+from open_clt.transcoders.metrics import LayerMetrics, TranscoderMetrics
 from open_clt.visualization.style import save
-from tests.analysis.hand_graph import hand_graph
+from tests.graphs.hand_graph import hand_graph
 
 
 class Artefact(NamedTuple):

@@ -10,28 +10,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.conversion import convert_transcoder
-from open_clt.analysis.evaluation import measure
-from open_clt.analysis.faithfulness import faithfulness
-from open_clt.analysis.features import activation_statistics, activations_of, feature_activations
-from open_clt.analysis.report import report
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.heads import head_contributions
-from open_clt.attribution.nodes import NodeKind
 from open_clt.config import CrossLayerConfig, MoltConfig, TopKConfig, TranscoderConfig
 from open_clt.errors import ConfigError
-from open_clt.models.feature import Feature
-from open_clt.models.formats.load import load_transcoder
-from open_clt.models.formats.native import save_transcoder
-from open_clt.models.make import make_transcoder
-from open_clt.models.transcoder import Transcoder
-from open_clt.replacement.intervene import intervene, observe
-from open_clt.replacement.interventions import Intervention, Iterative
+from open_clt.evaluation.conversion import convert_transcoder
+from open_clt.evaluation.evaluate import measure
+from open_clt.evaluation.faithfulness import faithfulness
+from open_clt.evaluation.report import report
+from open_clt.features.firing import activation_statistics, activations_of, feature_activations
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.language.language_model import LanguageModel
+from open_clt.replacement.interventions.intervene import intervene, observe
+from open_clt.replacement.interventions.intervention import Intervention, Iterative
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.data import ActivationDataModule
 from open_clt.training.run import train_transcoder
+from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.make import make_transcoder
+from open_clt.transcoders.transcoder import Transcoder
 from tests.tiny_models import TEXTS
 from tests.training.synthetic import quick_data, quick_training, relu_mlps
 

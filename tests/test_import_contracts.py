@@ -22,11 +22,11 @@ CONTRACTS = {
 VIOLATIONS = {
     "layers": {"open_clt/replacement/planted.py": "from open_clt import training\n"},
     "language-model": {"open_clt/replacement/planted.py": "import transformer_lens\n"},
-    "drawing": {"open_clt/analysis/planted.py": "def draw():\n    import matplotlib.pyplot\n"},
-    "trainer": {"open_clt/models/planted.py": "import lightning.pytorch\n"},
+    "drawing": {"open_clt/features/planted.py": "def draw():\n    import matplotlib.pyplot\n"},
+    "trainer": {"open_clt/transcoders/planted.py": "import lightning.pytorch\n"},
     "acyclic": {
-        "open_clt/models/planted.py": "from open_clt.models import also_planted\n",
-        "open_clt/models/also_planted.py": "from open_clt.models import planted\n",
+        "open_clt/transcoders/planted.py": "from open_clt.transcoders import also_planted\n",
+        "open_clt/transcoders/also_planted.py": "from open_clt.transcoders import planted\n",
     },
 }
 

@@ -13,9 +13,9 @@ import torch
 from matplotlib.figure import Figure
 
 from open_clt import OpenCrossLayerTranscoder, ReplacementModel
-from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.figure_data import transcoded_model
 from open_clt.errors import ConfigError, TextError
+from open_clt.features.figure_data import transcoded_model
+from open_clt.language.language_model import LanguageModel
 from open_clt.visualization_utils import (
     run_visualization_suite,
     visualize_cross_layer_correlations,

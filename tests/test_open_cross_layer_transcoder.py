@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.attribution.graph import AttributionGraph
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.language.language_model import LanguageModel
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from tests.refusals import refuses
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from open_clt.activations.language_model import LanguageModel, load_language_model
+from open_clt.language.language_model import LanguageModel, load_language_model
 
 VOCABULARY = 300
 CONTEXT_LENGTH = 64

@@ -1,4 +1,4 @@
-"""Print the tables of docs/scaling.md, from the formulas of ``open_clt.training.scaling``.
+"""Print the tables of docs/scaling.md, from the formulas of ``open_clt.training.parallel.scaling``.
 
 A test holds the page against what this prints: after a change of formula, run it and paste.
 """
@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from open_clt.config import CrossLayerConfig, TopKConfig
-from open_clt.training.scaling import Hardware, Layout, StepTime, memory, parameters, reaches, step_time, traffic
+from open_clt.training.parallel.scaling import (
+    Hardware,
+    Layout,
+    StepTime,
+    memory,
+    parameters,
+    reaches,
+    step_time,
+    traffic,
+)
 
 # Rates that are held for long, a half to two thirds of an H100's data sheet: NVLink inside a machine of eight GPUs, and
 # 400 Gbit/s a GPU between machines.

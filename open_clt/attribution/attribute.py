@@ -26,19 +26,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from open_clt.activations.fits import check_fits
-from open_clt.activations.language_model import LanguageModel
-from open_clt.activations.linear_path import read_linear_path
-from open_clt.attribution.explore import Explored, explore
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.graph_info import GraphInfo, GraphSettings
-from open_clt.attribution.influence import Edges
-from open_clt.attribution.nodes import NodeTable
+from open_clt.attribution.budget import Explored, explore
 from open_clt.attribution.sources import Sources, attributable, find_sources
-from open_clt.attribution.target_kinds import SalientLogits, Target
 from open_clt.attribution.targets import Resolved, resolve_targets
 from open_clt.errors import AttributionError, OpenCLTError
-from open_clt.models.transcoder import Transcoder
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.influence import Edges
+from open_clt.graphs.info import GraphInfo, GraphSettings
+from open_clt.graphs.nodes import NodeTable
+from open_clt.graphs.targets import SalientLogits, Target
+from open_clt.language.fits import check_fits
+from open_clt.language.language_model import LanguageModel
+from open_clt.language.linear_path import read_linear_path
+from open_clt.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.adjoint import Seeds, add_skipped, before, feature_seeds, read_by, walk
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import Node, NodeId, NodeKind
 from open_clt.attribution.sources import Sources, attributable, find_sources
-from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, TokenLogits
 from open_clt.attribution.targets import target_seeds
 from open_clt.errors import AttributionError
-from open_clt.models.transcoder import Transcoder
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import Node, NodeId, NodeKind
+from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDifference, TokenLogits
+from open_clt.language.language_model import LanguageModel
+from open_clt.language.linear_path import read_linear_path
+from open_clt.transcoders.transcoder import Transcoder
 
 
 class EdgeParts(NamedTuple):

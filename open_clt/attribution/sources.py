@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_clt.activations.linear_path import LinearPath
-from open_clt.attribution.nodes import NodeKind, NodeTable
 from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK
 from open_clt.errors import AttributionError
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.sparse import SparseFeatures
-from open_clt.models.transcoder import Transcoder
+from open_clt.graphs.nodes import NodeKind, NodeTable
+from open_clt.language.linear_path import LinearPath
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.sparse.codes import SparseFeatures
+from open_clt.transcoders.transcoder import Transcoder
 
 _CACHED_NUMBERS = 2**27
 """Decoder rows kept between batches, in numbers (512 MB in float32); with more, they are gathered again each time."""

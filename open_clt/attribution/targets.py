@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.adjoint import Seeds, feature_seeds
-from open_clt.attribution.nodes import NodeKind, NodeTable
 from open_clt.attribution.sources import Sources
-from open_clt.attribution.target_kinds import (
+from open_clt.errors import AttributionError, ConfigError
+from open_clt.graphs.nodes import NodeKind, NodeTable
+from open_clt.graphs.targets import (
     Direction,
     FeaturePreactivation,
     LogitDifference,
@@ -22,8 +22,8 @@ from open_clt.attribution.target_kinds import (
     Target,
     TokenLogits,
 )
-from open_clt.errors import AttributionError, ConfigError
-from open_clt.models.feature import Feature, FeaturePlace
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.feature import Feature, FeaturePlace
 
 _LESS = "--"
 """Stands between the two tokens of a difference."""

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING
 
 from open_clt.commands.options import AddParser, add_model_options, load
 from open_clt.errors import ConfigError
-from open_clt.files import read_json
 
 if TYPE_CHECKING:
-    from open_clt.analysis.circuit_tracer_schema import GraphCard
-    from open_clt.attribution.graph import AttributionGraph
-    from open_clt.models.feature import Feature
+    from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
+    from open_clt.graphs.graph import AttributionGraph
+    from open_clt.transcoders.feature import Feature
 
 _FORMATS = ("native", "circuit-tracer", "graphml")
 _NOT_SLUGS = ("graph", "graph-metadata")
@@ -65,8 +64,8 @@ def add_to(add_parser: AddParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trace the prompts; check, save and draw each graph, and print what there is to know of it."""
     from open_clt.attribution.attribute import attribute_all
-    from open_clt.attribution.target_kinds import SalientLogits
     from open_clt.attribution.targets import read_target
+    from open_clt.graphs.targets import SalientLogits
 
     prompts = _prompts(arguments)
     cards = _cards(arguments, prompts)
@@ -90,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"\n{card.slug}: {graph.info.prompt!r}")
         graph, report = graph.with_labels(labels), ""
         if not arguments.no_faithfulness:
-            from open_clt.analysis.faithfulness import faithfulness, with_faithfulness
+            from open_clt.evaluation.faithfulness import faithfulness, with_faithfulness
 
             found = faithfulness(graph, replacement, max_features=arguments.max_features)
             graph, report = with_faithfulness(graph, found), found.summary()
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
-    from open_clt.activations.prompts import read_prompts
+    from open_clt.data.prompts import read_prompts
 
     found = [*arguments.prompt, *(read_prompts(arguments.prompts) if arguments.prompts else [])]
     if not found:
@@ -112,7 +111,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 def _cards(arguments: argparse.Namespace, prompts: Sequence[str]) -> list[GraphCard]:
     """What files tell of each graph, its name first: no two are the same."""
-    from open_clt.analysis.circuit_tracer_schema import GraphCard
+    from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
 
     if arguments.slug in _NOT_SLUGS:
         raise ConfigError(f"The slug {arguments.slug!r} is the name of another file; choose another slug.")
@@ -128,7 +127,8 @@ def _cards(arguments: argparse.Namespace, prompts: Sequence[str]) -> list[GraphC
 
 def _read_labels(path: Path) -> dict[Feature, str]:
     """Names of features, ``{"L2/417": "Texas"}``; raises ConfigError if the file holds anything else."""
-    from open_clt.models.feature import read_labels
+    from open_clt.files import read_json
+    from open_clt.transcoders.feature import read_labels
 
     try:
         return read_labels(read_json(path))
@@ -153,7 +153,7 @@ def _check_places(arguments: argparse.Namespace) -> None:
 
 def _numbers(graph: AttributionGraph, pruned: AttributionGraph) -> Iterator[str]:
     """Targets, sizes and scores."""
-    from open_clt.attribution.nodes import NodeKind
+    from open_clt.graphs.nodes import NodeKind
 
     outputs = graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET).nonzero().flatten().tolist()
     yield ", ".join(graph.node(number).label for number in outputs)
@@ -171,8 +171,8 @@ def _written(
     """Write the graph and its picture, and say where they are."""
     directory: Path | None = arguments.output
     if directory is not None:
-        from open_clt.analysis.circuit_tracer_json import write_circuit_tracer
-        from open_clt.analysis.export import write_graphml
+        from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
+        from open_clt.graphs.formats.networkx import write_graphml
 
         for kind in dict.fromkeys(arguments.format or ["native"]):
             match kind:
@@ -185,7 +185,7 @@ def _written(
             yield f"{kind}: {path}"
     figure: Path | None = arguments.figure
     if figure is not None:
-        from open_clt.visualization.graph_figure import visualize_attribution_graph
+        from open_clt.visualization.graph.figure import visualize_attribution_graph
 
         path = figure.with_name(f"{figure.stem}-{card.slug}{figure.suffix}") if several else figure
         visualize_attribution_graph(pruned, save_path=path)

@@ -19,7 +19,7 @@ from open_clt.commands.options import AddParser, transcoder_directory
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from open_clt.analysis.report import Report
+    from open_clt.evaluation.report import Report
 
 _WHICH = "transcoders (their directories, or embedded), or reports on some"
 
@@ -36,8 +36,8 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure what is not measured yet; print the table, save the rest."""
-    from open_clt.analysis.report import comparison_table
-    from open_clt.analysis.report_file import save_report, total_row
+    from open_clt.evaluation.report import comparison_table
+    from open_clt.evaluation.report_file import save_report, total_row
     from open_clt.files import write_rows
     from open_clt.visualization.report_figures import visualize_comparison
 
@@ -72,8 +72,8 @@ def _places(transcoders: Sequence[str]) -> dict[str, Path]:
 
 def _stored(arguments: argparse.Namespace, places: Mapping[str, Path]) -> dict[str, Report]:
     """The reports that are taken as they are; raises ConfigError if what was typed cannot be said of them."""
-    from open_clt.analysis.report_file import is_report, load_report
-    from open_clt.models.formats.load import holds_transcoder
+    from open_clt.evaluation.report_file import is_report, load_report
+    from open_clt.transcoders.formats.load import holds_transcoder
 
     reports = {name: place for name, place in places.items() if is_report(place)}
     if arguments.measuring or len(reports) < len(places):
@@ -94,8 +94,8 @@ def _measured(
     arguments: argparse.Namespace, places: Mapping[str, Path], stored: Mapping[str, Report]
 ) -> Iterator[tuple[str, Report]]:
     """A new report of each; raises ConfigError, before the first, if it could not stand beside what is stored."""
-    from open_clt.activations.language_model import load_language_model
-    from open_clt.analysis.measured_on import check_same_contexts, measured_on
+    from open_clt.evaluation.measured_on import check_same_contexts, measured_on
+    from open_clt.language.language_model import load_language_model
     from open_clt.replacement.model import ReplacementModel
 
     model = load_language_model(arguments.model or "embedded", arguments.device)

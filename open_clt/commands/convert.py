@@ -17,7 +17,7 @@ from open_clt.commands.options import AddParser, add_model_options, load
 from open_clt.config import BatchTopKConfig, TopKConfig
 
 if TYPE_CHECKING:
-    from open_clt.models.transcoder import Transcoder
+    from open_clt.transcoders.transcoder import Transcoder
 
 
 def add_to(add_parser: AddParser) -> None:
@@ -34,9 +34,9 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, print, save."""
-    from open_clt.analysis.conversion import convert_transcoder
-    from open_clt.models.formats.circuit_tracer import save_circuit_tracer
-    from open_clt.models.formats.native import save_transcoder
+    from open_clt.evaluation.conversion import convert_transcoder
+    from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+    from open_clt.transcoders.formats.native import save_transcoder
 
     clt = load(arguments)
     converted, native = clt.transcoder, arguments.format == "native"

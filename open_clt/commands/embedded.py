@@ -18,8 +18,8 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the evaluation table of the embedded model; status 1 if a row is below its bar."""
-    from open_clt.activations.language_model import load_language_model
     from open_clt.embedded.evaluation import evaluate, format_table
+    from open_clt.language.language_model import load_language_model
 
     model = load_language_model("embedded")
     rows = evaluate(model.next_tokens, lambda text: model.token_ids([text])[0], limit=arguments.limit)

@@ -23,8 +23,8 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, save."""
-    from open_clt.analysis.report import comparison_table, layer_table
-    from open_clt.analysis.report_file import save_report
+    from open_clt.evaluation.report import comparison_table, layer_table
+    from open_clt.evaluation.report_file import save_report
     from open_clt.visualization.report_figures import visualize_report
 
     clt = load(arguments)

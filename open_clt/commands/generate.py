@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the continuations that were asked for."""
     from open_clt.commands.options import corrected
     from open_clt.config import SamplingConfig
-    from open_clt.replacement.intervene import generate_patched
+    from open_clt.replacement.interventions.intervene import generate_patched
 
     interventions = read_interventions(arguments)
     sampling = SamplingConfig(

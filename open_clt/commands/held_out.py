@@ -15,8 +15,8 @@ from open_clt.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from open_clt.activations.language_model import LanguageModel
-    from open_clt.analysis.report import Report
+    from open_clt.evaluation.report import Report
+    from open_clt.language.language_model import LanguageModel
     from open_clt.replacement.model import ReplacementModel
 
 _TEXT = (
@@ -71,7 +71,7 @@ def add_held_out_options(parser: argparse.ArgumentParser) -> None:
 
 def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOut:
     """The contexts and prompts that were asked for; the same text and seed give the same ones."""
-    from open_clt.activations.prompts import report_prompts
+    from open_clt.data.prompts import report_prompts
 
     contexts = read_contexts(arguments, model)
     settings = ReportConfig(
@@ -87,7 +87,7 @@ def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor
     """Contexts of tokens (context, position), each beginning with BOS."""
     import torch
 
-    from open_clt.activations.text import pack_contexts
+    from open_clt.data.texts import pack_contexts
 
     # The embedded model was trained on contexts that begin as a document begins and are hardly longer than one.
     length = arguments.context_length or (_SENTENCE_TOKENS if arguments.text is None else _CONTEXT_TOKENS)
@@ -105,7 +105,7 @@ def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor
 
 def make_report(arguments: argparse.Namespace, replacement: ReplacementModel, held_out: HeldOut, name: str) -> Report:
     """The report of one transcoder."""
-    from open_clt.analysis.report import report
+    from open_clt.evaluation.report import report
 
     return report(
         replacement,
@@ -118,7 +118,7 @@ def make_report(arguments: argparse.Namespace, replacement: ReplacementModel, he
 
 
 def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Iterable[str]:
-    from open_clt.activations.text import open_texts
+    from open_clt.data.texts import open_texts
     from open_clt.embedded.corpus import generate_texts
 
     if arguments.text is None:

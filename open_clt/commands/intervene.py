@@ -28,8 +28,8 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the predictions before and after, and what else changed."""
-    from open_clt.replacement.intervene import intervene
-    from open_clt.replacement.interventions import Constrained, Iterative
+    from open_clt.replacement.interventions.intervene import intervene
+    from open_clt.replacement.interventions.intervention import Constrained, Iterative
 
     interventions = read_interventions(arguments)
     if not interventions:

@@ -12,7 +12,7 @@ from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
-    from open_clt.replacement.interventions import Intervention
+    from open_clt.replacement.interventions.intervention import Intervention
     from open_clt.replacement.model import ReplacementModel
 
 AddParser: TypeAlias = Callable[..., argparse.ArgumentParser]
@@ -65,7 +65,7 @@ def add_intervention_options(parser: argparse.ArgumentParser) -> None:
 
 def read_interventions(arguments: argparse.Namespace) -> list[Intervention]:
     """The interventions that were asked for: ablations, then values, then factors; raises ConfigError on bad names."""
-    from open_clt.replacement.interventions import interventions_on
+    from open_clt.replacement.interventions.intervention import interventions_on
 
     found = interventions_on(arguments.ablate, value=0.0)
     for name, number in _assignments(arguments.set):

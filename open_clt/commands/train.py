@@ -13,8 +13,8 @@ from open_clt.commands.options import AddParser
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from open_clt.analysis.report import Report
-    from open_clt.training.command import CommandResult
+    from open_clt.evaluation.report import Report
+    from open_clt.training.flags.command_line import CommandResult
 
 
 def add_to(add_parser: AddParser) -> None:
@@ -27,7 +27,7 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; write the transcoder, its settings, metrics, curves and evaluation; print what came out."""
-    from open_clt.training.command import train_command
+    from open_clt.training.flags.command_line import train_command
 
     trained = train_command(arguments.settings, keep_memory=True)
     if not trained.training.first:
@@ -59,8 +59,8 @@ def _draw(trained: CommandResult) -> None:
 
 def _evaluate(trained: CommandResult) -> None:
     """What ``open-clt evaluate`` measures; where that cannot be, how well the transcoder reconstructs, and why."""
-    from open_clt.analysis.report import comparison_table
-    from open_clt.analysis.report_file import save_reconstruction, save_report
+    from open_clt.evaluation.report import comparison_table
+    from open_clt.evaluation.report_file import save_reconstruction, save_report
     from open_clt.visualization.report_figures import visualize_report
 
     output = trained.output
@@ -79,7 +79,7 @@ def _evaluate(trained: CommandResult) -> None:
 
 def _report(trained: CommandResult) -> Report:
     """The report on the held-out contexts; raises ConfigError if there is nothing that the transcoder can stand for."""
-    from open_clt.analysis.report import report
+    from open_clt.evaluation.report import report
     from open_clt.replacement.model import ReplacementModel
 
     model, contexts = trained.language_model, trained.training.held_out

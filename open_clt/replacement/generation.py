@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_clt.activations.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.config import SamplingConfig
 from open_clt.errors import TextError
+from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
 
 Prompt: TypeAlias = str | Tensor
 """A text, or its tokens: (position,) or (1, position), BOS included."""

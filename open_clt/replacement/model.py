@@ -26,13 +26,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.activations.fits import check_fits
-from open_clt.activations.language_model import Hook, LanguageModel, Positioned, load_language_model
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError
-from open_clt.models.formats.load import load_transcoder
-from open_clt.models.sparse import SparseFeatures
-from open_clt.models.transcoder import Transcoder
+from open_clt.language.fits import check_fits
+from open_clt.language.language_model import Hook, LanguageModel, Positioned, load_language_model
 from open_clt.replacement.comparison import (
     Comparison,
     Continuations,
@@ -41,6 +38,9 @@ from open_clt.replacement.comparison import (
     cross_entropies,
 )
 from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens, room_after
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.sparse.codes import SparseFeatures
+from open_clt.transcoders.transcoder import Transcoder
 
 FeatureChange: TypeAlias = Callable[[int, SparseFeatures], SparseFeatures | None]
 """Sees the features of a layer, and says what to add to them; None is nothing."""

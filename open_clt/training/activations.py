@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeAlias, final
 from jaxtyping import Int
 from torch import Tensor
 
-from open_clt.activations.buffer import ActivationStore, Harvest
-from open_clt.activations.language_model import LanguageModel
-from open_clt.activations.text import ContextStream, TextSource, split_contexts
 from open_clt.config import TrainingConfig, TranscoderConfig
-from open_clt.config_json import to_dict
+from open_clt.config.json import to_dict
+from open_clt.data.harvest import ActivationStore, Harvest
+from open_clt.data.texts import ContextStream, TextSource, split_contexts
 from open_clt.errors import TextError
+from open_clt.language.language_model import LanguageModel
 
 
 @final

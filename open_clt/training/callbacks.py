@@ -19,10 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from open_clt import files
 from open_clt.errors import ConfigError
-from open_clt.models.make import own_architecture
 from open_clt.training.data import ActivationDataModule, refuse_other_settings
-from open_clt.training.module import StepMetrics, TranscoderModule
-from open_clt.training.optimization import step_is_complete
+from open_clt.training.step.module import StepMetrics, TranscoderModule
+from open_clt.training.step.optimization import step_is_complete
+from open_clt.transcoders.make import own_architecture
 
 logger = logging.getLogger(__name__)
 

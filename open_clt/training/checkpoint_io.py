@@ -42,7 +42,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
             number = first.name.rpartition("_")[2]
             raise CheckpointError(
                 f"{path} is of {number} processes that share its features; go on with as many (trainer.devices, "
-                "trainer.strategy), or join their parts with open_clt.training.shards.merge_checkpoint."
+                "trainer.strategy), or join their parts with open_clt.training.parallel.shards.merge_checkpoint."
             )
         content = FORMAT.read(path / _STATE)
         tensors = files.read_tensors(path / _TENSORS)

@@ -20,8 +20,9 @@ from jaxtyping import Float
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from open_clt.activations.ahead import Ahead
-from open_clt.activations.buffer import (
+from open_clt.config import DataConfig
+from open_clt.config.json import to_dict
+from open_clt.data.harvest import (
     ActivationBatch,
     ActivationStore,
     Block,
@@ -34,12 +35,11 @@ from open_clt.activations.buffer import (
     read_from,
     without_outliers,
 )
-from open_clt.activations.text import Place
-from open_clt.config import DataConfig
-from open_clt.config_json import to_dict
+from open_clt.data.prefetch import Ahead
+from open_clt.data.texts import Place
 from open_clt.errors import CheckpointError, ConfigError, TextError
-from open_clt.models.standardisation import Statistics, StatisticsEstimator
-from open_clt.training.parallel import batch_share
+from open_clt.training.parallel.strategy import batch_share
+from open_clt.transcoders.standardisation import Statistics, StatisticsEstimator
 
 logger = logging.getLogger(__name__)
 

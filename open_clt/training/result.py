@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
-from open_clt.models.metrics import TranscoderMetrics
-from open_clt.models.transcoder import Transcoder
 from open_clt.training.data import HarvestCost
-from open_clt.training.module import Curves
+from open_clt.training.step.module import Curves
+from open_clt.transcoders.metrics import TranscoderMetrics
+from open_clt.transcoders.transcoder import Transcoder
 
 
 class TrainingResult(NamedTuple):

@@ -30,26 +30,26 @@ from jaxtyping import Int
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from open_clt.activations.buffer import ActivationStore
-from open_clt.activations.fits import check_fits
-from open_clt.activations.language_model import LanguageModel
 from open_clt.config import TrainingConfig, TranscoderConfig
-from open_clt.config_json import to_dict
+from open_clt.config.json import to_dict
+from open_clt.data.harvest import ActivationStore
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.files import kept
-from open_clt.models.formats.native import save_transcoder
-from open_clt.models.make import OwnArchitecture, make_transcoder
-from open_clt.models.metrics import MetricsAccumulator, TranscoderMetrics
-from open_clt.models.transcoder import Transcoder
+from open_clt.language.fits import check_fits
+from open_clt.language.language_model import LanguageModel
 from open_clt.training.activations import RunActivations, model_on
 from open_clt.training.callbacks import stop_on_interrupt
 from open_clt.training.data import ActivationDataModule
-from open_clt.training.module import Loss, TranscoderModule, set_encoder_bias
-from open_clt.training.optimization import OptimizerMaker
-from open_clt.training.parallel import FeatureParallelStrategy
+from open_clt.training.parallel.shards import draw_shard, gather_features
+from open_clt.training.parallel.strategy import FeatureParallelStrategy
 from open_clt.training.result import TrainingResult
-from open_clt.training.shards import draw_shard, gather_features
+from open_clt.training.step.module import Loss, TranscoderModule, set_encoder_bias
+from open_clt.training.step.optimization import OptimizerMaker
 from open_clt.training.trainer import check_trainer, make_trainer, trainer_settings
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.make import OwnArchitecture, make_transcoder
+from open_clt.transcoders.metrics import MetricsAccumulator, TranscoderMetrics
+from open_clt.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
 

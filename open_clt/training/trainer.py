@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,9 +17,10 @@ from open_clt.errors import ConfigError
 from open_clt.training.callbacks import Checkpoints, ProgressBar, StepLog
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.metrics_file import MetricsFile
-from open_clt.training.optimization import check_precision
-from open_clt.training.settings import Settings, listed
+from open_clt.training.step.optimization import check_precision
 
+Settings: TypeAlias = dict[str, Any]
+"""What was set: plain values by name, nested."""
 TRAINER_DEFAULTS: Settings = {
     "devices": 1,
     "gradient_clip_val": TrainingConfig.gradient_clip,
@@ -110,3 +111,9 @@ def _write_profile(trainer: Trainer, output: Path) -> None:
     asked = not isinstance(profiler, PassThroughProfiler)  # which stands where none was asked for
     if asked and profiler.dirpath is None and profiler.filename is None:
         profiler.dirpath, profiler.filename = output, "profile"
+
+
+def listed(value: Any, kind: type[Any] = object) -> list[Any]:
+    """A setting that may be one thing, several, or none (or, for loggers, a mere yes or no) as a list."""
+    values = cast(list[Any], value) if isinstance(value, list) else [value]
+    return [item for item in values if item is not None and isinstance(item, kind) and not isinstance(item, bool)]

@@ -29,11 +29,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from open_clt.analysis.directions import EmbeddingMethod, embed
-from open_clt.analysis.features import FeatureActivations, top_features
-from open_clt.analysis.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
 from open_clt.errors import ConfigError
-from open_clt.models.feature import Feature
+from open_clt.features.embedding import EmbeddingMethod, embed
+from open_clt.features.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
+from open_clt.features.firing import FeatureActivations, top_features
+from open_clt.transcoders.feature import Feature
 from open_clt.visualization.labels import fit_tick_labels, token_label
 from open_clt.visualization.style import (
     BLUE,
@@ -149,7 +149,7 @@ def visualize_feature_embedding(
 
     ``sizes`` (say, importance) sets the areas of the points; ``n_layers`` how far the colours reach. From a model with
     its transcoder, and a text or texts in the place of ``layers``, decoder directions of the most important features
-    are drawn, their areas by importance. See ``open_clt.analysis.directions.embed``.
+    are drawn, their areas by importance. See ``open_clt.features.embedding.embed``.
     """
     if isinstance(vectors, TranscodedModel):
         features = FeaturesOnTexts(vectors, layers).embedding()

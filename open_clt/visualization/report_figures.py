@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from open_clt.analysis.report import NORM_QUANTILES, Report
 from open_clt.errors import ConfigError
-from open_clt.models.metrics import DENSITY_EDGES
+from open_clt.evaluation.report import NORM_QUANTILES, Report
 from open_clt.replacement.comparison import LogitComparison
+from open_clt.transcoders.metrics import DENSITY_EDGES
 from open_clt.visualization.style import BLUE, GREY, VERMILLION, save, styled
 
 _MARKERS = "osD^vP*X"

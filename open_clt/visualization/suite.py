@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.directions import EmbeddingMethod
-from open_clt.analysis.features import feature_activations, layer_activity
-from open_clt.analysis.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, transcoded_model
 from open_clt.errors import TextError
-from open_clt.models.transcoder import Transcoder
+from open_clt.features.embedding import EmbeddingMethod
+from open_clt.features.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, transcoded_model
+from open_clt.features.firing import feature_activations, layer_activity
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.transcoder import Transcoder
 from open_clt.visualization.figures import (
     visualize_cross_layer_correlations,
     visualize_feature_density,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel
+from open_clt.language.language_model import LanguageModel
 
 
 @pytest.fixture(autouse=True, scope="module")

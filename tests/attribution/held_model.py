@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import Node, NodeKind
-from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import Node, NodeKind
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from tests.attribution.cases import PROMPT
 
 

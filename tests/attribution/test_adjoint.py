@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.activations.linear_path import read_linear_path
 from open_clt.attribution.adjoint import Seeds, attribute_rows, before, feature_seeds, read_by, walk
 from open_clt.attribution.sources import Sources, find_sources
-from open_clt.attribution.target_kinds import SalientLogits
 from open_clt.attribution.targets import resolve_targets
+from open_clt.graphs.targets import SalientLogits
+from open_clt.language.language_model import LanguageModel
+from open_clt.language.linear_path import read_linear_path
 from tests.attribution.cases import KINDS, PROMPT
 from tests.random_transcoders import random_architecture
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.heads import every_head_contribution, head_contributions
+from open_clt.language.language_model import LanguageModel, load_language_model
 from tests.attribution.cases import KINDS, PROMPT
 from tests.attribution.held_model import check_ablations
 from tests.random_transcoders import random_architecture

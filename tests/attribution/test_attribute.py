@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import NodeKind
-from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, TokenLogits
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.errors import AttributionError, ConfigError, TextError
-from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDifference, TokenLogits
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from tests.attribution.cases import KINDS, PROMPT
 from tests.attribution.held_model import check_ablations
 from tests.random_transcoders import architecture, random_architecture

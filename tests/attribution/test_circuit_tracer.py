@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from open_clt.activations.language_model import load_language_model
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import NodeKind
-from open_clt.models.formats.circuit_tracer import load_circuit_tracer
-from open_clt.models.nonlinearities import JumpReLU
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.language.language_model import load_language_model
+from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
+from open_clt.transcoders.nonlinearities import JumpReLU
 
 pytestmark = pytest.mark.reference
 

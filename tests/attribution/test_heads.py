@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.graph import AttributionGraph
 from open_clt.attribution.heads import every_head_contribution, head_contributions
-from open_clt.attribution.nodes import NodeKind
-from open_clt.attribution.target_kinds import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
 from open_clt.errors import AttributionError
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
+from open_clt.language.language_model import LanguageModel
 from tests.attribution.cases import KINDS, PROMPT
 from tests.random_transcoders import random_architecture
 from tests.refusals import refuses

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.export import read_graphml, write_graphml
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.graph_info import GraphSettings
-from open_clt.attribution.target_kinds import (
+from open_clt.attribution.targets import read_target
+from open_clt.errors import AttributionError
+from open_clt.graphs.formats.networkx import read_graphml, write_graphml
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.info import GraphSettings
+from open_clt.graphs.targets import (
     Direction,
     FeaturePreactivation,
     LogitDifference,
@@ -20,8 +21,7 @@ from open_clt.attribution.target_kinds import (
     Target,
     TokenLogits,
 )
-from open_clt.attribution.targets import read_target
-from open_clt.errors import AttributionError
+from open_clt.language.language_model import LanguageModel
 from tests.attribution.cases import KINDS, PROMPT
 from tests.random_transcoders import random_architecture
 from tests.refusals import refuses

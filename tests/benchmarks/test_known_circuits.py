@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from open_clt.analysis.graph_operations import subgraph
 from open_clt.embedded import facts, templates
+from open_clt.graphs.operations import subgraph
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.replacement.interventions.observation import observe
 from open_clt.replacement.model import ReplacementModel
-from open_clt.replacement.observation import observe
-from tests.analysis.hand_graph import NAMES, hand_graph
+from tests.graphs.hand_graph import NAMES, hand_graph
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHARES = {"path_share", "ablation_share", "swap_share", "all_share", "prompts"}

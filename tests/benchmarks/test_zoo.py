@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import open_clt.embedded
-from open_clt.models.formats.load import load_transcoder
+from open_clt.transcoders.formats.load import load_transcoder
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "zoo.py"
 

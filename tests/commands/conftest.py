@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from open_clt import open_cross_layer_transcoder as facade
-from open_clt.activations import language_model
+from open_clt.language import language_model
 
 _load_once = cache(language_model.load_language_model)
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from open_clt.activations.language_model import load_language_model
-from open_clt.analysis.circuit_tracer_reader import read_circuit_tracer
-from open_clt.analysis.export import read_graphml
-from open_clt.attribution.graph import AttributionGraph
-from open_clt.attribution.nodes import NodeKind
 from open_clt.cli import main
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.feature import Feature
-from open_clt.models.formats.native import save_transcoder
-from tests.analysis.viewer_schema import broken_rules
+from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
+from open_clt.graphs.formats.networkx import read_graphml
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.language.language_model import load_language_model
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.native import save_transcoder
+from tests.graphs.formats.viewer_schema import broken_rules
 
 PROMPT = "The capital of the state containing Dallas is"
 FRANCE = "The capital of France is"
@@ -151,7 +151,7 @@ BAD = [
     (["--output", __file__], "cannot be written", PROMPT),
     (["--slug", "a b"], "slug is 'a b'", PROMPT),
     (["--slug", "graph"], "another file", PROMPT),
-    (["--labels", "/nowhere"], "cannot be read as JSON", PROMPT),
+    (["--labels", "/nowhere"], "/nowhere", PROMPT),
     (["--transcoder", "/nowhere"], "config.json", PROMPT),
     (["--model", "/nowhere"], "give the directory", PROMPT),
 ]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.report_file import load_report
 from open_clt.cli import main
 from open_clt.config import JumpReLUConfig, TopKConfig
-from open_clt.models.formats.circuit_tracer import load_circuit_tracer
-from open_clt.models.formats.load import load_transcoder
-from open_clt.models.formats.native import save_transcoder
+from open_clt.evaluation.report_file import load_report
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
 from tests.random_transcoders import random_transcoder
 from tests.tiny_models import TEXTS
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.report_file import load_report, save_reconstruction
 from open_clt.cli import main
-from open_clt.models.formats.native import save_transcoder
+from open_clt.evaluation.report_file import load_report, save_reconstruction
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.formats.native import save_transcoder
 from tests.random_transcoders import architecture, random_architecture, random_transcoder
 from tests.tiny_models import TEXTS
 

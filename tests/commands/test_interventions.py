@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.cli import main
-from open_clt.models.formats.native import save_transcoder
-from open_clt.replacement.intervene import generate_patched
-from open_clt.replacement.interventions import Intervention
+from open_clt.language.language_model import LanguageModel
+from open_clt.replacement.interventions.intervene import generate_patched
+from open_clt.replacement.interventions.intervention import Intervention
 from open_clt.replacement.model import ReplacementModel
+from open_clt.transcoders.formats.native import save_transcoder
 from tests.random_transcoders import random_transcoder
 
 TEXT = "The cat sat on the mat"

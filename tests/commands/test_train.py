@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from open_clt.activations.language_model import load_language_model
-from open_clt.activations.text import pack_contexts
-from open_clt.analysis.report import report
-from open_clt.analysis.report_file import load_report
 from open_clt.cli import main
-from open_clt.models.formats.load import load_transcoder
-from open_clt.models.formats.native import read_record
+from open_clt.data.texts import pack_contexts
+from open_clt.evaluation.report import report
+from open_clt.evaluation.report_file import load_report
+from open_clt.language.language_model import load_language_model
 from open_clt.replacement.model import ReplacementModel
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import read_record
 from tests.tiny_models import TEXTS, write_gpt2, write_llama
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
@@ -34,7 +34,7 @@ SMALL = {
 def allocator(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the process's allocator was to be changed; that of the tests' process stays as it is."""
     asked: list[bool] = []
-    monkeypatch.setattr("open_clt.training.command.keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr("open_clt.training.flags.command_line.keep_freed_memory", lambda: asked.append(True))
     return asked
 
 

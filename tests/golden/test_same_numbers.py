@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from open_clt import AttributionGraph, Intervention, OpenCrossLayerTranscoder, attribute, faithfulness, intervene
-from open_clt.activations.text import pack_contexts
-from open_clt.analysis.conversion import convert_transcoder
-from open_clt.analysis.measured_on import measured_on
-from open_clt.analysis.report import report
-from open_clt.attribution.nodes import NodeId, NodeKind
+from open_clt.data.texts import pack_contexts
 from open_clt.embedded.corpus import generate_texts
-from open_clt.replacement.interventions import Constrained, Iterative
-from open_clt.training.command import train_command
+from open_clt.evaluation.conversion import convert_transcoder
+from open_clt.evaluation.measured_on import measured_on
+from open_clt.evaluation.report import report
+from open_clt.graphs.nodes import NodeId, NodeKind
+from open_clt.replacement.interventions.intervention import Constrained, Iterative
+from open_clt.training.flags.command_line import train_command
 
 FOLDER = Path(__file__).parent
 PROMPT = "The capital of the state containing Dallas is"

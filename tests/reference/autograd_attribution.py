@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 
 
 class SlowRow(NamedTuple):

@@ -14,9 +14,9 @@ from torch.autograd.function import Function, FunctionCtx
 from torch.nn import functional
 
 from open_clt.config import JumpReLUConfig, TopKConfig
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.nonlinearities import JumpReLU
-from open_clt.models.transcoder import TranscoderErrors
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.nonlinearities import JumpReLU
+from open_clt.transcoders.transcoder import TranscoderErrors
 
 
 class DenseOutput(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.molt import Molt
-from open_clt.models.transcoder import Transcoder
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.molt import Molt
+from open_clt.transcoders.transcoder import Transcoder
 
 
 def decode_by_loops(transcoder: Transcoder, features: Tensor, inputs: Tensor) -> Tensor:

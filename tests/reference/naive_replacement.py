@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from open_clt.activations.language_model import Hook, LanguageModel
 from open_clt.config import SamplingConfig
-from open_clt.models.transcoder import Transcoder
+from open_clt.language.language_model import Hook, LanguageModel
 from open_clt.replacement.generation import draw
+from open_clt.transcoders.transcoder import Transcoder
 
 
 def constant(value: torch.Tensor, _: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.config import SamplingConfig
 from open_clt.errors import ConfigError, LanguageModelError
-from open_clt.models.transcoder import Transcoder
-from open_clt.replacement.intervene import intervene
-from open_clt.replacement.interventions import Constrained, Intervention, Iterative
+from open_clt.language.language_model import LanguageModel
+from open_clt.replacement.interventions.intervene import intervene
+from open_clt.replacement.interventions.intervention import Constrained, Intervention, Iterative
 from open_clt.replacement.model import ReplacementModel
+from open_clt.transcoders.transcoder import Transcoder
 from tests.random_transcoders import ARCHITECTURES, architecture, random_architecture
 from tests.reference.naive_replacement import generate_without_cache, replaced_logits
 from tests.refusals import refuses

@@ -7,9 +7,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError, TextError
+from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.generation import draw, generate
 from tests.reference.naive_replacement import generate_without_cache
 from tests.refusals import refuses

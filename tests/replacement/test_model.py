@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from open_clt.activations.language_model import LanguageModel, load_language_model
 from open_clt.config import BatchTopKConfig, InputHook, SamplingConfig
 from open_clt.errors import ConfigError, OpenCLTError
-from open_clt.models.formats.native import save_transcoder
+from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.replacement.model import ReplacementModel
+from open_clt.transcoders.formats.native import save_transcoder
 from tests.random_transcoders import exact_transcoder, random_transcoder
 from tests.reference.naive_replacement import generate_without_cache, replaced_logits
 from tests.tiny_models import write_gpt2

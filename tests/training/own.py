@@ -13,11 +13,11 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from open_clt.activations.buffer import ActivationBatch
 from open_clt.config import CrossLayerConfig
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.sparse import LayerFeatures
-from open_clt.training.module import Step
+from open_clt.data.harvest import ActivationBatch
+from open_clt.training.step.module import Step
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.sparse.codes import LayerFeatures
 from tests.tiny_models import TEXTS
 from tests.training.synthetic import relu_mlps
 

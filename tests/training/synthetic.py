@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from open_clt.activations.buffer import ActivationBatch, MemoryStore
 from open_clt.config import CrossLayerConfig, DataConfig, LearningConfig, LossConfig, TopKConfig, TrainingConfig
+from open_clt.data.harvest import ActivationBatch, MemoryStore
 
 LAYERS, D_MODEL, FEATURES = 2, 12, 24
 

@@ -8,9 +8,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from open_clt.activations.buffer import ActivationBatch, MemoryStore
-from open_clt.activations.language_model import LanguageModel
-from open_clt.analysis.evaluation import measure
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
@@ -23,10 +20,13 @@ from open_clt.config import (
     TanhSparsityConfig,
     TopKConfig,
 )
-from open_clt.models.cross_layer import CrossLayerTranscoder
-from open_clt.models.formats.load import load_transcoder
+from open_clt.data.harvest import ActivationBatch, MemoryStore
+from open_clt.evaluation.evaluate import measure
+from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
 from open_clt.training.run import train_on_activations, train_transcoder
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.load import load_transcoder
 from tests.random_transcoders import ARCHITECTURES, architecture
 from tests.tiny_models import TEXTS
 from tests.training.synthetic import D_MODEL, LAYERS, quick_training, relu_mlps, small_transcoder

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from open_clt.models.make import make_transcoder
 from open_clt.training.callbacks import Checkpoints
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.data import ActivationDataModule
-from open_clt.training.module import Step, TranscoderModule
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import fit, quiet_lightning, set_from_data
+from open_clt.training.step.module import Step, TranscoderModule
+from open_clt.transcoders.make import make_transcoder
 from tests.training.synthetic import quick_training, relu_mlps, small_transcoder
 
 STEPS = 24

@@ -12,16 +12,16 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from open_clt.activations.language_model import LanguageModel
-from open_clt.activations.text import pack_contexts
 from open_clt.config import CrossLayerConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig, TrainingConfig
+from open_clt.data.texts import pack_contexts
 from open_clt.errors import CheckpointError, ConfigError, TextError
-from open_clt.models.formats.load import load_transcoder
-from open_clt.models.formats.native import read_record
+from open_clt.language.language_model import LanguageModel
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
-from open_clt.training.command import train_command
+from open_clt.training.flags.command_line import train_command
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import OwnParts, train_on_activations, train_transcoder
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import read_record
 from tests.tiny_models import TEXTS
 from tests.training.synthetic import FEATURES, quick_training, relu_mlps, small_transcoder
 
@@ -172,7 +172,7 @@ def test_the_weights_are_the_same_by_every_door(
     tiny_gpt2: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The facade, the function and the command line, with the same settings, texts and seed."""
-    monkeypatch.setattr("open_clt.training.command.load_language_model", lambda *_, **__: tiny_gpt2)
+    monkeypatch.setattr("open_clt.training.flags.command_line.load_language_model", lambda *_, **__: tiny_gpt2)
     texts = tmp_path / "texts.jsonl"
     texts.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS * 20))
     settings: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.01, "context_length": 16}

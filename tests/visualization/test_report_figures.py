@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from open_clt.analysis.evaluation import Evaluation
-from open_clt.analysis.measured_on import MeasuredOn
-from open_clt.analysis.report import GraphReport, Report
 from open_clt.errors import ConfigError
-from open_clt.models.metrics import DENSITY_EDGES, LayerMetrics, TranscoderMetrics
+from open_clt.evaluation.evaluate import Evaluation
+from open_clt.evaluation.measured_on import MeasuredOn
+from open_clt.evaluation.report import GraphReport, Report
 from open_clt.replacement.comparison import LogitComparison
+from open_clt.transcoders.metrics import DENSITY_EDGES, LayerMetrics, TranscoderMetrics
 from open_clt.visualization.report_figures import visualize_comparison, visualize_report
 from tests.refusals import refuses
 from tests.visualization.boxes import overlapping

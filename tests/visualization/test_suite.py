@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from open_clt.activations.language_model import LanguageModel
 from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.errors import TextError
-from open_clt.models.cross_layer import CrossLayerTranscoder
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.visualization.suite import run_visualization_suite
 from tests.refusals import refuses
 from tests.tiny_models import TEXTS

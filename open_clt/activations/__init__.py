@@ -1,1 +1,0 @@
-"""Where data comes from: the language model, texts as tokens, and the activations harvested from both."""

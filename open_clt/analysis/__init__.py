@@ -1,1 +1,0 @@
-"""Numbers and records about transcoders, their features and their graphs; never pictures."""

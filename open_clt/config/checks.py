@@ -1,0 +1,29 @@
+"""Checks that the settings of several subjects share."""
+
+from __future__ import annotations
+
+from open_clt.errors import ConfigError
+
+
+def check_counts(config: object, *names: str) -> None:
+    """Raise ConfigError if one of these settings is given and below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+def check_shares(config: object, *names: str) -> None:
+    """Raise ConfigError if one of these settings is given and not from 0 up to, not including, 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value}; it is a share, from 0 up to, not including, 1.")
+
+
+def check_above_zero(config: object, *names: str) -> None:
+    """Raise ConfigError if one of these settings is given and not above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} is {value}; it must be above 0.")

@@ -1,0 +1,1 @@
+"""Evaluation: a transcoder or a graph against held-out text and interventions."""

@@ -1,0 +1,162 @@
+"""Figure data: the arrays that figures of features show, computed from a language model, its transcoder and texts.
+
+    activations_on(clt, text)         what a heatmap shows
+    FeaturesOnTexts(clt, texts)       statistics of all features on some texts, and from them
+        .importance                   what bars of importance show
+        .embedding()                  what a map of decoder directions shows
+        .layer_correlations()         what a matrix of correlations shows, of layers
+        .feature_correlations()       the same, of single features
+
+``clt`` is a TranscodedModel: any object that holds a language model and its transcoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, cast, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from open_clt.errors import ConfigError, TextError
+from open_clt.features.firing import (
+    FeatureActivations,
+    activation_statistics,
+    activations_of,
+    cross_layer_correlations,
+    feature_activations,
+    feature_importance,
+    most_important,
+)
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.directions import decoder_directions
+from open_clt.transcoders.transcoder import Transcoder
+
+_CONTEXT_LENGTH = 64
+
+
+@runtime_checkable
+class TranscodedModel(Protocol):
+    """Any object that holds a language model and its transcoder, such as an OpenCrossLayerTranscoder."""
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The language model that the transcoder was trained for."""
+        ...
+
+    @property
+    def transcoder(self) -> Transcoder:
+        """The transcoder of the language model's MLPs."""
+        ...
+
+
+class ModelAndTranscoder(NamedTuple):
+    """A language model and its transcoder, given one by one."""
+
+    language_model: LanguageModel
+    transcoder: Transcoder
+
+
+class FeatureDirections(NamedTuple):
+    """What some features write, as directions of the residual stream."""
+
+    directions: Float[Tensor, "some d_model"]
+    layers: list[int]
+    """The layer of each feature."""
+    importance: Float[Tensor, "some"]
+    """Share of everything written that each feature writes."""
+    n_layers: int
+    """Layers of the transcoder, including those without a feature here."""
+
+
+class Correlations(NamedTuple):
+    """Correlations of features, or of layers, with each other."""
+
+    matrix: Float[Tensor, "some some"]
+    names: list[str]
+    """What each row stands for."""
+    layers: list[int] | None = None
+    """The layer of each row in ascending order, or None where each row is a whole layer."""
+
+
+def transcoded_model(model: object, transcoder: object) -> TranscodedModel:
+    """A language model with its transcoder, given as two objects or as one that holds both.
+
+    A ``model`` that is given beside an object that holds both takes the place of that object's language model. Raises
+    ConfigError if there is no language model or no transcoder.
+    """
+    if model is None and isinstance(transcoder, TranscodedModel):
+        return transcoder
+    if isinstance(model, LanguageModel) and isinstance(transcoder, Transcoder | TranscodedModel):
+        return ModelAndTranscoder(model, transcoder if isinstance(transcoder, Transcoder) else transcoder.transcoder)
+    raise ConfigError(
+        f"model is of type {type(model).__name__} and transcoder of type {type(transcoder).__name__}; give a "
+        "LanguageModel and a Transcoder, or name as transcoder an object that holds both, such as an "
+        "OpenCrossLayerTranscoder."
+    )
+
+
+def activations_on(source: TranscodedModel, text: object) -> FeatureActivations:
+    """The active features at every position and layer of a text; raises ConfigError if ``text`` is not a string."""
+    if not isinstance(text, str):
+        raise ConfigError(f"The text is {text!r}; give the string on which the features are to be shown.")
+    return feature_activations(source.language_model, source.transcoder, text)
+
+
+@final
+class FeaturesOnTexts:
+    """What the features of a transcoder do on a text or texts, of which at most ``max_contexts`` contexts are read.
+
+    Raises ConfigError if ``texts`` are not strings, TextError if they hold hardly any tokens.
+    """
+
+    def __init__(self, source: TranscodedModel, texts: object, *, max_contexts: int = 256) -> None:
+        self._source = source
+        self.statistics = activation_statistics(
+            source.language_model,
+            source.transcoder,
+            _strings(texts),
+            context_length=_CONTEXT_LENGTH,
+            max_contexts=max_contexts,
+        )
+        self.importance: Float[Tensor, "layer feature"] = feature_importance(self.statistics, source.transcoder)
+        """Share of everything written that each feature writes."""
+
+    def embedding(self, top_n: int = 500) -> FeatureDirections:
+        """Decoder directions of the ``top_n`` most important features, most important first."""
+        chosen = most_important(self.importance, top_n)
+        return FeatureDirections(
+            directions=decoder_directions(self._source.transcoder, chosen),
+            layers=[feature.layer for feature in chosen],
+            importance=torch.tensor([float(self.importance[feature]) for feature in chosen]),
+            n_layers=self._source.transcoder.config.n_layers,
+        )
+
+    def layer_correlations(self) -> Correlations:
+        """Which layers write much at the same tokens."""
+        names = [f"L{layer}" for layer in range(self._source.transcoder.config.n_layers)]
+        return Correlations(cross_layer_correlations(self.statistics.activity), names)
+
+    def feature_correlations(self, top_n: int = 40) -> Correlations:
+        """Which of the ``top_n`` most important features fire at the same tokens, in the order of their layers."""
+        chosen = sorted(most_important(self.importance, top_n))
+        columns = activations_of(self._source.language_model, self._source.transcoder, self.statistics.contexts, chosen)
+        return Correlations(
+            matrix=cross_layer_correlations(columns),
+            names=[str(feature) for feature in chosen],
+            layers=[feature.layer for feature in chosen],
+        )
+
+
+def _strings(texts: object) -> Sequence[str]:
+    """A text or texts as a sequence of strings."""
+    if isinstance(texts, str):
+        return [texts]
+    values = list(cast(Iterable[Any], texts)) if isinstance(texts, Iterable) else [texts]
+    if not values:
+        raise TextError("There are no texts; give at least one.")
+    for value in values:
+        if not isinstance(value, str):
+            raise ConfigError(f"A text is {value!r}, of type {type(value).__name__}; give a string or strings.")
+    return cast(list[str], values)

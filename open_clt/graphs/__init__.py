@@ -1,0 +1,1 @@
+"""Attribution graphs: what a graph is, and what can be done with one."""

@@ -1,0 +1,1 @@
+"""Attribution graphs in the file formats of other programs."""

@@ -1,0 +1,220 @@
+"""Reading attribution graphs that circuit-tracer, Neuronpedia or OpenCLT wrote as JSON."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast, final
+
+import torch
+from torch import Tensor
+
+from open_clt import files
+from open_clt.errors import CheckpointError
+from open_clt.graphs.formats.circuit_tracer_schema import (
+    FeatureType,
+    GraphView,
+    cantor_unpair,
+    read_object,
+)
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.influence import Edges
+from open_clt.graphs.info import GraphInfo, GraphSettings, PruningSettings
+from open_clt.graphs.nodes import NodeKind, NodeTable
+from open_clt.graphs.supernodes import Supernode
+from open_clt.graphs.targets import SalientLogits
+from open_clt.transcoders.feature import Feature
+
+logger = logging.getLogger(__name__)
+
+_LOGIT_CLERP = re.compile(r'Output "(.*)" \(p=[0-9.]+\)', re.DOTALL)
+
+
+class ViewedGraph(NamedTuple):
+    """A graph, and what a reader made of it."""
+
+    graph: AttributionGraph
+    view: GraphView
+
+
+def read_circuit_tracer(path: str | Path) -> ViewedGraph:
+    """Read a graph that circuit-tracer, Neuronpedia or we wrote; raises CheckpointError on anything else.
+
+    Such a file does not know rows' totals or what was pruned, so scores are those of what it shows. Error nodes are
+    understood under their present and their former names; nodes of a kind unknown here are left out.
+    """
+    path = Path(path)
+    content = read_object(path, "metadata", "nodes", "links")
+    try:
+        return _graph(content)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a whole attribution graph ({error!r}); export it again.") from error
+
+
+def _graph(content: Mapping[str, Any]) -> ViewedGraph:
+    nodes = [_Read.of(node) for node in content["nodes"] if node["feature_type"] in list(FeatureType)]
+    nodes.sort(key=lambda node: node.order)
+    rows: dict[str, int] = {}
+    for row, node in enumerate(nodes):
+        if rows.setdefault(node.file_id, row) != row:
+            logger.warning("two nodes are called %s; its edges are read as the first one's", node.file_id)
+    params = cast(dict[str, Any], content.get("qParams") or {})
+    named = [node for node in nodes if node.kind is NodeKind.FEATURE and node.text]
+    labels = {Feature(node.layer, node.index): node.text for node in named} | _read_clerps(params)
+    info = _info(content["metadata"], nodes)
+    graph = AttributionGraph(_table(nodes), _links(content["links"], rows), info, labels)
+    ids = graph.ids()
+    return ViewedGraph(graph, _read_view(params, {name: ids[row] for name, row in rows.items()}))
+
+
+def _info(metadata: Mapping[str, Any], nodes: Sequence[_Read]) -> GraphInfo:
+    outputs = [node for node in nodes if node.kind in (NodeKind.LOGIT, NodeKind.TARGET)]
+    depths = [node.layer for node in nodes if node.kind in (NodeKind.FEATURE, NodeKind.ERROR)]
+    tokens = {node.position: node.index for node in nodes if node.kind is NodeKind.EMBEDDING}
+    strings = tuple(metadata["prompt_tokens"])
+    return GraphInfo(
+        model=metadata["scan"],
+        transcoder=None,
+        prompt=metadata["prompt"],
+        # A token whose embedding is not in the file is known by its text alone.
+        tokens=tuple(tokens.get(position, -1) for position in range(len(strings))),
+        token_strings=strings,
+        target_names=tuple(node.text for node in outputs),
+        n_layers=outputs[0].layer if outputs else max(depths, default=-1) + 1,
+        n_active_features=sum(node.kind is NodeKind.FEATURE for node in nodes),
+        compatible=True,
+        settings=_settings(metadata, outputs[0].position if outputs else len(strings) - 1),
+        faithfulness=metadata.get("faithfulness"),
+    )
+
+
+def _settings(metadata: Mapping[str, Any], position: int) -> GraphSettings:
+    """What the graph was made and pruned with; older files know the nodes' threshold alone."""
+    generation: dict[str, Any] = metadata.get("generation_settings") or {}
+    pruning: dict[str, Any] = metadata.get("pruning_settings") or {}
+    words = {"max_n_logits": "max_count", "desired_logit_prob": "probability"}
+    salient = {ours: generation[theirs] for theirs, ours in words.items() if generation.get(theirs) is not None}
+    thresholds = PruningSettings(
+        node_threshold=pruning.get("node_threshold", metadata.get("node_threshold")),
+        edge_threshold=pruning.get("edge_threshold"),
+    )
+    return GraphSettings(
+        targets=(SalientLogits(**salient, position=position),) if salient else (),
+        max_feature_nodes=generation.get("max_feature_nodes"),
+        batch_size=generation.get("batch_size"),
+        pruning=None if thresholds == PruningSettings() else thresholds,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class _Read:
+    """A node as a file has it, in our words."""
+
+    file_id: str
+    kind: NodeKind
+    layer: int
+    position: int
+    index: int
+    value: float
+    weight: float
+    cumulative: float
+    text: str
+    """A feature's label, or an output's name."""
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The graph's order; outputs keep the file's."""
+        place = (self.layer, self.position, self.index)
+        return (int(self.kind), *place) if self.kind < NodeKind.LOGIT else (int(NodeKind.LOGIT),)
+
+    @staticmethod
+    def of(node: Mapping[str, Any]) -> _Read:
+        name, position, clerp = node["node_id"], int(node["ctx_idx"]), node.get("clerp") or ""
+        influence = node.get("influence")
+        cumulative = math.nan if influence is None else float(influence)
+        middle = int(name.split("_")[1])
+        match FeatureType(node["feature_type"]):
+            case FeatureType.FEATURE:
+                value = float(node.get("activation") or 0)
+                kind, layer = NodeKind.FEATURE, int(node["layer"])
+                return _Read(name, kind, layer, position, middle, value, 0.0, cumulative, clerp)
+            case FeatureType.ERROR:
+                return _Read(name, NodeKind.ERROR, int(node["layer"]), position, -1, 0.0, 0.0, cumulative, "")
+            case FeatureType.EMBEDDING:
+                return _Read(name, NodeKind.EMBEDDING, -1, position, middle, 0.0, 0.0, cumulative, "")
+            case FeatureType.LOGIT:
+                written = _LOGIT_CLERP.fullmatch(clerp)
+                text, layer = written[1] if written else clerp, int(node["layer"]) - 1
+                weight = float(node["token_prob"])
+                if middle >= 0:
+                    return _Read(name, NodeKind.LOGIT, layer, position, middle, weight, weight, cumulative, text)
+                kind, number = NodeKind.TARGET, -1 - middle
+                return _Read(name, kind, layer, position, number, 0.0, weight, cumulative, text)
+
+
+def _table(nodes: Sequence[_Read]) -> NodeTable:
+    def floats(name: str) -> Tensor:
+        return torch.tensor([getattr(node, name) for node in nodes], dtype=torch.float32)
+
+    def ints(name: str) -> Tensor:
+        return torch.tensor([int(getattr(node, name)) for node in nodes], dtype=torch.long)
+
+    zeros = torch.zeros(len(nodes))
+    return NodeTable(
+        kind=ints("kind"),
+        layer=ints("layer"),
+        position=ints("position"),
+        index=ints("index"),
+        value=floats("value"),
+        weight=floats("weight"),
+        total=torch.full_like(zeros, torch.nan),
+        omitted=zeros,
+        omitted_sum=zeros,
+        cumulative=floats("cumulative"),
+    )
+
+
+def _links(links: Sequence[Mapping[str, Any]], rows: Mapping[str, int]) -> Edges:
+    known = [link for link in links if link["source"] in rows and link["target"] in rows]
+    found = sorted((rows[link["target"]], rows[link["source"]], float(link["weight"])) for link in known)
+    target, source, weight = (list(column) for column in zip(*found, strict=True)) if found else ([], [], [])
+    target, source = (torch.tensor(column, dtype=torch.long) for column in (target, source))
+    return Edges(target, source, torch.tensor(weight, dtype=torch.float32))
+
+
+def _read_clerps(params: Mapping[str, Any]) -> dict[Feature, str]:
+    """Labels that a reader gave, by either viewer's key: ``number`` or ``layer_number_position``."""
+    clerps: Any = params.get("clerps") or []
+    clerps = files.parse_json(clerps) if isinstance(clerps, str) else clerps
+    labels: dict[Feature, str] = {}
+    for key, label in clerps:
+        *layers, number = key.split("_")[:2]
+        if not number.isdecimal():
+            continue
+        feature = cantor_unpair(int(number))
+        # Tokens, errors and outputs have such keys too; of these the number says another layer.
+        if layers in ([], [str(feature.layer)]):
+            labels[feature] = label
+    return labels
+
+
+def _read_view(params: Mapping[str, Any], names: Mapping[str, str]) -> GraphView:
+    """The view in our ids; Neuronpedia keeps its lists as text in some places."""
+    pinned, groups = params.get("pinnedIds") or [], params.get("supernodes") or []
+    pinned = pinned.split(",") if isinstance(pinned, str) else pinned
+    groups = files.parse_json(groups) if isinstance(groups, str) else groups
+    threshold, clicked = params.get("pruningThreshold"), params.get("clickedId") or ""
+    supernodes = [Supernode(label, tuple(names[name] for name in ids if name in names)) for label, *ids in groups]
+    return GraphView(
+        pinned=tuple(names[name] for name in pinned if name in names),
+        supernodes=tuple(joined for joined in supernodes if joined.members),
+        clicked=names.get(clicked, ""),
+        link_type="either" if params.get("linkType") == "either" else "both",
+        positions=params.get("sg_pos") or "",
+        pruning_threshold=None if threshold is None else float(threshold),
+    )

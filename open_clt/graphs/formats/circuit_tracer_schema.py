@@ -1,0 +1,100 @@
+"""What circuit-tracer's viewer and Neuronpedia understand: kinds of nodes, numbers of features, views, names.
+
+A file of a graph holds ``metadata``, ``qParams`` (what a reader pinned, grouped and named), ``nodes`` and ``links``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, cast, final
+
+from open_clt import files
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.graphs.supernodes import Supernode
+from open_clt.transcoders.feature import Feature
+
+SCHEMA_VERSION = 1
+METADATA_FILE = "graph-metadata.json"
+_SLUG = re.compile(r"[A-Za-z0-9_.-]+")
+_SCAN = re.compile(r"(\.?/)?[A-Za-z0-9_.@-]+(/+[A-Za-z0-9_.@-]+)*")
+
+
+class FeatureType(StrEnum):
+    """The kinds of nodes that the viewers draw."""
+
+    FEATURE = "cross layer transcoder"
+    ERROR = "mlp reconstruction error"
+    EMBEDDING = "embedding"
+    LOGIT = "logit"
+
+
+def cantor_pair(feature: Feature) -> int:
+    """The number under which the viewer knows a feature (Cantor's pairing of layer and index)."""
+    diagonal = feature.layer + feature.index
+    return diagonal * (diagonal + 1) // 2 + feature.index
+
+
+def cantor_unpair(number: int) -> Feature:
+    """The feature that has a number."""
+    diagonal = (math.isqrt(8 * number + 1) - 1) // 2
+    index = number - diagonal * (diagonal + 1) // 2
+    return Feature(diagonal - index, index)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GraphView:
+    """What a reader of a graph pinned, grouped and clicked: the file's ``qParams``, without the labels."""
+
+    pinned: tuple[str, ...] = ()
+    supernodes: tuple[Supernode, ...] = ()
+    clicked: str = ""
+    link_type: Literal["both", "either"] = "both"
+    positions: str = ""
+    """Where the pinned nodes were dragged to, in the viewer's own notation (``sg_pos``)."""
+    pruning_threshold: float | None = None
+    """Share of the influence that the viewer shows at first; None is all that the file holds."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GraphCard:
+    """What a file tells about a graph; raises ConfigError on names that the viewers do not take."""
+
+    slug: str
+    """Name of the graph and of its file: letters, digits, ``_``, ``.`` and ``-``."""
+    scan: str | None = None
+    """Where viewers find the features; None is the language model's name.
+
+    A model id of Neuronpedia, a repository on Hugging Face, or for circuit-tracer's local viewer ``./directory`` (of
+    ``write_feature_json``) or any name with a leading slash (for ``write_feature_files``).
+    """
+    description: str | None = None
+    creator: str | None = None
+    creator_url: str | None = None
+    source_urls: tuple[str, ...] = ()
+    created: datetime | None = None
+    feature_url: str | None = None
+    """Base address of feature JSON files (``feature_json_base_url``)."""
+    source_set: str | None = None
+    """Neuronpedia's name for the set of transcoders (``neuronpedia_source_set``)."""
+
+    def __post_init__(self) -> None:
+        if not _SLUG.fullmatch(self.slug):
+            raise ConfigError(f"slug is {self.slug!r}; use letters, digits, '_', '.' and '-' only.")
+        if self.scan is not None and not _SCAN.fullmatch(self.scan):
+            raise ConfigError(f"scan is {self.scan!r}; give a model id, a repository, or './directory'.")
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object; raises CheckpointError if it cannot be read, or lacks one of some keys."""
+    content = files.read_json(files.kept(path))
+    absent = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
+    if absent or not isinstance(content, dict):
+        raise CheckpointError(f"{path} has no {', '.join(absent)}; it is not a file of circuit-tracer's kind.")
+    return cast(dict[str, Any], content)

@@ -1,0 +1,1 @@
+"""One step of training: losses, the module that adds them up, and the optimizer."""

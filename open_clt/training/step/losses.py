@@ -1,0 +1,114 @@
+"""The terms of a transcoder's training loss, as pure functions.
+
+All are in standardised units, and means over the tokens of a batch: no coefficient depends on the batch size. With
+error ``e``, features ``a``, pre-activations ``pre`` and decoder norms ``|W_dec|`` (over all targets of a feature):
+
+    reconstruction   sum_{layer, d} e^2, and the same of each prefix of the features       (Matryoshka)
+    sparsity         sum_{layer, feature} tanh(c |W_dec| a), or |W_dec| a                  (L1)
+    pre-activation   sum_{layer, feature} relu(threshold - pre) |W_dec|, of dead features or all
+    auxiliary        sum_{layer, d} (e - what the most active dead features write)^2       (AuxK, Gao et al., 2024)
+
+The first three are those of Ameisen et al. (2025), "Circuit Tracing", appendix on training. In a mixture of linear
+transforms a feature is a transform, and its decoder norm the Frobenius norm of ``U V``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, assert_never, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import Function, FunctionCtx
+from torch.nn import functional
+
+from open_clt.config import L1SparsityConfig, SparsityConfig, TanhSparsityConfig
+from open_clt.transcoders.slices import ALONE, Peers
+from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures, weighted
+
+
+def matryoshka_loss(errors: Sequence[Float[Tensor, "batch layer d_model"]]) -> Float[Tensor, ""]:
+    """The sum of the squared errors that each prefix of the features leaves, the whole included."""
+    return torch.stack([reconstruction_loss(left) for left in errors]).sum()
+
+
+def reconstruction_loss(errors: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, ""]:
+    """Squared error, summed over layers and dimensions."""
+    return cast(Tensor, _SumOfSquares.apply(errors)) / errors.shape[0]
+
+
+class _SumOfSquares(Function):
+    """The gradient in one pass over the errors; autograd's own takes five, each with a tensor of its own."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, errors: Tensor) -> Tensor:
+        ctx.save_for_backward(errors)
+        return torch.linalg.vector_norm(errors, dim=(1, 2)).square().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (errors,) = ctx.saved_tensors
+        return errors * (2 * grad_outputs[0])
+
+
+def sparsity_loss(
+    features: Sequence[LayerFeatures], decoder_norms: Float[Tensor, "layer feature"], config: SparsityConfig
+) -> Float[Tensor, ""]:
+    """A soft count of active features, or their sum, without its coefficient; only active entries are touched."""
+    penalties = [
+        _penalty(weighted(layer, norms), config).sum() / layer.shape[0]
+        for layer, norms in zip(features, decoder_norms.unbind(), strict=True)
+    ]
+    return torch.stack(penalties).sum()
+
+
+def _penalty(weighted_features: Tensor, config: SparsityConfig) -> Tensor:
+    match config:
+        case TanhSparsityConfig():
+            return torch.tanh(config.steepness * weighted_features)
+        case L1SparsityConfig():
+            return weighted_features  # no feature is below zero
+        case _:
+            assert_never(config)
+
+
+def preactivation_loss(
+    preactivations: Float[Tensor, "batch some"],
+    thresholds: Float[Tensor, "some"],
+    decoder_norms: Float[Tensor, "some"],
+) -> Float[Tensor, ""]:
+    """How far some features of one layer stay below their thresholds.
+
+    Norms are detached: the loss is to raise pre-activations, and would rather shrink the decoders to nothing.
+    """
+    below = functional.relu(thresholds - preactivations)
+    return (below * decoder_norms.detach()).sum(1).mean()
+
+
+def top_dead_features(
+    preactivations: Float[Tensor, "batch some"],
+    indices: Int[Tensor, "some"],
+    *,
+    k: int,
+    n_features: int,
+    peers: Peers = ALONE,
+) -> SparseFeatures:
+    """The ``k`` most active of a layer's dead features for each token, differentiable in their pre-activations.
+
+    ``indices`` are the dead features' places in the layer. Values are the pre-activations as they are: a feature that
+    fires on no token has negative ones only, and a rectifier would keep every gradient from it. With ``peers``, dead
+    features of theirs compete for the same ``k`` places.
+    """
+    batch, dead = preactivations.shape
+    top = preactivations.topk(min(k, dead), dim=1, sorted=False)
+    offsets = torch.arange(batch + 1, device=preactivations.device) * top.indices.shape[1]
+    selected = SparseFeatures(top.values.flatten(), indices[top.indices.flatten()], offsets, n_features)
+    return selected if peers.shards == 1 else selected.kept(peers.winners(top.values, k).flatten())
+
+
+def auxiliary_loss(
+    errors: Float[Tensor, "batch layer d_model"], written: Float[Tensor, "batch layer d_model"]
+) -> Float[Tensor, ""]:
+    """Squared difference of the residual (target minus reconstruction, detached) and what dead features write."""
+    return reconstruction_loss(errors.detach() - written)

@@ -1,0 +1,278 @@
+"""One training step of a transcoder, and what is watched meanwhile: the LightningModule of every training.
+
+The transcoder computes features and reconstructions, ``losses`` computes losses, and this file adds them up:
+coefficients, warm-ups and dead features are known here only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+
+from open_clt.config import LearningConfig
+from open_clt.config.json import to_dict
+from open_clt.data.harvest import ActivationBatch
+from open_clt.training.data import refuse_other_settings
+from open_clt.training.parallel.shards import shard_features
+from open_clt.training.parallel.strategy import clip_gradients, peers_of
+from open_clt.training.step import losses
+from open_clt.training.step.optimization import OptimizerMaker, ramp, scheduled_optimizer, step_is_complete
+from open_clt.transcoders.metrics import MetricsAccumulator
+from open_clt.transcoders.slices import ALONE
+from open_clt.transcoders.sparse.codes import LayerFeatures, active_counts
+from open_clt.transcoders.transcoder import Transcoder, TranscoderErrors
+
+_CURVE_POINTS = 400
+
+
+class Step(NamedTuple):
+    """What a loss of a user's own is computed from: a batch, and what the transcoder made of it."""
+
+    inputs: Float[Tensor, "batch layer d_model"]
+    """Raw inputs."""
+    targets: Float[Tensor, "batch layer d_model"]
+    """Raw targets."""
+    features: list[LayerFeatures]
+    errors: list[Float[Tensor, "batch layer d_model"]]
+    """Standardised errors of the reconstruction; of each prefix in turn for a Matryoshka transcoder, the whole last."""
+    transcoder: Transcoder
+    progress: float
+    """Share of the training that is over."""
+
+
+Loss: TypeAlias = Callable[[Step], Tensor]
+"""A loss of a user's own, in place of the whole built-in one: a scalar with a gradient."""
+
+
+class StepMetrics(NamedTuple):
+    """Numbers of one training step, as scalars on the training device."""
+
+    loss: Float[Tensor, ""]
+    fvu: Float[Tensor, ""]
+    """Fraction of variance unexplained on the batch, mean of the layers."""
+    l0: Float[Tensor, ""]
+    """Active features per token, mean of the layers."""
+    dead_share: Float[Tensor, ""]
+    """Share of all features that have been silent for ``dead_after_tokens`` tokens."""
+
+
+class Curves(NamedTuple):
+    """How training went: each entry is a mean over the steps since the entry before."""
+
+    step: list[int]
+    loss: list[float]
+    fvu: list[float]
+    l0: list[float]
+    dead_share: list[float]
+    learning_rate: list[float]
+
+
+@final
+class TranscoderModule(LightningModule):
+    """Trains a transcoder on batches of raw activations."""
+
+    silent_tokens: Tensor
+    """Tokens since each feature fired, (layer, feature)."""
+    _recent: Tensor
+
+    def __init__(
+        self,
+        transcoder: Transcoder,
+        config: LearningConfig,
+        *,
+        optimizer: OptimizerMaker | None = None,
+        loss: Loss | None = None,
+    ) -> None:
+        super().__init__()
+        self.transcoder = transcoder
+        self.config = config
+        self._make_optimizer = optimizer
+        self._own_loss = loss
+        shape = (transcoder.config.n_layers, transcoder.config.n_features)
+        self.register_buffer("silent_tokens", torch.zeros(shape, dtype=torch.long))
+        self.register_buffer("_recent", torch.zeros(len(StepMetrics._fields)))
+        self.curves = Curves([], [], [], [], [], [])
+        self.latest: StepMetrics | None = None
+
+    @property
+    def dead(self) -> Bool[Tensor, "layer feature"]:
+        """Which features have been silent for too long."""
+        return self.silent_tokens >= self.config.loss.dead_after_tokens
+
+    @property
+    def dead_share(self) -> Float[Tensor, ""]:
+        """Share of all features that are dead, those of other processes included."""
+        peers = self.transcoder.peers
+        return peers.sum_features(self.dead.float().mean() / peers.shards)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training: what warm-ups and decays are shares of."""
+        return self.trainer.max_steps
+
+    def training_step(self, batch: ActivationBatch, batch_idx: int) -> Float[Tensor, ""]:
+        """The loss of one batch of tokens."""
+        self.transcoder.nonlinearity.progress(self.global_step / self.steps)
+        inputs, targets = batch.inputs.float(), batch.targets.float()
+        sparsity = self.config.loss.sparsity if self._own_loss is None else None
+        found = self.transcoder.errors(inputs, targets, norms=sparsity is not None and sparsity.coefficient != 0)
+        features, errors, _ = found
+        if self._own_loss is None:
+            loss = losses.matryoshka_loss(errors) + self._penalty(found)
+            loss = loss + self._preactivation(inputs) + self._auxiliary(inputs, errors[-1])
+        else:
+            progress = self.global_step / self.steps
+            loss = self._own_loss(Step(inputs, targets, features, errors, self.transcoder, progress))
+        self._watch(features, errors[-1].detach(), targets, loss.detach())
+        return loss
+
+    def _penalty(self, found: TranscoderErrors) -> Tensor | float:
+        """The sparsity term, its coefficient rising from zero."""
+        sparsity = self.config.loss.sparsity
+        if sparsity is None or found.decoder_norms is None:
+            return 0.0
+        coefficient = sparsity.coefficient * ramp(self.global_step, self.steps, sparsity.warmup)
+        penalty = losses.sparsity_loss(found.features, found.decoder_norms, sparsity)
+        return coefficient * self.transcoder.peers.sum_features(penalty)
+
+    def _preactivation(self, inputs: Float[Tensor, "batch layer d_model"]) -> Tensor | float:
+        """The term that pulls features up to their thresholds: dead ones, or all."""
+        settings = self.config.loss
+        if settings.preactivation == 0:
+            return 0.0
+        chosen = self._by_layer(self.dead if settings.preactivation_on == "dead" else torch.ones_like(self.dead))
+        if not chosen:
+            return 0.0
+        total = inputs.new_zeros(())
+        norms = self.transcoder.decoder_norms().detach()
+        for layer, indices in chosen:
+            pre = self.transcoder.preactivations_of(inputs[:, layer], layer, indices)
+            found = self.transcoder.nonlinearity.threshold(layer)
+            thresholds = torch.zeros_like(norms[layer]) if found is None else found.to(norms)
+            total = total + losses.preactivation_loss(pre, thresholds[indices], norms[layer][indices])
+        return settings.preactivation * self.transcoder.peers.sum_features(total)
+
+    def _auxiliary(
+        self, inputs: Float[Tensor, "batch layer d_model"], errors: Float[Tensor, "batch layer d_model"]
+    ) -> Tensor | float:
+        """AuxK, which lets dead features work on what the living leave over."""
+        settings, peers = self.config.loss, self.transcoder.peers
+        if settings.auxiliary == 0:
+            return 0.0
+        dead = self._by_layer(self.dead)
+        if not dead:
+            return 0.0
+        standard = self.transcoder.standardisation.inputs(inputs)
+        written = torch.zeros_like(errors)
+        for layer, indices in dead:
+            pre = self.transcoder.preactivations_of(inputs[:, layer], layer, indices)
+            n_features = self.transcoder.config.n_features
+            top = losses.top_dead_features(pre, indices, k=settings.auxiliary_k, n_features=n_features, peers=peers)
+            wrote = self.transcoder.written(top, layer, standard[:, layer])
+            written[:, layer : layer + wrote.shape[1]] += wrote
+        return settings.auxiliary * losses.auxiliary_loss(errors, peers.sum_features(written))
+
+    def _by_layer(self, chosen: Bool[Tensor, "layer feature"]) -> list[tuple[int, Int[Tensor, "some"]]]:
+        """The layers with any chosen feature, on any process, and which of this process's features those are."""
+        counts = self.transcoder.peers.sum_features(chosen.sum(1)).tolist()
+        return [(layer, row.nonzero().flatten()) for layer, row in enumerate(chosen) if counts[layer]]
+
+    @torch.no_grad()
+    def _watch(self, features: list[LayerFeatures], errors: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Count silent features, and take down the numbers of this step."""
+        peers = self.transcoder.peers
+        tokens = errors.shape[0] * peers.replicas
+        counts = peers.sum_batch(torch.stack([active_counts(layer) for layer in features]))
+        self.silent_tokens += tokens
+        self.silent_tokens[counts > 0] = 0
+        spread = torch.linalg.vector_norm(targets - targets.mean(0), dim=(0, 2))
+        left = torch.linalg.vector_norm(errors, dim=(0, 2)) * self.transcoder.standardisation.target_scale
+        fvu = (left / spread.clamp(min=1e-6)).square().mean()
+        loss, fvu = peers.sum_batch(torch.stack([loss, fvu])) / peers.replicas
+        l0 = peers.sum_features(counts.sum() / (tokens * counts.shape[0]))
+        self.latest = StepMetrics(loss, fvu, l0, self.dead_share)
+        self._recent += torch.stack(self.latest)
+        self._record(self.global_step + 1)
+
+    def _record(self, step: int) -> None:
+        """Add a point to the curves, every so many steps."""
+        every = max(1, self.steps // _CURVE_POINTS)
+        batches = self.trainer.accumulate_grad_batches
+        if step % every == 0 and step_is_complete(self.trainer):
+            means: list[float] = (self._recent / (every * batches)).tolist()
+            rate: float = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.curves.step.append(step)
+            for curve, value in zip(self.curves[1:], (*means, rate), strict=True):
+                curve.append(value)
+            self._recent.zero_()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer and its schedule."""
+        return scheduled_optimizer(self.transcoder.parameters(), self.config, self.trainer, self._make_optimizer)
+
+    def configure_model(self) -> None:
+        """Agree with the other processes of the training, if there are any, who holds which features."""
+        peers = peers_of(self.trainer)
+        if peers is not ALONE and self.transcoder.peers is ALONE:
+            self.transcoder = shard_features(self.transcoder, peers)
+            shape = (self.transcoder.config.n_layers, self.transcoder.config.n_features)
+            self.silent_tokens = self.silent_tokens.new_zeros(shape)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over the features of all processes."""
+        if self.transcoder.peers.shards == 1 or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip_gradients(self.transcoder, gradient_clip_val)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to measure."""
+        self._held_out = MetricsAccumulator(self.transcoder)
+
+    def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
+        """Measure the transcoder on a batch of held-out tokens."""
+        self._held_out.update(batch.inputs, batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log how good it is on all of them."""
+        found = self._held_out.result()
+        self.log_dict({"held_out_fvu": found.fvu, "held_out_l0": found.l0})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the curves, and the settings that a resumed training must share."""
+        checkpoint["curves"] = self.curves._asdict()
+        checkpoint["settings"] = self._settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the curves back; raises CheckpointError if the settings differ from those of the first run."""
+        for group, settings in self._settings().items():
+            refuse_other_settings(checkpoint["settings"][group], settings)
+        self.curves = Curves(**checkpoint["curves"])
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        training = {**to_dict(self.config), "steps": self.steps}
+        return {"transcoder": to_dict(self.transcoder.config), "training": training}
+
+
+@torch.no_grad()
+def set_encoder_bias(transcoder: Transcoder, inputs: Float[Tensor, "batch layer d_model"], firing_rate: float) -> None:
+    """Shift encoder biases so that each feature passes its threshold on this share of the tokens (methods)."""
+    every = torch.arange(transcoder.config.n_features, device=inputs.device)
+    for layer in range(transcoder.config.n_layers):
+        pre = transcoder.preactivations_of(inputs[:, layer], layer, every)
+        rank = max(1, round(firing_rate * pre.shape[0]))
+        quantile = pre.topk(rank, dim=0, sorted=True).values[-1]
+        threshold = transcoder.nonlinearity.threshold(layer)
+        transcoder.b_enc[layer] += (0.0 if threshold is None else threshold.to(inputs.device)) - quantile

@@ -1,0 +1,1 @@
+"""Transcoders: tensors in, tensors out; this room knows no language model."""

@@ -1,0 +1,164 @@
+"""Cross-layer transcoders: features read at one layer, written to that layer and those after it.
+
+A feature of layer ``l`` writes to layers ``l ... l + reach - 1``. Full depth is the cross-layer transcoder of
+Ameisen et al. (2025); ``reach = 1`` is one transcoder per layer, and one sparse autoencoder per layer if it reads what
+it writes; ``skip`` adds a linear path from input to output (Paulo et al., 2025). With ``prefixes`` the first features
+of every layer must do on their own (Matryoshka; Bussmann et al., 2025). Nothing else changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from open_clt.config import BatchTopKConfig, CrossLayerConfig, NonlinearityConfig, TopKConfig
+from open_clt.errors import ConfigError
+from open_clt.transcoders.slices import WHOLE, Part
+from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures
+from open_clt.transcoders.sparse.products import Product, row_norms, write
+from open_clt.transcoders.transcoder import Transcoder, TranscoderErrors
+
+
+class NestedOutput(NamedTuple):
+    """One forward pass of a Matryoshka transcoder."""
+
+    features: list[LayerFeatures]
+    reconstructions: Float[Tensor, "prefix batch layer d_model"]
+    """By the first features of each layer alone, for each of the config's ``prefixes``; by all of them at the end."""
+
+
+class CrossLayerTranscoder(Transcoder):
+    """``y_hat[t] = b_dec[t] + sum_{s = t - reach + 1 .. t} a[s] W_dec[s -> t] (+ W_skip[t] x[t])``."""
+
+    def __init__(self, config: CrossLayerConfig, *, seed: int = 0, part: Part = WHOLE) -> None:
+        """Features are drawn from ``seed``: all, or the ``part`` that ``config`` describes of those of a larger one."""
+        super().__init__(config)
+        self.part = part
+        self.config: CrossLayerConfig = config  # pyright: ignore[reportIncompatibleVariableOverride] (set here only)
+        tables = [
+            torch.empty(config.n_features, config.reach_of(source), config.d_model) for source in range(config.n_layers)
+        ]
+        self.W_dec = nn.ParameterList(tables)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """All of the initialisation: U(+-1/sqrt(F)) encoders, U(+-1/sqrt(L d)) decoders, zero biases (methods)."""
+        self._initialise_encoders(generator)
+        bound = (self.config.n_layers * self.config.d_model) ** -0.5
+        for table in self.W_dec:
+            self.part.draw(table, bound, generator)
+
+    def written(
+        self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
+    ) -> Float[Tensor, "batch target d_model"]:
+        return write(features, self.W_dec[source])
+
+    def _to_add(
+        self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
+    ) -> Product | Float[Tensor, "batch target d_model"]:
+        own = type(self).written is not CrossLayerTranscoder.written  # a subclass says what its features write
+        if own or not isinstance(features, SparseFeatures):
+            return self.written(features, source, standard)
+        return Product(features, self.W_dec[source])
+
+    def decoder_norms(self) -> Float[Tensor, "layer feature"]:
+        return torch.stack([row_norms(table) for table in self.W_dec])
+
+    def decoders(self, source: int, features: Int[Tensor, "some"]) -> Float[Tensor, "some target d_model"]:
+        """What a unit of some features of layer ``source`` writes, raw: slice ``j`` goes to layer ``source + j``."""
+        table = self.W_dec[source]
+        scale = self.standardisation.target_scale[source : source + table.shape[1], None]
+        return table[features] * scale
+
+    def nested(self, inputs: Float[Tensor, "batch layer d_model"]) -> NestedOutput:
+        """Encode and decode, by each prefix of the features and by all; every active feature is decoded once."""
+        standard = self.standardisation.inputs(inputs)
+        features, sums = self._nested(standard)
+        return NestedOutput(features, self._raw(sums + self._offsets(standard)))
+
+    def errors(
+        self,
+        inputs: Float[Tensor, "batch layer d_model"],
+        targets: Float[Tensor, "batch layer d_model"],
+        *,
+        norms: bool = False,
+    ) -> TranscoderErrors:
+        if not self.config.prefixes:
+            return super().errors(inputs, targets, norms=norms)
+        standard = self.standardisation.inputs(inputs)
+        features, sums = self._nested(standard)
+        left = self.standardisation.targets(targets).add_(-self._offsets(standard))
+        return TranscoderErrors(features, list((left - sums).unbind()), self.decoder_norms() if norms else None)
+
+    def _nested(
+        self, standard: Float[Tensor, "batch layer d_model"]
+    ) -> tuple[list[LayerFeatures], Float[Tensor, "prefix batch layer d_model"]]:
+        """Features, and what the first of them and those before write, for each prefix and for all, without offsets."""
+        features = self._features(standard)
+        bounds = (0, *self.config.prefixes, self.config.n_features)
+        written = [_write_groups(active, table, bounds) for active, table in zip(features, self.W_dec, strict=True)]
+        rows = written[0].new_zeros(written[0].shape[0], *standard.shape[1:])
+        groups = self._sum(written, rows).added_to(rows)
+        return features, groups.unflatten(0, (-1, len(bounds) - 1)).cumsum(1).transpose(0, 1)
+
+    @torch.no_grad()
+    def prefix(self, n_features: int) -> CrossLayerTranscoder:
+        """The transcoder of the first features of every layer, whose reconstruction is that of the prefix.
+
+        Raises ConfigError for TopK, which ranks those features against the ones that are cut off.
+        """
+        if not 1 <= n_features <= self.config.n_features:
+            raise ConfigError(f"n_features is {n_features}; it must lie between 1 and {self.config.n_features}.")
+        smaller = tuple(size for size in self.config.prefixes if size < n_features)
+        nonlinearity = _prefix_nonlinearity(self.config.nonlinearity, n_features)
+        config = replace(self.config, n_features=n_features, prefixes=smaller, nonlinearity=nonlinearity)
+        other = CrossLayerTranscoder(config).to(self.device, self.dtype).train(self.training)
+        own = other.state_dict()
+        for name, tensor in self.state_dict().items():
+            own[name].copy_(tensor[tuple(slice(size) for size in own[name].shape)])
+        return other
+
+    def _fold_decoders(self) -> None:
+        for source, table in enumerate(self.W_dec):
+            table.mul_(self.standardisation.target_scale[source : source + table.shape[1], None])
+
+    def _divide_decoders(self, factors: Float[Tensor, "layer feature"]) -> None:
+        for table, own in zip(self.W_dec, factors, strict=True):
+            table.div_(own[:, None, None])
+
+
+def _prefix_nonlinearity(config: NonlinearityConfig, n_features: int) -> NonlinearityConfig:
+    if isinstance(config, TopKConfig):
+        raise ConfigError("A prefix of TopK features is no transcoder of its own; convert it to JumpReLU first.")
+    if isinstance(config, BatchTopKConfig):  # at inference its thresholds decide, whatever k is
+        return replace(config, k=min(config.k, n_features), initial_k=None)
+    return config
+
+
+def _write_groups(
+    features: LayerFeatures, table: Float[Tensor, "feature target d_model"], bounds: tuple[int, ...]
+) -> Float[Tensor, "rows target d_model"]:
+    """What each group of features between two bounds writes: one row per token and group, groups running faster."""
+    if isinstance(features, SparseFeatures):
+        return write(_by_group(features, bounds), table)
+    sizes = [high - low for low, high in pairwise(bounds)]
+    parts = zip(features.split(sizes, dim=1), table.split(sizes), strict=True)
+    return torch.stack([write(part, rows) for part, rows in parts], dim=1).flatten(0, 1)
+
+
+def _by_group(features: SparseFeatures, bounds: tuple[int, ...]) -> SparseFeatures:
+    """The same entries as codes of ``batch * groups`` tokens: each token once per group, with that group's features."""
+    inner = torch.tensor(bounds[1:-1], device=features.features.device)
+    groups = len(bounds) - 1
+    rows = features.rows * groups + torch.bucketize(features.features, inner, right=True)
+    order = torch.argsort(rows, stable=True)
+    counts = torch.bincount(rows, minlength=features.batch * groups)
+    offsets = functional.pad(counts.cumsum(0), (1, 0))
+    return SparseFeatures(features.values[order], features.features[order], offsets, features.n_features)

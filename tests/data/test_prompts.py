@@ -1,0 +1,39 @@
+"""Prompts come from a file, or from what is measured on anyway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from open_clt.config import ReportConfig
+from open_clt.data.prompts import read_prompts, report_prompts
+from open_clt.data.texts import pack_contexts
+from open_clt.errors import TextError
+from open_clt.language.language_model import LanguageModel
+from tests.refusals import refuses
+from tests.tiny_models import TEXTS
+
+
+def test_prompts_are_the_beginnings_of_contexts_unless_a_file_names_others(
+    tiny_gpt2: LanguageModel, tmp_path: Path
+) -> None:
+    contexts = pack_contexts(TEXTS * 3, tiny_gpt2, 20)
+    prompts = report_prompts(ReportConfig(graphs=3), tiny_gpt2, contexts)
+    for prompt, context in zip(prompts, contexts[:3], strict=True):
+        assert tiny_gpt2.decode(context[1:]).startswith(prompt)
+        assert prompt == tiny_gpt2.decode(context[1:13])
+    assert report_prompts(ReportConfig(graphs=0), tiny_gpt2, contexts) == []
+    file = tmp_path / "prompts.txt"
+    file.write_text("one two\n\nthree four\nfive\n")
+    assert read_prompts(file) == ["one two", "three four", "five"]
+    assert report_prompts(ReportConfig(prompts=str(file), graphs=2), tiny_gpt2, contexts) == ["one two", "three four"]
+
+
+def test_what_holds_no_prompt_or_one_too_long_is_named(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
+    contexts = pack_contexts(TEXTS * 3, tiny_gpt2, 20)
+    file = tmp_path / "prompts.txt"
+    for content, named in ((" \n", file), ("one two " * 64, 64)):
+        file.write_text(content)
+        with refuses(TextError, named):
+            report_prompts(ReportConfig(prompts=str(file)), tiny_gpt2, contexts)
+    with refuses(TextError, "nowhere.txt"):
+        read_prompts(tmp_path / "nowhere.txt")

@@ -1,0 +1,133 @@
+"""A report on disk is the report; what is none says so."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from open_clt.data.texts import pack_contexts
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.evaluation.measured_on import measured_on
+from open_clt.evaluation.report import Report, comparison_table, report
+from open_clt.evaluation.report_file import is_report, load_report, save_reconstruction, save_report
+from open_clt.language.language_model import LanguageModel
+from open_clt.replacement.model import ReplacementModel
+from tests.random_transcoders import random_transcoder
+from tests.tiny_models import TEXTS
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_gpt2: LanguageModel) -> Report:
+    replacement = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2))
+    contexts = pack_contexts(TEXTS, tiny_gpt2, 12, max_contexts=4)
+    return report(replacement, contexts, name="random", text="some texts", prompts=["a b c d"])
+
+
+def test_a_saved_report_is_read_back_equal(measured: Report, tmp_path: Path) -> None:
+    files = save_report(measured, tmp_path)
+    assert load_report(tmp_path) == load_report(files.everything) == measured
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_for_spreadsheets_hold_every_number_of_the_layers_and_of_the_whole(
+    measured: Report, tmp_path: Path
+) -> None:
+    files = save_report(measured, tmp_path)
+    for layer, row in zip(measured.layers(), rows(files.layers), strict=True):
+        norms = [float(row.pop(f"decoder_norm_p{share}")) for share in (0, 5, 25, 50, 75, 95, 100)]
+        assert norms == list(layer["decoder_norms"])
+        numbers = {name: value for name, value in layer.items() if name != "decoder_norms"}
+        assert {name: float(value) for name, value in row.items()} == numbers
+    (total,) = rows(files.totals)
+    for name, number in measured.evaluation.totals().items():
+        assert float(total[name]) == number
+    assert int(total["parameters"]) == measured.parameters
+    (graph,) = measured.graphs
+    assert float(total["graph_replacement"]) == graph.replacement
+    assert float(total["graph_completeness"]) == graph.completeness
+    assert total["name"] == "random"
+    assert total["measured_on"] == "4 contexts of 12 tokens of some texts"
+
+
+def test_a_report_knows_its_contexts_from_others(measured: Report, tiny_gpt2: LanguageModel) -> None:
+    contexts = pack_contexts(TEXTS, tiny_gpt2, 12, max_contexts=4)
+    same, fewer, other = measured_on(contexts.clone()), measured_on(contexts[:3]), measured_on(contexts.flip(0))
+    assert measured.measured_on.fingerprint == same.fingerprint
+    assert len({same.fingerprint, fewer.fingerprint, other.fingerprint, measured_on(contexts.T).fingerprint}) == 4
+    for different in (fewer, other):
+        with pytest.raises(ConfigError, match="random on 4 contexts of 12 tokens of some texts; second on"):
+            comparison_table([measured, measured._replace(name="second", measured_on=different)])
+    comparison_table([measured, measured._replace(name="second", measured_on=same)])
+
+
+def test_graph_scores_of_different_prompts_are_told_apart(measured: Report) -> None:
+    (graph,) = measured.graphs
+    warning = "graph scores are not to be compared"
+    assert warning not in comparison_table([measured, measured._replace(graphs=())])
+    for other in (graph._replace(prompt="others"), graph._replace(max_feature_nodes=7)):
+        assert warning in comparison_table([measured, measured._replace(graphs=(other,))])
+
+
+def test_a_report_that_was_written_before_is_read(tmp_path: Path) -> None:
+    """The keys of format version 2, as they were first written."""
+    layer = {"fvu": 0.25, "l0": 3.0, "dead_share": 0.0, "dense_share": 0.5, "decoder_norms": [0.5] * 7}
+    layer |= {"layer": 0, "ce_alone": 3.5, "kl_alone": 0.25, "top1_agreement_alone": 0.75}
+    numbers = {
+        "tokens": 30, "fvu": 0.25, "worst_fvu": 0.25, "worst_layer": 0, "l0": 3.0, "l0_total": 3.0, "dead_share": 0.0,
+        "dense_share": 0.5, "ce_original": 3.0, "ce_replacement": 4.0, "ce_ablated": 7.0, "ce_recovered": 0.75,
+        "kl": 0.5, "top1_agreement": 0.625,
+    }  # fmt: skip
+    content = {
+        "format": "open-clt-evaluation", "format_version": 2, "name": "old", "model": "gpt2", "settings": {"reach": 2},
+        "parameters": 100, "density_histogram": [1] * 24, "layers": [layer],
+        "measured_on": {"text": "a book", "contexts": 3, "positions": 11, "fingerprint": "abc"},
+        "graphs": [{"prompt": "a b", "replacement": 0.5, "completeness": 0.75, "max_feature_nodes": None}],
+    }  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps(content | numbers))
+    found = load_report(tmp_path)
+    assert found.evaluation.totals() == numbers
+    assert found.layers() == [layer | {"decoder_norms": (0.5,) * 7}]
+    assert found.graph_completeness == 0.75
+    again = json.loads(save_report(found, tmp_path / "again").everything.read_text())
+    assert again == content | numbers
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "other"}', '{"format": "open-clt-evaluation"}'])
+def test_a_foreign_report_is_one_clear_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"evaluation\.json"):
+        load_report(tmp_path)
+
+
+def test_a_report_that_does_not_say_what_was_measured_on_is_refused(measured: Report, tmp_path: Path) -> None:
+    path = save_report(measured, tmp_path).everything
+    content = json.loads(path.read_text()) | {"format_version": 1}
+    del content["measured_on"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"evaluation\.json.* 1"):
+        load_report(path)
+
+
+def test_a_report_of_a_later_version_is_refused(measured: Report, tmp_path: Path) -> None:
+    path = save_report(measured, tmp_path).everything
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(CheckpointError):
+        load_report(path)
+
+
+def test_mere_reconstruction_is_no_report_and_says_why(tmp_path: Path) -> None:
+    path = save_reconstruction({"fvu": 0.25, "l0": 3.0}, tmp_path, reason="There was no language model.")
+    assert json.loads(path.read_text())["fvu"] == 0.25
+    assert not is_report(tmp_path)  # whoever compares directories measures what is there
+    assert is_report(path)
+    with pytest.raises(
+        CheckpointError, match=r"only how well the transcoder reconstructs. There was no language model"
+    ):
+        load_report(path)

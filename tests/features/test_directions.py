@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from open_clt.config import CrossLayerConfig, TopKConfig
+from open_clt.features.embedding import embed
+from open_clt.features.firing import activation_statistics, feature_activations
+from open_clt.features.records import feature_records
+from open_clt.language.language_model import LanguageModel
+from open_clt.language.linear_path import read_linear_path
+from open_clt.language.unembedding import logit_effects
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.directions import decoder_directions
+from open_clt.transcoders.feature import Feature
+from tests.tiny_models import TEXTS
+
+KEYS = [Feature(2, 4), Feature(0, 7), Feature(2, 1), Feature(1, 0)]
+
+
+@pytest.fixture(scope="module")
+def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
+    transcoder = CrossLayerTranscoder(
+        CrossLayerConfig(
+            n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model, n_features=16, nonlinearity=TopKConfig(k=4)
+        ),
+        seed=1,
+    )
+    transcoder.standardisation.target_scale.copy_(torch.tensor([0.5, 2.0, 3.0]))
+    return transcoder
+
+
+def test_directions_are_sums_of_raw_decoders(transcoder: CrossLayerTranscoder) -> None:
+    folded = transcoder.folded()
+    expected = torch.stack([folded.W_dec[layer][feature].sum(0) for layer, feature in KEYS])
+    torch.testing.assert_close(decoder_directions(transcoder, KEYS), expected.detach())
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_llama"])
+def test_logit_effects_are_differences_of_logits_once_the_norm_is_frozen(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """LayerNorm with its bias and RMSNorm alike: the effect, over the denominator, is what the direction adds."""
+    model: LanguageModel = request.getfixturevalue(name)
+    path = read_linear_path(model, model.tokenize("The cat"), "hook_resid_mid")
+    direction = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    before = path.final_norm.forward(path.final) @ path.W_U
+    after = path.final_norm.forward(path.final + direction) @ path.W_U
+    added = (after - before)[-1]
+    found = logit_effects(model, direction[None])[0] / path.final_norm.scale[-1]
+    torch.testing.assert_close(found, added - added.mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_records_tell_what_a_run_over_the_texts_found(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder
+) -> None:
+    statistics = activation_statistics(tiny_gpt2, transcoder, TEXTS * 3, context_length=16, n_examples=4)
+    alive = [Feature(*divmod(int(place), 16)) for place in statistics.maximum.flatten().argsort(descending=True)[:3]]
+    dead = [Feature(*place) for place in (statistics.maximum == 0).nonzero().tolist()][:1]
+    records = feature_records(tiny_gpt2, transcoder, statistics, [*alive, *dead], n_tokens=5)
+    for record in records[:3]:
+        best = record.examples[0]
+        assert best.activations.max() == pytest.approx(record.max_activation, rel=1e-4)
+        assert int(best.activations.argmax()) == best.peak
+        assert len(best.tokens) == len(best.activations) == statistics.contexts.shape[1]
+        peaks = [float(example.activations.max()) for example in record.examples]
+        assert peaks == sorted(peaks, reverse=True)
+    for record in records[3:]:
+        assert record.examples == ()
+        assert record.density == 0
+    effects = logit_effects(tiny_gpt2, decoder_directions(transcoder, alive))
+    for record, effect in zip(records, effects, strict=False):
+        assert [token.effect for token in record.top_tokens] == pytest.approx(
+            effect.sort(descending=True)[0][:5].tolist()
+        )
+        assert record.bottom_tokens[0].effect == pytest.approx(float(effect.min()))
+        assert record.bottom_tokens[0].token == tiny_gpt2.token_strings([int(effect.argmin())])[0]
+
+
+def test_a_text_given_as_tokens_is_the_same_text(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
+    one = feature_activations(tiny_gpt2, transcoder, TEXTS[1])
+    other = feature_activations(tiny_gpt2, transcoder, tiny_gpt2.tokenize(TEXTS[1]))
+    assert torch.equal(one.dense(), other.dense())
+
+
+def clustered(seed: int) -> torch.Tensor:
+    """Forty vectors around four directions, of very different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, 12, generator=generator)
+    vectors = centres.repeat(10, 1) + 0.2 * torch.randn(40, 12, generator=generator)
+    return vectors * torch.rand(40, 1, generator=generator) * 100
+
+
+def test_principal_components_are_those_of_the_covariance() -> None:
+    vectors = clustered(0)
+    found = embed(vectors, "pca")
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    values, axes = torch.linalg.eigh(torch.cov(unit.T.double()))
+    projected = (unit - unit.mean(0)).double() @ axes[:, [-1, -2]]
+    torch.testing.assert_close(found.points.abs(), projected.abs().float(), rtol=1e-4, atol=1e-5)
+    assert found.explained == pytest.approx(
+        [float(values[-1] / values.sum()), float(values[-2] / values.sum())], rel=1e-4
+    )
+
+
+def test_tsne_is_the_same_for_the_same_seed_and_keeps_neighbours() -> None:
+    vectors = clustered(1)
+    one, two = (embed(vectors, "tsne", perplexity=8.0, seed=5).points for _ in range(2))
+    assert torch.equal(one, two)
+    nearest = torch.cdist(one, one).fill_diagonal_(torch.inf).argmin(1)
+    assert bool((nearest % 4 == torch.arange(40) % 4).all())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 20])
+def test_fewer_vectors_than_the_perplexity_are_placed(count: int) -> None:
+    for placed in (embed(clustered(2)[:count], "pca"), embed(clustered(2)[:count], "tsne")):
+        assert placed.points.shape == (count, 2)
+        assert bool(placed.points.isfinite().all())
+
+
+def test_equal_vectors_are_placed() -> None:
+    assert bool(embed(torch.ones(6, 3), "tsne").points.isfinite().all())

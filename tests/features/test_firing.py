@@ -1,0 +1,148 @@
+"""Features on texts: what is counted agrees with the transcoder, run by hand on every token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from open_clt.config import CrossLayerConfig, JumpReLUConfig
+from open_clt.errors import TextError
+from open_clt.features.firing import (
+    ActivationStatistics,
+    activation_statistics,
+    activations_of,
+    cross_layer_correlations,
+    feature_activations,
+    feature_importance,
+    layer_activity,
+    most_important,
+    top_features,
+)
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.feature import Feature
+from tests.refusals import refuses
+from tests.tiny_models import TEXTS
+
+TEXT = TEXTS[0]
+
+
+@pytest.fixture(scope="module")
+def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
+    return CrossLayerTranscoder(
+        CrossLayerConfig(
+            n_layers=tiny_gpt2.n_layers,
+            d_model=tiny_gpt2.d_model,
+            n_features=20,
+            nonlinearity=JumpReLUConfig(initial_threshold=1.0),
+        ),
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def statistics(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> ActivationStatistics:
+    return activation_statistics(tiny_gpt2, transcoder, TEXTS * 3, context_length=16, n_examples=3, batch_size=4)
+
+
+def by_hand(model: LanguageModel, transcoder: CrossLayerTranscoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Activations (position, layer, feature) of one context, one token at a time; nothing at the first position."""
+    inputs = model.capture(tokens[None], transcoder.config.input_hook).inputs[0]
+    found = torch.zeros(len(tokens), transcoder.config.n_layers, transcoder.config.n_features)
+    for position in range(1, len(tokens)):
+        for layer, features in enumerate(transcoder.encode(inputs[position][None])):
+            found[position, layer] = features.dense()[0].detach()
+    return found
+
+
+def test_activations_of_a_text_are_the_transcoders(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
+    activations = feature_activations(tiny_gpt2, transcoder, TEXT)
+    tokens = tiny_gpt2.tokenize(TEXT)
+    assert activations.tokens == tuple(tiny_gpt2.token_strings(tokens))
+    expected = by_hand(tiny_gpt2, transcoder, tokens)
+    assert expected.count_nonzero() > 20
+    torch.testing.assert_close(activations.dense(), expected, rtol=1e-4, atol=1e-5)
+    keys = [Feature(0, 3), Feature(2, 7), Feature(0, 3)]
+    picked = torch.stack([expected[:, layer, feature] for layer, feature in keys])
+    torch.testing.assert_close(activations.of(keys), picked, rtol=1e-4, atol=1e-5)
+    written = (expected * transcoder.decoder_norms().detach()).sum(2).T
+    torch.testing.assert_close(layer_activity(activations, transcoder), written, rtol=1e-4, atol=1e-4)
+
+
+def test_top_features_are_those_of_a_full_sort(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
+    activations = feature_activations(tiny_gpt2, transcoder, TEXT)
+    peaks = activations.dense().amax(0)
+    expected = peaks.flatten().sort(descending=True).values[:8]
+    found = top_features(activations, 8)
+    assert [top.activation for top in found] == pytest.approx(expected.tolist())
+    assert len({top.feature for top in found}) == 8
+    for top in found:
+        assert activations.dense()[top.position, *top.feature] == pytest.approx(top.activation)
+        assert activations.tokens[top.position] == top.token
+    assert len(top_features(activations, 10_000)) == int((peaks > 0).sum())
+
+
+def test_a_single_token_is_refused(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
+    with refuses(TextError):
+        feature_activations(tiny_gpt2, transcoder, torch.tensor([1]))
+
+
+def test_statistics_are_those_of_all_tokens_at_once(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, statistics: ActivationStatistics
+) -> None:
+    contexts = statistics.contexts
+    found = torch.stack([by_hand(tiny_gpt2, transcoder, context) for context in contexts])
+    tokens = found[:, 1:].flatten(0, 1)
+    assert statistics.tokens == len(tokens)
+    torch.testing.assert_close(statistics.density, (tokens > 0).float().mean(0))
+    torch.testing.assert_close(statistics.mean, tokens.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(statistics.maximum, tokens.amax(0), rtol=1e-4, atol=1e-5)
+    peaks = found.amax(1)
+    torch.testing.assert_close(
+        statistics.best_values, peaks.topk(3, dim=0).values.permute(1, 2, 0), rtol=1e-4, atol=1e-5
+    )
+    for layer, feature in [(0, 1), (1, 11), (2, 19)]:
+        reached = peaks[statistics.best_contexts[layer, feature], layer, feature]
+        torch.testing.assert_close(reached, statistics.best_values[layer, feature], rtol=1e-4, atol=1e-5)
+    norms = transcoder.decoder_norms().detach()
+    torch.testing.assert_close(statistics.activity, (tokens * norms).sum(2), rtol=1e-4, atol=1e-4)
+
+
+def test_activations_of_chosen_features_agree_with_the_statistics(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, statistics: ActivationStatistics
+) -> None:
+    keys = [Feature(2, 5), Feature(0, 0), Feature(1, 13)]
+    columns = activations_of(tiny_gpt2, transcoder, statistics.contexts, keys, batch_size=3)
+    assert len(columns) == statistics.tokens
+    torch.testing.assert_close(columns.mean(0), torch.stack([statistics.mean[key] for key in keys]))
+
+
+def test_importance_is_a_share_of_what_is_written(
+    transcoder: CrossLayerTranscoder, statistics: ActivationStatistics
+) -> None:
+    importance = feature_importance(statistics, transcoder)
+    assert importance.sum() == pytest.approx(1, abs=1e-5)
+    per_layer = statistics.activity.mean(0) / statistics.activity.mean(0).sum()
+    torch.testing.assert_close(importance.sum(1), per_layer, rtol=1e-4, atol=1e-5)
+    first, second = most_important(importance, 2)
+    assert importance[first] == importance.max()
+    assert importance[second] <= importance[first]
+    assert most_important(torch.tensor([[0.0, 0.3], [0.7, 0.0]]), 4) == [(1, 0), (0, 1)]
+
+
+def test_correlations_equal_a_double_loop() -> None:
+    columns = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    columns[:, 3] = -2 * columns[:, 1] + 5
+    columns[:, 4] = 0.1  # a constant that binary fractions cannot hold
+    found = cross_layer_correlations(columns)
+    values = columns.double().numpy()
+    for i in range(6):
+        for j in range(6):
+            if 4 in (i, j):
+                expected = float(i == j)
+            else:
+                x, y = values[:, i] - values[:, i].mean(), values[:, j] - values[:, j].mean()
+                expected = np.sum(x * y) / np.sqrt(np.sum(x * x) * np.sum(y * y))
+            assert found[i, j] == pytest.approx(expected, abs=1e-6)
+    assert found[1, 3] == pytest.approx(-1)

@@ -1,0 +1,120 @@
+"""A small attribution graph whose every number is known: two layers, three tokens, two outputs.
+
+token:1:11 -> 0:1:5 -> 1:2:3 -> logit:2:40        the features 0:2:5 and 0:2:7 do much the same as 0:1:5
+"""
+
+from __future__ import annotations
+
+import torch
+
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.influence import Edges
+from open_clt.graphs.info import GraphInfo, GraphSettings
+from open_clt.graphs.nodes import NodeId, NodeKind, NodeTable
+from open_clt.graphs.targets import SalientLogits
+from open_clt.transcoders.feature import Feature
+
+NODES: list[tuple[NodeKind, int, int, int, float]] = [
+    (NodeKind.FEATURE, 0, 1, 5, 1.5),
+    (NodeKind.FEATURE, 0, 2, 5, 0.1),
+    (NodeKind.FEATURE, 0, 2, 7, 2.5),
+    (NodeKind.FEATURE, 1, 2, 3, 3.25),
+    (NodeKind.ERROR, 0, 1, -1, 0.0),
+    (NodeKind.ERROR, 1, 2, -1, 0.0),
+    (NodeKind.EMBEDDING, -1, 0, 10, 0.0),
+    (NodeKind.EMBEDDING, -1, 1, 11, 0.0),
+    (NodeKind.EMBEDDING, -1, 2, 12, 0.0),
+    (NodeKind.POSITIONAL, -1, 2, -1, 0.0),
+    (NodeKind.BIAS, 0, 2, -1, 0.0),
+    (NodeKind.LOGIT, 2, 2, 40, 0.6),
+    (NodeKind.LOGIT, 2, 2, 41, 0.2),
+    (NodeKind.TARGET, 2, 2, 1, 0.0),
+]
+NAMES = [str(NodeId.of(*row[:4])) for row in NODES]
+EDGES: dict[tuple[str, str], float] = {
+    ("token:0:10", "0:1:5"): 0.5,
+    ("token:1:11", "0:1:5"): 1.0,
+    ("position:2", "0:2:5"): 0.25,
+    ("token:1:11", "0:2:5"): 1.0,
+    ("token:0:10", "0:2:5"): 0.5,
+    ("token:1:11", "0:2:7"): 0.8,
+    ("token:2:12", "0:2:7"): -0.4,
+    ("0:1:5", "1:2:3"): 2.0,
+    ("0:2:5", "1:2:3"): 1.5,
+    ("0:2:7", "1:2:3"): -1.0,
+    ("error:0:1", "1:2:3"): 0.5,
+    ("0:1:5", "logit:2:40"): 0.5,
+    ("0:2:5", "logit:2:40"): 0.5,
+    ("1:2:3", "logit:2:40"): 3.0,
+    ("error:1:2", "logit:2:40"): -1.0,
+    ("bias:0:2", "logit:2:40"): 0.125,
+    ("0:2:7", "logit:2:41"): 1.0,
+    ("1:2:3", "logit:2:41"): -2.0,
+    ("1:2:3", "target:2:1"): 4.0,
+}
+
+
+def hand_graph(*, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", " the", " cat\n")) -> AttributionGraph:
+    """The graph above; a compatible one has no positional embedding, bias or target that is no token."""
+    kept = [
+        row for row in NODES if not (compatible and row[0] in (NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.TARGET))
+    ]
+    names = [str(NodeId.of(*row[:4])) for row in kept]
+    number = {name: place for place, name in enumerate(names)}
+    links = sorted(
+        (number[target], number[source], weight)
+        for (source, target), weight in EDGES.items()
+        if source in number and target in number
+    )
+    columns = [list(column) for column in zip(*kept, strict=True)]
+    kind, layer, position, index = (torch.tensor([int(x) for x in column]) for column in columns[:4])
+    value = torch.tensor(columns[4])
+    is_logit, is_target = kind == NodeKind.LOGIT, kind == NodeKind.TARGET
+    target, source, weight = (list(column) for column in zip(*links, strict=True))
+    edges = Edges(torch.tensor(target), torch.tensor(source), torch.tensor(weight))
+    has_row = torch.zeros(len(kept), dtype=torch.bool).index_fill(0, edges.target, True)
+    total = torch.zeros(len(kept)).index_add(0, edges.target, edges.weight)
+    table = NodeTable(
+        kind=kind,
+        layer=layer,
+        position=position,
+        index=index,
+        value=value,
+        weight=value * is_logit + is_target.float(),
+        total=total.where(has_row, torch.tensor(torch.nan)),
+        omitted=torch.zeros(len(kept)),
+        omitted_sum=torch.zeros(len(kept)),
+        cumulative=torch.full((len(kept),), torch.nan),
+    )
+    info = GraphInfo(
+        model="tiny",
+        transcoder="tiny",
+        prompt="the cat",
+        tokens=(10, 11, 12),
+        token_strings=tokens,
+        target_names=(" sat", ' "on"') if compatible else (" sat", ' "on"', "sat - on"),
+        n_layers=2,
+        n_active_features=4,
+        compatible=compatible,
+        settings=GraphSettings(targets=(SalientLogits(max_count=2, position=2),), batch_size=8),
+        versions={"open-clt": "0.1.0"},
+    )
+    return AttributionGraph(table, edges, info, {Feature(0, 7): "animals"})
+
+
+def weights(graph: AttributionGraph) -> dict[tuple[str, str], float]:
+    """Edges by the names of their ends."""
+    names = graph.ids()
+    rows = zip(*(column.tolist() for column in graph.edges), strict=True)
+    return {(names[source], names[target]): weight for target, source, weight in rows}
+
+
+def assert_same(found: AttributionGraph, expected: AttributionGraph) -> None:
+    """Every bit of two graphs is the same."""
+    for name in NodeTable.__dataclass_fields__:
+        ours, theirs = getattr(found.nodes, name), getattr(expected.nodes, name)
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0, equal_nan=True, msg=name)
+    for ours, theirs in zip(found.edges, expected.edges, strict=True):
+        assert torch.equal(ours, theirs)
+    assert found.info == expected.info
+    assert dict(found.labels) == dict(expected.labels)

@@ -1,0 +1,297 @@
+"""Graphs: influence, pruning, scores, and a graph that comes back from disk as it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_clt.attribution.attribute import attribute
+from open_clt.errors import AttributionError, CheckpointError
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.influence import Edges, InfluenceGraph, path_steps, smallest_kept
+from open_clt.graphs.info import GraphSettings, PruningSettings
+from open_clt.graphs.nodes import NodeKind
+from open_clt.graphs.targets import FeaturePreactivation, LogitDifference, SalientLogits
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.feature import Feature
+from tests.attribution.cases import KINDS, PROMPT
+from tests.graphs.hand_graph import NAMES, hand_graph
+from tests.random_transcoders import random_architecture
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["complete", "compatible"])
+def graph(request: pytest.FixtureRequest, tiny_gpt2: LanguageModel) -> AttributionGraph:
+    return attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT, compatible=request.param, max_logits=4)
+
+
+def test_influence_is_the_sum_of_all_powers(graph: AttributionGraph) -> None:
+    shares = graph.adjacency().double().abs()
+    shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-30)
+    identity = torch.eye(graph.n_nodes, dtype=torch.double)
+    expected = graph.nodes.weight.double() @ (torch.linalg.inv(identity - shares) - identity)
+    torch.testing.assert_close(graph.influence().double(), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_one_pass_from_the_top_follows_every_path(graph: AttributionGraph) -> None:
+    steps = torch.stack(list(path_steps(graph.influence_graph)))
+    torch.testing.assert_close(graph.influence().double(), steps.sum(0), atol=1e-7, rtol=1e-5)
+
+
+def test_all_influence_ends_in_nodes_without_inputs(graph: AttributionGraph) -> None:
+    ends = graph.influence()[graph.nodes.total.isnan()].sum()
+    # A compatible graph has features without any input: what they read is in no column.
+    fed = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, graph.edges.target, True)
+    ends = ends + graph.influence()[~graph.nodes.total.isnan() & ~fed].sum()
+    torch.testing.assert_close(ends, graph.nodes.weight.sum(), atol=1e-6, rtol=1e-5)
+
+
+def test_path_lengths_are_shares_and_no_path_is_longer_than_the_model_is_deep(
+    graph: AttributionGraph,
+) -> None:
+    profile = graph.path_lengths()
+    assert float(profile.sum()) == pytest.approx(1)
+    assert profile.shape[0] <= graph.info.n_layers + 1
+
+
+def test_the_profile_of_path_lengths_by_hand() -> None:
+    """token:1:11 and token:0:10 reach the logit over a feature (two edges), or over two (three edges)."""
+    names, outputs = NAMES, torch.tensor([0.0] * (len(NAMES) - 3) + [1.0, 0.0, 0.0])
+    graph = hand_graph()
+    graph = replace(graph, nodes=replace(graph.nodes, weight=outputs))
+    into, feature = 0.5 + 0.5 + 3.0 + 1.0 + 0.125, 2.0 + 1.5 + 1.0 + 0.5
+    assert names[-3] == "logit:2:40"
+    two = (0.5 / into) * 1.0 + (0.5 / into) * (1.5 / 1.75)
+    three = (3.0 / into) * ((2.0 / feature) * 1.0 + (1.5 / feature) * (1.5 / 1.75) + (1.0 / feature) * 1.0)
+    expected = torch.tensor([0.0, two, three]) / (two + three)
+    torch.testing.assert_close(graph.path_lengths(), expected)
+
+
+def test_a_cycle_is_an_error() -> None:
+    edges = Edges(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.ones(2))
+    cyclic = InfluenceGraph(edges, torch.tensor([1.0, 0.0]), torch.zeros(2), torch.tensor([0, 1]))
+    with pytest.raises(AttributionError):
+        list(path_steps(cyclic))
+
+
+def test_the_threshold_is_that_of_the_shortest_sufficient_prefix() -> None:
+    scores = torch.tensor([1.0, 5.0, 3.0, 1.0])
+    assert smallest_kept(scores, 0.5) == 5.0
+    assert smallest_kept(scores, 0.51) == 3.0
+    assert smallest_kept(scores, 1.0) == 1.0
+
+
+def test_pruning_keeps_tokens_targets_and_what_leads_to_them(graph: AttributionGraph) -> None:
+    pruned = graph.prune(0.6, 0.9)
+    assert pruned.n_nodes < graph.n_nodes / 2
+    for kind in (NodeKind.EMBEDDING, NodeKind.LOGIT):
+        assert int(pruned.of_kind(kind).sum()) == int(graph.of_kind(kind).sum())
+    leads = torch.zeros(pruned.n_nodes, dtype=torch.bool).index_fill(0, pruned.edges.source, True)
+    fed = torch.zeros(pruned.n_nodes, dtype=torch.bool).index_fill(0, pruned.edges.target, True)
+    inner = pruned.of_kind(NodeKind.FEATURE)
+    assert bool((leads & fed)[inner].all())
+    assert bool(leads[pruned.of_kind(NodeKind.ERROR)].all())
+    names, whole = pruned.ids(), graph.ids()
+    number = {name: i for i, name in enumerate(whole)}
+    kept = torch.tensor([number[name] for name in names])
+    same = graph.adjacency()[kept][:, kept]
+    found = pruned.adjacency()
+    torch.testing.assert_close(found[found != 0], same[found != 0])
+    assert bool((pruned.nodes.cumulative[inner] <= 1).all())
+
+
+def test_pruning_nothing_changes_no_score(graph: AttributionGraph) -> None:
+    pruned = graph.prune(1.0, 1.0)
+    assert pruned.scores() == pytest.approx(graph.scores(), abs=1e-6)
+
+
+def test_scores_fall_as_nodes_are_pruned(graph: AttributionGraph) -> None:
+    """Influence that reaches a token of the pruned graph reached it in the whole one; the rest is now an error."""
+    previous = graph.scores()
+    for threshold in (0.9, 0.7, 0.5):
+        scores = graph.prune(threshold).scores()
+        assert 0 <= scores.completeness <= 1
+        assert 0 <= scores.replacement <= previous.replacement + 1e-6
+        previous = scores
+
+
+def test_a_pruned_row_still_knows_what_it_left_out(tiny_gpt2: LanguageModel) -> None:
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT)
+    assert graph.prune(0.6).check().relative_to_row < 1e-5
+
+
+def test_pruning_twice_forgets_nothing(tiny_gpt2: LanguageModel) -> None:
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT)
+    assert graph.prune(0.9).prune(0.5).check().relative_to_row < 1e-5
+
+
+def test_errors_stay_for_the_first_stage_only_if_asked(tiny_gpt2: LanguageModel) -> None:
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT)
+    kept, dropped = (graph.prune(0.5, 1.0, keep_errors=keep) for keep in (True, False))
+    assert int(kept.of_kind(NodeKind.ERROR).sum()) > int(dropped.of_kind(NodeKind.ERROR).sum())
+
+
+@pytest.mark.parametrize(("node", "edge"), [(0.0, 0.9), (0.8, 1.5)])
+def test_thresholds_are_shares(graph: AttributionGraph, node: float, edge: float) -> None:
+    with pytest.raises(AttributionError, match="threshold is"):
+        graph.prune(node, edge)
+
+
+def test_save_and_load_give_the_same_graph(graph: AttributionGraph, tmp_path: Path) -> None:
+    feature = graph.node(0)
+    labelled = graph.prune().with_labels({Feature(feature.layer, feature.index): "a name"})
+    loaded = AttributionGraph.load(labelled.save(tmp_path / "graph"))
+    assert loaded.info == labelled.info
+    assert loaded.labels == labelled.labels
+    assert loaded.ids() == labelled.ids()
+    for found, expected in zip(loaded.edges, labelled.edges, strict=True):
+        assert torch.equal(found, expected)
+    for name in ("kind", "layer", "position", "index", "value", "weight", "omitted"):
+        assert torch.equal(getattr(loaded.nodes, name), getattr(labelled.nodes, name))
+    assert sorted(path.suffix for path in (tmp_path / "graph").iterdir()) == [".json", ".safetensors"]
+
+
+def test_files_of_version_1_are_read(graph: AttributionGraph, tmp_path: Path) -> None:
+    """They have one flat object of settings, no vectors, and labels by ``layer_feature``."""
+    feature = Feature(graph.node(0).layer, graph.node(0).index)
+    last = len(graph.info.tokens) - 1
+    folder = graph.prune(0.7, 0.9).with_labels({feature: "a name"}).save(tmp_path / "graph")
+    content = json.loads((folder / "graph.json").read_text())
+    settings = {
+        "targets": [
+            {"max_count": 4, "probability": 0.95, "position": last, "kind": "salient_logits"},
+            {"positive": 5, "negative": 9, "position": 3, "kind": "logit_difference"},
+            {"name": "probe", "position": last, "kind": "direction"},
+            {"layer": 1, "feature": 4, "position": 3, "kind": "feature"},
+        ],
+        "max_logits": 4,
+        "logit_probability": 0.95,
+        "max_feature_nodes": 7,
+        "skip_first_position": False,
+        "batch_size": 256,
+        "node_threshold": 0.7,
+        "edge_threshold": 0.9,
+        "keep_errors": True,
+    }
+    del content["info"]["faithfulness"]  # older still
+    content |= {"format_version": 1, "labels": {f"{feature.layer}_{feature.index}": "a name"}}
+    content["info"]["settings"] = settings
+    (folder / "graph.json").write_text(json.dumps(content))
+    loaded = AttributionGraph.load(folder)
+    assert loaded.labels == {feature: "a name"}
+    assert loaded.info.faithfulness is None
+    assert loaded.info.settings == GraphSettings(
+        targets=(
+            SalientLogits(max_count=4, position=last),
+            LogitDifference(positive=5, negative=9, position=3),
+            None,
+            FeaturePreactivation(layer=1, feature=4, position=3),
+        ),
+        max_feature_nodes=7,
+        use_first_position=True,
+        batch_size=256,
+        pruning=PruningSettings(node_threshold=0.7, edge_threshold=0.9, keep_errors=True),
+    )
+
+
+def test_a_saved_edge_takes_eight_bytes(graph: AttributionGraph, tmp_path: Path) -> None:
+    size = (graph.save(tmp_path) / "graph.safetensors").stat().st_size
+    assert size < 8 * graph.n_edges + 40 * graph.n_nodes + 2000
+
+
+def test_a_number_too_large_for_two_bytes_comes_back(graph: AttributionGraph, tmp_path: Path) -> None:
+    index = graph.nodes.index.clone()
+    index[:3] = torch.tensor([32767, 32768, 2**40])
+    large = replace(graph, nodes=replace(graph.nodes, index=index))
+    assert torch.equal(AttributionGraph.load(large.save(tmp_path)).nodes.index, index)
+
+
+def test_pruning_is_a_part_and_is_remembered(graph: AttributionGraph) -> None:
+    """The nodes and edges of a pruned graph, cut out by hand, are the same graph but for what pruning notes."""
+    pruned = graph.prune(0.7, 0.9)
+    pruning = PruningSettings(node_threshold=0.7, edge_threshold=0.9, keep_errors=not graph.info.compatible)
+    assert pruned.info.settings == replace(graph.info.settings, pruning=pruning)
+    number = {name: row for row, name in enumerate(graph.ids())}
+    row = torch.tensor([number[name] for name in pruned.ids()])
+    nodes = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, row, True)
+    wanted = set(zip(row[pruned.edges.target].tolist(), row[pruned.edges.source].tolist(), strict=True))
+    ends = zip(graph.edges.target.tolist(), graph.edges.source.tolist(), strict=True)
+    part = graph.part(nodes, torch.tensor([pair in wanted for pair in ends]))
+    assert part.ids() == pruned.ids()
+    torch.testing.assert_close(part.adjacency(), pruned.adjacency(), atol=0, rtol=0)
+    for name in ("omitted", "omitted_sum"):
+        assert torch.equal(getattr(part.nodes, name), getattr(pruned.nodes, name))
+    assert part.info == graph.info
+    assert graph.part(nodes).n_edges > part.n_edges
+
+
+def test_a_part_names_the_targets_it_keeps(graph: AttributionGraph) -> None:
+    outputs = graph.of_kind(NodeKind.LOGIT).nonzero().flatten()
+    nodes = torch.ones(graph.n_nodes, dtype=torch.bool).index_fill(0, outputs[1], False)
+    part = graph.part(nodes)
+    assert part.info.target_names == (graph.info.target_names[0], *graph.info.target_names[2:])
+    assert part.node(part.n_nodes - 1).label == graph.node(graph.n_nodes - 1).label
+
+
+def test_a_graph_that_fails_its_check_says_so_when_saved(
+    graph: AttributionGraph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A complete graph has nothing to say; a false one warns; a compatible one tells, but does not warn."""
+    assert graph.check().holds is not graph.info.compatible
+    weight = graph.edges.weight.clone()
+    weight[int(weight.abs().argmax())] *= 1.5
+    false = replace(graph, edges=graph.edges._replace(weight=weight))
+    assert not false.check().holds
+    for saved, level in ((graph, logging.INFO if graph.info.compatible else None), (false, logging.WARNING)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="open_clt"):
+            content = json.loads((saved.save(tmp_path / "graph") / "graph.json").read_text())
+        expected = logging.INFO if saved.info.compatible else level
+        assert [record.levelno for record in caplog.records] == ([] if expected is None else [expected])
+        assert [record.getMessage() for record in caplog.records] == [text for text in [content["missing"]] if text]
+    assert "of a row is missing" in false.missing()
+    if not graph.info.compatible:
+        assert false.node(false.check().node).id in false.missing()
+
+
+def test_a_graph_without_known_totals_has_nothing_to_say(graph: AttributionGraph) -> None:
+    unknown = torch.full_like(graph.nodes.total, torch.nan)
+    assert replace(graph, nodes=replace(graph.nodes, total=unknown)).missing() == ""
+
+
+def test_labels_name_features_wherever_they_are_active(graph: AttributionGraph) -> None:
+    feature = graph.node(0)
+    assert feature.label == f"feature {feature.index}"
+    labelled = graph.with_labels({Feature(feature.layer, feature.index): "plural nouns"})
+    assert labelled.node(0).label == "plural nouns"
+    assert graph.node(0).label == feature.label
+
+
+def test_every_node_has_its_own_name(graph: AttributionGraph) -> None:
+    assert len(set(graph.ids())) == graph.n_nodes
+
+
+def test_foreign_and_damaged_files_are_refused(graph: AttributionGraph, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"graph\.json"):
+        AttributionGraph.load(tmp_path)
+    folder = graph.save(tmp_path / "graph")
+    content = json.loads((folder / "graph.json").read_text())
+    for change, match in (
+        ({"format": "other"}, "open-clt-attribution-graph"),
+        ({"format_version": 99}, "99"),
+    ):
+        (folder / "graph.json").write_text(json.dumps({**content, **change}))
+        with pytest.raises(CheckpointError, match=match):
+            AttributionGraph.load(folder)
+    (folder / "graph.json").write_text(json.dumps(content))
+    tensors = (folder / "graph.safetensors").read_bytes()
+    (folder / "graph.safetensors").write_bytes(tensors[: len(tensors) // 2])
+    with pytest.raises(CheckpointError, match=r"graph\.safetensors"):
+        AttributionGraph.load(folder)
+    (folder / "graph.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"graph\.json"):
+        AttributionGraph.load(folder)

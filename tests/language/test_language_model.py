@@ -1,0 +1,287 @@
+"""What a language model shows of itself is what transformers computes, and hooks end with their ``with``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+
+from open_clt.errors import ConfigError, LanguageModelError, TextError
+from open_clt.language.language_model import LanguageModel, Positioned, load_language_model
+from tests.refusals import refuses
+
+TEXT = "The cat sat on the mat, and the dog sat on the cat."
+
+
+@pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def original(model: LanguageModel, request: pytest.FixtureRequest) -> Any:
+    """The same weights as transformers loads them, with nothing of ours or TransformerLens's around them."""
+    from transformers import AutoModelForCausalLM
+
+    kind = "tiny_gpt2" if "gpt2" in model.name else "tiny_llama"
+    folder: Path = request.getfixturevalue(f"{kind}_folder")
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def parts(original: Any) -> list[tuple[Any, Any]]:
+    """Norm before the MLP, and MLP, of each block."""
+    if hasattr(original, "transformer"):
+        return [(block.ln_2, block.mlp) for block in original.transformer.h]
+    return [(block.post_attention_layernorm, block.mlp) for block in original.model.layers]
+
+
+@torch.no_grad()
+def run_original(original: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Residual stream before the MLP, MLP input after the norm, MLP output (each stacked over layers), and logits."""
+    seen: tuple[list[torch.Tensor], ...] = ([], [], [])
+    handles = []
+    for norm, mlp in parts(original):
+        handles.append(norm.register_forward_hook(lambda _, inputs, __: seen[0].append(inputs[0])))
+        handles.append(mlp.register_forward_hook(lambda _, inputs, __: seen[1].append(inputs[0])))
+        handles.append(mlp.register_forward_hook(lambda _, __, output: seen[2].append(output)))
+    logits = original(tokens).logits
+    for handle in handles:
+        handle.remove()
+    before, read, written = (torch.stack(tensors, dim=2) for tensors in seen)
+    return before, read, written, logits
+
+
+def test_captured_activations_are_those_of_transformers(model: LanguageModel, original: Any) -> None:
+    tokens = torch.stack([model.tokenize(TEXT), model.tokenize(TEXT.upper())[: len(model.tokenize(TEXT))]])
+    before, read, written, logits = run_original(original, tokens)
+    residual = model.capture(tokens, "hook_resid_mid")
+    torch.testing.assert_close(residual.inputs, before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(residual.targets, written, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(residual.logits, logits, atol=1e-5, rtol=1e-5)
+
+    normalised = model.capture(tokens, "ln2.hook_normalized").inputs
+    for layer, (norm, _) in enumerate(parts(original)):
+        expected = normalised[:, :, layer] * norm.weight + getattr(norm, "bias", 0)
+        torch.testing.assert_close(read[:, :, layer], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_capture_without_logits_is_the_same_capture(model: LanguageModel) -> None:
+    tokens = model.tokenize(TEXT)[None]
+    with_logits, without = model.capture(tokens), model.capture(tokens, with_logits=False)
+    assert without.logits is None
+    assert torch.equal(with_logits.inputs, without.inputs)
+    assert torch.equal(with_logits.targets, without.targets)
+
+
+def test_reading_in_pieces_gives_the_logits_of_reading_at_once(model: LanguageModel) -> None:
+    tokens = model.tokenize(TEXT)[None]
+    whole, key_values = model.logits(tokens), None
+    with model.hooks([("blocks.0.hook_mlp_out", torch.clone)]):
+        for start, end in [(0, 4), (4, 5), (5, 9)]:
+            logits, key_values = model.advance(tokens[:, start:end], key_values)
+            torch.testing.assert_close(logits, whole[:, end - 1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_hook_that_asks_is_told_where_the_pass_begins(tiny_gpt2: LanguageModel) -> None:
+    """Several hooks, a pass of another kind inside a pass, and a pass that fails: each is told its own."""
+    tokens = tiny_gpt2.tokenize(TEXT)[None]
+    told: list[tuple[int, int, int]] = []
+    inside = False
+
+    def note(layer: int, activation: torch.Tensor, start: int) -> None:
+        nonlocal inside
+        told.append((layer, start, activation.shape[1]))
+        if layer == 0 and start and not inside:
+            inside = True
+            tiny_gpt2.capture(tokens)
+            inside = False
+
+    names = [tiny_gpt2.hook_name(layer, "hook_mlp_out") for layer in (0, 2)]
+    hooks = [(name, Positioned(partial(note, layer))) for layer, name in zip((0, 2), names, strict=True)]
+    with tiny_gpt2.hooks([*hooks, (names[0], torch.clone)]):
+        _, key_values = tiny_gpt2.advance(tokens[:, :4])
+        tiny_gpt2.advance(tokens[:, 4:6], key_values)
+        length = tokens.shape[1]
+        assert told == [(0, 0, 4), (2, 0, 4), (0, 4, 2), (0, 0, length), (2, 0, length), (2, 4, 2)]
+        with tiny_gpt2.hooks([(names[1], lambda _: 1 / 0)]), pytest.raises(ZeroDivisionError):
+            tiny_gpt2.advance(tokens[:, 6:], key_values)
+        told.clear()
+        tiny_gpt2.logits(tokens)
+    assert [start for _, start, _ in told] == [0, 0]
+
+
+def test_a_second_thread_neither_meets_the_hooks_nor_moves_their_positions(tiny_gpt2: LanguageModel) -> None:
+    tokens = tiny_gpt2.tokenize(TEXT)[None]
+    _, key_values = tiny_gpt2.advance(tokens[:, :4])
+    expected = tiny_gpt2.advance(tokens).logits
+    starts: list[int] = []
+    results: list[torch.Tensor] = []
+    other = Thread(target=lambda: results.append(tiny_gpt2.advance(tokens).logits))
+
+    def begin_other(_: torch.Tensor) -> None:
+        other.start()
+        other.join(0.2)
+
+    name = tiny_gpt2.hook_name(2, "hook_mlp_out")
+    with tiny_gpt2.hooks(
+        [
+            (tiny_gpt2.hook_name(0, "hook_mlp_out"), begin_other),
+            (name, Positioned(lambda _, start: starts.append(start))),
+            (name, torch.zeros_like),
+        ]
+    ):
+        tiny_gpt2.advance(tokens[:, 4:], key_values)
+        assert other.is_alive()
+    other.join()
+    assert starts == [4]
+    assert torch.equal(results[0], expected)
+
+
+def test_next_tokens_are_the_most_probable_ones_of_each_text_alone(model: LanguageModel) -> None:
+    texts = [TEXT[:end] for end in (5, 31, 12, 8)]
+    alone = [int(model.logits(model.tokenize(text)[None])[0, -1].argmax()) for text in texts]
+    assert model.next_tokens(texts, batch_size=3) == alone
+    assert model.next_tokens([]) == []
+
+
+def test_hooks_replace_activations_and_end_with_their_with(model: LanguageModel) -> None:
+    tokens = model.tokenize(TEXT)[None]
+    before = model.logits(tokens)
+    name = model.hook_name(1, "hook_mlp_out")
+    with model.hooks([(name, torch.zeros_like)]):
+        inside = model.run_with_cache(tokens, ["blocks.2.hook_resid_mid"])
+        assert not torch.equal(inside.logits, before)
+    assert torch.equal(model.logits(tokens), before)
+    with pytest.raises(ZeroDivisionError), model.hooks([(name, lambda _: 1 / 0)]):
+        model.logits(tokens)
+    assert torch.equal(model.logits(tokens), before)
+    with pytest.raises(LanguageModelError), model.hooks([(name, torch.zeros_like), ("blocks.1.hook_nothing", abs)]):
+        pass
+    assert torch.equal(model.logits(tokens), before)
+
+
+@pytest.mark.parametrize(
+    ("hook", "named"),
+    [
+        ("hook_of_no_model", "blocks.0.hook_of_no_model"),
+        ("hook_mlp_in", "blocks.0.hook_mlp_in"),
+        ("hook_attn_in", "blocks.0.hook_attn_in"),
+        ("hook_q_input", "blocks.0.hook_q_input"),
+        ("attn.qkv.hook_in", "attn.qkv.hook_in"),
+        ("attn.hook_q", "(4, 8)"),
+    ],
+)
+def test_a_hook_of_no_use_is_named_with_those_that_are(tiny_gpt2: LanguageModel, hook: str, named: str) -> None:
+    tokens = tiny_gpt2.tokenize(TEXT)[None]
+    before = tiny_gpt2.logits(tokens)
+    with refuses(LanguageModelError, named, 32, "hook_resid_post"):
+        tiny_gpt2.capture(tokens, hook, "hook_mlp_out")
+    assert torch.equal(tiny_gpt2.logits(tokens), before)
+    for named in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "ln2.hook_normalized"):
+        assert tiny_gpt2.capture(tokens, named, "hook_mlp_out").inputs.shape[2:] == (3, 32)
+
+
+def test_run_with_cache_finds_what_was_asked_for(model: LanguageModel) -> None:
+    tokens = model.tokenize(TEXT)[None]
+    logits, found = model.run_with_cache(tokens, ["blocks.0.attn.hook_pattern", "blocks.2.hook_mlp_out"])
+    assert torch.equal(logits, model.logits(tokens))
+    assert found["blocks.0.attn.hook_pattern"].shape == (1, model.n_heads, tokens.numel(), tokens.numel())
+    assert torch.equal(found["blocks.2.hook_mlp_out"], model.capture(tokens).targets[:, :, 2])
+
+
+def test_nothing_needs_a_gradient_but_what_a_hook_brings(model: LanguageModel) -> None:
+    tokens = model.tokenize(TEXT)[None]
+    assert not model.logits(tokens).requires_grad
+    output = torch.zeros(1, tokens.numel(), model.d_model, requires_grad=True)
+    with model.hooks([("blocks.0.hook_mlp_out", lambda _: output)]):
+        model.logits(tokens).sum().backward()
+    assert output.grad is not None
+    assert output.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "text", [TEXT, " leading space", "naïve façade: 10 €, 日本語 🙂", "\n\n\ttabs  and   spaces  "]
+)
+def test_text_survives_tokenising(model: LanguageModel, text: str) -> None:
+    tokens = model.tokenize(text)
+    assert tokens[0] == model.bos_token_id
+    assert model.decode(tokens[1:]) == text
+    assert model.tokenize(text, prepend_bos=False).tolist() == tokens[1:].tolist()
+    assert model.token_ids([text, "x"])[0] == tokens[1:].tolist()
+    assert len(model.token_strings(tokens)) == len(tokens)
+    if text.isascii():
+        assert "".join(model.token_strings(tokens[1:])) == text
+
+
+def test_empty_and_long_texts_are_refused(model: LanguageModel) -> None:
+    with refuses(TextError):
+        model.tokenize("")
+    with refuses(TextError, 101, model.context_length):
+        model.tokenize("!" * 100)
+    assert len(model.token_ids(["!" * 100])[0]) == 100
+    long = torch.zeros(1, model.context_length + 1, dtype=torch.long)
+    for run in (model.logits, model.capture, model.advance):
+        with refuses(TextError, 65, 64):
+            run(long)
+    key_values = model.advance(long[:, :-1]).key_values
+    with refuses(TextError, 65, 64):
+        model.advance(long[:, :1], key_values)
+
+
+def test_what_it_says_about_itself(tiny_gpt2: LanguageModel, tiny_llama: LanguageModel) -> None:
+    for model in (tiny_gpt2, tiny_llama):
+        assert (model.n_layers, model.d_model, model.n_heads) == (3, 32, 4)
+        assert (model.vocab_size, model.context_length) == (300, 64)
+        assert (model.bos_token_id, model.eos_token_id) == (0, 0)
+        assert (model.device.type, model.dtype) == ("cpu", torch.float32)
+
+
+def test_bfloat16_is_the_same_model_in_fewer_bits(tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path) -> None:
+    model = load_language_model(str(tiny_gpt2_folder), dtype="bfloat16")
+    tokens = model.tokenize(TEXT)[None]
+    captured = model.capture(tokens)
+    assert captured.inputs.dtype == captured.targets.dtype == torch.bfloat16
+    difference = (model.logits(tokens).float() - tiny_gpt2.logits(tokens)).norm()
+    assert 0 < difference < 0.03 * tiny_gpt2.logits(tokens).norm()
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_logits_of_the_cpu(tiny_llama: LanguageModel, tiny_llama_folder: Path) -> None:
+    model = load_language_model(str(tiny_llama_folder), device="cuda")
+    tokens = tiny_llama.tokenize(TEXT)[None]
+    assert model.device.type == model.capture(tokens).inputs.device.type == "cuda"
+    torch.testing.assert_close(model.logits(tokens).cpu(), tiny_llama.logits(tokens), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"dtype": "float16"}, "dtype float16 float32 bfloat16"),
+        ({"dtype": torch.int8}, "dtype torch.int8"),
+        ({"device": "gpu"}, "device gpu cpu cuda"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], named: str) -> None:
+    with refuses(ConfigError, *named.split()):
+        load_language_model("gpt2", **settings)
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with refuses(ConfigError, "cpu"):
+        load_language_model("gpt2", device="cuda")
+
+
+@pytest.mark.real_model
+def test_a_pretrained_model_knows_paris(real_model_folder: Path) -> None:
+    model = load_language_model(real_model_folder)
+    tokens = model.tokenize("The Eiffel Tower is in the city of")
+    assert "".join(model.token_strings(tokens[1:])) == "The Eiffel Tower is in the city of"
+    captured = model.capture(tokens[None], "ln2.hook_normalized")
+    assert captured.inputs.shape == captured.targets.shape == (1, len(tokens), model.n_layers, model.d_model)
+    assert captured.logits is not None
+    assert model.decode(captured.logits[0, -1].argmax()[None]) == " Paris"

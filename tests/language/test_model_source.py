@@ -1,0 +1,200 @@
+"""Every way a model can be named leads to it; every name that leads nowhere is one clear error, within seconds."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from open_clt.errors import HubUnreachableError, LanguageModelError
+from open_clt.language import model_source
+from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.language.model_source import find_model
+from tests.refusals import refuses
+from tests.tiny_models import write_gguf, write_tokenizer
+
+
+@pytest.fixture
+def copy(tiny_gpt2_folder: Path, tmp_path: Path) -> Path:
+    """A whole model's directory, to be broken."""
+    return shutil.copytree(tiny_gpt2_folder, tmp_path / "model")
+
+
+def fails(name: str | Path, *named: object, kind: type[LanguageModelError] = LanguageModelError) -> None:
+    """Loading is refused with an error of exactly this kind, which names all of these."""
+    with refuses(kind, *named) as error:
+        load_language_model(name)
+    assert error.type is kind
+
+
+@pytest.mark.parametrize("name", ["no/such/name", "not a name", "", ".", "/no/such/folder", "a\nb", "../x"])
+def test_names_that_cannot_lead_anywhere(name: str) -> None:
+    fails(name)
+
+
+def test_a_directory_without_a_model(tmp_path: Path) -> None:
+    fails(tmp_path, tmp_path, "config.json")
+    (tmp_path / "some.gguf").touch()
+    fails(tmp_path, "some.gguf")
+
+
+def test_a_directory_without_weights(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    fails(copy, copy)
+
+
+def test_a_directory_with_truncated_weights(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    fails(copy, copy)
+
+
+def test_a_directory_that_lacks_some_weights(copy: Path) -> None:
+    """transformers would make up what is missing, at random, and go on."""
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    fails(copy, "transformer.h.1.mlp.c_fc.weight")
+
+
+def test_a_directory_without_a_tokenizer(copy: Path) -> None:
+    """transformers would make one up that knows no word, and go on."""
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer_config.json").unlink()
+    fails(copy, copy)
+
+
+def test_a_damaged_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer.json").write_text("{")
+    fails(copy, copy)
+
+
+def test_files_that_are_no_model(tmp_path: Path) -> None:
+    fails(tmp_path / "absent.gguf", "absent.gguf")
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF and no more")
+    (tmp_path / "other.gguf").write_bytes(b"something else")
+    (tmp_path / "notes.txt").touch()
+    fails(tmp_path / "damaged.gguf", "damaged.gguf")
+    fails(tmp_path / "other.gguf", "other.gguf")
+    fails(tmp_path / "notes.txt", "notes.txt", ".gguf")
+
+
+def test_a_gguf_file_is_the_model_it_was_made_from(
+    tiny_llama: LanguageModel, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    model = load_language_model(write_gguf(tmp_path / "tiny.gguf", tiny_llama_folder))
+    tokens = tiny_llama.tokenize("The cat sat on the mat")
+    assert model.tokenize("The cat sat on the mat").tolist() == tokens.tolist()
+    assert (model.bos_token_id, model.eos_token_id, model.context_length) == (0, 0, 64)
+    torch.testing.assert_close(model.logits(tokens[None]), tiny_llama.logits(tokens[None]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Mamba", "Bert"])
+def test_models_without_what_a_transcoder_needs(kind: str, tmp_path: Path) -> None:
+    """No MLP blocks, or tokens that see what comes after them."""
+    import transformers
+
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    head = {"Mamba": "MambaForCausalLM", "Bert": "BertLMHeadModel"}[kind]
+    getattr(transformers, head)(config).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    with refuses(LanguageModelError):
+        load_language_model(tmp_path)
+
+
+def test_side_by_side_blocks_have_no_stream_between_attention_and_mlp(tmp_path: Path) -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path)
+    model = load_language_model(write_tokenizer(tmp_path))
+    tokens = model.tokenize("The cat")[None]
+    with refuses(LanguageModelError, "blocks.0.hook_resid_mid"):
+        model.capture(tokens, "hook_resid_mid")
+    assert model.capture(tokens, "ln2.hook_normalized").inputs.shape == (1, tokens.shape[1], 1, 32)
+
+
+def test_the_embedded_model_loads() -> None:
+    model = load_language_model("embedded")
+    assert model.name == "embedded"
+    assert torch.isfinite(model.logits(model.tokenize("The capital of France is")[None])).all()
+
+
+def test_an_installation_without_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_source, "files", lambda _: tmp_path)
+    fails("embedded")
+
+
+def test_hub_names_offline_are_refused_at_once() -> None:
+    fails("gpt2", "gpt2", "HF_HUB_OFFLINE", kind=HubUnreachableError)
+
+
+def test_a_model_in_the_cache_needs_no_hub(
+    tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--somebody--tiny"
+    shutil.copytree(tiny_gpt2_folder, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = load_language_model("somebody/tiny")
+    assert model.name == "somebody/tiny"
+    tokens = model.tokenize("The cat")[None]
+    assert torch.equal(model.logits(tokens), tiny_gpt2.logits(tokens))
+    (repository / "snapshots" / "abc" / "model.safetensors").unlink()
+    fails("somebody/tiny", "somebody/tiny", kind=HubUnreachableError)
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """Knows one model, and is broken for another."""
+
+    def do_HEAD(self) -> None:
+        status = {"known": 200, "broken": 503}.get(self.path.split("/")[1], 404)
+        self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_that_answers_is_left_to_decide() -> None:
+    for name in ("known", "unknown"):
+        source = find_model(name)
+        assert (source.location, source.local) == (name, False)
+    with refuses(HubUnreachableError):
+        find_model("broken")
+
+
+@pytest.mark.timeout(20)  # waiting for it would take longer
+@pytest.mark.parametrize("listening", [False, True], ids=["nobody there", "never answers"])
+def test_a_hub_that_does_not_answer_is_not_waited_for(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_source, "HUB_TIMEOUT", 0.3)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listening:
+            server.listen()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with refuses(HubUnreachableError, "embedded"):
+            load_language_model("gpt2")

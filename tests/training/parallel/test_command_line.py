@@ -1,0 +1,76 @@
+"""``open-clt train`` from a shell, on two processes: what one process makes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_clt.embedded.corpus import generate_texts
+from open_clt.transcoders.formats.load import load_transcoder
+
+SETTINGS = """
+trainer: {max_steps: 12, accelerator: cpu, enable_progress_bar: false}
+transcoder: {n_features: 64, nonlinearity: {kind: batchtopk, k: 8, across_layers: true}}
+data: {language_model: embedded, batch_size: 128, context_length: 40, texts: {source: texts.txt}}
+"""
+SHARDED = """
+trainer:
+  devices: 2
+  strategy: {class_path: open_clt.training.parallel.FeatureParallelStrategy, init_args: {tensor_parallel_size: 2}}
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(300, seed=1)), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
+    (tmp_path / "sharded.yaml").write_text(SHARDED, encoding="utf-8")
+    train(tmp_path, "one")
+    train(tmp_path, "ddp", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    train(tmp_path, "sharded", "--config", "sharded.yaml", launcher=TORCHRUN)
+
+    one = load_transcoder(tmp_path / "one")
+    for name in ("ddp", "sharded"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+        other = load_transcoder(tmp_path / name)
+        assert other.config == one.config
+        for key, tensor in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[key], tensor, rtol=1e-2, atol=1e-4)
+        assert report(tmp_path / name) == pytest.approx(report(tmp_path / "one"), rel=1e-3)
+    last = tmp_path / "sharded" / "checkpoints" / "last"
+    assert sorted(path.name for path in last.iterdir()) == ["shard_0_of_2", "shard_1_of_2"]
+
+    whole = load_transcoder(tmp_path / "sharded")
+    (tmp_path / "sharded" / "transcoder.safetensors").unlink()  # as if it had been killed before its end
+    no_more = ["--config", "sharded.yaml", "--ckpt-path", "last", "--trainer.max_time", "00:00:00:00"]
+    train(tmp_path, "sharded", *no_more, launcher=TORCHRUN)
+    for key, tensor in load_transcoder(tmp_path / "sharded").state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[key]), key
+
+
+def train(folder: Path, output: str, *settings: str, launcher: list[str] | None = None) -> None:
+    """Run the command as its own processes."""
+    command = [sys.executable, *(launcher or []), "-m", "open_clt", "train", "--config", "run.yaml", *settings]
+    run = subprocess.run(
+        [*command, "--output", output], cwd=folder, env=os.environ, capture_output=True, text=True, timeout=280
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("steps,") == 1, "one process reports"
+
+
+def losses(output: Path) -> list[float]:
+    with (output / "metrics.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def report(output: Path) -> dict[str, float]:
+    found = json.loads((output / "evaluation.json").read_text())
+    return {name: value for name, value in found.items() if isinstance(value, float)}

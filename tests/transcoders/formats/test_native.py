@@ -1,0 +1,239 @@
+"""Save, load: identical bits. Anything else: one clear error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from open_clt.config import (
+    BatchTopKConfig,
+    CrossLayerConfig,
+    JumpReLUConfig,
+    NonlinearityConfig,
+    ReLUConfig,
+    TopKConfig,
+)
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer, save_circuit_tracer
+from open_clt.transcoders.formats.load import holds_transcoder, load_transcoder
+from open_clt.transcoders.formats.native import read_record, save_transcoder
+from open_clt.transcoders.make import OwnArchitecture, make_transcoder
+from open_clt.transcoders.to_jumprelu import convert_to_jumprelu
+from tests.random_transcoders import architecture, random_architecture
+from tests.training.own import Muffled
+from tests.transcoders.test_cross_layer import NONLINEARITIES, make, warm
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
+def test_a_loaded_transcoder_gives_identical_outputs(nonlinearity: NonlinearityConfig, tmp_path: Path) -> None:
+    transcoder, inputs = make(nonlinearity, reach=2, skip=True), torch.randn(9, 4, 8)
+    warm(transcoder, inputs)
+    save_transcoder(transcoder, tmp_path, record={"fvu": 0.1})
+    loaded = load_transcoder(tmp_path)
+    assert loaded.config == transcoder.config
+    assert torch.equal(loaded(inputs).reconstruction, transcoder(inputs).reconstruction)
+    assert read_record(tmp_path) == {"fvu": 0.1}
+
+
+def test_thresholds_and_statistics_are_kept(tmp_path: Path) -> None:
+    transcoder = make(JumpReLUConfig(initial_threshold=0.7))
+    save_transcoder(transcoder, tmp_path, dtype=torch.float16)
+    loaded = load_transcoder(tmp_path)
+    for name, tensor in transcoder.state_dict().items():
+        if not name.startswith("W_"):
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("nonlinearity", [ReLUConfig(), JumpReLUConfig(), BatchTopKConfig(k=5)], ids=str)
+def test_circuit_tracers_layout_round_trips_with_the_standardisation_folded(
+    nonlinearity: NonlinearityConfig, tmp_path: Path
+) -> None:
+    transcoder, inputs = make(nonlinearity, reach=2), torch.randn(30, 4, 8)
+    warm(transcoder, inputs)
+    loaded = load_circuit_tracer(save_circuit_tracer(transcoder, tmp_path))
+    torch.testing.assert_close(loaded(inputs).reconstruction, transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4)
+
+
+def test_topk_cannot_be_written_in_circuit_tracers_layout(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="convert"):
+        save_circuit_tracer(make(TopKConfig(k=5)), tmp_path)
+
+
+def test_transforms_cannot_be_written_in_circuit_tracers_layout(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="MOLT"):
+        save_circuit_tracer(random_architecture(architecture("molt")), tmp_path)
+
+
+def _truncate(directory: Path) -> None:
+    path = directory / "transcoder.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _rewrite(directory: Path, **changes: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _reshape(directory: Path) -> None:
+    _resize(directory, 61)
+
+
+def _resize(directory: Path, n_features: int) -> None:
+    config = json.loads((directory / "config.json").read_text())["transcoder"]
+    _rewrite(directory, transcoder={**config, "n_features": n_features})
+
+
+def _misspell(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())["transcoder"]
+    _rewrite(directory, transcoder={**config, "n_feature": 60})
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (_truncate, "transcoder.safetensors"),
+        (_reshape, "61"),
+        (_misspell, "'n_features'"),
+        (lambda d: _rewrite(d, format="other"), "config.json"),
+        (lambda d: _rewrite(d, format_version=99), "99"),
+        (lambda d: _rewrite(d, transcoder=[1]), "[1]"),
+        (lambda d: _resize(d, 2**62), str(2**62)),
+        (lambda d: (d / "config.json").write_text("{"), "config.json"),
+        (lambda d: (d / "config.json").unlink(), "config.json"),
+        (lambda d: (d / "transcoder.safetensors").unlink(), "transcoder.safetensors"),
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_one_clear_error(damage: Callable[[Path], None], named: str, tmp_path: Path) -> None:
+    save_transcoder(make(TopKConfig(k=5)), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        load_transcoder(tmp_path)
+    assert named in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_directory_of_no_known_layout_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    for directory in (tmp_path, tmp_path / "none"):
+        assert not holds_transcoder(directory)
+        with pytest.raises(CheckpointError) as raised:
+            load_transcoder(directory)
+        assert str(directory) in str(raised.value)
+
+
+@pytest.mark.parametrize("layout", [save_transcoder, save_circuit_tracer])
+def test_every_layout_is_loaded_by_the_same_function(layout: Callable[..., Path], tmp_path: Path) -> None:
+    transcoder, inputs = make(JumpReLUConfig(), reach=2), torch.randn(9, 4, 8)
+    layout(transcoder, tmp_path)
+    assert holds_transcoder(tmp_path)
+    loaded = load_transcoder(tmp_path, dtype=torch.float64)
+    assert loaded.dtype == torch.float64
+    assert not loaded.training
+    torch.testing.assert_close(
+        loaded(inputs.double()).reconstruction.float(), transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4
+    )
+
+
+def _break_settings(directory: Path) -> None:
+    (directory / "config.yaml").write_text("[" * 3000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda d: (d / "config.yaml").unlink(), "config.yaml"),
+        (lambda d: (d / "config.yaml").write_text("- a"), "config.yaml"),
+        (lambda d: (d / "config.yaml").write_text("model_kind: other"), "other"),
+        (_break_settings, "config.yaml"),
+        (lambda d: (d / "W_enc_2.safetensors").unlink(), "W_enc_2.safetensors"),
+        (lambda d: [(d / f"{name}_2.safetensors").unlink() for name in ("W_enc", "W_dec")], "W_enc_2.safetensors"),
+        (lambda d: (d / "W_dec_1.safetensors").write_bytes(b"12"), "W_dec_1.safetensors"),
+        (lambda d: save_file({"other": torch.ones(2)}, d / "W_enc_0.safetensors"), "W_enc_0"),
+    ],
+)
+def test_a_damaged_directory_of_circuit_tracers_is_one_clear_error(
+    damage: Callable[[Path], None], named: str, tmp_path: Path
+) -> None:
+    save_circuit_tracer(make(ReLUConfig()), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        load_transcoder(tmp_path)
+    assert named in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_config_that_contradicts_itself_is_refused() -> None:
+    with pytest.raises(ValueError, match="reach is 9"):
+        CrossLayerConfig(n_layers=4, n_features=8, d_model=2, reach=9)
+    with pytest.raises(ValueError, match="k is 16"):
+        CrossLayerTranscoder(CrossLayerConfig(n_layers=4, n_features=8, d_model=2))
+
+
+MUFFLED = OwnArchitecture("tests.training.own.Muffled", {"share": 0.25})
+
+
+def muffled() -> tuple[Muffled, CrossLayerTranscoder]:
+    """A transcoder of a user's own class, and one of ours with the same tensors, which computes something else."""
+    ours = make(TopKConfig(k=5))
+    own = make_transcoder(ours.config, own=MUFFLED)
+    assert isinstance(own, Muffled)
+    own.load_state_dict(ours.state_dict())
+    return own.eval(), ours
+
+
+def test_a_class_of_ones_own_is_the_class_that_is_loaded_again(tmp_path: Path) -> None:
+    (own, ours), inputs = muffled(), torch.randn(9, 4, 8)
+    converted = convert_to_jumprelu(own, inputs, inputs).transcoder
+    assert isinstance(converted, Muffled)
+    for name, saved in {"as it is": own, "folded": own.folded(), "converted": converted}.items():
+        loaded = load_transcoder(save_transcoder(saved, tmp_path / name))
+        assert type(loaded) is Muffled
+        assert torch.equal(loaded(inputs).reconstruction, saved(inputs).reconstruction), name
+    assert (own(inputs).reconstruction - ours(inputs).reconstruction).abs().max() > 0.1
+
+
+def test_what_is_no_class_of_ones_own_is_read_by_older_versions(tmp_path: Path) -> None:
+    content = json.loads((save_transcoder(make(TopKConfig(k=5)), tmp_path) / "config.json").read_text())
+    assert content["format_version"] == 2
+    assert "architecture" not in content
+    own = json.loads((save_transcoder(muffled()[0], tmp_path) / "config.json").read_text())
+    assert own["format_version"] == 3  # an older one would take it for a class of ours
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"class_path": "gone.Mine", "init_args": {}}, "'gone.Mine'"),
+        ({"class_path": "tests.training.own.Gone", "init_args": {}}, "'tests.training.own.Gone'"),
+        ({"class_path": "Mine", "init_args": {}}, "'Mine'"),
+        ({"class_path": "os.system", "init_args": {}}, "'os.system'"),
+        ({"class_path": "pathlib.Path", "init_args": {}}, "'pathlib.Path'"),
+        ({"class_path": MUFFLED.class_path, "init_args": {"colour": 1}}, "colour"),
+        ({"class_path": MUFFLED.class_path}, MUFFLED.class_path),
+        ("Mine", "'Mine'"),
+    ],
+)
+def test_a_class_that_cannot_be_had_is_one_clear_error(said: object, named: str, tmp_path: Path) -> None:
+    path = save_transcoder(muffled()[0], tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": said}))
+    with pytest.raises(CheckpointError) as raised:
+        load_transcoder(tmp_path)
+    assert named in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_class_of_ones_own_cannot_be_written_in_circuit_tracers_layout(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="Muffled"):
+        save_circuit_tracer(muffled()[0], tmp_path)
+
+
+def test_what_no_checkpoint_could_say_is_refused_before_it_is_trained() -> None:
+    config = make(TopKConfig(k=5)).config
+    with pytest.raises(ConfigError, match="not JSON serializable"):
+        make_transcoder(config, own=OwnArchitecture(MUFFLED.class_path, {"share": torch.ones(())}))

@@ -1,0 +1,42 @@
+"""Sparse features are dense ones without their zeros."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from open_clt.transcoders.sparse.codes import SparseFeatures, active_counts, weighted
+
+
+def random_codes(batch: int, n_features: int, density: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(batch, n_features, generator=generator)
+    return values * (torch.rand(batch, n_features, generator=generator) < density)
+
+
+@given(batch=st.integers(1, 9), n_features=st.integers(1, 40), density=st.floats(0, 1), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_dense_and_back_is_the_identity(batch: int, n_features: int, density: float, seed: int) -> None:
+    codes = random_codes(batch, n_features, density, seed)
+    assert torch.equal(SparseFeatures.from_dense(codes).dense(), codes)
+
+
+def test_counts_and_weights_agree_between_the_two_forms() -> None:
+    codes = random_codes(13, 17, 0.3)
+    sparse, weights = SparseFeatures.from_dense(codes), torch.rand(17)
+    assert torch.equal(active_counts(sparse), active_counts(codes))
+    torch.testing.assert_close(weighted(sparse, weights).sum(), weighted(codes, weights).sum())
+
+
+def test_what_is_known_of_entries_serves_every_value_put_there() -> None:
+    sparse = SparseFeatures.from_dense(random_codes(7, 9, 0.4))
+    other = sparse.with_values(2 * sparse.values)
+    assert other.transposed is sparse.transposed
+    transposed = sparse.transposed
+    assert transposed.features.tolist() == sorted(sparse.features.tolist())
+    back = torch.zeros(9, 7)
+    back[transposed.features, transposed.rows] = other.values[transposed.order]
+    assert torch.equal(back, 2 * sparse.dense().T)
+    assert sparse.density == len(sparse.values) / 63

@@ -1,0 +1,194 @@
+"""The fast transcoder equals its equations; folding and reach change what they should and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from open_clt.config import (
+    BatchTopKConfig,
+    CrossLayerConfig,
+    JumpReLUConfig,
+    NonlinearityConfig,
+    ReLUConfig,
+    TopKConfig,
+)
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures, dense
+from open_clt.transcoders.transcoder import TranscoderOutput
+from tests.random_transcoders import randomised
+from tests.reference.dense_transcoder import decode_by_loops, preactivations_by_loops, topk_by_loops
+
+NONLINEARITIES: list[NonlinearityConfig] = [
+    ReLUConfig(),
+    JumpReLUConfig(),
+    TopKConfig(k=5),
+    BatchTopKConfig(k=5),
+    BatchTopKConfig(k=5, across_layers=True),
+]
+
+
+def make(nonlinearity: NonlinearityConfig, *, reach: int | None = None, skip: bool = False) -> CrossLayerTranscoder:
+    """A random transcoder with every bias and statistic away from its default."""
+    config = CrossLayerConfig(n_layers=4, n_features=60, d_model=8, reach=reach, skip=skip, nonlinearity=nonlinearity)
+    return randomised(CrossLayerTranscoder(config, seed=1), seed=2)
+
+
+def warm(transcoder: CrossLayerTranscoder, inputs: torch.Tensor) -> CrossLayerTranscoder:
+    """Let BatchTopK see a batch, so that it has a threshold; move that off the batch's own values, where it ties."""
+    transcoder.train()(inputs)
+    for name, buffer in transcoder.named_buffers():
+        if name.endswith("thresholds"):
+            buffer.mul_(1.001)
+    return transcoder.eval()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("reach", [None, 1, 2])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
+def test_the_forward_pass_equals_a_double_loop(nonlinearity: NonlinearityConfig, reach: int | None, skip: bool) -> None:
+    transcoder, inputs = make(nonlinearity, reach=reach, skip=skip), torch.randn(9, 4, 8)
+    output = warm(transcoder, inputs)(inputs)
+    features = torch.stack([dense(layer) for layer in output.features], dim=1)
+    expected = decode_by_loops(transcoder, features, inputs)
+    torch.testing.assert_close(output.reconstruction, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(transcoder.decode(transcoder.encode(inputs), inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_subclasses_are_trained_on_what_they_write_and_on_their_own_forward_pass() -> None:
+    class Muffled(CrossLayerTranscoder):
+        def written(self, features: LayerFeatures, source: int, standard: torch.Tensor) -> torch.Tensor:
+            return 0.5 * super().written(features, source, standard)
+
+    class Shifted(Muffled):
+        def forward(self, inputs: torch.Tensor) -> TranscoderOutput:
+            features, reconstruction = super().forward(inputs)
+            return TranscoderOutput(features, reconstruction + 1)
+
+    config = CrossLayerConfig(n_layers=2, n_features=24, d_model=8, nonlinearity=TopKConfig(k=3))
+    inputs, targets = torch.randn(5, 2, 8), torch.randn(5, 2, 8)
+    plain, muffled, shifted = (kind(config, seed=1) for kind in (CrossLayerTranscoder, Muffled, Shifted))
+    torch.testing.assert_close(muffled(inputs).reconstruction, 0.5 * plain(inputs).reconstruction)
+    for transcoder in (plain, muffled, shifted):
+        (errors,) = transcoder.errors(inputs, targets).errors
+        torch.testing.assert_close(errors, targets - transcoder(inputs).reconstruction)
+    torch.testing.assert_close(shifted(inputs).reconstruction, muffled(inputs).reconstruction + 1)
+
+
+def test_topk_features_equal_sorted_preactivations() -> None:
+    transcoder, inputs = make(TopKConfig(k=5)), torch.randn(9, 4, 8)
+    features = torch.stack([layer.dense() for layer in transcoder.encode(inputs)], dim=1)
+    torch.testing.assert_close(features, topk_by_loops(preactivations_by_loops(transcoder, inputs), 5))
+
+
+@pytest.mark.parametrize(
+    "nonlinearity", [TopKConfig(k=5), JumpReLUConfig(initial_threshold=1.0, bandwidth=0.1)], ids=str
+)
+def test_training_gradients_equal_those_of_dense_products(nonlinearity: NonlinearityConfig) -> None:
+    transcoder, inputs = make(nonlinearity, skip=True).double(), torch.randn(9, 4, 8, dtype=torch.float64)
+    output = transcoder(inputs)
+    assert all(isinstance(layer, SparseFeatures) for layer in output.features)
+    direction = torch.randn_like(output.reconstruction)
+    parameters = [transcoder.W_enc, transcoder.b_enc, *transcoder.W_dec, transcoder.b_dec]
+    found = torch.autograd.grad((output.reconstruction * direction).sum(), parameters)
+
+    pre = preactivations_by_loops(transcoder, inputs)
+    if isinstance(nonlinearity, TopKConfig):
+        features = pre.relu() * (topk_by_loops(pre.detach(), 5) > 0)
+    else:
+        layers = range(transcoder.config.n_layers)
+        features = torch.stack([transcoder.nonlinearity.dense(pre[:, layer], layer) for layer in layers], dim=1)
+    expected = torch.autograd.grad((decode_by_loops(transcoder, features, inputs) * direction).sum(), parameters)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
+def test_folding_the_standardisation_changes_no_output(nonlinearity: NonlinearityConfig, skip: bool) -> None:
+    transcoder, inputs = make(nonlinearity, skip=skip), torch.randn(30, 4, 8)
+    warm(transcoder, inputs)
+    folded = transcoder.folded()
+    assert torch.equal(folded.standardisation.inputs(inputs), inputs)
+    torch.testing.assert_close(folded(inputs).reconstruction, transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4)
+
+
+def test_full_reach_with_later_decoders_zero_is_a_per_layer_transcoder() -> None:
+    everywhere, local = make(TopKConfig(k=5)), make(TopKConfig(k=5), reach=1)
+    with torch.no_grad():
+        everywhere.load_state_dict({**everywhere.state_dict(), **{
+            name: tensor for name, tensor in local.state_dict().items() if not name.startswith("W_dec")
+        }})  # fmt: skip
+        for whole, own in zip(everywhere.W_dec, local.W_dec, strict=True):
+            whole.zero_()[:, :1].copy_(own)
+    inputs = torch.randn(9, 4, 8)
+    torch.testing.assert_close(everywhere(inputs).reconstruction, local(inputs).reconstruction)
+
+
+def test_what_is_streamed_layer_by_layer_sums_to_the_reconstruction() -> None:
+    transcoder, inputs = make(TopKConfig(k=5), skip=True).eval(), torch.randn(9, 4, 8)
+    columns = inputs.unbind(1)
+    written = [transcoder.write(transcoder.encode_layer(columns[s], s), s, columns[s]) for s in range(4)]
+    for target in range(4):
+        total = transcoder.offset(inputs[:, target], target) + sum(written[s][:, target - s] for s in range(target + 1))
+        torch.testing.assert_close(total, transcoder(inputs).reconstruction[:, target], atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    config = CrossLayerConfig(n_layers=2, n_features=17, d_model=3)
+    one, same, other = (CrossLayerTranscoder(config, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(one.W_enc, same.W_enc)
+    assert not torch.equal(one.W_enc, other.W_enc)
+
+
+def assert_uniform(values: torch.Tensor, bound: float) -> None:
+    """Drawn from U(+-bound): none lies outside, some come close to both ends, and the variance is bound^2 / 3."""
+    assert -bound <= values.min() < -0.98 * bound
+    assert 0.98 * bound < values.max() <= bound
+    assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("reach", [None, 1])
+def test_weights_begin_uniform_within_the_bounds_of_the_method_and_biases_at_zero(reach: int | None) -> None:
+    """Encoders U(+-1/sqrt(F)), decoders U(+-1/sqrt(L d)); F, L and d all differ, so that none passes for another."""
+    transcoder = CrossLayerTranscoder(CrossLayerConfig(n_layers=3, n_features=400, d_model=24, reach=reach, skip=True))
+    for layer in range(3):
+        assert_uniform(transcoder.W_enc[layer], 400**-0.5)
+        assert_uniform(transcoder.W_dec[layer], (3 * 24) ** -0.5)
+    assert transcoder.W_skip is not None
+    for zero in (transcoder.b_enc, transcoder.b_dec, transcoder.W_skip):
+        assert not zero.any()
+
+
+@pytest.mark.parametrize("nonlinearity", [ReLUConfig(), JumpReLUConfig(initial_threshold=0.01)], ids=str)
+def test_a_layer_is_computed_densely_where_a_fifth_of_its_features_is_active_and_nowhere_else(
+    nonlinearity: NonlinearityConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcoder, inputs = make(nonlinearity, reach=2).eval(), torch.randn(50, 4, 8)
+    with torch.no_grad():
+        transcoder.b_enc[:2] -= 0.5
+    selected: list[int] = []
+    select = transcoder.nonlinearity.select
+
+    def watched(pre: torch.Tensor, layer: int) -> SparseFeatures:
+        selected.append(layer)
+        return select(pre, layer)
+
+    monkeypatch.setattr(transcoder.nonlinearity, "select", watched)
+    features, reconstruction = transcoder(inputs)
+    shares = [float((dense(layer) > 0).float().mean()) for layer in features]
+    assert 0.02 < min(shares[:2]) <= max(shares[:2]) < 0.2 < min(shares[2:])
+    assert [isinstance(layer, SparseFeatures) for layer in features] == [True, True, False, False]
+    assert selected == [0, 1], "nothing is selected from a dense layer first"
+    codes = torch.stack([dense(layer) for layer in features], dim=1)
+    pre = preactivations_by_loops(transcoder, inputs)
+    torch.testing.assert_close(codes, pre * (pre > getattr(nonlinearity, "initial_threshold", 0.0)))
+    torch.testing.assert_close(reconstruction, decode_by_loops(transcoder, codes, inputs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("nonlinearity", [TopKConfig(k=30), BatchTopKConfig(k=30)], ids=str)
+def test_selected_features_are_decoded_densely_where_they_are_many(nonlinearity: NonlinearityConfig) -> None:
+    transcoder, inputs = make(nonlinearity), torch.randn(9, 4, 8)
+    assert not any(isinstance(layer, SparseFeatures) for layer in transcoder.train()(inputs).features)
+    few = make(type(nonlinearity)(k=3)).train()
+    assert all(isinstance(layer, SparseFeatures) for layer in few(inputs).features)
