@@ -26,7 +26,8 @@ from rich.table import Table
 from torch import Tensor
 
 from open_clt.config import SamplingConfig
-from open_clt.data.texts import dataset_texts, pack_contexts, read_texts
+from open_clt.data.contexts import pack_contexts
+from open_clt.data.texts import dataset_texts, read_texts
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError, OpenCLTError
 from open_clt.evaluation.evaluate import Evaluation, measure

@@ -43,8 +43,8 @@ from open_clt.config import (
     TrainingConfig,
     TranscoderConfig,
 )
+from open_clt.data.contexts import pack_contexts
 from open_clt.data.harvest import ActivationBatch, Harvest, MemoryStore
-from open_clt.data.texts import pack_contexts
 from open_clt.embedded.corpus import generate_texts
 from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.language.language_model import LanguageModel, load_language_model

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from open_clt.config import BatchTopKConfig, CrossLayerConfig, LossConfig, TrainingConfig
 from open_clt.config.json import to_dict
-from open_clt.data.texts import pack_contexts
+from open_clt.data.contexts import pack_contexts
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.corpus import generate_texts
 from open_clt.embedded.evaluation import evaluate

@@ -87,7 +87,7 @@ def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor
     """Contexts of tokens (context, position), each beginning with BOS."""
     import torch
 
-    from open_clt.data.texts import pack_contexts
+    from open_clt.data.contexts import pack_contexts
 
     # The embedded model was trained on contexts that begin as a document begins and are hardly longer than one.
     length = arguments.context_length or (_SENTENCE_TOKENS if arguments.text is None else _CONTEXT_TOKENS)

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from open_clt.config import InputHook
-from open_clt.data.texts import ContextStream, PackedContexts, Place
+from open_clt.data.contexts import ContextStream, PackedContexts, Place
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.data.texts import pack_contexts
+from open_clt.data.contexts import pack_contexts
 from open_clt.errors import TextError
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config.json import to_dict
+from open_clt.data.contexts import ContextStream, split_contexts
 from open_clt.data.harvest import ActivationStore, Harvest
-from open_clt.data.texts import ContextStream, TextSource, split_contexts
+from open_clt.data.texts import TextSource
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from open_clt.config import DataConfig
 from open_clt.config.json import to_dict
+from open_clt.data.contexts import Place
 from open_clt.data.harvest import (
     ActivationBatch,
     ActivationStore,
@@ -36,7 +37,6 @@ from open_clt.data.harvest import (
     without_outliers,
 )
 from open_clt.data.prefetch import Ahead
-from open_clt.data.texts import Place
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.training.parallel.strategy import batch_share
 from open_clt.transcoders.standardisation import Statistics, StatisticsEstimator

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from open_clt.cli import main
-from open_clt.data.texts import pack_contexts
+from open_clt.data.contexts import pack_contexts
 from open_clt.evaluation.report import report
 from open_clt.evaluation.report_file import load_report
 from open_clt.language.language_model import load_language_model

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from open_clt.config import TextsConfig
+from open_clt.data.contexts import ContextStream, Place, pack_contexts
 from open_clt.data.harvest import (
     ActivationBatch,
     ActivationStore,
@@ -25,7 +26,6 @@ from open_clt.data.harvest import (
     read_from,
     without_outliers,
 )
-from open_clt.data.texts import ContextStream, Place, pack_contexts
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
 from tests.refusals import refuses

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from open_clt.config import ReportConfig
+from open_clt.data.contexts import pack_contexts
 from open_clt.data.prompts import read_prompts, report_prompts
-from open_clt.data.texts import pack_contexts
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
 from tests.refusals import refuses

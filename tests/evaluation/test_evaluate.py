@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.data.texts import pack_contexts
+from open_clt.data.contexts import pack_contexts
 from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.evaluation.report import report
 from open_clt.language.language_model import LanguageModel

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from open_clt.attribution.attribute import attribute
-from open_clt.data.texts import pack_contexts
+from open_clt.data.contexts import pack_contexts
 from open_clt.errors import ConfigError
 from open_clt.evaluation.report import (
     NORM_QUANTILES,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from open_clt.data.texts import pack_contexts
+from open_clt.data.contexts import pack_contexts
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.evaluation.measured_on import measured_on
 from open_clt.evaluation.report import Report, comparison_table, report

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from open_clt import AttributionGraph, Intervention, OpenCrossLayerTranscoder, attribute, faithfulness, intervene
-from open_clt.data.texts import pack_contexts
+from open_clt.data.contexts import pack_contexts
 from open_clt.embedded.corpus import generate_texts
 from open_clt.evaluation.conversion import convert_transcoder
 from open_clt.evaluation.measured_on import measured_on

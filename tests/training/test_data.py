@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from open_clt.data import harvest as buffer
+from open_clt.data.contexts import Place
 from open_clt.data.harvest import ActivationBatch, MemoryStore, Placed
-from open_clt.data.texts import Place
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.training.data import ActivationDataModule, DataState, prepare, refuse_other_settings
 from tests.refusals import refuses

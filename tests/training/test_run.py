@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 from open_clt.config import CrossLayerConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig, TrainingConfig
-from open_clt.data.texts import pack_contexts
+from open_clt.data.contexts import pack_contexts
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.language.language_model import LanguageModel
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
