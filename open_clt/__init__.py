@@ -1,7 +1,7 @@
 """OpenCLT: cross-layer transcoders, from training to attribution graphs.
 
-The names below are the public interface. Each is imported when it is first used, so that ``import open_clt`` costs
-nothing: no torch, no language-model library.
+The names in ``__all__`` are the public interface. Each name is imported when it is first used, so ``import open_clt``
+is fast: it imports neither torch nor a library of language models.
 
 >>> import open_clt
 >>> clt = open_clt.OpenCrossLayerTranscoder.from_pretrained("embedded")  # doctest: +SKIP
@@ -90,7 +90,7 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for (PEP 562)."""
+    """Import a public name when it is first used (PEP 562)."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,33 +1,33 @@
-"""The errors OpenCLT raises for mistakes a user can mend; everything else is a bug of ours.
+"""Errors: the exceptions that OpenCLT raises for mistakes that a user can correct. Any other exception is a bug.
 
 OpenCLTError
-├── ConfigError            a setting is unknown, of the wrong kind, or contradicts another, or a transcoder does not
+├── ConfigError            a setting is unknown, is illegal, or contradicts another setting, or a transcoder does not
 │                          fit a language model (also a ValueError)
-├── LanguageModelError     a language model cannot be found, read, or expressed
-│   └── HubUnreachableError    it would have to be downloaded, and the hub does not answer (or must not be asked)
+├── LanguageModelError     a language model cannot be found, cannot be read, or has a part that OpenCLT cannot express
+│   └── HubUnreachableError    a model must be downloaded, and the hub does not answer or is switched off
 ├── TextError              a text is empty, too long, or missing (also a ValueError)
-├── CheckpointError        a stored artefact is truncated, foreign, newer than this version, or of another shape
+├── CheckpointError        a stored artefact is missing, damaged, of another program, or of another version or shape
 ├── AttributionError       a graph cannot be computed for this prompt, model and transcoder (also a ValueError)
 └── MissingExtraError      an optional dependency is not installed (also an ImportError)
 
-Each message is one sentence on what happened and one on what to do.
+Each message names the value, and says what is wrong with it and what is legal or what to do.
 """
 
 
 class OpenCLTError(Exception):
-    """Base of every error that a user of OpenCLT can mend."""
+    """Base class of every error that a user of OpenCLT can correct."""
 
 
 class ConfigError(OpenCLTError, ValueError):
-    """A setting is unknown, wrong, or contradicts another; or a transcoder does not fit a language model."""
+    """A setting is unknown, is illegal, or contradicts another; or a transcoder does not fit a language model."""
 
 
 class LanguageModelError(OpenCLTError):
-    """A language model cannot be found, read, or expressed."""
+    """A language model cannot be found, cannot be read, or has a part that OpenCLT cannot express."""
 
 
 class HubUnreachableError(LanguageModelError):
-    """A language model would have to be downloaded, and the hub does not answer, or must not be asked."""
+    """A language model must be downloaded, and the hub does not answer or is switched off."""
 
 
 class TextError(OpenCLTError, ValueError):
@@ -35,7 +35,7 @@ class TextError(OpenCLTError, ValueError):
 
 
 class CheckpointError(OpenCLTError):
-    """A stored artefact is truncated, foreign, newer than this version, or of another shape."""
+    """A stored artefact is missing, damaged, written by another program, or of another version or shape."""
 
 
 class AttributionError(OpenCLTError, ValueError):

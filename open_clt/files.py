@@ -1,22 +1,22 @@
-"""Files: how every artefact is stored, whole or not at all, and read with one wording.
+"""Files: every artefact is written whole or not at all, and every reader reports a bad file in the same words.
 
-A single file is written under a temporary name beside its place (``.part-NAME``), flushed to the disk, and renamed.
-A reader finds the former file or the new one.
+A single file is written under a temporary name in its directory (``.part-NAME``), flushed to the disk, and renamed.
+So a reader finds either the former file or the new file, and never half of one.
 
-Several files that belong together are saved as one act by ``saving``, which leaves all other files of their directory
-alone. One of them, the head, makes the directory valid: without it, readers find no artefact.
+``saving`` saves several files that belong together as one act, and leaves all other files of their directory alone.
+One of these files is the head. It makes the directory valid: without it, readers find no artefact.
 
-    1. every new file is written under its temporary name; a failure up to here leaves the former artefact untouched
-    2. the former files move aside (``.old-NAME``), the head first
-    3. the new files move into place, the head last
-    4. the former files are deleted
+    1. Every new file is written under its temporary name. A failure in this step leaves the former artefact untouched.
+    2. The former files are renamed to ``.old-NAME``, the head first.
+    3. The new files get their final names, the head last.
+    4. The former files are deleted.
 
-A failure in steps 2 and 3 moves the former files back, the head last. A process that is killed there leaves a directory
-without a head, so that no reader takes a config of one save for the tensors of another. ``saved`` then finds every file
-of the former artefact, aside or not yet moved; a reader that does not use it says in one sentence that saving was
-interrupted, and where the former file is.
+A failure in step 2 or 3 gives the former files their names back, the head last. A process that is killed in these steps
+leaves a directory without a head, so no reader combines the config of one save with the tensors of another. ``saved``
+then finds every file of the former artefact under either name. A reader that does not use ``saved`` raises an error
+which says that saving was interrupted, and names the former file.
 
-A directory that belongs to one artefact alone is replaced as a whole by ``saving_directory``.
+``saving_directory`` replaces a directory that belongs to one artefact alone as a whole.
 
 Two processes must not save the same artefact at the same time.
 """
@@ -41,44 +41,47 @@ from torch import Tensor
 
 from open_clt.errors import CheckpointError
 
-_LARGEST = 2**63 - 1
-"""Integers beyond this are in no file of ours, and no tensor holds them."""
+_LARGEST_INTEGER = 2**63 - 1
+"""Largest integer that a tensor holds; no file of OpenCLT holds a larger one."""
 
 Stage: TypeAlias = Callable[[str], Path]
-"""Takes the name of a file, and returns the path to write it to, or to read it from."""
+"""A function from the name of a file to the path at which it is written or read."""
 
 
 @final
 @dataclass(frozen=True)
 class FileFormat:
-    """A JSON format with a header: its name, and the versions of it that this OpenCLT reads."""
+    """A JSON format with a header that states the format's name and version, and the versions that are read."""
 
     name: str
     newest: int
     oldest: int = 1
 
     def header(self, version: int | None = None) -> dict[str, Any]:
-        """The first keys of a file of this format; of the newest version by default."""
+        """The first keys of a file of this format, of the newest version unless another is given."""
         return {"format": self.name, "format_version": self.newest if version is None else version}
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Read a file of this format; raises CheckpointError if it is missing, damaged, foreign, or too new or old."""
+        """Read a file of this format.
+
+        Raises CheckpointError if the file is missing, damaged, of another format, or of a version that is not read.
+        """
         content = read_json(path)
         if not isinstance(content, dict) or cast(dict[str, Any], content).get("format") != self.name:
-            raise CheckpointError(f"{path} is not of the format {self.name!r}; another program wrote it.")
+            raise CheckpointError(f"{path} does not have the format {self.name!r}; check the path.")
         content = cast(dict[str, Any], content)
         version = content.get("format_version")
         if not isinstance(version, int) or not self.oldest <= version <= self.newest:
-            versions = f"version {self.newest}" if self.oldest == self.newest else f"{self.oldest} to {self.newest}"
-            advice = "update OpenCLT" if isinstance(version, int) and version > self.newest else "write it again"
+            versions = f"{self.newest}" if self.oldest == self.newest else f"{self.oldest} to {self.newest}"
+            advice = "update OpenCLT" if isinstance(version, int) and version > self.newest else "save it again"
             raise CheckpointError(
-                f"{path} has format version {version!r}, and this OpenCLT reads {versions}; {advice}."
+                f"{path} has format version {version!r}, but this OpenCLT reads version {versions}; {advice}."
             )
         return content
 
 
 def format_of(path: Path) -> str | None:
-    """The name of the format that a JSON file says it has; None if the file says none, or cannot be read."""
+    """The name of the format that a JSON file states; None if it states none or cannot be read."""
     try:
         content = read_json(path)
     except CheckpointError:
@@ -88,34 +91,37 @@ def format_of(path: Path) -> str | None:
 
 
 def missing(path: Path) -> CheckpointError:
-    """The error about a file that does not exist, or that an interrupted save left beside its place."""
+    """The error for a file that does not exist, or that an interrupted save left under its ``.old-`` name."""
     if _old(path).exists():
         return CheckpointError(
-            f"{path} is missing because saving it was interrupted; save it again (the former file is {_old(path)})."
+            f"{path} is missing because saving it was interrupted; save it again, or use the former file {_old(path)}."
         )
-    return CheckpointError(f"{path} is missing; check the path, or save it again.")
+    return CheckpointError(f"{path} is missing; check the path or save it again.")
 
 
 def unreadable(path: Path, kind: str, error: Exception) -> CheckpointError:
-    """The error about a file that is not what it should be; ``kind`` names that: JSON, safetensors, ..."""
-    said = " ".join(str(error).split())[:200]
-    return CheckpointError(f"{path} is not a readable {kind} file ({said}); it is damaged or truncated.")
+    """The error for a file that cannot be read as a file of its ``kind``: JSON, safetensors, ..."""
+    reason = " ".join(str(error).split())[:200]
+    return CheckpointError(f"{path} is not a readable {kind} file ({reason}); it is damaged or truncated.")
 
 
 def kept(path: Path) -> Path:
-    """Where a file or directory is: in its place, or aside if a process was killed while it replaced it."""
+    """The path of a file or directory, or its ``.old-`` path if a process was killed while it replaced the file."""
     return _old(path) if _old(path).exists() and not path.exists() else path
 
 
 def saved(directory: Path, head: str) -> Stage:
-    """Where the files of an artefact are, by their names: of the new one, or of the former one if saving was killed."""
+    """A function from the name of an artefact's file to its path.
+
+    If a process was killed while it saved, the paths are those of the former artefact.
+    """
     interrupted = kept(directory / head) != directory / head
 
-    def place(name: str) -> Path:
+    def path_of(name: str) -> Path:
         path = directory / name
         return _old(path) if interrupted and _old(path).exists() else path
 
-    return place
+    return path_of
 
 
 def read_bytes(path: Path, kind: str = "binary") -> bytes:
@@ -137,15 +143,18 @@ def read_text(path: Path, kind: str = "text") -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON; raises ValueError for text that is not JSON, nests too deeply, or holds an integer above 64 bits."""
+    """Parse JSON.
+
+    Raises ValueError for text that is not JSON, is nested too deeply, or holds an integer of more than 64 bits.
+    """
     try:
-        return json.loads(text, parse_int=_bounded)
+        return json.loads(text, parse_int=_parse_integer)
     except RecursionError as error:
-        raise ValueError("it nests too deeply") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file, compressed if it is called ``.gz``; raises CheckpointError if that is not possible."""
+    """Read a JSON file, or a gzip-compressed one if its suffix is ``.gz``; raises CheckpointError if that fails."""
     content = read_bytes(path, "JSON")
     try:
         return parse_json(gzip.decompress(content) if path.suffix == ".gz" else content)
@@ -154,7 +163,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU; raises CheckpointError if it is missing, truncated or foreign."""
+    """Read a safetensors file onto the CPU; raises CheckpointError if it is missing, truncated or of another kind."""
     try:
         return load_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -164,7 +173,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file with a head; raises CheckpointError if that is not possible."""
+    """Read the rows of a CSV file with a header row; raises CheckpointError if that fails."""
     lines = read_text(path, "CSV").splitlines(keepends=True)
     try:
         return [dict(row) for row in csv.DictReader(lines)]
@@ -174,9 +183,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 @contextmanager
 def writing(path: Path) -> Generator[Path]:
-    """Give a temporary path to write a file to, which becomes ``path`` at the end; a failure leaves ``path`` alone.
+    """Give a temporary path to write a file to, and rename it to ``path`` at the end; a failure leaves ``path`` alone.
 
-    The temporary path has the same suffix. Folders are made as needed, and a symbolic link is followed.
+    The temporary path has the same suffix. Missing directories are created, and a symbolic link is followed.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +195,7 @@ def writing(path: Path) -> Generator[Path]:
         part.touch()
         mode = part.stat().st_mode
         yield part
-        part.chmod(mode)  # safetensors makes files that other users cannot read
+        part.chmod(mode)  # safetensors writes files that other users cannot read
         _flush(part)
         part.replace(path)
     finally:
@@ -194,32 +203,35 @@ def writing(path: Path) -> Generator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file, and return its path."""
+    """Write a file and return its path."""
     with writing(path) as part:
         part.write_bytes(content)
     return path
 
 
 def write_text(path: Path, content: str) -> Path:
-    """Write a text file in UTF-8, and return its path."""
+    """Write a text file in UTF-8 and return its path."""
     return write_bytes(path, content.encode())
 
 
 def write_json(path: Path, content: object, *, strict: bool = False, indent: int | None = 2) -> Path:
-    """Write JSON, and return its path; ``strict`` refuses NaN and infinity, which other programs do not read."""
+    """Write a JSON file and return its path.
+
+    ``strict`` writes ASCII only and raises ValueError for NaN and infinity, which many other programs cannot read.
+    """
     text = json.dumps(content, indent=indent, ensure_ascii=not strict, allow_nan=not strict)
     return write_text(path, text + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Write a safetensors file, and return its path."""
+    """Write a safetensors file and return its path."""
     with writing(path) as part:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
     return path
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows as a CSV file with a head, and return its path; a key that a row lacks is an empty cell."""
+    """Write rows as a CSV file with a header row and return its path; a key that a row lacks is an empty cell."""
     with writing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
@@ -229,10 +241,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 @contextmanager
 def saving(directory: Path, *, replaces: Sequence[str] = ()) -> Generator[Stage]:
-    """Save several files of a directory as one act: all of them, or none.
+    """Save several files of a directory as one act: all of them or none.
 
-    Each file is written to the path that the given function returns for its name. The last one is the head, which makes
-    the directory valid. ``replaces`` are patterns of names: files of the former artefact that the new one may lack.
+    The block gets a function that returns the path to write to for the name of a file. The last file asked for is the
+    head, which makes the directory valid. ``replaces`` are glob patterns: files that match one of them belong to the
+    former artefact and are deleted if the block does not write them again.
     """
     directory.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
@@ -252,7 +265,7 @@ def saving(directory: Path, *, replaces: Sequence[str] = ()) -> Generator[Stage]
 
 @contextmanager
 def saving_directory(path: Path) -> Generator[Path]:
-    """Give a temporary directory to write to, which takes the place of ``path`` and all that it holds at the end."""
+    """Give a temporary directory to write to, which replaces the directory ``path`` and its content at the end."""
     part, old = _part(path), _old(path)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -276,38 +289,38 @@ def saving_directory(path: Path) -> Generator[Path]:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory, and what an interrupted save left beside it."""
+    """Delete a directory and the directories that an interrupted save left beside it."""
     for leftover in (_part(path), _old(path), path):
         if leftover.exists():
             shutil.rmtree(leftover)
 
 
 def _exchange(directory: Path, names: Sequence[str], surplus: Sequence[str]) -> None:
-    """Move the former files aside, the head first, and the new ones into place, the head last."""
-    *others, head = names
+    """Rename the former files, the head first, and give the new files their names, the head last."""
+    *body, head = names
     for name in names:
-        _part(directory / name).stat()  # a file that was never written is noticed before anything moves
-    former = [name for name in (head, *others, *surplus) if (directory / name).exists()]
+        _part(directory / name).stat()  # a file that was never written raises before any file is renamed
+    former = [name for name in (head, *body, *surplus) if (directory / name).exists()]
     for name in former:
         _old(directory / name).unlink(missing_ok=True)
     try:
         for name in former:
             (directory / name).replace(_old(directory / name))
         _flush(directory)
-        for name in others:
+        for name in body:
             _part(directory / name).replace(directory / name)
         _flush(directory)
         _part(directory / head).replace(directory / head)
         _flush(directory)
     except BaseException:
-        _move_back(directory, [head, *others], former)
+        _move_back(directory, [head, *body], former)
         raise
-    for name in (*others, head, *surplus):
+    for name in (*body, head, *surplus):
         _old(directory / name).unlink(missing_ok=True)
 
 
 def _move_back(directory: Path, names: Sequence[str], former: Sequence[str]) -> None:
-    """Undo an exchange: the new files leave, the head first, and the former ones return, the head last."""
+    """Undo an exchange: delete the new files, the head first, and restore the former files, the head last."""
     for name in names:
         if not _part(directory / name).exists():
             (directory / name).unlink(missing_ok=True)
@@ -318,8 +331,8 @@ def _move_back(directory: Path, names: Sequence[str], former: Sequence[str]) -> 
 
 def _surplus(directory: Path, names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """Names of files that match a pattern and are not saved again."""
-    found = sorted({path.name for pattern in patterns for path in directory.glob(pattern)})
-    return [name for name in found if name not in names and not name.startswith((".part-", ".old-"))]
+    matching = sorted({path.name for pattern in patterns for path in directory.glob(pattern)})
+    return [name for name in matching if name not in names and not name.startswith((".part-", ".old-"))]
 
 
 def _part(path: Path) -> Path:
@@ -331,7 +344,7 @@ def _old(path: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names of a directory's files, are on the disk."""
+    """Wait until a file's content, or the names of a directory's files, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a directory
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -341,8 +354,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _bounded(digits: str) -> int:
-    number = int(digits)
-    if abs(number) > _LARGEST:
+def _parse_integer(digits: str) -> int:
+    integer = int(digits)
+    if abs(integer) > _LARGEST_INTEGER:
         raise ValueError(f"the integer {digits[:20]}... has more than 64 bits")
-    return number
+    return integer

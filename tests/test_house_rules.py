@@ -125,7 +125,6 @@ _UNTIL_THE_MOVE = (
     "open_clt/training",
     "tests/training",
     "open_clt/graphs/graph.py: AttributionGraph",
-    "open_clt/transcoders/transcoder.py: Transcoder",
     "open_clt/graphs/graph.py: AttributionGraph._label",
     "open_clt/attribution/targets.py: _direction",
     "open_clt/training/activations.py: _harvests",

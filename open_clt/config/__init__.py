@@ -1,7 +1,7 @@
-"""Every setting of OpenCLT, as frozen dataclasses, one file per subject.
+"""Configs: every setting of OpenCLT as a field of a frozen dataclass, one file per subject.
 
-Where there are alternatives, each is a class of its own with a ``kind``, so that a setting which only one choice
-understands lives in that choice. ``json.py`` carries any of them through JSON.
+Each alternative is a separate class with a ``kind``, so a setting that only one alternative has is a field of that
+class. ``json.py`` turns every config into JSON and back.
 """
 
 from open_clt.config.texts import TextsConfig

@@ -1,4 +1,4 @@
-"""Checks that the settings of several subjects share."""
+"""Checks of values that the configs of several subjects share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from open_clt.errors import ConfigError
 
 
 def check_counts(config: object, *names: str) -> None:
-    """Raise ConfigError if one of these settings is given and below 1."""
+    """Raise ConfigError if one of these settings is not None and below 1."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -14,15 +14,15 @@ def check_counts(config: object, *names: str) -> None:
 
 
 def check_shares(config: object, *names: str) -> None:
-    """Raise ConfigError if one of these settings is given and not from 0 up to, not including, 1."""
+    """Raise ConfigError if one of these settings is not None and lies outside ``0 <= value < 1``."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 <= value < 1:
-            raise ConfigError(f"{name} is {value}; it is a share, from 0 up to, not including, 1.")
+            raise ConfigError(f"{name} is {value}; it is a share, so it must be at least 0 and below 1.")
 
 
 def check_above_zero(config: object, *names: str) -> None:
-    """Raise ConfigError if one of these settings is given and not above 0."""
+    """Raise ConfigError if one of these settings is not None and not above 0."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value <= 0:

@@ -1,8 +1,8 @@
-"""Configs through JSON: to plain values, and back with every key and value checked.
+"""Conversion of configs to plain JSON values, and back with every key and value checked.
 
-``to_dict`` and ``from_dict`` work on any frozen dataclass whose fields are plain values, such dataclasses, or tuples
-and dicts of them; one of several alternatives is found by its ``kind``. A key that no setting has is an error that
-suggests the nearest name.
+``to_dict`` and ``from_dict`` work on any frozen dataclass whose fields are plain values, further such dataclasses, or
+tuples and dicts of these. Among several alternative classes, the ``kind`` of a value chooses one. An unknown key is an
+error that suggests the nearest name.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ Config = TypeVar("Config")
 
 
 def to_dict(config: object) -> dict[str, Any]:
-    """Turn a config into plain JSON-ready values, nested configs included."""
+    """Turn a config and the configs in it into plain values that JSON can hold."""
     if not is_dataclass(config):
-        raise ConfigError(f"{config!r} is no config.")
-    return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
+        raise ConfigError(f"{config!r} is not a config; give one of the classes of open_clt.config.")
+    return {entry.name: _plain(getattr(config, entry.name)) for entry in fields(config)}
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
-    """Build a config of class ``kind`` from plain values; raises ConfigError on unknown or missing keys."""
+    """Build a config of class ``kind`` from plain values.
+
+    Raises ConfigError for a key that is unknown or missing, and for an illegal value.
+    """
     hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in fields(cast(Any, kind))}
+    entries = {entry.name: entry for entry in fields(cast(Any, kind))}
     for key in values:
-        if key not in known:
-            raise ConfigError(f"{kind.__name__} has no setting {key!r}; {nearest_name(key, list(known))}")
-    for name, f in known.items():
-        if name not in values and f.default is MISSING and f.default_factory is MISSING:
+        if key not in entries:
+            raise ConfigError(f"{kind.__name__} has no setting {key!r}; {nearest_name(key, list(entries))}")
+    for name, entry in entries.items():
+        if name not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise ConfigError(f"{kind.__name__} needs the setting {name!r}, which is missing.")
-    return kind(**{key: _typed(hints[key], value, f"{kind.__name__}.{key}") for key, value in values.items()})
+    return kind(**{key: _checked(hints[key], value, f"{kind.__name__}.{key}") for key, value in values.items()})
 
 
 def _plain(value: object) -> Any:
@@ -45,23 +48,24 @@ def _plain(value: object) -> Any:
     return to_dict(value) if is_dataclass(value) else value
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    """Check ``value`` against a field's type, and build nested configs."""
+def _checked(hint: Any, value: Any, setting: str) -> Any:
+    """Check ``value`` against a field's type and return it, with dicts turned into the configs that they describe."""
     if is_dataclass(hint) and isinstance(value, dict):
         return from_dict(cast(type[Any], hint), cast(dict[str, Any], value))
     if typing.get_origin(hint) in (Union, types.UnionType):
-        return _one_of(typing.get_args(hint), value, where)
+        return _alternative(typing.get_args(hint), value, setting)
     if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
+        item_hint = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} is {value!r}; it must be a list of {getattr(item, '__name__', item)}.")
-        return tuple(_typed(item, element, where) for element in cast(Sequence[Any], value))
+            name = getattr(item_hint, "__name__", item_hint)
+            raise ConfigError(f"{setting} is {value!r}; it must be a list of {name}.")
+        return tuple(_checked(item_hint, item, setting) for item in cast(Sequence[Any], value))
     if typing.get_origin(hint) is dict:
-        item = typing.get_args(hint)[1]
+        item_hint = typing.get_args(hint)[1]
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} is {value!r}; it must be an object.")
-        entries = cast(dict[str, Any], value).items()
-        return {key: _typed(item, element, f"{where}[{key!r}]") for key, element in entries}
+            raise ConfigError(f"{setting} is {value!r}; it must be an object.")
+        items = cast(dict[str, Any], value).items()
+        return {key: _checked(item_hint, item, f"{setting}[{key!r}]") for key, item in items}
     if hint is Any:
         return value
     if typing.get_origin(hint) is Literal:
@@ -73,32 +77,33 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     else:
         legal = isinstance(value, cast(type, hint))
     if not legal:
-        expected = " or ".join(map(repr, typing.get_args(hint))) or getattr(hint, "__name__", str(hint))
-        raise ConfigError(f"{where} is {value!r}; it must be {expected}.")
+        legal_values = " or ".join(map(repr, typing.get_args(hint))) or getattr(hint, "__name__", str(hint))
+        raise ConfigError(f"{setting} is {value!r}; it must be {legal_values}.")
     return value
 
 
-def _one_of(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Pick the alternative that a value belongs to: among several configs by its ``kind``, else by its type."""
-    classes = [option for option in options if is_dataclass(option)]
+def _alternative(hints: tuple[Any, ...], value: Any, setting: str) -> Any:
+    """Check ``value`` against alternative types; among several configs, the ``kind`` in ``value`` chooses one."""
+    classes = [hint for hint in hints if is_dataclass(hint)]
     if len(classes) == 1 and isinstance(value, dict):
         return from_dict(cast(type[Any], classes[0]), cast(dict[str, Any], value))
     if classes and isinstance(value, dict):
-        configs = {cast(Any, option).kind: option for option in classes}
+        class_of_kind = {cast(Any, config).kind: config for config in classes}
         values = cast(dict[str, Any], value)
-        if values.get("kind") not in configs:
-            raise ConfigError(f"{where}.kind is {values.get('kind')!r}; it must be one of {', '.join(configs)}.")
-        return from_dict(cast(type[Any], configs[values["kind"]]), values)
-    for option in options:
+        if values.get("kind") not in class_of_kind:
+            kinds = ", ".join(class_of_kind)
+            raise ConfigError(f"{setting}.kind is {values.get('kind')!r}; it must be one of {kinds}.")
+        return from_dict(cast(type[Any], class_of_kind[values["kind"]]), values)
+    for hint in hints:
         try:
-            return _typed(option, value, where)
+            return _checked(hint, value, setting)
         except (ConfigError, TypeError):
             continue
-    names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise ConfigError(f"{where} is {value!r}; it must be {names}.")
+    names = " or ".join(getattr(hint, "__name__", str(hint)) for hint in hints)
+    raise ConfigError(f"{setting} is {value!r}; it must be {names}.")
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str:
-    """Half a sentence that suggests the known name most like ``name``, or lists all known names."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+    """The end of an error message: it suggests the known name nearest to ``name``, or lists all known names."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known names are {', '.join(known)}."

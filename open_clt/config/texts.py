@@ -1,4 +1,4 @@
-"""Settings of texts: where they come from, and how they are cut into contexts."""
+"""Settings of texts: their source, and how they are cut into contexts."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from open_clt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TextsConfig:
-    """Where texts come from, how contexts are cut from them, and which contexts are held out."""
+    """Source of the texts, the way in which contexts are cut from them, and the contexts that are held out."""
 
     source: str | None = None
-    """A text, .jsonl or .parquet file, or a Hugging Face data set: its name on the hub, or its local directory."""
+    """Source of the texts: a text, .jsonl or .parquet file, or the hub name or directory of a Hugging Face data set."""
     column: str = "text"
-    """Column that holds the text, where rows have several."""
+    """Column that holds the text, for a source whose rows have columns."""
     subset: str | None = None
-    """Part of a data set that has several (its configuration)."""
+    """Subset (configuration) of the Hugging Face data set; None is the data set's default."""
     split: str = "train"
-    """Split of a data set."""
+    """Split of the Hugging Face data set."""
     streaming: bool = True
-    """Read a data set row by row as it is needed, and download no more of it."""
+    """Download a Hugging Face data set row by row while it is read, instead of as a whole."""
     from_start: bool = False
-    """Begin every context where a text begins, and drop the rest of a text that does not fit: for short texts."""
+    """Begin every context at the start of a text, and drop the part of a text that does not fit; for short texts."""
     held_out_contexts: int | None = None
-    """Contexts from the beginning that are measured on and never trained on; 0 holds none out.
+    """Number of contexts that are held out: the first contexts are used for measurements only, never for training.
 
-    None holds out 64, or a tenth of the contexts where the texts fill fewer than 640."""
+    0 holds out none. None holds out 64, or a tenth of the contexts if the texts fill fewer than 640."""
     max_contexts: int | None = None
-    """Contexts to train on at most, after those that are held out; None is all that the texts fill."""
+    """Largest number of contexts to train on, not counting the held-out ones; None uses all contexts."""
 
     def __post_init__(self) -> None:
         check_counts(self, "max_contexts")

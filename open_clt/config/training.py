@@ -1,4 +1,4 @@
-"""Settings of training: the loss, the optimizer, its schedule, batches, and the checkpoints that are kept."""
+"""Settings of training: loss, optimizer, learning-rate schedule, batches, and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from open_clt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TanhSparsityConfig:
-    """``coefficient * sum tanh(steepness * |W_dec| * a)``: a soft count of active features (methods)."""
+    """``coefficient * sum tanh(steepness * |W_dec| * a)``, a soft count of active features (Ameisen et al., 2025)."""
 
     kind: Literal["tanh"] = "tanh"
     coefficient: float
-    """lambda; per token, so it does not depend on the batch size."""
+    """Coefficient of the sparsity loss; the loss is a mean over tokens, so the batch size does not matter."""
     steepness: float = 4.0
-    """c: how soon a feature counts as one."""
+    """Steepness of the tanh: with a larger value, a weaker activation counts as a whole active feature."""
     warmup: float = 0.5
-    """Share of training over which the coefficient rises linearly from zero."""
+    """Share of the training steps over which the sparsity coefficient rises linearly from zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class L1SparsityConfig:
-    """``coefficient * sum |W_dec| * a``: each activation, as large as what it writes (Conerly et al., 2024)."""
+    """``coefficient * sum |W_dec| * a``, the sum of activations times decoder norms (Conerly et al., 2024)."""
 
     kind: Literal["l1"] = "l1"
     coefficient: float
-    """lambda; per token, so it does not depend on the batch size."""
+    """Coefficient of the sparsity loss; the loss is a mean over tokens, so the batch size does not matter."""
     warmup: float = 0.5
-    """Share of training over which the coefficient rises linearly from zero."""
+    """Share of the training steps over which the sparsity coefficient rises linearly from zero."""
 
 
 SparsityConfig: TypeAlias = TanhSparsityConfig | L1SparsityConfig
@@ -40,44 +40,44 @@ SparsityConfig: TypeAlias = TanhSparsityConfig | L1SparsityConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is added to the reconstruction loss, and how much of it."""
+    """Terms that are added to the reconstruction loss, and their coefficients."""
 
     sparsity: SparsityConfig | None = None
-    """What keeps features from firing; TopK and BatchTopK need none."""
+    """Sparsity loss, which limits how many features fire; TopK and BatchTopK need none."""
     preactivation: float = 0.0
-    """Coefficient of ``sum relu(threshold - pre) * |W_dec|``, which keeps features from dying."""
+    """Coefficient of the pre-activation loss ``sum relu(threshold - pre) * |W_dec|``, which revives dead features."""
     preactivation_on: Literal["dead", "all"] = "dead"
-    """The features it is summed over; all of them cost a dense backward pass through the encoder."""
+    """Features in the pre-activation loss: the dead ones or all; all of them need a dense backward pass."""
     auxiliary: float = 1 / 32
-    """Weight of AuxK: dead features reconstruct what the living leave over."""
+    """Coefficient of the auxiliary loss AuxK, in which dead features reconstruct the error of the reconstruction."""
     auxiliary_k: int = 32
-    """Dead features per token and layer that AuxK uses."""
+    """Number of dead features per token and layer that the auxiliary loss AuxK uses."""
     dead_after_tokens: int = 50_000
-    """A feature silent for this many tokens counts as dead."""
+    """Number of tokens after which a feature that has not fired counts as dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which tokens a transcoder is trained on, how many at a time, and how they get there."""
+    """Tokens that a transcoder is trained on, their batches, and the memory for their activations."""
 
     batch_size: int = 1024
-    """Tokens per step."""
+    """Number of tokens per batch."""
     epochs: int = 1
-    """Passes over the texts."""
+    """Number of passes over the texts."""
     max_steps: int | None = None
-    """Train for exactly this many steps, over as many epochs as that takes; None is ``epochs`` epochs."""
+    """Number of training steps, over as many epochs as they take; None trains for the given number of epochs."""
     max_norm_ratio: float | None = 10.0
-    """Leave out tokens whose input norm exceeds this many times the layer's median; None keeps all."""
+    """Leave out tokens whose input norm exceeds this multiple of a layer's median norm; None keeps all tokens."""
     context_length: int = 128
-    """Tokens per packed context, BOS included."""
+    """Number of tokens per packed context, BOS included."""
     harvest_batch_size: int = 16
-    """Contexts per forward pass of the language model."""
+    """Number of contexts per forward pass of the language model."""
     memory_limit: float = 2.0
-    """Gigabytes of activations kept in memory: if all fit, each text is read once; else once per epoch."""
+    """Gigabytes of activations in memory; if all fit, each text is read once, otherwise once per epoch."""
     storage_dtype: Literal["float32", "bfloat16"] = "float32"
-    """How activations are kept in memory; bfloat16 takes half the room and rounds to three digits."""
+    """Data type of activations in memory; bfloat16 takes half the memory and rounds to about three digits."""
     seed: int = 0
-    """Of the first weights, and of the order of tokens."""
+    """Seed of the initial weights and of the order of the tokens."""
 
     def __post_init__(self) -> None:
         check_counts(self, "batch_size", "epochs", "context_length", "harvest_batch_size", "max_steps")
@@ -86,23 +86,24 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningConfig:
-    """How a transcoder learns from a batch: loss, optimizer, schedule."""
+    """Loss, optimizer and learning-rate schedule of a training run."""
 
     loss: LossConfig = field(default_factory=LossConfig)
+    """Terms of the loss beside the reconstruction loss, and their coefficients."""
     learning_rate: float = 1e-3
-    """Of Adam, at its highest."""
+    """Learning rate of Adam at its peak."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of its two moments."""
+    """Decay rates of Adam's estimates of the first and second moment."""
     weight_decay: float = 0.0
-    """Of AdamW: the share of each weight that a step of learning rate 1 would take away; 0 is plain Adam."""
+    """Weight decay of AdamW: each step subtracts learning rate times weight decay times weight; 0 is plain Adam."""
     warmup_share: float = 0.05
-    """Share of steps over which the learning rate rises from zero."""
+    """Share of the steps, at the start, over which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does between rise and decay; the cosine falls to zero at the last step."""
+    """Learning rate after warm-up: constant, or a cosine that falls to zero at the last step."""
     decay_share: float = 0.3
-    """Final share of steps over which the learning rate falls linearly to zero."""
+    """Share of the steps, at the end, over which the learning rate also falls linearly to zero."""
     initial_firing_rate: float | None = None
-    """Set encoder biases from data so that each feature fires on this share of tokens; None leaves them zero."""
+    """Set encoder biases from data so that each feature fires on this share of tokens; None starts them at zero."""
 
     def __post_init__(self) -> None:
         check_shares(self, "warmup_share", "decay_share", "initial_firing_rate")
@@ -110,17 +111,17 @@ class LearningConfig:
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay is {self.weight_decay}; it must be at least 0.")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas is {self.betas}; both must lie from 0 up to, not including, 1.")
+            raise ConfigError(f"betas is {self.betas}; both must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointsConfig:
-    """Which states of a training run are kept, in ``checkpoints/`` of its output directory."""
+    """Checkpoints that a training run keeps in the folder ``checkpoints`` of its output directory."""
 
     every: int = 1000
-    """Steps between checkpoints; ``last`` is always the newest."""
+    """Number of steps between checkpoints; the newest checkpoint is always ``checkpoints/last``."""
     keep_all: bool = False
-    """Keep every checkpoint as ``step-N`` as well."""
+    """Keep every checkpoint as ``checkpoints/step-N``, not only the newest."""
     best: bool = True
     """Keep the checkpoint with the lowest held-out FVU, measured every ``val_check_interval`` batches, as ``best``."""
 
@@ -130,37 +131,42 @@ class CheckpointsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a transcoder is trained: on which tokens, how it learns from them, and which states are kept."""
+    """All settings of a training run: texts, tokens, loss and optimizer, checkpoints, and gradient clipping."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    """Tokens that a transcoder is trained on, their batches, and the memory for their activations."""
     texts: TextsConfig = field(default_factory=TextsConfig)
+    """Source of the texts, the way in which contexts are cut from them, and the contexts that are held out."""
     learning: LearningConfig = field(default_factory=LearningConfig)
+    """Loss, optimizer and learning-rate schedule."""
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    """Checkpoints that the training run keeps."""
     gradient_clip: float | None = 1.0
-    """Largest norm of the gradient of a step; None does not clip."""
+    """Gradient clipping: the largest norm of a step's gradient; None does not clip."""
 
     def __post_init__(self) -> None:
         check_above_zero(self, "gradient_clip")
 
     @staticmethod
     def of(**settings: Any) -> TrainingConfig:
-        """Put settings into the part that has them: ``TrainingConfig.of(batch_size=256, learning_rate=1e-3)``.
+        """Build a config from settings of any of its parts: ``TrainingConfig.of(batch_size=256, learning_rate=1e-3)``.
 
-        Every field of the four parts may be named, since no two parts share a name. Raises ConfigError that suggests
-        the nearest name on a setting that no part has.
+        Each setting goes to the part that has a field of its name; no two parts share a name. Raises ConfigError for a
+        name that no part has, and suggests the nearest one.
         """
-        parts: dict[str, dict[str, Any]] = {name: {} for name in _TRAINING_PARTS}
-        own: dict[str, Any] = {}
+        of_parts: dict[str, dict[str, Any]] = {name: {} for name in _TRAINING_PARTS}
+        of_training: dict[str, Any] = {}
         for name, value in settings.items():
             part = next((part for part, config in _TRAINING_PARTS.items() if name in _names(config)), None)
-            (own if part is None else parts[part])[name] = value
+            (of_training if part is None else of_parts[part])[name] = value
         known = [*_names(TrainingConfig), *(name for config in _TRAINING_PARTS.values() for name in _names(config))]
-        for name in own.keys() - set(_names(TrainingConfig)):
-            raise ConfigError(f"Training has no setting {name!r}; {nearest_name(name, known)}")
-        for name in own.keys() & {part for part, values in parts.items() if values}:
-            raise ConfigError(f"{name} is given as a whole and in parts ({', '.join(parts[name])}); give one of them.")
-        made = {part: _TRAINING_PARTS[part](**values) for part, values in parts.items() if part not in own}
-        return TrainingConfig(**made, **own)
+        for name in of_training.keys() - set(_names(TrainingConfig)):
+            raise ConfigError(f"A training run has no setting {name!r}; {nearest_name(name, known)}")
+        for name in of_training.keys() & {part for part, values in of_parts.items() if values}:
+            fields_given = ", ".join(of_parts[name])
+            raise ConfigError(f"{name} is given as a whole and by its fields ({fields_given}); give one of the two.")
+        parts = {part: _TRAINING_PARTS[part](**of_parts[part]) for part in of_parts if part not in of_training}
+        return TrainingConfig(**parts, **of_training)
 
 
 _TRAINING_PARTS: dict[str, type[Any]] = {

@@ -1,4 +1,4 @@
-"""Settings of transcoders: their shape, what they read and write, and their nonlinearity."""
+"""Settings of transcoders: shape, hooks that are read and reconstructed, and nonlinearity."""
 
 from __future__ import annotations
 
@@ -9,95 +9,102 @@ from typing import Literal, TypeAlias
 from open_clt.errors import ConfigError
 
 InputHook: TypeAlias = str
-"""Where encoders read, as every block calls it: any hook of width ``d_model``, such as those of ``MLP_INPUT_HOOKS``."""
+"""Name, within a block, of the hook that encoders read: any hook of width ``d_model``."""
 MLP_INPUT_HOOKS = ("hook_resid_mid", "ln2.hook_normalized")
-"""Where MLPs are read: the residual stream before their norm, or the normalised input before the norm's weight."""
+"""Hooks at the input of an MLP: the residual stream before the norm, and the normalised input before its weight."""
 MLP_OUTPUT_HOOK = "hook_mlp_out"
+"""Hook at the output of an MLP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReLUConfig:
-    """``a = max(pre, 0)``."""
+    """ReLU: ``a = max(pre, 0)``."""
 
     kind: Literal["relu"] = "relu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class JumpReLUConfig:
-    """``a = pre * 1[pre > threshold]`` with one learned threshold per feature (Rajamanoharan et al., 2024)."""
+    """JumpReLU: ``a = pre * 1[pre > threshold]``, one learned threshold per feature (Rajamanoharan et al., 2024)."""
 
     kind: Literal["jumprelu"] = "jumprelu"
     initial_threshold: float = 0.03
-    """Threshold every feature starts with, in units of the pre-activation."""
+    """Threshold of every JumpReLU feature at the start of training, in units of the pre-activation."""
     bandwidth: float = 1.0
-    """Width of the rectangle kernel of the straight-through estimator."""
+    """Width of the rectangle kernel of JumpReLU's straight-through estimator."""
     gradient_to_preactivation: bool = True
-    """Whether the kernel also passes a gradient to the pre-activation (methods: yes)."""
+    """Let JumpReLU's kernel also pass a gradient to the pre-activation, as in Ameisen et al. (2025)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopKConfig:
-    """The ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
+    """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
 
     kind: Literal["topk"] = "topk"
     k: int = 16
-    """Active features per token and layer."""
+    """Number of active features per token and layer."""
     initial_k: int | None = None
-    """Active features at the first step of training, from which the number moves linearly to ``k``; None is ``k``."""
+    """Number of active features at the first training step, which then moves linearly to ``k``; None is ``k``."""
     anneal_share: float = 0.2
-    """Share of training after which ``k`` is reached; only with ``initial_k``."""
+    """Share of the training steps after which ``k`` is reached; it matters only with ``initial_k``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTopKConfig:
-    """The ``k * tokens`` largest pre-activations of a batch; a threshold at inference (Bussmann et al., 2024)."""
+    """BatchTopK: a batch's ``k * tokens`` largest pre-activations; thresholds at inference (Bussmann et al., 2024)."""
 
     kind: Literal["batchtopk"] = "batchtopk"
     k: int = 16
-    """Mean active features per token and layer."""
+    """Mean number of active features per token and layer."""
     across_layers: bool = False
-    """Rank all layers of a batch together, by activation times decoder norm."""
+    """Rank the features of all layers together, by activation times decoder norm, instead of each layer alone."""
     threshold_momentum: float = 0.99
-    """Momentum of the running estimate of the inference threshold."""
+    """Momentum of the running estimate of the threshold that BatchTopK uses at inference."""
     initial_k: int | None = None
-    """Mean active features at the first step of training, from which the number moves linearly to ``k``."""
+    """Mean number of active features at the first training step, which then moves linearly to ``k``; None is ``k``."""
     anneal_share: float = 0.2
-    """Share of training after which ``k`` is reached; only with ``initial_k``."""
+    """Share of the training steps after which ``k`` is reached; it matters only with ``initial_k``."""
 
 
 NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | TopKConfig | BatchTopKConfig
+"""The config of any nonlinearity; ``make_nonlinearity`` builds one from each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossLayerConfig:
-    """Shape and meaning of a transcoder whose features have decoders: all that its tensors do not say.
+    """Config of a cross-layer transcoder, whose features have decoders: everything that its tensors do not hold.
 
-    A CLT by default; ``reach=1`` is one transcoder per layer, and if it reads where it writes, one sparse autoencoder
-    per layer: ``CrossLayerConfig(reach=1, input_hook="hook_resid_post", target_hook="hook_resid_post", ...)``.
+    The default is a CLT. ``reach=1`` is one transcoder per layer. If that reconstructs the hook which it reads, it is
+    one sparse autoencoder per layer:
+    ``CrossLayerConfig(reach=1, input_hook="hook_resid_post", target_hook="hook_resid_post", ...)``.
     """
 
     kind: Literal["cross_layer"] = "cross_layer"
     n_layers: int
+    """Number of layers of the language model."""
     n_features: int
-    """Features per layer."""
+    """Number of features per layer."""
     d_model: int
+    """Width of the language model's residual stream."""
     reach: int | None = None
-    """Layers a feature writes to, its own included; None is all later layers (a CLT), 1 a per-layer transcoder."""
+    """Number of layers a feature writes to, from its own on; None is all of them (a CLT), 1 only its own layer."""
     skip: bool = False
-    """Whether each layer also has a linear path from input to output."""
+    """Add a linear path from each layer's input to its output."""
     nonlinearity: NonlinearityConfig = field(default_factory=TopKConfig)
+    """Nonlinearity that turns pre-activations into features."""
     prefixes: tuple[int, ...] = ()
-    """Matryoshka: the first so many features of each layer are to reconstruct on their own; rising, below n_features.
+    """Matryoshka: for each of these sizes, a layer's first features must reconstruct the target without the others.
 
-    The loss is then the sum of the reconstruction losses of each prefix and of the whole (Bussmann et al., 2025)."""
+    Sizes must rise and lie below the number of features. The loss is the sum of the reconstruction losses of each
+    prefix and of all features (Bussmann et al., 2025)."""
     input_hook: InputHook = "hook_resid_mid"
-    """Where encoders read: any hook of the language model's blocks that carries ``d_model`` numbers a token."""
+    """Hook that encoders read: any hook of the model's blocks that carries ``d_model`` numbers per token."""
     target_hook: str = MLP_OUTPUT_HOOK
-    """What is reconstructed: any such hook."""
+    """Hook that is reconstructed: any hook of the model's blocks that carries ``d_model`` numbers per token."""
     language_model: str | None = None
-    """Name of the language model it was trained for; None when unknown."""
+    """Name of the language model that the transcoder is trained for; None if unknown."""
     use_first_position: bool = False
-    """Train and use features at the first position of a text too, where activations are massive and carry no text."""
+    """Train and use features at a text's first position too, where activations are massive and hold no text."""
 
     def __post_init__(self) -> None:
         if self.reach is not None and not 1 <= self.reach <= self.n_layers:
@@ -106,61 +113,63 @@ class CrossLayerConfig:
         bounds = (0, *self.prefixes, self.n_features)
         if any(low >= high for low, high in pairwise(bounds)):
             raise ConfigError(
-                f"prefixes is {self.prefixes}; they must rise, from at least 1 to less than n_features = "
+                f"prefixes is {self.prefixes}; its numbers must rise, be at least 1, and be below n_features = "
                 f"{self.n_features}."
             )
 
     def reach_of(self, source: int) -> int:
-        """Number of target layers that features of layer ``source`` write to."""
+        """Number of target layers to which features of layer ``source`` write."""
         return min(self.reach or self.n_layers, self.n_layers - source)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoltConfig:
-    """A sparse mixture of linear transforms: ``y_hat = sum_t phi(e_t . x - b_t) U_t V_t x``, one mixture per layer.
+    """Config of a sparse mixture of linear transforms per layer: ``y_hat = sum_t phi(e_t . x - b_t) U_t V_t x``.
 
-    Transforms come in groups of one rank each; a transform is a feature, whose value is its gate ``phi(...)``.
+    All transforms of a group have the same rank. A transform is a feature, whose value is its gate ``phi(...)``.
     """
 
     kind: Literal["molt"] = "molt"
     n_layers: int
+    """Number of layers of the language model."""
     d_model: int
+    """Width of the language model's residual stream."""
     ranks: tuple[int, ...]
-    """Rank of the transforms of each group."""
+    """Rank of the transforms in each group."""
     counts: tuple[int, ...]
-    """Transforms of each group, per layer."""
+    """Number of transforms in each group, per layer."""
     skip: bool = False
-    """Whether each layer also has a linear path from input to output."""
+    """Add a linear path from each layer's input to its output."""
     nonlinearity: NonlinearityConfig = field(default_factory=TopKConfig)
-    """phi of the gates."""
+    """Nonlinearity of the gates of the transforms."""
     input_hook: InputHook = "hook_resid_mid"
-    """Where gates and transforms read: any hook of the blocks that carries ``d_model`` numbers a token."""
+    """Hook that gates and transforms read: any hook of the model's blocks with ``d_model`` numbers per token."""
     target_hook: str = MLP_OUTPUT_HOOK
-    """What is reconstructed: any such hook."""
+    """Hook that is reconstructed: any hook of the model's blocks that carries ``d_model`` numbers per token."""
     language_model: str | None = None
-    """Name of the language model it was trained for; None when unknown."""
+    """Name of the language model that the transcoder is trained for; None if unknown."""
     use_first_position: bool = False
-    """Train and use features at the first position of a text too, where activations are massive and carry no text."""
+    """Train and use features at a text's first position too, where activations are massive and hold no text."""
 
     def __post_init__(self) -> None:
         if not self.ranks or len(self.ranks) != len(self.counts) or min(*self.ranks, *self.counts) < 1:
             raise ConfigError(
-                f"ranks is {self.ranks} and counts {self.counts}; give both for each group, all of them at least 1."
+                f"ranks is {self.ranks} and counts is {self.counts}; each group needs one of both, of at least 1."
             )
         _check_shape(self)
 
     @property
     def n_features(self) -> int:
-        """Transforms per layer."""
+        """Number of transforms per layer."""
         return sum(self.counts)
 
     def reach_of(self, source: int) -> int:
-        """Number of target layers that transforms of layer ``source`` write to: their own."""
+        """Number of target layers to which transforms of layer ``source`` write: 1, their own layer."""
         return 1
 
 
 TranscoderConfig: TypeAlias = CrossLayerConfig | MoltConfig
-"""Every kind of transcoder; ``make_transcoder`` builds one of each."""
+"""The config of any kind of transcoder; ``make_transcoder`` builds a transcoder from each."""
 
 
 def _check_shape(config: TranscoderConfig) -> None:

@@ -1,4 +1,4 @@
-"""Settings of the use of transcoders: reports on them, and continuations that are sampled."""
+"""Settings for the use of transcoders: evaluation reports, and the sampling of continuations."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from open_clt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What a report on held-out text says of attribution graphs."""
+    """Attribution graphs in the evaluation report on held-out text."""
 
     prompts: str | None = None
-    """File of the prompts that graphs are made of, one a line; None is the beginnings of held-out contexts."""
+    """File of prompts for attribution graphs, one per line; None uses the beginnings of held-out contexts."""
     graphs: int = 8
-    """Graphs to score, of the first so many prompts; 0 is none."""
+    """Number of prompts, from the first on, whose attribution graphs are scored; 0 scores none."""
     max_feature_nodes: int = 1024
-    """Features attributed in each graph."""
+    """Largest number of features that are attributed in each graph."""
 
     def __post_init__(self) -> None:
         check_counts(self, "max_feature_nodes")
@@ -28,21 +28,22 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How a continuation is drawn from a model's probabilities, and where it ends."""
+    """Sampling of a continuation from a model's probabilities, and the end of the continuation."""
 
     max_new_tokens: int = 50
-    """Tokens to draw at most; the model's context also ends a continuation."""
+    """Largest number of tokens to draw; the model's context length also ends a continuation."""
     max_length: int | None = None
-    """Tokens at most in all, prompt and BOS included; None sets no such limit."""
+    """Largest number of tokens of prompt and continuation together, BOS included; None sets no such limit."""
     temperature: float = 0.0
-    """0 is greedy: always the most probable token. 1 draws from the model's probabilities."""
+    """Sampling temperature: 0 always takes the most probable token, 1 draws from the model's probabilities."""
     top_k: int | None = None
-    """Draw among this many most probable tokens only; None is all."""
+    """Draw only among this number of most probable tokens; None draws among all tokens."""
     top_p: float = 1.0
-    """Draw among the fewest most probable tokens that together reach this probability (Holtzman et al., 2020)."""
+    """Draw only among the fewest tokens that together reach this probability (Holtzman et al., 2020)."""
     stop_at_eos: bool = True
-    """End after the end-of-text token."""
+    """End the continuation after the end-of-text token."""
     seed: int = 0
+    """Seed of the draws."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length", "top_k"):
@@ -50,13 +51,13 @@ class SamplingConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
         if self.temperature < 0:
-            raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or above.")
+            raise ConfigError(f"temperature is {self.temperature}; it must be at least 0, which is greedy sampling.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must lie above 0 and be at most 1.")
 
 
 class SamplingSettings(TypedDict, total=False):
-    """The fields of SamplingConfig as keyword arguments of those who take some of them."""
+    """The fields of SamplingConfig as optional keyword arguments of a function."""
 
     max_new_tokens: int
     max_length: int | None

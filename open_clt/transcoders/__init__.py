@@ -1,1 +1,4 @@
-"""Transcoders: tensors in, tensors out; this room knows no language model."""
+"""Transcoders: from the activations that a layer reads to features, and from features to the activations it writes.
+
+This package computes with tensors only and does not use a language model.
+"""

@@ -1,9 +1,9 @@
-"""Cross-layer transcoders: features read at one layer, written to that layer and those after it.
+"""Cross-layer transcoders: their features read at one layer, and write to that layer and later ones.
 
-A feature of layer ``l`` writes to layers ``l ... l + reach - 1``. Full depth is the cross-layer transcoder of
-Ameisen et al. (2025); ``reach = 1`` is one transcoder per layer, and one sparse autoencoder per layer if it reads what
-it writes; ``skip`` adds a linear path from input to output (Paulo et al., 2025). With ``prefixes`` the first features
-of every layer must do on their own (Matryoshka; Bussmann et al., 2025). Nothing else changes.
+A feature of layer ``l`` writes to layers ``l ... l + reach - 1``. Full reach is the cross-layer transcoder of
+Ameisen et al. (2025). ``reach = 1`` is one transcoder per layer, or one sparse autoencoder per layer if the transcoder
+reconstructs what it reads. ``skip`` adds a linear path from input to output (Paulo et al., 2025). ``prefixes`` asks the
+first features of every layer to reconstruct the target without the others (Matryoshka; Bussmann et al., 2025).
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from open_clt.transcoders.transcoder import Transcoder, TranscoderErrors
 
 
 class NestedOutput(NamedTuple):
-    """One forward pass of a Matryoshka transcoder."""
+    """The result of a forward pass of a Matryoshka transcoder."""
 
     features: list[LayerFeatures]
     reconstructions: Float[Tensor, "prefix batch layer d_model"]
-    """By the first features of each layer alone, for each of the config's ``prefixes``; by all of them at the end."""
+    """The reconstruction by each of the config's ``prefixes`` of the features, and then by all features."""
 
 
 class CrossLayerTranscoder(Transcoder):
     """``y_hat[t] = b_dec[t] + sum_{s = t - reach + 1 .. t} a[s] W_dec[s -> t] (+ W_skip[t] x[t])``."""
 
     def __init__(self, config: CrossLayerConfig, *, seed: int = 0, part: Part = WHOLE) -> None:
-        """Features are drawn from ``seed``: all, or the ``part`` that ``config`` describes of those of a larger one."""
+        """Draw the weights from ``seed``.
+
+        ``part`` makes the transcoder a slice of a larger one: its weights equal those that the larger one draws from
+        the same seed, and ``config`` is the config of the slice.
+        """
         super().__init__(config)
         self.part = part
         self.config: CrossLayerConfig = config  # pyright: ignore[reportIncompatibleVariableOverride] (set here only)
@@ -49,7 +53,10 @@ class CrossLayerTranscoder(Transcoder):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
-        """All of the initialisation: U(+-1/sqrt(F)) encoders, U(+-1/sqrt(L d)) decoders, zero biases (methods)."""
+        """Draw encoders from U(+-1/sqrt(n_features)) and decoders from U(+-1/sqrt(n_layers * d_model)).
+
+        Biases stay zero (Ameisen et al., 2025).
+        """
         self._initialise_encoders(generator)
         bound = (self.config.n_layers * self.config.d_model) ** -0.5
         for table in self.W_dec:
@@ -60,28 +67,31 @@ class CrossLayerTranscoder(Transcoder):
     ) -> Float[Tensor, "batch target d_model"]:
         return write(features, self.W_dec[source])
 
-    def _to_add(
+    def _product(
         self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
     ) -> Product | Float[Tensor, "batch target d_model"]:
-        own = type(self).written is not CrossLayerTranscoder.written  # a subclass says what its features write
-        if own or not isinstance(features, SparseFeatures):
+        overridden = type(self).written is not CrossLayerTranscoder.written  # then it may write anything
+        if overridden or not isinstance(features, SparseFeatures):
             return self.written(features, source, standard)
         return Product(features, self.W_dec[source])
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
         return torch.stack([row_norms(table) for table in self.W_dec])
 
-    def decoders(self, source: int, features: Int[Tensor, "some"]) -> Float[Tensor, "some target d_model"]:
-        """What a unit of some features of layer ``source`` writes, raw: slice ``j`` goes to layer ``source + j``."""
+    def decoders(self, source: int, features: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen target d_model"]:
+        """What one unit of each given feature of layer ``source`` writes, in raw units.
+
+        Slice ``j`` is for layer ``source + j``.
+        """
         table = self.W_dec[source]
         scale = self.standardisation.target_scale[source : source + table.shape[1], None]
         return table[features] * scale
 
     def nested(self, inputs: Float[Tensor, "batch layer d_model"]) -> NestedOutput:
-        """Encode and decode, by each prefix of the features and by all; every active feature is decoded once."""
+        """Encode and decode all layers, with each prefix of the features and with all; each feature is decoded once."""
         standard = self.standardisation.inputs(inputs)
         features, sums = self._nested(standard)
-        return NestedOutput(features, self._raw(sums + self._offsets(standard)))
+        return NestedOutput(features, self._unstandardised(sums + self._offsets(standard)))
 
     def errors(
         self,
@@ -94,13 +104,14 @@ class CrossLayerTranscoder(Transcoder):
             return super().errors(inputs, targets, norms=norms)
         standard = self.standardisation.inputs(inputs)
         features, sums = self._nested(standard)
-        left = self.standardisation.targets(targets).add_(-self._offsets(standard))
-        return TranscoderErrors(features, list((left - sums).unbind()), self.decoder_norms() if norms else None)
+        without_features = self.standardisation.targets(targets).add_(-self._offsets(standard))
+        errors = list((without_features - sums).unbind())
+        return TranscoderErrors(features, errors, self.decoder_norms() if norms else None)
 
     def _nested(
         self, standard: Float[Tensor, "batch layer d_model"]
     ) -> tuple[list[LayerFeatures], Float[Tensor, "prefix batch layer d_model"]]:
-        """Features, and what the first of them and those before write, for each prefix and for all, without offsets."""
+        """The features, and the sum of what each prefix of them, and at last all of them, write, without offsets."""
         features = self._features(standard)
         bounds = (0, *self.config.prefixes, self.config.n_features)
         written = [_write_groups(active, table, bounds) for active, table in zip(features, self.W_dec, strict=True)]
@@ -110,34 +121,37 @@ class CrossLayerTranscoder(Transcoder):
 
     @torch.no_grad()
     def prefix(self, n_features: int) -> CrossLayerTranscoder:
-        """The transcoder of the first features of every layer, whose reconstruction is that of the prefix.
+        """The transcoder that has the first ``n_features`` features of every layer only.
 
-        Raises ConfigError for TopK, which ranks those features against the ones that are cut off.
+        Raises ConfigError for TopK, which ranks these features against those that are cut off.
         """
         if not 1 <= n_features <= self.config.n_features:
             raise ConfigError(f"n_features is {n_features}; it must lie between 1 and {self.config.n_features}.")
-        smaller = tuple(size for size in self.config.prefixes if size < n_features)
+        smaller_prefixes = tuple(size for size in self.config.prefixes if size < n_features)
         nonlinearity = _prefix_nonlinearity(self.config.nonlinearity, n_features)
-        config = replace(self.config, n_features=n_features, prefixes=smaller, nonlinearity=nonlinearity)
-        other = CrossLayerTranscoder(config).to(self.device, self.dtype).train(self.training)
-        own = other.state_dict()
+        config = replace(self.config, n_features=n_features, prefixes=smaller_prefixes, nonlinearity=nonlinearity)
+        smaller = CrossLayerTranscoder(config).to(self.device, self.dtype).train(self.training)
+        state = smaller.state_dict()
         for name, tensor in self.state_dict().items():
-            own[name].copy_(tensor[tuple(slice(size) for size in own[name].shape)])
-        return other
+            state[name].copy_(tensor[tuple(slice(size) for size in state[name].shape)])
+        return smaller
 
     def _fold_decoders(self) -> None:
         for source, table in enumerate(self.W_dec):
             table.mul_(self.standardisation.target_scale[source : source + table.shape[1], None])
 
     def _divide_decoders(self, factors: Float[Tensor, "layer feature"]) -> None:
-        for table, own in zip(self.W_dec, factors, strict=True):
-            table.div_(own[:, None, None])
+        for table, layer_factors in zip(self.W_dec, factors, strict=True):
+            table.div_(layer_factors[:, None, None])
 
 
 def _prefix_nonlinearity(config: NonlinearityConfig, n_features: int) -> NonlinearityConfig:
     if isinstance(config, TopKConfig):
-        raise ConfigError("A prefix of TopK features is no transcoder of its own; convert it to JumpReLU first.")
-    if isinstance(config, BatchTopKConfig):  # at inference its thresholds decide, whatever k is
+        raise ConfigError(
+            "A prefix of a TopK transcoder is not a transcoder, because TopK ranks all features together; convert it "
+            "to JumpReLU first."
+        )
+    if isinstance(config, BatchTopKConfig):  # at inference only its thresholds matter, so k may be anything legal
         return replace(config, k=min(config.k, n_features), initial_k=None)
     return config
 
@@ -145,7 +159,7 @@ def _prefix_nonlinearity(config: NonlinearityConfig, n_features: int) -> Nonline
 def _write_groups(
     features: LayerFeatures, table: Float[Tensor, "feature target d_model"], bounds: tuple[int, ...]
 ) -> Float[Tensor, "rows target d_model"]:
-    """What each group of features between two bounds writes: one row per token and group, groups running faster."""
+    """What each group of features between two bounds writes: one row per token and group, token by token."""
     if isinstance(features, SparseFeatures):
         return write(_by_group(features, bounds), table)
     sizes = [high - low for low, high in pairwise(bounds)]
@@ -154,7 +168,7 @@ def _write_groups(
 
 
 def _by_group(features: SparseFeatures, bounds: tuple[int, ...]) -> SparseFeatures:
-    """The same entries as codes of ``batch * groups`` tokens: each token once per group, with that group's features."""
+    """The same entries as codes of ``batch * groups`` rows: each row has the features of one token and group."""
     inner = torch.tensor(bounds[1:-1], device=features.features.device)
     groups = len(bounds) - 1
     rows = features.rows * groups + torch.bucketize(features.features, inner, right=True)

@@ -1,4 +1,4 @@
-"""Decoder directions: what features write into the residual stream, per unit of activation."""
+"""Decoder directions: the vectors that features write into the residual stream per unit of activation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 @torch.no_grad()
-def decoder_directions(transcoder: Transcoder, chosen: Sequence[Feature]) -> Float[Tensor, "some d_model"]:
-    """What each of some features writes per unit of activation, raw, summed over the layers it writes to.
+def decoder_directions(transcoder: Transcoder, chosen: Sequence[Feature]) -> Float[Tensor, "chosen d_model"]:
+    """What each chosen feature writes per unit of activation, in raw units, summed over the layers it writes to.
 
-    Raises ConfigError for a mixture of transforms, where that depends on the input.
+    Raises ConfigError for a mixture of linear transforms, whose features write what depends on the input.
     """
     if not isinstance(transcoder, CrossLayerTranscoder):
-        raise ConfigError("The transforms of a MOLT have no fixed directions; use a transcoder with decoders.")
+        raise ConfigError("A feature of a MOLT has no fixed decoder direction; use a transcoder with decoders.")
     directions = torch.zeros(len(chosen), transcoder.config.d_model)
     for layer in {feature.layer for feature in chosen}:
         rows = [row for row, feature in enumerate(chosen) if feature.layer == layer]

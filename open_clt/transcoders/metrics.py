@@ -1,8 +1,8 @@
-"""The record of a transcoder's reconstruction and sparsity on text, and the accumulator that computes it over batches.
+"""Metrics: the record of a transcoder's reconstruction and sparsity, and the accumulator that computes it over batches.
 
-Training, conversion and evaluation all feed this accumulator, and every report reads this record. FVU (fraction of
-variance unexplained) of layer ``l`` is ``sum |y_hat - y|^2 / sum |y - mean(y)|^2`` over tokens and dimensions of that
-layer. It is reported per layer: on GPT-2 one layer's variance outweighs all others together.
+Training, conversion and evaluation all use this accumulator, and every report reads this record. The FVU (fraction of
+variance unexplained) of a layer is ``sum |y_hat - y|^2 / sum |y - mean(y)|^2`` over the tokens and dimensions of that
+layer. It is reported per layer, because in GPT-2 the variance of one layer is larger than that of all others together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from open_clt.transcoders.sparse.codes import active_counts
 from open_clt.transcoders.transcoder import Transcoder
 
 DENSE_FEATURE_DENSITY = 0.1
-"""A feature that fires on a larger share of the tokens counts as dense."""
+"""A feature that fires on more than this share of the tokens counts as dense."""
 DENSITY_EDGES = tuple(10 ** (exponent / 4) for exponent in range(-24, 1))
 """Edges of the histogram of densities: four bins per decade, from one token in a million to every token."""
 
@@ -28,7 +28,7 @@ class LayerMetrics(NamedTuple):
     fvu: float
     """Fraction of variance unexplained."""
     l0: float
-    """Active features per token."""
+    """Mean number of active features per token."""
     dead_share: float
     """Share of the features that fire on no token."""
     dense_share: float
@@ -36,12 +36,12 @@ class LayerMetrics(NamedTuple):
 
 
 class TranscoderMetrics(NamedTuple):
-    """Reconstruction and sparsity of a transcoder on some tokens."""
+    """Reconstruction and sparsity of a transcoder on a number of tokens."""
 
     tokens: int
     layers: tuple[LayerMetrics, ...]
     density_histogram: tuple[int, ...]
-    """Features in each bin of ``DENSITY_EDGES``. Features that fire on no token are in no bin."""
+    """Number of features in each bin of ``DENSITY_EDGES``. Features that fire on no token are in no bin."""
 
     @property
     def fvu_per_layer(self) -> list[float]:
@@ -60,7 +60,7 @@ class TranscoderMetrics(NamedTuple):
 
     @property
     def worst_fvu(self) -> float:
-        """FVU of the worst layer."""
+        """FVU of the layer with the largest FVU."""
         return max(self.fvu_per_layer)
 
     @property
@@ -75,7 +75,7 @@ class TranscoderMetrics(NamedTuple):
 
     @property
     def l0_total(self) -> float:
-        """Active features per token, of all layers together."""
+        """Mean number of active features per token in all layers together."""
         return sum(self.l0_per_layer)
 
     @property
@@ -89,12 +89,12 @@ class TranscoderMetrics(NamedTuple):
         return sum(layer.dense_share for layer in self.layers) / len(self.layers)
 
     def totals(self) -> dict[str, Any]:
-        """The numbers of the whole transcoder, by the names that files and tables give them."""
+        """The numbers of the whole transcoder, by the names that they have in files and tables."""
         names = ("tokens", "fvu", "worst_fvu", "worst_layer", "l0", "l0_total", "dead_share", "dense_share")
         return {name: getattr(self, name) for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """``totals``, and each number per layer as a list; JSON-ready."""
+        """The numbers of ``totals``, and each number of the layers as a list, in plain values that JSON can hold."""
         per_layer = {
             f"{name}_per_layer": [getattr(layer, name) for layer in self.layers] for name in LayerMetrics._fields
         }
@@ -103,10 +103,10 @@ class TranscoderMetrics(NamedTuple):
 
 @final
 class MetricsAccumulator:
-    """Sums over batches of tokens, in float64; ``result`` at any time.
+    """Computes the metrics of a transcoder over batches of tokens, with sums in float64.
 
-    The transcoder is measured as it is at inference, even while it trains. Where other processes hold some of its
-    features, the numbers are those of all features.
+    The transcoder is measured in inference mode, even during training. If other processes hold some of its features,
+    the numbers are those of all features.
     """
 
     def __init__(self, transcoder: Transcoder) -> None:
@@ -122,33 +122,33 @@ class MetricsAccumulator:
     def update(
         self, inputs: Float[Tensor, "batch layer d_model"], targets: Float[Tensor, "batch layer d_model"]
     ) -> None:
-        """Add one batch of tokens; the transcoder computes their features and their reconstruction."""
+        """Add one batch of tokens: compute their features and reconstruction, and compare with ``targets``."""
         transcoder = self._transcoder
         was_training = transcoder.training
         features, reconstruction = transcoder.eval()(inputs.to(transcoder.device, transcoder.dtype))
         transcoder.train(was_training)
-        exact = targets.to("cpu", torch.float64)
-        self.tokens += exact.shape[0]
-        self._error += (reconstruction.to("cpu", torch.float64) - exact).square().sum((0, 2))
-        self._squares += exact.square().sum((0, 2))
-        self._sum += exact.sum(0)
+        targets = targets.to("cpu", torch.float64)
+        self.tokens += targets.shape[0]
+        self._error += (reconstruction.to("cpu", torch.float64) - targets).square().sum((0, 2))
+        self._squares += targets.square().sum((0, 2))
+        self._sum += targets.sum(0)
         for layer, active in enumerate(features):
             self._active[layer] += active_counts(active).cpu()
 
     def target_means(self) -> Float[Tensor, "layer d_model"]:
-        """Mean of each layer's targets over the tokens so far."""
+        """Mean of each layer's targets over the tokens added so far."""
         return self._sum / self.tokens
 
     def result(self) -> TranscoderMetrics:
-        """The metrics of all tokens so far; raises ValueError before the first."""
+        """The metrics of all tokens added so far; raises ValueError if there are none."""
         if self.tokens == 0:
-            raise ValueError("No token was seen: metrics need at least one.")
+            raise ValueError("The metrics have no tokens; call update with at least one.")
         variance = self._squares - self._sum.square().sum(1) / self.tokens
         fvu = self._error / variance.clamp(min=1e-12)
         density, peers = self._active.double() / self.tokens, self._transcoder.peers
-        shares = [chosen.double().mean(1) / peers.shards for chosen in (density == 0, density > DENSE_FEATURE_DENSITY)]
+        shares = [mask.double().mean(1) / peers.shards for mask in (density == 0, density > DENSE_FEATURE_DENSITY)]
         l0, dead, dense = peers.sum_features(torch.stack([density.sum(1), *shares]))
-        edges = torch.tensor([0.0, *DENSITY_EDGES[1:]], dtype=torch.float64)  # the first bin is open at its lower end
+        edges = torch.tensor([0.0, *DENSITY_EDGES[1:]], dtype=torch.float64)  # the first bin also holds lower densities
         histogram = peers.sum_features(torch.histogram(density[density > 0], edges).hist)
         rows = zip(*(column.tolist() for column in (fvu, l0, dead, dense)), strict=True)
         return TranscoderMetrics(

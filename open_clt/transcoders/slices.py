@@ -1,9 +1,9 @@
-"""Whom a transcoder shares its work with: by default nobody.
+"""Slices of a transcoder: parts of its features and of a batch's tokens, spread over processes.
 
-A transcoder may hold a slice of every layer's features while other processes hold the rest, and see a slice of every
-batch while others see the rest. What it computes from its slices is right as it stands, but for three things: features
-compete to be selected, what they write adds up, and they are counted. In those places it asks its peers.
-``open_clt/training/parallel/strategy.py`` has the peers of several processes.
+A process may hold a slice of every layer's features and see a slice of every batch, while its peers, the other
+processes, hold and see the rest. Three results need all slices: which of the competing features are selected, the sum
+of what all features write, and the counts of active features. For these, a transcoder asks its ``Peers``. By default it
+has none: ``ALONE``. ``open_clt/training/parallel/strategy.py`` has the peers of several processes.
 """
 
 from __future__ import annotations
@@ -16,68 +16,71 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 _ROWS = 1024
+"""Rows that are drawn at a time, which bounds the memory for the rows of other slices."""
 
 
 class Part(NamedTuple):
-    """Which features a transcoder has of a larger one: every ``shards``-th, from number ``shard`` on."""
+    """The slice of a larger transcoder's features that a transcoder holds: ``shard``, ``shard + shards``, ..."""
 
     shard: int = 0
     shards: int = 1
 
     @torch.no_grad()
     def draw(self, rows: Float[Tensor, "feature *row"], bound: float, generator: torch.Generator) -> None:
-        """Fill a table of features with U(+-bound): its part of what would be drawn for all features."""
+        """Fill the rows of this slice's features with the values that U(+-bound) gives them in the whole table."""
         if self.shards == 1:
             rows.uniform_(-bound, bound, generator=generator)
             return
-        for some in rows.split(_ROWS):
-            every = some.new_empty(some.shape[0] * self.shards, *some.shape[1:])
-            some.copy_(every.uniform_(-bound, bound, generator=generator)[self.shard :: self.shards])
+        for chunk in rows.split(_ROWS):
+            of_all_slices = chunk.new_empty(chunk.shape[0] * self.shards, *chunk.shape[1:])
+            chunk.copy_(of_all_slices.uniform_(-bound, bound, generator=generator)[self.shard :: self.shards])
 
 
 WHOLE = Part()
+"""The slice that holds all features."""
 
 
 class Peers(ABC):
     """The processes that hold the other features, or see the other tokens."""
 
     shards: int
-    """Processes that the features of a layer are spread over."""
+    """Number of processes over which the features of a layer are spread."""
     shard: int
-    """Which slice of the features this process holds, counted from 0."""
+    """Index of the slice of the features that this process holds, counted from 0."""
     replicas: int
-    """Processes (or groups of them) that the tokens of a batch are spread over."""
+    """Number of processes, or of groups of them, over which the tokens of a batch are spread."""
 
     @abstractmethod
     def sum_features(self, partial: Tensor) -> Tensor:
-        """Sum what all slices of the features contribute; the gradient of each process is that of its own part."""
+        """Sum the partial results of all slices of the features; each process gets the gradient of its own."""
 
     @abstractmethod
     def sum_batch(self, partial: Tensor) -> Tensor:
-        """Sum over the slices of the batch; without gradients."""
+        """Sum the partial results of all slices of the batch, without gradients."""
 
     @abstractmethod
     def gather(self, part: Tensor) -> list[Tensor] | None:
-        """The parts of all slices of the features, on the CPU of the process with the first; None on the others."""
+        """The parts of all slices of the features, on the CPU, for the process of slice 0; None for the others."""
 
     @abstractmethod
     def winners(self, values: Float[Tensor, "batch candidate"], k: int) -> Bool[Tensor, "batch candidate"]:
-        """Which of this process's candidates, at most ``k``, are among the ``k`` largest of their token anywhere.
+        """A mask of this process's candidates that are among their token's ``k`` largest over all processes.
 
-        Exactly ``k`` win in all, if there are as many; of equal ones, those of the first slice.
+        A process may have at most ``k`` candidates per token. Exactly ``k`` candidates win over all processes, or all
+        of them if there are fewer. Of equal candidates, that of the lower slice wins.
         """
 
     @abstractmethod
-    def kth_largest(self, values: Float[Tensor, "some"], k: int) -> Float[Tensor, ""]:
-        """The ``k``-th largest of all values, over all features and tokens, or the smallest if there are fewer.
+    def kth_largest(self, values: Float[Tensor, "candidate"], k: int) -> Float[Tensor, ""]:
+        """The ``k``-th largest value over all features and tokens, or the smallest if there are fewer than ``k``.
 
-        Negative values count as 0; it is 0 if there are none at all.
+        Negative values count as 0. The result is 0 if there are no values.
         """
 
 
 @final
 class Alone(Peers):
-    """No peers: this process holds every feature and sees every token."""
+    """The only process: it holds every feature and sees every token."""
 
     shards, shard, replicas = 1, 0, 1
 
@@ -91,12 +94,13 @@ class Alone(Peers):
         return [part.cpu()]
 
     def winners(self, values: Float[Tensor, "batch candidate"], k: int) -> Bool[Tensor, "batch candidate"]:
-        places = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        return places < k
+        ranks = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return ranks < k
 
-    def kth_largest(self, values: Float[Tensor, "some"], k: int) -> Float[Tensor, ""]:
+    def kth_largest(self, values: Float[Tensor, "candidate"], k: int) -> Float[Tensor, ""]:
         k = min(k, values.shape[0])
         return values.topk(k, sorted=False).values.min().clamp(min=0) if k else values.new_zeros(())
 
 
 ALONE = Alone()
+"""The peers of a transcoder that is not sliced."""

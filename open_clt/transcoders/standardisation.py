@@ -1,8 +1,8 @@
-"""Per-layer standardisation of what a transcoder reads and writes.
+"""Standardisation of the activations that a transcoder reads and writes, layer by layer.
 
-Each layer's activations are centred, and scaled so that their mean squared norm is ``d_model``. Layers differ in
-norm by orders of magnitude (GPT-2's largest dimension of one layer outweighs all others together), so without it a
-loss summed over layers would look at one layer only.
+Each layer's activations are centred and scaled so that their mean squared norm is ``d_model``. The norms of layers
+differ by orders of magnitude: in GPT-2, the variance of one layer is larger than that of all others together. Without
+standardisation, a loss summed over layers would depend on one layer only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Statistics(NamedTuple):
 
 @final
 class StatisticsEstimator:
-    """Accumulates mean and scale over as many tokens as are given, in float64."""
+    """Estimates mean and scale over all tokens that it is given, in float64."""
 
     def __init__(self, n_layers: int, d_model: int) -> None:
         self.tokens = 0
@@ -40,9 +40,9 @@ class StatisticsEstimator:
         self._squares += activations.square().sum((0, 2))
 
     def statistics(self) -> Statistics:
-        """The estimate so far; raises ValueError before the first token."""
+        """The estimate from all tokens added so far; raises ValueError if there are none."""
         if self.tokens == 0:
-            raise ValueError("No token was seen: statistics need at least one.")
+            raise ValueError("The statistics have no tokens; call update with at least one.")
         mean = self._sum / self.tokens
         variance = self._squares / self.tokens - mean.square().sum(1)
         scale = (variance.clamp(min=0) / mean.shape[1]).sqrt().clamp(min=_SMALLEST_SCALE)
@@ -51,7 +51,7 @@ class StatisticsEstimator:
 
 @final
 class Standardisation(nn.Module):
-    """The statistics of inputs and targets, as buffers that travel with a transcoder; the identity until set."""
+    """The statistics of inputs and targets, as buffers of a transcoder; the identity until ``set`` is called."""
 
     input_mean: Tensor
     input_scale: Tensor
@@ -65,20 +65,20 @@ class Standardisation(nn.Module):
             self.register_buffer(f"{name}_scale", torch.ones(n_layers))
 
     def set(self, inputs: Statistics, targets: Statistics) -> None:
-        """Take over estimated statistics."""
+        """Set the statistics of inputs and targets."""
         self.input_mean.copy_(inputs.mean)
         self.input_scale.copy_(inputs.scale)
         self.target_mean.copy_(targets.mean)
         self.target_scale.copy_(targets.scale)
 
     def inputs(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
-        """Raw inputs of all layers, standardised."""
+        """The standardised inputs of all layers, from raw ones."""
         return (raw - self.input_mean).div_(self.input_scale[:, None])
 
     def targets(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
-        """Raw targets of all layers, standardised."""
+        """The standardised targets of all layers, from raw ones."""
         return (raw - self.target_mean).div_(self.target_scale[:, None])
 
     def errors(self, raw: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
-        """Raw differences of targets in standardised units: what losses are computed from."""
+        """Differences between targets and reconstructions in standardised units, from raw ones; losses need these."""
         return raw / self.target_scale[:, None]

@@ -27,7 +27,7 @@ from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder, own_architecture
 from open_clt.transcoders.slices import Part, Peers
-from open_clt.transcoders.transcoder import Transcoder
+from open_clt.transcoders.transcoder import Transcoder, share_with
 
 _PREFIX = "transcoder."
 
@@ -71,7 +71,7 @@ def shard_features(transcoder: Transcoder, peers: Peers) -> Transcoder:
         whole, empty = transcoder.state_dict(), local.state_dict()
         local.load_state_dict({name: _slice(whole[name], empty[name].shape, peers) for name in empty})
         transcoder = local
-    transcoder.share_with(peers)
+    share_with(transcoder, peers)
     return transcoder
 
 

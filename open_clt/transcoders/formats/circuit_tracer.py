@@ -1,12 +1,12 @@
-"""CLT weights in circuit-tracer's layout, which inference libraries and Neuronpedia read too.
+"""circuit-tracer's layout of a transcoder, which inference libraries and Neuronpedia also read.
 
     config.yaml            model_name, model_kind, feature_input_hook, feature_output_hook, scan
     W_enc_{l}.safetensors  W_enc_{l} [feature, d_model], b_enc_{l} [feature], b_dec_{l} [d_model],
                            threshold_{l} [feature] (JumpReLU only)
     W_dec_{l}.safetensors  W_dec_{l} [feature, n_layers - l, d_model]; slice j writes to layer l + j
 
-Nothing is standardised there, so what is written is folded first; and a feature depends on its own pre-activation only,
-so TopK, which ranks features against each other, cannot be written.
+The layout has no standardisation, so a transcoder is folded before it is written. In this layout a feature depends on
+its own pre-activation only, so TopK, which ranks features against each other, cannot be written.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ def recognises(directory: Path) -> bool:
 
 @torch.no_grad()
 def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
-    """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError on anything else."""
+    """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError if the directory has none."""
     directory = Path(directory)
-    settings = _settings(directory / _SETTINGS)
+    settings = _read_settings(directory / _SETTINGS)
     if settings.get("model_kind") != _KIND:
-        raise CheckpointError(f"{directory} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read.")
-    encoders = _layers(directory, _ENCODER)
-    decoders = _layers(directory, _DECODER)
+        raise CheckpointError(
+            f"{directory} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read from this layout."
+        )
+    encoders = _read_layers(directory, _ENCODER)
+    decoders = _read_layers(directory, _DECODER)
     if not encoders or len(encoders) != len(decoders):
         raise CheckpointError(
-            f"{directory} holds {len(encoders)} encoders and {len(decoders)} decoders; files are missing."
+            f"{directory} holds {len(encoders)} encoders and {len(decoders)} decoders; it needs one of both per layer."
         )
     config = _config(settings, encoders, directory)
     transcoder = CrossLayerTranscoder(config)
@@ -66,13 +68,13 @@ def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
 
 
 def _config(settings: dict[str, Any], encoders: list[dict[str, Tensor]], directory: Path) -> CrossLayerConfig:
-    first = encoders[0].get("W_enc_0")
-    if first is None or first.ndim != 2:
-        raise CheckpointError(f"{directory} lacks a table 'W_enc_0' of features by d_model.")
+    first_encoder = encoders[0].get("W_enc_0")
+    if first_encoder is None or first_encoder.ndim != 2:
+        raise CheckpointError(f"{directory} lacks the tensor 'W_enc_0' with shape (n_features, d_model).")
     values = {
         "n_layers": len(encoders),
-        "n_features": first.shape[0],
-        "d_model": first.shape[1],
+        "n_features": first_encoder.shape[0],
+        "d_model": first_encoder.shape[1],
         "nonlinearity": {"kind": "jumprelu" if "threshold_0" in encoders[0] else "relu"},
         "input_hook": settings.get("feature_input_hook", "hook_resid_mid"),
         "target_hook": settings.get("feature_output_hook", "hook_mlp_out"),
@@ -86,26 +88,31 @@ def _config(settings: dict[str, Any], encoders: list[dict[str, Tensor]], directo
 
 @torch.no_grad()
 def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: str = "./features") -> Path:
-    """Write a transcoder in circuit-tracer's layout, standardisation folded; a limited reach is padded with zeros.
+    """Write a transcoder in circuit-tracer's layout, with its standardisation folded into the weights.
 
-    The files are written whole or not at all; files of a deeper transcoder that lay there are deleted.
-    Raises CheckpointError for what the layout cannot say: TopK, a skip path, and transforms in place of decoders.
+    A limited reach is padded with zeros. The files are written whole or not at all, and files of a former transcoder
+    with more layers are deleted. Raises CheckpointError for what the layout cannot hold: TopK, a skip path, a mixture
+    of linear transforms, and a user's own class.
     """
     if not isinstance(transcoder, CrossLayerTranscoder):
         raise CheckpointError(
-            "The transforms of a MOLT have no place in circuit-tracer's layout, which holds decoders."
+            f"A {type(transcoder).__name__} cannot be written in circuit-tracer's layout, which holds decoders only; "
+            "save it in OpenCLT's layout."
         )
     if (own := own_architecture(transcoder)) is not None:
         raise CheckpointError(
-            f"circuit-tracer's layout holds plain cross-layer transcoders; what a {own.class_path} computes has no "
-            "place in it."
+            f"A {own.class_path} cannot be written in circuit-tracer's layout, which holds plain cross-layer "
+            "transcoders only; save it in OpenCLT's layout."
         )
     if transcoder.config.skip:
         raise CheckpointError(
-            "A skip path has no place in circuit-tracer's CLT layout; train with skip=False to export."
+            "A transcoder with skip=True cannot be written in circuit-tracer's layout; train it with skip=False."
         )
     if transcoder.nonlinearity.threshold(0) is None:
-        raise CheckpointError("TopK has no thresholds to export; convert the transcoder to JumpReLU first.")
+        raise CheckpointError(
+            "A TopK transcoder cannot be written in circuit-tracer's layout, which needs thresholds; convert it to "
+            "JumpReLU first."
+        )
     folded = transcoder.folded()
     settings = {
         "model_name": transcoder.config.language_model or "unknown",
@@ -116,13 +123,13 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
     }
     with files.saving(Path(directory), replaces=(f"{_ENCODER}_*.safetensors", f"{_DECODER}_*.safetensors")) as stage:
         for layer in range(transcoder.config.n_layers):
-            files.write_tensors(stage(f"{_ENCODER}_{layer}.safetensors"), _encoder(folded, layer))
-            files.write_tensors(stage(f"{_DECODER}_{layer}.safetensors"), _decoder(folded, layer))
+            files.write_tensors(stage(f"{_ENCODER}_{layer}.safetensors"), _encoder_tensors(folded, layer))
+            files.write_tensors(stage(f"{_DECODER}_{layer}.safetensors"), _decoder_tensors(folded, layer))
         files.write_text(stage(_SETTINGS), yaml.safe_dump(settings, sort_keys=False))
     return Path(directory)
 
 
-def _encoder(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
+def _encoder_tensors(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
     tensors = {"W_enc": folded.W_enc[layer], "b_enc": folded.b_enc[layer], "b_dec": folded.b_dec[layer]}
     threshold = folded.nonlinearity.threshold(layer)
     if threshold is not None and not isinstance(folded.nonlinearity, ReLU):
@@ -130,31 +137,34 @@ def _encoder(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
     return {f"{name}_{layer}": tensor for name, tensor in tensors.items()}
 
 
-def _decoder(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
+def _decoder_tensors(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
     table = folded.W_dec[layer]
     padding = folded.config.n_layers - layer - table.shape[1]
     return {f"W_dec_{layer}": functional.pad(table, (0, 0, 0, padding))}
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(files.read_text(path, "YAML"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise files.unreadable(path, "YAML", error) from error
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} does not hold settings; it should name model_kind and the hooks.")
+        raise CheckpointError(f"{path} does not hold settings; it must name model_kind and the hooks.")
     return cast(dict[str, Any], settings)
 
 
-def _layers(directory: Path, stem: str) -> list[dict[str, Tensor]]:
-    """Tensors of ``{stem}_0``, ``{stem}_1``, ...: as many as there are files, and none may be missing between them."""
+def _read_layers(directory: Path, stem: str) -> list[dict[str, Tensor]]:
+    """The tensors of the files ``{stem}_0``, ``{stem}_1``, ...; raises CheckpointError if one between them is missing."""
     count = sum(1 for _ in directory.glob(f"{stem}_*.safetensors"))
     return [files.read_tensors(directory / f"{stem}_{layer}.safetensors") for layer in range(count)]
 
 
-def _fill(target: Tensor, tensors: dict[str, Tensor], name: str, where: Path) -> None:
+def _fill(target: Tensor, tensors: dict[str, Tensor], name: str, directory: Path) -> None:
     if name not in tensors:
-        raise CheckpointError(f"{where} lacks the tensor {name!r}.")
+        raise CheckpointError(f"{directory} lacks the tensor {name!r}.")
     if tensors[name].shape != target.shape:
-        raise CheckpointError(f"{where}: {name!r} has shape {tuple(tensors[name].shape)}, not {tuple(target.shape)}.")
+        raise CheckpointError(
+            f"{directory} holds the tensor {name!r} with shape {tuple(tensors[name].shape)}; it must have shape "
+            f"{tuple(target.shape)}."
+        )
     target.copy_(tensors[name])

@@ -1,4 +1,4 @@
-"""Transcoders from disk: the one table of the layouts that are read, and ``load_transcoder``, which reads them all."""
+"""The table of the layouts of stored transcoders, and ``load_transcoder``, which reads every one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 class Layout(NamedTuple):
-    """One layout of a stored transcoder: how its directories are recognised, and how they are read."""
+    """A layout of a stored transcoder: its name, and the functions that recognise and read a directory of it."""
 
     name: str
     recognises: Callable[[Path], bool]
@@ -27,25 +27,25 @@ LAYOUTS = (
     Layout("OpenCLT's (config.json and transcoder.safetensors)", native.recognises, load_native),
     Layout("circuit-tracer's (config.yaml, W_enc_0.safetensors, ...)", circuit_tracer.recognises, load_circuit_tracer),
 )
-"""Every layout, in the order in which they are tried; a new one is its file and a line here."""
+"""Every layout, in the order in which they are tried. A new layout is its own file and a line here."""
 
 
 def holds_transcoder(directory: str | Path) -> bool:
-    """Whether a directory looks like a transcoder's, of any known layout."""
+    """Whether a directory holds a transcoder of any known layout, whole or damaged."""
     return any(layout.recognises(Path(directory)) for layout in LAYOUTS)
 
 
 def load_transcoder(
     directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Transcoder:
-    """Read a transcoder of any known layout, ready for use; raises CheckpointError on anything else.
+    """Read a transcoder of any known layout, in inference mode; raises CheckpointError if the directory has none.
 
-    One of a class of a user's own imports the module that its ``config.json`` names, if this Python can find it: code
-    of that module runs. Nothing is downloaded, and nothing but a subclass of Transcoder is called.
+    For a transcoder of a user's own class, the module that ``config.json`` names is imported, so the code of that
+    module runs. Nothing is downloaded, and a class that is not a subclass of Transcoder is never called.
     """
     directory = Path(directory)
     for layout in LAYOUTS:
         if layout.recognises(directory):
             return layout.load(directory).to(device=device, dtype=dtype).eval()
     known = " or ".join(layout.name for layout in LAYOUTS)
-    raise CheckpointError(f"{directory} does not hold a transcoder of a known layout; known are {known}.")
+    raise CheckpointError(f"{directory} does not hold a transcoder of a known layout; known layouts are {known}.")

@@ -1,7 +1,8 @@
 """OpenCLT's layout of a transcoder: a directory with ``config.json`` and ``transcoder.safetensors``.
 
-The config says all that the tensors do not: format and version, shape, nonlinearity, hooks, language model, and the
-class where that is a user's own. Nothing is ever unpickled. Loading what was saved gives the same outputs, bit for bit.
+The config holds everything that the tensors do not: format and version, shape, nonlinearity, hooks, language model, and
+the class if it is a user's own. Nothing is unpickled. A transcoder that is saved and loaded gives the same outputs, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from open_clt.transcoders.make import KINDS, OwnArchitecture, make_transcoder, o
 from open_clt.transcoders.transcoder import Transcoder
 
 FORMAT = files.FileFormat("open-clt-transcoder", newest=3)
-"""1 knew cross-layer transcoders only, and no prefixes; 2 no classes of users' own. Both are read as before."""
-_WITHOUT_OWN = 2
-"""What a transcoder of this package's kinds is written as: older versions read it, and nothing in it is new to them."""
+"""Version 1 has cross-layer transcoders without prefixes only. Version 2 has all kinds of this package. Version 3 adds
+users' own classes. All three are read."""
+_VERSION_OF_OUR_KINDS = 2
+"""The version that is written for the kinds of this package, because older releases of OpenCLT read it too."""
 _CONFIG = "config.json"
 _TENSORS = "transcoder.safetensors"
 
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a transcoder of this layout, whole or damaged."""
-    return files.kept(directory / _TENSORS).exists() or files.format_of(_place(directory)(_CONFIG)) == FORMAT.name
+    return files.kept(directory / _TENSORS).exists() or files.format_of(_saved(directory)(_CONFIG)) == FORMAT.name
 
 
 def save_transcoder(
@@ -39,18 +41,18 @@ def save_transcoder(
     record: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a transcoder to a directory, whole or not at all, and return it; other files there stay as they are.
+    """Write a transcoder to a directory, whole or not at all, and return the directory; other files in it stay.
 
-    ``record`` (JSON-ready: how it was trained, what it scored) is kept beside the config. ``dtype`` stores the
-    weights in fewer bytes than they have; the outputs are then equal only to that precision.
+    ``record`` is stored in ``config.json``: plain values on training and evaluation. ``dtype`` stores the weight
+    tables in another data type; the outputs of the loaded transcoder are then the same only to that precision.
     """
     directory = Path(directory)
     tensors = transcoder.state_dict()
     if dtype is not None:
-        tensors = {name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}
+        tensors = {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
     own = own_architecture(transcoder)
     content = {
-        **FORMAT.header(FORMAT.newest if own else _WITHOUT_OWN),
+        **FORMAT.header(FORMAT.newest if own else _VERSION_OF_OUR_KINDS),
         "transcoder": to_dict(transcoder.config),
         **({"architecture": own._asdict()} if own else {}),
         "record": record or {},
@@ -61,65 +63,70 @@ def save_transcoder(
     return directory
 
 
-def _place(directory: Path) -> files.Stage:
+def _saved(directory: Path) -> files.Stage:
     return files.saved(directory, _CONFIG)
 
 
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Only weight tables shrink: biases, thresholds and statistics are few, and their precision matters."""
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert weight tables only: biases, thresholds and statistics are small, and their precision matters."""
     return tensor.to(dtype) if name.startswith("W_") else tensor
 
 
 def load_native(directory: Path) -> Transcoder:
-    """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError on anything else."""
-    place = _place(directory)
-    content = FORMAT.read(place(_CONFIG))
+    """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError if the directory has none."""
+    path_of = _saved(directory)
+    content = FORMAT.read(path_of(_CONFIG))
     config = _read_config(content, directory)
-    tensors = files.read_tensors(place(_TENSORS))
-    _check_size(config, tensors, directory)
+    tensors = files.read_tensors(path_of(_TENSORS))
+    _check_encoder_shape(config, tensors, directory)
     try:
-        transcoder = make_transcoder(config, own=_read_own(content, directory))
+        transcoder = make_transcoder(config, own=_read_architecture(content, directory))
     except (ConfigError, RuntimeError, OverflowError) as error:
-        said = " ".join(str(error).split())
-        raise CheckpointError(f"{directory / _CONFIG} describes a transcoder that cannot be made: {said}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{directory / _CONFIG} describes a transcoder that cannot be built: {reason}") from error
     expected = transcoder.state_dict()
-    _check_shapes(expected, tensors, directory)
+    _check_tensors(expected, tensors, directory)
     transcoder.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
     return transcoder
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
-    """The record that was saved with a transcoder."""
-    return cast(dict[str, Any], FORMAT.read(_place(Path(directory))(_CONFIG)).get("record", {}))
+    """The ``record`` that ``save_transcoder`` stored with a transcoder."""
+    return cast(dict[str, Any], FORMAT.read(_saved(Path(directory))(_CONFIG)).get("record", {}))
 
 
 def _read_config(content: dict[str, Any], directory: Path) -> TranscoderConfig:
     match content.get("transcoder"):
         case dict(values):
             values = cast(dict[str, Any], values)
-        case other:
-            raise CheckpointError(f"{directory / _CONFIG} describes {other!r} in place of a transcoder.")
-    kind = values.get("kind", "cross_layer")  # the first format had no other
+        case value:
+            raise CheckpointError(f"{directory / _CONFIG} has {value!r} as 'transcoder'; it must be an object.")
+    kind = values.get("kind", "cross_layer")  # version 1 has this kind only, and does not state it
     if not isinstance(kind, str) or kind not in KINDS:
-        raise CheckpointError(f"{directory / _CONFIG} describes a {kind!r}; known kinds are {', '.join(KINDS)}.")
+        raise CheckpointError(
+            f"{directory / _CONFIG} describes a transcoder of kind {kind!r}; known kinds are {', '.join(KINDS)}."
+        )
     try:
         return from_dict(KINDS[kind].config, values)
     except ConfigError as error:
         raise CheckpointError(f"{directory / _CONFIG} does not describe a transcoder: {error}") from error
 
 
-def _read_own(content: dict[str, Any], directory: Path) -> OwnArchitecture | None:
+def _read_architecture(content: dict[str, Any], directory: Path) -> OwnArchitecture | None:
     match content.get("architecture"):
         case None:
             return None
         case {"class_path": str(class_path), "init_args": dict(init_args)}:
             return OwnArchitecture(class_path, cast(dict[str, Any], init_args))
-        case other:
-            raise CheckpointError(f"{directory / _CONFIG} gives {other!r} in place of the class of its architecture.")
+        case value:
+            raise CheckpointError(
+                f"{directory / _CONFIG} has {value!r} as 'architecture'; it must be an object with class_path and "
+                "init_args."
+            )
 
 
-def _check_size(config: TranscoderConfig, tensors: dict[str, Tensor], directory: Path) -> None:
-    """A damaged config is noticed before memory is taken for the numbers in it."""
+def _check_encoder_shape(config: TranscoderConfig, tensors: dict[str, Tensor], directory: Path) -> None:
+    """Refuse a damaged config before a transcoder of its sizes takes memory."""
     shape = (config.n_layers, config.n_features, config.d_model)
     if "W_enc" in tensors and tensors["W_enc"].shape != shape:
         raise _wrong_shape("W_enc", tensors["W_enc"], shape, directory)
@@ -127,15 +134,16 @@ def _check_size(config: TranscoderConfig, tensors: dict[str, Tensor], directory:
 
 def _wrong_shape(name: str, tensor: Tensor, expected: tuple[int, ...], directory: Path) -> CheckpointError:
     return CheckpointError(
-        f"{directory}: {name!r} has shape {tuple(tensor.shape)}, its config asks for {tuple(expected)}."
+        f"{directory} holds the tensor {name!r} with shape {tuple(tensor.shape)}; its config needs shape "
+        f"{tuple(expected)}."
     )
 
 
-def _check_shapes(expected: dict[str, Tensor], stored: dict[str, Tensor], directory: Path) -> None:
+def _check_tensors(expected: dict[str, Tensor], stored: dict[str, Tensor], directory: Path) -> None:
     for name in sorted(expected.keys() | stored.keys()):
         if name not in stored:
-            raise CheckpointError(f"{directory} lacks the tensor {name!r} that its config asks for.")
+            raise CheckpointError(f"{directory} lacks the tensor {name!r}, which its config needs.")
         if name not in expected:
-            raise CheckpointError(f"{directory} holds a tensor {name!r} that its config does not know.")
+            raise CheckpointError(f"{directory} holds the tensor {name!r}, which its config does not need.")
         if expected[name].shape != stored[name].shape:
             raise _wrong_shape(name, stored[name], tuple(expected[name].shape), directory)
