@@ -1,11 +1,11 @@
-"""From pre-activations to features: ReLU, JumpReLU, TopK, BatchTopK.
+"""Nonlinearities, which turn pre-activations into features: ReLU, JumpReLU, TopK, BatchTopK.
 
-A nonlinearity acts in two steps, so that gradients touch active entries only:
+A nonlinearity works in two steps, so that gradients are computed for active entries only:
 
-    select   looks at dense pre-activations, without gradients, and picks the entries that may matter;
-    values   turns the pre-activations of those entries into feature values, differentiably.
+    select   looks at dense pre-activations, without gradients, and selects the entries that may be active;
+    values   turns the pre-activations of these entries into feature values, differentiably.
 
-Selection happens layer by layer; only BatchTopK across layers must see all layers of a batch (``couple``).
+Each layer is selected from alone, except by BatchTopK across layers, which needs all layers of a batch (``couple``).
 """
 
 from __future__ import annotations
@@ -26,55 +26,58 @@ from open_clt.transcoders.slices import ALONE, Peers
 from open_clt.transcoders.sparse.codes import SparseFeatures
 
 _GROUP = 8
-"""Entries in a group of which ``largest`` takes the maximum first."""
+"""Number of entries in a group whose maximum ``largest`` takes first."""
 
 
 class Nonlinearity(nn.Module, ABC):
-    """Turns one layer's pre-activations into features."""
+    """Turns the pre-activations of a layer into features."""
 
     couples_layers = False
-    """Whether the selection of one layer depends on the others of the same batch (while training)."""
+    """Whether, in training, the selection of one layer depends on the other layers of the same batch."""
     peers: Peers = ALONE
-    """Who holds the features that are not here, where features compete."""
+    """The processes that hold the features with which those of this process compete."""
 
     @abstractmethod
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
-        """Pick the entries that may be active or need a gradient; their values are the pre-activations."""
+        """Select the entries that may be active or need a gradient; their values are the pre-activations."""
 
     def candidates(
         self, preactivations: Float[Tensor, "batch feature"], layer: int, decoder_norms: Float[Tensor, "feature"]
     ) -> SparseFeatures:
-        """What one layer brings to ``couple``; by default what it would select by itself."""
+        """The entries of one layer that compete in ``couple``; by default those that ``select`` selects."""
         return self.select(preactivations, layer)
 
     def couple(
         self, candidates: list[SparseFeatures], decoder_norms: Float[Tensor, "layer feature"]
     ) -> list[SparseFeatures]:
-        """Make the candidates of all layers compete; by default they do not."""
+        """Select among the candidates of all layers; by default all of them are selected."""
         return candidates
 
     def progress(self, share: float) -> None:
-        """Hear which share of the training is done, 0 to 1; by default nothing depends on it."""
+        """Set the share of the training steps that are done, from 0 to 1; by default nothing depends on it."""
         return
 
     @abstractmethod
     def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
-        """Select the same at inference although pre-activations have been multiplied by these, which are above 0."""
+        """Adapt to pre-activations that were multiplied by these factors, all above 0.
+
+        At inference, the same entries are selected as before.
+        """
 
     @abstractmethod
     def values(
         self, preactivations: Float[Tensor, "active"], features: Int[Tensor, "active"], layer: int
     ) -> Float[Tensor, "active"]:
-        """Feature values of selected entries, differentiable in pre-activations and thresholds."""
+        """Feature values of the selected entries, differentiable in pre-activations and thresholds."""
 
     def dense(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> Float[Tensor, "batch feature"]:
-        """Feature values of all entries, for layers too dense to select."""
+        """Feature values of all entries, for layers with too many active entries for sparse products."""
         batch, n_features = preactivations.shape
-        every = torch.arange(n_features, device=preactivations.device).repeat(batch)
-        return self.values(preactivations.flatten(), every, layer).view(batch, n_features)
+        all_features = torch.arange(n_features, device=preactivations.device).repeat(batch)
+        return self.values(preactivations.flatten(), all_features, layer).view(batch, n_features)
 
     def density(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> float:
-        """Share of entries that ``select`` would pick."""
+        """Share of the entries that ``select`` would select."""
         mask = self._mask(preactivations, layer)
         return int(mask.count_nonzero()) / mask.numel()
 
@@ -82,13 +85,13 @@ class Nonlinearity(nn.Module, ABC):
         return preactivations > 0
 
     def threshold(self, layer: int) -> Float[Tensor, "feature"] | None:
-        """Per-feature thresholds that describe inference completely, or None where none do (TopK)."""
+        """Thresholds of a layer's features that determine which are active at inference; None for TopK."""
         return None
 
 
 @final
 class ReLU(Nonlinearity):
-    """``max(pre, 0)``."""
+    """ReLU: ``max(pre, 0)``."""
 
     def __init__(self, config: ReLUConfig, n_layers: int, n_features: int) -> None:
         super().__init__()
@@ -106,28 +109,29 @@ class ReLU(Nonlinearity):
         return torch.zeros(self.n_features)
 
     def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
-        pass  # what is above zero stays there
+        pass  # a positive factor does not change which pre-activations are above zero
 
 
 @final
 class JumpReLU(Nonlinearity):
-    """``pre * 1[pre > theta]``, theta learned by a straight-through estimator (Rajamanoharan et al., 2024, eq. 11-12).
+    """JumpReLU: ``pre * 1[pre > theta]``, with a threshold ``theta`` that is learned for each feature.
 
-    Thresholds are stored as logarithms, so that they stay positive.
+    The gradients are those of a straight-through estimator (Rajamanoharan et al., 2024, eq. 11-12). Thresholds are
+    stored as logarithms, so that they stay positive.
     """
 
     def __init__(self, config: JumpReLUConfig, n_layers: int, n_features: int) -> None:
         super().__init__()
         self.config = config
-        start = torch.full((n_layers, n_features), config.initial_threshold)
-        self.log_threshold = nn.Parameter(start.log())
+        thresholds = torch.full((n_layers, n_features), config.initial_threshold)
+        self.log_threshold = nn.Parameter(thresholds.log())
 
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         return SparseFeatures.from_mask(preactivations, self._mask(preactivations, layer))
 
     def _mask(self, preactivations: Tensor, layer: int) -> Tensor:
         theta = self.log_threshold[layer].detach().exp()
-        # While training, entries just below the threshold are kept too: the estimator gives theta a gradient there.
+        # Training also needs the entries just below the threshold, where the estimator gives theta a gradient.
         return preactivations > (theta - self.config.bandwidth / 2 if self.training else theta)
 
     def values(
@@ -164,7 +168,7 @@ class _Jump(Function):
 
 @final
 class TopK(Nonlinearity):
-    """The ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
+    """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
 
     def __init__(self, config: TopKConfig, n_layers: int, n_features: int) -> None:
         super().__init__()
@@ -173,14 +177,17 @@ class TopK(Nonlinearity):
 
     @property
     def k(self) -> int:
-        """Active features per token and layer, now: while training it may still be on its way."""
+        """Current number of active features per token and layer, which may change in training (``initial_k``)."""
         return self._training_k if self.training else self.config.k
 
     def progress(self, share: float) -> None:
         self._training_k = annealed_k(self.config, share)
 
     def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
-        raise ConfigError("TopK ranks features by their size, so none may be rescaled; convert it to JumpReLU first.")
+        raise ConfigError(
+            "Features of a TopK transcoder cannot be rescaled, because TopK ranks them by size; convert it to JumpReLU "
+            "first."
+        )
 
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         batch, n_features = preactivations.shape
@@ -192,7 +199,7 @@ class TopK(Nonlinearity):
         return selected.kept(self.peers.winners(top.values, self.k).flatten())
 
     def density(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> float:
-        return 0.0  # whatever k is, features are selected first: the selection is what makes TopK what it is
+        return 0.0  # features must be selected for every k, because the selection is the nonlinearity
 
     def values(
         self, preactivations: Float[Tensor, "active"], features: Int[Tensor, "active"], layer: int
@@ -202,11 +209,11 @@ class TopK(Nonlinearity):
 
 @final
 class BatchTopK(Nonlinearity):
-    """The ``k * tokens`` largest activations of a batch, per layer or across layers (Bussmann et al., 2024).
+    """BatchTopK: the ``k * tokens`` largest activations of a batch, per layer or across layers (Bussmann et al., 2024).
 
-    While training, each batch also moves a running estimate of the smallest selected score. At inference that threshold
-    replaces the batch, so that a token's features never depend on other tokens. Across layers the score is the
-    activation times its decoder norm, and the thresholds follow from one score threshold shared by all layers.
+    In training, each batch also updates a running mean of the smallest selected score. At inference this threshold
+    replaces the ranking, so that a token's features do not depend on other tokens. Across layers, the score is the
+    activation times its decoder norm, and the thresholds follow from one score threshold that all layers share.
     """
 
     thresholds: Tensor
@@ -222,10 +229,10 @@ class BatchTopK(Nonlinearity):
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         if not self.training:
             return SparseFeatures.from_mask(preactivations, self._mask(preactivations, layer))
-        places = self._training_k * preactivations.shape[0] * self.peers.replicas
-        smallest = self.peers.kth_largest(preactivations.flatten(), places)
+        n_selected = self._training_k * preactivations.shape[0] * self.peers.replicas
+        smallest = self.peers.kth_largest(preactivations.flatten(), n_selected)
         if not self.config.across_layers:
-            self._move(layer, smallest)
+            self._update_thresholds(layer, smallest)
         return SparseFeatures.from_mask(preactivations, (preactivations >= smallest) & (preactivations > 0))
 
     def progress(self, share: float) -> None:
@@ -237,9 +244,9 @@ class BatchTopK(Nonlinearity):
         if not self.training:
             return self.select(preactivations, layer)
         scores = preactivations * decoder_norms
-        # One layer may win all places there are, and can fill no more; nor can the features of one process.
-        places = self._training_k * self.n_layers * preactivations.shape[0] * self.peers.replicas
-        smallest = ALONE.kth_largest(scores.flatten(), places)
+        # All selected entries may lie in one layer and one process, so each of them gives that number of candidates.
+        n_selected = self._training_k * self.n_layers * preactivations.shape[0] * self.peers.replicas
+        smallest = ALONE.kth_largest(scores.flatten(), n_selected)
         return SparseFeatures.from_mask(preactivations, (scores >= smallest) & (preactivations > 0))
 
     def couple(
@@ -248,10 +255,10 @@ class BatchTopK(Nonlinearity):
         if not (self.training and self.config.across_layers):
             return candidates
         scores = [layer.values * norms[layer.features] for layer, norms in zip(candidates, decoder_norms, strict=True)]
-        places = self._training_k * self.n_layers * candidates[0].batch * self.peers.replicas
-        smallest = self.peers.kth_largest(torch.cat(scores), places)
+        n_selected = self._training_k * self.n_layers * candidates[0].batch * self.peers.replicas
+        smallest = self.peers.kth_largest(torch.cat(scores), n_selected)
         for layer, norms in enumerate(decoder_norms):
-            self._move(layer, smallest / norms.clamp(min=1e-8))
+            self._update_thresholds(layer, smallest / norms.clamp(min=1e-8))
         return [layer.kept(score >= smallest) for layer, score in zip(candidates, scores, strict=True)]
 
     @torch.no_grad()
@@ -276,15 +283,15 @@ class BatchTopK(Nonlinearity):
         return preactivations > self.thresholds[layer]
 
     @torch.no_grad()
-    def _move(self, layer: int, observed: Tensor) -> None:
-        """Move the running threshold of a layer towards the one this batch used; the first batch sets it."""
-        row = self.thresholds[layer]
-        momentum = self.config.threshold_momentum if bool((row > 0).any()) else 0.0
-        row.mul_(momentum).add_(observed * (1 - momentum))
+    def _update_thresholds(self, layer: int, of_batch: Tensor) -> None:
+        """Move the running thresholds of a layer towards those of a batch; the first batch sets them."""
+        thresholds = self.thresholds[layer]
+        momentum = self.config.threshold_momentum if bool((thresholds > 0).any()) else 0.0
+        thresholds.mul_(momentum).add_(of_batch * (1 - momentum))
 
 
 class Largest(NamedTuple):
-    """The largest entries of each row, in no order."""
+    """The largest entries of each row, not sorted."""
 
     values: Float[Tensor, "batch k"]
     indices: Int[Tensor, "batch k"]
@@ -293,23 +300,23 @@ class Largest(NamedTuple):
 def largest(values: Float[Tensor, "batch feature"], k: int) -> Largest:
     """The ``k`` largest entries of each row.
 
-    On a CPU in two rounds, each of which looks at fewer: the ``k`` largest lie in the ``k`` groups with the largest
-    maxima.
+    A CPU finds them faster in two rounds: first the ``k`` groups of entries with the largest maxima, which hold the
+    ``k`` largest entries, and then these entries among the members of the groups.
     """
-    groups, left_over = divmod(values.shape[1], _GROUP)
-    if values.device.type != "cpu" or left_over or k > groups // 2:
+    n_groups, remainder = divmod(values.shape[1], _GROUP)
+    if values.device.type != "cpu" or remainder or k > n_groups // 2:
         return Largest(*values.topk(k, dim=1, sorted=False))
-    grouped = values.unflatten(1, (_GROUP, groups))  # group g holds every entry that is g modulo their number
-    best = grouped.amax(1).topk(k, dim=1, sorted=False).indices
-    members = grouped.gather(2, best[:, None].expand(-1, _GROUP, -1)).flatten(1)
+    grouped = values.unflatten(1, (_GROUP, n_groups))  # group g holds the entries whose index is g modulo n_groups
+    best_groups = grouped.amax(1).topk(k, dim=1, sorted=False).indices
+    members = grouped.gather(2, best_groups[:, None].expand(-1, _GROUP, -1)).flatten(1)
     top = members.topk(k, dim=1, sorted=False)
-    return Largest(top.values, top.indices // k * groups + best.gather(1, top.indices % k))
+    return Largest(top.values, top.indices // k * n_groups + best_groups.gather(1, top.indices % k))
 
 
 def annealed_k(config: TopKConfig | BatchTopKConfig, share: float) -> int:
-    """``k`` when this share of the training is done: it moves linearly from ``initial_k``, and arrives in time."""
-    start = config.k if config.initial_k is None else config.initial_k
-    return round(start + (config.k - start) * min(1.0, share / config.anneal_share))
+    """``k`` after this share of the training steps: it moves linearly from ``initial_k`` to ``k``."""
+    initial_k = config.k if config.initial_k is None else config.initial_k
+    return round(initial_k + (config.k - initial_k) * min(1.0, share / config.anneal_share))
 
 
 KINDS: dict[str, Callable[[Any, int, int], Nonlinearity]] = {
@@ -318,9 +325,9 @@ KINDS: dict[str, Callable[[Any, int, int], Nonlinearity]] = {
     TopKConfig.kind: TopK,
     BatchTopKConfig.kind: BatchTopK,
 }
-"""Every nonlinearity by the ``kind`` of its config; a new one is a line here and a member of NonlinearityConfig."""
+"""Every nonlinearity, by the ``kind`` of its config. A new one is a line here and in ``NonlinearityConfig``."""
 
 
 def make_nonlinearity(config: NonlinearityConfig, n_layers: int, n_features: int) -> Nonlinearity:
-    """The nonlinearity that a config describes."""
+    """Build the nonlinearity that a config describes."""
     return KINDS[config.kind](config, n_layers, n_features)

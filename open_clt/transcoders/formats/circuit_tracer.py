@@ -154,7 +154,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _read_layers(directory: Path, stem: str) -> list[dict[str, Tensor]]:
-    """The tensors of the files ``{stem}_0``, ``{stem}_1``, ...; raises CheckpointError if one between them is missing."""
+    """The tensors of the files ``{stem}_0``, ``{stem}_1``, ...; raises CheckpointError if a number is missing."""
     count = sum(1 for _ in directory.glob(f"{stem}_*.safetensors"))
     return [files.read_tensors(directory / f"{stem}_{layer}.safetensors") for layer in range(count)]
 

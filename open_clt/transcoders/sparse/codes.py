@@ -1,7 +1,4 @@
-"""Sparse features: the codes of a batch of tokens as a CSR matrix, and what is asked of them.
-
-What is computed with them stands in ``products.py``.
-"""
+"""Sparse features: the features of a batch of tokens as a CSR matrix. ``products.py`` computes with them."""
 
 from __future__ import annotations
 
@@ -15,15 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 
 DENSE_ABOVE = 1 / 5
-"""Share of active features above which dense products are the faster ones.
+"""Share of active features above which dense products are faster than sparse ones.
 
-Measured on one CPU core in fp32, decoding with both gradients: sparse is 20 times as fast at 0.2 %, 4 times at 3 %,
-twice at 12 %, and no faster at 25 %, whatever the shape.
+Measured on one CPU core in fp32, for decoding with both gradients: sparse products are 20 times as fast at 0.2 %,
+4 times at 3 %, twice at 12 %, and not faster at 25 %, for all shapes.
 """
 
 
 class Transposed(NamedTuple):
-    """Active entries sorted by feature: the codes as a (feature, batch) CSR matrix."""
+    """Active entries sorted by feature: the features as a (feature, batch) CSR matrix."""
 
     order: Int[Tensor, "active"]
     features: Int[Tensor, "active"]
@@ -33,7 +30,7 @@ class Transposed(NamedTuple):
 
 @final
 class _Entries:
-    """Where a batch's active entries are; what follows from that is computed once, whatever values are put there."""
+    """The positions of a batch's active entries. Tensors that follow from them are computed once for all values."""
 
     def __init__(self, features: Int[Tensor, "active"], offsets: Int[Tensor, "batch_plus_1"], n_features: int) -> None:
         self.features, self.offsets, self.n_features = features, offsets, n_features
@@ -55,8 +52,8 @@ class _Entries:
 class SparseFeatures:
     """One layer's features for a batch of tokens, as CSR: token ``b`` owns entries ``offsets[b]:offsets[b + 1]``.
 
-    Values may be zero (a TopK slot whose pre-activation is negative, a JumpReLU entry just under its threshold that
-    needs a gradient); a zero is no active feature.
+    A value may be zero: a TopK entry whose pre-activation is negative, or a JumpReLU entry just below its threshold
+    that needs a gradient. An entry of value zero is not an active feature.
     """
 
     values: Float[Tensor, "active"]
@@ -75,17 +72,17 @@ class SparseFeatures:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the dense tensor this stands for: (batch, feature)."""
+        """Shape of the dense tensor: (batch, feature)."""
         return self.batch, self.n_features
 
     @property
     def density(self) -> float:
-        """Share of all entries that are stored."""
+        """Share of the dense tensor's entries that are stored."""
         return self.values.shape[0] / max(1, self.batch * self.n_features)
 
     @property
     def rows(self) -> Int[Tensor, "active"]:
-        """Token of each entry."""
+        """Index of each entry's token in the batch."""
         return self._entries.rows
 
     @property
@@ -94,13 +91,13 @@ class SparseFeatures:
         return self._entries.transposed
 
     def with_values(self, values: Float[Tensor, "active"]) -> SparseFeatures:
-        """Other values on the same entries."""
-        other = SparseFeatures(values, self.features, self.offsets, self.n_features)
-        object.__setattr__(other, "_entries", self._entries)
-        return other
+        """The same entries with other values."""
+        features = SparseFeatures(values, self.features, self.offsets, self.n_features)
+        object.__setattr__(features, "_entries", self._entries)
+        return features
 
     def kept(self, mask: Bool[Tensor, "active"]) -> SparseFeatures:
-        """Only the entries where ``mask`` holds."""
+        """Only the entries where ``mask`` is true."""
         counts = torch.bincount(self.rows[mask], minlength=self.batch)
         offsets = functional.pad(counts.cumsum(0), (1, 0))
         return SparseFeatures(self.values[mask], self.features[mask], offsets, self.n_features)
@@ -112,35 +109,35 @@ class SparseFeatures:
 
     @staticmethod
     def from_dense(dense: Float[Tensor, "batch feature"]) -> SparseFeatures:
-        """Keep the non-zero entries of a dense tensor."""
+        """The non-zero entries of a dense tensor."""
         return SparseFeatures.from_mask(dense, dense != 0)
 
     @staticmethod
     def from_mask(dense: Float[Tensor, "batch feature"], mask: Tensor) -> SparseFeatures:
-        """Keep the entries of a dense tensor where ``mask`` holds."""
+        """The entries of a dense tensor where ``mask`` is true."""
         rows, features = mask.nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=dense.shape[0])
         return SparseFeatures(dense[rows, features], features, functional.pad(counts.cumsum(0), (1, 0)), dense.shape[1])
 
 
 LayerFeatures: TypeAlias = SparseFeatures | Tensor
-"""One layer's features: sparse, or a dense (batch, feature) tensor where sparsity would not pay."""
+"""One layer's features: sparse, or a dense (batch, feature) tensor if too many of them are active."""
 
 
 def dense(features: LayerFeatures) -> Float[Tensor, "batch feature"]:
-    """The dense tensor of either form."""
+    """The features as a dense tensor."""
     return features.dense() if isinstance(features, SparseFeatures) else features
 
 
 def active_counts(features: LayerFeatures) -> Int[Tensor, "feature"]:
-    """On how many tokens of the batch each feature is active (> 0)."""
+    """Number of tokens of the batch on which each feature is active (> 0)."""
     if isinstance(features, SparseFeatures):
         return torch.bincount(features.features[features.values > 0], minlength=features.n_features)
     return (features > 0).sum(0)
 
 
 def weighted(features: LayerFeatures, weights: Float[Tensor, "feature"]) -> Tensor:
-    """Each entry times its feature's weight: ``(active,)`` if sparse, ``(batch, feature)`` if dense."""
+    """Each entry times its feature's weight, of shape ``(active,)`` if sparse and ``(batch, feature)`` if dense."""
     if isinstance(features, SparseFeatures):
         return features.values * weights[features.features]
     return features * weights

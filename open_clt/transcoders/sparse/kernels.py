@@ -1,18 +1,18 @@
-"""Sums over active rows: the three products that a transcoder's sparse step is made of, without gradients.
+"""Kernels: the three sparse products of a transcoder's training step, without gradients.
 
-With ``k`` of ``F`` features active, a transcoder's decoder (forward, and both gradients) and the weight gradient of its
-encoder need ``k / F`` of the dense work; what remains dense is one encoder product. Two stock operations are enough:
-``embedding_bag``, a weighted sum of table rows per bag, and ``sampled_addmm``, some entries of a product.
+With ``k`` of ``F`` features active, the decoder (forward, and both gradients) and the weight gradient of the encoder
+need ``k / F`` of the dense work. Only the encoder's forward product remains dense. Two operations of PyTorch are
+enough: ``embedding_bag``, a weighted sum of table rows per bag, and ``sampled_addmm``, chosen entries of a product.
 
     decode            bags are tokens,   rows are features:  y[b] = sum_f a[b, f] W[f]
     gradient of W     bags are features, rows are tokens:    g[f] = sum_b a[b, f] gy[b]
-    gradient of a     entries are those of the codes:        g[b, f] = W[f] . gy[b]
+    gradient of a     entries are the active ones:           g[b, f] = W[f] . gy[b]
 
-The second is the first with the codes transposed, so no gradient is ever scattered: each row is written once.
+The second product is the first with the features transposed, so that each row of the gradient is written once.
 
-What limits these sums is where their rows lie. A batch's gradient, or a table, is much larger than a processor's cache,
-and every row is read many times; so both are taken a few columns at a time, as many as the cache holds, and what is
-summed lies in memory as such *blocks*: (layer x block, batch, columns).
+The speed of these sums depends on where their rows are. A table, or the gradient of a batch, is much larger than a
+processor's cache, and each of its rows is read many times. So both are read a few columns at a time, as many as fit the
+cache, and sums are stored in such *blocks* of columns: (layer x block, batch, columns).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.nn import functional
 from open_clt.transcoders.sparse.codes import SparseFeatures, Transposed
 
 _CACHED_COLUMNS = 192
-"""Columns of a table, or of a gradient, taken at a time on a CPU: 1,024 rows of so many fit a core's cache of 1 MB."""
+"""Number of columns read at a time on a CPU: 1,024 rows of 192 float32 numbers fit a core's cache of 1 MB."""
 
 
 class NormGradient(NamedTuple):
@@ -39,7 +39,7 @@ class NormGradient(NamedTuple):
 
     @staticmethod
     def of(table: Float[Tensor, "feature columns"], norms: Tensor, gradient: Tensor) -> NormGradient:
-        """From the norms and their gradient, both (feature,); silent rows have none."""
+        """Compute it from the norms and their gradient, both (feature,); rows of norm zero get no gradient."""
         return NormGradient(table, torch.where(norms > 0, gradient / norms, 0.0)[:, None])
 
 
@@ -55,31 +55,31 @@ def entry_products(
     blocks: Float[Tensor, "block batch width"],
     features: SparseFeatures,
 ) -> Float[Tensor, "active"]:
-    """``sum_j table[feature, block j] . blocks[j, token]`` for every active entry: the gradient of the values.
+    """The gradient of the values: ``sum_j table[feature, block j] . blocks[j, token]`` for every active entry.
 
-    Feature by feature, so that the table, the larger of the two, is read once.
+    Entries are computed feature by feature, so that the table, the larger of the two factors, is read once.
     """
     by_feature = features.transposed
     columns = table.split(blocks.shape[2], dim=1)
     products = table.new_zeros(by_feature.rows.shape[0])
     if table.device.type == "cpu" and table.dtype in (torch.float32, torch.float64):
         sums = _csr(by_feature, products, features.batch)
-        for own, block in zip(columns, blocks, strict=True):
-            torch.sparse.sampled_addmm(sums, own, block.T, out=sums)
+        for table_block, block in zip(columns, blocks, strict=True):
+            torch.sparse.sampled_addmm(sums, table_block, block.T, out=sums)
         products = sums.values()
     else:
-        # The backward of embedding_bag with respect to its weights, called directly because it gathers no rows.
-        for own, block in zip(columns, blocks, strict=True):
+        # The gradient of embedding_bag in its weights, called directly because it does not copy the rows.
+        for table_block, block in zip(columns, blocks, strict=True):
             products += torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                block, own, by_feature.features, features.offsets[:-1], by_feature.rows, 0
+                block, table_block, by_feature.features, features.offsets[:-1], by_feature.rows, 0
             )
     return torch.empty_like(products).index_copy_(0, by_feature.order, products)
 
 
 def _csr(entries: Transposed, values: Float[Tensor, "active"], batch: int) -> Tensor:
-    """A (feature, batch) sparse tensor of PyTorch's own."""
+    """The entries as a (feature, batch) sparse tensor of PyTorch."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # they are in beta, it says, and we check nothing
+        warnings.simplefilter("ignore", UserWarning)  # CSR tensors are in beta, and invariants are not checked
         size = (entries.offsets.shape[0] - 1, batch)
         return torch.sparse_csr_tensor(entries.offsets, entries.rows, values, size, check_invariants=False)
 
@@ -91,31 +91,31 @@ def sum_by_feature(
     features: SparseFeatures,
     norms: NormGradient | None = None,
 ) -> None:
-    """``result[f] = sum_b a[b, f] blocks[:, b]``, the gradient of a table, and what comes through its norms."""
+    """Write the gradient of a table, ``result[f] = sum_b a[b, f] blocks[:, b]``, plus that through its norms."""
     by_feature = features.transposed
     weights = values[by_feature.order]
     width = blocks.shape[2]
     tables = None if norms is None else norms.table.split(width, dim=1)
-    for number, (block, place) in enumerate(zip(blocks, result.split(width, dim=1), strict=True)):
+    for index, (block, result_block) in enumerate(zip(blocks, result.split(width, dim=1), strict=True)):
         sums = bag(block, by_feature.rows, by_feature.offsets, weights)
         if norms is not None and tables is not None:
-            sums.addcmul_(tables[number], norms.shares)  # while both are in the cache
-        place.copy_(sums)
+            sums.addcmul_(tables[index], norms.shares)  # done here because the sums are still in the cache
+        result_block.copy_(sums)
 
 
 def block_width(tensor: Float[Tensor, "*any d_model"]) -> int:
-    """How many columns to take at a time: a divisor of d_model."""
+    """Number of columns in a block, which divides d_model."""
     d_model = tensor.shape[-1]
     if tensor.device.type != "cpu":
         return d_model
-    fitting = range(min(_CACHED_COLUMNS, d_model), _CACHED_COLUMNS // 4, -1)
-    return next((width for width in fitting if d_model % width == 0), d_model)
+    widths = range(min(_CACHED_COLUMNS, d_model), _CACHED_COLUMNS // 4, -1)
+    return next((width for width in widths if d_model % width == 0), d_model)
 
 
 def to_blocks(
     tensor: Float[Tensor, "batch layer d_model"], width: int, factor: int = 1
 ) -> Float[Tensor, "block batch columns"]:
-    """A copy in blocks, times a factor."""
+    """A copy of a tensor in blocks, times a factor."""
     batch, layers, d_model = tensor.shape
     blocks = tensor.new_empty(layers * (d_model // width), batch, width)
     torch.mul(apart(tensor, width), factor, out=by_layer(blocks, layers))
@@ -123,10 +123,10 @@ def to_blocks(
 
 
 def by_layer(blocks: Float[Tensor, "block batch columns"], layers: int) -> Float[Tensor, "layer blocks batch columns"]:
-    """A view of blocks, the blocks of each layer for themselves."""
+    """A view of blocks with an axis for the layers."""
     return blocks.unflatten(0, (layers, -1))
 
 
 def apart(tensor: Float[Tensor, "batch layer d_model"], width: int) -> Float[Tensor, "layer blocks batch columns"]:
-    """A view as such blocks of what is not in blocks."""
+    """A view of a tensor that is not stored in blocks, with the axes that ``by_layer`` gives to blocks."""
     return tensor.unflatten(2, (-1, width)).permute(1, 2, 0, 3)

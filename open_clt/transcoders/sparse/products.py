@@ -1,8 +1,8 @@
-"""What active features write, and their pre-activations: sums over active rows only, with their gradients.
+"""Sparse products with gradients: what active features write, and the pre-activations of active features.
 
-The sums themselves stand in ``kernels.py``; here is what autograd needs to know of them. A pass over memory is as dear
-as many products, so what a layer writes is added where it belongs, a gradient is made where it stays, and large
-gradients come before small ones, which then fit where those were. Dense twins stand in tests/reference.
+``kernels.py`` computes the sums, and this module makes them differentiable. A pass over memory takes as long as many
+products. So each layer's contribution is added in place, gradients are computed where they stay, and large gradients
+are computed before small ones, which then reuse their memory. Dense equivalents are in tests/reference.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from open_clt.transcoders.sparse.kernels import (
 
 
 class Product(NamedTuple):
-    """What features write through a table, not multiplied out yet."""
+    """What features write through a table, as the two factors of the product."""
 
     features: SparseFeatures
     table: Float[Tensor, "feature target d_model"]
 
 
 class Written(NamedTuple):
-    """What all source layers wrote, added up; and how much a unit of each of their features writes."""
+    """The sum of what all source layers write, and the decoder norms of their features."""
 
     blocks: Float[Tensor, "block batch columns"]
     layers: int
     norms: list[Float[Tensor, "feature"] | None]
-    """Norm of each feature's rows of a ``Product``'s table, by source layer; None unless it was asked for."""
+    """Decoder norms of each source layer's features, or None if ``sum_written`` did not compute them."""
 
     def added_to(self, start: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
-        """``start + written``, in the memory of ``start``."""
+        """The sum ``start + written``, in the memory of ``start``."""
         return cast(Tensor, _Join.apply(start, self.blocks, 1))
 
     def taken_from(self, start: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
-        """``start - written``, in the memory of ``start``."""
+        """The difference ``start - written``, in the memory of ``start``."""
         return cast(Tensor, _Join.apply(start, self.blocks, -1))
 
 
 def write(
     features: LayerFeatures, table: Float[Tensor, "feature target d_model"]
 ) -> Float[Tensor, "batch target d_model"]:
-    """What the active features write: ``sum_f a[b, f] table[f]``, differentiable in both."""
+    """What the active features write: ``sum_f a[b, f] table[f]``, differentiable in values and table."""
     if not isinstance(features, SparseFeatures):
         return (features @ table.flatten(1)).unflatten(1, table.shape[1:])
-    nothing = table.new_zeros(features.batch, *table.shape[1:])
-    return sum_written([Product(features, table)], nothing).added_to(nothing)
+    zeros = table.new_zeros(features.batch, *table.shape[1:])
+    return sum_written([Product(features, table)], zeros).added_to(zeros)
 
 
 def sum_written(
@@ -68,29 +68,32 @@ def sum_written(
     *,
     norms: bool = False,
 ) -> Written:
-    """Add up what each source layer wrote; slice ``j`` of ``written[s]`` goes to layer ``s + j``.
+    """Sum what each source layer writes: slice ``j`` of ``written[s]`` is added to layer ``s + j``.
 
-    The sum is ``like`` another tensor. One autograd node a source, which adds in place: adding slices would copy the
-    whole sum once per source. The last source comes first, since its gradient then is the last and smallest one. With
-    ``norms``, the gradient of a table's norms is added to its other one where that is.
+    The sum has the shape and type of ``like``. Each source is one autograd node that adds in place, because adding
+    slices would copy the whole sum once per source. The last source is added first, so that in the backward pass its
+    gradient, the smallest one, is computed last. ``norms`` also computes decoder norms; their gradient is added to the
+    gradient of the table in place.
     """
     batch, layers, d_model = like.shape
     width = block_width(like)
-    each = d_model // width
-    total = like.new_zeros(layers * each, batch, width)
-    found: list[Tensor | None] = [None] * len(written)
-    for source, part in reversed(list(enumerate(written))):
-        if isinstance(part, Product):
-            place = _Place(part.features, slice(source * each, (source + part.table.shape[1]) * each), norms)
-            values = part.features.values.to(part.table.dtype)
-            total, found[source] = cast(tuple[Tensor, Tensor | None], _Add.apply(total, values, part.table, place))
+    blocks_per_layer = d_model // width
+    total = like.new_zeros(layers * blocks_per_layer, batch, width)
+    norms_by_source: list[Tensor | None] = [None] * len(written)
+    for source, contribution in reversed(list(enumerate(written))):
+        first_block = source * blocks_per_layer
+        if isinstance(contribution, Product):
+            features, table = contribution
+            blocks = slice(first_block, first_block + table.shape[1] * blocks_per_layer)
+            added = _Add.apply(total, features.values.to(table.dtype), table, _AddSettings(features, blocks, norms))
+            total, norms_by_source[source] = cast(tuple[Tensor, Tensor | None], added)
         else:
-            total = cast(Tensor, _AddDense.apply(total, part, source * each))
-    return Written(total, layers, found)
+            total = cast(Tensor, _AddDense.apply(total, contribution, first_block))
+    return Written(total, layers, norms_by_source)
 
 
 def row_norms(table: Float[Tensor, "feature target d_model"]) -> Float[Tensor, "feature"]:
-    """Norm of each feature's rows together; its gradient is made in one pass over the table, not in five."""
+    """Norm of all rows of each feature together; its gradient takes one pass over the table, autograd's takes five."""
     return cast(Tensor, _RowNorms.apply(table))
 
 
@@ -100,10 +103,10 @@ def preactivations(
     bias: Float[Tensor, "layer feature"],
     selected: Sequence[SparseFeatures | None],
 ) -> list[Float[Tensor, "_"]]:
-    """``inputs @ weight.T + bias`` of each layer at its selected entries, differentiable there and nowhere else.
+    """The pre-activations ``inputs @ weight.T + bias`` of each layer's selected entries, differentiable.
 
-    The values of what is selected already are those numbers, without a gradient: the caller needed the dense product to
-    select. A layer with None has no entries.
+    The values of ``selected`` must be these numbers already, without gradients, because a caller computes the dense
+    product to select from it. A layer for which ``selected`` is None has no entries in the result.
     """
     return list(cast(tuple[Tensor, ...], _Preactivations.apply(inputs, weight, bias, list(selected))))
 
@@ -111,12 +114,12 @@ def preactivations(
 def row_products(
     table: Float[Tensor, "feature width"], gradient: Float[Tensor, "batch width"], features: SparseFeatures
 ) -> Float[Tensor, "active"]:
-    """``table[feature] . gradient[token]`` for every active entry."""
+    """The product ``table[feature] . gradient[token]`` for every active entry."""
     return entry_products(table, to_blocks(gradient[:, None], block_width(gradient)), features)
 
 
-class _Place(NamedTuple):
-    """Where one source's features write to, and whether their norms are wanted."""
+class _AddSettings(NamedTuple):
+    """The features of one source, the blocks of the sum to which they write, and whether to compute their norms."""
 
     features: SparseFeatures
     blocks: slice
@@ -124,29 +127,29 @@ class _Place(NamedTuple):
 
 
 class _Add(Function):
-    """``total[blocks] += sum_f a[b, f] table[f]``, in place; also the norms of the table's rows, if wanted."""
+    """Add ``sum_f a[b, f] table[f]`` to ``total[blocks]`` in place, and compute the norms of the table's rows."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, total: Tensor, values: Tensor, table: Tensor, place: _Place
+        ctx: FunctionCtx, total: Tensor, values: Tensor, table: Tensor, settings: _AddSettings
     ) -> tuple[Tensor, Tensor | None]:
         ctx.mark_dirty(total)
-        features, width = place.features, total.shape[2]
-        rows, rows_each = table.reshape(-1, width), table[0].numel() // width
-        indices = features.features * rows_each
-        for part, block in enumerate(total[place.blocks]):
-            block += bag(rows[part:], indices, features.offsets, values)
-        norms = torch.linalg.vector_norm(table.flatten(1), dim=1) if place.norms else None
+        features, width = settings.features, total.shape[2]
+        rows, rows_per_feature = table.reshape(-1, width), table[0].numel() // width
+        indices = features.features * rows_per_feature
+        for index, block in enumerate(total[settings.blocks]):
+            block += bag(rows[index:], indices, features.offsets, values)
+        norms = torch.linalg.vector_norm(table.flatten(1), dim=1) if settings.norms else None
         ctx.save_for_backward(values, table, cast(Tensor, norms))
-        cast(Any, ctx).place = place
+        cast(Any, ctx).settings = settings
         return total, norms
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         values, table, norms = ctx.saved_tensors
-        gradient, to_norms = cast(tuple[Tensor, Tensor], grad_outputs)  # none for norms that nobody asked for
-        features = ctx.place.features
-        blocks = gradient[ctx.place.blocks]
+        gradient, to_norms = cast(tuple[Tensor, Tensor], grad_outputs)  # the second is None without norms
+        features = ctx.settings.features
+        blocks = gradient[ctx.settings.blocks]
         to_values = to_table = None
         if ctx.needs_input_grad[1]:
             to_values = entry_products(table.flatten(1), blocks, features)
@@ -158,26 +161,26 @@ class _Add(Function):
 
 
 class _AddDense(Function):
-    """``total[block + j] += written[:, j]`` for the blocks of ``written``, in place."""
+    """Add a dense ``written`` to the blocks of ``total`` from ``first_block`` on, in place."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, total: Tensor, written: Tensor, block: int) -> Tensor:
+    def forward(ctx: FunctionCtx, total: Tensor, written: Tensor, first_block: int) -> Tensor:
         ctx.mark_dirty(total)
         targets, width = written.shape[1], total.shape[2]
-        place = slice(block, block + targets * (written.shape[2] // width))
-        by_layer(total[place], targets).add_(apart(written, width))
-        cast(Any, ctx).place, cast(Any, ctx).targets = place, targets
+        blocks = slice(first_block, first_block + targets * (written.shape[2] // width))
+        by_layer(total[blocks], targets).add_(apart(written, width))
+        cast(Any, ctx).blocks, cast(Any, ctx).targets = blocks, targets
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = grad_outputs
-        joined = by_layer(gradient[ctx.place], ctx.targets).permute(2, 0, 1, 3).flatten(2)
-        return gradient, joined, None
+        to_written = by_layer(gradient[ctx.blocks], ctx.targets).permute(2, 0, 1, 3).flatten(2)
+        return gradient, to_written, None
 
 
 class _Join(Function):
-    """``start + sign * blocks``, in place: (batch, layer, d_model) again."""
+    """Add ``sign * blocks`` to ``start`` (batch, layer, d_model) in place."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, start: Tensor, blocks: Tensor, sign: int) -> Tensor:
@@ -212,16 +215,18 @@ class _Preactivations(Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(inputs, weight)
         cast(Any, ctx).selected = selected
-        none = weight.new_empty(0)
-        return tuple(none if one is None else one.values.detach().to(weight.dtype, copy=True) for one in selected)
+        empty = weight.new_empty(0)
+        return tuple(
+            empty if layer is None else layer.values.detach().to(weight.dtype, copy=True) for layer in selected
+        )
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
         complete = all(selected is not None for selected in ctx.selected)
-        make = torch.empty_like if complete else torch.zeros_like
-        to_inputs = make(inputs) if ctx.needs_input_grad[0] else None
-        to_weight = make(weight, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
+        new_like = torch.empty_like if complete else torch.zeros_like
+        to_inputs = new_like(inputs) if ctx.needs_input_grad[0] else None
+        to_weight = new_like(weight, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
         to_bias = weight.new_zeros(weight.shape[:2]) if ctx.needs_input_grad[2] else None
         for layer, (selected, gradient) in enumerate(zip(ctx.selected, grad_outputs, strict=True)):
             if selected is None:
