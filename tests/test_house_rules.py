@@ -120,7 +120,6 @@ EXCEPTIONS = {
 
 _UNTIL_THE_MOVE = (
     "open_clt/attribution/attribute.py: attribute",
-    "tests/test_files.py",
     "tests/training/flags/test_command_line.py",
     "open_clt/training",
     "tests/training",

@@ -71,7 +71,7 @@ def _make_own(own: OwnArchitecture, config: TranscoderConfig, seed: int) -> Tran
         json.dumps(own.init_args)
         transcoder = transcoder_class(config, seed=seed, **own.init_args)
     except TypeError as error:
-        raise ConfigError(f"{own.class_path} cannot be built with init_args {own.init_args}: {error}.") from error
+        raise ConfigError(f"{own.class_path} cannot be made with init_args {own.init_args}: {error}.") from error
     vars(transcoder)[_ARCHITECTURE_ATTRIBUTE] = own  # a plain attribute, which deep copies keep
     return transcoder
 

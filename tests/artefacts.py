@@ -1,0 +1,156 @@
+"""Artefacts: every kind of artefact of the package, with functions that save and load two versions of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+
+from open_clt import files
+from open_clt.config import CrossLayerConfig, MoltConfig, ReLUConfig
+from open_clt.evaluation.evaluate import Evaluation
+from open_clt.evaluation.measured_on import MeasuredOn
+from open_clt.evaluation.report import NORM_QUANTILES, Report
+from open_clt.evaluation.report_file import load_report, save_reconstruction, save_report
+from open_clt.features.feature_files import FeatureFiles, read_feature_json, write_feature_files, write_feature_json
+from open_clt.features.records import FeatureRecord
+from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
+from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
+from open_clt.graphs.formats.circuit_tracer_schema import METADATA_FILE, GraphCard
+from open_clt.graphs.formats.networkx import read_graphml, write_graphml
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.replacement.comparison import LogitComparison
+from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
+from open_clt.training.metrics_file import MetricsFile
+from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.make import make_transcoder
+from open_clt.transcoders.metrics import LayerMetrics, TranscoderMetrics
+from open_clt.visualization.style import save
+from tests.graphs.hand_graph import hand_graph
+
+
+class Artefact(NamedTuple):
+    """A kind of artefact: functions that save version 1 or 2 of it to a directory, and load it from there."""
+
+    save: Callable[[Path, int], object]
+    load: Callable[[Path], object]
+    """Returns values that are equal for the same version only; raises CheckpointError without a whole artefact."""
+    json: str | None = None
+    """Name of the artefact's JSON file, if it has one."""
+
+
+def transcoder_facts(directory: Path) -> object:
+    transcoder = load_transcoder(directory)
+    return transcoder.config, {name: tensor.tolist() for name, tensor in transcoder.state_dict().items()}
+
+
+def save_native(directory: Path, version: int) -> None:
+    config = MoltConfig(
+        n_layers=2, d_model=4, ranks=(2,), counts=(6,), nonlinearity=ReLUConfig(), language_model=str(version)
+    )
+    save_transcoder(make_transcoder(config, seed=version), directory)
+
+
+def save_in_circuit_tracers_layout(directory: Path, version: int) -> None:
+    """Save a transcoder that has fewer layers in version 2, so that files of version 1 must be deleted."""
+    config = CrossLayerConfig(n_layers=3 - version, d_model=4, n_features=6, nonlinearity=ReLUConfig())
+    save_circuit_tracer(make_transcoder(config, seed=version), directory)
+
+
+def graph_of(version: int) -> AttributionGraph:
+    graph = hand_graph()
+    edges = graph.edges._replace(weight=graph.edges.weight * version)
+    return replace(
+        graph, edges=edges, labels={Feature(0, 5): str(version)}, info=replace(graph.info, prompt=str(version))
+    )
+
+
+def graph_facts(graph: AttributionGraph) -> object:
+    return graph.info.prompt, dict(graph.labels), graph.edges.weight.tolist()
+
+
+def viewer_facts(directory: Path) -> object:
+    path_of = files.saved(directory, METADATA_FILE)
+    entries = files.read_json(path_of(METADATA_FILE))["graphs"]
+    return [entry["prompt"] for entry in entries], graph_facts(read_circuit_tracer(path_of("cat.json")).graph)
+
+
+def report_of(version: int) -> Report:
+    reconstruction = TranscoderMetrics(8, (LayerMetrics(float(version), 1.0, 0.0, 0.0),), (1, version))
+    logits = LogitComparison(1.0, 2.0, 1.0, 0.5)
+    evaluation = Evaluation(reconstruction, logits, 3.0, (logits,))
+    norms = ((0.0,) * len(NORM_QUANTILES),)
+    return Report("a", "b", {}, version, MeasuredOn("", 1, 8, ""), evaluation, norms, ())
+
+
+def report_facts(directory: Path) -> object:
+    return load_report(directory), files.read_rows(files.saved(directory, "evaluation.json")("evaluation.csv"))
+
+
+def record_of(feature: int, version: int) -> FeatureRecord:
+    return FeatureRecord(Feature(0, feature), version / 100, float(version), (), (), ())
+
+
+def feature_facts(directory: Path) -> object:
+    record = FeatureFiles(directory).record(Feature(0, 0))
+    assert record is not None
+    return vars(record)
+
+
+def checkpoint_facts(directory: Path) -> object:
+    state = SafetensorsCheckpointIO().load_checkpoint(directory / "last")
+    return state["step"], state["weights"].tolist()
+
+
+def save_metrics(directory: Path, version: int) -> None:
+    metrics = MetricsFile(directory / "metrics.csv")
+    metrics.log_metrics({"loss": float(version)}, 0)
+    metrics.save()
+
+
+def save_figure(directory: Path, version: int) -> None:
+    figure = Figure()
+    figure.add_subplot().plot([0, version])
+    save(figure, directory / "figure.png")
+
+
+ARTEFACTS = {
+    "transcoder": Artefact(save_native, transcoder_facts, "config.json"),
+    "transcoder for circuit-tracer": Artefact(save_in_circuit_tracers_layout, transcoder_facts),
+    "graph": Artefact(lambda d, v: graph_of(v).save(d), lambda d: graph_facts(AttributionGraph.load(d)), "graph.json"),
+    "graph for viewers": Artefact(
+        lambda d, v: write_circuit_tracer(graph_of(v), d, GraphCard(slug="cat")), viewer_facts, "cat.json"
+    ),
+    "graph as GraphML": Artefact(
+        lambda d, v: write_graphml(graph_of(v), d / "cat.graphml"),
+        lambda d: graph_facts(read_graphml(d / "cat.graphml")),
+    ),
+    "report": Artefact(lambda d, v: save_report(report_of(v), d), report_facts, "evaluation.json"),
+    "reconstruction": Artefact(
+        lambda d, v: save_reconstruction({"fvu": v}, d, reason="none"), lambda d: files.read_json(d / "evaluation.json")
+    ),
+    "features": Artefact(
+        lambda d, v: write_feature_files([record_of(0, v)], d, n_layers=v, n_features=3),
+        feature_facts,
+    ),
+    "feature as JSON": Artefact(
+        lambda d, v: write_feature_json([record_of(0, v)], d),
+        lambda d: vars(read_feature_json(d, Feature(0, 0))),
+        "0.json",
+    ),
+    "checkpoint": Artefact(
+        lambda d, v: SafetensorsCheckpointIO().save_checkpoint({"step": v, "weights": torch.full((2,), v)}, d / "last"),
+        checkpoint_facts,
+        "last/state.json",
+    ),
+    "metrics": Artefact(save_metrics, lambda d: files.read_rows(d / "metrics.csv")),
+    "figure": Artefact(save_figure, lambda d: files.read_bytes(d / "figure.png")),
+}
+"""Every kind of artefact that the package writes and reads. A new kind is a line here."""
