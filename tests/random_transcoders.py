@@ -1,11 +1,11 @@
-"""Random transcoders of every kind, small, with every bias and statistic away from its default.
+"""Small random transcoders of every kind, with random biases and statistics in place of the defaults.
 
-    random_architecture(architecture("molt"))     of a kind, for tests that need no language model
+    random_architecture(architecture("molt"))     a transcoder of one kind, for tests without a language model
     random_transcoder(tiny_gpt2, reach=1)         a cross-layer transcoder that fits a language model
-    exact_transcoder(folder)                      equals the MLPs of a GPT-2 with ReLU
+    exact_transcoder(folder)                      a transcoder that equals the MLPs of a GPT-2 with ReLU
 
-``W_out relu(W_in x + b)`` is a transcoder: with the exact one, a replacement model is the model, and a graph has no
-errors.
+An MLP ``W_out relu(W_in x + b)`` is a transcoder. With the exact transcoder, a replacement model equals the language
+model, and an attribution graph has no errors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.transcoder import Transcoder
 
-Kind = TypeVar("Kind", bound=Transcoder)
+TranscoderType = TypeVar("TranscoderType", bound=Transcoder)
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "clt": {},
@@ -56,16 +56,16 @@ def architecture(
     nonlinearity: NonlinearityConfig | None = None,
     **settings: Any,
 ) -> TranscoderConfig:
-    """The config of a kind of transcoder, TopK by default."""
-    chosen = {**ARCHITECTURES[name], **settings, "nonlinearity": nonlinearity or TopKConfig(k=5)}
-    if "ranks" in chosen:
-        return MoltConfig(n_layers=n_layers, d_model=d_model, **chosen)
-    return CrossLayerConfig(n_layers=n_layers, d_model=d_model, n_features=n_features, **chosen)
+    """The config of one of ``ARCHITECTURES``, with TopK by default."""
+    values = {**ARCHITECTURES[name], **settings, "nonlinearity": nonlinearity or TopKConfig(k=5)}
+    if "ranks" in values:
+        return MoltConfig(n_layers=n_layers, d_model=d_model, **values)
+    return CrossLayerConfig(n_layers=n_layers, d_model=d_model, n_features=n_features, **values)
 
 
 @torch.no_grad()
-def randomised(transcoder: Kind, *, seed: int) -> Kind:
-    """The transcoder with random biases, skip paths and statistics, all of which matter."""
+def randomised(transcoder: TranscoderType, *, seed: int) -> TranscoderType:
+    """The same transcoder, after its biases, skip paths and statistics are set to random values."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*transcoder.named_parameters(), *transcoder.standardisation.named_buffers()]:
         if name.startswith(("b_", "W_skip")) or name.endswith("mean"):
@@ -76,7 +76,7 @@ def randomised(transcoder: Kind, *, seed: int) -> Kind:
 
 
 def random_architecture(config: TranscoderConfig, *, seed: int = 2) -> Transcoder:
-    """A random transcoder in inference mode; BatchTopK has seen a batch, and has thresholds."""
+    """A random transcoder in inference mode; BatchTopK has thresholds from one batch."""
     transcoder = randomised(make_transcoder(config, seed=seed), seed=seed + 1)
     if isinstance(config.nonlinearity, BatchTopKConfig):
         generator = torch.Generator().manual_seed(seed + 2)
@@ -86,9 +86,9 @@ def random_architecture(config: TranscoderConfig, *, seed: int = 2) -> Transcode
 
 
 def random_transcoder(model: LanguageModel, *, n_features: int = 40, seed: int = 2, **settings: Any) -> Transcoder:
-    """A random cross-layer transcoder that fits a language model, TopK by default."""
-    chosen = {"nonlinearity": TopKConfig(k=6), **settings}
-    config = CrossLayerConfig(n_layers=model.n_layers, d_model=model.d_model, n_features=n_features, **chosen)
+    """A random cross-layer transcoder that fits a language model, with TopK by default."""
+    values = {"nonlinearity": TopKConfig(k=6), **settings}
+    config = CrossLayerConfig(n_layers=model.n_layers, d_model=model.d_model, n_features=n_features, **values)
     return random_architecture(config, seed=seed)
 
 
@@ -111,7 +111,7 @@ def exact_transcoder(folder: Path, *, use_first_position: bool = False) -> Cross
         for layer in range(layers):
             block = f"transformer.h.{layer}"
             W_in, norm = weights[f"{block}.mlp.c_fc.weight"], weights[f"{block}.ln_2.weight"]
-            # The hook stands before the norm's weight and bias: both belong to the encoder.
+            # The hook is before the norm's weight and bias, so the encoder includes both.
             transcoder.W_enc[layer] = (W_in * norm[:, None]).T
             transcoder.b_enc[layer] = weights[f"{block}.ln_2.bias"] @ W_in + weights[f"{block}.mlp.c_fc.bias"]
             transcoder.W_dec[layer][:, 0] = weights[f"{block}.mlp.c_proj.weight"]
@@ -120,5 +120,5 @@ def exact_transcoder(folder: Path, *, use_first_position: bool = False) -> Cross
 
 
 def with_nonlinearity(config: TranscoderConfig, nonlinearity: NonlinearityConfig) -> TranscoderConfig:
-    """The same kind with another nonlinearity."""
+    """The same config with another nonlinearity."""
     return replace(config, nonlinearity=nonlinearity)

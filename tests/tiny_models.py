@@ -1,16 +1,17 @@
-"""Tiny random language models, as the Hugging Face directories that users bring: no network, a second to make.
+"""Tiny random language models in Hugging Face's directory layout, made in a second and without a network.
 
-Fixtures, one of each per test session (tests/conftest.py brings them in):
+Each fixture is made once per test session (tests/conftest.py loads them):
 
     tiny_gpt2          LanguageModel: LayerNorm, learned positions, biases; 3 layers, d_model 32, 4 heads
     tiny_llama         LanguageModel: RMSNorm, rotary positions, gated MLP, 4 query and 2 key-value heads; 3 layers
     tiny_gpt2_folder   the directory behind tiny_gpt2, to load by its path
     tiny_llama_folder  the directory behind tiny_llama
 
-Both know 300 tokens (256 bytes, some merges, and ``<|endoftext|>``, which is BOS and EOS), read 64 at most, and have
-weights large enough that attention, norms and MLPs all matter: norm weights are not one, biases are not zero. A session
-shares them, so leave no hook behind and change no weight; ``write_gpt2`` and ``write_llama`` make more, with other
-settings or seeds (``load_language_model(str(write_gpt2(tmp_path, activation_function="relu")))``).
+Both have 300 tokens (256 bytes, some merges, and ``<|endoftext|>``, which is BOS and EOS) and a context of 64 tokens.
+Their weights are large enough for attention, norms and MLPs to matter: norm weights are not one, and biases are not
+zero. All tests of a session share them, so a test must not leave hooks or change weights. ``write_gpt2`` and
+``write_llama`` make further models with other settings or seeds
+(``load_language_model(str(write_gpt2(tmp_path, activation_function="relu")))``).
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def write_gguf(file: Path, folder: Path) -> Path:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     for name, weight in load_file(folder / "model.safetensors").items():
-        # GGUF keeps rotary pairs side by side, Hugging Face half a head apart.
+        # GGUF stores the two rows of a rotary pair next to each other, Hugging Face half a head apart.
         pairs = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
         if pairs:
             weight = weight.view(pairs, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
@@ -144,7 +145,7 @@ def _write(folder: Path, model: Any, seed: int) -> Path:
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim == 1:
-            parameter.data = (0.3 * noise) + ("bias" not in name)  # a norm's weight is near one
+            parameter.data = (0.3 * noise) + ("bias" not in name)  # the weight of a norm is near one
         else:
             parameter.data = noise * (0.5 if "wte" in name or "embed" in name else 0.2)
     model.tie_weights()

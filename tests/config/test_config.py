@@ -1,4 +1,4 @@
-"""A config that cannot be meant is one clear sentence, that names the value and what is legal."""
+"""Configs: an illegal value raises an error that names the value and what is legal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
 
 
 @pytest.mark.parametrize(
-    ("make", "named"),
+    ("make_config", "named"),
     [
         (lambda: CrossLayerConfig(**SHAPE, reach=4), "reach 4 1 n_layers 3"),
         (lambda: CrossLayerConfig(**SHAPE, prefixes=(20, 8)), "prefixes 20 8"),
@@ -41,9 +41,9 @@ SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
         (lambda: SamplingConfig(top_p=0.0), "top_p 0.0"),
     ],
 )
-def test_what_cannot_be_meant_is_named_with_what_is_legal(make: Callable[[], object], named: str) -> None:
+def test_an_illegal_value_is_named_with_what_is_legal(make_config: Callable[[], object], named: str) -> None:
     with refuses(ConfigError, *named.split()):
-        make()
+        make_config()
 
 
 @pytest.mark.parametrize(("reach", "expected"), [(None, [3, 2, 1]), (2, [2, 2, 1]), (1, [1, 1, 1])])

@@ -1,4 +1,4 @@
-"""Configs survive JSON; a wrong key or a value of the wrong type is one clear sentence."""
+"""Configs as JSON: they are read as they were written, and a wrong key or type raises an error that names it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_wrong_setting_is_named_with_what_is_legal(values: dict[str, object], 
         from_dict(TrainingConfig, values)
 
 
-def test_settings_find_the_part_that_has_them() -> None:
+def test_each_setting_goes_to_the_part_that_has_it() -> None:
     config = TrainingConfig.of(batch_size=7, learning_rate=0.5, held_out_contexts=3, every=2, gradient_clip=None)
     assert (config.data.batch_size, config.learning.learning_rate) == (7, 0.5)
     assert (config.texts.held_out_contexts, config.checkpoints.every, config.gradient_clip) == (3, 2, None)
@@ -69,12 +69,12 @@ def test_no_setting_belongs_to_two_parts() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"), [({"batchsize": 3}, "'batch_size'"), ({"data": DataConfig(), "batch_size": 3}, "batch_size")]
 )
-def test_a_setting_that_has_no_place_is_named(settings: dict[str, object], named: str) -> None:
+def test_an_unknown_or_repeated_setting_is_named(settings: dict[str, object], named: str) -> None:
     with refuses(ConfigError, named):
         TrainingConfig.of(**settings)
 
 
-def test_an_unknown_kind_lists_the_known() -> None:
+def test_the_error_for_an_unknown_kind_lists_the_known_kinds() -> None:
     values = {"n_layers": 1, "n_features": 20, "d_model": 1, "nonlinearity": {"kind": "gelu"}}
     with refuses(ConfigError, "relu", "jumprelu", "topk", "batchtopk", "gelu"):
         from_dict(CrossLayerConfig, values)
@@ -85,7 +85,7 @@ def test_a_missing_setting_is_named() -> None:
         from_dict(CrossLayerConfig, {"n_layers": 1, "n_features": 20})
 
 
-def test_a_list_is_named_as_one() -> None:
+def test_a_wrong_list_or_item_is_named() -> None:
     values = {"n_layers": 1, "n_features": 20, "d_model": 1, "prefixes": 3}
     with refuses(ConfigError, "prefixes", 3):
         from_dict(CrossLayerConfig, values)
@@ -105,7 +105,7 @@ class Whole:
     counts: dict[str, int]
 
 
-def test_configs_within_tuples_and_dicts_survive() -> None:
+def test_configs_within_tuples_and_dicts_are_read_as_they_were_written() -> None:
     whole = Whole(parts=(Part("a"), None, Part("b")), best=Part("a"), counts={"a": 1})
     assert from_dict(Whole, json.loads(json.dumps(to_dict(whole)))) == whole
     with refuses(ConfigError, "naem"):

@@ -1,8 +1,8 @@
-"""Attribution the slow and obvious way: autograd through the model itself, one backward pass per target.
+"""Slow attribution: autograd through the language model, with one backward pass per target.
 
-Hooks hold attention patterns, norm denominators and MLP outputs at their values, and add a zero tensor wherever
-something enters the residual stream; the gradient of a target with respect to that zero is the linear function that the
-target is of whatever enters there. Nothing of ``open_clt.attribution`` or ``linear_path`` is used.
+Hooks hold attention patterns, norm denominators and MLP outputs constant, and add a tensor of zeros to everything that
+enters the residual stream. The target is then linear in what enters, and its gradient in the zeros is the coefficient.
+Nothing of ``open_clt.attribution`` or ``linear_path`` is used.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 
 
 class SlowRow(NamedTuple):
-    """Edges into one target."""
+    """The edges into one target."""
 
     features: dict[tuple[int, int, int], float]
-    """By (layer, position, feature)."""
+    """Edge of each feature, by (layer, position, feature)."""
     errors: Tensor
-    """(layer, position)"""
+    """Edges of the errors, of shape (layer, position)."""
     embeddings: Tensor
     positional: Tensor
     biases: Tensor
-    """(layer + 1): summed over positions, because a bias is one parameter."""
+    """Edges of the biases, of shape (layer + 1,), summed over positions, because a bias is one parameter."""
     mlp_outputs: Tensor
-    """(layer, first)"""
+    """Edges of the MLP outputs at unused positions, of shape (layer, first)."""
     total: float
 
 
 class SlowAttribution:
-    """One prompt, ready for one backward pass per target."""
+    """The forward pass of one prompt, from which each row takes one backward pass."""
 
     def __init__(self, model: LanguageModel, transcoder: CrossLayerTranscoder, tokens: Tensor, first: int) -> None:
         self.model, self.transcoder, self.first = model, transcoder.folded().eval(), first
@@ -59,15 +59,15 @@ class SlowAttribution:
             ) - self.transcoder.decode(features, stacked)
         self.features = {
             (layer, row + first, index): value
-            for layer, found in enumerate(features)
+            for layer, active in enumerate(features)
             for row, index, value in zip(
-                found.rows.tolist(), found.features.tolist(), found.values.tolist(), strict=True
+                active.rows.tolist(), active.features.tolist(), active.values.tolist(), strict=True
             )
             if value != 0
         }
 
     def close(self) -> None:
-        """The model's parameters need no gradient again."""
+        """Turn the gradients of the language model's parameters off again."""
         for parameter in self.biases.values():
             parameter.requires_grad_(False)
 
@@ -79,15 +79,15 @@ class SlowAttribution:
 
     def _row(self, target: Tensor) -> SlowRow:
         names = list(self.leaves)
-        wanted = [self.leaves[name] for name in names] + list(self.biases.values())
-        found = torch.autograd.grad(target, wanted, retain_graph=True, allow_unused=True)
-        gradients = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, wanted, strict=True)]
+        leaves = [self.leaves[name] for name in names] + list(self.biases.values())
+        partial = torch.autograd.grad(target, leaves, retain_graph=True, allow_unused=True)
+        gradients = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(partial, leaves, strict=True)]
         by_leaf = dict(zip(names, gradients, strict=False))
         layers, first = self.model.n_layers, self.first
         mlp = torch.stack([by_leaf[f"mlp.{layer}"] for layer in range(layers)])
         biases = self._bias_terms(gradients[len(names) :])
         biases[:layers] += torch.einsum("lpd,ld->l", mlp[:, first:], self.transcoder.b_dec.detach())
-        whole = torch.stack([self.outputs[layer][:first] for layer in range(layers)])
+        unused_outputs = torch.stack([self.outputs[layer][:first] for layer in range(layers)])
         positional = by_leaf.get("positional")
         return SlowRow(
             features={key: self._feature_edge(*key, value, mlp) for key, value in self.features.items()},
@@ -97,7 +97,7 @@ class SlowAttribution:
             if positional is None
             else (positional * self.entering["positional"]).sum(-1),
             biases=biases,
-            mlp_outputs=(mlp[:, :first] * whole).sum(-1),
+            mlp_outputs=(mlp[:, :first] * unused_outputs).sum(-1),
             total=float(target.detach()),
         )
 
@@ -106,25 +106,27 @@ class SlowAttribution:
         return value * float((decoder * mlp[layer : layer + decoder.shape[0], position]).sum())
 
     def _bias_terms(self, gradients: list[Tensor]) -> Tensor:
-        """A linear function's constant is the sum of its parameters times their gradients."""
+        """The constant of the linear function, by layer: the sum of the biases times their gradients."""
         terms = torch.zeros(self.model.n_layers + 1)
         for (name, parameter), gradient in zip(self.biases.items(), gradients, strict=True):
-            numbers = [int(part) for part in name.split(".") if part.isdigit()]
-            terms[numbers[0] if numbers else -1] += float((parameter.detach() * gradient).sum())
+            layers = [int(part) for part in name.split(".") if part.isdigit()]
+            terms[layers[0] if layers else -1] += float((parameter.detach() * gradient).sum())
         return terms
 
     def _hooks(self) -> list[tuple[str, Callable[[Tensor], Tensor | None]]]:
-        known = self.model.bridge.hook_dict
-        hooks: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [("embed.hook_out", self._entry("embedding"))]
-        if "pos_embed.hook_out" in known:
-            hooks.append(("pos_embed.hook_out", self._entry("positional")))
-        hooks += [(name, torch.Tensor.detach) for name in known if name.endswith(("hook_pattern", "hook_scale"))]
+        names = self.model.bridge.hook_dict
+        hooks: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [("embed.hook_out", self._enter("embedding"))]
+        if "pos_embed.hook_out" in names:
+            hooks.append(("pos_embed.hook_out", self._enter("positional")))
+        hooks += [(name, torch.Tensor.detach) for name in names if name.endswith(("hook_pattern", "hook_scale"))]
         for layer in range(self.model.n_layers):
-            hooks.append((self.model.hook_name(layer, self.transcoder.config.input_hook), self._reads(layer)))
-            hooks.append((self.model.hook_name(layer, "hook_mlp_out"), self._writes(layer)))
+            hooks.append((self.model.hook_name(layer, self.transcoder.config.input_hook), self._read(layer)))
+            hooks.append((self.model.hook_name(layer, "hook_mlp_out"), self._write(layer)))
         return hooks
 
-    def _entry(self, name: str) -> Callable[[Tensor], Tensor]:
+    def _enter(self, name: str) -> Callable[[Tensor], Tensor]:
+        """A hook that makes an entry into the residual stream constant, and adds a tensor of zeros to it."""
+
         def enter(activation: Tensor) -> Tensor:
             self.entering[name] = activation[0].detach()
             self.leaves[name] = torch.zeros_like(self.entering[name], requires_grad=True)
@@ -132,22 +134,23 @@ class SlowAttribution:
 
         return enter
 
-    def _reads(self, layer: int) -> Callable[[Tensor], None]:
+    def _read(self, layer: int) -> Callable[[Tensor], None]:
+        """A hook that stores what the encoder of a layer reads."""
         return lambda activation: self.inputs.__setitem__(layer, activation[0])
 
-    def _writes(self, layer: int) -> Callable[[Tensor], Tensor]:
-        """Take the MLP output as given, but for the skip path, which is linear in what the encoder reads."""
+    def _write(self, layer: int) -> Callable[[Tensor], Tensor]:
+        """A hook that makes the MLP output constant, except for the skip path, which is linear in the input."""
 
         def write(activation: Tensor) -> Tensor:
             self.outputs[layer] = activation[0].detach()
             leaf = torch.zeros_like(self.outputs[layer], requires_grad=True)
             self.leaves[f"mlp.{layer}"] = leaf
-            given = activation.detach() + leaf
+            constant = activation.detach() + leaf
             if self.transcoder.W_skip is None:
-                return given
-            skipped = self.inputs[layer] @ self.transcoder.W_skip[layer].detach().T
-            moving = (skipped - skipped.detach()).clone()
-            mask = (torch.arange(moving.shape[0]) >= self.first)[:, None]
-            return given + moving * mask
+                return constant
+            skip = self.inputs[layer] @ self.transcoder.W_skip[layer].detach().T
+            zero_with_gradient = (skip - skip.detach()).clone()
+            mask = (torch.arange(skip.shape[0]) >= self.first)[:, None]
+            return constant + zero_with_gradient * mask
 
         return write

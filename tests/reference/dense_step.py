@@ -1,7 +1,7 @@
-"""A transcoder's forward pass as plain dense PyTorch: what the sparse step must equal, and what it is timed against.
+"""A transcoder's forward pass in plain dense PyTorch, which the sparse step must equal and is timed against.
 
-It reads the weights of a ``CrossLayerTranscoder`` and leaves every gradient to autograd. Plain, but not clumsy: slices
-of a table or of what a layer wrote are taken by ``unbind``, which has one gradient, not one as large as all per slice.
+It reads the weights of a ``CrossLayerTranscoder`` and leaves all gradients to autograd. It is not slow without need:
+slices of a tensor are taken by ``unbind``, whose gradient is one tensor, not one as large as all slices for each slice.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def forward_densely(transcoder: CrossLayerTranscoder, inputs: Tensor) -> DenseOu
     sums = list(transcoder.b_dec.unbind())
     for source, (active, table) in enumerate(zip(features, transcoder.W_dec, strict=True)):
         written = (active @ table.flatten(1)).unflatten(1, table.shape[1:])
-        for target, part in enumerate(written.unbind(1), start=source):
-            sums[target] = sums[target] + part
+        for target, written_to_target in enumerate(written.unbind(1), start=source):
+            sums[target] = sums[target] + written_to_target
     stats = transcoder.standardisation
     return DenseOutput(features, torch.stack(sums, dim=1) * stats.target_scale[:, None] + stats.target_mean)
 
@@ -44,7 +44,7 @@ def forward_densely(transcoder: CrossLayerTranscoder, inputs: Tensor) -> DenseOu
 def errors_densely(
     transcoder: CrossLayerTranscoder, inputs: Tensor, targets: Tensor, *, norms: bool = False
 ) -> TranscoderErrors:
-    """What ``Transcoder.errors`` returns."""
+    """The same result as that of ``Transcoder.errors``."""
     features, reconstruction = forward_densely(transcoder, inputs)
     errors = transcoder.standardisation.errors(targets - reconstruction)
     return TranscoderErrors(list(features), [errors], transcoder.decoder_norms() if norms else None)
@@ -59,8 +59,8 @@ def activate(transcoder: CrossLayerTranscoder, preactivations: Tensor, layer: in
         case JumpReLUConfig() as config:
             thresholds = cast(JumpReLU, transcoder.nonlinearity).log_threshold[layer].exp()
             return cast(Tensor, _Jump.apply(preactivations, thresholds.expand_as(preactivations), config))
-        case other:
-            raise NotImplementedError(f"The dense twin knows no {other.kind}.")
+        case config:
+            raise NotImplementedError(f"The dense reference does not have the nonlinearity {config.kind}.")
 
 
 class _Jump(Function):

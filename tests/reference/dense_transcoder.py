@@ -1,4 +1,4 @@
-"""The transcoder's equations as plain loops and dense products: slow, obvious, and what the fast paths must equal."""
+"""The equations of transcoders as plain loops and dense products, which the fast code must equal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 def decode_by_loops(transcoder: Transcoder, features: Tensor, inputs: Tensor) -> Tensor:
-    """``y_hat[t] = b_dec[t] + sum_s a[s] W_dec[s -> t] + W_skip[t] x[t]``, raw units; a MOLT's features are gates.
+    """The reconstruction ``y_hat[t] = b_dec[t] + sum_s a[s] W_dec[s -> t] + W_skip[t] x[t]`` in raw units.
 
-    features: (batch, layer, feature).
+    ``features`` has the shape (batch, layer, feature); the features of a MOLT are its gates.
     """
     stats = transcoder.standardisation
     standard = stats.inputs(inputs)
@@ -35,22 +35,22 @@ def decode_by_loops(transcoder: Transcoder, features: Tensor, inputs: Tensor) ->
 
 
 def _transformed(molt: Molt, gates: Tensor, standard: Tensor, layer: int) -> Tensor:
-    """``sum_t gate_t U_t V_t x`` of one token, one matrix after another."""
+    """The sum ``sum_t gate_t U_t V_t x`` for one token, one matrix after another."""
     return sum((gate * (molt.matrix(layer, t) @ standard) for t, gate in enumerate(gates)), torch.zeros_like(standard))
 
 
 def nested_by_loops(transcoder: CrossLayerTranscoder, features: Tensor, inputs: Tensor) -> Tensor:
-    """The reconstructions of every prefix and of the whole, each with all other features set to zero."""
-    found: list[Tensor] = []
+    """The reconstructions by each prefix of the features and by all, with the other features set to zero."""
+    reconstructions: list[Tensor] = []
     for size in (*transcoder.config.prefixes, transcoder.config.n_features):
-        kept = features.clone()
-        kept[:, :, size:] = 0
-        found.append(decode_by_loops(transcoder, kept, inputs))
-    return torch.stack(found)
+        prefix = features.clone()
+        prefix[:, :, size:] = 0
+        reconstructions.append(decode_by_loops(transcoder, prefix, inputs))
+    return torch.stack(reconstructions)
 
 
 def preactivations_by_loops(transcoder: Transcoder, inputs: Tensor) -> Tensor:
-    """``pre[l] = W_enc[l] x[l] + b_enc[l]`` of standardised inputs: (batch, layer, feature)."""
+    """The pre-activations ``W_enc[l] x[l] + b_enc[l]`` of standardised inputs, of shape (batch, layer, feature)."""
     standard = transcoder.standardisation.inputs(inputs)
     per_layer = [
         standard[:, layer] @ transcoder.W_enc[layer].T + transcoder.b_enc[layer]
@@ -60,7 +60,7 @@ def preactivations_by_loops(transcoder: Transcoder, inputs: Tensor) -> Tensor:
 
 
 def topk_by_loops(preactivations: Tensor, k: int) -> Tensor:
-    """TopK of every token and layer, by sorting."""
+    """TopK features of every token and layer, found by sorting."""
     features = torch.zeros_like(preactivations)
     for token in range(preactivations.shape[0]):
         for layer in range(preactivations.shape[1]):

@@ -1,4 +1,4 @@
-"""Replacement and generation the slow, obvious way: one forward pass per layer, one whole forward pass per token."""
+"""Slow replacement and generation: one forward pass per layer, and one whole forward pass per token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def constant(value: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 def replaced_logits(
     model: LanguageModel, transcoder: Transcoder, tokens: torch.Tensor, layers: Collection[int]
 ) -> torch.Tensor:
-    """Find the MLP outputs one layer after another, each with the outputs of all earlier layers held constant."""
+    """Logits with MLPs replaced: each output is computed with the outputs of all earlier layers held constant."""
     inputs: list[torch.Tensor] = []
     clamps: list[Hook] = []
     for layer in range(model.n_layers):
@@ -44,7 +44,7 @@ def replaced_logits(
 def generate_without_cache(
     logits: Callable[[torch.Tensor], torch.Tensor], tokens: torch.Tensor, sampling: SamplingConfig
 ) -> list[int]:
-    """Read everything anew for every token."""
+    """Draw tokens with a forward pass over the whole text for each token."""
     generator = torch.Generator().manual_seed(sampling.seed)
     drawn: list[int] = []
     for _ in range(sampling.max_new_tokens):
