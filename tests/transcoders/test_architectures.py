@@ -1,4 +1,4 @@
-"""Every kind of transcoder is its equations, survives the disk and folding, and sees one token at a time."""
+"""Every kind of transcoder equals its equations, can be saved and folded, and computes each token alone."""
 
 from __future__ import annotations
 
@@ -63,62 +63,61 @@ def test_the_forward_pass_equals_a_double_loop(
 
 @each_architecture
 def test_gradients_of_training_equal_those_of_dense_products(name: str, inputs: torch.Tensor) -> None:
-    """Of every parameter, through sparse codes; the codes' places are given."""
+    """The gradients of all parameters are compared; the dense computation uses the selected entries as they are."""
     transcoder = random_architecture(architecture(name, nonlinearity=TopKConfig(k=2))).double()
     inputs = inputs.double()
     output = transcoder(inputs)
     direction = torch.randn_like(output.reconstruction)
     parameters = list(transcoder.parameters())
-    found = torch.autograd.grad((output.reconstruction * direction).sum(), parameters)
+    actual = torch.autograd.grad((output.reconstruction * direction).sum(), parameters)
     pre = preactivations_by_loops(transcoder, inputs)
     features = pre * (torch.stack([dense(layer) for layer in output.features], dim=1) > 0)
     expected = torch.autograd.grad((decode_by_loops(transcoder, features, inputs) * direction).sum(), parameters)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(actual, expected)
 
 
 @each_architecture
 @each_nonlinearity
 @pytest.mark.parametrize("training", [True, False])
-def test_errors_are_what_the_forward_pass_leaves_over_with_the_same_gradients(
+def test_errors_equal_targets_minus_the_forward_pass_with_the_same_gradients(
     name: str, nonlinearity: NonlinearityConfig, training: bool, inputs: torch.Tensor
 ) -> None:
-    """Standardised targets minus standardised reconstruction, for each prefix in turn; and the decoder norms."""
+    """Errors are standardised, and computed for each prefix; the decoder norms are compared too."""
     transcoder = random_architecture(architecture(name, nonlinearity=nonlinearity)).double().train(training)
     inputs, targets = inputs.double(), torch.randn(7, 3, 8, dtype=torch.float64)
     stats = transcoder.standardisation
     assert not torch.equal(stats.targets(targets), targets)
-    found = transcoder.errors(inputs, targets, norms=True)
+    actual = transcoder.errors(inputs, targets, norms=True)
     norms = transcoder.decoder_norms()
     if name in MATRYOSHKAS:
         assert isinstance(transcoder, CrossLayerTranscoder)
         features, reconstructions = transcoder.nested(inputs)
     else:
-        features, whole = transcoder(inputs)
-        reconstructions = whole[None]
+        features, reconstruction = transcoder(inputs)
+        reconstructions = reconstruction[None]
     expected = (targets - reconstructions) / stats.target_scale[:, None]
-    torch.testing.assert_close(torch.stack(found.errors), expected)
-    torch.testing.assert_close(found.decoder_norms, norms)
-    for one, other in zip(found.features, features, strict=True):
-        torch.testing.assert_close(dense(one), dense(other))
+    torch.testing.assert_close(torch.stack(actual.errors), expected)
+    torch.testing.assert_close(actual.decoder_norms, norms)
+    for actual_layer, expected_layer in zip(actual.features, features, strict=True):
+        torch.testing.assert_close(dense(actual_layer), dense(expected_layer))
 
     directions = torch.randn_like(expected), torch.randn_like(norms)
     parameters = dict(transcoder.named_parameters())
-    assert found.decoder_norms is not None
-    ours, theirs = (
+    assert actual.decoder_norms is not None
+    actual_gradients, expected_gradients = (
         torch.autograd.grad(
             (errors * directions[0]).sum() + (weights * directions[1]).sum(), parameters.values(), allow_unused=True
         )
-        for errors, weights in ((torch.stack(found.errors), found.decoder_norms), (expected, norms))
+        for errors, weights in ((torch.stack(actual.errors), actual.decoder_norms), (expected, norms))
     )
-    for key, one, other in zip(parameters, ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, msg=lambda said, key=key: f"{key}: {said}")
+    for key, gradient, expected_gradient in zip(parameters, actual_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, msg=lambda text, key=key: f"{key}: {text}")
     assert transcoder.errors(inputs, targets).decoder_norms is None
 
 
 @each_architecture
 @each_nonlinearity
-def test_saved_and_loaded_it_gives_identical_bits(
+def test_a_saved_and_loaded_transcoder_gives_identical_outputs(
     name: str, nonlinearity: NonlinearityConfig, inputs: torch.Tensor, tmp_path: Path
 ) -> None:
     transcoder = random_architecture(architecture(name, nonlinearity=nonlinearity))
@@ -132,7 +131,7 @@ def test_saved_and_loaded_it_gives_identical_bits(
 
 @each_architecture
 @each_nonlinearity
-def test_folding_changes_no_output(name: str, nonlinearity: NonlinearityConfig, inputs: torch.Tensor) -> None:
+def test_folding_does_not_change_outputs(name: str, nonlinearity: NonlinearityConfig, inputs: torch.Tensor) -> None:
     transcoder = random_architecture(architecture(name, nonlinearity=nonlinearity))
     folded = transcoder.folded()
     assert torch.equal(folded.standardisation.inputs(inputs), inputs)
@@ -145,8 +144,8 @@ def test_folding_changes_no_output(name: str, nonlinearity: NonlinearityConfig, 
     unit = folded.with_unit_decoders()
     torch.testing.assert_close(unit.decoder_norms(), torch.ones_like(unit.b_enc), atol=1e-5, rtol=0)
     torch.testing.assert_close(unit(inputs).reconstruction, expected, atol=1e-4, rtol=1e-4)
-    for own, before in zip(unit.encode(inputs), folded.encode(inputs), strict=True):
-        assert torch.equal(own.features, before.features)
+    for after, before in zip(unit.encode(inputs), folded.encode(inputs), strict=True):
+        assert torch.equal(after.features, before.features)
 
 
 @each_architecture
@@ -155,11 +154,11 @@ def test_a_tokens_features_do_not_depend_on_its_batch(
     name: str, nonlinearity: NonlinearityConfig, inputs: torch.Tensor
 ) -> None:
     transcoder = random_architecture(architecture(name, nonlinearity=nonlinearity))
-    whole = transcoder.encode(inputs)
-    alone = transcoder.encode(inputs[3:4])
+    of_batch = transcoder.encode(inputs)
+    of_token = transcoder.encode(inputs[3:4])
     for layer in range(3):
-        torch.testing.assert_close(alone[layer].dense(), whole[layer].dense()[3:4])
-        assert torch.equal(alone[layer].dense() > 0, whole[layer].dense()[3:4] > 0)
+        torch.testing.assert_close(of_token[layer].dense(), of_batch[layer].dense()[3:4])
+        assert torch.equal(of_token[layer].dense() > 0, of_batch[layer].dense()[3:4] > 0)
 
 
 @pytest.mark.parametrize("name", MATRYOSHKAS)
@@ -192,14 +191,13 @@ def test_nested_gradients_equal_those_of_dense_products(nonlinearity: Nonlineari
     features, reconstructions = transcoder.nested(inputs)
     direction = torch.randn_like(reconstructions)
     parameters = list(transcoder.parameters())
-    found = torch.autograd.grad((reconstructions * direction).sum(), parameters)
+    actual = torch.autograd.grad((reconstructions * direction).sum(), parameters)
     codes = preactivations_by_loops(transcoder, inputs) * (torch.stack([dense(f) for f in features], dim=1) > 0)
     expected = torch.autograd.grad((nested_by_loops(transcoder, codes, inputs) * direction).sum(), parameters)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(actual, expected)
 
 
-def test_a_gate_is_weighed_by_the_frobenius_norm_of_its_transform() -> None:
+def test_the_decoder_norm_of_a_transform_is_its_frobenius_norm() -> None:
     molt = random_architecture(architecture("molt"))
     assert isinstance(molt, Molt)
     for layer in range(3):
@@ -212,13 +210,13 @@ def test_a_gate_is_weighed_by_the_frobenius_norm_of_its_transform() -> None:
 
 def test_the_same_seed_gives_the_same_weights() -> None:
     for name in ("clt", "molt"):
-        one, same, other = (make_transcoder(architecture(name), seed=seed).state_dict() for seed in (3, 3, 4))
-        assert all(torch.equal(tensor, same[key]) for key, tensor in one.items())
-        assert not torch.equal(one["W_enc"], other["W_enc"])
+        states = [make_transcoder(architecture(name), seed=seed).state_dict() for seed in (3, 3, 4)]
+        assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+        assert not torch.equal(states[0]["W_enc"], states[2]["W_enc"])
 
 
-def test_a_molt_begins_uniform_within_bounds_of_its_width_and_ranks() -> None:
-    """Gates U(+-1/sqrt(F)), read U(+-1/sqrt(d)), written U(+-1/sqrt(L d rank))."""
+def test_initial_weights_of_a_molt_are_uniform_within_bounds_of_its_width_and_ranks() -> None:
+    """The bounds are 1/sqrt(n_features) for gates, 1/sqrt(d_model) for reads, 1/sqrt(n_layers d_model rank) else."""
     molt = make_transcoder(architecture("molt", d_model=40, ranks=(9, 2), counts=(30, 120)))
     assert isinstance(molt, Molt)
     for layer in range(3):
@@ -229,7 +227,7 @@ def test_a_molt_begins_uniform_within_bounds_of_its_width_and_ranks() -> None:
             assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
-def test_checkpoints_of_the_first_format_still_load(tmp_path: Path, inputs: torch.Tensor) -> None:
+def test_checkpoints_of_format_version_1_are_loaded(tmp_path: Path, inputs: torch.Tensor) -> None:
     transcoder = random_architecture(architecture("reach 2", nonlinearity=BatchTopKConfig(k=5)))
     path = save_transcoder(transcoder, tmp_path) / "config.json"
     content = json.loads(path.read_text())
@@ -262,7 +260,7 @@ def test_a_checkpoint_of_an_unknown_kind_is_one_clear_error(tmp_path: Path) -> N
         ({"nonlinearity": BatchTopKConfig(k=5, anneal_share=0.0)}, "anneal_share 0.0"),
     ],
 )
-def test_contradictions_are_refused(settings: dict[str, object], named: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], named: str) -> None:
     values = {"nonlinearity": TopKConfig(k=5), **settings}
     with refuses(ConfigError, *named.split()):
         CrossLayerConfig(n_layers=3, n_features=40, d_model=8, **values)

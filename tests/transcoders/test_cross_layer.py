@@ -1,4 +1,4 @@
-"""The fast transcoder equals its equations; folding and reach change what they should and nothing else."""
+"""A cross-layer transcoder equals its equations, and folding and reach do not change its outputs otherwise."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NONLINEARITIES: list[NonlinearityConfig] = [
 
 
 def make(nonlinearity: NonlinearityConfig, *, reach: int | None = None, skip: bool = False) -> CrossLayerTranscoder:
-    """A random transcoder with every bias and statistic away from its default."""
+    """A random transcoder with random biases and statistics."""
     config = CrossLayerConfig(n_layers=4, n_features=60, d_model=8, reach=reach, skip=skip, nonlinearity=nonlinearity)
     return randomised(CrossLayerTranscoder(config, seed=1), seed=2)
 
 
 def warm(transcoder: CrossLayerTranscoder, inputs: torch.Tensor) -> CrossLayerTranscoder:
-    """Let BatchTopK see a batch, so that it has a threshold; move that off the batch's own values, where it ties."""
+    """Give BatchTopK thresholds from a batch, and move them off the batch's values, where rounding would decide."""
     transcoder.train()(inputs)
     for name, buffer in transcoder.named_buffers():
         if name.endswith("thresholds"):
@@ -55,7 +55,7 @@ def test_the_forward_pass_equals_a_double_loop(nonlinearity: NonlinearityConfig,
     torch.testing.assert_close(transcoder.decode(transcoder.encode(inputs), inputs), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_subclasses_are_trained_on_what_they_write_and_on_their_own_forward_pass() -> None:
+def test_errors_follow_what_a_subclass_writes_and_its_forward_pass() -> None:
     class Muffled(CrossLayerTranscoder):
         def written(self, features: LayerFeatures, source: int, standard: torch.Tensor) -> torch.Tensor:
             return 0.5 * super().written(features, source, standard)
@@ -67,7 +67,7 @@ def test_subclasses_are_trained_on_what_they_write_and_on_their_own_forward_pass
 
     config = CrossLayerConfig(n_layers=2, n_features=24, d_model=8, nonlinearity=TopKConfig(k=3))
     inputs, targets = torch.randn(5, 2, 8), torch.randn(5, 2, 8)
-    plain, muffled, shifted = (kind(config, seed=1) for kind in (CrossLayerTranscoder, Muffled, Shifted))
+    plain, muffled, shifted = (cls(config, seed=1) for cls in (CrossLayerTranscoder, Muffled, Shifted))
     torch.testing.assert_close(muffled(inputs).reconstruction, 0.5 * plain(inputs).reconstruction)
     for transcoder in (plain, muffled, shifted):
         (errors,) = transcoder.errors(inputs, targets).errors
@@ -90,7 +90,7 @@ def test_training_gradients_equal_those_of_dense_products(nonlinearity: Nonlinea
     assert all(isinstance(layer, SparseFeatures) for layer in output.features)
     direction = torch.randn_like(output.reconstruction)
     parameters = [transcoder.W_enc, transcoder.b_enc, *transcoder.W_dec, transcoder.b_dec]
-    found = torch.autograd.grad((output.reconstruction * direction).sum(), parameters)
+    actual = torch.autograd.grad((output.reconstruction * direction).sum(), parameters)
 
     pre = preactivations_by_loops(transcoder, inputs)
     if isinstance(nonlinearity, TopKConfig):
@@ -99,13 +99,12 @@ def test_training_gradients_equal_those_of_dense_products(nonlinearity: Nonlinea
         layers = range(transcoder.config.n_layers)
         features = torch.stack([transcoder.nonlinearity.dense(pre[:, layer], layer) for layer in layers], dim=1)
     expected = torch.autograd.grad((decode_by_loops(transcoder, features, inputs) * direction).sum(), parameters)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
-def test_folding_the_standardisation_changes_no_output(nonlinearity: NonlinearityConfig, skip: bool) -> None:
+def test_folding_the_standardisation_does_not_change_outputs(nonlinearity: NonlinearityConfig, skip: bool) -> None:
     transcoder, inputs = make(nonlinearity, skip=skip), torch.randn(30, 4, 8)
     warm(transcoder, inputs)
     folded = transcoder.folded()
@@ -114,18 +113,18 @@ def test_folding_the_standardisation_changes_no_output(nonlinearity: Nonlinearit
 
 
 def test_full_reach_with_later_decoders_zero_is_a_per_layer_transcoder() -> None:
-    everywhere, local = make(TopKConfig(k=5)), make(TopKConfig(k=5), reach=1)
+    full, per_layer = make(TopKConfig(k=5)), make(TopKConfig(k=5), reach=1)
     with torch.no_grad():
-        everywhere.load_state_dict({**everywhere.state_dict(), **{
-            name: tensor for name, tensor in local.state_dict().items() if not name.startswith("W_dec")
+        full.load_state_dict({**full.state_dict(), **{
+            name: tensor for name, tensor in per_layer.state_dict().items() if not name.startswith("W_dec")
         }})  # fmt: skip
-        for whole, own in zip(everywhere.W_dec, local.W_dec, strict=True):
-            whole.zero_()[:, :1].copy_(own)
+        for full_table, table in zip(full.W_dec, per_layer.W_dec, strict=True):
+            full_table.zero_()[:, :1].copy_(table)
     inputs = torch.randn(9, 4, 8)
-    torch.testing.assert_close(everywhere(inputs).reconstruction, local(inputs).reconstruction)
+    torch.testing.assert_close(full(inputs).reconstruction, per_layer(inputs).reconstruction)
 
 
-def test_what_is_streamed_layer_by_layer_sums_to_the_reconstruction() -> None:
+def test_what_layers_write_one_by_one_sums_to_the_reconstruction() -> None:
     transcoder, inputs = make(TopKConfig(k=5), skip=True).eval(), torch.randn(9, 4, 8)
     columns = inputs.unbind(1)
     written = [transcoder.write(transcoder.encode_layer(columns[s], s), s, columns[s]) for s in range(4)]
@@ -136,32 +135,32 @@ def test_what_is_streamed_layer_by_layer_sums_to_the_reconstruction() -> None:
 
 def test_the_same_seed_gives_the_same_weights() -> None:
     config = CrossLayerConfig(n_layers=2, n_features=17, d_model=3)
-    one, same, other = (CrossLayerTranscoder(config, seed=seed) for seed in (3, 3, 4))
-    assert torch.equal(one.W_enc, same.W_enc)
-    assert not torch.equal(one.W_enc, other.W_enc)
+    first, same_seed, other_seed = (CrossLayerTranscoder(config, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.W_enc, same_seed.W_enc)
+    assert not torch.equal(first.W_enc, other_seed.W_enc)
 
 
 def assert_uniform(values: torch.Tensor, bound: float) -> None:
-    """Drawn from U(+-bound): none lies outside, some come close to both ends, and the variance is bound^2 / 3."""
+    """Check that values are drawn from U(+-bound): by their smallest, their largest, and their standard deviation."""
     assert -bound <= values.min() < -0.98 * bound
     assert 0.98 * bound < values.max() <= bound
     assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("reach", [None, 1])
-def test_weights_begin_uniform_within_the_bounds_of_the_method_and_biases_at_zero(reach: int | None) -> None:
-    """Encoders U(+-1/sqrt(F)), decoders U(+-1/sqrt(L d)); F, L and d all differ, so that none passes for another."""
+def test_initial_weights_are_uniform_within_their_bounds_and_biases_are_zero(reach: int | None) -> None:
+    """The bounds are 1/sqrt(n_features) for encoders and 1/sqrt(n_layers * d_model) for decoders; all three differ."""
     transcoder = CrossLayerTranscoder(CrossLayerConfig(n_layers=3, n_features=400, d_model=24, reach=reach, skip=True))
     for layer in range(3):
         assert_uniform(transcoder.W_enc[layer], 400**-0.5)
         assert_uniform(transcoder.W_dec[layer], (3 * 24) ** -0.5)
     assert transcoder.W_skip is not None
-    for zero in (transcoder.b_enc, transcoder.b_dec, transcoder.W_skip):
-        assert not zero.any()
+    for parameter in (transcoder.b_enc, transcoder.b_dec, transcoder.W_skip):
+        assert not parameter.any()
 
 
 @pytest.mark.parametrize("nonlinearity", [ReLUConfig(), JumpReLUConfig(initial_threshold=0.01)], ids=str)
-def test_a_layer_is_computed_densely_where_a_fifth_of_its_features_is_active_and_nowhere_else(
+def test_a_layer_is_computed_densely_only_if_a_fifth_of_its_features_is_active(
     nonlinearity: NonlinearityConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transcoder, inputs = make(nonlinearity, reach=2).eval(), torch.randn(50, 4, 8)
@@ -170,16 +169,16 @@ def test_a_layer_is_computed_densely_where_a_fifth_of_its_features_is_active_and
     selected: list[int] = []
     select = transcoder.nonlinearity.select
 
-    def watched(pre: torch.Tensor, layer: int) -> SparseFeatures:
+    def counted_select(pre: torch.Tensor, layer: int) -> SparseFeatures:
         selected.append(layer)
         return select(pre, layer)
 
-    monkeypatch.setattr(transcoder.nonlinearity, "select", watched)
+    monkeypatch.setattr(transcoder.nonlinearity, "select", counted_select)
     features, reconstruction = transcoder(inputs)
     shares = [float((dense(layer) > 0).float().mean()) for layer in features]
     assert 0.02 < min(shares[:2]) <= max(shares[:2]) < 0.2 < min(shares[2:])
     assert [isinstance(layer, SparseFeatures) for layer in features] == [True, True, False, False]
-    assert selected == [0, 1], "nothing is selected from a dense layer first"
+    assert selected == [0, 1], "a dense layer is computed without a selection"
     codes = torch.stack([dense(layer) for layer in features], dim=1)
     pre = preactivations_by_loops(transcoder, inputs)
     torch.testing.assert_close(codes, pre * (pre > getattr(nonlinearity, "initial_threshold", 0.0)))
@@ -187,8 +186,8 @@ def test_a_layer_is_computed_densely_where_a_fifth_of_its_features_is_active_and
 
 
 @pytest.mark.parametrize("nonlinearity", [TopKConfig(k=30), BatchTopKConfig(k=30)], ids=str)
-def test_selected_features_are_decoded_densely_where_they_are_many(nonlinearity: NonlinearityConfig) -> None:
+def test_selected_features_are_decoded_densely_if_they_are_many(nonlinearity: NonlinearityConfig) -> None:
     transcoder, inputs = make(nonlinearity), torch.randn(9, 4, 8)
     assert not any(isinstance(layer, SparseFeatures) for layer in transcoder.train()(inputs).features)
-    few = make(type(nonlinearity)(k=3)).train()
-    assert all(isinstance(layer, SparseFeatures) for layer in few(inputs).features)
+    sparse_transcoder = make(type(nonlinearity)(k=3)).train()
+    assert all(isinstance(layer, SparseFeatures) for layer in sparse_transcoder(inputs).features)

@@ -1,4 +1,4 @@
-"""The sparse training step is the dense one: the same losses and gradients, step after step."""
+"""The sparse training step equals the dense one: it has the same losses and gradients in every step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_transcoder(nonlinearity: NonlinearityConfig) -> CrossLayerTranscoder:
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:
-    """Targets are a fixed function of inputs: there is something to learn."""
+    """Batches of inputs, and of targets that are a fixed function of the inputs and can be learned."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(32, 32, generator=generator) / 32**0.5
     inputs = [torch.randn(64, 3, 32, generator=generator) for _ in range(count)]
@@ -52,52 +52,54 @@ def loss_of(transcoder: CrossLayerTranscoder, inputs: Tensor, targets: Tensor, *
     return loss + 0.01 * losses.sparsity_loss(features, norms, TanhSparsityConfig(coefficient=0.01))
 
 
-def curve(transcoder: CrossLayerTranscoder, *, densely: bool) -> list[float]:
+def loss_curve(transcoder: CrossLayerTranscoder, *, densely: bool) -> list[float]:
     optimizer = adam(transcoder.parameters(), LearningConfig(learning_rate=3e-3))
-    found: list[float] = []
+    curve: list[float] = []
     for inputs, targets in batches(50):
         optimizer.zero_grad()
-        value = loss_of(transcoder, inputs, targets, densely=densely)
-        value.backward()
+        loss = loss_of(transcoder, inputs, targets, densely=densely)
+        loss.backward()
         optimizer.step()
-        found.append(value.item())
-    return found
+        curve.append(loss.item())
+    return curve
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=["topk", "jumprelu"])
 def test_one_step_has_the_loss_and_the_gradients_of_the_dense_one(nonlinearity: NonlinearityConfig) -> None:
     transcoder = make_transcoder(nonlinearity).double()
-    inputs, targets = (part.double() for part in batches(1)[0])
+    inputs, targets = (tensor.double() for tensor in batches(1)[0])
     assert all(isinstance(layer, SparseFeatures) for layer in transcoder(inputs).features)
-    found, expected = (loss_of(transcoder, inputs, targets, densely=densely) for densely in (False, True))
-    torch.testing.assert_close(found, expected)
+    sparse_loss, dense_loss = (loss_of(transcoder, inputs, targets, densely=densely) for densely in (False, True))
+    torch.testing.assert_close(sparse_loss, dense_loss)
     parameters = dict(transcoder.named_parameters())
-    ours, dense = (torch.autograd.grad(loss, list(parameters.values())) for loss in (found, expected))
-    for name, one, other in zip(parameters, ours, dense, strict=True):
-        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+    sparse_gradients, dense_gradients = (
+        torch.autograd.grad(loss, list(parameters.values())) for loss in (sparse_loss, dense_loss)
+    )
+    for name, sparse, dense in zip(parameters, sparse_gradients, dense_gradients, strict=True):
+        torch.testing.assert_close(sparse, dense, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("across_layers", [False, True])
-def test_what_is_selected_is_written_densely_where_it_is_much(across_layers: bool) -> None:
-    many = BatchTopKConfig(k=40, across_layers=across_layers)
-    transcoder = make_transcoder(many).double()
-    inputs, targets = (part.double() for part in batches(1)[0])
+def test_selected_features_are_written_densely_if_they_are_many(across_layers: bool) -> None:
+    transcoder = make_transcoder(BatchTopKConfig(k=40, across_layers=across_layers)).double()
+    inputs, targets = (tensor.double() for tensor in batches(1)[0])
     features, (errors,), _ = transcoder.errors(inputs, targets)
     assert not any(isinstance(layer, SparseFeatures) for layer in features)
-    few = [SparseFeatures.from_dense(layer) for layer in features if isinstance(layer, torch.Tensor)]
-    expected = targets - transcoder.decode(few, inputs)
+    sparse = [SparseFeatures.from_dense(layer) for layer in features if isinstance(layer, torch.Tensor)]
+    expected = targets - transcoder.decode(sparse, inputs)
     torch.testing.assert_close(errors, expected)
-    assert 0.9 < sum(layer.density for layer in few) / (3 * 40 / 96) <= 1
-    found, other = (torch.autograd.grad(e.square().sum(), list(transcoder.W_dec)) for e in (errors, expected))
-    for one, two in zip(found, other, strict=True):
-        torch.testing.assert_close(one, two)
+    assert 0.9 < sum(layer.density for layer in sparse) / (3 * 40 / 96) <= 1
+    actual_gradients, expected_gradients = (
+        torch.autograd.grad(error.square().sum(), list(transcoder.W_dec)) for error in (errors, expected)
+    )
+    torch.testing.assert_close(actual_gradients, expected_gradients)
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=["topk", "jumprelu"])
 def test_loss_curves_of_the_sparse_and_the_dense_step_agree(nonlinearity: NonlinearityConfig) -> None:
     transcoder = make_transcoder(nonlinearity)
-    dense = curve(copy.deepcopy(transcoder), densely=True)
-    sparse = curve(transcoder, densely=False)
+    dense = loss_curve(copy.deepcopy(transcoder), densely=True)
+    sparse = loss_curve(transcoder, densely=False)
     assert sparse[-1] < 0.9 * sparse[0]
     torch.testing.assert_close(torch.tensor(sparse), torch.tensor(dense), rtol=1e-4, atol=0)
 

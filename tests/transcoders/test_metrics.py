@@ -1,4 +1,4 @@
-"""Streaming metrics equal those of all tokens at once; statistics standardise."""
+"""Metrics over batches equal those of all tokens at once, and statistics standardise activations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.refusals import refuses
 
 
 def whole_batch(transcoder: Transcoder, inputs: Tensor, targets: Tensor) -> tuple[list[float], Tensor]:
-    """FVU of each layer, and the density of each feature, of all tokens at once."""
+    """FVU of each layer and density of each feature, computed from all tokens at once."""
     features, reconstruction = transcoder(inputs)
     error = (reconstruction - targets).square().sum((0, 2))
     fvu = error / (targets - targets.mean(0)).square().sum((0, 2))
@@ -27,28 +27,28 @@ def whole_batch(transcoder: Transcoder, inputs: Tensor, targets: Tensor) -> tupl
 
 @pytest.mark.parametrize("name", ["clt", "molt"])
 @torch.no_grad()
-def test_numbers_of_batches_equal_those_of_the_whole(name: str) -> None:
+def test_metrics_over_batches_equal_those_of_all_tokens_at_once(name: str) -> None:
     transcoder = random_architecture(architecture(name, nonlinearity=BatchTopKConfig(k=5)))
     generator = torch.Generator().manual_seed(0)
     inputs, targets = (torch.randn(50, 3, 8, generator=generator) * 3 + 5 for _ in range(2))
     metrics = MetricsAccumulator(transcoder)
-    for part in torch.arange(50).split(7):
-        metrics.update(inputs[part], targets[part])
-    found = metrics.result()
+    for rows in torch.arange(50).split(7):
+        metrics.update(inputs[rows], targets[rows])
+    result = metrics.result()
     fvu, density = whole_batch(transcoder, inputs, targets)
-    assert found.tokens == metrics.tokens == 50
-    assert found.fvu_per_layer == pytest.approx(fvu, rel=1e-5)
-    assert found.l0_per_layer == pytest.approx(density.sum(1).tolist())
-    assert [layer.dead_share for layer in found.layers] == pytest.approx((density == 0).double().mean(1).tolist())
-    assert [layer.dense_share for layer in found.layers] == pytest.approx((density > 0.1).double().mean(1).tolist())
-    assert found.dead_share == pytest.approx(float((density == 0).double().mean()))
-    assert 0 < found.dead_share < found.dense_share < 1, "mistaking one for the other would be seen"
-    assert sum(found.density_histogram) == int((density > 0).sum())
+    assert result.tokens == metrics.tokens == 50
+    assert result.fvu_per_layer == pytest.approx(fvu, rel=1e-5)
+    assert result.l0_per_layer == pytest.approx(density.sum(1).tolist())
+    assert [layer.dead_share for layer in result.layers] == pytest.approx((density == 0).double().mean(1).tolist())
+    assert [layer.dense_share for layer in result.layers] == pytest.approx((density > 0.1).double().mean(1).tolist())
+    assert result.dead_share == pytest.approx(float((density == 0).double().mean()))
+    assert 0 < result.dead_share < result.dense_share < 1, "the test can tell the two shares apart"
+    assert sum(result.density_histogram) == int((density > 0).sum())
     torch.testing.assert_close(metrics.target_means().float(), targets.mean(0))
 
 
 @torch.no_grad()
-def test_a_transcoder_in_training_is_measured_as_at_inference_and_goes_on_training() -> None:
+def test_a_transcoder_in_training_mode_is_measured_in_inference_mode_and_stays_in_training_mode() -> None:
     transcoder = random_architecture(architecture("clt", nonlinearity=BatchTopKConfig(k=5)))
     inputs, targets = torch.randn(2, 30, 3, 8, generator=torch.Generator().manual_seed(0))
     fvu, _ = whole_batch(transcoder, inputs, targets)
@@ -58,7 +58,7 @@ def test_a_transcoder_in_training_is_measured_as_at_inference_and_goes_on_traini
     assert all(module.training for module in transcoder.modules())
 
 
-def test_the_dictionary_of_numbers_is_plain_and_complete() -> None:
+def test_the_dictionary_of_metrics_is_complete_and_json_can_hold_it() -> None:
     layers = (LayerMetrics(0.2, 3.0, 0.0, 0.5), LayerMetrics(0.4, 5.0, 0.5, 0.25))
     numbers = TranscoderMetrics(10, layers, (0,) * (len(DENSITY_EDGES) - 1)).as_dict()
     assert json.loads(json.dumps(numbers)) == numbers
@@ -68,11 +68,11 @@ def test_the_dictionary_of_numbers_is_plain_and_complete() -> None:
     assert (numbers["tokens"], numbers["worst_fvu"], numbers["worst_layer"], numbers["l0_total"]) == (10, 0.4, 1, 8.0)
 
 
-def test_standardised_activations_are_centred_with_mean_squared_norm_d() -> None:
+def test_standardised_activations_are_centred_with_mean_squared_norm_d_model() -> None:
     raw = torch.randn(400, 3, 5) * torch.tensor([0.1, 1.0, 30.0])[:, None] + 7
     estimator = StatisticsEstimator(3, 5)
-    for part in raw.split(90):
-        estimator.update(part)
+    for batch in raw.split(90):
+        estimator.update(batch)
     standardisation = Standardisation(3, 5)
     standardisation.set(estimator.statistics(), estimator.statistics())
     standard = standardisation.inputs(raw)
@@ -81,7 +81,7 @@ def test_standardised_activations_are_centred_with_mean_squared_norm_d() -> None
     torch.testing.assert_close(standardisation.targets(raw), standard)
 
 
-def test_no_token_is_an_error() -> None:
+def test_metrics_and_statistics_without_tokens_are_refused() -> None:
     with refuses(ValueError):
         MetricsAccumulator(random_architecture(architecture("clt"))).result()
     with refuses(ValueError):

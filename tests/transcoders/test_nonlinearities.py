@@ -1,4 +1,4 @@
-"""Each nonlinearity against its definition; straight-through gradients against their formula."""
+"""Nonlinearities equal their definitions, and straight-through gradients equal their formula."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ def apply(config: NonlinearityConfig, pre: torch.Tensor, *, training: bool = Fal
 
 
 def compete(nonlinearity: Nonlinearity, pre: torch.Tensor, norms: torch.Tensor) -> list[SparseFeatures]:
-    """What layers select from each other's pre-activations, (layer, batch, feature)."""
-    return nonlinearity.couple([nonlinearity.candidates(own, i, norms[i]) for i, own in enumerate(pre)], norms)
+    """The features that competing layers select from pre-activations of shape (layer, batch, feature)."""
+    candidates = [nonlinearity.candidates(of_layer, layer, norms[layer]) for layer, of_layer in enumerate(pre)]
+    return nonlinearity.couple(candidates, norms)
 
 
-def test_relu_keeps_what_is_positive() -> None:
+def test_relu_keeps_positive_preactivations() -> None:
     pre = torch.randn(5, 8)
     assert torch.equal(apply(ReLUConfig(), pre), pre.clamp(min=0))
 
 
-def test_jumprelu_keeps_what_exceeds_its_threshold_training_or_not() -> None:
+def test_jumprelu_keeps_preactivations_above_its_threshold_in_training_and_at_inference() -> None:
     pre = torch.randn(50, 8)
     expected = pre * (pre > 0.5)
     for training in (True, False):
@@ -47,11 +48,11 @@ def test_topk_equals_sorting() -> None:
 
 
 @pytest.mark.parametrize("n_features", [20, 64, 800])
-def test_the_largest_entries_are_found_in_groups_as_by_sorting(n_features: int) -> None:
+def test_the_largest_entries_found_in_groups_equal_those_found_by_sorting(n_features: int) -> None:
     values = torch.randn(7, n_features)
-    found = largest(values, 4)
-    assert torch.equal(values.gather(1, found.indices), found.values)
-    assert torch.equal(found.values.sort(dim=1, descending=True).values, values.topk(4, dim=1).values)
+    top = largest(values, 4)
+    assert torch.equal(values.gather(1, top.indices), top.values)
+    assert torch.equal(top.values.sort(dim=1, descending=True).values, values.topk(4, dim=1).values)
 
 
 def test_topk_never_activates_a_negative_preactivation() -> None:
@@ -59,7 +60,7 @@ def test_topk_never_activates_a_negative_preactivation() -> None:
 
 
 @pytest.mark.parametrize("to_pre", [True, False])
-def test_the_straight_through_gradients_of_jumprelu_are_the_formula(to_pre: bool) -> None:
+def test_the_straight_through_gradients_of_jumprelu_equal_the_formula(to_pre: bool) -> None:
     width, theta = 0.4, 0.5
     config = JumpReLUConfig(initial_threshold=theta, bandwidth=width, gradient_to_preactivation=to_pre)
     jump = JumpReLU(config, 1, 5)
@@ -74,23 +75,21 @@ def test_the_straight_through_gradients_of_jumprelu_are_the_formula(to_pre: bool
     torch.testing.assert_close(jump.log_threshold.grad[0], to_theta * theta)  # d theta / d log theta = theta
 
 
-def test_batchtopk_keeps_the_largest_of_the_batch() -> None:
+def test_batchtopk_keeps_the_largest_preactivations_of_the_batch() -> None:
     pre = torch.randn(10, 30)
-    kept = apply(BatchTopKConfig(k=3), pre, training=True)
+    features = apply(BatchTopKConfig(k=3), pre, training=True)
     smallest = pre.flatten().sort(descending=True).values[29]
-    torch.testing.assert_close(kept, pre * (pre >= smallest))
+    torch.testing.assert_close(features, pre * (pre >= smallest))
 
 
 def test_batchtopk_across_layers_ranks_by_activation_times_decoder_norm() -> None:
     torch.manual_seed(0)
     nonlinearity = make_nonlinearity(BatchTopKConfig(k=2, across_layers=True), 3, 12).train()
     pre, norms = torch.randn(3, 5, 12), torch.rand(3, 12) + 0.1
-    selected = nonlinearity.couple(
-        [nonlinearity.candidates(pre[layer], layer, norms[layer]) for layer in range(3)], norms
-    )
+    selected = compete(nonlinearity, pre, norms)
     scores = pre.clamp(min=0) * norms[:, None]
     smallest = scores.flatten().sort(descending=True).values[2 * 5 * 3 - 1]
-    torch.testing.assert_close(torch.stack([s.dense() for s in selected]), pre * (scores >= smallest))
+    torch.testing.assert_close(torch.stack([layer.dense() for layer in selected]), pre * (scores >= smallest))
 
 
 def test_at_inference_a_tokens_features_do_not_depend_on_its_batch() -> None:
@@ -99,15 +98,15 @@ def test_at_inference_a_tokens_features_do_not_depend_on_its_batch() -> None:
         nonlinearity.select(torch.randn(40, 30), 0)
     nonlinearity.eval()
     pre = torch.randn(10, 30)
-    whole = nonlinearity.select(pre, 0).dense()
-    assert torch.equal(whole[3:4], nonlinearity.select(pre[3:4], 0).dense())
+    of_batch = nonlinearity.select(pre, 0).dense()
+    assert torch.equal(of_batch[3:4], nonlinearity.select(pre[3:4], 0).dense())
     assert 1.5 < (nonlinearity.select(torch.randn(400, 30), 0).dense() > 0).sum(1).float().mean() < 6
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8, 0.99])
 @pytest.mark.parametrize("across_layers", [False, True])
 def test_batchtopk_thresholds_are_running_means_of_the_smallest_selected(momentum: float, across_layers: bool) -> None:
-    """Estimate = momentum * estimate + (1 - momentum) * what this batch used; the first batch sets it."""
+    """Each batch sets mean = momentum * mean + (1 - momentum) * its smallest score; the first sets mean = score."""
     config = BatchTopKConfig(k=2, across_layers=across_layers, threshold_momentum=momentum)
     nonlinearity = BatchTopK(config, 1, 12).train()
     generator = torch.Generator().manual_seed(0)
@@ -121,37 +120,35 @@ def test_batchtopk_thresholds_are_running_means_of_the_smallest_selected(momentu
         else:
             nonlinearity.select(pre[0], 0)
         assert nonlinearity.thresholds.flatten().tolist() == pytest.approx([expected] * 12, rel=1e-5)
-    kept = nonlinearity.eval().select(pre[0], 0).dense()
-    torch.testing.assert_close(kept, pre[0] * (pre[0] > expected))
+    features = nonlinearity.eval().select(pre[0], 0).dense()
+    torch.testing.assert_close(features, pre[0] * (pre[0] > expected))
 
 
 def test_across_layers_a_small_preactivation_with_a_large_decoder_wins() -> None:
-    """The largest score of all has the smallest pre-activation of its layer: ranking layers first would lose it."""
+    """The largest score has the smallest pre-activation of its layer, so a ranking of pre-activations loses it."""
     nonlinearity = make_nonlinearity(BatchTopKConfig(k=1, across_layers=True), 2, 6).train()
     pre = torch.tensor([[[1.0, 2.0, 3.0, 4.0, 5.0, 0.1]], [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]])
     norms = torch.ones(2, 6)
     norms[0, 5] = 100
-    selected = nonlinearity.couple(
-        [nonlinearity.candidates(pre[layer], layer, norms[layer]) for layer in range(2)], norms
-    )
+    selected = compete(nonlinearity, pre, norms)
     assert selected[0].features.tolist() == [5]
     assert selected[1].features.tolist() == [5]
 
 
-def test_across_layers_inference_follows_one_threshold_on_scores() -> None:
+def test_across_layers_inference_uses_one_threshold_on_scores() -> None:
     nonlinearity = BatchTopK(BatchTopKConfig(k=2, across_layers=True), 3, 12).train()
     pre, norms = torch.randn(3, 50, 12), torch.rand(3, 12) + 0.1
-    selected = nonlinearity.couple(
-        [nonlinearity.candidates(pre[layer], layer, norms[layer]) for layer in range(3)], norms
-    )
-    nonlinearity.thresholds.mul_(1 - 1e-5)  # the smallest selected score is the threshold itself
+    selected = compete(nonlinearity, pre, norms)
+    nonlinearity.thresholds.mul_(1 - 1e-5)  # otherwise the smallest selected score equals the threshold
     nonlinearity.eval()
     for layer in range(3):
         assert torch.equal(nonlinearity.select(pre[layer], layer).features, selected[layer].features)
 
 
 @pytest.mark.parametrize("config", [TopKConfig, BatchTopKConfig])
-def test_k_moves_linearly_and_arrives(config: type[TopKConfig] | type[BatchTopKConfig]) -> None:
+def test_k_moves_linearly_from_initial_k_and_reaches_its_value(
+    config: type[TopKConfig] | type[BatchTopKConfig],
+) -> None:
     settings = config(k=4, initial_k=20, anneal_share=0.5)
     assert [annealed_k(settings, share) for share in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)] == [20, 16, 12, 4, 4, 4]
     assert annealed_k(config(k=4), 0.0) == 4
@@ -164,7 +161,7 @@ def test_k_moves_linearly_and_arrives(config: type[TopKConfig] | type[BatchTopKC
 
 
 @pytest.mark.parametrize("config", [ReLUConfig(), JumpReLUConfig(initial_threshold=0.5), BatchTopKConfig(k=3)], ids=str)
-def test_rescaled_thresholds_select_the_same(config: NonlinearityConfig) -> None:
+def test_rescaled_thresholds_select_the_same_features(config: NonlinearityConfig) -> None:
     pre, factors = torch.randn(40, 12), torch.rand(1, 12) + 0.5
     nonlinearity = make_nonlinearity(config, 1, 12).train()
     nonlinearity.select(pre, 0)

@@ -1,4 +1,4 @@
-"""Sparse features are dense ones without their zeros."""
+"""Sparse features hold the same numbers as dense ones, without the zeros."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_counts_and_weights_agree_between_the_two_forms() -> None:
     torch.testing.assert_close(weighted(sparse, weights).sum(), weighted(codes, weights).sum())
 
 
-def test_what_is_known_of_entries_serves_every_value_put_there() -> None:
+def test_the_transposed_entries_are_computed_once_for_all_values() -> None:
     sparse = SparseFeatures.from_dense(random_codes(7, 9, 0.4))
-    other = sparse.with_values(2 * sparse.values)
-    assert other.transposed is sparse.transposed
+    doubled = sparse.with_values(2 * sparse.values)
+    assert doubled.transposed is sparse.transposed
     transposed = sparse.transposed
     assert transposed.features.tolist() == sorted(sparse.features.tolist())
-    back = torch.zeros(9, 7)
-    back[transposed.features, transposed.rows] = other.values[transposed.order]
-    assert torch.equal(back, 2 * sparse.dense().T)
+    dense = torch.zeros(9, 7)
+    dense[transposed.features, transposed.rows] = doubled.values[transposed.order]
+    assert torch.equal(dense, 2 * sparse.dense().T)
     assert sparse.density == len(sparse.values) / 63

@@ -38,10 +38,9 @@ def test_preactivations_have_the_gradients_of_the_dense_product_at_the_selected_
     (sparse,) = preactivations(inputs[:, None], weight[None], bias[None], [selected])
     torch.testing.assert_close(sparse, dense[selected.rows, selected.features])
     direction = torch.randn_like(sparse)
-    found = torch.autograd.grad((sparse * direction).sum(), [inputs, weight, bias])
+    actual = torch.autograd.grad((sparse * direction).sum(), [inputs, weight, bias])
     expected = torch.autograd.grad((dense[selected.rows, selected.features] * direction).sum(), [inputs, weight, bias])
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_a_silent_layer_writes_nothing_and_keeps_its_shape() -> None:
@@ -51,7 +50,7 @@ def test_a_silent_layer_writes_nothing_and_keeps_its_shape() -> None:
 
 @pytest.mark.parametrize("d_model", [5, 96, 512])
 def test_sums_of_products_and_tensors_equal_dense_sums_with_their_gradients(d_model: int) -> None:
-    """At 96 columns and above a table is taken in blocks of columns, at 512 in two of each target."""
+    """A table of 512 columns per target is read in several blocks of columns, a narrower one in one block."""
     offsets, dense_written = torch.randn(9, 3, d_model).double(), torch.randn(9, 2, d_model).double()
     table, second = (torch.randn(20, reach, d_model).double().requires_grad_() for reach in (3, 1))
     codes = [random_codes(9, 20, 0.2, seed=seed).double().requires_grad_() for seed in range(2)]
@@ -59,24 +58,26 @@ def test_sums_of_products_and_tensors_equal_dense_sums_with_their_gradients(d_mo
 
     first, last = (SparseFeatures.from_mask(code, code != 0) for code in codes)
     written = sum_written([Product(first, table), dense_written, Product(last, second)], offsets)
-    found = written.added_to(offsets.clone())
+    actual = written.added_to(offsets.clone())
     expected = offsets + torch.einsum("bf,ftd->btd", codes[0], table)
     expected = expected + functional.pad(dense_written, (0, 0, 1, 0))
     expected = expected + functional.pad(torch.einsum("bf,ftd->btd", codes[1], second), (0, 0, 2, 0))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
     direction = torch.randn_like(expected)
-    ours, theirs = (torch.autograd.grad((total * direction).sum(), leaves) for total in (found, expected))
-    for one, other, leaf in zip(ours, theirs, leaves, strict=True):
+    sparse_gradients, dense_gradients = (
+        torch.autograd.grad((total * direction).sum(), leaves) for total in (actual, expected)
+    )
+    for sparse, dense, leaf in zip(sparse_gradients, dense_gradients, leaves, strict=True):
         active = leaf != 0 if leaf is codes[0] or leaf is codes[1] else torch.ones_like(leaf, dtype=torch.bool)
-        torch.testing.assert_close(one[active], other[active])
+        torch.testing.assert_close(sparse[active], dense[active])
 
 
-def test_what_was_written_is_added_or_taken_away_in_place() -> None:
-    start, parts = torch.zeros(1, 2, 3), torch.rand(1, 2, 3)
-    written = sum_written([parts], start)
+def test_the_sum_is_added_or_subtracted_in_place() -> None:
+    start, contribution = torch.zeros(1, 2, 3), torch.rand(1, 2, 3)
+    written = sum_written([contribution], start)
     assert written.taken_from(start) is start
-    assert torch.equal(start, -parts)
+    assert torch.equal(start, -contribution)
     assert torch.equal(written.added_to(start), torch.zeros(1, 2, 3))
 
 
@@ -88,7 +89,7 @@ def test_gradients_of_a_product_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(row_norms, (table,))
 
 
-def test_norms_of_silent_rows_have_no_gradient() -> None:
+def test_rows_of_norm_zero_get_no_gradient_through_their_norms() -> None:
     table = torch.zeros(2, 1, 3, requires_grad=True)
     row_norms(table).sum().backward()
     assert table.grad is not None
@@ -109,15 +110,16 @@ def test_low_precision_codes_are_written_in_the_precision_of_the_table() -> None
     torch.testing.assert_close(written, torch.einsum("bf,ftd->btd", codes.float(), table))
 
 
-def test_gradients_in_low_precision_take_the_other_operation_and_agree() -> None:
+def test_gradients_in_bfloat16_which_another_operation_computes_agree_with_float32() -> None:
     codes = random_codes(12, 9, 0.5)
     table, direction = torch.randn(9, 2, 512), torch.randn(12, 2, 512)
 
     def gradients(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         sparse = SparseFeatures.from_dense(codes)
-        values, own = sparse.values.to(dtype).requires_grad_(), table.to(dtype).requires_grad_()
-        return torch.autograd.grad((write(sparse.with_values(values), own) * direction.to(dtype)).sum(), [values, own])
+        leaves = sparse.values.to(dtype).requires_grad_(), table.to(dtype).requires_grad_()
+        written = write(sparse.with_values(leaves[0]), leaves[1])
+        return torch.autograd.grad((written * direction.to(dtype)).sum(), leaves)
 
-    for low, exact in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
-        assert low.dtype == torch.bfloat16
-        assert (low - exact).norm() < 0.01 * exact.norm()
+    for low_precision, exact in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
+        assert low_precision.dtype == torch.bfloat16
+        assert (low_precision - exact).norm() < 0.01 * exact.norm()
