@@ -104,7 +104,7 @@ class CrossLayerConfig:
     language_model: str | None = None
     """Name of the language model that the transcoder is trained for; None if unknown."""
     use_first_position: bool = False
-    """Train and use features at a text's first position too, where activations are massive and hold no text."""
+    """Train and use features at the first position too, where activations are massive and independent of the text."""
 
     def __post_init__(self) -> None:
         if self.reach is not None and not 1 <= self.reach <= self.n_layers:
@@ -149,7 +149,7 @@ class MoltConfig:
     language_model: str | None = None
     """Name of the language model that the transcoder is trained for; None if unknown."""
     use_first_position: bool = False
-    """Train and use features at a text's first position too, where activations are massive and hold no text."""
+    """Train and use features at the first position too, where activations are massive and independent of the text."""
 
     def __post_init__(self) -> None:
         if not self.ranks or len(self.ranks) != len(self.counts) or min(*self.ranks, *self.counts) < 1:

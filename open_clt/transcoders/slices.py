@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
     @torch.no_grad()
     def draw(self, rows: Float[Tensor, "feature *row"], bound: float, generator: torch.Generator) -> None:
-        """Fill the rows of this slice's features with the values that U(+-bound) gives them in the whole table."""
+        """Draw a table from U(+-bound), in place; a slice gets the rows that its features have in the whole table."""
         if self.shards == 1:
             rows.uniform_(-bound, bound, generator=generator)
             return
