@@ -1,1 +1,1 @@
-"""Attribution graphs: what caused what in one forward pass, through a transcoder's features."""
+"""Attribution: computing the graph of features and edges that explains a model's output on a prompt."""

@@ -1,12 +1,13 @@
-"""Rows of an attribution, without autograd: the linear path, walked down from each target by the adjoint of each step.
+"""The adjoint walk: rows of an attribution, computed by walking down from each target, without autograd.
 
 A target is a linear function of the residual stream at one level and position: a feature's encoder row, or an
-unembedding direction through the final norm. Walking down, the function ("cotangent") spreads over earlier positions
-through the attention's adjoint; at every level its products with what is added there are the target's edges (Ameisen et
-al., 2025, "Attribution graphs"; the adjoint is written out in ``LinearBlock.attention_adjoint``).
+unembedding direction through the final norm. This function (the "cotangent") is carried down the frozen, linear model
+by the adjoint of each step. Attention's adjoint spreads the cotangent over earlier positions. At every level, the
+products of the cotangent with the vectors that are added to the stream there are the target's edges (Ameisen et al.,
+2025, "Attribution graphs"; ``LinearBlock.attention_adjoint`` writes the adjoint out).
 
-Targets that look at nearby positions share a batch, so that no position after the last of them is computed, and enter
-the walk at their own level.
+Targets at nearby positions share a batch, so that positions after the last target are not computed. Each target enters
+the walk at its own level.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from open_clt.attribution.sources import Sources
 
 _BATCH_NUMBERS = 2**24
-"""Numbers in one batch's cotangents (64 MB in float32); the walk needs a few times as much."""
+"""Largest number of entries in one batch's cotangents (64 MB in float32); the walk needs a few times as much memory."""
 
 
 @final
@@ -32,19 +33,21 @@ class Seeds:
     """Targets as linear functions of the residual stream."""
 
     level: Int[Tensor, "target"]
-    """Where the function looks: what block ``level`` encodes, or, at ``n_layers``, the stream after the last block."""
+    """Level at which each function reads: block ``level``'s encoder input, or the final stream for ``n_layers``."""
     position: Int[Tensor, "target"]
+    """Position at which each function reads."""
     cotangent: Float[Tensor, "target d_model"]
+    """Coefficients of each function."""
     bias: Float[Tensor, "target"]
-    """Constant that enters after the last block: the final norm's bias and the unembedding's."""
+    """Constant that the biases of the final norm and of the unembedding add to each target."""
     total: Float[Tensor, "target"]
-    """What a complete row adds up to."""
+    """Value that the entries of each target's complete row add up to."""
 
     def __len__(self) -> int:
         return self.level.shape[0]
 
     def __getitem__(self, chosen: Tensor) -> Seeds:
-        """Some of the targets."""
+        """The chosen targets."""
         return Seeds(
             self.level[chosen],
             self.position[chosen],
@@ -55,38 +58,40 @@ class Seeds:
 
 
 class Batch(NamedTuple):
-    """Rows of some targets, dense."""
+    """The dense rows of one batch of targets."""
 
     targets: Int[Tensor, "target"]
+    """Indices of the batch's targets among all seeds."""
     rows: Float[Tensor, "target column"]
+    """Row of each target in the batch."""
 
 
 def feature_seeds(sources: Sources, layer: Tensor, position: Tensor, index: Tensor) -> Seeds:
-    """Features as targets: encoder rows, through the frozen norm if the encoder reads the normalised stream.
+    """Seeds of features: their encoder rows, taken through the frozen norm if the encoder reads the normalised stream.
 
-    The total is ``pre - b_enc``; the features need not be active.
+    Each total is the pre-activation without the encoder bias. The features do not have to be active.
     """
     cotangent = sources.errors.new_empty(layer.shape[0], sources.path.d_model)
     total = sources.errors.new_empty(layer.shape[0])
-    for number in layer.unique().tolist():
-        chosen = layer == number
-        rows, where = sources.encoder_rows(number, index[chosen]), position[chosen]
-        total[chosen] = (rows * sources.path.inputs[number, where]).sum(-1)
-        reader = sources.path.blocks[number].reader
-        cotangent[chosen] = rows if reader is None else reader.adjoint_at(rows, where)
+    for level in layer.unique().tolist():
+        chosen = layer == level
+        rows, positions = sources.encoder_rows(level, index[chosen]), position[chosen]
+        total[chosen] = (rows * sources.path.inputs[level, positions]).sum(-1)
+        reader = sources.path.blocks[level].reader
+        cotangent[chosen] = rows if reader is None else reader.adjoint_at(rows, positions)
     return Seeds(layer, position, cotangent, torch.zeros_like(total), total)
 
 
 def attribute_rows(sources: Sources, seeds: Seeds, *, batch_size: int) -> Iterator[Batch]:
-    """Rows of all seeds, some at a time: neighbours in position share a batch, ``batch_size`` of them at most."""
+    """Rows of all seeds, in batches of at most ``batch_size`` seeds at neighbouring positions."""
     order = torch.argsort(seeds.position, stable=True)
     positions = seeds.position[order].tolist()
     start = 0
     while start < len(positions):
-        # Every seed of a batch is walked over all positions up to the last one's: a batch must not span many.
-        limit = positions[start] + max(2, positions[start] // 4)
-        most = min(batch_size, max(1, _BATCH_NUMBERS // ((limit + 1) * sources.path.d_model)))
-        end = min(bisect_right(positions, limit), start + most)
+        # Every seed is walked over all positions up to its batch's last position, so a batch must not span many.
+        last_position = positions[start] + max(2, positions[start] // 4)
+        size = min(batch_size, max(1, _BATCH_NUMBERS // ((last_position + 1) * sources.path.d_model)))
+        end = min(bisect_right(positions, last_position), start + size)
         chosen = order[start:end]
         chosen = chosen[torch.argsort(seeds.level[chosen], descending=True, stable=True)]
         yield Batch(chosen, _walk(sources, seeds[chosen]))
@@ -94,26 +99,26 @@ def attribute_rows(sources: Sources, seeds: Seeds, *, batch_size: int) -> Iterat
 
 
 def _walk(sources: Sources, seeds: Seeds) -> Float[Tensor, "target column"]:
-    """Rows of some seeds, highest level first."""
-    every = torch.arange(len(seeds), device=seeds.level.device)
+    """Rows of one batch of seeds, which are sorted by level, highest first."""
+    every_row = torch.arange(len(seeds), device=seeds.level.device)
     cotangents = sources.errors.new_zeros(len(seeds), int(seeds.position.max()) + 1, sources.path.d_model)
-    cotangents[every, seeds.position] = seeds.cotangent
+    cotangents[every_row, seeds.position] = seeds.cotangent
     entries = torch.where(seeds.level < sources.n_layers, read_by(seeds.level), before(seeds.level))
     rows = walk(sources, cotangents, entries, positions=seeds.position)
-    _grid(rows, sources.columns.biases, sources.path.n_positions)[every, -1, seeds.position] += seeds.bias
+    _grid(rows, sources.columns.biases, sources.path.n_positions)[every_row, -1, seeds.position] += seeds.bias
     return rows
 
 
-Place = TypeVar("Place", int, Tensor)
+Level = TypeVar("Level", int, Tensor)
 
 
-def before(level: Place) -> Place:
-    """Where a cotangent may enter the walk: the stream before block ``level`` (``n_layers``: after the last)."""
+def before(level: Level) -> Level:
+    """The entry of a cotangent that reads the stream before block ``level``, or after the last block (``n_layers``)."""
     return 2 * level
 
 
-def read_by(level: Place) -> Place:
-    """Where a cotangent may enter the walk: what the encoder of block ``level`` reads."""
+def read_by(level: Level) -> Level:
+    """The entry of a cotangent that reads the encoder input of block ``level``."""
     return 2 * level + 1
 
 
@@ -125,47 +130,47 @@ def walk(
     positions: Int[Tensor, "target"] | None = None,
     through_attention: bool = True,
 ) -> Float[Tensor, "target column"]:
-    """Products of linear functions of the stream with everything that is added below their entries.
+    """Products of linear functions of the stream with every vector that is added to the stream below their entries.
 
-    ``entries`` (``before`` or ``read_by``) descend, so that those that have entered are always the first ones.
-    ``cotangents`` are overwritten. If each enters at one position, ``positions`` says so, and its first attention is
-    cheap. ``through_attention=False`` follows the residual stream (and skip paths) alone; attention's biases are met
-    all the same.
+    ``entries`` come from ``before`` or ``read_by`` and must descend, so that the cotangents that have entered the walk
+    are always the first ones. ``cotangents`` are overwritten. ``positions`` is given if each cotangent enters at a
+    single position; the first attention on its way is then cheaper. With ``through_attention=False`` the walk follows
+    only the residual stream and the skip paths, but still includes attention's biases.
     """
     rows = sources.errors.new_zeros(cotangents.shape[0], sources.n_columns)
-    spread = 0  # those that attention has spread over positions: again the first ones
+    spread = 0  # how many cotangents attention has spread over positions; they are the first ones
     for level in reversed(range(sources.n_layers)):
         parallel = sources.path.blocks[level].parallel
         above = int((entries >= before(level + 1)).sum())
         attended = above if parallel else int((entries >= read_by(level)).sum())
-        _meet_mlp(sources, level, cotangents[:above], rows[:above])
+        _add_mlp(sources, level, cotangents[:above], rows[:above])
         skipped = _skipped(sources, level, cotangents[:above])
         if skipped is not None and not parallel:
             cotangents[:above] += skipped
-        _meet_attention_bias(sources, level, cotangents[:attended], rows[:attended])
+        _add_attention_bias(sources, level, cotangents[:attended], rows[:attended])
         if through_attention:
             single = entries[:0] if positions is None else positions[spread:attended]
             _attend(sources, level, cotangents[:attended], single, rows[:attended])
             spread = attended
         if skipped is not None and parallel:
             cotangents[:above] += skipped
-    _meet_embeddings(sources, rows, cotangents, sources.path.embedding, sources.path.positional)
+    _add_embeddings(sources, rows, cotangents, sources.path.embedding, sources.path.positional)
     return rows
 
 
-def _meet_mlp(
+def _add_mlp(
     sources: Sources,
     level: int,
     cotangents: Float[Tensor, "target position d_model"],
     rows: Float[Tensor, "target column"],
 ) -> None:
-    """Products with what is added after one block: features, errors and decoder bias, or a whole MLP output."""
+    """Add the products with a block's features, errors and decoder bias, or with its whole MLP output, to the rows."""
     first, positions, columns = sources.first, cotangents.shape[1], sources.columns
     written, spans = sources.written(level)
     begin = 0
     for position, span in enumerate(spans[:positions]):
         end = begin + span.stop - span.start
-        # Other levels have their own terms in the same columns: a feature writes to many layers.
+        # A feature writes to several layers, so other levels add terms to the same columns.
         rows[:, span] += cotangents[:, position] @ written[begin:end].T
         begin = end
     used = cotangents[:, first:]
@@ -178,13 +183,13 @@ def _meet_mlp(
         _grid(rows, columns.mlp_outputs, first)[:, level] = whole
 
 
-def _meet_attention_bias(
+def _add_attention_bias(
     sources: Sources,
     level: int,
     cotangents: Float[Tensor, "target position d_model"],
     rows: Float[Tensor, "target column"],
 ) -> None:
-    """Products with the biases that attention adds."""
+    """Add the products with attention's biases to the rows."""
     positions = cotangents.shape[1]
     bias = torch.einsum("bpd,pd->bp", cotangents, sources.attention_bias[level, :positions])
     _grid(rows, sources.columns.biases, sources.path.n_positions)[:, level, :positions] += bias
@@ -194,35 +199,35 @@ def _attend(
     sources: Sources,
     level: int,
     cotangents: Float[Tensor, "target position d_model"],
-    single: Int[Tensor, "some"],
+    single: Int[Tensor, "single"],
     rows: Float[Tensor, "target column"],
 ) -> None:
-    """Add the cotangents' way back through one attention layer; the last ones look at ``single`` positions.
+    """Add the adjoint of one attention layer to the cotangents, the last of which read only one position each.
 
-    Under the first attention there are the embeddings alone: their products are taken with its values, which spares
-    half of the way.
+    ``single`` holds these positions. Below the first attention layer only the embeddings remain, so the products are
+    taken between the attention's values and the embeddings; this saves half of the computation.
     """
     block, path, length = sources.path.blocks[level], sources.path, cotangents.shape[1]
-    first = cotangents.shape[0] - single.shape[0]
-    many, few = cotangents[:first], cotangents[first:]
-    looking = few[torch.arange(single.shape[0], device=single.device), single]
+    n_spread = cotangents.shape[0] - single.shape[0]
+    spread, entered = cotangents[:n_spread], cotangents[n_spread:]
+    at_single = entered[torch.arange(single.shape[0], device=single.device), single]
     if level:
-        many += block.attention_adjoint(many)
-        few += block.attention_adjoint_at(looking, single, length)
+        spread += block.attention_adjoint(spread)
+        entered += block.attention_adjoint_at(at_single, single, length)
         return
-    values = torch.cat([block.values_adjoint(many), block.values_adjoint_at(looking, single, length)])
+    values = torch.cat([block.values_adjoint(spread), block.values_adjoint_at(at_single, single, length)])
     positional = None if path.positional is None else block.values_of(path.positional[:length])
-    _meet_embeddings(sources, rows, values, block.values_of(path.embedding[:length]), positional)
+    _add_embeddings(sources, rows, values, block.values_of(path.embedding[:length]), positional)
 
 
-def _meet_embeddings(
+def _add_embeddings(
     sources: Sources,
     rows: Float[Tensor, "target column"],
     functions: Float[Tensor, "target position width"],
-    embedding: Float[Tensor, "seen width"],
-    positional: Float[Tensor, "seen width"] | None,
+    embedding: Float[Tensor, "embedded width"],
+    positional: Float[Tensor, "embedded width"] | None,
 ) -> None:
-    """Products with the embeddings, or with the values that the first attention makes of them."""
+    """Add the products with the embeddings, or with the first attention's values of them, to the rows."""
     columns, length = sources.columns, functions.shape[1]
     rows[:, columns.embeddings][:, :length] += torch.einsum("bpd,pd->bp", functions, embedding[:length])
     if positional is not None:
@@ -230,7 +235,7 @@ def _meet_embeddings(
 
 
 def add_skipped(sources: Sources, level: int, cotangents: Float[Tensor, "target position d_model"]) -> None:
-    """Add the cotangents' way back along a block's skip path, from what it writes to what the encoder reads."""
+    """Add the adjoint of a block's skip path, from the MLP's output back to the encoder's input, to the cotangents."""
     skipped = _skipped(sources, level, cotangents)
     if skipped is not None:
         cotangents += skipped
@@ -239,16 +244,16 @@ def add_skipped(sources: Sources, level: int, cotangents: Float[Tensor, "target 
 def _skipped(
     sources: Sources, level: int, cotangents: Float[Tensor, "target position d_model"]
 ) -> Float[Tensor, "target position d_model"] | None:
-    """The cotangents' way back along a block's skip path, if it has one."""
+    """The adjoint of a block's skip path applied to the cotangents, or None without a skip path."""
     if sources.W_skip is None:
         return None
     first, reader = sources.first, sources.path.blocks[level].reader
     skipped = cotangents @ sources.W_skip[level]
     skipped = skipped if reader is None else reader.adjoint(skipped)
-    skipped[:, :first] = 0  # features are not used there, and neither is their skip path
+    skipped[:, :first] = 0  # neither features nor skip paths are used at these positions
     return skipped
 
 
 def _grid(rows: Float[Tensor, "target column"], columns: slice, width: int) -> Float[Tensor, "target layer position"]:
-    """Columns of a (layer, position) kind as a grid: a view."""
+    """A view of the columns of one kind as a grid of layers and positions."""
     return rows[:, columns].unflatten(1, (-1, width))

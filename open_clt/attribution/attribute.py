@@ -1,14 +1,15 @@
-"""Attribution: from a prompt to the graph of what caused what.
+"""Attribution: from a prompt to its attribution graph.
 
-1. One forward pass freezes the model on the prompt: attention patterns, norm denominators, active features (local
-   replacement model, Ameisen et al., 2025).
+1. One forward pass freezes the model on the prompt: attention patterns, norm denominators and active features are held
+   at their values (the local replacement model of Ameisen et al., 2025).
 2. The targets (by default the likeliest next tokens) and the active features become rows: each is a linear function of
-   the residual stream, walked down with explicit adjoints (``adjoint.py``).
-3. With a budget, rows are computed for the features that matter most, found as the graph grows; features that were
-   never explored are folded into the error node of their layer and position, so that the scores stay honest.
+   the residual stream, which is walked down with explicit adjoints (``adjoint.py``).
+3. With a budget, rows are computed only for the features with the most influence, which are found as the graph grows.
+   The other features are folded into the error node of their layer and position, so that the scores count them as
+   unexplained.
 4. Rows and columns become an ``AttributionGraph``.
 
-``attribute_all`` does this for one prompt after another.
+``attribute_all`` does this for several prompts.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class AttributionSettings(TypedDict, total=False):
-    """The settings of ``attribute`` as keyword arguments of those who hand them on."""
+    """The keyword arguments of ``attribute``, for functions that pass them on."""
 
     targets: Target | Sequence[Target] | None
     max_feature_nodes: int | None
@@ -69,19 +70,20 @@ def attribute(
 ) -> AttributionGraph:
     """Explain a model's prediction by the transcoder's features: every edge into every target and active feature.
 
-    ``prompt`` is a text (BOS is put before it) or tokens as they are. ``targets`` default to the fewest likeliest
-    tokens that hold ``logit_probability``, ``max_logits`` at most. ``max_feature_nodes`` bounds how many features are
-    attributed. A complete graph's rows add up to each target's total; a ``compatible`` one leaves out positional
-    embeddings, biases and the MLP outputs of the first position, and equals circuit-tracer's. Features are not used at
-    the first position unless the transcoder's config says ``use_first_position``. ``batch_size`` is a matter of memory
-    and speed only.
+    ``prompt`` is a text, to which BOS is prepended, or tokens, which are used unchanged. By default, ``targets`` are
+    the likeliest next tokens: as few as hold ``logit_probability`` together, and at most ``max_logits``.
+    ``max_feature_nodes`` is the budget: the largest number of features that are attributed. The rows of a complete
+    graph add up to each target's total. A ``compatible`` graph leaves out positional embeddings, biases and the MLP
+    outputs of the first position, and equals circuit-tracer's graph. Features are not used at the first position
+    unless the transcoder's config says ``use_first_position``. ``batch_size`` affects memory and speed only.
 
-    Memory beyond the model's and the transcoder's is bounded by the budget and the batch: 4 bytes at most for every
-    attributed row and column, a few times 64 MB for a batch, at most 512 MB of decoder rows, and the graph's edges
-    (GPT-2's shape: 0.3 GB for 1,024 features on 24 tokens, 0.9 GB for 2,048 on 128; ``benchmarks/attribution.py``).
+    The memory needed beyond the model and the transcoder is bounded by the budget and the batch size: at most 4 bytes
+    for each entry of a row, a few times 64 MB for a batch, at most 512 MB of decoder rows, and the graph's edges. With
+    GPT-2's shape this is 0.3 GB for 1,024 features on 24 tokens, and 0.9 GB for 2,048 features on 128 tokens
+    (``benchmarks/attribution.py``).
 
-    Raises ConfigError if the transcoder does not fit the model, AttributionError if prompt, targets and transcoder do
-    not fit together, and LanguageModelError if the model is not linear once frozen.
+    Raises ConfigError if the transcoder does not fit the model, AttributionError if the prompt, the targets or the
+    transcoder cannot be used, and LanguageModelError if the frozen model is not linear.
     """
     tokens = _tokens(model, prompt)
     transcoder = attributable(transcoder)
@@ -92,8 +94,8 @@ def attribute(
     if not sources.features.value.numel():
         raise AttributionError("No feature is active on this prompt; use another prompt, or a transcoder that fires.")
     default = SalientLogits(max_count=max_logits, probability=logit_probability)
-    wanted = [default] if targets is None else list(targets) if isinstance(targets, Sequence) else [targets]
-    resolved = resolve_targets(model, sources, wanted)
+    requested = [default] if targets is None else list(targets) if isinstance(targets, Sequence) else [targets]
+    resolved = resolve_targets(model, sources, requested)
     explored = explore(sources, resolved, max_feature_nodes, batch_size=batch_size, compatible=compatible)
     logger.info("attributed %d of %d active features", int(explored.mask.sum()), explored.mask.shape[0])
     settings = GraphSettings(
@@ -102,19 +104,8 @@ def attribute(
         use_first_position=transcoder.config.use_first_position,
         batch_size=batch_size,
     )
-    info = GraphInfo(
-        model=model.name,
-        transcoder=transcoder.config.language_model,
-        prompt=prompt if isinstance(prompt, str) else model.decode(tokens),
-        tokens=tuple(tokens.tolist()),
-        token_strings=tuple(model.token_strings(tokens)),
-        target_names=resolved.names,
-        n_layers=model.n_layers,
-        n_active_features=explored.mask.shape[0],
-        compatible=compatible,
-        settings=settings,
-        versions=_versions(),
-    )
+    text = prompt if isinstance(prompt, str) else model.decode(tokens)
+    info = _info(model, sources, prompt=text, target_names=resolved.names, compatible=compatible, settings=settings)
     return _graph(sources, resolved, explored, info)
 
 
@@ -126,62 +117,67 @@ def attribute_all(
     progress: bool = True,
     **settings: Unpack[AttributionSettings],
 ) -> Iterator[AttributionGraph]:
-    """Graphs of several prompts, each computed when it is asked for, with a progress bar in a terminal or notebook.
+    """Yield the graph of each prompt as soon as it is computed; shows a progress bar in a terminal or notebook.
 
-    ``settings`` are those of ``attribute``, the same for all. Every prompt's tokens are checked before the first is
-    attributed. Raises AttributionError that names the prompt.
+    ``settings`` are the keyword arguments of ``attribute``, and hold for all prompts. The tokens of all prompts are
+    checked before the first prompt is attributed. Raises an AttributionError that names the prompt.
     """
     if isinstance(prompts, str):
-        raise AttributionError(f"prompts is one string, {prompts[:40]!r}; give a list of prompts.")
-    for number, prompt in enumerate(prompts):
-        with _naming(number, prompts):
+        raise AttributionError(f"prompts is a single string, {prompts[:40]!r}; give a list of prompts.")
+    for index, prompt in enumerate(prompts):
+        with _naming_prompt(prompts, index):
             _tokens(model, prompt)
-    with _bar(shown=progress and len(prompts) > 1) as bar:
-        for number, prompt in enumerate(bar.track(prompts)):
-            with _naming(number, prompts):
+    with _progress_bar(shown=progress and len(prompts) > 1) as bar:
+        for index, prompt in enumerate(bar.track(prompts)):
+            with _naming_prompt(prompts, index):
                 graph = attribute(model, transcoder, prompt, **settings)
             yield graph
 
 
-def _bar(*, shown: bool) -> Progress:
-    """A bar on standard error; what is printed meanwhile stands above it in a terminal, and in a file without it."""
+def _progress_bar(*, shown: bool) -> Progress:
+    """A progress bar on standard error.
+
+    If standard output is a terminal too, text that is printed meanwhile appears above the bar.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("attributing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    seen = shown and (console.is_terminal or console.is_jupyter)
-    return Progress(*columns, console=console, transient=True, disable=not seen, redirect_stdout=sys.stdout.isatty())
+    visible = shown and (console.is_terminal or console.is_jupyter)
+    redirect = sys.stdout.isatty()
+    return Progress(*columns, console=console, transient=True, disable=not visible, redirect_stdout=redirect)
 
 
 @contextmanager
-def _naming(number: int, prompts: Sequence[str | Sequence[int] | Tensor]) -> Generator[None, None, None]:
-    """Say of an error which of several prompts it is about."""
+def _naming_prompt(prompts: Sequence[str | Sequence[int] | Tensor], index: int) -> Generator[None, None, None]:
+    """Add the prompt to the message of an error that the block raises, if there are several prompts."""
     try:
         yield
     except OpenCLTError as error:
         if len(prompts) == 1:
             raise
-        prompt = prompts[number]
-        what = f", {prompt[:40]!r}" if isinstance(prompt, str) else ""
-        raise AttributionError(f"Prompt {number + 1} of {len(prompts)}{what}: {error}") from error
+        prompt = prompts[index]
+        excerpt = f", {prompt[:40]!r}" if isinstance(prompt, str) else ""
+        raise AttributionError(f"Prompt {index + 1} of {len(prompts)}{excerpt}: {error}") from error
 
 
 def _tokens(model: LanguageModel, prompt: str | Sequence[int] | Tensor) -> Int[Tensor, "position"]:
-    """The prompt's tokens; raises TextError or AttributionError on prompts that cannot be attributed."""
+    """The prompt's tokens; raises TextError or AttributionError if the prompt cannot be attributed."""
     if isinstance(prompt, str):
         tokens = model.tokenize(prompt)
         if tokens.shape[0] == 2:
-            # Between BOS and a lone token there is nothing to explain but that token; whoever wants it gives tokens.
-            raise AttributionError(f"The prompt {prompt!r} is one token; attribution needs at least two.")
+            # After BOS, a lone token has nothing to be explained by but itself. Token ids still allow it.
+            raise AttributionError(f"The prompt {prompt!r} is one token; give a prompt of at least two.")
     else:
         tokens = torch.as_tensor(prompt, dtype=torch.long, device=model.device)
     if tokens.ndim != 1 or tokens.shape[0] < 2:
-        raise AttributionError(f"The prompt has {tokens.numel()} tokens; attribution needs one prompt of at least two.")
+        raise AttributionError(f"The prompt's shape is {tuple(tokens.shape)}; give one list of at least two tokens.")
     if tokens.shape[0] > model.context_length:
         raise AttributionError(
-            f"The prompt has {tokens.shape[0]} tokens, {model.name} reads {model.context_length}; shorten it."
+            f"The prompt has {tokens.shape[0]} tokens; {model.name} reads {model.context_length} at most; shorten it."
         )
     if not 0 <= int(tokens.min()) <= int(tokens.max()) < model.vocab_size:
         raise AttributionError(
-            f"The prompt has tokens that {model.name} does not know; ids end at {model.vocab_size - 1}."
+            f"The prompt has token ids from {int(tokens.min())} to {int(tokens.max())}; {model.name} has ids 0 to "
+            f"{model.vocab_size - 1}."
         )
     return tokens
 
@@ -192,30 +188,56 @@ def _check_counts(max_feature_nodes: int | None, batch_size: int) -> None:
             raise AttributionError(f"{name} is {value}; it must be at least 1.")
 
 
+def _info(
+    model: LanguageModel,
+    sources: Sources,
+    *,
+    prompt: str,
+    target_names: tuple[str, ...],
+    compatible: bool,
+    settings: GraphSettings,
+) -> GraphInfo:
+    """The description of a graph: its prompt and targets, and what it was computed with."""
+    tokens = sources.path.tokens
+    return GraphInfo(
+        model=model.name,
+        transcoder=sources.transcoder.config.language_model,
+        prompt=prompt,
+        tokens=tuple(tokens.tolist()),
+        token_strings=tuple(model.token_strings(tokens)),
+        target_names=target_names,
+        n_layers=model.n_layers,
+        n_active_features=sources.features.value.shape[0],
+        compatible=compatible,
+        settings=settings,
+        versions=_versions(),
+    )
+
+
 def _graph(sources: Sources, resolved: Resolved, explored: Explored, info: GraphInfo) -> AttributionGraph:
-    """Number the nodes: explored features by layer, then the other sources, then the targets."""
+    """Build the graph; its nodes are the explored features by layer, then the other sources, then the targets."""
     table, columns = sources.nodes(), sources.columns
     table.total[columns.features] = explored.totals
-    # Columns stand by position first; a stable sort by layer gives (layer, position, feature).
+    # Columns are sorted by position first; a stable sort by layer orders them by layer, position and feature.
     by_layer = torch.argsort(table.layer[columns.features], stable=True)
     features = by_layer[explored.mask[by_layer]]
     others = torch.arange(columns.errors.start, columns.embeddings.stop if info.compatible else sources.n_columns)
-    kept = torch.cat([features, others])
-    order = torch.cat([kept, sources.n_columns + torch.arange(len(resolved.seeds))])
-    number = torch.full((sources.n_columns + len(resolved.seeds),), -1)
-    number[order] = torch.arange(order.shape[0])
-    target, source = number[explored.edges.target], number[explored.edges.source]
+    source_columns = torch.cat([features, others])
+    order = torch.cat([source_columns, sources.n_columns + torch.arange(len(resolved.seeds))])
+    node_of_column = torch.full((sources.n_columns + len(resolved.seeds),), -1)
+    node_of_column[order] = torch.arange(order.shape[0])
+    target, source = node_of_column[explored.edges.target], node_of_column[explored.edges.source]
     by_target = torch.argsort(target * order.shape[0] + source)
     edges = Edges(target[by_target], source[by_target], explored.edges.weight[by_target])
-    return AttributionGraph(NodeTable.stacked([table[kept], resolved.nodes]), edges, info)
+    return AttributionGraph(NodeTable.stacked([table[source_columns], resolved.nodes]), edges, info)
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what computed the graph; a source tree that was never installed has none."""
-    found: dict[str, str] = {}
+    """Versions of the packages that compute a graph; a package that is not installed is left out."""
+    versions: dict[str, str] = {}
     for name in ("open-clt", "torch", "transformer-lens"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             logger.debug("%s is not installed as a package, so the graph does not name its version", name)
-    return found
+    return versions

@@ -1,13 +1,15 @@
-"""Which rows to compute: all of them, or those that a budget allows, most influential first.
+"""The budget: the choice of features whose rows are computed, most influential first.
 
-The graph is grown from its targets. Before each part of the budget is spent, influence is computed over the rows that
-are known; a feature without a row ends its paths, as an error does, and the most influential of those are next. What is
-left when the budget is spent is folded into the error node of its layer and position.
+The graph grows from its targets. The budget is spent in parts. Before each part, influence is computed over the rows
+that are known, where a feature without a row ends its paths as an error does; the most influential features without a
+row come next. When the budget is spent, the remaining features are folded into the error node of their layer and
+position.
 
-Rows wait in blocks, one per batch, cropped to the features of the positions that the batch can see: at most 4 bytes for
-every row and column. They become edges at the end, when it is known which features have rows. So memory is bounded by
-the budget and the batch, beside at most 512 MB of decoder rows (``sources.py``): measured at GPT-2's shape, 0.3 GB for
-1,024 of 5,520 features on 24 tokens and 0.9 GB for 2,048 of 26,907 on 128 (``benchmarks/attribution.py``).
+Rows are kept in blocks, one per batch, cropped to the features at positions that the batch can see; they take at most
+4 bytes per entry. Rows become edges at the end, when it is known which features have rows. Memory is thus bounded by
+the budget and the batch size, besides at most 512 MB of decoder rows (``sources.py``). Measured with GPT-2's shape, it
+is 0.3 GB for 1,024 of 5,520 features on 24 tokens, and 0.9 GB for 2,048 of 26,907 features on 128 tokens
+(``benchmarks/attribution.py``).
 """
 
 from __future__ import annotations
@@ -25,36 +27,44 @@ from open_clt.attribution.targets import Resolved
 from open_clt.graphs.influence import Edges
 
 _ROUNDS = 4
-"""Parts that a budget is spent in. More of them find no more influence: on the embedded model four find 99.5 % or more
-of what the same number of the most influential features hold, one 96 % or more; and larger parts are faster."""
+"""Number of parts in which a budget is spent.
+
+Larger parts are faster, and more of them do not find more influence. On the embedded model, the features found in four
+parts hold at least 99.5 % of the influence of the same number of most influential features; found in one part, at
+least 96 %."""
 
 
 class Explored(NamedTuple):
-    """Edges into the targets and the explored features, numbered by column, the targets after the last column."""
+    """The edges into the targets and the explored features.
+
+    Nodes are numbered by their columns; the targets have the numbers after the last column.
+    """
 
     edges: Edges
+    """All edges with a non-zero weight."""
     mask: Bool[Tensor, "feature"]
-    """Which active features have a row."""
+    """True for each active feature that has a row."""
     totals: Float[Tensor, "feature"]
-    """What their complete rows add up to."""
+    """Value that the entries of each explored feature's complete row add up to; NaN for other features."""
 
 
 class Block(NamedTuple):
-    """Rows of one batch, highest level first, on the CPU."""
+    """The rows of one batch of targets, highest level first, on the CPU."""
 
     numbers: Int[Tensor, "target"]
-    """Columns of the targets; those that are no column themselves are numbered after the last."""
+    """Column of each target; outputs, which are not columns, have the numbers after the last column."""
     level: Int[Tensor, "target"]
-    features: Float[Tensor, "target seen"]
-    """The first feature columns: those of positions after the batch's last are zero and left out."""
+    """Level of each target."""
+    features: Float[Tensor, "target visible"]
+    """Feature columns up to the batch's last position; the later ones are zero and left out."""
     others: Float[Tensor, "target other"]
-    """All columns after the features', as far as they are asked for."""
+    """All requested columns after the feature columns."""
     mass: Float[Tensor, "target"]
     """Absolute sum of each row."""
 
 
 def explore(sources: Sources, resolved: Resolved, budget: int | None, *, batch_size: int, compatible: bool) -> Explored:
-    """Compute the targets' rows, then those of active features until the budget is spent."""
+    """Compute the rows of the targets, then rows of active features until the budget is spent."""
     active = sources.features.value.shape[0]
     budget = active if budget is None else min(budget, active)
     mask, totals = torch.zeros(active, dtype=torch.bool), torch.full((active,), torch.nan)
@@ -62,15 +72,17 @@ def explore(sources: Sources, resolved: Resolved, budget: int | None, *, batch_s
     numbers = sources.n_columns + torch.arange(len(resolved.seeds))
     blocks = list(_blocks(sources, resolved.seeds, numbers, batch_size, compatible))
     part = budget if budget == active else -(-budget // _ROUNDS)
-    while (left := budget - int(mask.sum())) > 0:
-        chosen = torch.arange(active) if part == active else _next(blocks, outputs, mask, min(part, left))
+    while (remaining := budget - int(mask.sum())) > 0:
+        count = min(part, remaining)
+        chosen = torch.arange(active) if count == active else _most_influential(blocks, outputs, mask, count)
         seeds = _seeds(sources, chosen)
         mask[chosen], totals[chosen] = True, seeds.total.cpu()
         blocks += _blocks(sources, seeds, chosen, batch_size, compatible)
     return Explored(_edges(sources, blocks, mask), mask, totals)
 
 
-def _seeds(sources: Sources, chosen: Int[Tensor, "some"]) -> Seeds:
+def _seeds(sources: Sources, chosen: Int[Tensor, "chosen"]) -> Seeds:
+    """Seeds of the chosen active features."""
     features = sources.features
     chosen = chosen.to(features.layer.device)
     return feature_seeds(sources, features.layer[chosen], features.position[chosen], features.index[chosen])
@@ -79,59 +91,60 @@ def _seeds(sources: Sources, chosen: Int[Tensor, "some"]) -> Seeds:
 def _blocks(
     sources: Sources, seeds: Seeds, numbers: Int[Tensor, "target"], batch_size: int, compatible: bool
 ) -> Iterator[Block]:
-    """The seeds' rows, a batch at a time; a compatible graph stops after the embeddings."""
+    """Rows of the seeds, batch by batch; those of a compatible graph stop after the embeddings."""
     columns = sources.columns
     others = slice(columns.errors.start, columns.embeddings.stop if compatible else sources.n_columns)
     for batch in attribute_rows(sources, seeds, batch_size=batch_size):
-        seen = int(sources.starts[int(seeds.position[batch.targets].max()), -1])
-        # Copies, so that the batch's whole rows are let go.
-        features, rest = batch.rows[:, :seen].cpu().clone(), batch.rows[:, others].cpu().clone()
-        mass = features.abs().sum(1) + rest.abs().sum(1)
+        n_visible = int(sources.starts[int(seeds.position[batch.targets].max()), -1])
+        # Views would keep the batch's whole rows in memory, so these are copies.
+        from_features, from_others = batch.rows[:, :n_visible].cpu().clone(), batch.rows[:, others].cpu().clone()
+        mass = from_features.abs().sum(1) + from_others.abs().sum(1)
         targets = batch.targets.cpu()
-        yield Block(numbers[targets], seeds.level[batch.targets].cpu(), features, rest, mass)
+        yield Block(numbers[targets], seeds.level[batch.targets].cpu(), from_features, from_others, mass)
 
 
-def _next(
+def _most_influential(
     blocks: Sequence[Block], outputs: Float[Tensor, "node"], mask: Bool[Tensor, "feature"], count: int
-) -> Int[Tensor, "some"]:
-    """The most influential features that have no row yet."""
+) -> Int[Tensor, "chosen"]:
+    """The ``count`` most influential features without a row."""
     scores = block_influence(blocks, outputs)[: mask.shape[0]]
     return torch.topk(scores.masked_fill(mask, -1.0), count).indices
 
 
 def block_influence(blocks: Sequence[Block], outputs: Float[Tensor, "node"]) -> Float[Tensor, "node"]:
-    """Influence of every feature on the outputs, whose own weights (at their numbers) it also holds.
+    """Influence of every feature on the outputs, followed by the weights of the outputs themselves.
 
-    The sum over paths that ``influence`` takes over edges, here over rows as they stand: no edge is listed or sorted.
+    This is the same sum over paths as ``influence`` computes from edges, but it is computed from dense rows, so edges
+    do not have to be listed or sorted.
     """
-    reaching = outputs.clone()
+    scores = outputs.clone()
     highest = max(int(block.level[0]) for block in blocks)
     for level in reversed(range(highest + 1)):
         for block in blocks:
             rows = _at_level(block, level)
-            share = reaching[block.numbers[rows]] / block.mass[rows].clamp(min=1e-30)
-            reaching[: block.features.shape[1]] += share @ block.features[rows].abs()
-    return reaching
+            share = scores[block.numbers[rows]] / block.mass[rows].clamp(min=1e-30)
+            scores[: block.features.shape[1]] += share @ block.features[rows].abs()
+    return scores
 
 
 def _at_level(block: Block, level: int) -> slice:
-    """Where the rows of one level stand in a block."""
-    above, until = int((block.level > level).sum()), int((block.level >= level).sum())
-    return slice(above, until)
+    """The slice of a block that holds the rows of one level."""
+    start, end = int((block.level > level).sum()), int((block.level >= level).sum())
+    return slice(start, end)
 
 
 def _edges(sources: Sources, blocks: list[Block], mask: Bool[Tensor, "feature"]) -> Edges:
-    """Non-zero entries of all rows; unexplored features count as errors of their layer and position.
+    """The edges of all rows; unexplored features are added to the error of their layer and position.
 
-    Blocks are let go as they are read.
+    Removes each block from ``blocks`` as it is read, so that its memory is freed.
     """
     features = sources.features
     cells = (features.layer * sources.path.n_positions + features.position).cpu()
     pieces: list[Edges] = []
     while blocks:
         block = blocks.pop()
-        seen = mask[: block.features.shape[1]]
-        explored, folded = seen.nonzero().flatten(), (~seen).nonzero().flatten()
+        has_row = mask[: block.features.shape[1]]
+        explored, folded = has_row.nonzero().flatten(), (~has_row).nonzero().flatten()
         block.others.T.index_add_(0, cells[folded], block.features.T[folded])
         rows = torch.cat([block.features[:, explored], block.others], dim=1)
         others = sources.columns.errors.start + torch.arange(block.others.shape[1])

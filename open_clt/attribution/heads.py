@@ -1,11 +1,11 @@
 """Head contributions: the attention heads that carry an edge.
 
-Every path from a source to a target moves between positions through attention heads, or through none. Sorted by the
-last head on the way, the one that hands the source's contribution to the target's position, the paths of an edge are
+Every path from a source to a target passes through some attention heads or through none. The last head on a path is
+the one that brings the source's contribution to the target's position. An edge is split by the last head of its paths:
 
-    edge = (no head) + sum over layers and heads (last head)
+    edge = (paths without a head) + sum over layers and heads of (paths whose last head is this one)
 
-and the parts add up to the edge exactly, because all that is not linear is frozen.
+The parts add up to the edge exactly, because everything that is not linear is frozen.
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 class EdgeParts(NamedTuple):
-    """One edge, split by the last attention head on the way; the parts add up to it."""
+    """The parts of one edge, split by the last attention head on each path; they add up to the edge."""
 
     heads: Float[Tensor, "layer head"]
+    """Part that each head carries."""
     direct: float
+    """Part that no head carries."""
 
 
 class HeadContributions(NamedTuple):
-    """The edges into one target, split by the last attention head on the way; the parts of an edge add up to it."""
+    """The edges into one target, split by the last attention head on each path; the parts of an edge add up to it."""
 
     heads: Float[Tensor, "layer head node"]
+    """Part of the edge from each node that each head carries."""
     direct: Float[Tensor, "node"]
-    """The part that does not pass a head: what comes from the target's own position, and constants."""
+    """Part of the edge from each node that no head carries; only sources at the target's own position have one."""
 
     def edge(self, source: int) -> EdgeParts:
         """The parts of the edge from one node."""
@@ -58,8 +61,8 @@ def head_contributions(
     """Split every edge into node ``target`` of a graph by attention layer and head.
 
     ``model`` and ``transcoder`` are those that the graph was made with. Raises AttributionError if the node has no
-    inputs, if the graph comes from a file that does not hold its targets, or if a pruned graph does not tell pruned
-    features from those that its budget never explored.
+    inputs, if the graph comes from a file that does not hold its targets, or if the graph was made with a budget and
+    then pruned: it then does not tell which features the budget left out and which were pruned.
     """
     sources = _sources(model, transcoder, graph)
     return _split(model, sources, _nodes_of_columns(graph, sources), graph, target)
@@ -69,7 +72,7 @@ def head_contributions(
 def every_head_contribution(
     model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph
 ) -> Iterator[tuple[int, HeadContributions]]:
-    """Split all edges of a graph: each node that has inputs, and its edges as ``head_contributions`` splits them."""
+    """Yield each node that has inputs, with its edges split as ``head_contributions`` splits them."""
     sources = _sources(model, transcoder, graph)
     columns = _nodes_of_columns(graph, sources)
     for target in graph.edges.target.unique().tolist():
@@ -77,12 +80,13 @@ def every_head_contribution(
 
 
 def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph) -> Sources:
+    """The sources of a graph's prompt."""
     transcoder = attributable(transcoder)
     path = read_linear_path(model, torch.tensor(graph.info.tokens, device=model.device), transcoder.config.input_hook)
     if graph.info.settings.use_first_position != transcoder.config.use_first_position:
         raise AttributionError(
-            "Of the graph and the transcoder, one uses features at the first position and the other does not; use the "
-            "transcoder that the graph was made with."
+            f"use_first_position is {transcoder.config.use_first_position} in the transcoder's config and "
+            f"{graph.info.settings.use_first_position} in the graph; give the transcoder that the graph was made with."
         )
     return find_sources(path, transcoder)
 
@@ -94,29 +98,29 @@ def _split(
     graph: AttributionGraph,
     target: int,
 ) -> HeadContributions:
-    """One target's row, walked down once for every head that hands it on, and once past all of them."""
+    """Split one target's row, by one walk that starts below each head and one walk that passes no head."""
     node, path, n_nodes = graph.node(target), sources.path, graph.n_nodes
     seed = _seed(model, sources, graph, node)
     direct = sources.errors.new_zeros(1, node.position + 1, path.d_model)
     direct[0, node.position] = seed.cotangent[0]
     level = int(seed.level)
     entry = torch.tensor([before(level) if level == model.n_layers else read_by(level)], device=model.device)
-    handed = _handed_on(sources, direct[0], level)
-    levels = torch.tensor(sorted(handed, reverse=True), dtype=torch.long, device=model.device)
-    # No head stands before the first layer of a model whose MLPs read beside attention: there are no parts then.
-    parts = torch.cat([direct[:0], *(handed[number] for number in levels.tolist())])
+    below_heads = _below_heads(sources, direct[0], level)
+    levels = torch.tensor(sorted(below_heads, reverse=True), dtype=torch.long, device=model.device)
+    # In a model with parallel blocks, no head comes before the first layer's encoder; there are no parts then.
+    parts = torch.cat([direct[:0], *(below_heads[layer] for layer in levels.tolist())])
     rows = walk(sources, parts, before(levels.repeat_interleave(model.n_heads)))
-    alone = walk(sources, direct, entry, through_attention=False)
-    alone[:, sources.columns.biases][0, model.n_layers * path.n_positions + node.position] += seed.bias[0]
+    without_heads = walk(sources, direct, entry, through_attention=False)
+    without_heads[:, sources.columns.biases][0, model.n_layers * path.n_positions + node.position] += seed.bias[0]
     heads = rows.new_zeros(model.n_layers, model.n_heads, n_nodes)
     heads[levels] = _by_node(rows, columns, n_nodes).unflatten(0, (-1, model.n_heads))
-    # Pruning takes edges between nodes that stay, and then there is nothing to split.
-    there = torch.zeros(n_nodes).index_fill(0, graph.edges.source[graph.edges.target == target], 1)
-    return HeadContributions(heads.cpu() * there, _by_node(alone, columns, n_nodes)[0].cpu() * there)
+    # Pruning also removes edges between nodes that stay in the graph; such an edge has no parts.
+    has_edge = torch.zeros(n_nodes).index_fill(0, graph.edges.source[graph.edges.target == target], 1)
+    return HeadContributions(heads.cpu() * has_edge, _by_node(without_heads, columns, n_nodes)[0].cpu() * has_edge)
 
 
 def _seed(model: LanguageModel, sources: Sources, graph: AttributionGraph, node: Node) -> Seeds:
-    """What an output or a feature is as a function of the residual stream."""
+    """The seed of an output or a feature; raises AttributionError for other nodes."""
     if node.kind is NodeKind.LOGIT:
         return target_seeds(model, sources, TokenLogits(tokens=(node.index,), position=node.position))
     if node.kind is NodeKind.TARGET:
@@ -124,41 +128,42 @@ def _seed(model: LanguageModel, sources: Sources, graph: AttributionGraph, node:
             case LogitDifference() | Direction() | FeaturePreactivation() as target:
                 return target_seeds(model, sources, target)
             case _:
-                raise AttributionError(f"The graph's file does not tell what {node.id} is; attribute the prompt again.")
+                raise AttributionError(f"The graph's file does not say what {node.id} is; attribute the prompt again.")
     if node.kind is not NodeKind.FEATURE:
-        raise AttributionError(f"{node.id} has no inputs; head contributions need a feature or an output.")
-    facts = (torch.tensor([fact], device=model.device) for fact in (node.layer, node.position, node.index))
-    return feature_seeds(sources, *facts)
+        raise AttributionError(f"Node {node.id} has no inputs; choose a feature or an output.")
+    columns = (torch.tensor([number], device=model.device) for number in (node.layer, node.position, node.index))
+    return feature_seeds(sources, *columns)
 
 
-def _handed_on(
+def _below_heads(
     sources: Sources, direct: Float[Tensor, "position d_model"], top: int
 ) -> dict[int, Float[Tensor, "head position d_model"]]:
-    """For every block below a target, the target as a function of the stream that each of its heads reads."""
-    handed: dict[int, Tensor] = {}
+    """For each block below a target, the target as a function of the stream that each head reads."""
+    by_level: dict[int, Tensor] = {}
     stream = direct.clone()[None]
     for level in reversed(range(min(top + 1, sources.n_layers))):
         block, is_reader = sources.path.blocks[level], level == top
         unskipped = stream.clone()
         if not is_reader:
             add_skipped(sources, level, stream)
-        # A parallel block's encoder reads what its attention reads, so no head comes between.
+        # In a parallel block, the encoder and the attention read the same stream, so no head comes in between.
         if not (block.parallel and is_reader):
-            handed[level] = block.head_adjoints(unskipped[0] if block.parallel else stream[0])
-    return handed
+            by_level[level] = block.head_adjoints(unskipped[0] if block.parallel else stream[0])
+    return by_level
 
 
 def _nodes_of_columns(graph: AttributionGraph, sources: Sources) -> Int[Tensor, "column"]:
-    """The node that each column adds to.
+    """The number of the node that each column is part of.
 
-    An unexplored feature adds to its error; a column that the graph lacks has the number after the last node.
+    An unexplored feature is part of the error of its layer and position. A column that is not in the graph gets the
+    number after the last node.
     """
     budget = graph.info.settings.max_feature_nodes
     folded = budget is not None and budget < graph.info.n_active_features
     if folded and bool(graph.nodes.omitted.any()):
         raise AttributionError(
-            "The graph was made with a budget and then pruned, so its errors' parts are not known; "
-            "ask the graph that it was pruned from for head contributions."
+            f"The graph was made with a budget of {budget} features and then pruned, so the parts of its errors are "
+            "not known; compute head contributions on the graph before pruning."
         )
     rows = {node: row for row, node in enumerate(graph.nodes.ids())}
     columns = sources.nodes().ids()
@@ -173,4 +178,5 @@ def _nodes_of_columns(graph: AttributionGraph, sources: Sources) -> Int[Tensor, 
 def _by_node(
     rows: Float[Tensor, "target column"], columns: Int[Tensor, "column"], n_nodes: int
 ) -> Float[Tensor, "target node"]:
+    """Rows over the nodes of a graph: the sums of the columns that are part of each node."""
     return rows.new_zeros(rows.shape[0], n_nodes + 1).index_add_(1, columns, rows)[:, :n_nodes]

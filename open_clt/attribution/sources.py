@@ -1,16 +1,16 @@
-"""What the columns of an attribution are: everything that adds to the residual stream of one prompt.
+"""Sources: the columns of an attribution, which are the vectors that are added to the residual stream of one prompt.
 
-Columns, in the order in which rows are computed:
+The columns come in this order:
 
-    features     by (position, layer, feature): what a position's features write to one layer is one slice
-    errors       (layer, position)   what the features miss of an MLP output
+    features     (position, layer, feature)   the columns of one position's features form one slice
+    errors       (layer, position)            the part of an MLP output that the features do not reconstruct
     embeddings   (position)
     positional   (position)
-    biases       (layer, position)   layer ``n_layers`` is the final norm and the unembedding
-    mlp_outputs  (layer, position)   positions below ``first``, where features are not used
+    biases       (layer, position)            layer ``n_layers`` holds the final norm and the unembedding
+    mlp_outputs  (layer, position)            only positions below ``first``, where features are not used
 
-Weights are in raw units: the transcoder's standardisation is applied to the few rows that are used, so no second copy
-of its tables is made.
+Weights are in raw units. The transcoder's standardisation is applied to the few rows that are used, so its weights are
+not copied as a whole.
 """
 
 from __future__ import annotations
@@ -31,30 +31,37 @@ from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
 
 _CACHED_NUMBERS = 2**27
-"""Decoder rows kept between batches, in numbers (512 MB in float32); with more, they are gathered again each time."""
+"""Largest number of entries of the decoder rows that are cached between batches (512 MB in float32).
+
+Rows beyond this limit are gathered again for every batch."""
 
 
 class Written(NamedTuple):
-    """What active features write to one layer, by (position, layer, feature)."""
+    """The vectors that active features write to one layer, sorted by position, layer and feature."""
 
     rows: Float[Tensor, "active d_model"]
+    """Vector that each feature writes."""
     spans: list[slice]
-    """The columns of each position's rows; rows follow one another position by position."""
+    """Slice of feature columns that each position's rows belong to."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ActiveFeatures:
-    """Active features of a prompt, by (position, layer, feature)."""
+    """The active features of a prompt, sorted by position, layer and index."""
 
     position: Int[Tensor, "feature"]
+    """Position of each active feature."""
     layer: Int[Tensor, "feature"]
+    """Layer of each active feature."""
     index: Int[Tensor, "feature"]
+    """Index of each active feature in its layer."""
     value: Float[Tensor, "feature"]
+    """Activation of each active feature."""
 
 
 class Columns(NamedTuple):
-    """Where each kind of source stands among the columns: half-open ranges."""
+    """The slice of columns that each kind of source takes."""
 
     features: slice
     errors: slice
@@ -70,14 +77,21 @@ class Sources:
     """The sources of one prompt, as vectors in the residual stream."""
 
     path: LinearPath
+    """The model, frozen on the prompt."""
     transcoder: CrossLayerTranscoder
+    """The transcoder whose features are the sources."""
     features: ActiveFeatures
+    """The active features of the prompt."""
     starts: Int[Tensor, "position layer_plus_1"]
-    """Column of the first feature of each position and layer; the last entry of a row is where the position ends."""
+    """Column of the first feature of each position and layer; the last entry of a row is the end of the position."""
     errors: Float[Tensor, "layer position d_model"]
+    """Difference between each MLP output and its reconstruction."""
     b_dec: Float[Tensor, "layer d_model"]
+    """Decoder bias of each layer, in raw units."""
     attention_bias: Float[Tensor, "layer position d_model"]
+    """Vector that the biases of each attention layer add."""
     W_skip: Float[Tensor, "layer d_model d_model"] | None
+    """Skip weights of each layer, in raw units; None without skip paths."""
     _written: dict[int, Written] = field(default_factory=dict[int, Written])
 
     @property
@@ -87,12 +101,12 @@ class Sources:
 
     @property
     def first(self) -> int:
-        """First position at which features are used."""
+        """The first position at which features are used."""
         return self.transcoder.first_position
 
     @property
     def columns(self) -> Columns:
-        """The layout of a row."""
+        """The columns of each kind."""
         layers, positions = self.n_layers, self.path.n_positions
         widths = (
             self.features.value.shape[0], layers * positions, positions, positions,
@@ -103,14 +117,14 @@ class Sources:
 
     @property
     def n_columns(self) -> int:
-        """Length of a row."""
+        """Number of columns."""
         return int(self.columns.mlp_outputs.stop)
 
     def nodes(self) -> NodeTable:
-        """A node for every column, on the CPU."""
+        """One node for each column, on the CPU."""
         layers, positions, features = self.n_layers, self.path.n_positions, self.features
-        every = torch.arange(positions)
-        outside = torch.full_like(every, -1)
+        every_position = torch.arange(positions)
+        below_first_layer = torch.full_like(every_position, -1)
         tables = [
             NodeTable.of(
                 NodeKind.FEATURE,
@@ -120,62 +134,63 @@ class Sources:
                 value=features.value.cpu(),
             ),
             NodeTable.of(NodeKind.ERROR, *_cells(layers, positions)),
-            NodeTable.of(NodeKind.EMBEDDING, outside, every, index=self.path.tokens.cpu()),
-            NodeTable.of(NodeKind.POSITIONAL, outside, every),
+            NodeTable.of(NodeKind.EMBEDDING, below_first_layer, every_position, index=self.path.tokens.cpu()),
+            NodeTable.of(NodeKind.POSITIONAL, below_first_layer, every_position),
             NodeTable.of(NodeKind.BIAS, *_cells(layers + 1, positions)),
             NodeTable.of(NodeKind.MLP_OUTPUT, *_cells(layers, self.first)),
         ]
         return NodeTable.stacked(tables)
 
     def written(self, target: int) -> Written:
-        """What each active feature writes to one layer; only source layers within reach of it have rows."""
+        """The vectors that active features write to layer ``target``; only layers that reach it have rows."""
         if target not in self._written:
             written = self._gather(target)
-            kept = sum(other.rows.numel() for other in self._written.values())
-            if kept + written.rows.numel() > _CACHED_NUMBERS:
+            cached = sum(layer.rows.numel() for layer in self._written.values())
+            if cached + written.rows.numel() > _CACHED_NUMBERS:
                 return written
             self._written[target] = written
         return self._written[target]
 
     def _gather(self, target: int) -> Written:
+        """Gather the decoder rows of the active features that write to one layer."""
         lowest = max(0, target + 1 - (self.transcoder.config.reach or self.n_layers))
         begin, end = self.starts[:, lowest].tolist(), self.starts[:, target + 1].tolist()
-        spans = [slice(b, e) for b, e in zip(begin, end, strict=True)]
+        spans = [slice(*bounds) for bounds in zip(begin, end, strict=True)]
         device = self.features.layer.device
-        numbers = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(device)
-        layers, index = self.features.layer[numbers], self.features.index[numbers]
-        rows = self.errors.new_empty(numbers.shape[0], self.path.d_model)
+        columns = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(device)
+        layers, index = self.features.layer[columns], self.features.index[columns]
+        rows = self.errors.new_empty(columns.shape[0], self.path.d_model)
         for source in range(lowest, target + 1):
             chosen = (layers == source).nonzero().flatten()
             rows[chosen] = self.transcoder.W_dec[source][:, target - source][index[chosen]].to(rows.dtype)
         scale = self.transcoder.standardisation.target_scale[target]
-        return Written(rows.mul_((self.features.value[numbers] * scale)[:, None]), spans)
+        return Written(rows.mul_((self.features.value[columns] * scale)[:, None]), spans)
 
     def encoder_rows(self, layer: int, index: Int[Tensor, "target"]) -> Float[Tensor, "target d_model"]:
-        """Encoder rows of some features of one layer, as they read raw inputs."""
+        """Encoder rows of some features of one layer, for inputs in raw units."""
         rows = self.transcoder.W_enc[layer][index] / self.transcoder.standardisation.input_scale[layer]
         return rows.to(self.errors.dtype)
 
 
 def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
-    """The transcoder, if graphs can be made with it; raises AttributionError if not."""
+    """Return the transcoder if attribution can use it; raises AttributionError if not."""
     config = transcoder.config
     if not isinstance(transcoder, CrossLayerTranscoder):
         raise AttributionError(
-            "What a MOLT's transforms write depends on their input, so its features have no linear edges; attribute "
-            "with a transcoder that has decoders."
+            f"The transcoder is a {type(transcoder).__name__}, whose features have no linear edges; give a "
+            f"{CrossLayerTranscoder.__name__}."
         )
     if config.input_hook not in MLP_INPUT_HOOKS or config.target_hook != MLP_OUTPUT_HOOK:
         raise AttributionError(
-            f"The transcoder reads {config.input_hook!r} and writes {config.target_hook!r}; attribution needs one that "
-            f"stands for MLPs, from {' or '.join(map(repr, MLP_INPUT_HOOKS))} to {MLP_OUTPUT_HOOK!r}."
+            f"The transcoder reads {config.input_hook!r} and writes {config.target_hook!r}; give a transcoder that "
+            f"reads {' or '.join(map(repr, MLP_INPUT_HOOKS))} and writes {MLP_OUTPUT_HOOK!r}."
         )
     return transcoder
 
 
 @torch.no_grad()
 def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
-    """Encode the prompt, and take apart what every MLP adds to its residual stream."""
+    """Encode the prompt, and split each MLP output into features, biases and an error."""
     first = transcoder.first_position
     inputs = path.inputs.transpose(0, 1)[first:].to(transcoder.dtype)
     encoded = transcoder.encode(inputs)
@@ -183,7 +198,7 @@ def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
     errors = torch.zeros_like(outputs)
     errors[:, first:] = outputs[:, first:] - transcoder.decode(encoded, inputs).transpose(0, 1).to(outputs.dtype)
     features = _active(encoded, first)
-    nothing = inputs.new_zeros(1, inputs.shape[2])
+    zero_input = inputs.new_zeros(1, inputs.shape[2])
     stats, layers = transcoder.standardisation, range(len(path.blocks))
     scale = (stats.target_scale / stats.input_scale)[:, None, None]
     return Sources(
@@ -192,17 +207,18 @@ def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
         features=features,
         starts=_starts(features, path),
         errors=errors,
-        b_dec=torch.cat([transcoder.offset(nothing, layer) for layer in layers]).to(outputs.dtype),
+        b_dec=torch.cat([transcoder.offset(zero_input, layer) for layer in layers]).to(outputs.dtype),
         attention_bias=torch.stack([block.attention_bias() for block in path.blocks]),
         W_skip=None if transcoder.W_skip is None else (transcoder.W_skip * scale).to(outputs.dtype),
     )
 
 
 def _active(encoded: list[SparseFeatures], first: int) -> ActiveFeatures:
-    position = torch.cat([layer.rows for layer in encoded]) + first
-    layer = torch.cat([torch.full_like(found.rows, number) for number, found in enumerate(encoded)])
-    index = torch.cat([layer.features for layer in encoded])
-    value = torch.cat([layer.values for layer in encoded]).float()
+    """The active features of all layers, sorted by position, layer and index."""
+    position = torch.cat([codes.rows for codes in encoded]) + first
+    layer = torch.cat([torch.full_like(codes.rows, layer) for layer, codes in enumerate(encoded)])
+    index = torch.cat([codes.features for codes in encoded])
+    value = torch.cat([codes.values for codes in encoded]).float()
     width = encoded[0].n_features
     key = (position * len(encoded) + layer) * width + index
     order = torch.argsort(key)
@@ -211,14 +227,15 @@ def _active(encoded: list[SparseFeatures], first: int) -> ActiveFeatures:
 
 
 def _starts(features: ActiveFeatures, path: LinearPath) -> Int[Tensor, "position layer_plus_1"]:
+    """The column of the first feature of each position and layer, and the end of each position."""
     layers, positions = len(path.blocks), path.n_positions
     cell = features.position * layers + features.layer
     counts = torch.bincount(cell, minlength=positions * layers)
     starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    numbers = torch.arange(positions)[:, None] * layers + torch.arange(layers + 1)
-    return starts[numbers.to(starts.device)].cpu()
+    cells = torch.arange(positions)[:, None] * layers + torch.arange(layers + 1)
+    return starts[cells.to(starts.device)].cpu()
 
 
 def _cells(layers: int, positions: int) -> tuple[Int[Tensor, "node"], Int[Tensor, "node"]]:
-    """Layer and position of every cell of a grid, layer by layer."""
+    """The layer and the position of every cell of a grid, layer by layer."""
     return torch.arange(layers).repeat_interleave(positions), torch.arange(positions).repeat(layers)

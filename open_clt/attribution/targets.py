@@ -1,4 +1,4 @@
-"""Targets as rows to compute: reading them from text, resolving them on a prompt, and their seeds and nodes."""
+"""Targets: reading them from text, resolving them on a prompt, and turning them into seeds and nodes."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from open_clt.graphs.targets import (
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.feature import Feature, FeaturePlace
 
-_LESS = "--"
-"""Stands between the two tokens of a difference."""
+_MINUS = "--"
+"""Separator between the two tokens of a logit difference."""
 
 
 def read_target(model: LanguageModel, text: str, position: int = -1) -> Target:
-    """Read a target that is written as a text; the first of these that fits:
+    """Read a target from text, in the first of these notations that fits:
 
-        2:5:417             a feature, ``layer:position:feature``
-        " Paris"            one token, leading space and all, at ``position``
-        " Paris-- Rome"     the logit of one token less that of another, at ``position``
+        2:5:417             a feature, as ``layer:position:feature``
+        " Paris"            a single token, including its leading space, at ``position``
+        " Paris-- Rome"     the logit of the first token minus that of the second, at ``position``
 
-    Raises AttributionError if none does.
+    Raises AttributionError if the text fits none of them.
     """
     if (place := _feature_place(text)) is not None:
-        feature, at = place
-        if at is None:
+        feature, feature_position = place
+        if feature_position is None:
             last = place._replace(position=-1)
-            raise AttributionError(f"The target {text!r} names every position; name one, such as {last}.")
-        return FeaturePreactivation(layer=feature.layer, feature=feature.index, position=at)
-    positive, found, negative = text.partition(_LESS)
-    if not found or len(model.token_ids([text])[0]) == 1:
+            raise AttributionError(f"The target {text!r} names every position; give one position, as in {last}.")
+        return FeaturePreactivation(layer=feature.layer, feature=feature.index, position=feature_position)
+    positive, separator, negative = text.partition(_MINUS)
+    if not separator or len(model.token_ids([text])[0]) == 1:
         return TokenLogits(tokens=(_token_id(model, text),), position=position)
     first, second = (_token_id(model, token) for token in (positive, negative))
     return LogitDifference(positive=first, negative=second, position=position)
 
 
 def _feature_place(text: str) -> FeaturePlace | None:
-    """The feature that a text names with a position; a text without colons may be a token."""
+    """The feature and position that a text names, or None if it does not name a feature."""
     if ":" not in text:
         return None
     try:
@@ -62,17 +62,20 @@ def _feature_place(text: str) -> FeaturePlace | None:
 
 
 class Resolved(NamedTuple):
-    """Targets as rows to compute, as nodes, and by name."""
+    """Targets that are resolved on a prompt, with their seeds, nodes and names."""
 
     targets: tuple[Target, ...]
-    """What was asked for, with token ids and positions from the prompt's start."""
+    """The requested targets, with token ids and with positions counted from the prompt's start."""
     seeds: Seeds
+    """Seeds of all rows of the targets."""
     nodes: NodeTable
+    """One node for each seed."""
     names: tuple[str, ...]
+    """One name for each seed."""
 
 
 class _Rows(NamedTuple):
-    """The rows of one target, their nodes, and their names."""
+    """The seeds of one target, with one node and one name for each."""
 
     seeds: Seeds
     nodes: NodeTable
@@ -80,28 +83,28 @@ class _Rows(NamedTuple):
 
 
 def resolve_targets(model: LanguageModel, sources: Sources, targets: Sequence[Target]) -> Resolved:
-    """Turn what was asked for into seeds and nodes; raises AttributionError on what this prompt or model lacks."""
+    """Turn targets into seeds and nodes; raises AttributionError if the prompt or the model lacks a target."""
     if not targets:
-        raise AttributionError("No target was given; leave targets out to explain the likeliest tokens.")
+        raise AttributionError("targets is empty; give at least one target, or None for the likeliest tokens.")
     resolved = tuple(_resolved(model, sources, target) for target in targets)
-    parts = [_rows(model, sources, target, number) for number, target in enumerate(resolved)]
+    parts = [_rows(model, sources, target, index) for index, target in enumerate(resolved)]
     seeds = Seeds(*(torch.cat([getattr(part.seeds, name) for part in parts]) for name in Seeds.__dataclass_fields__))
     nodes = NodeTable.stacked([part.nodes for part in parts])
     return Resolved(resolved, seeds, nodes, tuple(name for part in parts for name in part.names))
 
 
 def target_seeds(model: LanguageModel, sources: Sources, target: Target) -> Seeds:
-    """The seeds of a target that a graph keeps."""
+    """The seeds of a resolved target, such as a graph's settings hold."""
     return _rows(model, sources, target, 0).seeds
 
 
 def _resolved(model: LanguageModel, sources: Sources, target: Target) -> Target:
-    """The same target with token ids, a position from the prompt's start, and a vector of its own on the CPU."""
+    """The same target with token ids, a position from the prompt's start, and a copy of its vector on the CPU."""
     target = replace(target, position=_position(sources, target.position))
     match target:
         case TokenLogits():
             if not target.tokens:
-                raise AttributionError("TokenLogits names no token; give at least one.")
+                raise AttributionError("TokenLogits has no tokens; give at least one.")
             return replace(target, tokens=tuple(_token_id(model, token) for token in target.tokens))
         case LogitDifference():
             positive, negative = (_token_id(model, token) for token in (target.positive, target.negative))
@@ -112,8 +115,8 @@ def _resolved(model: LanguageModel, sources: Sources, target: Target) -> Target:
             return target
 
 
-def _rows(model: LanguageModel, sources: Sources, target: Target, number: int) -> _Rows:
-    """The rows of a resolved target."""
+def _rows(model: LanguageModel, sources: Sources, target: Target, index: int) -> _Rows:
+    """The rows of a resolved target, which is target number ``index`` of its graph."""
     position = target.position
     match target:
         case SalientLogits():
@@ -126,18 +129,21 @@ def _rows(model: LanguageModel, sources: Sources, target: Target, number: int) -
             positive, negative = model.token_strings(tokens)
             vector = _unembedding(sources, tokens[0]) - _unembedding(sources, tokens[1])
             bias = _unembedding_bias(sources, tokens[0]) - _unembedding_bias(sources, tokens[1])
-            return _direction(sources, position, vector, bias, f"{positive!r} - {negative!r}", number)
+            seeds = _direction_seeds(sources, position, vector, bias)
+            return _Rows(seeds, _target_node(seeds, index), (f"{positive!r} - {negative!r}",))
         case Direction():
-            return _direction(sources, position, _checked(sources, target), 0.0, target.name, number)
+            seeds = _direction_seeds(sources, position, _checked(sources, target), 0.0)
+            return _Rows(seeds, _target_node(seeds, index), (target.name,))
         case FeaturePreactivation():
-            return _feature(sources, position, target, number)
+            return _feature(sources, position, target, index)
 
 
 def _salient(sources: Sources, position: int, target: SalientLogits) -> Int[Tensor, "target"]:
+    """The fewest likeliest tokens that hold the target's probability together, and at most ``max_count``."""
     if target.max_count < 1 or not 0 < target.probability <= 1:
         raise AttributionError(
-            f"max_count is {target.max_count} and probability {target.probability}; "
-            "they must be at least 1, and above 0 and at most 1."
+            f"max_count is {target.max_count} and probability is {target.probability}; max_count must be at least 1, "
+            "and probability above 0 and at most 1."
         )
     probabilities = sources.path.probabilities(position)
     likeliest = probabilities.topk(min(target.max_count, probabilities.shape[0]))
@@ -146,7 +152,7 @@ def _salient(sources: Sources, position: int, target: SalientLogits) -> Int[Tens
 
 
 def _logits(model: LanguageModel, sources: Sources, position: int, tokens: Int[Tensor, "target"]) -> _Rows:
-    """Logits less the mean logit: a shift of all logits changes no probability."""
+    """Rows of logits minus the mean logit, because a shift of all logits does not change any probability."""
     path = sources.path
     tokens = tokens.to(path.W_U.device)
     logits = path.logits[position]
@@ -166,16 +172,15 @@ def _logits(model: LanguageModel, sources: Sources, position: int, tokens: Int[T
     return _Rows(seeds, nodes, tuple(model.token_strings(tokens)))
 
 
-def _direction(
-    sources: Sources, position: int, vector: Float[Tensor, "d_model"], bias: float, name: str, number: int
-) -> _Rows:
+def _direction_seeds(sources: Sources, position: int, vector: Float[Tensor, "d_model"], bias: float) -> Seeds:
+    """The seed of the final norm's output along a vector, plus a constant."""
     total = sources.path.final_norm.forward(sources.path.final)[position] @ vector + bias
     biases = torch.full_like(total, bias)[None]
-    seeds = _output_seeds(sources, position, vector[None], biases, total[None])
-    return _Rows(seeds, _target_node(seeds, number), (name,))
+    return _output_seeds(sources, position, vector[None], biases, total[None])
 
 
-def _feature(sources: Sources, position: int, target: FeaturePreactivation, number: int) -> _Rows:
+def _feature(sources: Sources, position: int, target: FeaturePreactivation, index: int) -> _Rows:
+    """The row of a feature's pre-activation."""
     config = sources.transcoder.config
     feature = Feature(target.layer, target.feature)
     if not (0 <= feature.layer < config.n_layers and 0 <= feature.index < config.n_features):
@@ -183,9 +188,9 @@ def _feature(sources: Sources, position: int, target: FeaturePreactivation, numb
             f"The transcoder has no feature {feature}; it has {config.n_layers} layers of {config.n_features} features."
         )
     device = sources.path.W_U.device
-    columns = (torch.tensor([value], device=device) for value in (feature.layer, position, feature.index))
+    columns = (torch.tensor([number], device=device) for number in (feature.layer, position, feature.index))
     seeds = feature_seeds(sources, *columns)
-    return _Rows(seeds, _target_node(seeds, number), (f"{feature} at position {position}",))
+    return _Rows(seeds, _target_node(seeds, index), (f"{feature} at position {position}",))
 
 
 def _output_seeds(
@@ -195,7 +200,7 @@ def _output_seeds(
     biases: Float[Tensor, "target"],
     totals: Float[Tensor, "target"],
 ) -> Seeds:
-    """Linear functions of the final norm's output as functions of the stream before it."""
+    """Seeds of linear functions of the final norm's output, as functions of the stream before the norm."""
     norm = sources.path.final_norm
     positions = torch.full((vectors.shape[0],), position, device=vectors.device)
     if norm.bias is not None:
@@ -204,10 +209,11 @@ def _output_seeds(
     return Seeds(levels, positions, norm.adjoint_at(vectors, positions), biases, totals)
 
 
-def _target_node(seeds: Seeds, number: int) -> NodeTable:
+def _target_node(seeds: Seeds, index: int) -> NodeTable:
+    """The node of the target number ``index`` of a graph."""
     level, position = seeds.level.cpu(), seeds.position.cpu()
-    index, weight = torch.full_like(level, number), torch.ones(level.shape[0])
-    return NodeTable.of(NodeKind.TARGET, level, position, index=index, weight=weight, total=seeds.total.cpu())
+    indices, weight = torch.full_like(level, index), torch.ones(level.shape[0])
+    return NodeTable.of(NodeKind.TARGET, level, position, index=indices, weight=weight, total=seeds.total.cpu())
 
 
 def _unembedding(sources: Sources, token: int) -> Float[Tensor, "d_model"]:
@@ -219,30 +225,33 @@ def _unembedding_bias(sources: Sources, token: int) -> float:
 
 
 def _checked(sources: Sources, target: Direction) -> Float[Tensor, "d_model"]:
+    """The vector of a direction in the model's precision; raises AttributionError if its shape does not fit."""
     if target.vector.shape != (sources.path.d_model,):
         raise AttributionError(
             f"The direction {target.name!r} has shape {tuple(target.vector.shape)}; "
-            f"this model's residual stream needs ({sources.path.d_model},)."
+            f"it must have the residual stream's shape ({sources.path.d_model},)."
         )
     return target.vector.to(sources.path.W_U)
 
 
 def _position(sources: Sources, position: int) -> int:
+    """The position counted from the prompt's start; raises AttributionError if the prompt does not have it."""
     count = sources.path.n_positions
     if not -count <= position < count:
-        raise AttributionError(f"The target's position is {position}; the prompt has {count} tokens.")
+        raise AttributionError(f"The target's position is {position}; it must lie between {-count} and {count - 1}.")
     return position % count
 
 
 def _token_id(model: LanguageModel, token: str | int) -> int:
+    """The id of a token; raises AttributionError if the model does not have it."""
     if isinstance(token, int):
         if not 0 <= token < model.vocab_size:
-            raise AttributionError(f"Token id {token} is unknown; {model.name} has ids 0 to {model.vocab_size - 1}.")
+            raise AttributionError(f"Token id {token} is not known; {model.name} has ids 0 to {model.vocab_size - 1}.")
         return token
     ids = model.token_ids([token])[0]
     if len(ids) != 1:
         raise AttributionError(
-            f"{token!r} is {len(ids)} tokens of {model.name}, not one; give a single token (mind its leading space), "
-            "or its id."
+            f"{token!r} is {len(ids)} tokens of {model.name}, not one; give the text of a single token, including its "
+            "leading space, or a token id."
         )
     return ids[0]
