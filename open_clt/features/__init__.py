@@ -1,1 +1,1 @@
-"""Features: where they fire on texts, what they write, and records of both."""
+"""Features: where they are active on texts, what they write, and records of both."""

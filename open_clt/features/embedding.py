@@ -1,4 +1,4 @@
-"""Embeddings: vectors as points of a plane, by PCA or t-SNE."""
+"""Embeddings: vectors as points in a plane, by PCA or t-SNE."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ EmbeddingMethod: TypeAlias = Literal["pca", "tsne"]
 
 
 class Embedding(NamedTuple):
-    """Vectors as points of a plane."""
+    """Vectors as points in a plane."""
 
-    points: Float[Tensor, "some 2"]
+    points: Float[Tensor, "vector 2"]
+    """Coordinates of each vector's point."""
     explained: tuple[float, float] | None
-    """Share of the variance along each axis; None where axes mean nothing."""
+    """Share of the variance along each axis; None for t-SNE, whose axes have no meaning."""
 
 
 def embed(
-    vectors: Float[Tensor, "some dimension"],
+    vectors: Float[Tensor, "vector dimension"],
     method: EmbeddingMethod = "pca",
     *,
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Embedding:
-    """Place vectors in a plane so that those that point the same way are close; lengths do not matter.
+    """Place vectors in a plane so that vectors with similar directions are close; their lengths do not matter.
 
-    t-SNE (van der Maaten and Hinton, 2008) starts from PCA, and is the same for the same seed; its perplexity is
-    lowered to a third of the vectors where there are too few. Fewer than four vectors are always placed by PCA.
+    t-SNE (van der Maaten and Hinton, 2008) starts from PCA and gives the same points for the same seed. Its perplexity
+    is at most a third of the number of other vectors. Fewer than four vectors are always placed by PCA. Raises
+    ConfigError if ``method`` is not known.
     """
     if method not in ("pca", "tsne"):
         raise ConfigError(f"method is {method!r}; it must be 'pca' or 'tsne'.")
@@ -44,19 +46,20 @@ def embed(
     start = _principal_components(unit).points
     start = 1e-4 * start / start[:, 0].std().clamp(min=1e-12)
     perplexity = min(perplexity, (len(unit) - 1) / 3)
-    placed = cast(Any, TSNE)(perplexity=perplexity, init=start.numpy(), metric="cosine", random_state=seed)
-    return Embedding(torch.from_numpy(placed.fit_transform(unit.numpy())).float(), None)
+    tsne = cast(Any, TSNE)(perplexity=perplexity, init=start.numpy(), metric="cosine", random_state=seed)
+    return Embedding(torch.from_numpy(tsne.fit_transform(unit.numpy())).float(), None)
 
 
-def _principal_components(vectors: Float[Tensor, "some dimension"]) -> Embedding:
+def _principal_components(vectors: Float[Tensor, "vector dimension"]) -> Embedding:
+    """Coordinates along the first two principal components; zeros for vectors that are all equal."""
     from sklearn.decomposition import PCA
 
     points, shares = torch.zeros(len(vectors), 2), [0.0, 0.0]
     if bool((vectors != vectors[:1]).any()):
         pca = cast(Any, PCA)(n_components=min(2, *vectors.shape), svd_solver="full")
-        placed = torch.from_numpy(pca.fit_transform(vectors.double().numpy()))
-        # An axis may point either way: its largest entry is made positive, so that a picture is always the same.
-        signs = placed.gather(0, placed.abs().argmax(0, keepdim=True)).sign()
-        points[:, : placed.shape[1]] = (placed * signs).float()
-        shares[: placed.shape[1]] = pca.explained_variance_ratio_.tolist()
+        projected = torch.from_numpy(pca.fit_transform(vectors.double().numpy()))
+        # The sign of an axis is arbitrary. The largest entry is made positive, so that figures are reproducible.
+        signs = projected.gather(0, projected.abs().argmax(0, keepdim=True)).sign()
+        points[:, : projected.shape[1]] = (projected * signs).float()
+        shares[: projected.shape[1]] = pca.explained_variance_ratio_.tolist()
     return Embedding(points, (shares[0], shares[1]))

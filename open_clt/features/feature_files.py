@@ -1,8 +1,11 @@
-"""Feature examples as circuit-tracer's viewer reads them.
+"""Feature files: examples of features in the formats that circuit-tracer's viewer reads.
 
-A repository on Hugging Face holds ``features/index.json.gz``, one ``{filename, offsets}`` per layer; the bytes
-``offsets[f]`` to ``offsets[f + 1]`` of that file are feature ``f``: four bytes of length (little-endian), zlib JSON.
-A viewer whose ``scan`` is ``./directory`` reads ``{number}.json`` there instead, ``number`` as in ``cantor_pair``.
+A repository on Hugging Face holds ``features/index.json.gz``, a list with one ``{filename, offsets}`` per layer. The
+bytes ``offsets[f]`` to ``offsets[f + 1]`` of a layer's file describe feature ``f``: a length in four bytes
+(little-endian), followed by JSON that is compressed with zlib.
+
+A viewer whose ``scan`` is ``./directory`` reads ``./directory/{number}.json`` instead, where ``cantor_pair`` gives the
+number of a feature.
 """
 
 from __future__ import annotations
@@ -31,36 +34,45 @@ _LENGTH = struct.Struct("<I")
 
 
 class _Layer(NamedTuple):
+    """An entry of the index: the file of one layer, and the offsets of its features."""
+
     filename: str
     offsets: list[int]
 
 
 @final
 class FeatureFiles:
-    """The features of a directory that ``write_feature_files`` wrote; CheckpointError if it holds none."""
+    """Reader of a directory that ``write_feature_files`` wrote; raises CheckpointError if its index cannot be read."""
 
     def __init__(self, directory: str | Path) -> None:
         self.folder = Path(directory) / FOLDER
-        self._place = files.saved(self.folder, INDEX)
-        index = files.read_json(self._place(INDEX))
+        self._path = files.saved(self.folder, INDEX)
+        index = files.read_json(self._path(INDEX))
         try:
             self._layers = [_Layer(layer["filename"], layer["offsets"]) for layer in index]
         except (TypeError, KeyError) as error:
-            raise CheckpointError(f"{self.folder / INDEX} does not list layers of features ({error!r}).") from error
+            raise CheckpointError(
+                f"{self.folder / INDEX} is not a list of layers of features ({error!r}); write the features again."
+            ) from error
 
     def record(self, feature: Feature) -> FeatureRecord | None:
-        """One feature, or None if nothing was written of it; raises CheckpointError if its bytes are damaged."""
+        """The record of a feature, or None if it has no record.
+
+        Raises ConfigError if the feature lies outside the files, CheckpointError if its bytes are damaged.
+        """
         try:
             if min(feature) < 0:
                 raise IndexError(feature)
             filename, offsets = self._layers[feature.layer]
             start, end = offsets[feature.index], offsets[feature.index + 1]
         except IndexError as error:
-            raise ConfigError(f"{self.folder} has no feature {feature}; layers and features count from 0.") from error
+            raise ConfigError(
+                f"{self.folder} does not have feature {feature}; layers and features are counted from 0."
+            ) from error
         if start == end:
             return None
         try:
-            with self._place(filename).open("rb") as file:
+            with self._path(filename).open("rb") as file:
                 file.seek(start)
                 stored = file.read(end - start)
             (length,) = _LENGTH.unpack_from(stored)
@@ -69,22 +81,24 @@ class FeatureFiles:
         except FileNotFoundError as error:
             raise files.missing(self.folder / filename) from error
         except (OSError, struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"Feature {feature} is damaged in {filename}; write it again.") from error
+            raise CheckpointError(
+                f"Feature {feature} in {self.folder / filename} is damaged; write the features again."
+            ) from error
 
 
 def write_feature_files(
     records: Iterable[FeatureRecord], directory: str | Path, *, n_layers: int, n_features: int, name: str = ""
 ) -> Path:
-    """Write records into ``directory/features`` and return that folder; ``name`` says which transcoder they are of.
+    """Write records into ``directory/features`` and return that folder; ``name`` names their transcoder.
 
-    Features without a record take no room. Raises ConfigError if one lies outside the given shape.
+    Features without a record do not take space. Raises ConfigError if a feature lies outside the given shape.
     """
     entries: dict[Feature, bytes] = {}
     for record in records:
         if not (0 <= record.feature.layer < n_layers and 0 <= record.feature.index < n_features):
             raise ConfigError(
                 f"Feature {record.feature} lies outside {n_layers} layers of {n_features} features; "
-                "give the transcoder's shape."
+                "give the n_layers and n_features of its transcoder."
             )
         packed = zlib.compress(_dumped(_entry(record, name)))
         entries[record.feature] = _LENGTH.pack(len(packed)) + packed
@@ -95,13 +109,13 @@ def write_feature_files(
             parts = [entries.get(Feature(layer, index), b"") for index in range(n_features)]
             files.write_bytes(stage(f"layer_{layer}.bin"), b"".join(parts))
             index.append({"filename": f"layer_{layer}.bin", "offsets": [0, *accumulate(map(len, parts))]})
-        # No time stamp: the same features are the same bytes.
+        # Without a time stamp, the same records always give the same bytes.
         files.write_bytes(stage(INDEX), gzip.compress(_dumped(index), mtime=0))
     return folder
 
 
 def write_feature_json(records: Iterable[FeatureRecord], directory: str | Path, *, name: str = "") -> Path:
-    """Write one ``{number}.json`` per record, for a viewer whose ``scan`` is this directory; return the directory."""
+    """Write one ``{number}.json`` per record and return the directory, which a viewer's ``scan`` can name."""
     directory = Path(directory)
     with files.saving(directory) as stage:
         for record in records:
@@ -111,17 +125,17 @@ def write_feature_json(records: Iterable[FeatureRecord], directory: str | Path, 
 
 
 def read_feature_json(directory: str | Path, feature: Feature) -> FeatureRecord:
-    """Read what ``write_feature_json`` wrote of one feature; raises CheckpointError if it is missing or damaged."""
+    """Read a record that ``write_feature_json`` wrote; raises CheckpointError if its file is missing or damaged."""
     path = Path(directory) / f"{cantor_pair(feature)}.json"
     content = read_object(path, "examples_quantiles")
     try:
         return _record(content, feature)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole feature ({error!r}); write it again.") from error
+        raise CheckpointError(f"{path} does not describe a whole feature ({error!r}); write it again.") from error
 
 
 def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
-    """One feature in the viewer's words; what a record does not know stays empty."""
+    """The viewer's JSON for one feature; keys for which a record has no data are empty."""
     examples = [
         {
             "tokens": list(example.tokens),
@@ -137,7 +151,7 @@ def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
         "examples_quantiles": [{"quantile_name": "Top activations", "examples": examples}],
         "top_logits": [effect.token for effect in record.top_tokens],
         "bottom_logits": [effect.token for effect in record.bottom_tokens],
-        # The viewers show tokens without numbers; these two are ours, and others pass over them.
+        # Only OpenCLT reads the effects. Other programs ignore these two keys and show the tokens alone.
         "top_logit_effects": [effect.effect for effect in record.top_tokens],
         "bottom_logit_effects": [effect.effect for effect in record.bottom_tokens],
         "act_min": 0.0,
@@ -149,6 +163,7 @@ def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
 
 
 def _record(entry: Mapping[str, Any], feature: Feature) -> FeatureRecord:
+    """The record that the viewer's JSON describes."""
     examples = [example for quantile in entry["examples_quantiles"] for example in quantile["examples"]]
     return FeatureRecord(
         feature=feature,
@@ -168,6 +183,7 @@ def _record(entry: Mapping[str, Any], feature: Feature) -> FeatureRecord:
 
 
 def _effects(entry: Mapping[str, Any], side: str) -> tuple[TokenEffect, ...]:
+    """The tokens of one side, top or bottom, with their effects; NaN where the file has no effects."""
     tokens = cast(Sequence[str], entry.get(f"{side}_logits", []))
     # Other programs write tokens without their effects.
     effects = cast(Sequence[float], entry.get(f"{side}_logit_effects", [math.nan] * len(tokens)))
@@ -175,9 +191,10 @@ def _effects(entry: Mapping[str, Any], side: str) -> tuple[TokenEffect, ...]:
 
 
 def _short(value: float) -> float:
-    """The nearest number of nine digits: enough to give a float32 back exactly."""
+    """The value rounded to nine digits, which are enough to restore a float32 exactly."""
     return float(f"{value:.9g}")
 
 
 def _dumped(content: Any) -> bytes:
+    """Compact JSON as UTF-8."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

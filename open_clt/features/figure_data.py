@@ -1,11 +1,11 @@
 """Figure data: the arrays that figures of features show, computed from a language model, its transcoder and texts.
 
-    activations_on(clt, text)         what a heatmap shows
-    FeaturesOnTexts(clt, texts)       statistics of all features on some texts, and from them
-        .importance                   what bars of importance show
-        .embedding()                  what a map of decoder directions shows
-        .layer_correlations()         what a matrix of correlations shows, of layers
-        .feature_correlations()       the same, of single features
+    activations_on(clt, text)         data of a heatmap of activations
+    FeaturesOnTexts(clt, texts)       statistics of all features on some texts, which give
+        .importance                   data of a bar chart of importance
+        .embedding()                  data of a map of decoder directions
+        .layer_correlations()         data of a correlation matrix of layers
+        .feature_correlations()       data of a correlation matrix of single features
 
 ``clt`` is a TranscodedModel: any object that holds a language model and its transcoder.
 """
@@ -42,57 +42,61 @@ class TranscodedModel(Protocol):
 
     @property
     def language_model(self) -> LanguageModel:
-        """The language model that the transcoder was trained for."""
+        """The language model that the transcoder was trained on."""
         ...
 
     @property
     def transcoder(self) -> Transcoder:
-        """The transcoder of the language model's MLPs."""
+        """The transcoder that replaces the language model's MLPs."""
         ...
 
 
 class ModelAndTranscoder(NamedTuple):
-    """A language model and its transcoder, given one by one."""
+    """A language model and its transcoder as a pair."""
 
     language_model: LanguageModel
+    """The language model that the transcoder was trained on."""
     transcoder: Transcoder
+    """The transcoder that replaces the language model's MLPs."""
 
 
 class FeatureDirections(NamedTuple):
-    """What some features write, as directions of the residual stream."""
+    """The directions of the residual stream that some features write."""
 
-    directions: Float[Tensor, "some d_model"]
+    directions: Float[Tensor, "chosen d_model"]
+    """Decoder direction of each feature."""
     layers: list[int]
-    """The layer of each feature."""
-    importance: Float[Tensor, "some"]
-    """Share of everything written that each feature writes."""
+    """Layer of each feature."""
+    importance: Float[Tensor, "chosen"]
+    """Share of each feature in everything that the transcoder's features write."""
     n_layers: int
-    """Layers of the transcoder, including those without a feature here."""
+    """Number of layers of the transcoder, including those without a feature in this selection."""
 
 
 class Correlations(NamedTuple):
-    """Correlations of features, or of layers, with each other."""
+    """The correlations of features, or of layers, with each other."""
 
-    matrix: Float[Tensor, "some some"]
+    matrix: Float[Tensor, "row row"]
+    """Correlation of each row's feature or layer with each other one."""
     names: list[str]
-    """What each row stands for."""
+    """Name of each row's feature or layer."""
     layers: list[int] | None = None
-    """The layer of each row in ascending order, or None where each row is a whole layer."""
+    """Layer of each row in ascending order; None if each row is a whole layer."""
 
 
 def transcoded_model(model: object, transcoder: object) -> TranscodedModel:
-    """A language model with its transcoder, given as two objects or as one that holds both.
+    """A language model with its transcoder, given as two objects or as one object that holds both.
 
-    A ``model`` that is given beside an object that holds both takes the place of that object's language model. Raises
-    ConfigError if there is no language model or no transcoder.
+    If ``transcoder`` is an object that holds both, a ``model`` given with it replaces that object's language model.
+    Raises ConfigError if the language model or the transcoder is missing.
     """
     if model is None and isinstance(transcoder, TranscodedModel):
         return transcoder
     if isinstance(model, LanguageModel) and isinstance(transcoder, Transcoder | TranscodedModel):
         return ModelAndTranscoder(model, transcoder if isinstance(transcoder, Transcoder) else transcoder.transcoder)
     raise ConfigError(
-        f"model is of type {type(model).__name__} and transcoder of type {type(transcoder).__name__}; give a "
-        "LanguageModel and a Transcoder, or name as transcoder an object that holds both, such as an "
+        f"model is of type {type(model).__name__} and transcoder is of type {type(transcoder).__name__}; give a "
+        "LanguageModel and a Transcoder, or as transcoder an object that holds both, such as an "
         "OpenCrossLayerTranscoder."
     )
 
@@ -100,15 +104,15 @@ def transcoded_model(model: object, transcoder: object) -> TranscodedModel:
 def activations_on(source: TranscodedModel, text: object) -> FeatureActivations:
     """The active features at every position and layer of a text; raises ConfigError if ``text`` is not a string."""
     if not isinstance(text, str):
-        raise ConfigError(f"The text is {text!r}; give the string on which the features are to be shown.")
+        raise ConfigError(f"text is {text!r}; give a string, on which the features are shown.")
     return feature_activations(source.language_model, source.transcoder, text)
 
 
 @final
 class FeaturesOnTexts:
-    """What the features of a transcoder do on a text or texts, of which at most ``max_contexts`` contexts are read.
+    """Statistics of a transcoder's features on a text or texts, of which at most ``max_contexts`` contexts are read.
 
-    Raises ConfigError if ``texts`` are not strings, TextError if they hold hardly any tokens.
+    Raises ConfigError if ``texts`` are not strings, TextError if they do not fill a context.
     """
 
     def __init__(self, source: TranscodedModel, texts: object, *, max_contexts: int = 256) -> None:
@@ -121,7 +125,7 @@ class FeaturesOnTexts:
             max_contexts=max_contexts,
         )
         self.importance: Float[Tensor, "layer feature"] = feature_importance(self.statistics, source.transcoder)
-        """Share of everything written that each feature writes."""
+        """Share of each feature in everything that the transcoder's features write."""
 
     def embedding(self, top_n: int = 500) -> FeatureDirections:
         """Decoder directions of the ``top_n`` most important features, most important first."""
@@ -134,12 +138,12 @@ class FeaturesOnTexts:
         )
 
     def layer_correlations(self) -> Correlations:
-        """Which layers write much at the same tokens."""
+        """Correlations of how much the features of each layer write at each token."""
         names = [f"L{layer}" for layer in range(self._source.transcoder.config.n_layers)]
         return Correlations(cross_layer_correlations(self.statistics.activity), names)
 
     def feature_correlations(self, top_n: int = 40) -> Correlations:
-        """Which of the ``top_n`` most important features fire at the same tokens, in the order of their layers."""
+        """Correlations of the activations of the ``top_n`` most important features, sorted by layer."""
         chosen = sorted(most_important(self.importance, top_n))
         columns = activations_of(self._source.language_model, self._source.transcoder, self.statistics.contexts, chosen)
         return Correlations(
@@ -155,8 +159,8 @@ def _strings(texts: object) -> Sequence[str]:
         return [texts]
     values = list(cast(Iterable[Any], texts)) if isinstance(texts, Iterable) else [texts]
     if not values:
-        raise TextError("There are no texts; give at least one.")
+        raise TextError("texts is empty; give at least one text.")
     for value in values:
         if not isinstance(value, str):
-            raise ConfigError(f"A text is {value!r}, of type {type(value).__name__}; give a string or strings.")
+            raise ConfigError(f"A text is {value!r}, of type {type(value).__name__}; give a string or several strings.")
     return cast(list[str], values)

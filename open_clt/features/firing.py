@@ -1,7 +1,7 @@
-"""Features of a transcoder on texts: where they fire, how often, what they write, and which matter.
+"""Feature activity on texts: where and how often features are active, how much they write, and which matter most.
 
-``feature_activations`` looks at one text, ``activation_statistics`` at many. The first position of a context is left
-out everywhere, as in training, unless the transcoder uses it.
+``feature_activations`` describes one text, ``activation_statistics`` describes many. The first position of a context is
+left out everywhere, as in training, unless the transcoder uses it.
 """
 
 from __future__ import annotations
@@ -30,52 +30,58 @@ class FeatureActivations:
     """The active features at every position and layer of one text."""
 
     tokens: tuple[str, ...]
-    """The text of each position's token."""
+    """Text of the token at each position."""
     layers: tuple[SparseFeatures, ...]
-    """Features of each layer; their batch is the positions, and the first has none unless the transcoder uses it."""
+    """Active features of each layer, one row per position.
+
+    The first position does not have any unless the transcoder uses it."""
 
     def dense(self) -> Float[Tensor, "position layer feature"]:
         """All activations as one tensor, zeros included."""
         return torch.stack([layer.dense() for layer in self.layers], dim=1)
 
-    def of(self, chosen: Sequence[Feature]) -> Float[Tensor, "some position"]:
-        """Activations of some features along the text."""
-        found = torch.zeros(len(chosen), len(self.tokens))
+    def of(self, chosen: Sequence[Feature]) -> Float[Tensor, "chosen position"]:
+        """Activations of the chosen features at each position of the text."""
+        activations = torch.zeros(len(chosen), len(self.tokens))
         for row, feature in enumerate(chosen):
             active = self.layers[feature.layer]
             entries = active.features == feature.index
-            found[row, active.rows[entries].cpu()] = active.values[entries].float().cpu()
-        return found
+            activations[row, active.rows[entries].cpu()] = active.values[entries].float().cpu()
+        return activations
 
 
 class TopFeature(NamedTuple):
-    """A feature, and where on a text it is most active."""
+    """A feature, and the position of a text at which it is most active."""
 
     feature: Feature
+    """The feature."""
     position: int
+    """Position of the largest activation."""
     token: str
+    """Text of the token at that position."""
     activation: float
+    """Largest activation of the feature."""
 
 
 @torch.no_grad()
 def feature_activations(
     model: LanguageModel, transcoder: Transcoder, text: str | Int[Tensor, "position"]
 ) -> FeatureActivations:
-    """Encode one text, or its tokens; raises TextError if it is empty or longer than the model reads."""
+    """Encode a text, or its tokens; raises TextError if it is empty or longer than the model's context."""
     tokens = model.tokenize(text) if isinstance(text, str) else text
     features = _encode(model, transcoder, tokens[None])
-    # Positions that were not encoded get a row without entries.
+    # Positions that are not encoded get a row without entries.
     unused = transcoder.first_position
     layers = [
-        SparseFeatures(part.values, part.features, functional.pad(part.offsets, (unused, 0)), part.n_features)
-        for part in features
+        SparseFeatures(active.values, active.features, functional.pad(active.offsets, (unused, 0)), active.n_features)
+        for active in features
     ]
     return FeatureActivations(tuple(model.token_strings(tokens)), tuple(layers))
 
 
 def top_features(activations: FeatureActivations, top_n: int = 10) -> list[TopFeature]:
-    """The features with the largest activation anywhere on a text, strongest first; each stands there once."""
-    found: list[TopFeature] = []
+    """The features with the largest activations on a text, strongest first, each with its largest activation."""
+    top: list[TopFeature] = []
     for layer, active in enumerate(activations.layers):
         order = active.values.argsort(descending=True, stable=True)
         rows, indices, values = (column[order].tolist() for column in (active.rows, active.features, active.values))
@@ -85,29 +91,31 @@ def top_features(activations: FeatureActivations, top_n: int = 10) -> list[TopFe
                 break
             if index not in seen:
                 seen.add(index)
-                found.append(TopFeature(Feature(layer, index), position, activations.tokens[position], value))
-    return sorted(found, key=lambda top: -top.activation)[:top_n]
+                top.append(TopFeature(Feature(layer, index), position, activations.tokens[position], value))
+    return sorted(top, key=lambda entry: -entry.activation)[:top_n]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ActivationStatistics:
-    """What every feature did on some texts, packed into contexts."""
+    """Statistics of every feature on some texts, packed into contexts."""
 
     contexts: Int[Tensor, "context position"]
+    """Tokens of each context."""
     tokens: int
-    """Tokens that were encoded: all but the first of each context, or all if the transcoder uses the first."""
+    """Number of encoded tokens: all but the first of each context, or all if the transcoder uses the first position."""
     density: Float[Tensor, "layer feature"]
-    """Share of the tokens on which a feature is active."""
+    """Share of the tokens on which each feature is active."""
     mean: Float[Tensor, "layer feature"]
-    """Mean activation over all tokens, zeros included."""
+    """Mean activation of each feature over all tokens, zeros included."""
     maximum: Float[Tensor, "layer feature"]
+    """Largest activation of each feature."""
     best_contexts: Int[Tensor, "layer feature example"]
-    """Contexts in which a feature reaches its largest activations, largest first."""
+    """Numbers of the contexts in which each feature has its largest activations, largest first."""
     best_values: Float[Tensor, "layer feature example"]
-    """Those activations; 0 where a feature is active in fewer contexts."""
+    """Largest activation of each feature in each of ``best_contexts``; 0 if it is active in fewer contexts."""
     activity: Float[Tensor, "token layer"]
-    """How much each layer's features write at each token: activations times decoder norms, summed."""
+    """Amount that the features of each layer write at each token: the sum of activation times decoder norm."""
 
 
 @torch.no_grad()
@@ -121,9 +129,10 @@ def activation_statistics(
     n_examples: int = 10,
     batch_size: int = 16,
 ) -> ActivationStatistics:
-    """Encode texts, packed into contexts, and count; raises TextError if they hold hardly any tokens.
+    """Compute statistics of every feature on texts, which are packed into contexts of ``context_length`` tokens.
 
-    Only the first ``max_contexts`` contexts are used.
+    Only the first ``max_contexts`` contexts are used. ``n_examples`` is the number of contexts that are kept as each
+    feature's best. Raises TextError if the texts do not fill a context.
     """
     contexts = pack_contexts(texts, model, context_length)[:max_contexts]
     encoded = contexts.shape[1] - transcoder.first_position
@@ -133,16 +142,16 @@ def activation_statistics(
     best_values = torch.zeros(*shape, n_examples)
     best_contexts = torch.zeros(*shape, n_examples, dtype=torch.long)
     activity: list[Tensor] = []
-    for start, features in _encoded(model, transcoder, contexts, batch_size):
+    for start, features in _encoded_batches(model, transcoder, contexts, batch_size):
         for layer, active in enumerate(features):
             counts[layer] += active_counts(active).cpu()
             sums[layer].index_add_(0, active.features.cpu(), active.values.double().cpu())
             peaks = _peak_per_context(active, encoded)
             values = torch.cat([best_values[layer], peaks.T], dim=1)
-            numbers = torch.arange(start, start + peaks.shape[0]).expand(shape[1], -1)
-            numbers = torch.cat([best_contexts[layer], numbers], dim=1)
+            batch = torch.arange(start, start + peaks.shape[0]).expand(shape[1], -1)
+            candidates = torch.cat([best_contexts[layer], batch], dim=1)
             best_values[layer], order = values.topk(n_examples, dim=1)
-            best_contexts[layer] = numbers.gather(1, order)
+            best_contexts[layer] = candidates.gather(1, order)
         activity.append(torch.stack([_written(active, norms[layer]) for layer, active in enumerate(features)], dim=1))
     tokens = contexts.shape[0] * encoded
     return ActivationStatistics(
@@ -165,23 +174,23 @@ def activations_of(
     chosen: Sequence[Feature],
     *,
     batch_size: int = 16,
-) -> Float[Tensor, "token some"]:
-    """Activations of some features on the tokens of some contexts: all that the transcoder uses, one row each."""
-    parts: list[Tensor] = []
-    for _, features in _encoded(model, transcoder, contexts, batch_size):
-        part = torch.zeros(features[0].batch, len(chosen))
+) -> Float[Tensor, "token chosen"]:
+    """Activations of the chosen features on all tokens of some contexts that the transcoder uses, one row per token."""
+    batches: list[Tensor] = []
+    for _, features in _encoded_batches(model, transcoder, contexts, batch_size):
+        columns = torch.zeros(features[0].batch, len(chosen))
         for column, feature in enumerate(chosen):
             active = features[feature.layer]
             entries = active.features == feature.index
-            part[active.rows[entries].cpu(), column] = active.values[entries].float().cpu()
-        parts.append(part)
-    return torch.cat(parts)
+            columns[active.rows[entries].cpu(), column] = active.values[entries].float().cpu()
+        batches.append(columns)
+    return torch.cat(batches)
 
 
 def feature_importance(statistics: ActivationStatistics, transcoder: Transcoder) -> Float[Tensor, "layer feature"]:
-    """Share of everything written that each feature writes: mean activation times decoder norm, over the sum of all.
+    """Share of each feature in everything that features write: mean activation times decoder norm, over the total.
 
-    Decoder norms are in standardised units, so that no layer counts for more because its MLP outputs are larger.
+    Decoder norms are in standardised units, so that layers with larger MLP outputs do not count for more.
     """
     written = statistics.mean * transcoder.decoder_norms().detach().float().cpu()
     return written / written.sum().clamp(min=1e-30)
@@ -189,7 +198,7 @@ def feature_importance(statistics: ActivationStatistics, transcoder: Transcoder)
 
 @torch.no_grad()
 def layer_activity(activations: FeatureActivations, transcoder: Transcoder) -> Float[Tensor, "layer position"]:
-    """How much the features of each layer write at each position of a text: activations times decoder norms, summed."""
+    """Amount that each layer's features write at each position of a text: the sum of activation times decoder norm."""
     norms = transcoder.decoder_norms().float()
     return torch.stack([_written(active, norms[layer]) for layer, active in enumerate(activations.layers)])
 
@@ -198,17 +207,17 @@ def most_important(importance: Float[Tensor, "layer feature"], top_n: int) -> li
     """The features with the largest positive importance, largest first."""
     values, order = importance.flatten().topk(min(top_n, importance.numel()))
     width = importance.shape[1]
-    return [Feature(*divmod(int(place), width)) for place, value in zip(order, values, strict=True) if value > 0]
+    return [Feature(*divmod(int(cell), width)) for cell, value in zip(order, values, strict=True) if value > 0]
 
 
 def cross_layer_correlations(columns: Float[Tensor, "token column"]) -> Float[Tensor, "column column"]:
-    """Pearson correlation over tokens of each column with each: columns are features, or the activity of layers.
+    """Pearson correlations, over tokens, of all pairs of columns, which are features or the activity of layers.
 
-    A column that never changes correlates with nothing: 0, and 1 with itself.
+    The correlation of a constant column with any other column is 0, and with itself 1.
     """
     centred = columns.double() - columns.double().mean(0)
     norms = centred.norm(dim=0)
-    # What rounding leaves of a constant is no variation.
+    # Rounding leaves a small norm even for a constant column.
     varies = norms > 1e-9 * columns.double().norm(dim=0)
     directions = torch.where(varies, centred / norms.clamp(min=1e-30), 0)
     matrix = (directions.T @ directions).clamp(-1, 1)
@@ -218,19 +227,19 @@ def cross_layer_correlations(columns: Float[Tensor, "token column"]) -> Float[Te
 def _encode(
     model: LanguageModel, transcoder: Transcoder, contexts: Int[Tensor, "context position"]
 ) -> list[SparseFeatures]:
-    """Features of all layers at all positions that the transcoder uses, context after context."""
+    """Features of all layers, with one row per position that the transcoder uses, context by context."""
     check_fits(transcoder, model)
     captured = model.capture(contexts, transcoder.config.input_hook, with_logits=False)
     inputs = captured.inputs[:, transcoder.first_position :].flatten(0, 1).to(transcoder.device, transcoder.dtype)
     if inputs.shape[0] == 0:
-        raise TextError("The text is a single token, whose features mean nothing; give at least two.")
+        raise TextError("The text has no token after the first position, which is not used; give at least two tokens.")
     return transcoder.encode(inputs)
 
 
-def _encoded(
+def _encoded_batches(
     model: LanguageModel, transcoder: Transcoder, contexts: Int[Tensor, "context position"], batch_size: int
 ) -> Iterator[tuple[int, list[SparseFeatures]]]:
-    """Number of the first context, and features, of one batch of contexts after another."""
+    """Yield, for each batch of contexts, the number of its first context and the features of all layers."""
     for start in range(0, contexts.shape[0], batch_size):
         yield start, _encode(model, transcoder, contexts[start : start + batch_size])
 
@@ -239,11 +248,11 @@ def _peak_per_context(active: SparseFeatures, length: int) -> Float[Tensor, "con
     """Largest activation of each feature in each context of ``length`` encoded tokens."""
     contexts = active.batch // length
     peaks = torch.zeros(contexts * active.n_features)
-    places = (active.rows // length) * active.n_features + active.features
-    return peaks.scatter_reduce(0, places.cpu(), active.values.float().cpu(), "amax").view(contexts, -1)
+    cells = (active.rows // length) * active.n_features + active.features
+    return peaks.scatter_reduce(0, cells.cpu(), active.values.float().cpu(), "amax").view(contexts, -1)
 
 
 def _written(active: SparseFeatures, norms: Float[Tensor, "feature"]) -> Float[Tensor, "token"]:
-    """Activations times decoder norms, summed per token."""
+    """Sum of activation times decoder norm for each token."""
     sizes = active.values.float() * norms[active.features]
     return torch.zeros(active.batch, device=sizes.device).index_add(0, active.rows, sizes).cpu()

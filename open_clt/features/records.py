@@ -1,4 +1,4 @@
-"""What there is to know about one feature: the texts that excite it, and the output tokens it speaks for."""
+"""Feature records: the texts on which a feature is most active, and the output tokens that it raises and lowers."""
 
 from __future__ import annotations
 
@@ -22,32 +22,39 @@ class FeatureExample(NamedTuple):
     """A context in which a feature is active."""
 
     tokens: tuple[str, ...]
+    """Text of the token at each position."""
     activations: Float[Tensor, "position"]
+    """Activation at each position."""
     peak: int
     """Position of the largest activation."""
 
 
 class TokenEffect(NamedTuple):
-    """How much a feature raises or lowers the logit of a token, per unit of activation."""
+    """The effect of a feature on the logit of a token."""
 
     token: str
+    """Text of the token."""
     effect: float
+    """Change of the token's logit per unit of activation, as ``logit_effects`` computes it."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureRecord:
-    """One feature: how often and how much it fires, where it fires most, and what it writes."""
+    """A description of one feature: how often and where it is active, and which output tokens it raises and lowers."""
 
     feature: Feature
+    """The feature that the record describes."""
     density: float
-    """Share of the tokens on which it is active."""
+    """Share of the tokens on which the feature is active."""
     max_activation: float
+    """Largest activation of the feature."""
     examples: tuple[FeatureExample, ...]
-    """Strongest first."""
+    """Contexts with the largest activations, strongest first."""
     top_tokens: tuple[TokenEffect, ...]
-    """Output tokens that it raises most, through the sum of its decoders."""
+    """Output tokens that the sum of the feature's decoders raises most, strongest first."""
     bottom_tokens: tuple[TokenEffect, ...]
+    """Output tokens that the sum of the feature's decoders lowers most, strongest first."""
 
 
 @torch.no_grad()
@@ -59,7 +66,7 @@ def feature_records(
     *,
     n_tokens: int = 10,
 ) -> list[FeatureRecord]:
-    """Describe some features by the texts that ``statistics`` were taken on."""
+    """Describe the chosen features on the texts of ``statistics``, each with ``n_tokens`` top and bottom tokens."""
     effects = logit_effects(model, decoder_directions(transcoder, chosen))
     records: list[FeatureRecord] = []
     for feature, effect in zip(chosen, effects, strict=True):
@@ -79,6 +86,7 @@ def feature_records(
 def _largest(
     model: LanguageModel, effects: Float[Tensor, "vocab"], count: int, *, sign: int
 ) -> tuple[TokenEffect, ...]:
+    """The ``count`` tokens with the largest effects of one sign, strongest first."""
     values, tokens = (sign * effects).topk(min(count, effects.shape[0]))
     names = model.token_strings(tokens)
     return tuple(TokenEffect(name, sign * value) for name, value in zip(names, values.tolist(), strict=True))
@@ -87,6 +95,7 @@ def _largest(
 def _example(
     model: LanguageModel, transcoder: Transcoder, context: Int[Tensor, "position"], feature: Feature
 ) -> FeatureExample:
+    """The activations of a feature in one context."""
     activations = feature_activations(model, transcoder, context)
-    along = activations.of([feature])[0]
-    return FeatureExample(activations.tokens, along, int(along.argmax()))
+    along_context = activations.of([feature])[0]
+    return FeatureExample(activations.tokens, along_context, int(along_context.argmax()))
