@@ -1,1 +1,1 @@
-"""Evaluation: a transcoder or a graph against held-out text and interventions."""
+"""Evaluation: measuring a transcoder on held-out text, and a graph against interventions."""

@@ -1,4 +1,4 @@
-"""A transcoder's conversion to JumpReLU, and what it does to the language model's predictions."""
+"""Conversion to JumpReLU, and its effect on reconstruction and on the language model's predictions."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 class ConversionRecord(NamedTuple):
-    """A conversion, and both transcoders on text that it was not fitted to."""
+    """A conversion, and the evaluation of both transcoders on contexts that the thresholds were not fitted to."""
 
     conversion: Conversion
+    """The converted transcoder, with numbers on the tokens that its thresholds were fitted to."""
     before: Evaluation
+    """Evaluation of the original transcoder."""
     after: Evaluation
+    """Evaluation of the converted transcoder."""
 
     @property
     def transcoder(self) -> Transcoder:
-        """The converted one."""
+        """The converted transcoder."""
         return self.conversion.transcoder
 
     def summary(self) -> str:
-        """L0, FVU and cross-entropy before and after, for reading."""
+        """L0, FVU and cross-entropy before and after the conversion, as text."""
         before, after = self.before, self.after
-        old, new = before.logits.cross_entropy_replacement, after.logits.cross_entropy_replacement
+        ce_before, ce_after = before.logits.cross_entropy_replacement, after.logits.cross_entropy_replacement
         return "\n".join([
-            "on the tokens it was fitted to",
+            "on the tokens that the thresholds were fitted to",
             self.conversion.summary(),
-            "on other text",
-            f"L0 a layer  {before.reconstruction.l0:.2f} -> {after.reconstruction.l0:.2f}",
-            f"FVU         {before.reconstruction.fvu:.4f} -> {after.reconstruction.fvu:.4f} "
+            "on held-out contexts",
+            f"L0 per layer  {before.reconstruction.l0:.2f} -> {after.reconstruction.l0:.2f}",
+            f"FVU           {before.reconstruction.fvu:.4f} -> {after.reconstruction.fvu:.4f} "
             f"({after.reconstruction.fvu - before.reconstruction.fvu:+.4f})",
-            f"CE          {old:.4f} -> {new:.4f} nats a token ({new - old:+.4f}; "
-            f"without replacement {before.logits.cross_entropy_original:.4f})",
+            f"CE            {ce_before:.4f} -> {ce_after:.4f} nats per token "
+            f"({ce_after - ce_before:+.4f}; without replacement {before.logits.cross_entropy_original:.4f})",
         ])  # fmt: skip
 
 
@@ -53,25 +56,26 @@ def convert_transcoder(
     held_out_share: float = 0.25,
     batch_size: int = 8,
 ) -> ConversionRecord:
-    """Convert TopK or BatchTopK to JumpReLU on contexts that begin with BOS, and evaluate both on the last of them.
+    """Convert a TopK or BatchTopK transcoder to JumpReLU, and evaluate both on held-out contexts.
 
-    First positions are left out unless the transcoder uses them, as in training. Raises ConfigError if the transcoder
-    needs no conversion, TextError if there are fewer than two contexts.
+    ``contexts`` begin with BOS; the last ``held_out_share`` of them are held out. First positions are left out unless
+    the transcoder uses them, as in training. Raises ConfigError if the transcoder cannot be converted, TextError if
+    there are fewer than two contexts.
     """
     held_out = max(1, round(held_out_share * contexts.shape[0]))
     fitted = contexts.shape[0] - held_out
     if fitted < 1:
-        raise TextError(f"{contexts.shape[0]} contexts are too few to fit thresholds to and test them; give more text.")
+        raise TextError(f"There are {contexts.shape[0]} contexts; give text for at least 2, one of which is held out.")
     config, first = transcoder.config, transcoder.first_position
-    parts = [
-        model.capture(rows, config.input_hook, config.target_hook, with_logits=False)
-        for rows in contexts[:fitted].split(batch_size)
+    captures = [
+        model.capture(batch, config.input_hook, config.target_hook, with_logits=False)
+        for batch in contexts[:fitted].split(batch_size)
     ]
-    inputs = torch.cat([part.inputs[:, first:].flatten(0, 1) for part in parts])
-    targets = torch.cat([part.targets[:, first:].flatten(0, 1) for part in parts])
+    inputs = torch.cat([capture.inputs[:, first:].flatten(0, 1) for capture in captures])
+    targets = torch.cat([capture.targets[:, first:].flatten(0, 1) for capture in captures])
     conversion = convert_to_jumprelu(transcoder, inputs, targets)
     before, after = (
-        measure(ReplacementModel(model, either), contexts[fitted:], batch_size=batch_size)
-        for either in (transcoder, conversion.transcoder)
+        measure(ReplacementModel(model, version), contexts[fitted:], batch_size=batch_size)
+        for version in (transcoder, conversion.transcoder)
     )
     return ConversionRecord(conversion, before, after)

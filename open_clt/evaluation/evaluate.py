@@ -1,9 +1,9 @@
-"""The evaluation of a transcoder on held-out text: ``measure``, the one loop over contexts, and its record of numbers.
+"""The evaluation of a transcoder on held-out text: the loop over contexts (``measure``) and the record of numbers.
 
-For each batch of contexts the language model runs as it is, with the transcoder in place of its MLPs and, on request,
-with the MLP of one layer replaced at a time. A second pass sets every MLP output to its mean over all contexts, which
-is what a transcoder without information would do. Only sums are kept from one batch to the next. The first position of
-a context is left out of all numbers, as it is in training, unless the transcoder uses it.
+For each batch of contexts, the language model runs unchanged, then with the transcoder in place of all MLPs and, on
+request, with the MLP of one layer replaced at a time. A second pass sets every MLP output to its mean over all
+contexts, which is what a transcoder without any information would write. Only sums are kept between batches. The first
+position of a context is left out of all numbers, as in training, unless the transcoder uses it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ from open_clt.transcoders.metrics import LayerMetrics, MetricsAccumulator, Trans
 
 
 class Evaluation(NamedTuple):
-    """The numbers of a transcoder on held-out text. Cross-entropies are nats per token."""
+    """The numbers of a transcoder on held-out text. Cross-entropies are in nats per token."""
 
     reconstruction: TranscoderMetrics
+    """Reconstruction and sparsity of the transcoder."""
     logits: LogitComparison
-    """Predictions with every MLP replaced, against the original's."""
+    """Comparison of the model's predictions with those when every MLP is replaced."""
     cross_entropy_ablated: float
-    """Cross-entropy with every MLP output set to its mean."""
+    """Cross-entropy when every MLP output is set to its mean."""
     alone: tuple[LogitComparison, ...] = ()
-    """For each layer: predictions with the MLP of that layer replaced, and no other. Empty if not measured."""
+    """Comparison for each layer when only its MLP is replaced; empty if not measured."""
 
     @property
     def share_recovered(self) -> float | None:
-        """1 if the replacement predicts as well as the original, 0 if it predicts as badly as the ablation.
+        """Share of the increase in cross-entropy by ablation that the replacement avoids.
 
-        None if the ablation does no harm.
+        It is 1 if the replacement predicts as well as the original, 0 if it predicts as badly as the ablation, and None
+        if the ablation does not raise the cross-entropy.
         """
         return share_recovered(self.logits, self.cross_entropy_ablated)
 
     def totals(self) -> dict[str, Any]:
-        """The numbers of the whole transcoder, by the names that files and tables give them."""
+        """The numbers of the whole transcoder, under their names in files and tables."""
         ablation = {"ce_ablated": self.cross_entropy_ablated, "ce_recovered": self.share_recovered}
         return {**self.reconstruction.totals(), **self.logits.as_dict(), **ablation}
 
     def layers(self) -> list[dict[str, Any]]:
-        """The numbers of each layer, by the names that files and tables give them."""
+        """The numbers of each layer, under their names in files and tables."""
         rows = [{"layer": layer, **numbers._asdict()} for layer, numbers in enumerate(self.reconstruction.layers)]
         for row, alone in zip(rows, self.alone, strict=False):
             row["ce_alone"] = alone.cross_entropy_replacement
@@ -54,7 +56,7 @@ class Evaluation(NamedTuple):
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """``totals``, and each number of ``layers`` as a list over the layers; JSON-ready."""
+        """The ``totals``, and each number of ``layers`` as a list over the layers, ready for JSON."""
         rows = self.layers()
         return {
             **self.totals(),
@@ -63,7 +65,7 @@ class Evaluation(NamedTuple):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Evaluation:
-        """The evaluation with these ``totals``, ``layers`` and ``density_histogram``; raises KeyError without them."""
+        """Rebuild an evaluation from ``totals``, ``layers`` and ``density_histogram``; raises KeyError without them."""
         rows = content["layers"]
         original = content["ce_original"]
         return cls(
@@ -88,40 +90,40 @@ def measure(
     alone: bool = False,
     batch_size: int = 8,
 ) -> Evaluation:
-    """Measure a replacement model and its transcoder on contexts of tokens, each beginning with BOS.
+    """Measure a replacement model and its transcoder on contexts of tokens, each of which begins with BOS.
 
-    With ``alone`` the predictions with one MLP replaced at a time are measured too: one more run per layer. Raises
-    TextError if contexts have fewer than three tokens.
+    With ``alone``, predictions with one MLP replaced at a time are measured too, which takes one more run per layer.
+    Raises TextError if contexts are too short to predict a token.
     """
     model, config, first = replacement.model, replacement.transcoder.config, replacement.transcoder.first_position
     metrics = MetricsAccumulator(replacement.transcoder)
-    models = [replacement, *(_one_layer_each(replacement) if alone else [])]
-    compared = [LogitAccumulator(first=first) for _ in models]
-    batches = [rows.to(model.device) for rows in contexts.split(batch_size)]
+    models = [replacement, *(_single_layer_models(replacement) if alone else [])]
+    accumulators = [LogitAccumulator(first=first) for _ in models]
+    batches = [batch.to(model.device) for batch in contexts.split(batch_size)]
     for tokens in batches:
         original = model.capture(tokens, config.input_hook, config.target_hook)
         assert original.logits is not None
-        inputs, targets = (read[:, first:].flatten(0, 1) for read in (original.inputs, original.targets))
+        inputs, targets = (hooked[:, first:].flatten(0, 1) for hooked in (original.inputs, original.targets))
         metrics.update(inputs, targets)
-        for replaced, sums in zip(models, compared, strict=True):
-            sums.update(original.logits, replaced.logits(tokens), tokens)
-    together, *each = (sums.result() for sums in compared)
+        for replaced, accumulator in zip(models, accumulators, strict=True):
+            accumulator.update(original.logits, replaced.logits(tokens), tokens)
+    all_layers, *single_layers = (accumulator.result() for accumulator in accumulators)
     return Evaluation(
         reconstruction=metrics.result(),
-        logits=together,
+        logits=all_layers,
         cross_entropy_ablated=_ablated(replacement, batches, metrics.target_means()),
-        alone=tuple(each),
+        alone=tuple(single_layers),
     )
 
 
-def _one_layer_each(replacement: ReplacementModel) -> list[ReplacementModel]:
-    """For each layer the model with that layer's MLP replaced, and no other."""
+def _single_layer_models(replacement: ReplacementModel) -> list[ReplacementModel]:
+    """For each layer, the model with only that layer's MLP replaced."""
     model, transcoder = replacement.model, replacement.transcoder
     return [ReplacementModel(model, transcoder, layers=[layer]) for layer in range(model.n_layers)]
 
 
 def _ablated(replacement: ReplacementModel, batches: list[Tensor], means: Float[Tensor, "layer d_model"]) -> float:
-    """Cross-entropy with every MLP output set to its mean."""
+    """Cross-entropy when every MLP output is set to its mean."""
     total, predictions = 0.0, 0
     with replacement.ablating(means):
         for tokens in batches:

@@ -1,16 +1,16 @@
-"""Is a graph true of the model? What it predicts, against what interventions measure.
+"""Faithfulness: the predictions of a graph, compared with the effects of interventions on the model.
 
-Some of a graph's features, spread evenly over its ranking by influence, are ablated one at a time:
+Some of a graph's features, spread evenly over the ranking by influence, are ablated one at a time. Compared are
 
-    direct effects       edges, against changes with MLP outputs held but attention and norms free to answer
-    total effects        all paths of the graph, against changes when everything answers
-    influence            against the KL divergence that the ablation makes in the prediction (both as logarithms)
-    perturbations        the residual stream's change in the local replacement model, against that in the model itself
-    agreement            what the transcoder's own model predicts on this prompt
+    direct effects       a graph's edges, with changes while MLP outputs are frozen, but attention and norms are not
+    total effects        sums over a graph's paths, with changes while nothing is frozen
+    influence            its logarithm, with that of the KL divergence between predictions before and after the ablation
+    perturbations        changes of the residual stream in the local replacement model, with those in the model itself
+    agreement            predictions of the replacement model on the graph's prompt, with those of the model
 
-With attention and norms held too, direct effects equal edges by construction (tests/replacement). Here nothing is held
-that a graph merely assumes. ``with_faithfulness`` keeps the numbers in the graph. Sources: methods, "Evaluating
-attribution graphs" (validation by perturbation).
+If attention and norms were frozen too, direct effects would equal edges by construction (tests/replacement); here they
+are free, because a graph only assumes that they do not change. ``with_faithfulness`` stores the numbers in the graph.
+Source: Ameisen et al. (2025), "Evaluating attribution graphs" (validation by perturbation).
 """
 
 from __future__ import annotations
@@ -44,21 +44,22 @@ _LOCAL = Iterative(freeze_attention=True, freeze_norms=True, freeze_errors=True)
 
 @torch.no_grad()
 def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_features: int = 32) -> Faithfulness:
-    """Ablate up to ``max_features`` of a graph's features and compare with what it predicts.
+    """Ablate up to ``max_features`` of a graph's features, and compare the effects with the graph's predictions.
 
-    ``replacement`` holds the model and the transcoder that the graph was made with; its other settings do not matter.
-    Takes three runs of the model per feature. Raises AttributionError if the graph is another's, or has no features.
+    ``replacement`` holds the model and the transcoder that the graph was made with; its other settings are ignored.
+    Each feature takes three runs of the model. Raises AttributionError if the graph was made with another model or
+    transcoder, or has no features.
     """
     model, transcoder = replacement.model, attributable(replacement.transcoder)
     chosen = _spread(graph, max_features)
     exact = ReplacementModel(model, transcoder, error_correction=True)
     before = observe(exact, torch.tensor(graph.info.tokens, device=model.device))
     _check_same(graph, before)
-    ablations = [_ablate(graph, number, exact, transcoder, before) for number in chosen.tolist()]
+    ablations = [_ablate(graph, node_index, exact, transcoder, before) for node_index in chosen.tolist()]
     direct, total = (torch.stack(rows) for rows in list(zip(*ablations, strict=True))[:2])
     divergence = torch.tensor([ablation.kl_divergence for ablation in ablations])
     return Faithfulness(
-        features=tuple(graph.node(number).id for number in chosen.tolist()),
+        features=tuple(graph.node(node_index).id for node_index in chosen.tolist()),
         direct=_effects(predicted_changes(graph, chosen, paths=False), direct),
         total=_effects(predicted_changes(graph, chosen), total),
         influence=InfluenceCheck(graph.influence()[chosen], divergence),
@@ -68,49 +69,57 @@ def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_
 
 
 def with_faithfulness(graph: AttributionGraph, found: Faithfulness) -> AttributionGraph:
-    """The same graph with the numbers in its ``info``, from where they go into every file that is made of it."""
+    """A copy of the graph with the numbers in its ``info``, so that every file of the graph holds them."""
     return replace(graph, info=replace(graph.info, faithfulness=found.report()))
 
 
 def predicted_changes(
-    graph: AttributionGraph, ablated: Int[Tensor, "some"], *, paths: bool = True
-) -> Float[Tensor, "some node"]:
-    """Change of every node's total (pre-activation or logit) that a graph predicts for each ablation.
+    graph: AttributionGraph, ablated: Int[Tensor, "ablation"], *, paths: bool = True
+) -> Float[Tensor, "ablation node"]:
+    """The change of every node's total (pre-activation or logit) that a graph predicts for each ablated node.
 
-    Without ``paths``, edges alone: minus the edge. With them, features on the way pass their change on in proportion,
-    as if no feature began or ceased to be active.
+    Without ``paths``, the change is minus the edge from the ablated node. With them, each feature on a path passes on
+    its relative change, which assumes that features neither become active nor become inactive.
     """
     nodes, edges = graph.nodes, graph.edges
-    every = torch.arange(len(ablated))
+    every_ablation = torch.arange(len(ablated))
     relative = torch.zeros(len(ablated), graph.n_nodes, dtype=torch.double)
-    relative[every, ablated] = -1
+    relative[every_ablation, ablated] = -1
     change = torch.zeros_like(relative)
-    passes = graph.of_kind(NodeKind.FEATURE) & paths
-    level = nodes.layer[edges.target]
-    for number in level.unique().tolist():
-        here = level == number
-        target, source, weight = (column[here] for column in edges)
+    passes_on = graph.of_kind(NodeKind.FEATURE) & paths
+    target_layer = nodes.layer[edges.target]
+    for layer in target_layer.unique().tolist():
+        into_layer = target_layer == layer
+        target, source, weight = (column[into_layer] for column in edges)
         change.index_add_(1, target, relative[:, source] * weight)
         reached = target.unique()
-        reached = reached[passes[reached]]
+        reached = reached[passes_on[reached]]
         relative[:, reached] += change[:, reached] / nodes.value[reached]
     return change.float()
 
 
 class _Ablation(NamedTuple):
-    """What becomes of a model without one feature."""
+    """The effects of ablating one feature."""
 
     direct: Float[Tensor, "node"]
-    """Change of each node's total, NaN where it cannot be read off a run."""
+    """Change of each node's total while MLP outputs are frozen; NaN where a run does not show it."""
     total: Float[Tensor, "node"]
+    """Change of each node's total while nothing is frozen; NaN where a run does not show it."""
     kl_divergence: float
+    """KL divergence between the predictions before and after, in nats."""
     perturbations: list[Perturbation]
+    """Changes of the residual stream after each later block."""
 
 
 def _ablate(
-    graph: AttributionGraph, number: int, exact: ReplacementModel, transcoder: CrossLayerTranscoder, before: Observed
+    graph: AttributionGraph,
+    node_index: int,
+    exact: ReplacementModel,
+    transcoder: CrossLayerTranscoder,
+    before: Observed,
 ) -> _Ablation:
-    node = graph.node(number)
+    """Ablate one feature in three runs, and measure the effects."""
+    node = graph.node(node_index)
     ablation = Intervention(node.layer, node.position, node.index, value=0.0)
     held, free, local = (intervene(exact, before, ablation, patching) for patching in (_HELD, _FREE, _LOCAL))
     outputs = graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET)
@@ -122,93 +131,96 @@ def _ablate(
     )
 
 
-def _spread(graph: AttributionGraph, count: int) -> Int[Tensor, "some"]:
-    """Features at even distances in the ranking by influence."""
+def _spread(graph: AttributionGraph, count: int) -> Int[Tensor, "chosen"]:
+    """Nodes of up to ``count`` features at even distances in the ranking by influence."""
     if count < 1:
         raise AttributionError(f"max_features is {count}; it must be at least 1.")
     features = graph.of_kind(NodeKind.FEATURE).nonzero().flatten()
     if not len(features):
-        raise AttributionError("The graph has no features to ablate; prune it less.")
+        raise AttributionError("The graph has no features; prune it less, so that there are features to ablate.")
     ranked = features[graph.influence()[features].argsort(descending=True, stable=True)]
     return ranked[torch.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().long()]
 
 
 def _check_same(graph: AttributionGraph, before: Observed) -> None:
-    """The graph's activations must be those of this model and transcoder."""
+    """Raise AttributionError if the graph's features have other activations in this model and transcoder."""
     chosen, nodes = graph.of_kind(NodeKind.FEATURE), graph.nodes
     dense = [features.dense().cpu() for features in before.features]
-    places = zip(*(column[chosen].tolist() for column in (nodes.layer, nodes.position, nodes.index)), strict=True)
+    columns = [column[chosen].tolist() for column in (nodes.layer, nodes.position, nodes.index)]
     fits = int(nodes.layer[chosen].max()) < len(dense) and int(nodes.index[chosen].max()) < dense[0].shape[1]
-    found = [float(dense[layer][position, index]) for layer, position, index in places] if fits else []
-    if not fits or not torch.allclose(torch.tensor(found), nodes.value[chosen], atol=1e-3, rtol=1e-2):
+    features = zip(*columns, strict=True) if fits else ()
+    activations = torch.tensor([float(dense[layer][position, index]) for layer, position, index in features])
+    if not fits or not torch.allclose(activations, nodes.value[chosen], atol=1e-3, rtol=1e-2):
         raise AttributionError(
-            "The graph's features have other activations here; use the model and the transcoder it was made with."
+            "The graph's features have other activations with this model and transcoder; give those that the graph was "
+            "made with."
         )
 
 
 def _measured(
     graph: AttributionGraph, transcoder: CrossLayerTranscoder, run: InterventionRecord
 ) -> Float[Tensor, "node"]:
-    """Changes of pre-activations, of logits less their mean, and of other targets; NaN where there is no such thing."""
-    nodes, found = graph.nodes, torch.full((graph.n_nodes,), torch.nan)
+    """Changes of each node's total: pre-activation, logit minus the mean logit, or target; NaN for other nodes."""
+    nodes, measured = graph.nodes, torch.full((graph.n_nodes,), torch.nan)
     change = (run.logits_after - run.logits_before).float().cpu()
     logits = graph.of_kind(NodeKind.LOGIT)
-    found[logits] = (change - change.mean(1, keepdim=True))[nodes.position[logits], nodes.index[logits]]
+    measured[logits] = (change - change.mean(1, keepdim=True))[nodes.position[logits], nodes.index[logits]]
     for layer in range(graph.info.n_layers):
-        here = graph.of_kind(NodeKind.FEATURE) & (nodes.layer == layer)
-        if bool(here.any()):
-            moved = run.preactivation_change(transcoder, layer, nodes.index[here].to(transcoder.device))
-            found[here] = moved.float().cpu()[nodes.position[here], torch.arange(int(here.sum()))]
-    for number in graph.of_kind(NodeKind.TARGET).nonzero().flatten().tolist():
-        match graph.info.settings.target(int(nodes.index[number])):
+        in_layer = graph.of_kind(NodeKind.FEATURE) & (nodes.layer == layer)
+        if bool(in_layer.any()):
+            changes = run.preactivation_change(transcoder, layer, nodes.index[in_layer].to(transcoder.device))
+            measured[in_layer] = changes.float().cpu()[nodes.position[in_layer], torch.arange(int(in_layer.sum()))]
+    for node_index in graph.of_kind(NodeKind.TARGET).nonzero().flatten().tolist():
+        match graph.info.settings.target(int(nodes.index[node_index])):
             case LogitDifference(positive=int(positive), negative=int(negative), position=position):
-                found[number] = change[position, positive] - change[position, negative]
+                measured[node_index] = change[position, positive] - change[position, negative]
             case FeaturePreactivation(layer=layer, feature=feature, position=position):
-                wanted = torch.tensor([feature], device=transcoder.device)
-                found[number] = float(run.preactivation_change(transcoder, layer, wanted)[position])
+                index = torch.tensor([feature], device=transcoder.device)
+                measured[node_index] = float(run.preactivation_change(transcoder, layer, index)[position])
             case _:
-                pass  # a run records logits, not what a direction reads
-    found[nodes.total.isnan()] = torch.nan  # an unexplored feature's row says nothing
-    return found
+                pass  # a run does not record the stream that a direction reads
+    measured[nodes.total.isnan()] = torch.nan  # an unexplored feature has no row to compare with
+    return measured
 
 
 def _effects(predicted: Float[Tensor, "run node"], measured: Float[Tensor, "run node"]) -> Effects:
-    """The pairs for which the graph says anything, and the runs too."""
+    """The pairs for which the graph predicts an effect and a run measures it."""
     known = (predicted != 0) & ~measured.isnan()
     return Effects(predicted[known], measured[known])
 
 
-def _divergence(run: InterventionRecord, positions: Int[Tensor, "some"]) -> float:
-    """KL(before || after) of the next tokens at some positions, their mean, nats."""
+def _divergence(run: InterventionRecord, positions: Int[Tensor, "chosen"]) -> float:
+    """Mean KL(before || after) of the next-token predictions at some positions, in nats."""
     rows = positions.to(run.logits_before.device)
     return float(kl_divergences(run.logits_before[rows], run.logits_after[rows]).mean())
 
 
 def _perturbations(layer: int, local: InterventionRecord, free: InterventionRecord) -> list[Perturbation]:
-    """Changes of the stream after each block behind the ablated feature's own."""
-    ours, theirs = (run.after.streams - run.before.streams for run in (local, free))
+    """Changes of the residual stream after each block above the ablated feature's block, in both runs."""
+    local_changes, free_changes = (run.after.streams - run.before.streams for run in (local, free))
     rows: list[Perturbation] = []
-    for place in range(layer + 1, len(ours)):
-        guess, truth = ours[place].flatten().double(), theirs[place].flatten().double()
-        cosine = float(functional.cosine_similarity(guess, truth, dim=0))
-        error = float((guess - truth).square().sum() / truth.square().sum().clamp(min=1e-30))
-        rows.append(Perturbation(place - layer, cosine, error, 1))
+    for block in range(layer + 1, len(local_changes)):
+        predicted, measured = local_changes[block].flatten().double(), free_changes[block].flatten().double()
+        cosine = float(functional.cosine_similarity(predicted, measured, dim=0))
+        error = float((predicted - measured).square().sum() / measured.square().sum().clamp(min=1e-30))
+        rows.append(Perturbation(block - layer, cosine, error, 1))
     return rows
 
 
 def _means(rows: Sequence[Perturbation]) -> tuple[Perturbation, ...]:
-    """One row for each distance."""
+    """The means over all ablations, one row for each distance."""
     means: list[Perturbation] = []
     for distance in sorted({row.distance for row in rows}):
-        here = torch.tensor([row[1:3] for row in rows if row.distance == distance])
-        cosine, error = here.mean(0).tolist()
-        means.append(Perturbation(distance, cosine, error, len(here)))
+        numbers = torch.tensor([(row.cosine, row.normalised_mse) for row in rows if row.distance == distance])
+        cosine, error = numbers.mean(0).tolist()
+        means.append(Perturbation(distance, cosine, error, len(numbers)))
     return tuple(means)
 
 
 def _agreement(replacement: ReplacementModel, before: Observed) -> Agreement:
+    """The replacement model's predictions, compared with the model's."""
     replaced = replacement.logits(before.tokens[None])[0]
-    same = agreements(before.logits, replaced)
+    agree = agreements(before.logits, replaced)
     kl = float(kl_divergences(before.logits[-1], replaced[-1]))
     first = replacement.transcoder.first_position
-    return Agreement(kl, bool(same[-1]), float(same[first:].float().mean()))
+    return Agreement(kl, bool(agree[-1]), float(agree[first:].float().mean()))

@@ -1,4 +1,4 @@
-"""What ``faithfulness`` found: predictions and measurements, numbers of them, in words and as JSON."""
+"""The faithfulness report of a graph: predicted and measured effects, their statistics, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -11,103 +11,112 @@ from scipy import stats
 from torch import Tensor
 
 _SMALLEST = 1e-12
-"""Influences and divergences below this count as this: a logarithm needs something."""
+"""Smallest influence and divergence of which a logarithm is taken; smaller values are raised to it."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """Effects of ablations on the totals of a graph's rows: the scatter, and two numbers of it."""
+    """The predicted and measured effects of ablations on the totals of a graph's rows."""
 
     predicted: Float[Tensor, "pair"]
+    """Change that the graph predicts for each pair of an ablation and a row."""
     measured: Float[Tensor, "pair"]
+    """Change that the ablation makes."""
 
     @property
     def spearman(self) -> float:
-        """Rank correlation."""
+        """Rank correlation of the predicted and the measured effects."""
         return spearman(self.predicted, self.measured)
 
     @property
     def slope(self) -> float:
-        """Least squares through the origin: 1 where effects are as large as predicted."""
+        """Slope of the least-squares line through the origin: 1 if effects are as large as predicted."""
         predicted, measured = self.predicted.double(), self.measured.double()
         return float((predicted @ measured) / (predicted @ predicted).clamp(min=1e-30))
 
     def report(self) -> dict[str, Any]:
-        """The numbers, for JSON."""
+        """The statistics, ready for JSON."""
         return {"spearman": self.spearman, "slope": self.slope, "pairs": len(self.predicted)}
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class InfluenceCheck:
-    """Influence of the ablated features, and what the ablations do to the prediction."""
+    """The influence of the ablated features, and the effects of the ablations on the prediction."""
 
     influence: Float[Tensor, "feature"]
+    """Influence of each ablated feature in the graph."""
     kl_divergence: Float[Tensor, "feature"]
-    """KL(as it was || ablated) of the next token where the targets stand, nats."""
+    """KL(before || after each ablation) of the predictions at the targets' positions, in nats."""
 
     @property
     def pearson(self) -> float:
-        """Correlation of the logarithms."""
+        """Correlation of the logarithms of influence and KL divergence."""
         return pearson(*(column.clamp(min=_SMALLEST).log() for column in (self.influence, self.kl_divergence)))
 
     @property
     def spearman(self) -> float:
-        """Rank correlation."""
+        """Rank correlation of influence and KL divergence."""
         return spearman(self.influence, self.kl_divergence)
 
     def report(self) -> dict[str, Any]:
-        """The numbers and the scatter, for JSON."""
+        """The statistics and all pairs, ready for JSON."""
         scatter = {"influence": self.influence.tolist(), "kl_divergence": self.kl_divergence.tolist()}
         return {"pearson_of_logarithms": self.pearson, "spearman": self.spearman, **scatter}
 
 
 class Perturbation(NamedTuple):
-    """How the stream's change in the local replacement model resembles the model's, some layers after the ablation."""
+    """The similarity between the changes of the residual stream in the local replacement model and in the model."""
 
     distance: int
-    """Blocks after the ablated feature's own."""
+    """Number of blocks from the ablated feature's block to the block after which the streams are compared."""
     cosine: float
+    """Mean cosine similarity of the two changes."""
     normalised_mse: float
-    """Squared difference over the squared norm of the model's own change."""
+    """Mean of the squared difference of the two changes over the squared norm of the model's change."""
     features: int
-    """Ablations that the means are over."""
+    """Number of ablations that the means are taken over."""
 
 
 class Agreement(NamedTuple):
-    """The model whose MLPs are the transcoder, against the model, on the graph's prompt."""
+    """The agreement of the replacement model with the model on the graph's prompt."""
 
     kl_divergence: float
-    """KL(model || replacement) of the next token after the prompt, nats."""
+    """KL(model || replacement) of the next token after the prompt, in nats."""
     same_top: bool
-    """Whether both hold the same next token likeliest."""
+    """True if both predict the same token after the prompt."""
     top1_agreement: float
-    """Share of all positions where they do, the first left out."""
+    """Share of the positions at which both predict the same token, without a first position that is not used."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Faithfulness:
-    """How far a graph's predictions hold."""
+    """The comparison of a graph's predictions with interventions."""
 
     features: tuple[str, ...]
-    """Nodes that were ablated, most influential first."""
+    """Ids of the ablated nodes, most influential first."""
     direct: Effects
+    """Effects while MLP outputs are frozen, compared with edges."""
     total: Effects
+    """Effects while nothing is frozen, compared with paths."""
     influence: InfluenceCheck
+    """Effects on the prediction, compared with influence."""
     perturbations: tuple[Perturbation, ...]
+    """Changes of the residual stream, one row for each distance."""
     agreement: Agreement
+    """Agreement of the replacement model with the model."""
 
     def summary(self) -> str:
-        """All of it in a few lines, for reading."""
+        """The report as text."""
         agreement = self.agreement
         lines = [
             f"{len(self.features)} features ablated one at a time",
             f"direct effects   Spearman {self.direct.spearman:.3f}, slope {self.direct.slope:.3f}",
             f"total effects    Spearman {self.total.spearman:.3f}, slope {self.total.slope:.3f}",
             f"influence        Pearson of log influence and log KL {self.influence.pearson:.3f}",
-            f"replacement      KL {agreement.kl_divergence:.3f} nats, {'same' if agreement.same_top else 'another'} "
+            f"replacement      KL {agreement.kl_divergence:.3f} nats, {'same' if agreement.same_top else 'different'} "
             f"top token; top-1 agreement over the prompt {agreement.top1_agreement:.0%}",
         ]
         lines += [
@@ -117,7 +126,7 @@ class Faithfulness:
         return "\n".join(lines)
 
     def report(self) -> dict[str, Any]:
-        """All of it but the scatter of effects, for JSON: what a graph keeps in ``info.faithfulness``."""
+        """The report without the pairs of effects, ready for JSON, as a graph keeps it in ``info.faithfulness``."""
         return {
             "features": list(self.features),
             "direct": self.direct.report(),
@@ -129,12 +138,12 @@ class Faithfulness:
 
 
 def pearson(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:
-    """Linear correlation; 0 where one of the two is constant, or empty."""
+    """Linear correlation; 0 if one of the two is constant or empty."""
     return _correlation(stats.pearsonr, first, second)
 
 
 def spearman(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:
-    """Correlation of the ranks, ties sharing theirs; 0 where one of the two is constant, or empty."""
+    """Correlation of the ranks, where ties share a rank; 0 if one of the two is constant or empty."""
     return _correlation(stats.spearmanr, first, second)
 
 

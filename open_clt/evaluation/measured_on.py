@@ -1,4 +1,4 @@
-"""What a transcoder was measured on: numbers on other tokens are other numbers, and are not compared."""
+"""The record of the contexts on which a transcoder was measured; only numbers on the same contexts are compared."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from open_clt.errors import ConfigError
 
 
 class MeasuredOn(NamedTuple):
-    """The tokens that some numbers are about."""
+    """The contexts on which numbers were measured."""
 
     text: str
-    """Where they come from, in words; may be empty."""
+    """Description of the text that the contexts come from; may be empty."""
     contexts: int
+    """Number of contexts."""
     positions: int
-    """Tokens of each context, BOS included."""
+    """Number of tokens in each context, BOS included."""
     fingerprint: str
-    """Equal for the same contexts of the same tokens, and for no others."""
+    """Hash of the contexts: equal only for the same tokens in contexts of the same shape."""
 
     @property
     def description(self) -> str:
-        """For reading: ``512 contexts of 128 tokens of held-out.jsonl``."""
+        """The record as text, such as ``512 contexts of 128 tokens of held-out.jsonl``."""
         return f"{self.contexts} contexts of {self.positions} tokens" + (f" of {self.text}" if self.text else "")
 
 
 def measured_on(contexts: Int[Tensor, "context position"], text: str = "") -> MeasuredOn:
-    """What tells these contexts from others; ``text`` says where they come from, for readers."""
+    """The record of these contexts; ``text`` describes where they come from."""
     tokens = contexts.to("cpu", torch.int64).contiguous()
-    found = hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.numpy().tobytes())
-    return MeasuredOn(text, tokens.shape[0], tokens.shape[1], found.hexdigest()[:16])
+    digest = hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.numpy().tobytes())
+    return MeasuredOn(text, tokens.shape[0], tokens.shape[1], digest.hexdigest()[:16])
 
 
 def check_same_contexts(names: Sequence[str], measured: Sequence[MeasuredOn]) -> None:
-    """Raise ConfigError if some transcoders were measured on other contexts than the rest."""
-    if len({one.fingerprint for one in measured}) > 1:
-        each = "; ".join(f"{name} on {one.description}" for name, one in zip(names, measured, strict=True))
+    """Raise ConfigError unless all transcoders were measured on the same contexts."""
+    if len({record.fingerprint for record in measured}) > 1:
+        pairs = "; ".join(f"{name} on {record.description}" for name, record in zip(names, measured, strict=True))
         raise ConfigError(
-            f"Numbers on different contexts cannot be compared: {each}. Measure all on the same: `open-clt compare` "
-            "does, given the transcoders' directories and --text FILE (or, for the embedded model, --seed 0)."
+            f"Numbers on different contexts cannot be compared: {pairs}. Give `open-clt compare` the transcoders' "
+            "directories and --text FILE (or, for the embedded model, --seed 0), so that it measures all on the same."
         )

@@ -1,14 +1,14 @@
-"""The report of a transcoder: its numbers in one record, which ``open-clt evaluate`` writes and ``compare`` lines up.
+"""The report of a transcoder: the record of its numbers, written by ``open-clt evaluate``, tabulated by ``compare``.
 
-    reconstruction    FVU and L0 of each layer, dead and dense shares, histogram of densities
-    decoders          spread of each layer's decoder norms
+    reconstruction    FVU and L0 of each layer, shares of dead and dense features, histogram of densities
+    decoders          quantiles of each layer's decoder norms
     predictions       cross-entropy with the MLPs, with the transcoder, with mean outputs; KL divergence, agreement
-    one at a time     the same with the MLP of one layer replaced, and no other
+    single layers     predictions with only the MLP of one layer replaced
     graphs            replacement and completeness scores of attribution graphs
 
-"MLP" is the usual case: what an autoencoder replaces is whatever its hook carries. Everything is measured on held-out
-contexts: the same contexts give the same numbers, so a report says on which it was measured, and only reports on the
-same are compared. ``report_file.py`` writes a report and reads it back.
+An autoencoder replaces the activations at its hook instead of the MLP outputs. Everything is measured on held-out
+contexts. A report says on which contexts it was measured, and only reports on the same contexts are compared.
+``report_file.py`` writes a report and reads it back.
 """
 
 from __future__ import annotations
@@ -34,54 +34,64 @@ from open_clt.transcoders.transcoder import Transcoder
 logger = logging.getLogger(__name__)
 
 NORM_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+"""Quantiles of the decoder norms that a report holds."""
 
 
 class GraphReport(NamedTuple):
-    """Scores of the attribution graph of one prompt."""
+    """The scores of the attribution graph of one prompt."""
 
     prompt: str
+    """Text of the prompt."""
     replacement: float
+    """Replacement score of the graph."""
     completeness: float
+    """Completeness score of the graph."""
     max_feature_nodes: int | None = None
-    """Features that were attributed in it at most; None is all."""
+    """Largest number of features that are attributed in the graph; None means all."""
 
 
 class Report(NamedTuple):
-    """All that is known of a transcoder: what it is, its numbers on held-out text, and its graphs' scores."""
+    """The description of a transcoder: its config, its numbers on held-out text, and the scores of its graphs."""
 
     name: str
+    """Name of the transcoder in tables."""
     model: str
+    """Name of the language model."""
     settings: dict[str, Any]
-    """The transcoder's configuration."""
+    """Config of the transcoder."""
     parameters: int
+    """Number of parameters of the transcoder."""
     measured_on: MeasuredOn
+    """Contexts on which the numbers were measured."""
     evaluation: Evaluation
+    """Numbers of the transcoder on these contexts."""
     decoder_norms: tuple[tuple[float, ...], ...]
-    """For each layer, quantiles (``NORM_QUANTILES``) of its decoder norms, in standardised units."""
+    """Quantiles (``NORM_QUANTILES``) of the decoder norms of each layer, in standardised units."""
     graphs: tuple[GraphReport, ...]
+    """Scores of the attribution graph of each prompt."""
 
     @property
     def graph_replacement(self) -> float | None:
-        """Mean replacement score of the graphs; None without any."""
+        """Mean replacement score of the graphs; None without graphs."""
         return sum(graph.replacement for graph in self.graphs) / len(self.graphs) if self.graphs else None
 
     @property
     def graph_completeness(self) -> float | None:
-        """Mean completeness score of the graphs; None without any."""
+        """Mean completeness score of the graphs; None without graphs."""
         return sum(graph.completeness for graph in self.graphs) / len(self.graphs) if self.graphs else None
 
     def row(self) -> dict[str, Any]:
-        """The row of this transcoder in a table of several."""
+        """The row of this transcoder in a comparison table."""
         graphs = {"graph_replacement": self.graph_replacement, "graph_completeness": self.graph_completeness}
         return {"name": self.name, **self.evaluation.totals(), **graphs, "parameters": self.parameters}
 
     def layers(self) -> list[dict[str, Any]]:
-        """The row of each layer in a table of the layers."""
+        """The rows of the layers in a table of layers."""
         rows = zip(self.evaluation.layers(), self.decoder_norms, strict=True)
         return [{**row, "decoder_norms": norms} for row, norms in rows]
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole report, JSON-ready; ``from_dict`` reads it."""
+        """The whole report, ready for JSON; ``from_dict`` reads it."""
         evaluation = self.evaluation
         return {
             "name": self.name,
@@ -97,7 +107,7 @@ class Report(NamedTuple):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Report:
-        """The report that ``as_dict`` described; raises KeyError or TypeError if it is another thing."""
+        """Rebuild a report from ``as_dict``; raises KeyError or TypeError if the content is not that of a report."""
         return cls(
             name=content["name"],
             model=content["model"],
@@ -121,10 +131,10 @@ def report(
     max_feature_nodes: int | None = 1024,
     batch_size: int = 8,
 ) -> Report:
-    """Measure a transcoder on contexts of tokens, each beginning with BOS, and on graphs of some prompts.
+    """Measure a transcoder on contexts of tokens, each of which begins with BOS, and on the graphs of some prompts.
 
-    ``text`` says where the contexts come from, for readers. Each graph spends ``max_feature_nodes`` rows. A transcoder
-    that cannot be attributed gets a report without graphs.
+    ``text`` describes where the contexts come from. Each graph attributes at most ``max_feature_nodes`` features. The
+    report of a transcoder that attribution cannot use has no graphs.
     """
     transcoder = replacement.transcoder
     return Report(
@@ -140,7 +150,7 @@ def report(
 
 
 def _norm_quantiles(norms: Float[Tensor, "layer feature"]) -> tuple[tuple[float, ...], ...]:
-    """Quantiles by sorting: torch.quantile refuses the width of large transcoders."""
+    """Quantiles of each layer's norms, by sorting, because torch.quantile limits the number of elements."""
     ordered = norms.float().sort(dim=1).values
     ranks = torch.tensor(NORM_QUANTILES) * (ordered.shape[1] - 1)
     return tuple(tuple(row) for row in ordered[:, ranks.round().long()].tolist())
@@ -149,32 +159,33 @@ def _norm_quantiles(norms: Float[Tensor, "layer feature"]) -> tuple[tuple[float,
 def _graphs(
     model: LanguageModel, transcoder: Transcoder, prompts: Sequence[str], max_feature_nodes: int | None
 ) -> list[GraphReport]:
-    found: list[GraphReport] = []
+    """The scores of each prompt's graph; logs a warning for graphs that cannot be computed."""
+    reports: list[GraphReport] = []
     try:
         attributable(transcoder)
     except AttributionError as error:
         if prompts:
-            logger.warning("The report goes without graphs. %s", error)
-        return found
+            logger.warning("The report is without graphs. %s", error)
+        return reports
     for prompt in prompts:
         try:
             graph = attribute(model, transcoder, prompt, max_feature_nodes=max_feature_nodes)
         except AttributionError as error:
-            logger.warning("No graph of %r: %s", prompt, error)
+            logger.warning("The graph of prompt %r cannot be computed: %s", prompt, error)
             continue
-        found.append(GraphReport(prompt, *graph.scores(), max_feature_nodes))
-    return found
+        reports.append(GraphReport(prompt, *graph.scores(), max_feature_nodes))
+    return reports
 
 
 class _Column(NamedTuple):
-    """A column of a table for reading: its head, and the text of its cell from the row of numbers."""
+    """A column of a printed table: its head, and the function that turns a row of numbers into the text of its cell."""
 
     head: str
     cell: Callable[[dict[str, Any]], str]
 
 
 def _number(name: str, form: str) -> Callable[[dict[str, Any]], str]:
-    """The cell of one number of a row; a dash where there is none."""
+    """A function that formats one number of a row, or gives a dash if the number is None."""
     return lambda row: "-" if row[name] is None else format(row[name], form)
 
 
@@ -206,7 +217,7 @@ _COLUMNS = (
 
 
 def _table(heads: str, names: Sequence[str], rows: Sequence[dict[str, Any]], columns: Sequence[_Column]) -> list[str]:
-    """The lines of a table: one of heads, and one for each row, which begins with its name."""
+    """The lines of a table: a line of heads, and one line for each row, which begins with the row's name."""
     lines = [heads + "".join(f"{column.head:>11}" for column in columns)]
     for name, row in zip(names, rows, strict=True):
         lines.append(f"{name:<{len(heads)}}" + "".join(f"{column.cell(row):>11}" for column in columns))
@@ -214,21 +225,23 @@ def _table(heads: str, names: Sequence[str], rows: Sequence[dict[str, Any]], col
 
 
 def layer_table(report: Report) -> str:
-    """A transcoder's layers, a line each, for reading."""
+    """A table of a transcoder's layers as text, one line per layer."""
     rows = report.layers()
     return "\n".join(_table("layer  ", [str(row["layer"]) for row in rows], rows, _LAYER_COLUMNS))
 
 
 def comparison_table(reports: Sequence[Report]) -> str:
-    """Several transcoders in one table, for reading.
+    """A table of several transcoders as text, one line per transcoder.
 
     Raises ConfigError if they were not measured on the same model and the same contexts.
     """
     if not reports:
-        raise ConfigError("There is no transcoder to compare; name at least one.")
+        raise ConfigError("reports is empty; give the report of at least one transcoder.")
     models = sorted({report.model for report in reports})
     if len(models) > 1:
-        raise ConfigError(f"The transcoders belong to different models ({', '.join(models)}); compare those of one.")
+        raise ConfigError(
+            f"The transcoders belong to different models ({', '.join(models)}); compare transcoders of one model."
+        )
     names = [report.name for report in reports]
     check_same_contexts(names, [report.measured_on for report in reports])
     width = max(12, *map(len, names)) + 2
@@ -237,5 +250,5 @@ def comparison_table(reports: Sequence[Report]) -> str:
     lines.append(f"cross-entropy of {models[0]} itself: {original:.3f}, on {measured.description}")
     prompts = {tuple((graph.prompt, graph.max_feature_nodes) for graph in report.graphs) for report in reports}
     if len(prompts - {()}) > 1:
-        lines.append("graph scores are not to be compared: their prompts, or the features attributed, are not the same")
+        lines.append("graph scores cannot be compared: their prompts or their limits on features differ")
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""Reports as files, so that transcoders are compared without measuring them again.
+"""Report files: evaluation reports on disk, so that transcoders can be compared without measuring them again.
 
-    evaluation.json          everything
-    evaluation.csv           a row for each layer
-    evaluation-totals.csv    a row for the transcoder: the columns of a comparison
+    evaluation.json          the whole report
+    evaluation.csv           one row for each layer
+    evaluation-totals.csv    one row for the transcoder, with the columns of a comparison
 
-Where a training could not measure what becomes of predictions, its ``evaluation.json`` holds only how well the
-transcoder reconstructs, and why: no report.
+If a training run cannot measure predictions, its ``evaluation.json`` is not a report: it holds only the reconstruction
+and the reason.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from open_clt.errors import CheckpointError
 from open_clt.evaluation.report import NORM_QUANTILES, Report
 
 FORMAT = files.FileFormat("open-clt-evaluation", newest=2, oldest=2)
-"""1 did not say what was measured on: such reports are not read."""
+"""Format of a report. Version 1 did not say on which contexts a report was measured, and is not read."""
 _RECONSTRUCTION = files.FileFormat("open-clt-reconstruction", newest=2)
+"""Format of a file that holds only the reconstruction."""
 _JSON, _LAYERS, _TOTALS = "evaluation.json", "evaluation.csv", "evaluation-totals.csv"
 
 
 class ReportFiles(NamedTuple):
-    """Where a report was written."""
+    """The paths of the files of a report."""
 
     everything: Path
+    """JSON file with the whole report."""
     layers: Path
+    """CSV file with one row for each layer."""
     totals: Path
+    """CSV file with one row for the transcoder."""
 
 
 def save_report(found: Report, directory: str | Path) -> ReportFiles:
-    """Write a report as JSON, and as tables of its layers and of its totals; returns their paths."""
+    """Write a report as JSON, and its layers and totals as CSV; returns the paths of the files."""
     directory = Path(directory)
     with files.saving(directory) as stage:
         files.write_rows(stage(_LAYERS), [_layer_row(layer) for layer in found.layers()])
@@ -43,19 +47,19 @@ def save_report(found: Report, directory: str | Path) -> ReportFiles:
 
 
 def total_row(found: Report) -> dict[str, Any]:
-    """A transcoder's row in a table of several, with what it was measured on."""
+    """The row of a transcoder in a comparison table, with the contexts on which it was measured."""
     return {**found.row(), "measured_on": found.measured_on.description}
 
 
 def _layer_row(layer: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a layer, each quantile of its decoder norms in a column."""
+    """The numbers of a layer, with one column for each quantile of its decoder norms."""
     row = dict(layer)
     norms: tuple[float, ...] = row.pop("decoder_norms")
     return row | {f"decoder_norm_p{100 * share:g}": norm for share, norm in zip(NORM_QUANTILES, norms, strict=True)}
 
 
 def load_report(path: str | Path) -> Report:
-    """Read a report that ``save_report`` wrote, from its file or its directory; raises CheckpointError on others."""
+    """Read a report from its file or its directory; raises CheckpointError if it does not hold a whole report."""
     path = Path(path)
     path = files.kept(path / _JSON if path.is_dir() else path)
     if files.format_of(path) == _RECONSTRUCTION.name:
@@ -72,12 +76,12 @@ def load_report(path: str | Path) -> Report:
 
 
 def is_report(path: str | Path) -> bool:
-    """Whether a path is a file, or a directory that holds a report, be it one that cannot be read."""
+    """Whether a path is a file, or a directory with a report, including reports that cannot be read."""
     path = Path(path)
     report = files.kept(path / _JSON)
     return path.is_file() or (report.is_file() and files.format_of(report) != _RECONSTRUCTION.name)
 
 
 def save_reconstruction(numbers: Mapping[str, Any], directory: str | Path, *, reason: str) -> Path:
-    """Write how well a transcoder reconstructs, and the sentence why no more is known; returns the file's path."""
+    """Write the reconstruction of a transcoder and a sentence that says why there is no report; returns the path."""
     return files.write_json(Path(directory) / _JSON, {**_RECONSTRUCTION.header(), "reason": reason, **numbers})
