@@ -1,4 +1,4 @@
-"""Transcoders for the tiny models, of every kind that attribution must handle."""
+"""Cases: configs of transcoders for the tiny models, one of every kind that attribution handles, and a prompt."""
 
 from __future__ import annotations
 

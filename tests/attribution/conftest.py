@@ -1,4 +1,4 @@
-"""What the attribution tests share."""
+"""Fixtures that the attribution tests share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from open_clt.language.language_model import LanguageModel
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Matrices this small are multiplied faster by one thread than by several that wait for each other."""
+    """Use one thread, which multiplies small matrices faster than several threads that wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

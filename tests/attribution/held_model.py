@@ -1,4 +1,4 @@
-"""What an edge claims, measured: the model itself, held at a prompt's values, with one feature's writes taken away."""
+"""The held model: a language model frozen at a prompt's values, in which the writes of one feature are removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.attribution.cases import PROMPT
 
 
 def check_ablations(model: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
-    """Every target changes by minus its edge, for some features that are ablated in turn."""
+    """Assert that every target changes by minus its edge when a feature is ablated, for every twelfth feature."""
     graph = attribute(model, transcoder, PROMPT)
     held = HeldModel(model, transcoder, graph)
     rows = (~graph.nodes.total.isnan()).nonzero().flatten()
@@ -28,27 +28,28 @@ def check_ablations(model: LanguageModel, transcoder: CrossLayerTranscoder) -> N
 
 
 class HeldModel:
-    """A model whose patterns, norm denominators and MLP outputs are held at a prompt's values."""
+    """A model whose attention patterns, norm denominators and MLP outputs are frozen at a prompt's values."""
 
     def __init__(self, model: LanguageModel, transcoder: CrossLayerTranscoder, graph: AttributionGraph) -> None:
         self.model, self.graph, self.raw = model, graph, transcoder.folded()
         self.tokens = torch.tensor([graph.info.tokens])
-        held = [name for name in model.bridge.hook_dict if name.endswith(("_pattern", "_scale", "hook_mlp_out"))]
-        self.values = model.run_with_cache(self.tokens, held).activations
+        frozen = [name for name in model.bridge.hook_dict if name.endswith(("_pattern", "_scale", "hook_mlp_out"))]
+        self.values = model.run_with_cache(self.tokens, frozen).activations
         self.before = model.capture(self.tokens, self.raw.config.input_hook).inputs[0]
         self.inputs: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def totals(self, ablated: Node | None) -> Tensor:
-        """Every target's total, without one feature's writes."""
-        hooks = [(name, self._hold(name)) for name in self.values if not name.endswith("hook_mlp_out")]
+        """Every target's total without the writes of the ablated feature, if any."""
+        hooks = [(name, self._frozen(name)) for name in self.values if not name.endswith("hook_mlp_out")]
         for layer in range(self.model.n_layers):
-            reads = self.model.hook_name(layer, self.raw.config.input_hook)
-            hooks.append((reads, lambda x, layer=layer: self.inputs.__setitem__(layer, x[0])))
+            input_hook = self.model.hook_name(layer, self.raw.config.input_hook)
+            hooks.append((input_hook, lambda x, layer=layer: self.inputs.__setitem__(layer, x[0])))
             hooks.append((self.model.hook_name(layer, "hook_mlp_out"), self._mlp(layer, ablated)))
         with self.model.hooks(hooks):
             logits = self.model.logits(self.tokens)[0]
-        nodes = [self.graph.node(number) for number in (~self.graph.nodes.total.isnan()).nonzero().flatten().tolist()]
+        rows = (~self.graph.nodes.total.isnan()).nonzero().flatten().tolist()
+        nodes = [self.graph.node(row) for row in rows]
         return torch.stack([self._total(node, logits) for node in nodes])
 
     def _total(self, node: Node, logits: Tensor) -> Tensor:
@@ -59,17 +60,17 @@ class HeldModel:
             logits = cap * (logits / cap).atanh()
         return logits[node.position, node.index] - logits[node.position].mean()
 
-    def _hold(self, name: str) -> Callable[[Tensor], Tensor]:
+    def _frozen(self, name: str) -> Callable[[Tensor], Tensor]:
         return lambda _: self.values[name].clone()
 
     def _mlp(self, layer: int, ablated: Node | None) -> Callable[[Tensor], Tensor]:
         def output(_: Tensor) -> Tensor:
-            held = self.values[self.model.hook_name(layer, "hook_mlp_out")].clone()
+            frozen = self.values[self.model.hook_name(layer, "hook_mlp_out")].clone()
             if self.raw.W_skip is not None:
-                held[0, 1:] += (self.inputs[layer][1:] - self.before[1:, layer]) @ self.raw.W_skip[layer].T
+                frozen[0, 1:] += (self.inputs[layer][1:] - self.before[1:, layer]) @ self.raw.W_skip[layer].T
             if ablated is not None and 0 <= layer - ablated.layer < self.raw.config.reach_of(ablated.layer):
                 written = self.raw.W_dec[ablated.layer][ablated.index, layer - ablated.layer]
-                held[0, ablated.position] -= ablated.value * written
-            return held
+                frozen[0, ablated.position] -= ablated.value * written
+            return frozen
 
         return output

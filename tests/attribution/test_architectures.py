@@ -1,4 +1,4 @@
-"""Attribution beyond GPT-2 and Llama: norms after attention, parallel blocks, capped logits, scaled embeddings."""
+"""Attribution on other models: norms after attention, parallel blocks, capped logits, scaled embeddings."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def kinds(model: LanguageModel) -> list[str]:
-    """Transcoders of the residual stream between attention and MLP, and of the normalised input: what there is."""
-    known = model.bridge.hook_dict
-    kinds = ["clt", "skip, reach 2"] if "blocks.0.hook_resid_mid" in known else []
-    return kinds + (["normalised clt", "normalised skip"] if "blocks.0.ln2.hook_normalized" in known else [])
+    """The kinds of transcoder whose input hook the model has: the mid-block residual stream or the normalised input."""
+    hooks = model.bridge.hook_dict
+    kinds = ["clt", "skip, reach 2"] if "blocks.0.hook_resid_mid" in hooks else []
+    return kinds + (["normalised clt", "normalised skip"] if "blocks.0.ln2.hook_normalized" in hooks else [])
 
 
 def test_rows_are_complete(model: LanguageModel) -> None:
@@ -71,16 +71,16 @@ def test_heads_add_up_to_their_edges(model: LanguageModel) -> None:
     for kind in kinds(model):
         transcoder = random_architecture(KINDS[kind])
         graph = attribute(model, transcoder, PROMPT).prune(0.7, 0.95)
-        found = torch.zeros(graph.n_nodes, graph.n_nodes)
+        summed = torch.zeros(graph.n_nodes, graph.n_nodes)
         for target, parts in every_head_contribution(model, transcoder, graph):
-            found[target] = parts.heads.sum((0, 1)) + parts.direct
-        torch.testing.assert_close(found, graph.adjacency(), atol=1e-5, rtol=1e-4)
+            summed[target] = parts.heads.sum((0, 1)) + parts.direct
+        torch.testing.assert_close(summed, graph.adjacency(), atol=1e-5, rtol=1e-4)
 
 
 def test_the_row_of_a_feature_of_the_first_layer_is_split_too(model: LanguageModel) -> None:
-    """No head stands before it where a block's MLP reads beside attention."""
+    """In a model with parallel blocks, no head comes before such a feature."""
     transcoder = random_architecture(KINDS[kinds(model)[0]])
     graph = attribute(model, transcoder, PROMPT)
-    target = next(number for number in range(graph.n_nodes) if graph.node(number).layer == 0)
+    target = next(node for node in range(graph.n_nodes) if graph.node(node).layer == 0)
     parts = head_contributions(model, transcoder, graph, target)
     torch.testing.assert_close(parts.heads.sum((0, 1)) + parts.direct, graph.adjacency()[target], atol=1e-5, rtol=1e-4)

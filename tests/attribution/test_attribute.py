@@ -1,4 +1,4 @@
-"""Attribution: rows are what autograd says, add up to their targets, and predict interventions."""
+"""Attribution: rows equal those of autograd, add up to their targets' totals, and predict interventions."""
 
 from __future__ import annotations
 
@@ -24,80 +24,82 @@ from tests.random_transcoders import architecture, random_architecture
 from tests.reference.autograd_attribution import SlowAttribution, SlowRow
 from tests.refusals import refuses
 
-EVERY = [(model, kind) for model in ("gpt2", "llama") for kind in KINDS]
+MODELS_AND_KINDS = [(model, kind) for model in ("gpt2", "llama") for kind in KINDS]
 
 
 def sums(graph: AttributionGraph, row: Tensor, kind: NodeKind) -> Tensor:
-    """A row's edges from one kind of source, by layer + 1 and position."""
+    """A row's edges from one kind of source, as a grid of layer + 1 and position."""
     chosen = graph.of_kind(kind)
     cells = torch.zeros(graph.info.n_layers + 2, len(graph.info.tokens))
     return cells.index_put((graph.nodes.layer[chosen] + 1, graph.nodes.position[chosen]), row[chosen])
 
 
-def slow_row(slow: SlowAttribution, graph: AttributionGraph, number: int) -> SlowRow:
-    node = graph.node(number)
+def slow_row(slow: SlowAttribution, graph: AttributionGraph, node_index: int) -> SlowRow:
+    """The row of a node by autograd."""
+    node = graph.node(node_index)
     if node.kind is NodeKind.FEATURE:
         return slow.feature_row(node.layer, node.position, node.index)
     return slow.logit_row(node.index, node.position)
 
 
-@pytest.mark.parametrize(("name", "kind"), EVERY)
+@pytest.mark.parametrize(("name", "kind"), MODELS_AND_KINDS)
 def test_rows_equal_autograd(models: dict[str, LanguageModel], name: str, kind: str) -> None:
     model, first = models[name], 0 if kind == "normalised clt" else 1
     transcoder = random_architecture(replace(KINDS[kind], use_first_position=first == 0))
     graph = attribute(model, transcoder, PROMPT, max_logits=3, batch_size=7)
     slow = SlowAttribution(model, transcoder, model.tokenize(PROMPT), first)
-    features = [graph.node(int(number)) for number in graph.of_kind(NodeKind.FEATURE).nonzero()]
+    features = [graph.node(int(node)) for node in graph.of_kind(NodeKind.FEATURE).nonzero()]
     assert {(node.layer, node.position, node.index) for node in features} == set(slow.features)
     adjacency, layers = graph.adjacency(), model.n_layers
-    numbers = list(range(0, len(features), 4)) + list(range(graph.n_nodes - 3, graph.n_nodes))
-    for number in numbers:
-        row, expected = adjacency[number], slow_row(slow, graph, number)
-        found = {(node.layer, node.position, node.index): float(row[i]) for i, node in enumerate(features)}
-        assert found == pytest.approx(expected.features, abs=1e-5)
+    for target in [*range(0, len(features), 4), *range(graph.n_nodes - 3, graph.n_nodes)]:
+        row, expected = adjacency[target], slow_row(slow, graph, target)
+        from_features = {(node.layer, node.position, node.index): float(row[i]) for i, node in enumerate(features)}
+        assert from_features == pytest.approx(expected.features, abs=1e-5)
         close = {"atol": 1e-5, "rtol": 1e-4}
         torch.testing.assert_close(sums(graph, row, NodeKind.ERROR)[1:-1], expected.errors, **close)
         torch.testing.assert_close(sums(graph, row, NodeKind.EMBEDDING)[0], expected.embeddings, **close)
         torch.testing.assert_close(sums(graph, row, NodeKind.POSITIONAL)[0], expected.positional, **close)
         torch.testing.assert_close(sums(graph, row, NodeKind.BIAS)[1:].sum(1), expected.biases, **close)
-        whole = sums(graph, row, NodeKind.MLP_OUTPUT)[1 : layers + 1, :first]
-        torch.testing.assert_close(whole, expected.mlp_outputs, **close)
-        assert float(graph.nodes.total[number]) == pytest.approx(expected.total, abs=1e-4)
+        mlp_outputs = sums(graph, row, NodeKind.MLP_OUTPUT)[1 : layers + 1, :first]
+        torch.testing.assert_close(mlp_outputs, expected.mlp_outputs, **close)
+        assert float(graph.nodes.total[target]) == pytest.approx(expected.total, abs=1e-4)
     slow.close()
 
 
-@pytest.mark.parametrize(("name", "kind"), EVERY)
+@pytest.mark.parametrize(("name", "kind"), MODELS_AND_KINDS)
 def test_rows_are_complete(models: dict[str, LanguageModel], name: str, kind: str) -> None:
     graph = attribute(models[name], random_architecture(KINDS[kind]), PROMPT)
     assert graph.check().relative_to_row < 1e-5
-    assert graph.check().relative_to_total < 1e-3  # of totals near zero, rounding is a larger share
+    # Rounding scales with the row's entries, so the first bound is the strict one. Entries of opposite signs can cancel
+    # to a total of a thousandth of the row, of which the same rounding is a thousand times as large a share.
+    assert graph.check().relative_to_total < 1e-3
     row_sums = graph.adjacency().sum(1)
     has_row = ~graph.nodes.total.isnan()
     torch.testing.assert_close(row_sums[has_row], graph.nodes.total[has_row], atol=1e-4, rtol=1e-5)
 
 
-def test_a_compatible_graph_is_the_complete_one_less_three_kinds(tiny_gpt2: LanguageModel) -> None:
+def test_a_compatible_graph_is_the_complete_one_without_three_kinds_of_nodes(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
-    complete, compatible = (attribute(tiny_gpt2, transcoder, PROMPT, compatible=c) for c in (False, True))
+    complete, compatible = (attribute(tiny_gpt2, transcoder, PROMPT, compatible=flag) for flag in (False, True))
     shared = ~complete.of_kind(NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.MLP_OUTPUT)
     torch.testing.assert_close(compatible.adjacency(), complete.adjacency()[shared][:, shared])
     assert compatible.check().relative_to_row > 0.01
 
 
-@pytest.mark.parametrize(("name", "kind"), EVERY)
+@pytest.mark.parametrize(("name", "kind"), MODELS_AND_KINDS)
 def test_an_edge_is_the_measured_effect_of_an_ablation(models: dict[str, LanguageModel], name: str, kind: str) -> None:
-    """Take a feature's writes away, hold everything else: pre-activations and logits change by minus their edges."""
+    """Without a feature's writes, and with all else frozen, pre-activations and logits change by minus their edges."""
     check_ablations(models[name], random_architecture(KINDS[kind]))
 
 
 def test_batches_do_not_change_rows(tiny_llama: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
-    one, many = (attribute(tiny_llama, transcoder, PROMPT, batch_size=size) for size in (1, 64))
-    torch.testing.assert_close(one.adjacency(), many.adjacency(), atol=1e-6, rtol=1e-5)
+    small, large = (attribute(tiny_llama, transcoder, PROMPT, batch_size=size) for size in (1, 64))
+    torch.testing.assert_close(small.adjacency(), large.adjacency(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("compatible", [False, True])
-def test_a_budget_for_all_features_is_no_budget(tiny_gpt2: LanguageModel, compatible: bool) -> None:
+def test_a_budget_for_all_features_gives_the_unbounded_graph(tiny_gpt2: LanguageModel, compatible: bool) -> None:
     transcoder = random_architecture(KINDS["clt"])
     unbounded = attribute(tiny_gpt2, transcoder, PROMPT, compatible=compatible)
     bounded = attribute(tiny_gpt2, transcoder, PROMPT, compatible=compatible, max_feature_nodes=10_000)
@@ -114,15 +116,15 @@ def test_a_budget_keeps_rows_complete_by_folding_into_errors(tiny_gpt2: Language
     assert part.check().relative_to_row < 1e-5
     assert part.scores().replacement < whole.scores().replacement
     # An explored feature's row does not depend on what else was explored.
-    number = {name: i for i, name in enumerate(whole.ids())}
-    kept = torch.tensor([number[name] for name in part.ids()])
-    known = ~part.of_kind(NodeKind.ERROR)
+    row_of = {name: row for row, name in enumerate(whole.ids())}
+    shared = torch.tensor([row_of[name] for name in part.ids()])
+    not_errors = ~part.of_kind(NodeKind.ERROR)
     torch.testing.assert_close(
-        part.adjacency()[:, known], whole.adjacency()[kept][:, kept[known]], atol=1e-6, rtol=1e-5
+        part.adjacency()[:, not_errors], whole.adjacency()[shared][:, shared[not_errors]], atol=1e-6, rtol=1e-5
     )
 
 
-def test_a_budget_explores_what_matters_most(tiny_gpt2: LanguageModel) -> None:
+def test_a_budget_explores_the_most_influential_features(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
     whole = attribute(tiny_gpt2, transcoder, PROMPT)
     part = attribute(tiny_gpt2, transcoder, PROMPT, max_feature_nodes=12, batch_size=4)
@@ -181,16 +183,17 @@ def test_a_direction_may_be_an_unembedding(tiny_llama: LanguageModel) -> None:
 def test_a_feature_may_be_a_target(tiny_gpt2: LanguageModel, kind: str) -> None:
     transcoder = random_architecture(KINDS[kind])
     whole = attribute(tiny_gpt2, transcoder, PROMPT)
-    numbers = [i for i in range(whole.n_nodes) if whole.node(i).kind is NodeKind.FEATURE and whole.node(i).layer == 2]
-    node = whole.node(numbers[-1])
+    in_layer_2 = whole.of_kind(NodeKind.FEATURE) & (whole.nodes.layer == 2)
+    row = int(in_layer_2.nonzero()[-1])
+    node = whole.node(row)
     target = FeaturePreactivation(layer=2, feature=node.index, position=node.position)
     graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=target)
     width = int((whole.of_kind(NodeKind.LOGIT) == 0).sum())
-    torch.testing.assert_close(graph.adjacency()[-1, :width], whole.adjacency()[numbers[-1], :width])
+    torch.testing.assert_close(graph.adjacency()[-1, :width], whole.adjacency()[row, :width])
     assert graph.scores().completeness <= 1
 
 
-def test_tokens_may_be_given_as_they_are(tiny_gpt2: LanguageModel) -> None:
+def test_a_prompt_may_be_given_as_tokens(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
     tokens = tiny_gpt2.tokenize(PROMPT)
     as_text, as_list = (attribute(tiny_gpt2, transcoder, prompt) for prompt in (PROMPT, tokens.tolist()))
@@ -198,7 +201,7 @@ def test_tokens_may_be_given_as_they_are(tiny_gpt2: LanguageModel) -> None:
     assert as_text.info.tokens == as_list.info.tokens
 
 
-def test_several_prompts_give_the_graphs_of_each(tiny_gpt2: LanguageModel) -> None:
+def test_several_prompts_give_the_graph_of_each_prompt(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
     prompts = [PROMPT, tiny_gpt2.tokenize("One two three"), [0, 5, 9]]
     settings: dict[str, Any] = {"max_feature_nodes": 7, "targets": TokenLogits(tokens=(5,)), "compatible": True}
@@ -210,7 +213,7 @@ def test_several_prompts_give_the_graphs_of_each(tiny_gpt2: LanguageModel) -> No
         torch.testing.assert_close(graph.adjacency(), alone.adjacency())
 
 
-def test_several_prompts_are_checked_before_the_first_is_attributed(tiny_gpt2: LanguageModel) -> None:
+def test_all_prompts_are_checked_before_the_first_is_attributed(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
     with refuses(AttributionError, "3 of 3", "'word word"):
         next(attribute_all(tiny_gpt2, transcoder, [PROMPT, PROMPT, "word " * 100]))
@@ -223,14 +226,14 @@ def test_several_prompts_are_checked_before_the_first_is_attributed(tiny_gpt2: L
 
 
 @pytest.mark.parametrize(("prompts", "shown"), [([PROMPT, "One two"], True), ([PROMPT], False)])
-def test_several_prompts_show_a_bar_in_a_terminal(
+def test_several_prompts_show_a_progress_bar_in_a_terminal(
     tiny_gpt2: LanguageModel,
     prompts: list[str],
     shown: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard error for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat standard error as a terminal
     for graph in attribute_all(tiny_gpt2, random_architecture(KINDS["clt"]), prompts, max_feature_nodes=2):
         print(graph.info.prompt)
     captured = capsys.readouterr()
@@ -241,44 +244,45 @@ def test_several_prompts_show_a_bar_in_a_terminal(
     assert capsys.readouterr().err == ""
 
 
-def test_settings_that_are_handed_on_are_those_of_attribute() -> None:
-    own = {name for name, part in inspect.signature(attribute).parameters.items() if part.kind is part.KEYWORD_ONLY}
-    assert set(AttributionSettings.__annotations__) == own
+def test_attribution_settings_are_the_keywords_of_attribute() -> None:
+    parameters = inspect.signature(attribute).parameters.values()
+    keywords = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert set(AttributionSettings.__annotations__) == keywords
 
 
 @pytest.mark.parametrize("name", ["molt", "sae"])
-def test_what_has_no_linear_edges_is_refused(tiny_gpt2: LanguageModel, name: str) -> None:
+def test_a_transcoder_without_linear_edges_is_refused(tiny_gpt2: LanguageModel, name: str) -> None:
     transcoder = random_architecture(architecture(name, d_model=tiny_gpt2.d_model))
     with refuses(AttributionError):
         attribute(tiny_gpt2, transcoder, PROMPT)
 
 
-def test_mistakes_are_one_clear_sentence(tiny_gpt2: LanguageModel) -> None:
+def test_mistakes_are_refused_by_name(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
     silent = CrossLayerTranscoder(
         CrossLayerConfig(n_layers=3, n_features=8, d_model=32, nonlinearity=JumpReLUConfig(initial_threshold=1e6))
     ).eval()
-    other = CrossLayerTranscoder(CrossLayerConfig(n_layers=2, n_features=32, d_model=8))
+    unfitting = CrossLayerTranscoder(CrossLayerConfig(n_layers=2, n_features=32, d_model=8))
 
     def fails(named: str, prompt: object = PROMPT, clt: CrossLayerTranscoder = transcoder, **settings: object) -> None:
         with refuses(AttributionError, *named.split()):
             attribute(tiny_gpt2, clt, prompt, **settings)  # type: ignore[arg-type]
 
-    fails("", [0])
+    fails("1", [0])
     fails("e", "e")
     fails("299", [0, 300])
     fails("64", [0] * 65)
     fails("", clt=silent)
     fails("max_feature_nodes 0", max_feature_nodes=0)
     fails("max_count 0", max_logits=0)
-    fails("", targets=[])
-    fails("", targets=TokenLogits(tokens=()))
+    fails("targets", targets=[])
+    fails("TokenLogits", targets=TokenLogits(tokens=()))
     fails("Zebras", targets=TokenLogits(tokens=("Zebras run",)))
     fails("300", targets=TokenLogits(tokens=(300,)))
     fails("position 99", targets=TokenLogits(tokens=(5,), position=99))
     fails("L0/99", targets=FeaturePreactivation(layer=0, feature=99))
     fails("3", targets=Direction(vector=torch.zeros(3)))
     with refuses(ConfigError, tiny_gpt2.name):
-        attribute(tiny_gpt2, other, PROMPT)
+        attribute(tiny_gpt2, unfitting, PROMPT)
     with refuses(TextError):
         attribute(tiny_gpt2, transcoder, "word " * 100)

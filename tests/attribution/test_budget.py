@@ -1,4 +1,4 @@
-"""Exploration: rows as blocks mean what edges mean, and what no budget reaches counts as error."""
+"""The budget: blocks of rows give the influence that edges give, and unexplored features count as errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def resolved(tiny_gpt2: LanguageModel, sources: Sources) -> Resolved:
 
 
 def dense_rows(sources: Sources) -> Tensor:
-    """The row of every active feature."""
+    """The rows of all active features."""
     features = sources.features
     seeds = feature_seeds(sources, features.layer, features.position, features.index)
     rows = torch.zeros(len(seeds), sources.n_columns)
@@ -74,22 +74,22 @@ def test_influence_over_blocks_is_influence_over_edges() -> None:
 
 
 @pytest.mark.parametrize("compatible", [False, True])
-def test_what_the_budget_does_not_reach_is_error(sources: Sources, resolved: Resolved, compatible: bool) -> None:
+def test_unexplored_features_are_added_to_their_errors(sources: Sources, resolved: Resolved, compatible: bool) -> None:
     explored = explore(sources, resolved, 9, batch_size=4, compatible=compatible)
     assert int(explored.mask.sum()) == 9
     rows, columns, features = dense_rows(sources), sources.columns, sources.features
     errors = rows[:, columns.errors].unflatten(1, (sources.n_layers, -1))
-    for number in (~explored.mask).nonzero().flatten().tolist():
-        errors[:, features.layer[number], features.position[number]] += rows[:, number]
+    for column in (~explored.mask).nonzero().flatten().tolist():
+        errors[:, features.layer[column], features.position[column]] += rows[:, column]
     expected = torch.where(explored.mask, rows[:, columns.features], 0.0)
     expected = torch.cat([expected, errors.flatten(1), rows[:, columns.embeddings.start :]], dim=1)
     if compatible:
         expected[:, columns.embeddings.stop :] = 0
-    found = torch.zeros(sources.n_columns + len(resolved.seeds), sources.n_columns)
-    found[explored.edges.target, explored.edges.source] = explored.edges.weight
+    adjacency = torch.zeros(sources.n_columns + len(resolved.seeds), sources.n_columns)
+    adjacency[explored.edges.target, explored.edges.source] = explored.edges.weight
     chosen = explored.mask.nonzero().flatten()
-    torch.testing.assert_close(found[chosen], expected[chosen], atol=1e-6, rtol=1e-5)
-    assert not found[: sources.n_columns][~torch.isin(torch.arange(sources.n_columns), chosen)].any()
+    torch.testing.assert_close(adjacency[chosen], expected[chosen], atol=1e-6, rtol=1e-5)
+    assert not adjacency[: sources.n_columns][~torch.isin(torch.arange(sources.n_columns), chosen)].any()
 
 
 def test_every_edge_is_listed_once(sources: Sources, resolved: Resolved) -> None:
@@ -98,7 +98,7 @@ def test_every_edge_is_listed_once(sources: Sources, resolved: Resolved) -> None
     assert len(pairs.unique()) == len(pairs)
 
 
-def test_totals_are_known_for_explored_features_alone(sources: Sources, resolved: Resolved) -> None:
+def test_totals_are_known_only_for_explored_features(sources: Sources, resolved: Resolved) -> None:
     explored = explore(sources, resolved, 9, batch_size=4, compatible=False)
     assert torch.equal(~explored.totals.isnan(), explored.mask)
     chosen = explored.mask.nonzero().flatten()

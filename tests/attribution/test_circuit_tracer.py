@@ -1,4 +1,4 @@
-"""The field's standard tool, on the same model, transcoder and prompt: the same graph, to 1e-5."""
+"""Comparison with circuit-tracer: the same model, transcoder and prompt give the same graph, to 1e-5."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def graphs(folder: Path, expected: dict[str, Tensor]) -> dict[str, AttributionGr
     transcoder = load_circuit_tracer(folder / "clt")
     assert isinstance(transcoder.nonlinearity, JumpReLU)
     with torch.no_grad():
-        # One pre-activation equals its threshold to the last bit, so rounding would decide whether it is active.
+        # One pre-activation equals its threshold exactly, so rounding would decide whether the feature is active.
         transcoder.nonlinearity.log_threshold += 1e-6
     return {
         name: attribute(model, transcoder, expected["input_tokens"], compatible=name == "compatible")
@@ -44,7 +44,7 @@ def graphs(folder: Path, expected: dict[str, Tensor]) -> dict[str, AttributionGr
     }
 
 
-def test_the_same_nodes(graphs: dict[str, AttributionGraph], expected: dict[str, Tensor]) -> None:
+def test_nodes_are_the_same(graphs: dict[str, AttributionGraph], expected: dict[str, Tensor]) -> None:
     nodes = graphs["compatible"].nodes
     features = graphs["compatible"].of_kind(NodeKind.FEATURE)
     table = torch.stack([nodes.layer, nodes.position, nodes.index], dim=1)[features]
@@ -55,17 +55,19 @@ def test_the_same_nodes(graphs: dict[str, AttributionGraph], expected: dict[str,
     torch.testing.assert_close(nodes.weight[logits], expected["logit_probabilities"])
 
 
-def test_the_same_edges(graphs: dict[str, AttributionGraph], expected: dict[str, Tensor]) -> None:
+def test_edges_are_the_same(graphs: dict[str, AttributionGraph], expected: dict[str, Tensor]) -> None:
     torch.testing.assert_close(graphs["compatible"].adjacency(), expected["adjacency"], atol=1e-5, rtol=1e-5)
 
 
-def test_the_same_scores(graphs: dict[str, AttributionGraph]) -> None:
+def test_scores_are_the_same(graphs: dict[str, AttributionGraph]) -> None:
     scores = graphs["compatible"].scores()
     assert scores.replacement == pytest.approx(0.41067, abs=1e-5)
     assert scores.completeness == pytest.approx(0.74360, abs=1e-5)
 
 
-def test_the_same_pruned_graph(graphs: dict[str, AttributionGraph], expected: dict[str, Tensor], folder: Path) -> None:
+def test_the_pruned_graph_is_the_same(
+    graphs: dict[str, AttributionGraph], expected: dict[str, Tensor], folder: Path
+) -> None:
     graph = graphs["compatible"]
     pruned = graph.prune(0.8, 0.98)
     names = graph.ids()
@@ -79,6 +81,6 @@ def test_the_same_pruned_graph(graphs: dict[str, AttributionGraph], expected: di
     torch.testing.assert_close(pruned.edges.weight.sort().values, weights.sort().values, atol=1e-5, rtol=1e-5)
 
 
-def test_what_the_reference_leaves_out_completes_its_rows(graphs: dict[str, AttributionGraph]) -> None:
+def test_nodes_that_the_reference_leaves_out_complete_its_rows(graphs: dict[str, AttributionGraph]) -> None:
     assert graphs["complete"].check().relative_to_row < 1e-6
     assert graphs["compatible"].check().relative_to_total > 0.1

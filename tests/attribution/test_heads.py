@@ -1,4 +1,4 @@
-"""Head contributions: parts of an edge that add up to it, and that are what each head hands on."""
+"""Head contributions: the parts of an edge add up to it, and each is the part that its head carries."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.refusals import refuses
 
 
 def last_feature(graph: AttributionGraph) -> int:
+    """The number of the last feature node."""
     return int(graph.of_kind(NodeKind.FEATURE).nonzero().max())
 
 
@@ -38,28 +39,28 @@ def test_the_parts_add_up_to_the_edges(
         assert bool(parts.heads.any())
 
 
-def test_no_head_brings_anything_from_another_position_directly(tiny_gpt2: LanguageModel) -> None:
+def test_direct_parts_come_only_from_the_targets_own_position(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_gpt2, transcoder, PROMPT)
     parts = head_contributions(tiny_gpt2, transcoder, graph, graph.n_nodes - 1)
-    elsewhere = graph.nodes.position < len(graph.info.tokens) - 1
-    assert not parts.direct[elsewhere].any()
-    assert parts.direct[~elsewhere].any()
+    other_positions = graph.nodes.position < len(graph.info.tokens) - 1
+    assert not parts.direct[other_positions].any()
+    assert parts.direct[~other_positions].any()
 
 
 def test_a_head_without_output_contributes_nothing(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_gpt2, transcoder, PROMPT)
     whole = head_contributions(tiny_gpt2, transcoder, graph, graph.n_nodes - 1)
-    top = tiny_gpt2.bridge.original_model.transformer.h[2].attn.c_proj.weight
+    weight = tiny_gpt2.bridge.original_model.transformer.h[2].attn.c_proj.weight
     rows = slice(8, 16)  # head 1 of 4, of width 8
-    saved = top[rows].clone()
+    saved = weight[rows].clone()
     try:
-        top.data[rows] = 0
-        other = attribute(tiny_gpt2, transcoder, PROMPT)
-        without = head_contributions(tiny_gpt2, transcoder, other, other.n_nodes - 1)
+        weight.data[rows] = 0
+        changed = attribute(tiny_gpt2, transcoder, PROMPT)
+        without = head_contributions(tiny_gpt2, transcoder, changed, changed.n_nodes - 1)
     finally:
-        top.data[rows] = saved
+        weight.data[rows] = saved
     assert not without.heads[2, 1].any()
     assert whole.heads[2, 1].any()
 
@@ -68,11 +69,11 @@ def test_a_head_without_output_contributes_nothing(tiny_gpt2: LanguageModel) -> 
 def test_all_edges_of_a_pruned_graph_can_be_split(models: dict[str, LanguageModel], name: str) -> None:
     transcoder = random_architecture(KINDS["clt"])
     graph = attribute(models[name], transcoder, PROMPT).prune(0.6, 0.9)
-    adjacency, seen = torch.zeros(graph.n_nodes, graph.n_nodes), 0
+    adjacency, n_targets = torch.zeros(graph.n_nodes, graph.n_nodes), 0
     for target, parts in every_head_contribution(models[name], transcoder, graph):
         adjacency[target] = parts.heads.sum((0, 1)) + parts.direct
-        seen += 1
-    assert seen == int((graph.adjacency() != 0).any(1).sum())
+        n_targets += 1
+    assert n_targets == int((graph.adjacency() != 0).any(1).sum())
     torch.testing.assert_close(adjacency, graph.adjacency(), atol=1e-5, rtol=1e-4)
 
 
@@ -94,7 +95,7 @@ def test_one_edge_is_a_table_of_layers_and_heads(tiny_gpt2: LanguageModel) -> No
     ],
     ids=lambda target: target.kind,
 )
-def test_edges_into_targets_that_are_no_tokens_are_split_too(tiny_llama: LanguageModel, target: Target) -> None:
+def test_edges_into_targets_that_are_not_tokens_are_split_too(tiny_llama: LanguageModel, target: Target) -> None:
     transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_llama, transcoder, PROMPT, targets=[TokenLogits(tokens=(7,)), target])
     parts = head_contributions(tiny_llama, transcoder, graph, graph.n_nodes - 1)
@@ -102,7 +103,7 @@ def test_edges_into_targets_that_are_no_tokens_are_split_too(tiny_llama: Languag
     torch.testing.assert_close(parts.heads.sum((0, 1)) + parts.direct, row, atol=1e-5, rtol=1e-4)
 
 
-def test_what_cannot_be_split_is_refused(tiny_gpt2: LanguageModel) -> None:
+def test_edges_that_cannot_be_split_are_refused(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_architecture(KINDS["clt"])
     graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=Direction(vector=torch.ones(32)), max_feature_nodes=9)
 
@@ -110,9 +111,9 @@ def test_what_cannot_be_split_is_refused(tiny_gpt2: LanguageModel) -> None:
         with refuses(AttributionError):
             head_contributions(tiny_gpt2, transcoder, graph, target)
 
-    unknown = replace(graph, info=replace(graph.info, settings=replace(graph.info.settings, targets=(None,))))
-    fails(unknown, graph.n_nodes - 1)
+    without_targets = replace(graph, info=replace(graph.info, settings=replace(graph.info.settings, targets=(None,))))
+    fails(without_targets, graph.n_nodes - 1)
     fails(graph, int(graph.of_kind(NodeKind.EMBEDDING).nonzero()[0]))
     fails(graph.prune(), 0)
-    used = attribute(tiny_gpt2, random_architecture(replace(KINDS["clt"], use_first_position=True)), PROMPT)
-    fails(used, used.n_nodes - 1)
+    first_used = attribute(tiny_gpt2, random_architecture(replace(KINDS["clt"], use_first_position=True)), PROMPT)
+    fails(first_used, first_used.n_nodes - 1)

@@ -1,4 +1,4 @@
-"""Targets that are written as texts, and the targets that a graph keeps."""
+"""Targets that are read from text, and the resolved targets in a graph's settings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_other_texts_are_refused(tiny_gpt2: LanguageModel, text: str, named: str
 
 
 def test_a_graph_keeps_its_targets_resolved(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
-    """Token ids, positions from the start, and vectors, in memory and in every file that holds a whole graph."""
+    """Token ids, positions from the start, and vectors are the same in memory and in every file of a whole graph."""
     the = tiny_gpt2.token_ids([" the"])[0][0]
     last = len(tiny_gpt2.tokenize(PROMPT)) - 1
     vector = torch.linspace(-1, 1, 32)
@@ -89,12 +89,12 @@ def test_a_graph_keeps_its_targets_resolved(tiny_gpt2: LanguageModel, tmp_path: 
 
 
 def test_resolved_targets_give_the_same_graph(tiny_gpt2: LanguageModel) -> None:
-    """What a graph keeps can be asked for again."""
+    """The targets in a graph's settings can be attributed again."""
     transcoder = random_architecture(KINDS["clt"])
-    wanted = [TokenLogits(tokens=(" the",), position=-1), Direction(vector=torch.ones(32), position=-2)]
-    graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=wanted)
-    kept = [target for target in graph.info.settings.targets if target is not None]
-    again = attribute(tiny_gpt2, transcoder, PROMPT, targets=kept)
+    targets = [TokenLogits(tokens=(" the",), position=-1), Direction(vector=torch.ones(32), position=-2)]
+    graph = attribute(tiny_gpt2, transcoder, PROMPT, targets=targets)
+    resolved = [target for target in graph.info.settings.targets if target is not None]
+    again = attribute(tiny_gpt2, transcoder, PROMPT, targets=resolved)
     assert again.info.settings == graph.info.settings
     assert torch.equal(again.edges.weight, graph.edges.weight)
 
