@@ -1,3 +1,5 @@
+"""Directions and records of features: what features write, which tokens they raise, and embeddings of directions."""
+
 from __future__ import annotations
 
 import pytest
@@ -40,23 +42,21 @@ def test_directions_are_sums_of_raw_decoders(transcoder: CrossLayerTranscoder) -
 def test_logit_effects_are_differences_of_logits_once_the_norm_is_frozen(
     name: str, request: pytest.FixtureRequest
 ) -> None:
-    """LayerNorm with its bias and RMSNorm alike: the effect, over the denominator, is what the direction adds."""
+    """The effect over the norm's denominator is what a direction adds to the logits, for LayerNorm and for RMSNorm."""
     model: LanguageModel = request.getfixturevalue(name)
     path = read_linear_path(model, model.tokenize("The cat"), "hook_resid_mid")
     direction = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
     before = path.final_norm.forward(path.final) @ path.W_U
     after = path.final_norm.forward(path.final + direction) @ path.W_U
     added = (after - before)[-1]
-    found = logit_effects(model, direction[None])[0] / path.final_norm.scale[-1]
-    torch.testing.assert_close(found, added - added.mean(), rtol=1e-4, atol=1e-4)
+    effect = logit_effects(model, direction[None])[0] / path.final_norm.scale[-1]
+    torch.testing.assert_close(effect, added - added.mean(), rtol=1e-4, atol=1e-4)
 
 
-def test_records_tell_what_a_run_over_the_texts_found(
-    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder
-) -> None:
+def test_records_agree_with_the_statistics(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
     statistics = activation_statistics(tiny_gpt2, transcoder, TEXTS * 3, context_length=16, n_examples=4)
-    alive = [Feature(*divmod(int(place), 16)) for place in statistics.maximum.flatten().argsort(descending=True)[:3]]
-    dead = [Feature(*place) for place in (statistics.maximum == 0).nonzero().tolist()][:1]
+    alive = [Feature(*divmod(int(cell), 16)) for cell in statistics.maximum.flatten().argsort(descending=True)[:3]]
+    dead = [Feature(*cell) for cell in (statistics.maximum == 0).nonzero().tolist()][:1]
     records = feature_records(tiny_gpt2, transcoder, statistics, [*alive, *dead], n_tokens=5)
     for record in records[:3]:
         best = record.examples[0]
@@ -77,10 +77,12 @@ def test_records_tell_what_a_run_over_the_texts_found(
         assert record.bottom_tokens[0].token == tiny_gpt2.token_strings([int(effect.argmin())])[0]
 
 
-def test_a_text_given_as_tokens_is_the_same_text(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
-    one = feature_activations(tiny_gpt2, transcoder, TEXTS[1])
-    other = feature_activations(tiny_gpt2, transcoder, tiny_gpt2.tokenize(TEXTS[1]))
-    assert torch.equal(one.dense(), other.dense())
+def test_a_text_given_as_tokens_has_the_same_activations(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder
+) -> None:
+    from_text = feature_activations(tiny_gpt2, transcoder, TEXTS[1])
+    from_tokens = feature_activations(tiny_gpt2, transcoder, tiny_gpt2.tokenize(TEXTS[1]))
+    assert torch.equal(from_text.dense(), from_tokens.dense())
 
 
 def clustered(seed: int) -> torch.Tensor:
@@ -93,30 +95,30 @@ def clustered(seed: int) -> torch.Tensor:
 
 def test_principal_components_are_those_of_the_covariance() -> None:
     vectors = clustered(0)
-    found = embed(vectors, "pca")
+    embedding = embed(vectors, "pca")
     unit = vectors / vectors.norm(dim=1, keepdim=True)
     values, axes = torch.linalg.eigh(torch.cov(unit.T.double()))
     projected = (unit - unit.mean(0)).double() @ axes[:, [-1, -2]]
-    torch.testing.assert_close(found.points.abs(), projected.abs().float(), rtol=1e-4, atol=1e-5)
-    assert found.explained == pytest.approx(
+    torch.testing.assert_close(embedding.points.abs(), projected.abs().float(), rtol=1e-4, atol=1e-5)
+    assert embedding.explained == pytest.approx(
         [float(values[-1] / values.sum()), float(values[-2] / values.sum())], rel=1e-4
     )
 
 
 def test_tsne_is_the_same_for_the_same_seed_and_keeps_neighbours() -> None:
     vectors = clustered(1)
-    one, two = (embed(vectors, "tsne", perplexity=8.0, seed=5).points for _ in range(2))
-    assert torch.equal(one, two)
-    nearest = torch.cdist(one, one).fill_diagonal_(torch.inf).argmin(1)
+    points, again = (embed(vectors, "tsne", perplexity=8.0, seed=5).points for _ in range(2))
+    assert torch.equal(points, again)
+    nearest = torch.cdist(points, points).fill_diagonal_(torch.inf).argmin(1)
     assert bool((nearest % 4 == torch.arange(40) % 4).all())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 20])
-def test_fewer_vectors_than_the_perplexity_are_placed(count: int) -> None:
-    for placed in (embed(clustered(2)[:count], "pca"), embed(clustered(2)[:count], "tsne")):
-        assert placed.points.shape == (count, 2)
-        assert bool(placed.points.isfinite().all())
+def test_few_vectors_get_finite_points(count: int) -> None:
+    for points in (embed(clustered(2)[:count], "pca").points, embed(clustered(2)[:count], "tsne").points):
+        assert points.shape == (count, 2)
+        assert bool(points.isfinite().all())
 
 
-def test_equal_vectors_are_placed() -> None:
+def test_equal_vectors_get_finite_points() -> None:
     assert bool(embed(torch.ones(6, 3), "tsne").points.isfinite().all())

@@ -1,9 +1,10 @@
-"""Feature examples for the viewer: what is read is what was written, byte for byte where the format says so."""
+"""Feature files: records are read as they were written, and the bytes have the layout that the viewer reads."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -21,6 +22,7 @@ from open_clt.features.feature_files import (
 from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.graphs.formats.circuit_tracer_schema import cantor_pair, cantor_unpair
 from open_clt.transcoders.feature import Feature
+from tests.refusals import refuses
 
 
 def record(layer: int, feature: int) -> FeatureRecord:
@@ -36,17 +38,17 @@ def record(layer: int, feature: int) -> FeatureRecord:
 RECORDS = [record(0, 3), record(2, 0), record(2, 4)]
 
 
-def assert_same(found: FeatureRecord | None, expected: FeatureRecord) -> None:
-    assert found is not None
+def assert_same(actual: FeatureRecord | None, expected: FeatureRecord) -> None:
+    assert actual is not None
     for name in ("feature", "density", "max_activation", "top_tokens", "bottom_tokens"):
-        assert getattr(found, name) == getattr(expected, name)
-    assert len(found.examples) == len(expected.examples)
-    for ours, theirs in zip(found.examples, expected.examples, strict=True):
-        assert (ours.tokens, ours.peak) == (theirs.tokens, theirs.peak)
-        assert torch.equal(ours.activations, theirs.activations)
+        assert getattr(actual, name) == getattr(expected, name)
+    assert len(actual.examples) == len(expected.examples)
+    for example, original in zip(actual.examples, expected.examples, strict=True):
+        assert (example.tokens, example.peak) == (original.tokens, original.peak)
+        assert torch.equal(example.activations, original.activations)
 
 
-def test_records_come_back_from_binaries(tmp_path: Path) -> None:
+def test_records_are_read_back_from_binary_files(tmp_path: Path) -> None:
     write_feature_files(RECORDS, tmp_path, n_layers=3, n_features=5)
     files = FeatureFiles(tmp_path)
     for expected in RECORDS:
@@ -55,7 +57,7 @@ def test_records_come_back_from_binaries(tmp_path: Path) -> None:
 
 
 def test_the_binaries_are_laid_out_as_the_viewer_reads_them(tmp_path: Path) -> None:
-    """A reader that knows only the format: index, offsets, four bytes of length, zlib JSON."""
+    """A reader that knows only the format finds the index, the offsets, four bytes of length, and zlib JSON."""
     folder = write_feature_files(RECORDS, tmp_path, n_layers=3, n_features=5, name="tiny")
     index = json.loads(gzip.decompress((folder / "index.json.gz").read_bytes()))
     assert len(index) == 3
@@ -79,13 +81,13 @@ def test_the_binaries_are_laid_out_as_the_viewer_reads_them(tmp_path: Path) -> N
     assert {"bottom_logits", "act_max", "quantile_values", "histogram"} <= set(entry)
 
 
-def test_the_same_records_are_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     folders = [write_feature_files(RECORDS, tmp_path / name, n_layers=3, n_features=5) for name in ("a", "b")]
     for file in folders[0].iterdir():
         assert file.read_bytes() == (folders[1] / file.name).read_bytes()
 
 
-def test_records_come_back_from_local_json(tmp_path: Path) -> None:
+def test_records_are_read_back_from_local_json(tmp_path: Path) -> None:
     folder = write_feature_json(RECORDS, tmp_path / "local")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         f"{cantor_pair(record.feature)}.json" for record in RECORDS
@@ -94,15 +96,15 @@ def test_records_come_back_from_local_json(tmp_path: Path) -> None:
         assert_same(read_feature_json(folder, expected.feature), expected)
 
 
-def test_features_of_other_programs_have_no_effects(tmp_path: Path) -> None:
+def test_features_that_other_programs_wrote_are_read_without_effects(tmp_path: Path) -> None:
     folder = write_feature_json(RECORDS[:1], tmp_path)
     (path,) = folder.iterdir()
     entry = json.loads(path.read_text(encoding="utf-8"))
     del entry["top_logit_effects"], entry["activation_frequency"]
     path.write_text(json.dumps(entry))
-    found = read_feature_json(folder, Feature(0, 3))
-    assert [effect.token for effect in found.top_tokens] == [" cat", '"']
-    assert found.density != found.density
+    loaded = read_feature_json(folder, Feature(0, 3))
+    assert [effect.token for effect in loaded.top_tokens] == [" cat", '"']
+    assert math.isnan(loaded.density)
 
 
 @pytest.mark.parametrize(("layer", "feature"), [(0, 0), (0, 1), (1, 0), (3, 5), (25, 16383), (61, 2**17 - 1)])
@@ -110,23 +112,23 @@ def test_the_number_of_a_feature_tells_its_layer_and_index(layer: int, feature: 
     assert cantor_unpair(cantor_pair(Feature(layer, feature))) == Feature(layer, feature)
 
 
-def test_mistakes_and_damage_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="lies outside 2 layers of 5"):
+def test_wrong_features_and_damaged_files_raise_different_errors(tmp_path: Path) -> None:
+    with refuses(ConfigError, "L2/0", 2, 5):
         write_feature_files(RECORDS, tmp_path, n_layers=2, n_features=5)
-    with pytest.raises(CheckpointError, match=r"index\.json\.gz"):
+    with refuses(CheckpointError, "index.json.gz"):
         FeatureFiles(tmp_path)
     folder = write_feature_files(RECORDS, tmp_path, n_layers=3, n_features=5)
     files = FeatureFiles(tmp_path)
-    with pytest.raises(ConfigError, match="L2/5"):
+    with refuses(ConfigError, "L2/5"):
         files.record(Feature(2, 5))
-    with pytest.raises(ConfigError, match="L2/-1"):
+    with refuses(ConfigError, "L2/-1"):
         files.record(Feature(2, -1))
     whole = (folder / "layer_2.bin").read_bytes()
     (folder / "layer_2.bin").write_bytes(whole[:20])
-    with pytest.raises(CheckpointError, match=r"L2/4 .*layer_2\.bin"):
+    with refuses(CheckpointError, "L2/4", "layer_2.bin"):
         files.record(Feature(2, 4))
     (folder / "layer_2.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"layer_2\.bin"):
+    with refuses(CheckpointError, "layer_2.bin"):
         files.record(Feature(2, 4))
-    with pytest.raises(CheckpointError, match=r"0\.json"):
+    with refuses(CheckpointError, "0.json"):
         read_feature_json(tmp_path, Feature(0, 0))

@@ -1,4 +1,4 @@
-"""Features on texts: what is counted agrees with the transcoder, run by hand on every token."""
+"""Feature activity on texts: activations and statistics equal those of the transcoder on one token at a time."""
 
 from __future__ import annotations
 
@@ -46,26 +46,28 @@ def statistics(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> Ac
     return activation_statistics(tiny_gpt2, transcoder, TEXTS * 3, context_length=16, n_examples=3, batch_size=4)
 
 
-def by_hand(model: LanguageModel, transcoder: CrossLayerTranscoder, tokens: torch.Tensor) -> torch.Tensor:
-    """Activations (position, layer, feature) of one context, one token at a time; nothing at the first position."""
+def slow_activations(model: LanguageModel, transcoder: CrossLayerTranscoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Activations (position, layer, feature) of a context, one token at a time; zeros at the first position."""
     inputs = model.capture(tokens[None], transcoder.config.input_hook).inputs[0]
-    found = torch.zeros(len(tokens), transcoder.config.n_layers, transcoder.config.n_features)
+    activations = torch.zeros(len(tokens), transcoder.config.n_layers, transcoder.config.n_features)
     for position in range(1, len(tokens)):
         for layer, features in enumerate(transcoder.encode(inputs[position][None])):
-            found[position, layer] = features.dense()[0].detach()
-    return found
+            activations[position, layer] = features.dense()[0].detach()
+    return activations
 
 
-def test_activations_of_a_text_are_the_transcoders(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
+def test_activations_of_a_text_equal_the_transcoders(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder
+) -> None:
     activations = feature_activations(tiny_gpt2, transcoder, TEXT)
     tokens = tiny_gpt2.tokenize(TEXT)
     assert activations.tokens == tuple(tiny_gpt2.token_strings(tokens))
-    expected = by_hand(tiny_gpt2, transcoder, tokens)
+    expected = slow_activations(tiny_gpt2, transcoder, tokens)
     assert expected.count_nonzero() > 20
     torch.testing.assert_close(activations.dense(), expected, rtol=1e-4, atol=1e-5)
     keys = [Feature(0, 3), Feature(2, 7), Feature(0, 3)]
-    picked = torch.stack([expected[:, layer, feature] for layer, feature in keys])
-    torch.testing.assert_close(activations.of(keys), picked, rtol=1e-4, atol=1e-5)
+    of_keys = torch.stack([expected[:, layer, feature] for layer, feature in keys])
+    torch.testing.assert_close(activations.of(keys), of_keys, rtol=1e-4, atol=1e-5)
     written = (expected * transcoder.decoder_norms().detach()).sum(2).T
     torch.testing.assert_close(layer_activity(activations, transcoder), written, rtol=1e-4, atol=1e-4)
 
@@ -74,12 +76,12 @@ def test_top_features_are_those_of_a_full_sort(tiny_gpt2: LanguageModel, transco
     activations = feature_activations(tiny_gpt2, transcoder, TEXT)
     peaks = activations.dense().amax(0)
     expected = peaks.flatten().sort(descending=True).values[:8]
-    found = top_features(activations, 8)
-    assert [top.activation for top in found] == pytest.approx(expected.tolist())
-    assert len({top.feature for top in found}) == 8
-    for top in found:
-        assert activations.dense()[top.position, *top.feature] == pytest.approx(top.activation)
-        assert activations.tokens[top.position] == top.token
+    top = top_features(activations, 8)
+    assert [entry.activation for entry in top] == pytest.approx(expected.tolist())
+    assert len({entry.feature for entry in top}) == 8
+    for entry in top:
+        assert activations.dense()[entry.position, *entry.feature] == pytest.approx(entry.activation)
+        assert activations.tokens[entry.position] == entry.token
     assert len(top_features(activations, 10_000)) == int((peaks > 0).sum())
 
 
@@ -88,17 +90,17 @@ def test_a_single_token_is_refused(tiny_gpt2: LanguageModel, transcoder: CrossLa
         feature_activations(tiny_gpt2, transcoder, torch.tensor([1]))
 
 
-def test_statistics_are_those_of_all_tokens_at_once(
+def test_statistics_in_batches_equal_those_of_all_tokens_at_once(
     tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, statistics: ActivationStatistics
 ) -> None:
     contexts = statistics.contexts
-    found = torch.stack([by_hand(tiny_gpt2, transcoder, context) for context in contexts])
-    tokens = found[:, 1:].flatten(0, 1)
+    activations = torch.stack([slow_activations(tiny_gpt2, transcoder, context) for context in contexts])
+    tokens = activations[:, 1:].flatten(0, 1)
     assert statistics.tokens == len(tokens)
     torch.testing.assert_close(statistics.density, (tokens > 0).float().mean(0))
     torch.testing.assert_close(statistics.mean, tokens.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(statistics.maximum, tokens.amax(0), rtol=1e-4, atol=1e-5)
-    peaks = found.amax(1)
+    peaks = activations.amax(1)
     torch.testing.assert_close(
         statistics.best_values, peaks.topk(3, dim=0).values.permute(1, 2, 0), rtol=1e-4, atol=1e-5
     )
@@ -118,7 +120,7 @@ def test_activations_of_chosen_features_agree_with_the_statistics(
     torch.testing.assert_close(columns.mean(0), torch.stack([statistics.mean[key] for key in keys]))
 
 
-def test_importance_is_a_share_of_what_is_written(
+def test_importance_is_the_share_of_a_feature_in_what_is_written(
     transcoder: CrossLayerTranscoder, statistics: ActivationStatistics
 ) -> None:
     importance = feature_importance(statistics, transcoder)
@@ -134,8 +136,8 @@ def test_importance_is_a_share_of_what_is_written(
 def test_correlations_equal_a_double_loop() -> None:
     columns = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     columns[:, 3] = -2 * columns[:, 1] + 5
-    columns[:, 4] = 0.1  # a constant that binary fractions cannot hold
-    found = cross_layer_correlations(columns)
+    columns[:, 4] = 0.1  # a constant that is not exact in binary
+    correlations = cross_layer_correlations(columns)
     values = columns.double().numpy()
     for i in range(6):
         for j in range(6):
@@ -144,5 +146,5 @@ def test_correlations_equal_a_double_loop() -> None:
             else:
                 x, y = values[:, i] - values[:, i].mean(), values[:, j] - values[:, j].mean()
                 expected = np.sum(x * y) / np.sqrt(np.sum(x * x) * np.sum(y * y))
-            assert found[i, j] == pytest.approx(expected, abs=1e-6)
-    assert found[1, 3] == pytest.approx(-1)
+            assert correlations[i, j] == pytest.approx(expected, abs=1e-6)
+    assert correlations[1, 3] == pytest.approx(-1)

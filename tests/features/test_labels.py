@@ -1,4 +1,4 @@
-"""Labels of features are words that people can read, and never replace those that users gave."""
+"""Labels of features: they are made of readable tokens, and do not replace labels that users gave."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def record(layer: int, feature: int) -> FeatureRecord:
 
 
 @pytest.mark.parametrize(
-    ("fires", "raises", "label"),
+    ("peak_tokens", "raised", "label"),
     [
         ([" dog"], [" barks", "barks", " runs"], "dog → barks, runs"),
         ([" dog", "\ufffd", "\x15"], ["\ufffd", "\x15", " ", " runs"], "dog → runs"),
@@ -33,13 +33,13 @@ def record(layer: int, feature: int) -> FeatureRecord:
         (["\ufffd"], [" cat"], "cat"),
     ],
 )
-def test_labels_pass_over_what_no_one_can_read(fires: list[str], raises: list[str], label: str) -> None:
-    peaks = tuple(FeatureExample((token,), torch.ones(1), 0) for token in fires)
-    effects = tuple(TokenEffect(token, 1.0) for token in raises)
+def test_labels_skip_tokens_that_cannot_be_read(peak_tokens: list[str], raised: list[str], label: str) -> None:
+    peaks = tuple(FeatureExample((token,), torch.ones(1), 0) for token in peak_tokens)
+    effects = tuple(TokenEffect(token, 1.0) for token in raised)
     assert describe(FeatureRecord(Feature(0, 5), 0.1, 1.0, peaks, effects, ())) == label
 
 
-def test_records_name_features_but_never_over_the_user(graph: AttributionGraph) -> None:
+def test_records_label_features_that_the_user_did_not_label(graph: AttributionGraph) -> None:
     assert describe(record(0, 5)) == "dog, cat → barks, runs"
-    named = label_features(graph, [record(0, 5), record(0, 7)])
-    assert [named.node(place).label for place in (0, 1, 2)] == [describe(record(0, 5))] * 2 + ["animals"]
+    labelled = label_features(graph, [record(0, 5), record(0, 7)])
+    assert [labelled.node(node).label for node in (0, 1, 2)] == [describe(record(0, 5))] * 2 + ["animals"]
