@@ -1,4 +1,4 @@
-"""A conversion reports what it does to the language model's predictions."""
+"""Conversion to JumpReLU: the record of reconstruction and predictions before and after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.refusals import refuses
 
 
 @pytest.mark.parametrize("name", ["clt", "sae", "molt"])
-def test_the_record_tells_l0_fvu_and_cross_entropy_before_and_after(name: str, tiny_gpt2: LanguageModel) -> None:
+def test_the_record_holds_l0_fvu_and_cross_entropy_before_and_after(name: str, tiny_gpt2: LanguageModel) -> None:
     config = architecture(name, n_layers=3, d_model=tiny_gpt2.d_model, nonlinearity=TopKConfig(k=4))
     transcoder = random_architecture(config)
     contexts = torch.randint(1, 300, (24, 32), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""What the evaluation of a transcoder says of predictions, against runs of the language model written out by hand."""
+"""The evaluation of a transcoder: predictions equal those of runs of the language model that are written out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def contexts(tiny_gpt2: LanguageModel) -> Tensor:
     return pack_contexts(TEXTS, tiny_gpt2, 12, max_contexts=6)
 
 
-def surprise_with_constant_mlps(model: LanguageModel, contexts: Tensor, constants: Tensor) -> float:
+def cross_entropy_with_constant_mlps(model: LanguageModel, contexts: Tensor, constants: Tensor) -> float:
     """Cross-entropy with the MLP outputs of each layer set to a constant, except at the first position."""
 
     def constant(layer: int) -> Callable[[Tensor], Tensor]:
@@ -48,36 +48,36 @@ def test_ablation_sets_every_mlp_output_to_its_mean(
     replacement = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2))
     targets = tiny_gpt2.capture(contexts, "hook_resid_mid", "hook_mlp_out").targets[:, 1:]
     means = targets.flatten(0, 1).mean(0)
-    expected = surprise_with_constant_mlps(tiny_gpt2, contexts, means)
-    found = measure(replacement, contexts, batch_size=batch_size)
-    assert found.cross_entropy_ablated == pytest.approx(expected, rel=1e-5)
-    zero = surprise_with_constant_mlps(tiny_gpt2, contexts, torch.zeros_like(means))
-    assert abs(zero - expected) > 1e-3, "ablating to zero would be seen"
-    original, replaced = found.logits.cross_entropy_original, found.logits.cross_entropy_replacement
+    expected = cross_entropy_with_constant_mlps(tiny_gpt2, contexts, means)
+    evaluation = measure(replacement, contexts, batch_size=batch_size)
+    assert evaluation.cross_entropy_ablated == pytest.approx(expected, rel=1e-5)
+    zero = cross_entropy_with_constant_mlps(tiny_gpt2, contexts, torch.zeros_like(means))
+    assert abs(zero - expected) > 1e-3, "an ablation to zero would be noticed"
+    original, replaced = evaluation.logits.cross_entropy_original, evaluation.logits.cross_entropy_replacement
     assert expected > original
-    assert found.share_recovered == pytest.approx((expected - replaced) / (expected - original), rel=1e-3)
-    assert found.as_dict()["ce_ablated"] == found.cross_entropy_ablated
+    assert evaluation.share_recovered == pytest.approx((expected - replaced) / (expected - original), rel=1e-3)
+    assert evaluation.as_dict()["ce_ablated"] == evaluation.cross_entropy_ablated
 
 
 @pytest.mark.parametrize("batch_size", [4, 6])
-def test_a_layer_replaced_alone_is_that_replacement_model(
+def test_a_layer_replaced_alone_equals_the_replacement_model_of_that_layer(
     tiny_gpt2: LanguageModel, contexts: Tensor, batch_size: int
 ) -> None:
     transcoder = random_transcoder(tiny_gpt2)
-    found = measure(ReplacementModel(tiny_gpt2, transcoder), contexts, alone=True, batch_size=batch_size)
-    assert len(found.alone) == tiny_gpt2.n_layers
-    for layer, alone in enumerate(found.alone):
+    evaluation = measure(ReplacementModel(tiny_gpt2, transcoder), contexts, alone=True, batch_size=batch_size)
+    assert len(evaluation.alone) == tiny_gpt2.n_layers
+    for layer, alone in enumerate(evaluation.alone):
         single = ReplacementModel(tiny_gpt2, transcoder, layers=[layer]).logits(contexts)[:, 1:-1]
         loss = functional.cross_entropy(single.flatten(0, 1), contexts[:, 2:].flatten())
         assert alone.cross_entropy_replacement == pytest.approx(float(loss), rel=1e-5)
-        assert alone.cross_entropy_original == found.logits.cross_entropy_original
+        assert alone.cross_entropy_original == evaluation.logits.cross_entropy_original
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_model_itself_runs_once_per_context(
+def test_the_unchanged_model_runs_once_per_context(
     tiny_gpt2: LanguageModel, contexts: Tensor, alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run is the model's own; the others are replaced, replaced in one layer, or ablated."""
+    """One run is of the unchanged model; the others replace all layers, replace one layer, or ablate."""
     rows: list[int] = []
     forward = tiny_gpt2.bridge.forward
 
@@ -87,25 +87,25 @@ def test_the_model_itself_runs_once_per_context(
 
     monkeypatch.setattr(tiny_gpt2.bridge, "forward", counted)
     measure(ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2)), contexts, alone=alone, batch_size=4)
-    others = 2 + (tiny_gpt2.n_layers if alone else 0)
-    assert sum(rows) == (1 + others) * contexts.shape[0]
+    changed_runs = 2 + (tiny_gpt2.n_layers if alone else 0)
+    assert sum(rows) == (1 + changed_runs) * contexts.shape[0]
 
 
 def test_an_evaluation_is_rebuilt_from_its_totals_and_layers(tiny_gpt2: LanguageModel, contexts: Tensor) -> None:
-    found = measure(ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2)), contexts, alone=True)
-    histogram = found.reconstruction.density_histogram
-    stored = json.dumps({**found.totals(), "layers": found.layers(), "density_histogram": histogram})
-    assert Evaluation.from_dict(json.loads(stored)) == found
-    numbers = found.as_dict()
-    assert numbers["kl_alone_per_layer"] == [alone.kl_divergence for alone in found.alone]
-    assert numbers["fvu_per_layer"] == found.reconstruction.fvu_per_layer
+    evaluation = measure(ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2)), contexts, alone=True)
+    histogram = evaluation.reconstruction.density_histogram
+    stored = json.dumps({**evaluation.totals(), "layers": evaluation.layers(), "density_histogram": histogram})
+    assert Evaluation.from_dict(json.loads(stored)) == evaluation
+    numbers = evaluation.as_dict()
+    assert numbers["kl_alone_per_layer"] == [alone.kl_divergence for alone in evaluation.alone]
+    assert numbers["fvu_per_layer"] == evaluation.reconstruction.fvu_per_layer
 
 
-def test_a_report_gives_the_evaluations_cross_entropies(tiny_gpt2: LanguageModel, contexts: Tensor) -> None:
+def test_a_report_holds_the_cross_entropies_of_the_evaluation(tiny_gpt2: LanguageModel, contexts: Tensor) -> None:
     replacement = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2))
-    found, written = measure(replacement, contexts), report(replacement, contexts, name="random")
-    expected = (found.logits.cross_entropy_original, found.logits.cross_entropy_replacement)
+    evaluation, written = measure(replacement, contexts), report(replacement, contexts, name="random")
+    expected = (evaluation.logits.cross_entropy_original, evaluation.logits.cross_entropy_replacement)
     row = written.row()
     assert (row["ce_original"], row["ce_replacement"]) == pytest.approx(expected)
-    assert (row["ce_ablated"], row["ce_recovered"]) == (found.cross_entropy_ablated, found.share_recovered)
+    assert (row["ce_ablated"], row["ce_recovered"]) == (evaluation.cross_entropy_ablated, evaluation.share_recovered)
     assert len({round(ce, 3) for ce in (*expected, row["ce_ablated"])}) == 3

@@ -1,3 +1,5 @@
+"""The report of a transcoder: its numbers equal those counted one by one, and tables show them."""
+
 from __future__ import annotations
 
 from bisect import bisect_right
@@ -36,7 +38,7 @@ def measured(tiny_gpt2: LanguageModel, contexts: Tensor) -> Report:
     return report(replacement, contexts, name="random", prompts=["one two three", "four five"], batch_size=4)
 
 
-def test_the_same_contexts_give_the_same_report_whatever_the_batch(
+def test_the_same_contexts_give_the_same_report_for_any_batch_size(
     tiny_gpt2: LanguageModel, contexts: Tensor, measured: Report
 ) -> None:
     replacement = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2))
@@ -58,7 +60,7 @@ def test_densities_dead_features_and_sparsity_agree(measured: Report) -> None:
 
 
 def densities(model: LanguageModel, contexts: Tensor) -> Tensor:
-    """Share of the tokens on which each feature fires, (layer, feature), first positions left out: one by one."""
+    """Share of the tokens on which each feature is active, as (layer, feature), without first positions."""
     transcoder = random_transcoder(model)
     inputs = model.capture(contexts, transcoder.config.input_hook, transcoder.config.target_hook).inputs
     active = [layer.dense() > 0 for layer in transcoder.encode(inputs[:, 1:].flatten(0, 1))]
@@ -73,24 +75,24 @@ def test_features_are_counted_in_the_bin_of_their_density(
         if density > 0:
             bins[min(bisect_right(DENSITY_EDGES, density), len(bins)) - 1] += 1
     assert list(measured.evaluation.reconstruction.density_histogram) == bins
-    assert sum(count > 0 for count in bins) > 3, "a feature in the wrong bin would be seen"
+    assert sum(count > 0 for count in bins) > 3, "a feature in the wrong bin would be noticed"
 
 
-def test_dense_features_fire_on_more_than_a_tenth_of_the_tokens(
+def test_dense_features_are_active_on_more_than_a_tenth_of_the_tokens(
     tiny_gpt2: LanguageModel, contexts: Tensor, measured: Report
 ) -> None:
-    found = densities(tiny_gpt2, contexts)
+    density = densities(tiny_gpt2, contexts)
     layers, dense_share = measured.layers(), measured.row()["dense_share"]
-    assert [layer["dense_share"] for layer in layers] == pytest.approx((found > 0.1).float().mean(1).tolist())
-    assert [layer["dead_share"] for layer in layers] == pytest.approx((found == 0).float().mean(1).tolist())
-    assert dense_share == pytest.approx(float((found > 0.1).float().mean()))
+    assert [layer["dense_share"] for layer in layers] == pytest.approx((density > 0.1).float().mean(1).tolist())
+    assert [layer["dead_share"] for layer in layers] == pytest.approx((density == 0).float().mean(1).tolist())
+    assert dense_share == pytest.approx(float((density > 0.1).float().mean()))
     assert 0.1 < dense_share < 0.9
 
 
 def test_predictions_are_compared_with_the_models_own(
     tiny_gpt2: LanguageModel, contexts: Tensor, measured: Report
 ) -> None:
-    """KL(original || replacement) and agreement, token after token, where the first position predicts nothing."""
+    """KL(original || replacement) and agreement are means over tokens; the first position is left out."""
     replaced = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2)).logits(contexts).softmax(-1)[:, 1:-1]
     original = tiny_gpt2.logits(contexts).softmax(-1)[:, 1:-1]
     pairs = list(zip(original.flatten(0, 1), replaced.flatten(0, 1), strict=True))
@@ -106,7 +108,7 @@ def test_each_prompts_graph_is_scored(tiny_gpt2: LanguageModel, measured: Report
         scores = attribute(tiny_gpt2, random_transcoder(tiny_gpt2), graph.prompt, max_feature_nodes=1024).scores()
         assert graph.replacement == pytest.approx(scores.replacement, rel=1e-5)
         assert graph.completeness == pytest.approx(scores.completeness, rel=1e-5)
-        assert abs(graph.replacement - graph.completeness) > 0.01, "mistaking one for the other would be seen"
+        assert abs(graph.replacement - graph.completeness) > 0.01, "an exchange of the two scores would be noticed"
     assert measured.graph_replacement == pytest.approx(sum(graph.replacement for graph in measured.graphs) / 2)
     assert measured.graph_completeness == pytest.approx(sum(graph.completeness for graph in measured.graphs) / 2)
 
@@ -123,36 +125,35 @@ def test_decoder_norms_are_quantiles_of_the_transcoder(tiny_gpt2: LanguageModel,
 def test_an_exact_transcoder_loses_nothing(tmp_path: Path) -> None:
     folder = write_gpt2(tmp_path, activation_function="relu")
     model = load_language_model(folder)
-    found = report(ReplacementModel(model, exact_transcoder(folder)), pack_contexts(TEXTS, model, 12), name="exact")
-    row = found.row()
+    exact = report(ReplacementModel(model, exact_transcoder(folder)), pack_contexts(TEXTS, model, 12), name="exact")
+    row = exact.row()
     assert row["worst_fvu"] < 1e-4
     assert row["ce_replacement"] == pytest.approx(row["ce_original"], abs=1e-3)
-    assert all(layer["ce_alone"] == pytest.approx(row["ce_original"], abs=1e-3) for layer in found.layers())
-    assert found.graphs == ()
-    assert found.graph_replacement is None
+    assert all(layer["ce_alone"] == pytest.approx(row["ce_original"], abs=1e-3) for layer in exact.layers())
+    assert exact.graphs == ()
+    assert exact.graph_replacement is None
 
 
 @pytest.mark.parametrize("name", ["sae", "molt"])
-def test_what_cannot_be_attributed_has_a_report_without_graphs_and_one_line_says_so(
+def test_a_transcoder_that_cannot_be_attributed_has_a_report_without_graphs_and_one_warning(
     tiny_gpt2: LanguageModel, contexts: Tensor, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = architecture(name, n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model)
     replacement = ReplacementModel(tiny_gpt2, random_architecture(config))
-    found = report(replacement, contexts, name=name, prompts=["one two three", "four five"])
-    assert found.graphs == ()
-    assert [record.message for record in caplog.records if "without graphs" in record.message] == caplog.messages
-    assert len(caplog.messages) == 1
+    with_prompts = report(replacement, contexts, name=name, prompts=["one two three", "four five"])
+    assert with_prompts.graphs == ()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     caplog.clear()
-    without = report(replacement, contexts, name=name)
-    assert (without, caplog.messages) == (found, [])
-    first, second, *_ = without.layers()
-    assert first["ce_alone"] != second["ce_alone"] != without.row()["ce_original"]
+    without_prompts = report(replacement, contexts, name=name)
+    assert (without_prompts, caplog.messages) == (with_prompts, [])
+    first, second, *_ = without_prompts.layers()
+    assert first["ce_alone"] != second["ce_alone"] != without_prompts.row()["ce_original"]
 
 
 def test_transcoders_of_one_model_make_a_table(measured: Report) -> None:
     table = comparison_table([measured, measured._replace(name="another")])
     assert [line.split()[0] for line in table.splitlines()[1:3]] == ["random", "another"]
-    with refuses(ConfigError):
+    with refuses(ConfigError, "gpt2"):
         comparison_table([measured, measured._replace(model="gpt2")])
     with refuses(ConfigError):
         comparison_table([])
