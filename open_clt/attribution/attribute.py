@@ -71,7 +71,7 @@ def attribute(
     """Explain a model's prediction by the transcoder's features: every edge into every target and active feature.
 
     ``prompt`` is a text, to which BOS is prepended, or tokens, which are used unchanged. By default, ``targets`` are
-    the likeliest next tokens: as few as hold ``logit_probability`` together, and at most ``max_logits``.
+    the fewest likeliest next tokens that together hold ``logit_probability``, but at most ``max_logits``.
     ``max_feature_nodes`` is the budget: the largest number of features that are attributed. The rows of a complete
     graph add up to each target's total. A ``compatible`` graph leaves out positional embeddings, biases and the MLP
     outputs of the first position, and equals circuit-tracer's graph. Features are not used at the first position
@@ -164,7 +164,7 @@ def _tokens(model: LanguageModel, prompt: str | Sequence[int] | Tensor) -> Int[T
     if isinstance(prompt, str):
         tokens = model.tokenize(prompt)
         if tokens.shape[0] == 2:
-            # After BOS, a lone token has nothing to be explained by but itself. Token ids still allow it.
+            # Nothing but the token itself could explain the prediction. It can still be given as token ids, with BOS.
             raise AttributionError(f"The prompt {prompt!r} is one token; give a prompt of at least two.")
     else:
         tokens = torch.as_tensor(prompt, dtype=torch.long, device=model.device)

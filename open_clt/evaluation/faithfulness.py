@@ -1,6 +1,6 @@
 """Faithfulness: the predictions of a graph, compared with the effects of interventions on the model.
 
-Some of a graph's features, spread evenly over the ranking by influence, are ablated one at a time. Compared are
+Some of a graph's features, spread evenly over the ranking by influence, are ablated one at a time. The comparisons are
 
     direct effects       a graph's edges, with changes while MLP outputs are frozen, but attention and norms are not
     total effects        sums over a graph's paths, with changes while nothing is frozen

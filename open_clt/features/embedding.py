@@ -32,9 +32,9 @@ def embed(
 ) -> Embedding:
     """Place vectors in a plane so that vectors with similar directions are close; their lengths do not matter.
 
-    t-SNE (van der Maaten and Hinton, 2008) starts from PCA and gives the same points for the same seed. Its perplexity
-    is at most a third of the number of other vectors. Fewer than four vectors are always placed by PCA. Raises
-    ConfigError if ``method`` is not known.
+    t-SNE (van der Maaten and Hinton, 2008) starts from PCA and gives the same points for the same seed. For N
+    vectors, its perplexity is lowered to (N - 1) / 3 if it is larger. Fewer than four vectors are always placed by PCA.
+    Raises ConfigError if ``method`` is not known.
     """
     if method not in ("pca", "tsne"):
         raise ConfigError(f"method is {method!r}; it must be 'pca' or 'tsne'.")

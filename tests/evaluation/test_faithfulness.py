@@ -1,4 +1,4 @@
-"""Faithfulness: it tells a true graph from a false one, and a perfect transcoder from a poor one."""
+"""Faithfulness: its numbers separate true graphs from false ones, and perfect transcoders from poor ones."""
 
 from __future__ import annotations
 
