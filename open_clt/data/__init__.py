@@ -1,1 +1,1 @@
-"""Data to train and measure on: texts, contexts of tokens, and the activations that are harvested from them."""
+"""Training and evaluation data: texts, contexts of tokens packed from them, and activations harvested on contexts."""

@@ -1,9 +1,11 @@
 """Contexts of tokens, packed from texts.
 
-A context is ``context_length`` tokens, the first of them the beginning-of-sequence token. Texts follow one another with
-an end-of-text token between them, cut wherever a context is full: no token is padding.
+A context is ``context_length`` tokens, and its first token is the beginning-of-sequence token (BOS). The tokens of the
+texts follow one another, with an end-of-text token after each text, and are cut wherever a context is full. No token
+is padding.
 
-``pack_contexts`` packs texts that fit memory; a ``ContextStream`` packs them as they are needed, from any place on.
+``pack_contexts`` packs texts that fit in memory. A ``ContextStream`` packs texts as its contexts are needed, and can
+start at any ``Place``.
 """
 
 from __future__ import annotations
@@ -29,26 +31,26 @@ _SHORTEST_CONTEXT = 4
 _TEXTS_AT_ONCE = 64
 _FEWEST_CONTEXTS = 10
 _HELD_OUT = 64
-_HELD_OUT_SHARE = 10
-"""Without other orders one context in ten is held out, and 64 at most."""
+_CONTEXTS_PER_HELD_OUT = 10
+"""By default one context in ten is held out, and at most 64."""
 
 
 class Place(NamedTuple):
-    """A place in a stream of texts or activations, from which it can be read again."""
+    """A place in a stream of texts or activations, from which the stream can be read again."""
 
     item: int = 0
-    """Number of a text (of a context, of a batch: whatever the stream is made of)."""
+    """Index of the stream's item (a text, a context or a batch) in which the place lies."""
     token: int = 0
-    """Tokens of that text that were read before."""
+    """Number of tokens of that item that lie before the place."""
     used: int = 0
-    """Usable tokens of the batch that begins here which belong to what was read before."""
+    """Number of usable tokens that lie before the place, of the batch that begins at ``item`` and ``token``."""
 
 
 _BEGINNING = Place()
 
 
 class PackedContexts(NamedTuple):
-    """Some contexts, and the place where the first of them begins."""
+    """Consecutive contexts, and the place where the first of them begins."""
 
     place: Place
     contexts: Int[Tensor, "context position"]
@@ -62,12 +64,12 @@ def pack_contexts(
     from_start: bool = False,
     max_contexts: int | None = None,
 ) -> Int[Tensor, "context position"]:
-    """Pack texts into contexts of ``context_length`` tokens; what does not fill the last one is left out.
+    """Pack texts into contexts of ``context_length`` tokens; tokens that do not fill a last context are left out.
 
-    A text that is cut goes on in the next context. With ``from_start`` its rest is dropped instead, so that every
-    context begins as a text begins: for short texts, and models whose prompts are the beginnings of texts.
-    Texts too short to fill ten contexts give ten shorter ones. ``max_contexts`` stops early, so that a streamed data
-    set is read no further than needed. Raises TextError if there is hardly any text, or if ``texts`` is one string.
+    A text that is cut goes on in the next context. With ``from_start`` the rest of the text is dropped instead, so
+    that every context begins where a text begins. This suits short texts, and models whose prompts are beginnings of
+    texts. Texts too short to fill ten contexts give ten shorter ones. With ``max_contexts``, texts are read only until
+    that many contexts are full. Raises TextError if the texts do not fill a context, or if ``texts`` is one string.
     """
     if isinstance(texts, str):
         raise TextError(f"texts is one string, {texts[:40]!r}; give a list of strings.")
@@ -83,18 +85,20 @@ def pack_contexts(
 
 
 class _Plan(NamedTuple):
-    """How texts are cut: tokens of a context without BOS, and how many contexts are held out."""
+    """How texts are split."""
 
     room: int
+    """Number of tokens of a context, BOS not counted."""
     held_out: int
+    """Number of contexts that are held out."""
 
 
 @final
 class ContextStream:
-    """Contexts packed from texts while they are read: memory holds a few texts, however many there are.
+    """Contexts packed from texts while the texts are read; memory holds only a few texts at a time.
 
-    The first contexts are held out (``head`` gives them), and the others are trained on (``chunks``), at most
-    ``max_contexts`` of them. Texts too short to fill ten contexts give ten shorter ones.
+    The first contexts are held out (``head`` returns them). The contexts after them are trained on (``chunks`` yields
+    them), at most ``max_contexts`` of them. Texts too short to fill ten contexts give ten shorter ones.
     """
 
     def __init__(self, texts: TextSource, model: LanguageModel, context_length: int, config: TextsConfig) -> None:
@@ -104,43 +108,43 @@ class ContextStream:
         self._config = config
 
     def chunks(self, size: int, place: Place = _BEGINNING) -> Iterator[PackedContexts]:
-        """The contexts to train on from ``place`` on, ``size`` at a time; raises TextError if there are none at all."""
-        rows = self._trained_from(place)
+        """Yield the contexts to train on, from ``place`` on, ``size`` at a time; raises TextError if there are none."""
+        rows = self._rows_to_train_on(place)
         empty = place == _BEGINNING
-        while some := list(islice(rows, size)):
+        while chunk := list(islice(rows, size)):
             empty = False
-            yield PackedContexts(some[0].place, self._with_bos(some))
+            yield PackedContexts(chunk[0].place, self._with_bos(chunk))
         if empty:
             raise TextError(
-                f"The texts fill no context of {self._plan.room + 1} tokens beside those that are held out; give more "
-                "text."
+                f"The texts do not fill a context of {self._plan.room + 1} tokens after {self._plan.held_out} held-out "
+                "contexts; give more text."
             )
 
     def head(self) -> Int[Tensor, "context position"]:
-        """The contexts that are held out; raises TextError if the texts fill fewer than were asked for."""
+        """Return the contexts that are held out; raises TextError if the texts do not fill that many."""
         rows = list(islice(self._rows(_BEGINNING), self._plan.held_out))
         if len(rows) < self._plan.held_out:
             raise TextError(
-                f"The texts fill {len(rows)} contexts, {self._plan.held_out} are to be held out; give more text."
+                f"The texts fill {len(rows)} contexts, but {self._plan.held_out} are to be held out; give more text."
             )
         return self._with_bos(rows)
 
     @cached_property
     def _plan(self) -> _Plan:
-        """Read as far into the texts as it takes to know how to cut them."""
+        """The plan for these texts; texts are read only as far as the plan depends on them."""
         room = _room_for(_documents(self._texts(), self._model), self._longest)
-        wanted = self._config.held_out_contexts
-        if wanted is None:
+        held_out = self._config.held_out_contexts
+        if held_out is None:
             rows = _rows(_documents(self._texts(), self._model), room, from_start=self._config.from_start)
-            wanted = _default_held_out(sum(1 for _ in islice(rows, _HELD_OUT * _HELD_OUT_SHARE)))
-        return _Plan(room, wanted)
+            held_out = _default_held_out(sum(1 for _ in islice(rows, _HELD_OUT * _CONTEXTS_PER_HELD_OUT)))
+        return _Plan(room, held_out)
 
-    def _trained_from(self, place: Place) -> Iterator[_Row]:
-        """Rows to train on. Which rows those are is counted from the beginning, if there is a limit."""
-        skipped = self._plan.held_out
+    def _rows_to_train_on(self, place: Place) -> Iterator[_Row]:
+        """Yield the rows to train on, from a place on; a limit counts rows from the beginning of the texts."""
+        held_out = self._plan.held_out
         if self._config.max_contexts is None:
-            return islice(self._rows(place), skipped if place == _BEGINNING else 0, None)
-        rows = islice(self._rows(_BEGINNING), skipped, skipped + self._config.max_contexts)
+            return islice(self._rows(place), held_out if place == _BEGINNING else 0, None)
+        rows = islice(self._rows(_BEGINNING), held_out, held_out + self._config.max_contexts)
         return dropwhile(lambda row: row.place < place, rows)
 
     def _rows(self, place: Place) -> Iterator[_Row]:
@@ -160,8 +164,9 @@ class SplitContexts(NamedTuple):
 
 def split_contexts(contexts: Int[Tensor, "context position"], config: TextsConfig) -> SplitContexts:
     """Hold out the first contexts, as ``ContextStream`` does; raises TextError if none is left to train on."""
-    wanted = config.held_out_contexts
-    held_out = _default_held_out(contexts.shape[0]) if wanted is None else wanted
+    held_out = config.held_out_contexts
+    if held_out is None:
+        held_out = _default_held_out(contexts.shape[0])
     if held_out >= contexts.shape[0]:
         raise TextError(
             f"There are {contexts.shape[0]} contexts, of which {held_out} are to be held out; give more text."
@@ -169,32 +174,32 @@ def split_contexts(contexts: Int[Tensor, "context position"], config: TextsConfi
     return SplitContexts(contexts[:held_out], contexts[held_out:][: config.max_contexts])
 
 
-def _default_held_out(contexts: int) -> int:
-    """How many of the first contexts are held out where no number was asked for; one of two at least."""
-    return min(_HELD_OUT, max(contexts // _HELD_OUT_SHARE, int(contexts > 1)))
+def _default_held_out(n_contexts: int) -> int:
+    """Return how many contexts are held out if the config does not say; at least one if there are two or more."""
+    return min(_HELD_OUT, max(n_contexts // _CONTEXTS_PER_HELD_OUT, int(n_contexts > 1)))
 
 
 def _room_for(documents: Iterable[_Document], room: int) -> int:
-    """Tokens of a context without BOS: ``room``, or fewer where the texts would not fill ten such contexts."""
+    """Return how many tokens a context has besides BOS: ``room``, or fewer if the texts do not fill ten contexts."""
     tokens = 0
     for document in documents:
         tokens += len(document.tokens)
         if tokens >= _FEWEST_CONTEXTS * room:
             return room
     shorter = max(tokens // _FEWEST_CONTEXTS, _SHORTEST_CONTEXT)
-    logger.warning("The texts hold only %d tokens: contexts are shortened to %d.", tokens, shorter + 1)
+    logger.warning("The texts have only %d tokens; contexts are shortened to %d tokens.", tokens, shorter + 1)
     return shorter
 
 
 class _Document(NamedTuple):
-    """Tokens of a text, and its number."""
+    """The tokens of a text, and the index of the text among all texts."""
 
-    number: int
+    text_index: int
     tokens: list[int]
 
 
 class _Row(NamedTuple):
-    """Tokens of a context without BOS, and where they begin."""
+    """The tokens of a context without BOS, and the place in the texts where they begin."""
 
     place: Place
     tokens: list[int]
@@ -206,26 +211,26 @@ def _with_bos(rows: list[list[int]], room: int, model: LanguageModel) -> Int[Ten
 
 
 def _documents(texts: Iterable[str], model: LanguageModel, *, first: int = 0) -> Iterator[_Document]:
-    """Tokens of each text from the ``first`` on, an end-of-text token after them; empty texts are passed over."""
+    """Yield the tokens and an end-of-text token of each text from index ``first`` on; blank texts are skipped."""
     remaining = islice(enumerate(texts), first, None)
-    while some := list(islice(remaining, _TEXTS_AT_ONCE)):
-        for _, text in some:
+    while group := list(islice(remaining, _TEXTS_AT_ONCE)):
+        for _, text in group:
             if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TextError(f"A text is {text!r}, a {type(text).__name__}; give strings.")
-        filled = [(number, text) for number, text in some if text.strip()]
-        for (number, _), tokens in zip(filled, model.token_ids([text for _, text in filled]), strict=True):
-            yield _Document(number, [*tokens, model.eos_token_id])
+                raise TextError(f"texts holds {text!r}, which is of type {type(text).__name__}; give strings.")
+        filled = [(index, text) for index, text in group if text.strip()]
+        for (index, _), tokens in zip(filled, model.token_ids([text for _, text in filled]), strict=True):
+            yield _Document(index, [*tokens, model.eos_token_id])
 
 
 def _rows(documents: Iterable[_Document], room: int, *, from_start: bool, skip: int = 0) -> Iterator[_Row]:
-    """Rows of ``room`` tokens each, filled with one document after another; ``skip`` tokens of the first are left."""
+    """Yield rows of ``room`` tokens from the documents in order, without ``skip`` tokens of the first document."""
     row: list[int] = []
     begin = _BEGINNING
-    for number, document in documents:
+    for text_index, document in documents:
         used, skip = skip, 0
         while used < len(document):
             if not row:
-                begin = Place(number, used)
+                begin = Place(text_index, used)
             taken = min(room - len(row), len(document) - used)
             row += document[used : used + taken]
             used += taken

@@ -1,11 +1,11 @@
-"""Harvest activations and mix them: stores, blocks, batches.
+"""Harvesting: activations of a language model, read from a store in blocks and mixed into batches.
 
     for block in blocks(read_from(Harvest(model, contexts, ...), place), size=..., usable=...):   # one in memory
         for batch in mixed(block.tokens, batch_size=..., generator=...):                # tokens of many documents
 
-A store yields its tokens as ``ActivationBatch``es whenever it is iterated, always the same: from memory
-(``MemoryStore``), or by running the language model again (``Harvest``), from any ``Place`` on. A batch is tokens from
-anywhere; which token and which position of its context each was is kept.
+A store yields the same ``ActivationBatch``es in the same order each time it is iterated. A ``MemoryStore`` holds them
+in memory. A ``Harvest`` runs the language model again, and can start at any ``Place``. The rows of a batch may come
+from any contexts: a batch records the token and the position of each row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BEGINNING = Place()
 
 
 class ActivationBatch(NamedTuple):
-    """What a transcoder learns from: inputs and targets of every layer, for a batch of tokens."""
+    """Training data of a transcoder: inputs and targets of every layer, for a batch of tokens."""
 
     inputs: Float[Tensor, "batch layer d_model"]
     targets: Float[Tensor, "batch layer d_model"]
@@ -38,28 +38,28 @@ class ActivationBatch(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of tokens (``len`` of a NamedTuple counts its fields)."""
+        """Number of tokens. (``len`` counts the fields of a NamedTuple.)"""
         return self.inputs.shape[0]
 
     def take(self, rows: Tensor | slice) -> ActivationBatch:
-        """Some of the rows: by index, mask or slice."""
+        """Return the rows that an index, a mask or a slice selects."""
         return ActivationBatch(*(field[rows] for field in self))
 
 
 @runtime_checkable
 class ActivationStore(Protocol):
-    """Where activations come from; each iteration gives the same tokens in the same order."""
+    """A source of activations; each iteration yields the same tokens in the same order."""
 
     @property
     def n_tokens(self) -> int | None:
-        """Number of tokens that one iteration yields; None if it is not known before the end."""
+        """Number of tokens that one iteration yields, or None if the number is not known in advance."""
         ...
 
     def __iter__(self) -> Iterator[ActivationBatch]: ...
 
 
 class Placed(NamedTuple):
-    """A batch of a store, and the place where it begins."""
+    """A batch of a store, and the place where the batch begins."""
 
     place: Place
     batch: ActivationBatch
@@ -67,31 +67,31 @@ class Placed(NamedTuple):
 
 @runtime_checkable
 class SeekableStore(ActivationStore, Protocol):
-    """A store that need not be read from its beginning."""
+    """A store that can be read from any place on, without reading what lies before the place."""
 
     def read_from(self, place: Place) -> Iterator[Placed]:
-        """The batches from ``place`` on; ``place.used`` is the reader's business."""
+        """Yield the batches from ``place`` on; ``place.used`` is ignored, and left to the caller."""
         ...
 
 
 def read_from(store: ActivationStore, place: Place) -> Iterator[Placed]:
-    """Read a store from a place on; what lies before it is read and thrown away where the store cannot do better."""
+    """Read a store from a place on; what lies before it is read and discarded if the store cannot skip it."""
     if isinstance(store, SeekableStore):
         return store.read_from(place)
-    numbered = islice(enumerate(store), place.item, None)
-    return (Placed(Place(number), batch) for number, batch in numbered)
+    indexed = islice(enumerate(store), place.item, None)
+    return (Placed(Place(index), batch) for index, batch in indexed)
 
 
 @final
 class MemoryStore:
-    """Activations that are in memory already."""
+    """A store of activations that are already in memory."""
 
     def __init__(self, batches: Sequence[ActivationBatch]) -> None:
         self.batches = batches
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all batches."""
+        """Number of tokens of all batches."""
         return sum(batch.size for batch in self.batches)
 
     def __iter__(self) -> Iterator[ActivationBatch]:
@@ -100,7 +100,7 @@ class MemoryStore:
 
 @final
 class Harvest:
-    """Activations of a language model on some contexts, computed anew whenever it is iterated."""
+    """A store that computes the activations of a language model on contexts each time it is iterated."""
 
     def __init__(
         self,
@@ -119,37 +119,37 @@ class Harvest:
 
     @property
     def n_tokens(self) -> int | None:
-        """Tokens of all contexts, first positions included; None if they come from a stream."""
+        """Number of tokens of all contexts, first positions included, or None if the contexts come from a stream."""
         return self.contexts.numel() if isinstance(self.contexts, Tensor) else None
 
     def holds_more_than(self, tokens: int) -> bool:
-        """Whether ``n_tokens`` is larger; where nobody knows it, texts are read as far as needed, without the model."""
+        """Whether there are more tokens; a stream is read as far as it takes to tell, without running the model."""
         if self.n_tokens is not None:
             return self.n_tokens > tokens
-        read = accumulate(chunk.contexts.numel() for chunk in self._chunks(_BEGINNING))
-        return any(count > tokens for count in read)
+        counts = accumulate(chunk.contexts.numel() for chunk in self._chunks(_BEGINNING))
+        return any(count > tokens for count in counts)
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         return (batch for _, batch in self.read_from(_BEGINNING))
 
     def read_from(self, place: Place) -> Iterator[Placed]:
-        """The activations from a place on: the language model reads nothing that lies before it."""
+        """Yield the activations from a place on; the language model does not run on what lies before the place."""
         for chunk in self._chunks(place):
-            rows = harvest(self.model, chunk.contexts, input_hook=self.input_hook, target_hook=self.target_hook)
-            yield Placed(chunk.place, rows)
+            batch = harvest(self.model, chunk.contexts, input_hook=self.input_hook, target_hook=self.target_hook)
+            yield Placed(chunk.place, batch)
 
     def _chunks(self, place: Place) -> Iterator[PackedContexts]:
         if not isinstance(self.contexts, Tensor):
             return self.contexts.chunks(self.batch_size, place._replace(used=0))
         starts = range(place.item, self.contexts.shape[0], self.batch_size)
-        return (PackedContexts(Place(i), self.contexts[i : i + self.batch_size]) for i in starts)
+        return (PackedContexts(Place(start), self.contexts[start : start + self.batch_size]) for start in starts)
 
 
 @torch.no_grad()
 def harvest(
     model: LanguageModel, contexts: Int[Tensor, "context position"], *, input_hook: InputHook, target_hook: str
 ) -> ActivationBatch:
-    """Run the language model over some contexts; its activations, on the CPU."""
+    """Run the language model on contexts, and return its activations on the CPU."""
     captured = model.capture(contexts, input_hook, target_hook, with_logits=False)
     positions = torch.arange(contexts.shape[1]).expand(contexts.shape)
     return ActivationBatch(
@@ -163,9 +163,10 @@ def harvest(
 def without_outliers(
     batch: ActivationBatch, *, first_position: int, largest_norm: Float[Tensor, "layer"] | None = None
 ) -> ActivationBatch:
-    """Leave out massive activations: positions before ``first_position``, and norms above a layer's ``largest_norm``.
+    """Leave out tokens with massive activations.
 
-    A token is left out if the norm of its inputs is too large in any layer.
+    These are the tokens at positions before ``first_position``, and the tokens whose inputs have, in any layer, a norm
+    above ``largest_norm`` of that layer.
     """
     keep = batch.positions >= first_position
     if largest_norm is not None:
@@ -174,12 +175,12 @@ def without_outliers(
 
 
 def input_norms(batch: ActivationBatch) -> Float[Tensor, "batch layer"]:
-    """Norm of the inputs of each token and layer."""
+    """Return the norm of the inputs of each token and layer."""
     return torch.linalg.vector_norm(batch.inputs, dim=2, dtype=torch.float32)
 
 
 class Block(NamedTuple):
-    """Consecutive tokens of a store, to be mixed with one another, and where to begin to read them again."""
+    """Consecutive tokens of a store, to be mixed with one another, and the place from which to read them again."""
 
     place: Place
     tokens: ActivationBatch
@@ -193,20 +194,20 @@ def blocks(
     used: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Block]:
-    """Cut what is ``usable`` of the tokens that are read into blocks of ``size``, the last one what is left.
+    """Cut the usable tokens of the batches that are read into blocks of ``size`` tokens; the last block may be smaller.
 
-    ``used`` usable tokens at the beginning are left out. Memory holds one block (beside those that were handed out and
-    are still held) and one batch of the store.
+    ``usable`` returns the part of a batch to use. The first ``used`` usable tokens of the first batch are left out.
+    Memory holds one block and one batch of the store, besides the blocks that the caller keeps.
     """
     room: ActivationBatch | None = None
     begin, held = _BEGINNING, 0
     for place, batch in read:
-        kept = usable(batch)
-        while used < kept.size:
+        tokens = usable(batch)
+        while used < tokens.size:
             if room is None:
-                room, held, begin = _room_for(kept, size, dtype), 0, place._replace(used=used)
-            taken = min(kept.size - used, size - held)
-            for stored, new in zip(room, kept, strict=True):
+                room, held, begin = _room_for(tokens, size, dtype), 0, place._replace(used=used)
+            taken = min(tokens.size - used, size - held)
+            for stored, new in zip(room, tokens, strict=True):
                 stored[held : held + taken] = new[used : used + taken]
             held, used = held + taken, used + taken
             if held == size:
@@ -218,34 +219,34 @@ def blocks(
 
 
 def mixed(block: ActivationBatch, *, batch_size: int, generator: torch.Generator) -> Iterator[ActivationBatch]:
-    """Batches of a block in random order, without a copy of it; the last one is what is left."""
+    """Yield the tokens of a block in batches, in random order, without a copy of the block; the last may be smaller."""
     order = torch.randperm(block.size, generator=generator)
     return (block.take(rows) for rows in order.split(batch_size))
 
 
 def concatenate(batches: Sequence[ActivationBatch]) -> ActivationBatch:
-    """One batch of all tokens; a single batch is returned as it is, not copied."""
+    """Join batches into one; a single batch is returned as it is, not copied."""
     if len(batches) == 1:
         return batches[0]
     return ActivationBatch(*(torch.cat(field) for field in zip(*batches, strict=True)))
 
 
 class Collected(NamedTuple):
-    """Tokens in one block of memory, and whether they are all there were."""
+    """Tokens of a store in one block of memory, and whether they are all tokens of the store."""
 
     block: ActivationBatch
     complete: bool
     capacity: int
-    """Tokens that would have fitted."""
+    """Number of tokens that fit in memory."""
 
 
 def collect(
     store: ActivationStore, *, max_bytes: float, enough: int | None = None, dtype: torch.dtype = torch.float32
 ) -> Collected:
-    """Read tokens into one block of memory, up to ``max_bytes``; inputs and targets are stored as ``dtype``.
+    """Read tokens of a store into one block of at most ``max_bytes``; inputs and targets are stored as ``dtype``.
 
-    Not more than ``enough`` are read of a store whose tokens do not all fit, if that can be known beforehand. Raises
-    TextError if there is no token at all.
+    If the tokens of a ``Harvest`` do not all fit, at most ``enough`` of them are read. Raises TextError if the
+    store has no tokens.
     """
     block: ActivationBatch | None = None
     held = capacity = room = 0
@@ -266,19 +267,19 @@ def collect(
         if not complete:
             break
     if block is None or held == 0:
-        raise TextError("There is no token to train on; give more text, or leave fewer tokens out.")
+        raise TextError("There are no tokens to train on; give more text, or leave fewer tokens out.")
     return Collected(block.take(slice(held)), complete, capacity)
 
 
 def _room_for(batch: ActivationBatch, capacity: int, dtype: torch.dtype) -> ActivationBatch:
-    """Empty memory for ``capacity`` tokens like these; what is never written is never committed by the system."""
+    """Return an unwritten batch of ``capacity`` tokens; the system commits only the memory that is written."""
     shape = (capacity, *batch.inputs.shape[1:])
     tokens, positions = (torch.empty(capacity, dtype=torch.long) for _ in range(2))
     return ActivationBatch(torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype), tokens, positions)
 
 
 def keep_rows(block: ActivationBatch, keep: Bool[Tensor, "batch"]) -> ActivationBatch:
-    """The rows where ``keep`` holds, moved together in place: a second block would double the memory."""
+    """Return the rows where ``keep`` holds, moved together in place, because a second block would double the memory."""
     held = 0
     for rows in keep.nonzero().flatten().split(4096):
         for field in block:

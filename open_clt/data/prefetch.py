@@ -1,7 +1,8 @@
-"""Work ahead: while one item of an iterator is used, the next one is made, in a thread of its own.
+"""Prefetching: the next item of an iterator, made in a thread while the current item is used.
 
-It is how the language model runs while a transcoder trains. Order and items are those of the iterator; at most one item
-is made before it is asked for; what goes wrong in the thread is raised where the item is asked for.
+Training uses it to run the language model on the next texts while the transcoder trains. The items and their order are
+those of the iterator. At most one item is made before it is asked for. An exception in the thread is raised where its
+item is asked for.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ Item = TypeVar("Item")
 
 @final
 class Ahead(Generic[Item]):
-    """Iterates over ``make(stopped)``, one item ahead.
+    """An iterator over the items of ``make(stopped)`` that makes one item ahead in a thread.
 
-    ``close`` ends it, also between two items: the iterator is expected to end soon after ``stopped`` is set.
+    ``close`` sets the event ``stopped`` and waits for the thread, so the iterator must end soon after ``stopped`` is
+    set, even in the middle of an item.
     """
 
     def __init__(self, make: Callable[[Event], Iterator[Item]]) -> None:
         self.worked = 0.0
-        """Seconds that the thread has worked."""
+        """Seconds that the thread spent making items."""
         self.waited = 0.0
-        """Seconds that were spent waiting for it."""
+        """Seconds that the caller spent waiting for items."""
         self._stopped = Event()
         self._items = make(self._stopped)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead")
-        self._next: Future[tuple[Item] | None] = self._worker.submit(self._work)
+        self._next: Future[tuple[Item] | None] = self._worker.submit(self._make_item)
 
     def __iter__(self) -> Iterator[Item]:
         return self
@@ -40,21 +42,21 @@ class Ahead(Generic[Item]):
             raise StopIteration
         started = time.perf_counter()
         try:
-            made = self._next.result()
+            boxed = self._next.result()
         finally:
             self.waited += time.perf_counter() - started
-        if made is None:
+        if boxed is None:
             raise StopIteration
-        self._next = self._worker.submit(self._work)
-        return made[0]
+        self._next = self._worker.submit(self._make_item)
+        return boxed[0]
 
     def close(self) -> None:
-        """Stop the thread, and wait until it has."""
+        """Stop the thread, and wait until it has ended."""
         self._stopped.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _work(self) -> tuple[Item] | None:
-        """The next item in a tuple of one, or None after the last."""
+    def _make_item(self) -> tuple[Item] | None:
+        """Return the next item in a tuple of length one, or None after the last item."""
         started = time.perf_counter()
         try:
             return (next(self._items),)

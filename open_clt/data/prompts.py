@@ -1,4 +1,4 @@
-"""Prompts: lines of a file, or the beginnings of the contexts that a transcoder is measured on."""
+"""Prompts of attribution graphs in a report: lines of a file, or beginnings of the report's contexts."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from open_clt.config import ReportConfig
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
 
-_BEGINNING = 12
-"""Tokens of a context, after BOS, that make a prompt."""
+_PROMPT_LENGTH = 12
+"""Number of tokens, BOS not counted, of a prompt that is cut from a context."""
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The lines of a text file that hold anything; raises TextError if there are none, or no such file."""
+    """Return the lines of a text file that are not blank; raises TextError if it cannot be read or has no such line."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"{path} cannot be read as text ({error}); give a file with one prompt a line.") from error
-    if found := [line for line in lines if line.strip()]:
-        return found
-    raise TextError(f"{path} holds no prompt; write one a line.")
+        raise TextError(f"{path} cannot be read as text ({error}); give a file with one prompt per line.") from error
+    if prompts := [line for line in lines if line.strip()]:
+        return prompts
+    raise TextError(f"{path} holds no prompts; write one prompt per line.")
 
 
 def report_prompts(config: ReportConfig, model: LanguageModel, contexts: Int[Tensor, "context position"]) -> list[str]:
-    """The prompts that a report makes graphs of; raises TextError on those that the model cannot read."""
+    """Return the prompts that a report makes graphs of; raises TextError if the model cannot read one of them."""
     if config.prompts is None:
-        return [model.decode(row) for row in contexts[: config.graphs, 1 : 1 + _BEGINNING]]
+        return [model.decode(context) for context in contexts[: config.graphs, 1 : 1 + _PROMPT_LENGTH]]
     prompts = read_prompts(config.prompts)[: config.graphs]
     for prompt in prompts:
         model.tokenize(prompt)

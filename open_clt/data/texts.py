@@ -1,4 +1,4 @@
-"""Texts from files and data sets."""
+"""Texts, read from a file or from a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from open_clt.language.model_source import answers
 _FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 TextSource: TypeAlias = Callable[[], Iterable[str]]
-"""Opens some texts anew, from the first on; each time the same."""
+"""A function that returns the same texts from the first to the last, each time it is called."""
 
 
 def open_texts(config: TextsConfig) -> Iterator[str]:
-    """Texts of a file or a data set, from the first on; raises TextError if they cannot be read."""
+    """Return the texts of the file or data set that a config names; raises TextError if they cannot be read."""
     if config.source is None:
-        raise TextError("No source of texts is named; give a file or a Hugging Face data set.")
+        raise TextError("The source of texts is missing; give a file or a Hugging Face data set.")
     if Path(config.source).is_file() or Path(config.source).suffix in _FILE_SUFFIXES:
         return read_texts(config.source, column=config.column)
     return dataset_texts(
@@ -29,9 +29,10 @@ def open_texts(config: TextsConfig) -> Iterator[str]:
 
 
 def read_texts(path: str | Path, *, column: str = "text") -> Iterator[str]:
-    """Texts of a file: ``.jsonl`` and ``.parquet`` give one per row, from ``column``; any other file is one text.
+    """Return the texts of a file: one per row of a ``.jsonl`` or ``.parquet`` file, or one text for any other file.
 
-    Raises TextError if the file is missing, is not what its name says, or has no such column.
+    ``column`` names the column that holds the text of a row. Raises TextError if the file is missing, has another
+    format than its name says, or lacks the column.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,53 +44,54 @@ def read_texts(path: str | Path, *, column: str = "text") -> Iterator[str]:
     try:
         return iter([path.read_text(encoding="utf-8")])
     except UnicodeDecodeError as error:
-        raise TextError(f"{path} is no UTF-8 text ({error.reason}); convert it, or give another file.") from error
+        raise TextError(f"{path} is not UTF-8 text ({error.reason}); convert it, or give another file.") from error
 
 
 def dataset_texts(
     name: str, *, subset: str | None = None, split: str = "train", column: str = "text", streaming: bool = True
 ) -> Iterator[str]:
-    """Texts of a Hugging Face data set, by its name on the hub or its local directory; streamed unless told otherwise.
+    """Return the texts of a Hugging Face data set, given by its name on the hub or by its local directory.
 
-    Raises TextError if it cannot be reached, or has no such subset, split or column.
+    With ``streaming``, rows are downloaded as they are needed. Raises TextError if the data set cannot be reached, or
+    lacks the subset, split or column.
     """
     import datasets
     from huggingface_hub import constants
 
     if not (Path(name).exists() or constants.HF_HUB_OFFLINE or answers(constants.ENDPOINT)):
         raise TextError(
-            f"There is no file or directory {name!r} here, and {constants.ENDPOINT}, which may have a data set of that "
-            "name, does not answer; check the connection, set HF_HUB_OFFLINE=1 if it was downloaded before, or give "
-            "the path of a text, .jsonl or .parquet file."
+            f"There is no local file or directory {name!r}, and {constants.ENDPOINT}, which may have a data set of "
+            "that name, does not answer; check the connection, set HF_HUB_OFFLINE=1 if the data set is already "
+            "downloaded, or give the path of a text, .jsonl or .parquet file."
         )
     try:
         rows = datasets.load_dataset(name, subset, split=split, streaming=streaming)
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError | ConnectionError) and not Path(name).exists():
             raise TextError(
-                f"There is neither a file or directory {name!r} here, nor a data set of that name to be had ({error}); "
-                "give the path of a text, .jsonl or .parquet file, or check the name."
+                f"There is no local file or directory {name!r}, and no data set of that name can be loaded ({error}); "
+                "check the name, or give the path of a text, .jsonl or .parquet file."
             ) from error
         raise TextError(
             f"The data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded: {error}. "
             "Check its name, subset and split."
         ) from error
-    return (_value(cast(dict[str, Any], row), column, name) for row in rows)
+    return (_text_in(cast(dict[str, Any], row), column, name) for row in rows)
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
     with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+        for line_number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            where = f"{path}, line {number}"
+            row_name = f"{path}, line {line_number}"
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise TextError(f"{where} is no JSON ({error}); each line must be one object.") from error
+                raise TextError(f"{row_name} is not JSON ({error}); each line must be a JSON object.") from error
             if not isinstance(row, dict):
-                raise TextError(f"{where} is a JSON {type(row).__name__}; each line must be one object.")
-            yield _value(cast(dict[str, Any], row), column, where)
+                raise TextError(f"{row_name} is a JSON {type(row).__name__}; each line must be a JSON object.")
+            yield _text_in(cast(dict[str, Any], row), column, row_name)
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -98,20 +100,20 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path)
     except ArrowInvalid as error:
-        raise TextError(f"{path} is no Parquet file ({error}); check how it was written.") from error
+        raise TextError(f"{path} is not a Parquet file ({error}); check how it was written.") from error
     with file:
         if column not in file.schema_arrow.names:
             raise TextError(f"{path} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}.")
         for batch in file.iter_batches(columns=[column]):
             for row in batch.to_pylist():
-                yield _value(row, column, str(path))
+                yield _text_in(row, column, str(path))
 
 
-def _value(row: dict[str, Any], column: str, where: str) -> str:
-    """The text in a row, or a TextError that says which columns there are."""
+def _text_in(row: dict[str, Any], column: str, row_name: str) -> str:
+    """Return the text in a column of a row; raises TextError, which names the columns of the row, if there is none."""
     if column not in row:
-        raise TextError(f"{where} has no column {column!r}; it has {', '.join(row)}.")
-    value = row[column]
-    if not isinstance(value, str):
-        raise TextError(f"Column {column!r} of {where} holds {value!r}, which is no text; choose another column.")
-    return value
+        raise TextError(f"{row_name} has no column {column!r}; it has {', '.join(row)}.")
+    text = row[column]
+    if not isinstance(text, str):
+        raise TextError(f"Column {column!r} of {row_name} holds {text!r}, which is not text; choose another column.")
+    return text

@@ -1,4 +1,4 @@
-"""Texts become contexts: nothing is lost but the rest of the last one."""
+"""Contexts hold the tokens of their texts in order; only tokens that do not fill a last context are lost."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ def test_every_context_begins_with_bos_and_the_rest_is_the_texts_in_order(tiny_g
     assert len(stream) - contexts[:, 1:].numel() < 15
 
 
-def test_every_context_can_begin_as_a_text_begins(tiny_gpt2: LanguageModel) -> None:
+def test_with_from_start_every_context_begins_where_a_text_begins(tiny_gpt2: LanguageModel) -> None:
     contexts = pack_contexts(TEXTS * 20, tiny_gpt2, 16, from_start=True)
     beginnings = {tuple(ids[:5]) for ids in tiny_gpt2.token_ids(TEXTS)}
     assert {tuple(row[1:6].tolist()) for row in contexts} == beginnings
 
 
-def test_contexts_are_no_longer_than_the_model_reads(tiny_gpt2: LanguageModel) -> None:
+def test_contexts_are_at_most_as_long_as_the_context_of_the_model(tiny_gpt2: LanguageModel) -> None:
     assert pack_contexts(TEXTS * 40, tiny_gpt2, 1000).shape[1] == tiny_gpt2.context_length
 
 
 @pytest.mark.parametrize("from_start", [False, True])
-def test_a_stream_gives_the_contexts_that_packing_gives(tiny_gpt2: LanguageModel, from_start: bool) -> None:
+def test_a_stream_yields_the_contexts_that_packing_returns(tiny_gpt2: LanguageModel, from_start: bool) -> None:
     packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16, from_start=from_start)
     stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig(from_start=from_start, held_out_contexts=0))
     assert torch.equal(torch.cat([chunk.contexts for chunk in stream.chunks(7)]), packed)
 
 
 @pytest.mark.parametrize("from_start", [False, True])
-def test_a_stream_goes_on_from_any_of_its_places(tiny_gpt2: LanguageModel, from_start: bool) -> None:
+def test_a_stream_can_start_at_any_of_its_places(tiny_gpt2: LanguageModel, from_start: bool) -> None:
     stream = ContextStream(
         lambda: ["", *TEXTS, " "] * 5, tiny_gpt2, 16, TextsConfig(from_start=from_start, held_out_contexts=3)
     )
     whole = list(stream.chunks(2))
     assert len({chunk.place for chunk in whole}) == len(whole)
-    for number, (place, _) in enumerate(whole):
+    for index, (place, _) in enumerate(whole):
         rest = list(stream.chunks(2, place))
-        assert [chunk.place for chunk in rest] == [chunk.place for chunk in whole[number:]]
-        for chunk, expected in zip(rest, whole[number:], strict=True):
+        assert [chunk.place for chunk in rest] == [chunk.place for chunk in whole[index:]]
+        for chunk, expected in zip(rest, whole[index:], strict=True):
             assert torch.equal(chunk.contexts, expected.contexts)
 
 
-def test_what_a_stream_holds_out_is_its_beginning(tiny_gpt2: LanguageModel) -> None:
+def test_a_stream_holds_out_its_first_contexts(tiny_gpt2: LanguageModel) -> None:
     packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
     stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig(held_out_contexts=5))
     assert torch.equal(stream.head(), packed[:5])
@@ -66,22 +66,23 @@ def test_what_a_stream_holds_out_is_its_beginning(tiny_gpt2: LanguageModel) -> N
         list(ContextStream(lambda: ["one"], tiny_gpt2, 16, TextsConfig(held_out_contexts=0)).chunks(4))
 
 
-def test_a_stream_reads_no_further_than_it_must(tiny_gpt2: LanguageModel) -> None:
-    read: list[int] = []
+def test_a_stream_reads_texts_only_as_far_as_it_needs_them(tiny_gpt2: LanguageModel) -> None:
+    reads: list[int] = []
+    """Number of texts read, each time that the texts are opened."""
 
     def endless() -> Iterator[str]:
-        read.append(0)
+        reads.append(0)
         while True:
-            read[-1] += 1
+            reads[-1] += 1
             yield TEXTS[0]
 
     chunks = ContextStream(endless, tiny_gpt2, 16, TextsConfig(held_out_contexts=0)).chunks(2)
     for _ in range(3):
         next(chunks)
-    assert max(read) <= 64
+    assert max(reads) <= 64
 
 
-def test_a_stream_ends_at_the_contexts_that_were_asked_for(tiny_gpt2: LanguageModel) -> None:
+def test_a_stream_ends_after_max_contexts(tiny_gpt2: LanguageModel) -> None:
     packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
     stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig(held_out_contexts=5, max_contexts=7))
     chunks = list(stream.chunks(3))
@@ -90,7 +91,7 @@ def test_a_stream_ends_at_the_contexts_that_were_asked_for(tiny_gpt2: LanguageMo
     assert torch.equal(rest, packed[8:12])
 
 
-def test_a_tenth_of_little_text_is_held_out_and_ten_contexts_are_made_of_very_little(tiny_gpt2: LanguageModel) -> None:
+def test_a_tenth_of_a_few_contexts_is_held_out_and_a_very_short_text_fills_ten(tiny_gpt2: LanguageModel) -> None:
     packed = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
     assert len(ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig()).head()) == len(packed) // 10
     short = ContextStream(lambda: TEXTS[:2], tiny_gpt2, 16, TextsConfig())
@@ -105,24 +106,26 @@ def test_a_few_short_texts_give_ten_short_contexts(tiny_gpt2: LanguageModel, cap
     assert "shortened" in caplog.text
 
 
-def test_packing_stops_reading_when_it_has_enough(tiny_gpt2: LanguageModel) -> None:
-    read = 0
+def test_packing_stops_reading_after_max_contexts(tiny_gpt2: LanguageModel) -> None:
+    texts_read = 0
 
     def endless():
-        nonlocal read
+        nonlocal texts_read
         while True:
-            read += 1
+            texts_read += 1
             yield TEXTS[0]
 
     assert pack_contexts(endless(), tiny_gpt2, 16, max_contexts=5).shape == (5, 16)
-    assert read <= 64
+    assert texts_read <= 64
 
 
 @pytest.mark.parametrize(
     ("texts", "named"),
     [([], 4), (["", "  \n"], 4), ("one string", "list"), (iter([3]), "int")],
 )
-def test_too_little_or_wrong_text_is_named(tiny_gpt2: LanguageModel, texts: object, named: object) -> None:
+def test_texts_that_are_too_short_or_of_the_wrong_type_are_refused(
+    tiny_gpt2: LanguageModel, texts: object, named: object
+) -> None:
     with refuses(TextError, named):
         pack_contexts(texts, tiny_gpt2, 16)
 

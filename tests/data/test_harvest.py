@@ -1,4 +1,4 @@
-"""Harvesting and shuffling: every token once, with its own activations, far from its neighbours."""
+"""Harvested and mixed batches hold every token once, with its own activations, apart from its neighbours."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.refusals import refuses
 from tests.tiny_models import TEXTS
 
 
-def numbered(tokens: int, size: int = 10) -> list[ActivationBatch]:
-    """Batches whose inputs, targets and token ids all tell which token a row is; a context has ``size`` tokens."""
-    numbers = torch.arange(tokens)
-    values = numbers.float()[:, None, None].expand(tokens, 2, 3)
-    block = ActivationBatch(values.clone(), -values, numbers, numbers % size)
-    return [block.take(rows) for rows in numbers.split(size)]
+def numbered(n_tokens: int, size: int = 10) -> list[ActivationBatch]:
+    """Return batches whose inputs, targets and token ids are the index of the token; a context has ``size`` tokens."""
+    indices = torch.arange(n_tokens)
+    values = indices.float()[:, None, None].expand(n_tokens, 2, 3)
+    block = ActivationBatch(values.clone(), -values, indices, indices % size)
+    return [block.take(rows) for rows in indices.split(size)]
 
 
 def assert_rows_belong_together(batch: ActivationBatch) -> None:
@@ -58,13 +58,13 @@ def in_blocks(store: ActivationStore, size: int, start: Place = BEGINNING, **set
     return list(blocks(read, **{"size": size, "usable": everything, "used": start.used, **settings}))
 
 
-def shuffled(tokens: int, *, block_size: int, batch_size: int, seed: int = 0) -> list[ActivationBatch]:
+def shuffled(n_tokens: int, *, block_size: int, batch_size: int, seed: int = 0) -> list[ActivationBatch]:
     generator = torch.Generator().manual_seed(seed)
-    found = in_blocks(MemoryStore(numbered(tokens)), block_size)
-    return [batch for block in found for batch in mixed(block.tokens, batch_size=batch_size, generator=generator)]
+    read = in_blocks(MemoryStore(numbered(n_tokens)), block_size)
+    return [batch for block in read for batch in mixed(block.tokens, batch_size=batch_size, generator=generator)]
 
 
-def test_harvest_gives_what_the_model_computes(tiny_gpt2: LanguageModel) -> None:
+def test_a_harvest_holds_the_activations_that_the_model_computes(tiny_gpt2: LanguageModel) -> None:
     contexts = pack_contexts(TEXTS * 5, tiny_gpt2, 16)
     store = Harvest(tiny_gpt2, contexts, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=3)
     together = concatenate(list(store))
@@ -76,7 +76,7 @@ def test_harvest_gives_what_the_model_computes(tiny_gpt2: LanguageModel) -> None
     assert not together.inputs.requires_grad
 
 
-def test_a_harvest_can_be_read_again_and_again(tiny_gpt2: LanguageModel) -> None:
+def test_a_harvest_can_be_read_several_times(tiny_gpt2: LanguageModel) -> None:
     contexts = pack_contexts(TEXTS * 2, tiny_gpt2, 8)
     store = Harvest(tiny_gpt2, contexts, input_hook="ln2.hook_normalized", target_hook="hook_mlp_out", batch_size=4)
     first, second = concatenate(list(store)), concatenate(list(store))
@@ -85,19 +85,19 @@ def test_a_harvest_can_be_read_again_and_again(tiny_gpt2: LanguageModel) -> None
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_harvest_begun_anywhere_is_the_rest_of_the_whole(
+def test_a_harvest_that_starts_at_a_place_equals_the_rest_of_a_whole_harvest(
     tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
     stream = ContextStream(lambda: TEXTS * 5, tiny_gpt2, 16, TextsConfig(held_out_contexts=0))
     contexts = stream if streamed else pack_contexts(TEXTS * 5, tiny_gpt2, 16)
     store = Harvest(tiny_gpt2, contexts, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=3)
     whole = list(read_from(store, Place()))
-    capture, read = LanguageModel.capture, 0
+    capture, contexts_read = LanguageModel.capture, 0
 
-    def counted(self: LanguageModel, tokens: torch.Tensor, *rest: Any, **settings: Any) -> Any:
-        nonlocal read
-        read += tokens.shape[0]
-        return capture(self, tokens, *rest, **settings)
+    def counted(self: LanguageModel, tokens: torch.Tensor, *arguments: Any, **settings: Any) -> Any:
+        nonlocal contexts_read
+        contexts_read += tokens.shape[0]
+        return capture(self, tokens, *arguments, **settings)
 
     monkeypatch.setattr(LanguageModel, "capture", counted)
     rest = list(read_from(store, whole[2].place))
@@ -105,27 +105,27 @@ def test_a_harvest_begun_anywhere_is_the_rest_of_the_whole(
     assert [place for place, _ in rest] == [place for place, _ in whole[2:]]
     for (_, batch), (_, expected) in zip(rest, whole[2:], strict=True):
         assert torch.equal(batch.inputs, expected.inputs)
-    assert read == sum(batch.size for _, batch in rest) / 16  # and nothing that lies before was harvested
+    assert contexts_read == sum(batch.size for _, batch in rest) / 16  # nothing before the place was harvested
 
 
 def test_two_threads_harvest_from_one_model_without_mixing(tiny_gpt2: LanguageModel) -> None:
     contexts = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
     stores = [
-        Harvest(tiny_gpt2, some, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=2)
-        for some in (contexts, contexts.flip(0))
+        Harvest(tiny_gpt2, ordered, input_hook="hook_resid_mid", target_hook="hook_mlp_out", batch_size=2)
+        for ordered in (contexts, contexts.flip(0))
     ]
     alone = [concatenate(list(store)) for store in stores]
     with ThreadPoolExecutor() as threads:
         together = list(threads.map(lambda store: concatenate(list(store)), stores))
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one.inputs, other.inputs)
+    for expected, batch in zip(alone, together, strict=True):
+        assert torch.equal(batch.inputs, expected.inputs)
 
 
 @pytest.mark.parametrize("size", [7, 30, 100, 1000])
-def test_blocks_lose_and_repeat_no_token(size: int) -> None:
-    found = in_blocks(MemoryStore(numbered(203)), size)
-    assert [block.tokens.size for block in found] == [size] * (203 // size) + [203 % size] * (203 % size > 0)
-    together = concatenate([block.tokens for block in found])
+def test_blocks_hold_every_token_once(size: int) -> None:
+    read = in_blocks(MemoryStore(numbered(203)), size)
+    assert [block.tokens.size for block in read] == [size] * (203 // size) + [203 % size] * (203 % size > 0)
+    together = concatenate([block.tokens for block in read])
     assert_rows_belong_together(together)
     assert together.tokens.tolist() == list(range(203))
 
@@ -136,13 +136,13 @@ def test_a_block_can_be_read_again_from_its_place() -> None:
 
     store = MemoryStore(numbered(203))
     whole = in_blocks(store, 33, usable=odd)
-    for number, block in enumerate(whole):
-        again = in_blocks(store, 33, block.place, usable=odd)
-        assert [other.tokens.tokens.tolist() for other in again] == [b.tokens.tokens.tolist() for b in whole[number:]]
-        assert [other.place for other in again] == [b.place for b in whole[number:]]
+    for index, start in enumerate(whole):
+        again, expected = in_blocks(store, 33, start.place, usable=odd), whole[index:]
+        assert [block.tokens.tokens.tolist() for block in again] == [block.tokens.tokens.tolist() for block in expected]
+        assert [block.place for block in again] == [block.place for block in expected]
 
 
-def test_mixing_loses_and_repeats_no_token() -> None:
+def test_mixed_batches_hold_every_token_once() -> None:
     batches = shuffled(203, block_size=100, batch_size=8)
     together = concatenate(batches)
     assert_rows_belong_together(together)
@@ -153,26 +153,26 @@ def test_mixing_loses_and_repeats_no_token() -> None:
 def test_mixing_spreads_documents_over_batches() -> None:
     batches = shuffled(1000, block_size=200, batch_size=20)
     documents = [(batch.tokens // 10).unique().numel() for batch in batches]
-    assert min(documents) >= 8  # of at most 20; unmixed it would be 2
+    assert min(documents) >= 8  # at most 20; without mixing it would be 2
 
 
-def test_mixing_follows_its_generator() -> None:
+def test_the_order_of_mixing_depends_on_the_generator_alone() -> None:
     orders = [concatenate(shuffled(100, block_size=40, batch_size=8, seed=seed)).tokens.tolist() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_a_block_holds_no_more_of_the_store_than_it_needs() -> None:
-    read = 0
+def test_a_block_is_yielded_before_more_of_the_store_is_read_than_it_needs() -> None:
+    tokens_read = 0
 
     def counted() -> Iterator[Placed]:
-        nonlocal read
-        for number, batch in enumerate(numbered(1000)):
-            read += batch.size
-            yield Placed(Place(number), batch)
+        nonlocal tokens_read
+        for index, batch in enumerate(numbered(1000)):
+            tokens_read += batch.size
+            yield Placed(Place(index), batch)
 
-    for number, block in enumerate(blocks(counted(), size=100, usable=everything)):
+    for index, block in enumerate(blocks(counted(), size=100, usable=everything)):
         assert block.tokens.size == 100
-        assert read <= 100 * (number + 1) + 10
+        assert tokens_read <= 100 * (index + 1) + 10
 
 
 def test_first_positions_and_large_norms_are_left_out() -> None:
@@ -180,11 +180,11 @@ def test_first_positions_and_large_norms_are_left_out() -> None:
     limit = torch.tensor([30.0, 25.0]) * 3**0.5
     together = concatenate(batches)
     kept = without_outliers(together, first_position=1, largest_norm=limit * 1.0001)
-    assert kept.tokens.tolist() == [number for number in range(26) if number % 10]
+    assert kept.tokens.tolist() == [token for token in range(26) if token % 10]
     assert without_outliers(together, first_position=0).size == 40
 
 
-def test_collecting_stops_at_its_limit_and_says_so() -> None:
+def test_collecting_stops_at_its_limit_and_reports_it() -> None:
     store = MemoryStore(numbered(100))
     whole = collect(store, max_bytes=1e6)
     assert whole.complete
@@ -197,7 +197,7 @@ def test_collecting_stops_at_its_limit_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_no_more_is_harvested_of_what_does_not_fit_than_is_enough(
+def test_only_enough_tokens_are_harvested_if_not_all_fit_in_memory(
     tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
     stream = ContextStream(lambda: TEXTS * 20, tiny_gpt2, 16, TextsConfig(held_out_contexts=0))

@@ -1,4 +1,4 @@
-"""Working ahead changes when things are made, and nothing else."""
+"""Prefetching changes when items are made, but not which items are made, nor their order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def workers() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
-def test_items_come_in_order_and_end_where_they_end() -> None:
+def test_items_come_in_order_and_end_where_the_iterator_ends() -> None:
     ahead = Ahead(lambda stopped: iter(range(20)))
     assert list(ahead) == list(range(20))
     assert list(ahead) == []
@@ -24,24 +24,24 @@ def test_items_come_in_order_and_end_where_they_end() -> None:
     assert not workers()
 
 
-def test_one_item_is_made_ahead_and_no_more() -> None:
+def test_at_most_one_item_is_made_ahead() -> None:
     made: list[int] = []
 
     def items(stopped: Event) -> Iterator[int]:
-        for number in count():
-            made.append(number)
-            yield number
+        for item in count():
+            made.append(item)
+            yield item
 
     ahead = Ahead(items)
-    for number in ahead:
+    for item in ahead:
         time.sleep(0.01)
-        assert made[-1] <= number + 1
-        if number == 5:
+        assert made[-1] <= item + 1
+        if item == 5:
             break
     ahead.close()
 
 
-def test_what_is_raised_in_the_thread_is_raised_where_the_item_is_asked_for() -> None:
+def test_an_exception_in_the_thread_is_raised_where_the_item_is_asked_for() -> None:
     def items(stopped: Event) -> Iterator[int]:
         yield 1
         raise KeyError("two")
@@ -53,7 +53,7 @@ def test_what_is_raised_in_the_thread_is_raised_where_the_item_is_asked_for() ->
     ahead.close()
 
 
-def test_closing_ends_an_item_that_is_being_made() -> None:
+def test_closing_stops_an_item_that_is_being_made() -> None:
     def items(stopped: Event) -> Iterator[int]:
         yield 1
         while not stopped.is_set():
@@ -68,9 +68,9 @@ def test_closing_ends_an_item_that_is_being_made() -> None:
 
 def test_waiting_and_working_are_measured() -> None:
     def items(stopped: Event) -> Iterator[int]:
-        for number in range(3):
+        for item in range(3):
             time.sleep(0.05)
-            yield number
+            yield item
 
     ahead = Ahead(items)
     for _ in ahead:

@@ -1,4 +1,4 @@
-"""Prompts come from a file, or from what is measured on anyway."""
+"""Prompts of a report come from a file, or from the contexts of the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_prompts_are_the_beginnings_of_contexts_unless_a_file_names_others(
     assert report_prompts(ReportConfig(prompts=str(file), graphs=2), tiny_gpt2, contexts) == ["one two", "three four"]
 
 
-def test_what_holds_no_prompt_or_one_too_long_is_named(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
+def test_a_file_without_prompts_or_with_too_long_a_prompt_is_refused(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
     contexts = pack_contexts(TEXTS * 3, tiny_gpt2, 20)
     file = tmp_path / "prompts.txt"
     for content, named in ((" \n", file), ("one two " * 64, 64)):

@@ -1,4 +1,4 @@
-"""Texts are read from files and data sets, and mistakes are named."""
+"""Texts: what is read from files and data sets, and the errors where they cannot be read."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def test_texts_are_read_from_text_jsonl_and_parquet(tmp_path: Path) -> None:
             list(read_texts(tmp_path / name, column="body"))
 
 
-def test_unreadable_files_are_named(tmp_path: Path) -> None:
-    with refuses(TextError):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with refuses(TextError, "absent.txt"):
         read_texts(tmp_path / "absent.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with refuses(TextError):
+    with refuses(TextError, "binary.txt"):
         read_texts(tmp_path / "binary.txt")
     (tmp_path / "half.jsonl").write_text('{"text": "fine"}\n{"text": ', encoding="utf-8")
     with refuses(TextError, "half.jsonl", "line 2"):
         list(read_texts(tmp_path / "half.jsonl"))
     (tmp_path / "list.jsonl").write_text("[1]\n", encoding="utf-8")
-    with refuses(TextError):
+    with refuses(TextError, "list.jsonl", "line 1"):
         list(read_texts(tmp_path / "list.jsonl"))
     (tmp_path / "number.jsonl").write_text('{"text": 3}\n', encoding="utf-8")
-    with refuses(TextError, 3):
+    with refuses(TextError, "number.jsonl", 3):
         list(read_texts(tmp_path / "number.jsonl"))
     (tmp_path / "fake.parquet").write_bytes(b"not parquet at all")
-    with refuses(TextError):
+    with refuses(TextError, "fake.parquet"):
         list(read_texts(tmp_path / "fake.parquet"))
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_local_data_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+def test_texts_of_a_local_data_set_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -58,13 +58,13 @@ def test_a_local_data_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
     assert list(dataset_texts(str(folder), streaming=streaming)) == ["one two", "three\nfour"]
-    with refuses(TextError):
+    with refuses(TextError, "nowhere"):
         dataset_texts(str(folder), split="nowhere", streaming=streaming)
     with refuses(TextError, "body"):
         list(dataset_texts(str(folder), column="body", streaming=streaming))
 
 
-def test_a_source_is_a_file_or_a_data_set(tmp_path: Path) -> None:
+def test_a_source_of_texts_is_a_file_or_a_data_set(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
@@ -72,17 +72,17 @@ def test_a_source_is_a_file_or_a_data_set(tmp_path: Path) -> None:
         assert list(open_texts(TextsConfig(source=str(source), column="topic"))) == ["numbers", "more"]
     with refuses(TextError, "body"):
         list(open_texts(TextsConfig(source=str(folder), column="body")))
-    with refuses(TextError):
+    with refuses(TextError, "gone.parquet"):
         open_texts(TextsConfig(source="gone.parquet"))
 
 
-def test_an_unreachable_data_set_is_named() -> None:
+def test_an_unreachable_data_set_is_refused_by_its_name() -> None:
     for source in ("nobody/nothing", "nosuch.md", "/nowhere/nosuch"):
         with refuses(TextError, source):
             open_texts(TextsConfig(source=source))
 
 
-def test_a_silent_hub_is_named_before_any_library_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_refused_before_a_library_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
