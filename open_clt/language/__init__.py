@@ -1,1 +1,1 @@
-"""The language model: where it comes from, what passes through it, and its linear path on one prompt."""
+"""Language models: loading, running with hooks, and the linear path of a model on one prompt."""

@@ -1,4 +1,4 @@
-"""The check that a transcoder and a language model belong together."""
+"""The check that a transcoder fits a language model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 def check_fits(transcoder: Transcoder | TranscoderConfig, model: LanguageModel, *, same_device: bool = False) -> None:
-    """Raise ConfigError if a transcoder, or one of this config, cannot be used with a language model.
+    """Raise ConfigError if a transcoder, or a transcoder of this config, does not fit a language model.
 
-    Both must have as many layers of the same width, and lie on one device where ``same_device`` asks for it.
+    They must have the same number of layers and the same width. With ``same_device`` they must also be on one device.
     """
     config = transcoder.config if isinstance(transcoder, Transcoder) else transcoder
     if (config.n_layers, config.d_model) != (model.n_layers, model.d_model):
         made_for = f", made for {config.language_model!r}," if config.language_model else ""
         raise ConfigError(
             f"The transcoder{made_for} has n_layers = {config.n_layers} and d_model = {config.d_model}, "
-            f"but the language model {model.name!r} has {model.n_layers} and {model.d_model}; use two that belong "
-            "together."
+            f"but the language model {model.name!r} has n_layers = {model.n_layers} and d_model = {model.d_model}; use "
+            "a transcoder that was trained on this language model."
         )
     if same_device and isinstance(transcoder, Transcoder) and transcoder.device != model.device:
         raise ConfigError(

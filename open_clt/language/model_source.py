@@ -1,7 +1,8 @@
-"""Where the name of a language model leads: the embedded model, a directory, a ``.gguf`` file, or a name on a hub.
+"""The source of a language model: the embedded model, a directory, a ``.gguf`` file, or a name on the Hugging Face hub.
 
-What can be known without loading a model is found out here, and told in one sentence: libraries further down would
-search, retry for half a minute, or fail with a traceback. The hub is asked once, and only for what is not here yet.
+``find_model`` checks the name before any library loads the model, and raises one clear error where transformers would
+search, retry for half a minute, or fail with a traceback. It asks the hub once, and only for a model that is not on
+this machine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from open_clt.errors import HubUnreachableError, LanguageModelError, MissingExtraError
 
 HUB_TIMEOUT = 3.0
-"""Seconds that the hub has to answer, name resolution included."""
+"""Seconds within which the hub must answer, including the time to resolve its name."""
 
 _LOCAL = "a local directory or .gguf file, or 'embedded', the model that needs no network"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -28,20 +29,20 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """What transformers needs to know to load a model."""
+    """The source of a language model, as transformers needs it to load the model."""
 
     name: str
-    """What the user called it."""
+    """Name of the model, as the user gave it."""
     location: str
-    """A directory, or a name on the hub."""
+    """Directory of the model, or its name on the hub."""
     gguf_file: str | None = None
-    """The file inside the directory, for a model in GGUF."""
+    """Name of the GGUF file inside the directory, or None for a model that is not in GGUF."""
     local: bool = True
-    """Whether all files are here already, so that no network is asked."""
+    """Whether all files are on this machine, so that no network is needed."""
 
 
 def find_model(name: str) -> ModelSource:
-    """Find out where a name leads; raises LanguageModelError where it leads nowhere, within seconds."""
+    """Find the source of the model with this name; raises LanguageModelError, within seconds, if there is none."""
     if name == "embedded":
         return _embedded()
     path = Path(name).expanduser()
@@ -50,8 +51,8 @@ def find_model(name: str) -> ModelSource:
     if name and path.is_dir():
         return _directory(name, path)
     if not _HUB_NAME.fullmatch(name):
-        what = "is a file that is no .gguf" if path.is_file() else "does not exist"
-        raise LanguageModelError(f"{name!r} {what}; give a Hugging Face name, {_LOCAL}.")
+        problem = "is a file, but not a .gguf file" if path.is_file() else "does not exist"
+        raise LanguageModelError(f"{name!r} {problem}; give a Hugging Face name, {_LOCAL}.")
     return _hub(name)
 
 
@@ -67,9 +68,9 @@ def _gguf(name: str, path: Path) -> ModelSource:
         raise LanguageModelError(f"There is no file {path}; check the path, or give {_LOCAL}.")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise LanguageModelError(f"{path} does not begin as GGUF files do; download it again, or give {_LOCAL}.")
+            raise LanguageModelError(f"{path} is not a GGUF file; download it again, or give {_LOCAL}.")
     if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError("Reading .gguf files needs the package gguf; pip install 'open-clt[gguf]'.")
+        raise MissingExtraError("Reading a .gguf file needs the package gguf; run pip install 'open-clt[gguf]'.")
     return ModelSource(name=name, location=str(path.parent), gguf_file=path.name)
 
 
@@ -77,10 +78,10 @@ def _directory(name: str, folder: Path) -> ModelSource:
     ggufs = sorted(path.name for path in folder.glob("*.gguf"))
     if not (folder / "config.json").is_file():
         advice = f"did you mean the file {folder / ggufs[0]}?" if ggufs else f"give {_LOCAL}."
-        raise LanguageModelError(f"The directory {folder} holds no config.json, so no language model; {advice}")
+        raise LanguageModelError(f"The directory {folder} has no config.json, so it is not a language model; {advice}")
     if not _has_weights(folder):
         raise LanguageModelError(
-            f"The directory {folder} holds no weights (model.safetensors or the like); complete it, or give {_LOCAL}."
+            f"The directory {folder} has no weights (such as model.safetensors); add them, or give {_LOCAL}."
         )
     return ModelSource(name=name, location=str(folder))
 
@@ -96,21 +97,22 @@ def _hub(name: str) -> ModelSource:
     if isinstance(cached, str) and _has_weights(Path(cached).parent):
         return ModelSource(name=name, location=str(Path(cached).parent))
     if constants.HF_HUB_OFFLINE:
-        why = "the environment variable HF_HUB_OFFLINE forbids asking the hub"
+        reason = "the environment variable HF_HUB_OFFLINE forbids to ask the hub"
     elif not answers(f"{constants.ENDPOINT}/{name}/resolve/main/config.json"):
-        why = f"{constants.ENDPOINT} does not answer"
+        reason = f"{constants.ENDPOINT} does not answer"
     else:
         return ModelSource(name=name, location=name, local=False)
-    raise HubUnreachableError(f"The language model {name!r} is not on this machine, and {why}; give {_LOCAL}.")
+    raise HubUnreachableError(f"The language model {name!r} is not on this machine, and {reason}; give {_LOCAL}.")
 
 
 def answers(address: str) -> bool:
-    """Whether an HTTP server answers in time. The thread is there because resolving a name heeds no timeout."""
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(_ask(address)), daemon=True)
+    """Return whether an HTTP server answers within ``HUB_TIMEOUT``."""
+    results: list[bool] = []
+    # The request runs in a thread because no timeout limits the time to resolve a name.
+    thread = threading.Thread(target=lambda: results.append(_ask(address)), daemon=True)
     thread.start()
     thread.join(HUB_TIMEOUT)
-    return any(answers)
+    return any(results)
 
 
 def _ask(address: str) -> bool:
@@ -118,9 +120,9 @@ def _ask(address: str) -> bool:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT):
             return True
     except urllib.error.HTTPError as error:
-        return error.code < 500  # "no such model", or "not without a token": the download will tell which
+        return error.code < 500  # such as "no such model" or "token required": the download reports which
     except urllib.error.URLError as error:
-        # Behind a certificate of its own a hub does answer; huggingface_hub knows more certificates than we do.
+        # The server answered with a certificate that only huggingface_hub may know how to verify.
         return isinstance(error.reason, ssl.SSLCertVerificationError)
     except (OSError, ValueError):
         return False

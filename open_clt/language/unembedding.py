@@ -1,4 +1,4 @@
-"""The unembedding: what a direction of the residual stream adds to the logits."""
+"""The unembedding: the effect of directions of the residual stream on the logits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from open_clt.language.language_model import LanguageModel
 
 
 @torch.no_grad()
-def logit_effects(model: LanguageModel, directions: Float[Tensor, "some d_model"]) -> Float[Tensor, "some vocab"]:
-    """What directions of the residual stream add to each logit, less the mean over tokens.
+def logit_effects(
+    model: LanguageModel, directions: Float[Tensor, "direction d_model"]
+) -> Float[Tensor, "direction vocab"]:
+    """Return what directions of the residual stream add to each logit, relative to the mean over all tokens.
 
-    Direct effects, through the final norm's weight and the unembedding; the norm's denominator is left out.
+    These are direct effects, through the weight of the final norm and the unembedding, without the denominator of the
+    norm.
     """
     norm = model.bridge.ln_final
     weight = norm.weight.float() + (1 if norm.uses_weight_offset else 0)

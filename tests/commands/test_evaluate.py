@@ -152,7 +152,7 @@ def test_where_one_holds_no_report_all_are_measured_on_the_same_text(
     clt, plt = with_reports
     (Path(plt) / "evaluation.json").unlink()
     assert main(["compare", clt, plt]) == 2
-    assert "belong together" in capsys.readouterr().err  # the embedded model is what is measured in by default
+    assert "'embedded'" in capsys.readouterr().err  # the embedded model is what is measured in by default
     assert main(["compare", clt, plt, "--model", str(tiny_gpt2_folder)]) == 2
     assert "name a file or a data set with --text" in capsys.readouterr().err
 
