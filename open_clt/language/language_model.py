@@ -1,21 +1,21 @@
-"""The language model, and the only file that knows TransformerLens and transformers.
+"""The language model: a decoder-only transformer with its tokenizer, its activations and its hooks.
 
-``load_language_model`` takes a Hugging Face name, a directory, a ``.gguf`` file or ``"embedded"``; a ``LanguageModel``
-tokenises, captures activations, and runs with hooks that live inside a ``with``. Weights are as they were published:
-nothing is folded, centred or compiled, and nothing needs a gradient unless a hook brings in a tensor that does.
+``load_language_model`` loads a model from a Hugging Face name, a directory, a ``.gguf`` file or ``"embedded"``. A
+``LanguageModel`` turns texts into tokens, captures activations, and runs with hooks, which last as long as their
+``with``. The weights are the published ones: they are not folded, centred or compiled. No tensor needs a gradient,
+unless a hook brings in a tensor that does.
 
-Where a transcoder reads and writes, in TransformerLens's names (``{l}`` is a layer):
+A transcoder reads and writes at these hooks, which have TransformerLens's names (``{l}`` is a layer):
 
-    blocks.{l}.hook_resid_mid        the residual stream before the MLP's norm
-    blocks.{l}.ln2.hook_normalized   the normalised MLP input, before the norm's weight and bias
-    blocks.{l}.hook_mlp_out          the MLP's output
+    blocks.{l}.hook_resid_mid        the residual stream before the norm of the MLP
+    blocks.{l}.ln2.hook_normalized   the normalised MLP input, before the weight and bias of the norm
+    blocks.{l}.hook_mlp_out          the output of the MLP
 
-or any other hook of the blocks that carries ``d_model`` numbers a token, such as ``hook_resid_post``.
+It may also use any other hook of the blocks that carries ``d_model`` numbers per token, such as ``hook_resid_post``.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,20 +28,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from open_clt.config import MLP_OUTPUT_HOOK, InputHook
-from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, TextError
-from open_clt.language.model_source import ModelSource, find_model
-
-logger = logging.getLogger(__name__)
+from open_clt.errors import LanguageModelError, TextError
+from open_clt.language.loading import check_device, check_dtype, load_model
+from open_clt.language.model_source import find_model
 
 HookFunction: TypeAlias = Callable[[Tensor], Tensor | None]
-"""A function that sees an activation; what it returns, unless that is None, takes the activation's place."""
+"""A function of an activation; unless it returns None, its result replaces the activation."""
 
 
 class Positioned(NamedTuple):
-    """A hook function that also asks at which position of the text the activation begins.
+    """A hook function whose second argument is the position in the text at which the activation begins.
 
-    A pass that reads a whole text begins at 0. A pass of ``LanguageModel.advance`` begins after the tokens that its
-    cache holds.
+    A forward pass over a whole text begins at position 0. A pass of ``LanguageModel.advance`` begins after the tokens
+    in its cache.
     """
 
     function: Callable[[Tensor, int], Tensor | None]
@@ -51,26 +50,25 @@ Hook: TypeAlias = tuple[str, HookFunction | Positioned]
 """The full name of a hook, and the function that is called there."""
 
 KeyValues: TypeAlias = Any
-"""Keys and values of the tokens a model has already seen, as transformers keeps them."""
+"""The cache of transformers that holds the keys and values of the tokens a model has already read."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _HOOKS = (
     "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "ln2.hook_normalized",
 )  # fmt: skip
-"""Those that most transcoders read and write at."""
+"""The hooks that an error message suggests."""
 
 
 class Captured(NamedTuple):
-    """What a transcoder learns from, for a batch of contexts."""
+    """Inputs and targets of a transcoder for a batch of contexts, with the logits of the language model."""
 
     inputs: Float[Tensor, "batch position layer d_model"]
     targets: Float[Tensor, "batch position layer d_model"]
     logits: Float[Tensor, "batch position vocab"] | None
-    """None if they were not asked for."""
+    """Logits after every token, or None if they were not asked for."""
 
 
 class Cached(NamedTuple):
-    """Logits, and the activations at the hooks that were asked for, by name."""
+    """Logits, and the activations at the hooks that were asked for, by the name of the hook."""
 
     logits: Float[Tensor, "batch position vocab"]
     activations: dict[str, Tensor]
@@ -85,13 +83,13 @@ class Advanced(NamedTuple):
 
 @final
 class LanguageModel:
-    """A decoder-only transformer with MLP blocks, its tokenizer, and access to what happens inside."""
+    """A decoder-only transformer with MLP blocks, its tokenizer, and access to its activations."""
 
     def __init__(self, name: str, bridge: Any, tokenizer: Any) -> None:
         config = bridge.cfg
         self.name = name
         self.bridge = bridge
-        """TransformerLens's TransformerBridge: raw weights and hook points, for those who need more than this class."""
+        """TransformerLens's TransformerBridge, which holds the raw weights and the hook points."""
         self.n_layers: int = config.n_layers
         self.d_model: int = config.d_model
         self.n_heads: int = config.n_heads
@@ -100,25 +98,26 @@ class LanguageModel:
         bos: int | None = tokenizer.bos_token_id
         eos: int | None = tokenizer.eos_token_id
         self.bos_token_id: int = cast(int, eos if bos is None else bos)
-        """What stands before a text; models without such a token get their end-of-text token, as GPT-2 does."""
+        """Token before a text (BOS); for a model without a BOS token, its end-of-text token, as for GPT-2."""
         self.eos_token_id: int = cast(int, bos if eos is None else eos)
         weight = next(bridge.original_model.parameters())
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
         self._tokenizer = tokenizer
-        # Hooks see every pass of the model, from any thread: a second thread waits until they are gone.
-        self._alone = RLock()
-        self._start = 0  # of the pass that runs, for its hooks; only ever read and set while ``_alone`` is held
+        # Hooks see every forward pass, from any thread, so a second thread waits until the hooks are removed.
+        self._lock = RLock()
+        # Position at which the running pass begins, for its hooks; read and set only while the lock is held.
+        self._start = 0
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of many texts, of any length, without BOS: what long documents are cut from."""
+        """Return the tokens of each text, without BOS; the texts may be longer than the context."""
         if not texts:
             return []
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
         return cast(list[list[int]], encoded["input_ids"])
 
     def tokenize(self, text: str, prepend_bos: bool = True) -> Int[Tensor, "position"]:
-        """Tokens of one text that fits the context; raises TextError if it is empty or too long."""
+        """Return the tokens of one text; raises TextError if it is empty, or longer than the context."""
         if not text:
             raise TextError("The text is empty; give at least one word.")
         ids = self.token_ids([text])[0]
@@ -126,46 +125,46 @@ class LanguageModel:
             ids = [self.bos_token_id, *ids]
         if len(ids) > self.context_length:
             raise TextError(
-                f"The text has {len(ids)} tokens, {self.name} reads {self.context_length} at most; shorten it."
+                f"The text has {len(ids)} tokens, but {self.name} reads at most {self.context_length}; shorten it."
             )
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def decode(self, tokens: Int[Tensor, "position"] | Sequence[int]) -> str:
-        """The text of some tokens."""
+        """Return the text of tokens."""
         return cast(str, self._tokenizer.decode(_as_list(tokens), clean_up_tokenization_spaces=False))
 
     def token_strings(self, tokens: Int[Tensor, "position"] | Sequence[int]) -> list[str]:
-        """The text of each token, leading spaces kept; half a character is shown as the replacement character."""
+        """Return the text of each token, with its leading space; part of a character becomes U+FFFD."""
         ids = _as_list(tokens)
         pieces = self._tokenizer.convert_ids_to_tokens(ids)
         return [self._token_string(token, piece) for token, piece in zip(ids, pieces, strict=True)]
 
     def _token_string(self, token: int, piece: str | None) -> str:
         text = self.decode([token])
-        # SentencePiece tokenizers drop the space of a token that stands alone.
+        # A SentencePiece tokenizer drops the leading space of a token that it decodes alone.
         return f" {text}" if piece and piece.startswith("\u2581") and not text.startswith(" ") else text
 
     def logits(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
-        """Logits after every token."""
+        """Return the logits after every token."""
         return self._forward(tokens)
 
     @torch.no_grad()
     def next_tokens(self, prompts: Sequence[str], *, batch_size: int = 64) -> list[int]:
-        """The likeliest next token of each prompt, BOS put before it."""
+        """Return the most probable next token of each prompt, which is read after BOS."""
         tokens = [self.tokenize(prompt) for prompt in prompts]
-        found: list[int] = []
+        predicted: list[int] = []
         for start in range(0, len(tokens), batch_size):
             batch = tokens[start : start + batch_size]
-            # Padding stands to the right: no token before it can look there.
+            # Padding is on the right, where the tokens before it do not attend to it.
             rows = pad_sequence(batch, batch_first=True)
             last = torch.tensor([len(row) - 1 for row in batch], device=self.device)
-            found += self.logits(rows)[torch.arange(len(batch)), last].argmax(-1).tolist()
-        return found
+            predicted += self.logits(rows)[torch.arange(len(batch)), last].argmax(-1).tolist()
+        return predicted
 
     def advance(self, tokens: Int[Tensor, "batch position"], key_values: KeyValues | None = None) -> Advanced:
-        """Read some more tokens: all those after what ``key_values`` holds. Hooks see the new tokens only.
+        """Read the tokens that follow those in ``key_values``; hooks see the new tokens only.
 
-        ``key_values`` is changed in place and handed back.
+        ``key_values`` is changed in place and returned.
         """
         start = 0 if key_values is None else int(key_values.get_seq_length())
         cache = {"return_type": "logits_and_cache", "past_key_values": key_values, "use_cache": True}
@@ -173,14 +172,14 @@ class LanguageModel:
         return Advanced(logits[:, -1], key_values)
 
     def _forward(self, tokens: Int[Tensor, "batch position"], start: int = 0, **settings: Any) -> Any:
-        """One forward pass of tokens that begin at position ``start``, which hooks that ask for it are given."""
+        """Run one forward pass on tokens that begin at position ``start``, which ``Positioned`` hooks receive."""
         self._check_length(tokens, start)
-        with self._alone:
-            around, self._start = self._start, start  # a hook's function may run a pass of its own
+        with self._lock:
+            outer_start, self._start = self._start, start  # the function of a hook may run another pass
             try:
                 return self.bridge.forward(tokens.to(self.device), **settings)
             finally:
-                self._start = around
+                self._start = outer_start
 
     def capture(
         self,
@@ -190,9 +189,10 @@ class LanguageModel:
         *,
         with_logits: bool = True,
     ) -> Captured:
-        """What every layer reads and writes at two hooks, which may be one; leaving the logits out saves their time.
+        """Return the activations of every layer at two hooks, which may be the same hook.
 
-        Raises LanguageModelError on hooks that are not there, or do not carry ``d_model`` numbers a token.
+        Without the logits the pass is faster. Raises LanguageModelError if the model lacks a hook, or if a hook does
+        not carry ``d_model`` numbers per token.
         """
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
@@ -203,45 +203,46 @@ class LanguageModel:
         settings = {} if with_logits else {"logits_to_keep": 1}
         with self.hooks(hooks):
             logits = self._forward(tokens, **settings)
-        read, written = self._stacked(input_hook, inputs), self._stacked(target_hook, targets)
-        return Captured(read, written, logits if with_logits else None)
+        return Captured(
+            self._stacked(input_hook, inputs), self._stacked(target_hook, targets), logits if with_logits else None
+        )
 
-    def _stacked(self, hook: str, found: list[Tensor]) -> Float[Tensor, "batch position layer d_model"]:
-        """What a hook carries in every layer; raises LanguageModelError if that is nothing for a transcoder."""
-        if len(found) != self.n_layers:
+    def _stacked(self, hook: str, activations: list[Tensor]) -> Float[Tensor, "batch position layer d_model"]:
+        """Stack the activations of all layers; raises LanguageModelError if a transcoder cannot be trained on them."""
+        if len(activations) != self.n_layers:
             raise LanguageModelError(
-                f"{hook!r} of {self.name} carries nothing in {self.n_layers - len(found)} of its {self.n_layers} "
-                f"layers; {self._hooks_to_use()}."
+                f"{hook!r} of {self.name} carries nothing in {self.n_layers - len(activations)} of its "
+                f"{self.n_layers} layers; {self._suggestion()}."
             )
-        for activation in found:
+        for activation in activations:
             if activation.shape[2:] != (self.d_model,):
                 raise LanguageModelError(
-                    f"{hook!r} of {self.name} carries {tuple(activation.shape[2:])} numbers a token, a transcoder "
-                    f"needs {self.d_model}; {self._hooks_to_use()}."
+                    f"{hook!r} of {self.name} carries {tuple(activation.shape[2:])} numbers per token, but a "
+                    f"transcoder needs {self.d_model}; {self._suggestion()}."
                 )
-        return torch.stack(found, dim=2)
+        return torch.stack(activations, dim=2)
 
     def run_with_cache(self, tokens: Int[Tensor, "batch position"], hook_names: Sequence[str]) -> Cached:
-        """Logits, and the activations at some hooks (full names, such as ``blocks.0.attn.hook_pattern``)."""
-        found: dict[str, Tensor] = {}
+        """Return the logits, and the activations at hooks with these full names (``blocks.0.attn.hook_pattern``)."""
+        activations: dict[str, Tensor] = {}
 
-        def keep(name: str) -> HookFunction:
-            return lambda activation: found.__setitem__(name, activation)
+        def store(name: str) -> HookFunction:
+            return lambda activation: activations.__setitem__(name, activation)
 
-        with self.hooks([(name, keep(name)) for name in hook_names]):
+        with self.hooks([(name, store(name)) for name in hook_names]):
             logits = self.logits(tokens)
-        return Cached(logits, found)
+        return Cached(logits, activations)
 
     def hook_name(self, layer: int, hook: str) -> str:
-        """Full name of a layer's hook: ``hook_name(3, "hook_mlp_out")`` is ``"blocks.3.hook_mlp_out"``."""
+        """Return the full name of a hook: ``hook_name(3, "hook_mlp_out")`` is ``"blocks.3.hook_mlp_out"``."""
         return f"blocks.{layer}.{hook}"
 
     @contextmanager
     def hooks(self, hooks: Sequence[Hook]) -> Generator[None, None, None]:
-        """While this is open, every forward pass calls ``function(activation)`` at each named hook.
+        """Call ``function(activation)`` at each named hook, in every forward pass inside the ``with``.
 
-        A function that is wrapped in ``Positioned`` is called with the activation's first position too. Raises
-        LanguageModelError if the model has no such hook. Afterwards the model is exactly what it was.
+        A ``Positioned`` function also receives the position at which the activation begins. Raises LanguageModelError
+        if the model lacks a hook. After the ``with`` the model is exactly as before.
         """
 
         def adapt(function: HookFunction | Positioned) -> Callable[..., Tensor | None]:
@@ -251,32 +252,32 @@ class LanguageModel:
 
         for name, function in hooks:
             self._check_hook(name, function)
-        with self._alone, self.bridge.hooks(fwd_hooks=[(name, adapt(function)) for name, function in hooks]):
+        with self._lock, self.bridge.hooks(fwd_hooks=[(name, adapt(function)) for name, function in hooks]):
             yield
 
     def _check_hook(self, name: str, function: HookFunction | Positioned) -> None:
         point = self.bridge.get_hook_point(name)
         if point is None:
-            beside = name.endswith("hook_resid_mid")
-            why = " (its attention and MLP run side by side, with no stream between them)" if beside else ""
-            raise LanguageModelError(f"{self.name} has no hook {name!r}{why}; {self._hooks_to_use()}.")
+            parallel = name.endswith("hook_resid_mid")
+            reason = " (its attention and MLP run in parallel, with no residual stream between)" if parallel else ""
+            raise LanguageModelError(f"{self.name} has no hook {name!r}{reason}; {self._suggestion()}.")
         try:
             self.bridge.check_hooks_to_add(point, name, function)
         except ValueError as error:
             raise LanguageModelError(
-                f"{self.name} never passes {name!r}, which TransformerLens leaves switched off; {self._hooks_to_use()}."
+                f"{self.name} never calls the hook {name!r}, which TransformerLens leaves off; {self._suggestion()}."
             ) from error
 
-    def _hooks_to_use(self) -> str:
-        """What may be named instead of a hook that a transcoder cannot be for, as half a sentence."""
-        there = [hook for hook in _HOOKS if self.bridge.get_hook_point(self.hook_name(0, hook)) is not None]
-        return f"use any that carries {self.d_model} numbers a token, such as {', '.join(there)}"
+    def _suggestion(self) -> str:
+        """The end of an error message: hooks of this model at which a transcoder can read and write."""
+        usable = [hook for hook in _HOOKS if self.bridge.get_hook_point(self.hook_name(0, hook)) is not None]
+        return f"use a hook that carries {self.d_model} numbers per token, such as {', '.join(usable)}"
 
-    def _check_length(self, tokens: Tensor, seen: int) -> None:
-        total = seen + tokens.shape[1]
-        if total > self.context_length:
+    def _check_length(self, tokens: Tensor, start: int) -> None:
+        length = start + tokens.shape[1]
+        if length > self.context_length:
             raise TextError(
-                f"{total} tokens are more than the {self.context_length} that {self.name} reads; shorten the text."
+                f"The text has {length} tokens, but {self.name} reads at most {self.context_length}; shorten it."
             )
 
 
@@ -285,107 +286,14 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a language model from a Hugging Face name, a directory, a ``.gguf`` file, or ``"embedded"``.
 
-    ``dtype`` is float32 or bfloat16. Raises HubUnreachableError if the name needs a hub that does not answer,
-    ConfigError on a device or dtype that cannot be had, LanguageModelError if the model cannot be found or used.
+    ``dtype`` is float32 or bfloat16. Raises HubUnreachableError if the model is only on a hub that cannot be reached,
+    ConfigError if the device or the dtype is not available, and LanguageModelError if the model cannot be found or
+    used.
     """
-    device, dtype = _check_device(device), _check_dtype(dtype)
+    device, dtype = check_device(device), check_dtype(dtype)
     source = find_model(str(name))
-    return _load(source, device, dtype)
-
-
-def _load(source: ModelSource, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not source.local:
-        logger.info("%s is not on this machine; the hub sends it.", source.name)
-    where: dict[str, Any] = {"local_files_only": source.local}
-    if source.gguf_file:
-        where["gguf_file"] = source.gguf_file
-    with _explained(f"The tokenizer of {source.name!r} cannot be read"):
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **where)
-        _check_tokenizer(tokenizer, source.name)
-    with _explained(f"The language model {source.name!r} cannot be read"), _no_loading_bar():
-        model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
-            source.location, dtype=dtype, attn_implementation="eager", output_loading_info=True, **where
-        )
-        if missing := sorted(report["missing_keys"]):
-            raise LanguageModelError(
-                f"{source.name!r} lacks {len(missing)} weights, {missing[0]} first; complete it, or use 'embedded'."
-            )
-        model.eval().to(device)
-    with _explained(f"TransformerLens cannot express the language model {source.name!r}"):
-        bridge = cast(Any, TransformerBridge).boot_transformers(
-            source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype
-        )
-    # The bridge makes parameters of its own (GPT-2's split queries, keys and values): freeze after it has.
-    bridge.requires_grad_(False)
-    _check_bridge(bridge, source.name)
-    return LanguageModel(source.name, bridge, tokenizer)
-
-
-def _check_tokenizer(tokenizer: Any, name: str) -> None:
-    # Where there are no tokenizer files, transformers makes up a tokenizer without a vocabulary.
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise LanguageModelError(f"{name!r} comes without a tokenizer; add its tokenizer.json.")
-    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise LanguageModelError(f"The tokenizer of {name!r} names neither a BOS nor an EOS token; add one of them.")
-
-
-def _check_bridge(bridge: Any, name: str) -> None:
-    causal = getattr(bridge.cfg, "attention_dir", "causal") == "causal"
-    if not causal or any(
-        bridge.get_hook_point(f"blocks.{layer}.hook_mlp_out") is None for layer in range(bridge.cfg.n_layers)
-    ):
-        raise LanguageModelError(
-            f"{name!r} is no decoder-only model with MLP blocks, which OpenCLT needs; use another."
-        )
-
-
-@contextmanager
-def _no_loading_bar() -> Generator[None, None, None]:
-    """Hold back the bar that transformers shows while it reads weights: noise in every program that loads a model."""
-    from transformers.utils import logging as messages
-
-    shown = messages.is_progress_bar_enabled()
-    messages.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            messages.enable_progress_bar()
-
-
-@contextmanager
-def _explained(what: str) -> Generator[None, None, None]:
-    """Turn whatever a library raises into one LanguageModelError; the original stays its cause."""
-    try:
-        yield
-    except OpenCLTError:
-        raise
-    # Loading runs code of several libraries, which raise anything from KeyError to their own; none of it is swallowed.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
-        raise LanguageModelError(
-            f"{what}: {reason}. Check that it is a decoder-only model and its files are whole, or use 'embedded'."
-        ) from error
-
-
-def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        checked = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {device!r}, which PyTorch does not know; use 'cpu' or 'cuda'.") from error
-    if checked.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {str(device)!r}, but PyTorch finds no CUDA device here; use 'cpu'.")
-    return checked
-
-
-def _check_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    checked = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if checked not in _DTYPES.values():
-        raise ConfigError(f"dtype is {str(dtype)!r}; it must be {' or '.join(map(repr, _DTYPES))}.")
-    return cast(torch.dtype, checked)
+    loaded = load_model(source, device, dtype)
+    return LanguageModel(source.name, loaded.bridge, loaded.tokenizer)
 
 
 def _as_list(tokens: Tensor | Sequence[int]) -> list[int]:

@@ -97,7 +97,7 @@ def _hub(name: str) -> ModelSource:
     if isinstance(cached, str) and _has_weights(Path(cached).parent):
         return ModelSource(name=name, location=str(Path(cached).parent))
     if constants.HF_HUB_OFFLINE:
-        reason = "the environment variable HF_HUB_OFFLINE forbids to ask the hub"
+        reason = "the environment variable HF_HUB_OFFLINE forbids asking the hub"
     elif not answers(f"{constants.ENDPOINT}/{name}/resolve/main/config.json"):
         reason = f"{constants.ENDPOINT} does not answer"
     else:
@@ -122,7 +122,7 @@ def _ask(address: str) -> bool:
     except urllib.error.HTTPError as error:
         return error.code < 500  # such as "no such model" or "token required": the download reports which
     except urllib.error.URLError as error:
-        # The server answered with a certificate that only huggingface_hub may know how to verify.
+        # The server does answer; huggingface_hub may trust its certificate although urllib does not.
         return isinstance(error.reason, ssl.SSLCertVerificationError)
     except (OSError, ValueError):
         return False

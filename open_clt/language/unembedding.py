@@ -10,9 +10,7 @@ from open_clt.language.language_model import LanguageModel
 
 
 @torch.no_grad()
-def logit_effects(
-    model: LanguageModel, directions: Float[Tensor, "direction d_model"]
-) -> Float[Tensor, "direction vocab"]:
+def logit_effects(model: LanguageModel, directions: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
     """Return what directions of the residual stream add to each logit, relative to the mean over all tokens.
 
     These are direct effects, through the weight of the final norm and the unembedding, without the denominator of the

@@ -1,0 +1,127 @@
+"""Loading: the bridge and the tokenizer of a language model, and the only file that imports TransformerLens.
+
+transformers reads the tokenizer and the weights, and TransformerLens wraps the weights in a bridge. Both raise errors
+of many kinds; here each becomes one sentence that says what is wrong with the model, and what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError
+from open_clt.language.model_source import ModelSource
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LoadedModel(NamedTuple):
+    """The parts of a language model that was loaded."""
+
+    bridge: Any
+    """TransformerLens's TransformerBridge, whose parameters need no gradient."""
+    tokenizer: Any
+    """Tokenizer of transformers."""
+
+
+def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Load a model from its source; raises LanguageModelError if it cannot be read, or cannot have a transcoder."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not source.local:
+        logger.info("%s is not on this machine; it is downloaded from the hub.", source.name)
+    options: dict[str, Any] = {"local_files_only": source.local}
+    if source.gguf_file:
+        options["gguf_file"] = source.gguf_file
+    with _explained(f"The tokenizer of {source.name!r} cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        _check_tokenizer(tokenizer, source.name)
+    with _explained(f"The language model {source.name!r} cannot be read"), _no_loading_bar():
+        model, loading_info = cast(Any, AutoModelForCausalLM).from_pretrained(
+            source.location, dtype=dtype, attn_implementation="eager", output_loading_info=True, **options
+        )
+        if missing := sorted(loading_info["missing_keys"]):
+            raise LanguageModelError(
+                f"{source.name!r} lacks {len(missing)} weights, the first of which is {missing[0]}; add them, or use "
+                "'embedded'."
+            )
+        model.eval().to(device)
+    with _explained(f"TransformerLens cannot express the language model {source.name!r}"):
+        bridge = cast(Any, TransformerBridge).boot_transformers(
+            source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype
+        )
+    # The bridge adds parameters, such as the split queries, keys and values of GPT-2, so they are frozen after it.
+    bridge.requires_grad_(False)
+    _check_bridge(bridge, source.name)
+    return LoadedModel(bridge, tokenizer)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device with this name; raises ConfigError if PyTorch does not have it."""
+    try:
+        checked = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}, which PyTorch does not know; use 'cpu' or 'cuda'.") from error
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {str(device)!r}, but PyTorch finds no CUDA device; use 'cpu'.")
+    return checked
+
+
+def check_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the dtype with this name; raises ConfigError if it is neither float32 nor bfloat16."""
+    checked = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if checked not in _DTYPES.values():
+        raise ConfigError(f"dtype is {str(dtype)!r}; it must be {' or '.join(map(repr, _DTYPES))}.")
+    return cast(torch.dtype, checked)
+
+
+def _check_tokenizer(tokenizer: Any, name: str) -> None:
+    # If there are no tokenizer files, transformers makes a tokenizer without a vocabulary.
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise LanguageModelError(f"{name!r} has no tokenizer; add its tokenizer.json.")
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise LanguageModelError(f"The tokenizer of {name!r} has neither a BOS nor an EOS token; add one of them.")
+
+
+def _check_bridge(bridge: Any, name: str) -> None:
+    causal = getattr(bridge.cfg, "attention_dir", "causal") == "causal"
+    if not causal or any(
+        bridge.get_hook_point(f"blocks.{layer}.hook_mlp_out") is None for layer in range(bridge.cfg.n_layers)
+    ):
+        raise LanguageModelError(f"{name!r} is not a decoder-only model with MLP blocks; use a model that is.")
+
+
+@contextmanager
+def _no_loading_bar() -> Generator[None, None, None]:
+    """Hide the progress bar that transformers shows while it reads weights."""
+    from transformers.utils import logging as transformers_logging
+
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(problem: str) -> Generator[None, None, None]:
+    """Turn any exception of a library into one LanguageModelError, whose cause is that exception."""
+    try:
+        yield
+    except OpenCLTError:
+        raise
+    # Loading runs code of several libraries, whose exceptions have no common base.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        raise LanguageModelError(
+            f"{problem}: {reason}. Check that it is a decoder-only model whose files are complete, or use 'embedded'."
+        ) from error
