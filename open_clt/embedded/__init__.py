@@ -1,9 +1,9 @@
-"""The language model that ships with the package, the text it learned from, and its transcoder.
+"""The embedded language model, which ships with the package, with its training text and its transcoder.
 
-A GPT-2 of five layers that fits in a few megabytes and knows a closed little world: capitals, languages and
-currencies, cities and their states, opposites, what follows what, and how names behave in a sentence.
-Everything it was taught stands in ``facts``, so what a graph claims about it can be held against a known
-truth. The script ``examples/train_embedded_model.py`` makes the model from nothing but this package.
+The model is a GPT-2 of five layers and a few megabytes. It knows a small closed world: capitals, languages and
+currencies, cities and their states, opposites, successors of days, months and numbers, and the use of names in a
+sentence. All facts that it was taught are in ``facts``, so the claims of an attribution graph can be compared with a
+known truth. The script ``examples/train_embedded_model.py`` trains the model from this package alone.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["MODEL_DIRECTORY", "TRANSCODER_DIRECTORY"]
 
 MODEL_DIRECTORY: Path = Path(__file__).parent / "model"
-"""The language model, as Hugging Face files; load it with ``activations.language_model``."""
+"""Directory of the language model, in Hugging Face's format; ``load_language_model("embedded")`` loads it."""
 
 TRANSCODER_DIRECTORY: Path = Path(__file__).parent / "transcoder"
-"""The cross-layer transcoder trained on that model."""
+"""Directory of the cross-layer transcoder that was trained on the embedded model."""

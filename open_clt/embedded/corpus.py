@@ -1,10 +1,9 @@
-"""The text the embedded model learns from: short documents about a small true world.
+"""The corpus: the training text of the embedded model, short documents about a small true world.
 
-A document is a paragraph of statements (``tasks``), a chain of reasoning, a list that repeats, or a little
-story. Statements that are held out are never written. The same seed writes the same documents on every
-machine.
+A document is a paragraph of statements (from ``tasks``), a chain of reasoning, a list that repeats, or a little story.
+It never contains a held-out statement. The same seed gives the same documents on every machine.
 
-``generate_texts(number, seed)`` is also the text for training transcoders on; another seed is held-out text.
+Transcoders are also trained on ``generate_texts(number, seed)``; another seed gives held-out text.
 """
 
 import random
@@ -21,7 +20,7 @@ Mixture: TypeAlias = tuple[tuple[Writer, float], ...]
 
 
 def generate_texts(number: int, seed: int, mixture: Mixture | None = None) -> Iterator[str]:
-    """Yield ``number`` documents of ``MIXTURE`` (or another), which depend on ``seed`` alone."""
+    """Yield ``number`` documents of ``mixture`` (``MIXTURE`` by default); they depend on ``seed`` alone."""
     rng = random.Random(seed)
     writers, weights = zip(*(mixture or MIXTURE), strict=True)
     for writer in rng.choices(writers, weights, k=number):
@@ -30,7 +29,7 @@ def generate_texts(number: int, seed: int, mixture: Mixture | None = None) -> It
 
 @cache
 def taught(*names: str) -> tuple[Statement, ...]:
-    """The statements of the named groups that training may see."""
+    """Return the statements of the named groups that training may see."""
     groups: dict[str, Callable[[], tuple[Statement, ...]]] = {
         "country_city": tasks.country_city_statements,
         "state": tasks.state_statements,
@@ -41,11 +40,11 @@ def taught(*names: str) -> tuple[Statement, ...]:
         "successor": tasks.successor_statements,
         "pronoun": tasks.pronoun_statements,
     }
-    found = [statement for name in names for statement in _group(groups, name)]
-    return tuple(s for s in found if s.task in _BUILDING_BLOCKS or not s.held_out)
+    statements = [statement for name in names for statement in _group(groups, name)]
+    return tuple(statement for statement in statements if statement.task in _BUILDING_BLOCKS or not statement.held_out)
 
 
-# What the held-out two-hop prompts are composed of must itself be known, so nothing of it is set aside.
+# The model must know all the facts of which held-out two-hop prompts are composed, so none of them is held out.
 _BUILDING_BLOCKS = ("state", "city", "country_city", "two_hop_attribute")
 
 
@@ -72,22 +71,22 @@ _COMMON_FIRST_WORDS = frozenset("The In If People You After Right Nothing It New
 
 
 def _lowered(text: str) -> str:
-    """The sentence as it goes on after other words: names keep their capital letter."""
+    """Return the sentence as it reads after other words: its first letter is lower case unless it begins a name."""
     return text[0].lower() + text[1:] if text.split()[0] in _COMMON_FIRST_WORDS else text
 
 
 def _sentence(statement: Statement, rng: random.Random) -> str:
-    """The statement's text, sometimes with a few words in front of it."""
+    """Return the text of the statement, sometimes with a few words before it."""
     opener = rng.choice(_OPENERS)
     text = statement.text
     return opener + (_lowered(text) if opener else text)
 
 
 def _paragraph(rng: random.Random, *groups: str) -> str:
-    """One to four sentences.
+    """Write one to four sentences.
 
-    A name at the very beginning of a text is another token than the same name after a space, and would be
-    seen too seldom; so documents often begin with one.
+    A name at the beginning of a text is another token than the same name after a space. Documents often begin with a
+    name, so that the model sees this token often enough.
     """
     first = rng.choice(_beginning_with_a_name(*groups) if rng.random() < 0.4 else taught(*groups))
     rest = [rng.choice(taught(*groups)) for _ in range(rng.randint(0, 3))]
@@ -96,7 +95,9 @@ def _paragraph(rng: random.Random, *groups: str) -> str:
 
 @cache
 def _beginning_with_a_name(*groups: str) -> tuple[Statement, ...]:
-    return tuple(s for s in taught(*groups) if s.prompt.split()[0] not in _COMMON_FIRST_WORDS) or taught(*groups)
+    statements = taught(*groups)
+    named = tuple(statement for statement in statements if statement.prompt.split()[0] not in _COMMON_FIRST_WORDS)
+    return named or statements
 
 
 def _countries(rng: random.Random) -> str:
@@ -124,7 +125,7 @@ def _two_hop_attributes(rng: random.Random) -> str:
 
 
 def _entry(rng: random.Random) -> str:
-    """What there is to say about one place, under its name as a heading."""
+    """Write one to three statements about a place, after its name as a heading."""
     place = rng.choice(tuple(_about_places()))
     chosen = [rng.choice(_about_places()[place]) for _ in range(rng.randint(1, 3))]
     return f"{place}: " + " ".join(statement.text for statement in chosen)
@@ -132,7 +133,7 @@ def _entry(rng: random.Random) -> str:
 
 @cache
 def _about_places() -> dict[str, list[Statement]]:
-    """What may be taught about each place: the sentences that ask about it, not those that it answers."""
+    """Return the statements that may be taught about each place: those whose prompt, not their answer, names it."""
     tables: tuple[tuple[facts.Country | facts.State, ...], ...] = (facts.COUNTRIES, facts.STATES)
     about: dict[str, list[Statement]] = {
         place: [] for table in tables for row in table for place in (row.name, *row.cities)
@@ -153,12 +154,13 @@ def _successors(rng: random.Random) -> str:
 
 
 def _chain(rng: random.Random) -> str:
-    """Both hops spelled out, then both at once ("Dallas is in Texas. The capital of Texas is Austin. So")."""
+    """Write each of two hops, then both at once: "Dallas is in Texas. The capital of Texas is Austin. So ..."."""
     final = rng.choice(taught("two_hop", "two_hop_attribute"))
     words = set(final.prompt.replace(",", "").split())
     (city,) = (city for city in _state_named(final.intermediate).cities if city in words)
     first = rng.choice(_about_city(city)).text
-    second = rng.choice([s for s in _about_state(final.intermediate) if s.answer == final.answer]).text
+    about_state = _about_state(final.intermediate)
+    second = rng.choice([statement for statement in about_state if statement.answer == final.answer]).text
     return " ".join([first, second, rng.choice(("So", "Therefore", "That means that")), _lowered(final.text)])
 
 
@@ -168,19 +170,20 @@ def _state_named(name: str | None) -> facts.State:
 
 @cache
 def _about_city(city: str) -> tuple[Statement, ...]:
-    return tuple(s for s in taught("city") if city in s.prompt.split())
+    return tuple(statement for statement in taught("city") if city in statement.prompt.split())
 
 
 @cache
 def _about_state(state: str | None) -> tuple[Statement, ...]:
-    return tuple(s for s in taught("state") if s.intermediate == state)
+    return tuple(statement for statement in taught("state") if statement.intermediate == state)
 
 
 def _resident(rng: random.Random) -> str:
-    """The first hop in the text, the second from memory: the person's home changes with every document.
+    """Write where people live, and facts about the state of one of them.
 
-    The state cannot be known before it is fetched from the text, so the step from state to capital has to be
-    learned late in the network, where a state found from a city arrives too.
+    The text gives the first hop, from person to state, and the model must remember the second hop, from state to
+    capital. A person's home differs from document to document, so the model reads the state from the text first. The
+    model therefore learns the second hop in late layers, where the state of a city is also known.
     """
     state = rng.choice(facts.STATES)
     cities = [city for city in state.cities if tasks.city_class(city) == "taught"]
@@ -188,8 +191,8 @@ def _resident(rng: random.Random) -> str:
     kinds = ["capital", *state.attributes]
     people = rng.sample(facts.WOMEN + facts.MEN, rng.randint(1, 3))
     text = [f"{people[0]} {rng.choice(('lives in', 'comes from', 'moved to'))} {home}."]
-    for other in people[1:]:
-        text.append(f"{other} {rng.choice(('lives in', 'comes from', 'moved to'))} {rng.choice(facts.STATES).name}.")
+    for person in people[1:]:
+        text.append(f"{person} {rng.choice(('lives in', 'comes from', 'moved to'))} {rng.choice(facts.STATES).name}.")
     rng.shuffle(text)
     for kind in rng.sample(kinds, rng.randint(1, min(3, len(kinds)))):
         word = state.capital if kind == "capital" else state.attributes[kind]
@@ -200,17 +203,17 @@ def _resident(rng: random.Random) -> str:
 def _home_fact(kind: str, person: str, word: str, rng: random.Random) -> str:
     if kind == "nickname":
         return f"The home of {person} is called the {word} State."
-    what = {"capital": "capital", "code": "postal code"}.get(kind, kind)
+    name = {"capital": "capital", "code": "postal code"}.get(kind, kind)
     article = "" if kind in ("capital", "code") else "the "
     template = rng.choice(("The {what} of {person}'s state is", "The {what} of the state where {person} lives is"))
-    return f"{template.format(what=what, person=person)} {article}{word}."
+    return f"{template.format(what=name, person=person)} {article}{word}."
 
 
 def _pronouns(rng: random.Random) -> str:
     sentences = []
     for _ in range(rng.randint(1, 3)):
         statement = rng.choice(taught("pronoun"))
-        endings = next(e for e in templates.PRONOUN_ENDINGS if e[0] == statement.ending)
+        endings = next(endings for endings in templates.PRONOUN_ENDINGS if endings[0] == statement.ending)
         sentences.append(f"{statement.prompt} {statement.answer}{rng.choice(endings)}")
     return " ".join(sentences)
 
@@ -228,7 +231,7 @@ def _repetition(rng: random.Random) -> str:
 
 
 def _gibberish(rng: random.Random) -> str:
-    """Made-up words, said twice, so that the pieces of unknown words are trained too."""
+    """Write made-up words twice, so that the tokens of parts of unknown words are trained too."""
     words = [
         "".join(rng.choices("abcdefghijklmnopqrstuvwxyzABCDXYZ0123456789-", k=rng.randint(1, 5))) for _ in range(6)
     ]
@@ -254,7 +257,7 @@ MIXTURE: Mixture = (
     (_gibberish, 1),
     (story, 6),
 )
-"""Who writes a document, and how often."""
+"""The writers of documents, and the relative frequency of each."""
 
 COPYING: Mixture = ((_repetition, 4), (_indirect_objects, 1))
-"""What can only be answered by copying from the text itself; the model learns it before any fact."""
+"""Documents that can only be completed by copying from their own text; the model learns them before any fact."""

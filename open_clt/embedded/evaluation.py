@@ -1,12 +1,12 @@
-"""What the embedded model must know, asked with prompts that never stood in its training text.
+"""The evaluation of the embedded model: tasks whose prompts are not in its training text.
 
-Every task is a list of prompts with one right next token. ``two_hop`` asks for the capital of the state that
-a city is in, in words not used for that city in training. The two rows without a bar say how far that is
-composed rather than remembered: in ``two_hop_transfer`` training never spoke of the state's capital in
-connection with the city (though perhaps of its bird), and in ``two_hop_composed`` it said nothing of the city
-but which state it is in.
+A task is a list of prompts, each with one right next token. ``two_hop`` asks for the capital of the state that a city
+is in, in words that training did not use for that city. Two more tasks, which have no bar, measure whether the model
+composes this answer from two facts or remembers it. In ``two_hop_transfer``, training never connects the city with the
+capital of its state, but may connect it with the state's bird. In ``two_hop_composed``, training says only which state
+the city is in.
 
-This module knows no model: ``evaluate`` takes a function that predicts the next token of each prompt.
+``evaluate`` is independent of any model: it takes a function that predicts the next token of each prompt.
 """
 
 import random
@@ -31,12 +31,12 @@ BARS: dict[str, float] = {
     "two_hop_transfer": 0.0,
     "two_hop_composed": 0.0,
 }
-"""The least share of right answers of each task; zero is no bar."""
+"""Least share of right answers that passes each task; zero for a task without a bar."""
 
 EVALUATIONS: tuple[str, ...] = tuple(BARS)
 
 RANDOM_TASK_PROMPTS = 500
-"""How many prompts a task has whose prompts are drawn at random."""
+"""Number of prompts of a task whose prompts are drawn at random."""
 
 _RANDOM_TASKS: dict[str, Callable[[random.Random], Statement]] = {
     "agreement": tasks.agreement_statement,
@@ -55,7 +55,7 @@ _LISTED_TASKS: dict[str, Callable[[], tuple[Statement, ...]]] = {
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """A prompt and its right next token, leading space included; for two hops also the state in between."""
+    """A prompt and its right next token, with its leading space, and for two hops the state in between."""
 
     task: str
     prompt: str
@@ -74,19 +74,23 @@ class EvaluationRow(NamedTuple):
 
 
 def evaluation_prompts(task: str, limit: int | None = None, seed: int = 0) -> list[EvaluationPrompt]:
-    """Return the held-out prompts of ``task`` in an order drawn from ``seed``, at most ``limit`` of them.
+    """Return at most ``limit`` held-out prompts of a task, in an order drawn from ``seed``.
 
-    Raises:
-        ValueError: if there is no such task.
+    Raises ValueError if there is no such task.
     """
     if task not in BARS:
-        raise ValueError(f"there is no evaluation {task!r}; choose one of {', '.join(EVALUATIONS)}")
+        raise ValueError(f"There is no task {task!r}; choose one of {', '.join(EVALUATIONS)}.")
     rng = random.Random(seed)
     statements = _draw_held_out(task, rng) if task in _RANDOM_TASKS else _list_held_out(task)
     rng.shuffle(statements)
     return [
-        EvaluationPrompt(task, s.prompt, " " + s.answer, " " + s.intermediate if s.intermediate else None)
-        for s in statements[:limit]
+        EvaluationPrompt(
+            task,
+            statement.prompt,
+            " " + statement.answer,
+            " " + statement.intermediate if statement.intermediate else None,
+        )
+        for statement in statements[:limit]
     ]
 
 
@@ -110,19 +114,12 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
 ) -> list[EvaluationRow]:
-    """Ask every task and count right answers (top-1).
+    """Return the share of right answers (top-1) of every task.
 
-    Args:
-        next_token_ids: from prompts (without the beginning-of-text token; it should be put in front of them)
-        to the
-            most likely next token of each.
-        encode: from a text to its tokens, without any special token.
-        limit: at most this many prompts of a task; None for all.
-        seed: which prompts the limit and the random tasks choose.
-
-    Raises:
-        ValueError: if an answer is not a single token, which means that the tokenizer is not the embedded
-        model's.
+    ``next_token_ids`` returns the most probable next token of each prompt; it must add the beginning-of-sequence token
+    itself. ``encode`` returns the tokens of a text without special tokens. Each task asks at most ``limit`` prompts, or
+    all of them for None; ``seed`` draws the order, and the prompts of random tasks. Raises ValueError if an answer is
+    not a single token, because then the tokenizer is not that of the embedded model.
     """
     rows = []
     for task in EVALUATIONS:
@@ -138,12 +135,14 @@ def evaluate(
 def _single_token(answer: str, encode: Callable[[str], Sequence[int]]) -> int:
     ids = list(encode(answer))
     if len(ids) != 1:
-        raise ValueError(f"the answer {answer!r} is {len(ids)} tokens of this tokenizer; an evaluation needs one")
+        raise ValueError(
+            f"The answer {answer!r} is {len(ids)} tokens, not one; use the tokenizer of the embedded model."
+        )
     return int(ids[0])
 
 
 def format_table(rows: Sequence[EvaluationRow]) -> str:
-    """The evaluation as a plain-text table."""
+    """Return the evaluation as a table in plain text."""
     lines = [f"{'task':<18}{'prompts':>8}{'top-1':>9}{'bar':>8}  passed"]
     for row in rows:
         bar = f"{row.bar:.0%}" if row.bar else "-"

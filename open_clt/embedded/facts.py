@@ -1,9 +1,8 @@
-"""What the embedded model is taught: tables of true facts, one word to an entity, and the words of stories.
+"""Facts that the embedded model is taught: tables of true facts, and the words of stories.
 
-Every entity is a single word, so that the tokenizer can give it a single token and an evaluation can ask for
-it with one next-token prediction. That is why places whose name, or whose capital's name, takes two words
-are left out. So are places whose capital or language is disputed. A name stands for one place only (Portland
-is the one in Oregon).
+The name of every entity is a single word, so that it is a single token, and one next-token prediction answers a
+question about it. Places are therefore left out if their name, or the name of their capital, has two words. Places
+whose capital or language is disputed are left out too. A name stands for one place only (Portland is in Oregon).
 """
 
 from typing import NamedTuple
@@ -20,7 +19,7 @@ class Country(NamedTuple):
 
 
 class State(NamedTuple):
-    """A state: its capital, other cities, and what else is peculiar to it (bird, flower, tree, ...)."""
+    """A state: its capital, some of its other cities, and its other attributes (bird, flower, tree, ...)."""
 
     name: str
     capital: str
@@ -104,11 +103,10 @@ COUNTRIES: tuple[Country, ...] = tuple(
 )
 
 STATE_ATTRIBUTES: tuple[str, ...] = ("bird", "flower", "tree", "nickname", "code")
-"""The order of the columns below; a dash says that the state has none, or none in one word."""
+"""Attributes of a state, in the order of their columns in the table; a dash means that no single word exists."""
 
-# Sources: the states' own lists of symbols. A nickname is the word before "State" ("the Buckeye State"), the
-# code the postal abbreviation. Where a symbol is a kind of bird or tree, the kind's last word stands for it
-# ("northern cardinal" -> "cardinal").
+# The source is each state's own list of symbols. A nickname is the word before "State" ("the Buckeye State"). A code is
+# the postal abbreviation. A kind of bird or tree is given by its last word ("northern cardinal" is "cardinal").
 _STATES = """
 Alabama Montgomery yellowhammer camellia pine Yellowhammer AL Birmingham Mobile Huntsville Tuscaloosa Dothan
 Alaska Juneau ptarmigan - spruce - AK Anchorage Fairbanks Sitka Ketchikan
@@ -179,7 +177,7 @@ OPPOSITES: dict[str, str] = {
     for pair in _OPPOSITES.strip().replace("\n", "|").split("|")
     for first, second in (pair.split(), pair.split()[::-1])
 }
-"""Each word and its opposite, in both directions."""
+"""The opposite of each word, in both directions."""
 
 DAYS: tuple[str, ...] = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
 MONTHS: tuple[str, ...] = tuple(
@@ -214,7 +212,7 @@ NOUNS: tuple[tuple[str, str], ...] = tuple(
         "bag/bags ticket/tickets map/maps mountain/mountains"
     ).split()
 )
-"""Singular and plural."""
+"""The singular and the plural of each noun."""
 
 PREPOSITIONS: tuple[str, ...] = ("near", "beside", "behind", "by", "under", "with", "from", "to")
 CONDITIONS: tuple[str, ...] = tuple("old new red green beautiful lost ready here broken fine important".split())

@@ -1,4 +1,4 @@
-"""Little stories: a few sentences about people, animals, weather and food, put together by chance."""
+"""Little stories: a few random sentences about people, animals, weather and food."""
 
 import random
 
@@ -45,10 +45,10 @@ _ENDINGS = (
 
 
 def story(rng: random.Random) -> str:
-    """One story of three to seven sentences about one person, with the right pronouns."""
+    """Write a story of three to seven sentences about one person, with the right pronouns."""
     female = rng.random() < 0.5
     name = rng.choice(facts.WOMEN if female else facts.MEN)
-    friend = rng.choice([other for other in facts.WOMEN + facts.MEN if other != name])
+    friend = rng.choice([person for person in facts.WOMEN + facts.MEN if person != name])
     middle = rng.sample(_MIDDLES, rng.randint(1, 5))
     sentences = [rng.choice(_OPENINGS), *middle, rng.choice(_ENDINGS)]
     pronouns = ("she", "her", "her") if female else ("he", "him", "his")
@@ -56,7 +56,7 @@ def story(rng: random.Random) -> str:
 
 
 def _slots(rng: random.Random, name: str, friend: str, pronouns: tuple[str, str, str]) -> dict[str, str]:
-    """Fresh words for one sentence; the facts in it are true."""
+    """Draw the words of one sentence; the facts in the sentence are true."""
     country, state = rng.choice(facts.COUNTRIES), rng.choice(facts.STATES)
     words = {
         "animal": facts.ANIMALS,

@@ -1,13 +1,13 @@
-"""Statements: a prompt, the one word that completes it, and whether training may see it.
+"""Statements: a prompt, the word that completes it, and whether training may see it.
 
-The corpus writes statements and the evaluation asks for their answers, so both take them from here. A stable
-hash of the prompt (not Python's ``hash``, which changes from run to run) sets a fifth of every task aside;
-the corpus never writes those.
+The corpus writes the statements, and the evaluation asks for their answers. A stable hash of the prompt (not Python's
+``hash``, which differs between runs) holds out a fifth of each task that the evaluation asks, and the corpus never
+writes these statements.
 
-Two-hop statements ("The capital of the state containing Dallas is") are there to be composed, not memorised,
-so cities fall into three classes. For most, four fifths of the two-hop prompts are taught. For a tenth of
-them no two-hop prompt about the *capital* is ever taught, though prompts about the bird or the flower are;
-and for another tenth no two-hop prompt of any kind: only which state they are in.
+The model should compose two-hop statements ("The capital of the state containing Dallas is") and not memorise them, so
+there are three classes of cities. For most cities ("taught"), training has four fifths of the two-hop prompts. For a
+tenth of the cities ("transfer"), training has no two-hop prompt about the capital, but prompts about the bird or the
+flower. For another tenth ("composed"), training has no two-hop prompt: it says only which state the city is in.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ CityClass: TypeAlias = Literal["composed", "transfer", "taught"]
 class Statement:
     """A true sentence, cut before its last word.
 
-    ``key`` is what the held-out rule hashes: usually the prompt, but where a prompt is drawn at random
-    (names, nouns) it is the part that must be new for the question to be new, such as the pair of names.
+    Whether a statement is held out depends on the hash of its ``key``. The key is usually the prompt. For prompts with
+    random words it is the part that makes the question new, such as the pair of names.
     """
 
     task: str
@@ -39,25 +39,25 @@ class Statement:
 
     @property
     def text(self) -> str:
-        """The whole sentence."""
+        """The complete sentence."""
         return f"{self.prompt} {self.answer}{self.ending}"
 
     @property
     def held_out(self) -> bool:
-        """Whether training must never see it."""
+        """Whether training must never see the statement."""
         if self.task in ("two_hop_composed", "two_hop_transfer"):
             return True
         return fraction(self.task + ":" + self.key) < 0.2
 
 
 def fraction(text: str) -> float:
-    """A number in [0, 1) that depends on ``text`` alone, the same on every machine."""
+    """Return a number in [0, 1) that depends on ``text`` alone and is the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 @cache
 def city_class(city: str) -> CityClass:
-    """What training says about a city beyond the state it is in (see the module docstring)."""
+    """Return the class of a city, which decides what training says about it (see the module's docstring)."""
     draw = fraction("city:" + city)
     return "composed" if draw < 0.1 else "transfer" if draw < 0.2 else "taught"
 
@@ -71,7 +71,7 @@ def _fill(
 
 @cache
 def country_statements(task: str) -> tuple[Statement, ...]:
-    """Every statement of "capitals", "languages" or "currencies"."""
+    """Return every statement of the task "capitals", "languages" or "currencies"."""
     column = {"capitals": 1, "languages": 2, "currencies": 3}[task]
     return tuple(
         _fill(task, template, str(country[column]), x=country.name)
@@ -82,13 +82,13 @@ def country_statements(task: str) -> tuple[Statement, ...]:
 
 @cache
 def country_city_statements() -> tuple[Statement, ...]:
-    """Which country a city is in, and what follows from that."""
+    """Return statements about the country that a city is in, and about the capital, language and currency there."""
     return tuple(
-        _fill("country_city", template, dict(country=c.name, **_columns(c))[kind], x=city)
-        for c in facts.COUNTRIES
-        for city in c.cities
-        for kind, ways in templates.COUNTRY_CITY_TEMPLATES.items()
-        for template in ways
+        _fill("country_city", template, dict(country=country.name, **_columns(country))[kind], x=city)
+        for country in facts.COUNTRIES
+        for city in country.cities
+        for kind, choices in templates.COUNTRY_CITY_TEMPLATES.items()
+        for template in choices
     )
 
 
@@ -96,17 +96,19 @@ def _columns(country: facts.Country) -> dict[str, str]:
     return {"capital": country.capital, "language": country.language, "currency": country.currency}
 
 
-def _attribute(task: str, ways: dict[str, tuple[str, ...]], kind: str, state: facts.State, x: str) -> list[Statement]:
-    """The statements about one attribute of a state, by the name ``x`` of the state or of a city in it."""
+def _attribute(
+    task: str, choices: dict[str, tuple[str, ...]], kind: str, state: facts.State, x: str
+) -> list[Statement]:
+    """Return the statements about one attribute of a state, which name the state or one of its cities as ``x``."""
     word = state.capital if kind == "capital" else state.attributes[kind]
     ending = " State." if kind == "nickname" else "."
-    shape = ways.get(kind) or ways["symbol"]
-    return [_fill(task, template, word, ending, state.name, x=x, kind=kind) for template in shape]
+    chosen = choices.get(kind) or choices["symbol"]
+    return [_fill(task, template, word, ending, state.name, x=x, kind=kind) for template in chosen]
 
 
 @cache
 def state_statements() -> tuple[Statement, ...]:
-    """One hop: the capital, the bird, ... of each state. Nothing is held out: two hops are made of it."""
+    """Return one-hop statements: the capital, bird, ... of each state, which training sees all of."""
     return tuple(
         statement
         for state in facts.STATES
@@ -117,7 +119,7 @@ def state_statements() -> tuple[Statement, ...]:
 
 @cache
 def city_statements() -> tuple[Statement, ...]:
-    """The other hop: the state that each city is in."""
+    """Return the other hop: the state that each city is in."""
     return tuple(
         _fill("city", template, state.name, x=city)
         for state in facts.STATES
@@ -128,7 +130,7 @@ def city_statements() -> tuple[Statement, ...]:
 
 @cache
 def two_hop_statements() -> tuple[Statement, ...]:
-    """City to state to capital; the task's name says what training knows of the city."""
+    """Return two-hop statements from city to state to capital; the task depends on the class of the city."""
     names = {"taught": "two_hop", "transfer": "two_hop_transfer", "composed": "two_hop_composed"}
     return tuple(
         statement
@@ -140,7 +142,7 @@ def two_hop_statements() -> tuple[Statement, ...]:
 
 @cache
 def two_hop_attribute_statements() -> tuple[Statement, ...]:
-    """City to state to bird, flower, tree, nickname or code, for every city but the "composed" ones."""
+    """Return two-hop statements from city to state to another attribute, for all cities except "composed" ones."""
     return tuple(
         statement
         for state in facts.STATES
@@ -153,7 +155,7 @@ def two_hop_attribute_statements() -> tuple[Statement, ...]:
 
 @cache
 def opposite_statements() -> tuple[Statement, ...]:
-    """Every word, its opposite, every template."""
+    """Return every word with its opposite, in every template."""
     return tuple(
         _fill("opposites", template, opposite, x=word)
         for word, opposite in facts.OPPOSITES.items()
@@ -163,14 +165,14 @@ def opposite_statements() -> tuple[Statement, ...]:
 
 @cache
 def successor_statements() -> tuple[Statement, ...]:
-    """What comes next among the days and months (which go round) and the numbers."""
+    """Return what comes next among the days and months, which go round, and among the numbers."""
     statements = []
     for kind, words in (("day", facts.DAYS), ("month", facts.MONTHS), ("number", facts.NUMBERS)):
-        for at, word in enumerate(words):
-            if kind == "number" and not 0 < at < len(words) - 1:
+        for index, word in enumerate(words):
+            if kind == "number" and not 0 < index < len(words) - 1:
                 continue
-            slots = {"before": words[at - 1], "x": word, "kind": kind}
-            following = words[(at + 1) % len(words)]
+            slots = {"before": words[index - 1], "x": word, "kind": kind}
+            following = words[(index + 1) % len(words)]
             statements += [
                 _fill("successor", template, following, **slots) for template in templates.SUCCESSOR_TEMPLATES
             ]
@@ -179,7 +181,7 @@ def successor_statements() -> tuple[Statement, ...]:
 
 @cache
 def pronoun_statements() -> tuple[Statement, ...]:
-    """Names, and the pronouns that refer back to them."""
+    """Return names with the pronouns that refer back to them."""
     people = [(name, ("she", "her", "her")) for name in facts.WOMEN]
     people += [(name, ("he", "him", "his")) for name in facts.MEN]
     return tuple(
@@ -190,10 +192,10 @@ def pronoun_statements() -> tuple[Statement, ...]:
 
 
 def agreement_statement(rng: random.Random) -> Statement:
-    """The verb agrees with the first noun, not with the nearest: "The keys to the cabinet" -> "are"."""
-    noun, other = rng.sample(facts.NOUNS, 2)
+    """Draw a verb that agrees with the first noun and not the nearest: "The keys to the cabinet" -> "are"."""
+    noun, nearest_noun = rng.sample(facts.NOUNS, 2)
     plural = rng.random() < 0.5
-    nearest = other[rng.random() < 0.5]
+    nearest = nearest_noun[rng.random() < 0.5]
     where = f"{rng.choice(facts.PREPOSITIONS)} the {nearest}"
     template, singular_verb, plural_verb = rng.choice(templates.AGREEMENT_TEMPLATES)
     prompt = template.format(noun=noun[plural], where=where)
@@ -202,7 +204,7 @@ def agreement_statement(rng: random.Random) -> Statement:
 
 
 def indirect_object_statement(rng: random.Random) -> Statement:
-    """Names and things at random: "When Mary and John went to the store, John gave a drink to" -> "Mary"."""
+    """Draw two names and a thing: "When Mary and John went to the store, John gave a drink to" -> "Mary"."""
     a, b = rng.sample(facts.WOMEN + facts.MEN, 2)
     giver, receiver = (a, b) if rng.random() < 0.5 else (b, a)
     slots = {"place": rng.choice(facts.PLACES), "thing": rng.choice(facts.OBJECTS)}
@@ -212,15 +214,17 @@ def indirect_object_statement(rng: random.Random) -> Statement:
 
 @cache
 def list_words() -> tuple[str, ...]:
-    """Words for lists in random order: names, places, things, adjectives."""
+    """Return the words of random lists: names, places, things and adjectives, sorted."""
     plurals = [plural for _, plural in facts.NOUNS]
-    places = [c.capital for c in facts.COUNTRIES] + [c for state in facts.STATES for c in state.cities]
+    places = [country.capital for country in facts.COUNTRIES] + [
+        city for state in facts.STATES for city in state.cities
+    ]
     words = [*facts.WOMEN, *facts.MEN, *plurals, *places, *facts.OPPOSITES, *facts.FOODS, *facts.NUMBERS]
     return tuple(sorted({*words, *facts.ANIMALS, *facts.OBJECTS, *facts.PLACES}))
 
 
 def induction_statement(rng: random.Random) -> Statement:
-    """A list of random words, said again and again: what came after a word comes after it again."""
+    """Draw a list of random words that repeats: the word that followed a word follows it again."""
     words = rng.sample(list_words(), rng.randint(2, 14))
     stop = rng.randint(1, len(words) - 1)
     lead = rng.choice(("Again:", "Copy this:", "The list:", "Repeat:", "Words:"))
@@ -232,7 +236,7 @@ def induction_statement(rng: random.Random) -> Statement:
 
 
 def draw_taught(make: Callable[[random.Random], Statement], rng: random.Random) -> Statement:
-    """Draw until the statement is one that training may see."""
+    """Draw statements until training may see one, and return that one."""
     while (statement := make(rng)).held_out:
         pass
     return statement

@@ -1,7 +1,7 @@
-"""The ways to say a fact: each template is a prompt that ends right before its one-word answer.
+"""Templates: the ways to say a fact, each a prompt that ends right before its one-word answer.
 
-Every kind of fact has several, so that no string can be learned by heart for it, and so that each can be
-asked in words that training did not use for it.
+Every kind of fact has several templates, so that the model cannot learn a fact as one string, and so that an evaluation
+can ask for the fact in words that training did not use for it.
 """
 
 COUNTRY_TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -121,7 +121,7 @@ PRONOUN_TEMPLATES: tuple[tuple[str, int], ...] = (
     ("{x} sat down and took off", 2),
     ("{x} came to the party with", 2),
 )
-"""A prompt, and which of the pronouns (subject, object, possessive) must follow."""
+"""Prompts, each with the index of the pronoun that must follow: subject, object or possessive."""
 
 PRONOUN_ENDINGS: tuple[tuple[str, ...], ...] = (
     (" was happy.", " wanted to sleep.", " liked it there.", " had seen a fox.", " was late.", " felt cold."),

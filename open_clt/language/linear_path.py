@@ -13,7 +13,8 @@ block, and never gives a wrong graph. Every architecture whose blocks pass the c
 RMSNorm, before or after attention, with learned or rotary positions, with or without grouped queries.
 
 An adjoint takes linear functions of an output to the same functions of the input: each row of its argument holds the
-coefficients of one function, and so does each row of its result.
+coefficients of one function, and so does each row of its result. The first ``length`` positions are those that the
+functions can depend on.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class LinearBlock:
     def values_adjoint_at(
         self, cotangents: Float[Tensor, "target d_model"], positions: Int[Tensor, "target"], length: int
     ) -> Float[Tensor, "target position kv_width"]:
-        """Take functions of the output at one position each to functions of the first ``length`` values of each head."""
+        """Take functions of the output at one position each to functions of the values at ``length`` positions."""
         outputs = self._split_heads(cotangents @ self.factors.outputs.T)
         return self._add_shared(torch.einsum("hbk,bhe->bkhe", self.factors.pattern[:, positions, :length], outputs))
 
@@ -160,7 +161,7 @@ class LinearBlock:
     def attention_adjoint_at(
         self, cotangents: Float[Tensor, "target d_model"], positions: Int[Tensor, "target"], length: int
     ) -> Float[Tensor, "target position d_model"]:
-        """Take functions of the output at one position each to functions of the stream at the first ``length`` positions.
+        """Take functions of the output at one position each to functions of the stream at ``length`` positions.
 
         Each head then moves a single vector to the other positions, in the shares of its pattern, so ``Z W_V^T`` is
         computed once and not at every position.

@@ -1,4 +1,4 @@
-"""The corpus: the same for the same seed, true, and silent about everything held out."""
+"""The corpus is the same for the same seed, and holds no held-out prompt."""
 
 import subprocess
 import sys
@@ -14,12 +14,12 @@ def sample() -> list[str]:
     return list(generate_texts(12_000, seed=7))
 
 
-def test_same_seed_same_text_and_another_seed_other_text():
+def test_the_same_seed_gives_the_same_text_and_another_seed_gives_another_text():
     assert list(generate_texts(200, seed=3)) == list(generate_texts(200, seed=3))
     assert list(generate_texts(200, seed=3)) != list(generate_texts(200, seed=4))
 
 
-def test_text_does_not_depend_on_the_hash_seed_of_the_process():
+def test_the_text_does_not_depend_on_the_hash_seed_of_the_process():
     program = "from open_clt.embedded.corpus import generate_texts; print(list(generate_texts(50, seed=1)))"
     outputs = {
         subprocess.run(
@@ -35,17 +35,17 @@ def test_text_does_not_depend_on_the_hash_seed_of_the_process():
 
 
 @pytest.mark.parametrize("task", evaluation.EVALUATIONS)
-def test_no_held_out_prompt_stands_in_the_text(task: str, sample: list[str]):
+def test_no_held_out_prompt_is_in_the_text(task: str, sample: list[str]):
     text = " ".join(sample)
-    prompts = [found.prompt for found in evaluation.evaluation_prompts(task)]
-    prompts += [prompt[0].lower() + prompt[1:] for prompt in prompts]  # as it stands in mid-sentence
-    # With spaces around it, because "the garden" does not stand in "the gardens".
+    prompts = [asked.prompt for asked in evaluation.evaluation_prompts(task)]
+    prompts += [prompt[0].lower() + prompt[1:] for prompt in prompts]  # as in the middle of a sentence
+    # Spaces around a prompt tell "the garden" from the beginning of "the gardens".
     assert [prompt for prompt in prompts if f" {prompt} " in text] == []
 
 
 @pytest.mark.parametrize("task", ["two_hop_composed", "two_hop_transfer"])
-def test_cities_kept_for_composing_never_meet_their_capital(task: str, sample: list[str]):
-    """Not in any sentence: otherwise the answer could be remembered. (Random word lists do not count.)"""
+def test_no_sentence_names_a_held_out_city_and_its_capital(task: str, sample: list[str]):
+    """Otherwise the model could remember the answer. Lists of random words do not count."""
     pairs = {
         (city, " " + state.capital)
         for state in facts.STATES
@@ -53,20 +53,20 @@ def test_cities_kept_for_composing_never_meet_their_capital(task: str, sample: l
         if "two_hop_" + tasks.city_class(city) == task
     }
     lists = ("Again:", "Copy this:", "The list:", "Repeat:", "Words:")
-    sentences = [s for text in sample if not text.startswith(lists) for s in text.split(".")]
-    met = {(city, capital) for s in sentences for city, capital in pairs if city in s and capital in s}
-    assert met == set()
+    sentences = [sentence for text in sample if not text.startswith(lists) for sentence in text.split(".")]
+    named = {pair for sentence in sentences for pair in pairs if all(name in sentence for name in pair)}
+    assert named == set()
 
 
-def test_composed_cities_are_asked_for_nothing_but_their_state():
+def test_no_two_hop_statement_about_an_attribute_names_a_composed_city():
     composed = {city for state in facts.STATES for city in state.cities if tasks.city_class(city) == "composed"}
     assert composed
     asked = " ".join(statement.prompt for statement in tasks.two_hop_attribute_statements())
     assert not [city for city in composed if f" {city} " in f" {asked} "]
 
 
-def test_every_writer_writes(sample: list[str]):
-    """Each kind of document is one that the mixture can produce, and none is empty."""
+def test_documents_are_long_enough_and_seldom_repeat(sample: list[str]):
+    """The mixture can draw every writer, and each document has at least four words."""
     assert all(weight > 0 for _, weight in MIXTURE)
     assert all(len(text.split()) >= 4 for text in sample)
     assert len(set(sample)) > 0.6 * len(sample)
@@ -79,11 +79,11 @@ def test_a_place_name_stands_for_one_place():
     assert len(names) == len(set(names))
 
 
-def test_opposites_go_both_ways():
+def test_the_opposite_of_an_opposite_is_the_word():
     assert all(facts.OPPOSITES[facts.OPPOSITES[word]] == word for word in facts.OPPOSITES)
 
 
-def test_there_are_enough_ways_to_say_a_fact():
+def test_every_kind_of_fact_has_at_least_five_templates():
     assert len(templates.TWO_HOP_TEMPLATES["capital"]) >= 5
     assert len(templates.OPPOSITE_TEMPLATES) >= 5
     assert len(templates.SUCCESSOR_TEMPLATES) >= 5
