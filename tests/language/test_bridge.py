@@ -1,23 +1,23 @@
-"""The bridge of TransformerLens is read in the language model's room only."""
+"""Only the folder ``language`` reads the bridge of TransformerLens."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-ROOM = Path("open_clt", "language")
-LOOKED_AT = ("open_clt", "examples", "benchmarks")
+LANGUAGE = Path("open_clt", "language")
+FOLDERS = ("open_clt", "examples", "benchmarks")
 
 
 def reads_of_bridge(source: str) -> list[int]:
-    """Lines that read an attribute ``bridge`` of anything."""
+    """Return the numbers of the lines that read an attribute named ``bridge``."""
     return [
         node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and node.attr == "bridge"
     ]
 
 
-def test_only_the_language_models_room_reads_the_bridge(repository: Path) -> None:
-    files = [path for folder in LOOKED_AT for path in (repository / folder).rglob("*.py")]
+def test_only_the_folder_language_reads_the_bridge(repository: Path) -> None:
+    files = [path for folder in FOLDERS for path in (repository / folder).rglob("*.py")]
     readers = {path.relative_to(repository) for path in files if reads_of_bridge(path.read_text(encoding="utf-8"))}
-    assert ROOM / "language_model.py" in readers
-    assert {path for path in readers if ROOM not in path.parents} == set()
+    assert LANGUAGE / "language_model.py" in readers
+    assert {path for path in readers if LANGUAGE not in path.parents} == set()

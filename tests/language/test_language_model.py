@@ -1,4 +1,4 @@
-"""What a language model shows of itself is what transformers computes, and hooks end with their ``with``."""
+"""A language model computes what transformers computes, and hooks end with their ``with``."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 
 @pytest.fixture
 def original(model: LanguageModel, request: pytest.FixtureRequest) -> Any:
-    """The same weights as transformers loads them, with nothing of ours or TransformerLens's around them."""
+    """The same weights, loaded by transformers alone."""
     from transformers import AutoModelForCausalLM
 
-    kind = "tiny_gpt2" if "gpt2" in model.name else "tiny_llama"
-    folder: Path = request.getfixturevalue(f"{kind}_folder")
+    fixture = "tiny_gpt2_folder" if "gpt2" in model.name else "tiny_llama_folder"
+    folder: Path = request.getfixturevalue(fixture)
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
-def parts(original: Any) -> list[tuple[Any, Any]]:
-    """Norm before the MLP, and MLP, of each block."""
+def norms_and_mlps(original: Any) -> list[tuple[Any, Any]]:
+    """Return the norm before the MLP, and the MLP, of each block."""
     if hasattr(original, "transformer"):
         return [(block.ln_2, block.mlp) for block in original.transformer.h]
     return [(block.post_attention_layernorm, block.mlp) for block in original.model.layers]
@@ -41,35 +41,37 @@ def parts(original: Any) -> list[tuple[Any, Any]]:
 
 @torch.no_grad()
 def run_original(original: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Residual stream before the MLP, MLP input after the norm, MLP output (each stacked over layers), and logits."""
-    seen: tuple[list[torch.Tensor], ...] = ([], [], [])
+    """Return the residual stream before the MLP, its normalised input, its output, all by layer, and the logits."""
+    streams: list[torch.Tensor] = []
+    mlp_inputs: list[torch.Tensor] = []
+    mlp_outputs: list[torch.Tensor] = []
     handles = []
-    for norm, mlp in parts(original):
-        handles.append(norm.register_forward_hook(lambda _, inputs, __: seen[0].append(inputs[0])))
-        handles.append(mlp.register_forward_hook(lambda _, inputs, __: seen[1].append(inputs[0])))
-        handles.append(mlp.register_forward_hook(lambda _, __, output: seen[2].append(output)))
+    for norm, mlp in norms_and_mlps(original):
+        handles.append(norm.register_forward_hook(lambda _, inputs, __: streams.append(inputs[0])))
+        handles.append(mlp.register_forward_hook(lambda _, inputs, __: mlp_inputs.append(inputs[0])))
+        handles.append(mlp.register_forward_hook(lambda _, __, output: mlp_outputs.append(output)))
     logits = original(tokens).logits
     for handle in handles:
         handle.remove()
-    before, read, written = (torch.stack(tensors, dim=2) for tensors in seen)
-    return before, read, written, logits
+    stream, mlp_input, mlp_output = (torch.stack(tensors, dim=2) for tensors in (streams, mlp_inputs, mlp_outputs))
+    return stream, mlp_input, mlp_output, logits
 
 
 def test_captured_activations_are_those_of_transformers(model: LanguageModel, original: Any) -> None:
     tokens = torch.stack([model.tokenize(TEXT), model.tokenize(TEXT.upper())[: len(model.tokenize(TEXT))]])
-    before, read, written, logits = run_original(original, tokens)
-    residual = model.capture(tokens, "hook_resid_mid")
-    torch.testing.assert_close(residual.inputs, before, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(residual.targets, written, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(residual.logits, logits, atol=1e-5, rtol=1e-5)
+    stream, mlp_input, mlp_output, logits = run_original(original, tokens)
+    captured = model.capture(tokens, "hook_resid_mid")
+    torch.testing.assert_close(captured.inputs, stream, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(captured.targets, mlp_output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(captured.logits, logits, atol=1e-5, rtol=1e-5)
 
     normalised = model.capture(tokens, "ln2.hook_normalized").inputs
-    for layer, (norm, _) in enumerate(parts(original)):
+    for layer, (norm, _) in enumerate(norms_and_mlps(original)):
         expected = normalised[:, :, layer] * norm.weight + getattr(norm, "bias", 0)
-        torch.testing.assert_close(read[:, :, layer], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mlp_input[:, :, layer], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_capture_without_logits_is_the_same_capture(model: LanguageModel) -> None:
+def test_capture_gives_the_same_activations_with_and_without_logits(model: LanguageModel) -> None:
     tokens = model.tokenize(TEXT)[None]
     with_logits, without = model.capture(tokens), model.capture(tokens, with_logits=False)
     assert without.logits is None
@@ -86,15 +88,16 @@ def test_reading_in_pieces_gives_the_logits_of_reading_at_once(model: LanguageMo
             torch.testing.assert_close(logits, whole[:, end - 1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_hook_that_asks_is_told_where_the_pass_begins(tiny_gpt2: LanguageModel) -> None:
-    """Several hooks, a pass of another kind inside a pass, and a pass that fails: each is told its own."""
+def test_a_positioned_hook_receives_the_position_where_the_pass_begins(tiny_gpt2: LanguageModel) -> None:
+    """Each hook receives its own start: with several hooks, a pass inside a pass, and a pass that fails."""
     tokens = tiny_gpt2.tokenize(TEXT)[None]
-    told: list[tuple[int, int, int]] = []
+    received: list[tuple[int, int, int]] = []
+    """The layer, the start and the number of tokens of each call."""
     inside = False
 
     def note(layer: int, activation: torch.Tensor, start: int) -> None:
         nonlocal inside
-        told.append((layer, start, activation.shape[1]))
+        received.append((layer, start, activation.shape[1]))
         if layer == 0 and start and not inside:
             inside = True
             tiny_gpt2.capture(tokens)
@@ -106,37 +109,37 @@ def test_a_hook_that_asks_is_told_where_the_pass_begins(tiny_gpt2: LanguageModel
         _, key_values = tiny_gpt2.advance(tokens[:, :4])
         tiny_gpt2.advance(tokens[:, 4:6], key_values)
         length = tokens.shape[1]
-        assert told == [(0, 0, 4), (2, 0, 4), (0, 4, 2), (0, 0, length), (2, 0, length), (2, 4, 2)]
+        assert received == [(0, 0, 4), (2, 0, 4), (0, 4, 2), (0, 0, length), (2, 0, length), (2, 4, 2)]
         with tiny_gpt2.hooks([(names[1], lambda _: 1 / 0)]), pytest.raises(ZeroDivisionError):
             tiny_gpt2.advance(tokens[:, 6:], key_values)
-        told.clear()
+        received.clear()
         tiny_gpt2.logits(tokens)
-    assert [start for _, start, _ in told] == [0, 0]
+    assert [start for _, start, _ in received] == [0, 0]
 
 
-def test_a_second_thread_neither_meets_the_hooks_nor_moves_their_positions(tiny_gpt2: LanguageModel) -> None:
+def test_a_second_thread_neither_runs_the_hooks_nor_changes_their_positions(tiny_gpt2: LanguageModel) -> None:
     tokens = tiny_gpt2.tokenize(TEXT)[None]
     _, key_values = tiny_gpt2.advance(tokens[:, :4])
     expected = tiny_gpt2.advance(tokens).logits
     starts: list[int] = []
     results: list[torch.Tensor] = []
-    other = Thread(target=lambda: results.append(tiny_gpt2.advance(tokens).logits))
+    second = Thread(target=lambda: results.append(tiny_gpt2.advance(tokens).logits))
 
-    def begin_other(_: torch.Tensor) -> None:
-        other.start()
-        other.join(0.2)
+    def start_second(_: torch.Tensor) -> None:
+        second.start()
+        second.join(0.2)
 
     name = tiny_gpt2.hook_name(2, "hook_mlp_out")
     with tiny_gpt2.hooks(
         [
-            (tiny_gpt2.hook_name(0, "hook_mlp_out"), begin_other),
+            (tiny_gpt2.hook_name(0, "hook_mlp_out"), start_second),
             (name, Positioned(lambda _, start: starts.append(start))),
             (name, torch.zeros_like),
         ]
     ):
         tiny_gpt2.advance(tokens[:, 4:], key_values)
-        assert other.is_alive()
-    other.join()
+        assert second.is_alive()
+    second.join()
     assert starts == [4]
     assert torch.equal(results[0], expected)
 
@@ -148,7 +151,7 @@ def test_next_tokens_are_the_most_probable_ones_of_each_text_alone(model: Langua
     assert model.next_tokens([]) == []
 
 
-def test_hooks_replace_activations_and_end_with_their_with(model: LanguageModel) -> None:
+def test_hooks_replace_activations_until_their_with_ends(model: LanguageModel) -> None:
     tokens = model.tokenize(TEXT)[None]
     before = model.logits(tokens)
     name = model.hook_name(1, "hook_mlp_out")
@@ -175,25 +178,27 @@ def test_hooks_replace_activations_and_end_with_their_with(model: LanguageModel)
         ("attn.hook_q", "(4, 8)"),
     ],
 )
-def test_a_hook_of_no_use_is_named_with_those_that_are(tiny_gpt2: LanguageModel, hook: str, named: str) -> None:
+def test_an_unusable_hook_is_refused_with_the_names_of_usable_ones(
+    tiny_gpt2: LanguageModel, hook: str, named: str
+) -> None:
     tokens = tiny_gpt2.tokenize(TEXT)[None]
     before = tiny_gpt2.logits(tokens)
     with refuses(LanguageModelError, named, 32, "hook_resid_post"):
         tiny_gpt2.capture(tokens, hook, "hook_mlp_out")
     assert torch.equal(tiny_gpt2.logits(tokens), before)
-    for named in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "ln2.hook_normalized"):
-        assert tiny_gpt2.capture(tokens, named, "hook_mlp_out").inputs.shape[2:] == (3, 32)
+    for usable in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "ln2.hook_normalized"):
+        assert tiny_gpt2.capture(tokens, usable, "hook_mlp_out").inputs.shape[2:] == (3, 32)
 
 
-def test_run_with_cache_finds_what_was_asked_for(model: LanguageModel) -> None:
+def test_run_with_cache_returns_the_activations_that_were_asked_for(model: LanguageModel) -> None:
     tokens = model.tokenize(TEXT)[None]
-    logits, found = model.run_with_cache(tokens, ["blocks.0.attn.hook_pattern", "blocks.2.hook_mlp_out"])
+    logits, activations = model.run_with_cache(tokens, ["blocks.0.attn.hook_pattern", "blocks.2.hook_mlp_out"])
     assert torch.equal(logits, model.logits(tokens))
-    assert found["blocks.0.attn.hook_pattern"].shape == (1, model.n_heads, tokens.numel(), tokens.numel())
-    assert torch.equal(found["blocks.2.hook_mlp_out"], model.capture(tokens).targets[:, :, 2])
+    assert activations["blocks.0.attn.hook_pattern"].shape == (1, model.n_heads, tokens.numel(), tokens.numel())
+    assert torch.equal(activations["blocks.2.hook_mlp_out"], model.capture(tokens).targets[:, :, 2])
 
 
-def test_nothing_needs_a_gradient_but_what_a_hook_brings(model: LanguageModel) -> None:
+def test_no_tensor_needs_a_gradient_unless_a_hook_brings_it(model: LanguageModel) -> None:
     tokens = model.tokenize(TEXT)[None]
     assert not model.logits(tokens).requires_grad
     output = torch.zeros(1, tokens.numel(), model.d_model, requires_grad=True)
@@ -206,7 +211,7 @@ def test_nothing_needs_a_gradient_but_what_a_hook_brings(model: LanguageModel) -
 @pytest.mark.parametrize(
     "text", [TEXT, " leading space", "naïve façade: 10 €, 日本語 🙂", "\n\n\ttabs  and   spaces  "]
 )
-def test_text_survives_tokenising(model: LanguageModel, text: str) -> None:
+def test_decoding_the_tokens_of_a_text_gives_the_text(model: LanguageModel, text: str) -> None:
     tokens = model.tokenize(text)
     assert tokens[0] == model.bos_token_id
     assert model.decode(tokens[1:]) == text
@@ -232,7 +237,9 @@ def test_empty_and_long_texts_are_refused(model: LanguageModel) -> None:
         model.advance(long[:, :1], key_values)
 
 
-def test_what_it_says_about_itself(tiny_gpt2: LanguageModel, tiny_llama: LanguageModel) -> None:
+def test_the_shape_and_the_special_tokens_of_a_model_are_its_attributes(
+    tiny_gpt2: LanguageModel, tiny_llama: LanguageModel
+) -> None:
     for model in (tiny_gpt2, tiny_llama):
         assert (model.n_layers, model.d_model, model.n_heads) == (3, 32, 4)
         assert (model.vocab_size, model.context_length) == (300, 64)
@@ -240,7 +247,7 @@ def test_what_it_says_about_itself(tiny_gpt2: LanguageModel, tiny_llama: Languag
         assert (model.device.type, model.dtype) == ("cpu", torch.float32)
 
 
-def test_bfloat16_is_the_same_model_in_fewer_bits(tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path) -> None:
+def test_a_model_in_bfloat16_differs_by_rounding_only(tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path) -> None:
     model = load_language_model(str(tiny_gpt2_folder), dtype="bfloat16")
     tokens = model.tokenize(TEXT)[None]
     captured = model.capture(tokens)
@@ -265,7 +272,7 @@ def test_cuda_gives_the_logits_of_the_cpu(tiny_llama: LanguageModel, tiny_llama_
         ({"device": "gpu"}, "device gpu cpu cuda"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any], named: str) -> None:
+def test_a_device_or_dtype_that_is_not_available_is_refused(settings: dict[str, Any], named: str) -> None:
     with refuses(ConfigError, *named.split()):
         load_language_model("gpt2", **settings)
 

@@ -1,4 +1,4 @@
-"""The linear path is the model, on the prompt it was frozen at; what it cannot express, it refuses."""
+"""The linear path equals the model on its prompt, and a model that it cannot express is refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, tiny_gpt2: LanguageModel, tiny_llama: 
 
 
 def logits(path: LinearPath) -> Tensor:
-    """The path's own logits, from the embeddings up."""
+    """Compute the logits of a path from its embeddings."""
     stream = path.embedding if path.positional is None else path.embedding + path.positional
     for block in path.blocks:
         stream = stream + block.attention(stream) + block.mlp_output
@@ -57,26 +57,26 @@ def test_attention_is_its_bias_plus_a_linear_map(model: LanguageModel) -> None:
 
 
 def test_adjoints_satisfy_their_definition(model: LanguageModel) -> None:
-    """``<g, A x> = <A* g, x>`` for attention and for norms, also on the first positions alone."""
+    """``<g, A x> = <A* g, x>`` holds for attention and for norms, and also for functions of the first positions."""
     path = read_linear_path(model, model.tokenize(TEXT), "ln2.hook_normalized")
     generator = torch.Generator().manual_seed(0)
     stream, cotangent = torch.randn(2, path.n_positions, path.d_model, generator=generator)
     for block in path.blocks:
-        moved = block.attention(stream) - block.attention_bias()
+        attention = block.attention(stream) - block.attention_bias()
         adjoint = block.attention_adjoint(cotangent[None])[0]
-        torch.testing.assert_close((moved * cotangent).sum(), (adjoint * stream).sum(), atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close((attention * cotangent).sum(), (adjoint * stream).sum(), atol=1e-3, rtol=1e-4)
         cropped = block.attention_adjoint(torch.cat([cotangent[:3], torch.zeros_like(cotangent[3:])])[None])[0]
         torch.testing.assert_close(block.attention_adjoint(cotangent[None, :3])[0], cropped[:3], atol=1e-5, rtol=1e-4)
         assert block.reader is not None
-        read = block.reader.forward(stream)
-        back = block.reader.adjoint(cotangent)
-        torch.testing.assert_close((read * cotangent).sum(), (back * stream).sum(), atol=1e-3, rtol=1e-4)
+        normed = block.reader.forward(stream)
+        adjoint = block.reader.adjoint(cotangent)
+        torch.testing.assert_close((normed * cotangent).sum(), (adjoint * stream).sum(), atol=1e-3, rtol=1e-4)
         positions = torch.tensor([2, 0])
-        at = block.reader.adjoint_at(cotangent[positions], positions)
-        torch.testing.assert_close(at, back[positions])
+        adjoint_at = block.reader.adjoint_at(cotangent[positions], positions)
+        torch.testing.assert_close(adjoint_at, adjoint[positions])
 
 
-def test_a_block_that_is_not_linear_once_frozen_is_named(tiny_gpt2: LanguageModel) -> None:
+def test_a_block_that_is_not_linear_when_frozen_is_refused(tiny_gpt2: LanguageModel) -> None:
     tokens = tiny_gpt2.tokenize(TEXT)
     with (
         tiny_gpt2.hooks([("blocks.1.hook_attn_out", lambda x: x + 0.1 * x.tanh())]),

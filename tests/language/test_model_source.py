@@ -1,4 +1,4 @@
-"""Every way a model can be named leads to it; every name that leads nowhere is one clear error, within seconds."""
+"""A language model loads by each kind of name, and a name without a model is one clear error within seconds."""
 
 from __future__ import annotations
 
@@ -24,60 +24,60 @@ from tests.tiny_models import write_gguf, write_tokenizer
 
 @pytest.fixture
 def copy(tiny_gpt2_folder: Path, tmp_path: Path) -> Path:
-    """A whole model's directory, to be broken."""
+    """A copy of the directory of a model, which a test damages."""
     return shutil.copytree(tiny_gpt2_folder, tmp_path / "model")
 
 
 def fails(name: str | Path, *named: object, kind: type[LanguageModelError] = LanguageModelError) -> None:
-    """Loading is refused with an error of exactly this kind, which names all of these."""
+    """Check that loading raises an error of exactly this kind that names all these things."""
     with refuses(kind, *named) as error:
         load_language_model(name)
     assert error.type is kind
 
 
 @pytest.mark.parametrize("name", ["no/such/name", "not a name", "", ".", "/no/such/folder", "a\nb", "../x"])
-def test_names_that_cannot_lead_anywhere(name: str) -> None:
+def test_a_name_that_cannot_be_a_model_is_refused(name: str) -> None:
     fails(name)
 
 
-def test_a_directory_without_a_model(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     fails(tmp_path, tmp_path, "config.json")
     (tmp_path / "some.gguf").touch()
     fails(tmp_path, "some.gguf")
 
 
-def test_a_directory_without_weights(copy: Path) -> None:
+def test_a_directory_without_weights_is_refused(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     fails(copy, copy)
 
 
-def test_a_directory_with_truncated_weights(copy: Path) -> None:
+def test_a_directory_with_truncated_weights_is_refused(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     fails(copy, copy)
 
 
-def test_a_directory_that_lacks_some_weights(copy: Path) -> None:
-    """transformers would make up what is missing, at random, and go on."""
+def test_a_directory_that_lacks_some_weights_is_refused(copy: Path) -> None:
+    """transformers would give random values to the missing weights."""
     tensors = load_file(copy / "model.safetensors")
     del tensors["transformer.h.1.mlp.c_fc.weight"]
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     fails(copy, "transformer.h.1.mlp.c_fc.weight")
 
 
-def test_a_directory_without_a_tokenizer(copy: Path) -> None:
-    """transformers would make one up that knows no word, and go on."""
+def test_a_directory_without_a_tokenizer_is_refused(copy: Path) -> None:
+    """transformers would make a tokenizer without a vocabulary."""
     (copy / "tokenizer.json").unlink()
     (copy / "tokenizer_config.json").unlink()
     fails(copy, copy)
 
 
-def test_a_damaged_tokenizer(copy: Path) -> None:
+def test_a_damaged_tokenizer_is_refused(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
     fails(copy, copy)
 
 
-def test_files_that_are_no_model(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     fails(tmp_path / "absent.gguf", "absent.gguf")
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF and no more")
     (tmp_path / "other.gguf").write_bytes(b"something else")
@@ -87,7 +87,7 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
     fails(tmp_path / "notes.txt", "notes.txt", ".gguf")
 
 
-def test_a_gguf_file_is_the_model_it_was_made_from(
+def test_a_gguf_file_gives_the_model_that_it_was_written_from(
     tiny_llama: LanguageModel, tiny_llama_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("gguf")
@@ -99,8 +99,8 @@ def test_a_gguf_file_is_the_model_it_was_made_from(
 
 
 @pytest.mark.parametrize("kind", ["Mamba", "Bert"])
-def test_models_without_what_a_transcoder_needs(kind: str, tmp_path: Path) -> None:
-    """No MLP blocks, or tokens that see what comes after them."""
+def test_a_model_that_cannot_have_a_transcoder_is_refused(kind: str, tmp_path: Path) -> None:
+    """Mamba has no MLP blocks, and the tokens of Bert attend to later tokens."""
     import transformers
 
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -108,11 +108,11 @@ def test_models_without_what_a_transcoder_needs(kind: str, tmp_path: Path) -> No
     head = {"Mamba": "MambaForCausalLM", "Bert": "BertLMHeadModel"}[kind]
     getattr(transformers, head)(config).save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    with refuses(LanguageModelError):
+    with refuses(LanguageModelError, tmp_path):
         load_language_model(tmp_path)
 
 
-def test_side_by_side_blocks_have_no_stream_between_attention_and_mlp(tmp_path: Path) -> None:
+def test_parallel_blocks_have_no_stream_between_attention_and_mlp(tmp_path: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
@@ -130,12 +130,12 @@ def test_the_embedded_model_loads() -> None:
     assert torch.isfinite(model.logits(model.tokenize("The capital of France is")[None])).all()
 
 
-def test_an_installation_without_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_embedded_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_source, "files", lambda _: tmp_path)
-    fails("embedded")
+    fails("embedded", tmp_path / "embedded" / "model")
 
 
-def test_hub_names_offline_are_refused_at_once() -> None:
+def test_a_name_on_the_hub_is_refused_offline() -> None:
     fails("gpt2", "gpt2", "HF_HUB_OFFLINE", kind=HubUnreachableError)
 
 
@@ -156,7 +156,7 @@ def test_a_model_in_the_cache_needs_no_hub(
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """Knows one model, and is broken for another."""
+    """A hub that has one model, and fails when it is asked for another."""
 
     def do_HEAD(self) -> None:
         status = {"known": 200, "broken": 503}.get(self.path.split("/")[1], 404)
@@ -178,16 +178,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_hub_that_answers_is_left_to_decide() -> None:
+def test_a_name_on_a_hub_that_answers_is_left_to_the_hub() -> None:
     for name in ("known", "unknown"):
         source = find_model(name)
         assert (source.location, source.local) == (name, False)
-    with refuses(HubUnreachableError):
+    with refuses(HubUnreachableError, "broken"):
         find_model("broken")
 
 
-@pytest.mark.timeout(20)  # waiting for it would take longer
-@pytest.mark.parametrize("listening", [False, True], ids=["nobody there", "never answers"])
+@pytest.mark.timeout(20)  # a library that waited for the hub would take longer
+@pytest.mark.parametrize("listening", [False, True], ids=["refuses connections", "never answers"])
 def test_a_hub_that_does_not_answer_is_not_waited_for(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(model_source, "HUB_TIMEOUT", 0.3)
