@@ -1,4 +1,4 @@
-"""A transcoder that is trained with the first position is used there, by everything that uses a transcoder."""
+"""Everything that uses a transcoder uses it at the first position if, and only if, it was trained there."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.transcoder import Transcoder
+from tests.refusals import refuses
 from tests.tiny_models import TEXTS
 from tests.training.synthetic import quick_data, quick_training, relu_mlps
 
@@ -57,7 +58,7 @@ def contexts_of(model: LanguageModel) -> Tensor:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["used", "unused"])
 def transcoder(request: pytest.FixtureRequest, tiny_gpt2: LanguageModel) -> Transcoder:
-    """A transcoder after a few steps of training."""
+    """A transcoder after a few training steps, with or without the first position."""
     training = quick_training(batch_size=32, max_steps=8, max_norm_ratio=None, held_out_contexts=2)
     config = settings_of(tiny_gpt2, use_first_position=request.param)
     record = train_transcoder(tiny_gpt2, contexts_of(tiny_gpt2), config, training, progress=False)
@@ -67,7 +68,7 @@ def transcoder(request: pytest.FixtureRequest, tiny_gpt2: LanguageModel) -> Tran
 
 
 @pytest.mark.parametrize("use_first_position", [True, False])
-def test_training_reads_the_first_position_if_asked(use_first_position: bool) -> None:
+def test_training_uses_the_first_position_if_the_setting_says_so(use_first_position: bool) -> None:
     data = ActivationDataModule(
         relu_mlps(160), quick_data(batch_size=16), held_out=relu_mlps(32), use_first_position=use_first_position
     )
@@ -77,7 +78,9 @@ def test_training_reads_the_first_position_if_asked(use_first_position: bool) ->
         assert bool((positions == 0).any()) == use_first_position
 
 
-def test_replacement_replaces_what_is_used(tiny_gpt2: LanguageModel, transcoder: Transcoder) -> None:
+def test_replacement_replaces_the_first_mlp_output_if_the_position_is_used(
+    tiny_gpt2: LanguageModel, transcoder: Transcoder
+) -> None:
     tokens = tiny_gpt2.tokenize(PROMPT)[None]
     original = tiny_gpt2.capture(tokens).targets[0, 0, 0]
     replacement = ReplacementModel(tiny_gpt2, transcoder)
@@ -90,7 +93,7 @@ def test_replacement_replaces_what_is_used(tiny_gpt2: LanguageModel, transcoder:
     assert torch.equal(ablated, torch.full((32,), 7.0)) == used
 
 
-def test_attribution_has_features_where_they_are_used(
+def test_a_graph_has_features_at_the_first_position_if_it_is_used(
     tiny_gpt2: LanguageModel, transcoder: Transcoder, tmp_path: Path
 ) -> None:
     used = transcoder.config.use_first_position
@@ -102,18 +105,20 @@ def test_attribution_has_features_where_they_are_used(
     loaded = AttributionGraph.load(graph.save(tmp_path / "graph"))
     parts = head_contributions(tiny_gpt2, transcoder, loaded, loaded.n_nodes - 1)
     torch.testing.assert_close(parts.heads.sum((0, 1)) + parts.direct, graph.adjacency()[-1], atol=1e-4, rtol=1e-4)
-    found = faithfulness(loaded, ReplacementModel(tiny_gpt2, transcoder), max_features=3)
-    assert len(found.features) == 3
+    measured = faithfulness(loaded, ReplacementModel(tiny_gpt2, transcoder), max_features=3)
+    assert len(measured.features) == 3
 
 
-def test_interventions_reach_where_features_are_used(tiny_gpt2: LanguageModel, transcoder: Transcoder) -> None:
+def test_an_intervention_at_the_first_position_is_refused_unless_it_is_used(
+    tiny_gpt2: LanguageModel, transcoder: Transcoder
+) -> None:
     used = transcoder.config.use_first_position
     replacement = ReplacementModel(tiny_gpt2, transcoder, error_correction=True)
     before = observe(replacement, PROMPT)
     assert bool(before.features[0].dense()[0].any()) == used
     at_first = Intervention(0, 0, 3, value=5.0)
     if not used:
-        with pytest.raises(ConfigError, match="position is 0"):
+        with refuses(ConfigError, "position", 0):
             intervene(replacement, PROMPT, at_first)
         return
     for patching in (None, Iterative()):
@@ -122,21 +127,26 @@ def test_interventions_reach_where_features_are_used(tiny_gpt2: LanguageModel, t
         assert float(record.after.features[0].dense()[0, 3]) == 5.0
 
 
-def test_evaluation_counts_what_is_used(tiny_gpt2: LanguageModel, transcoder: Transcoder) -> None:
+def test_an_evaluation_counts_the_first_position_if_it_is_used(
+    tiny_gpt2: LanguageModel, transcoder: Transcoder
+) -> None:
     contexts, first = contexts_of(tiny_gpt2), transcoder.first_position
     replacement = ReplacementModel(tiny_gpt2, transcoder)
-    found = measure(replacement, contexts)
-    assert found.reconstruction.tokens == 24 * (CONTEXT_LENGTH - first)
+    measured = measure(replacement, contexts)
+    assert measured.reconstruction.tokens == 24 * (CONTEXT_LENGTH - first)
     logits = tiny_gpt2.logits(contexts)[:, first:-1]
-    surprise = torch.nn.functional.cross_entropy(logits.flatten(0, 1), contexts[:, first + 1 :].flatten())
-    assert found.logits.cross_entropy_original == pytest.approx(float(surprise), rel=1e-4)
-    assert report(replacement, contexts, name="it").evaluation.reconstruction.tokens == found.reconstruction.tokens
+    cross_entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), contexts[:, first + 1 :].flatten())
+    assert measured.logits.cross_entropy_original == pytest.approx(float(cross_entropy), rel=1e-4)
+    reported = report(replacement, contexts, name="transcoder").evaluation
+    assert reported.reconstruction.tokens == measured.reconstruction.tokens
     record = convert_transcoder(tiny_gpt2, transcoder, contexts)
     assert record.transcoder.config.use_first_position == transcoder.config.use_first_position
     assert record.before.reconstruction.tokens == 6 * (CONTEXT_LENGTH - first)
 
 
-def test_feature_statistics_count_what_is_used(tiny_gpt2: LanguageModel, transcoder: Transcoder) -> None:
+def test_statistics_of_features_count_the_first_position_if_it_is_used(
+    tiny_gpt2: LanguageModel, transcoder: Transcoder
+) -> None:
     statistics = activation_statistics(tiny_gpt2, transcoder, TEXTS * 2, context_length=CONTEXT_LENGTH)
     contexts = statistics.contexts
     dense = torch.stack([feature_activations(tiny_gpt2, transcoder, context).dense() for context in contexts])
@@ -157,12 +167,14 @@ def test_feature_statistics_count_what_is_used(tiny_gpt2: LanguageModel, transco
     ],
     ids=lambda config: config.kind,
 )
-def test_a_saved_transcoder_says_it_and_an_older_one_means_no(config: TranscoderConfig, tmp_path: Path) -> None:
+def test_a_saved_transcoder_keeps_the_setting_and_an_older_file_means_false(
+    config: TranscoderConfig, tmp_path: Path
+) -> None:
     for used in (True, False):
-        made = make_transcoder(replace(config, use_first_position=used))
-        folder = save_transcoder(made, tmp_path / str(used))
+        transcoder = make_transcoder(replace(config, use_first_position=used))
+        folder = save_transcoder(transcoder, tmp_path / str(used))
         assert load_transcoder(folder).config.use_first_position == used
-        assert made.folded().first_position == int(not used)
+        assert transcoder.folded().first_position == int(not used)
     file = tmp_path / "False" / "config.json"
     content = json.loads(file.read_text())
     del content["transcoder"]["use_first_position"]

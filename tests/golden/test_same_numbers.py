@@ -1,8 +1,8 @@
-"""The same settings give the same numbers as before the house was rebuilt in November 2026.
+"""The same settings give the same numbers as before the restructuring of November 2026.
 
-The JSON files beside this file hold numbers of the code of that time: weights after a few steps of training, edges and
-scores of graphs, an evaluation, an intervention and a continuation, all of the embedded model. Sums in another order
-round differently on another processor, so numbers are compared to a few parts in 100,000.
+The JSON files in this folder hold numbers that the code gave before it: weights after a few training steps, edges and
+scores of graphs, an evaluation, an intervention and a continuation, all of the embedded model. Processors add numbers
+in different orders, which round differently, so most numbers are compared to a few parts in 100,000.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def test_training_gives_the_same_weights(case: str, tmp_path: Path) -> None:
     assert result.curves.loss == close(expected["cases"][case]["loss"])
     tensors = load_file(tmp_path / "out" / "transcoder.safetensors")
     assert tensors.keys() == expected["cases"][case]["weights"].keys()
-    for name, facts in expected["cases"][case]["weights"].items():
+    for name, weights in expected["cases"][case]["weights"].items():
         tensor = tensors[name].double()
-        assert list(tensor.shape) == facts["shape"], name
-        assert float(tensor.norm()) == pytest.approx(facts["norm"], rel=1e-4), name
-        assert tensor.flatten()[:2].tolist() == pytest.approx(facts["first"], rel=1e-3, abs=1e-5), name
+        assert list(tensor.shape) == weights["shape"], name
+        assert float(tensor.norm()) == pytest.approx(weights["norm"], rel=1e-4), name
+        assert tensor.flatten()[:2].tolist() == pytest.approx(weights["first"], rel=1e-3, abs=1e-5), name
     held_out = result.summary()["held_out"]
     for name, value in expected["cases"][case]["held_out"].items():
         assert held_out[name] == pytest.approx(value, rel=1e-4), name
@@ -75,15 +75,15 @@ def test_graphs_have_the_same_edges_and_scores(clt: OpenCrossLayerTranscoder, ca
     assert [pruned.n_nodes, pruned.n_edges] == expected["pruned"]
     assert pruned.scores()._asdict() == close(expected["pruned_scores"])
     assert graph.path_lengths().tolist()[:6] == close(expected["path_lengths"])
-    numbers = {name: number for number, name in enumerate(graph.ids())}
+    indices = {node_id: index for index, node_id in enumerate(graph.ids())}
     adjacency, influence = graph.adjacency(), graph.influence()
     for source, target, weight in expected["edges"]:
-        assert float(adjacency[numbers[target], numbers[source]]) == close(weight)
-    for name, value in expected["influence"]:
-        assert float(influence[numbers[name]]) == close(value)
+        assert float(adjacency[indices[target], indices[source]]) == close(weight)
+    for node_id, value in expected["influence"]:
+        assert float(influence[indices[node_id]]) == close(value)
 
 
-def test_a_graph_predicts_as_well_as_before(clt: OpenCrossLayerTranscoder) -> None:
+def test_a_graph_has_the_same_faithfulness(clt: OpenCrossLayerTranscoder) -> None:
     expected = stored("graph")["faithfulness"]
     graph = attribute(clt.language_model, clt.transcoder, PROMPT)
     measured = faithfulness(graph, clt.replacement_model(), max_features=6).report()
@@ -96,18 +96,18 @@ def test_a_graph_predicts_as_well_as_before(clt: OpenCrossLayerTranscoder) -> No
 def test_a_report_has_the_same_numbers(clt: OpenCrossLayerTranscoder, contexts: torch.Tensor) -> None:
     expected = stored("evaluation")
     assert measured_on(contexts).fingerprint == expected["fingerprint"]
-    made = report(clt.replacement_model(), contexts, name="x", prompts=[PROMPT], max_feature_nodes=64)
+    reported = report(clt.replacement_model(), contexts, name="x", prompts=[PROMPT], max_feature_nodes=64)
     for name, value in expected["report_row"].items():
-        assert made.row()[name] == (value if isinstance(value, str) else close(value)), name
-    for layer, before in zip(made.layers(), expected["layers"], strict=True):
+        assert reported.row()[name] == (value if isinstance(value, str) else close(value)), name
+    for layer, before in zip(reported.layers(), expected["layers"], strict=True):
         for name, value in before.items():
             assert layer[name] == close(value), name
 
 
 def test_a_conversion_gives_the_same_thresholds(clt: OpenCrossLayerTranscoder, contexts: torch.Tensor) -> None:
     expected = stored("evaluation")
-    made = convert_transcoder(clt.language_model, clt.transcoder, contexts)
-    after = made.after.as_dict()
+    converted = convert_transcoder(clt.language_model, clt.transcoder, contexts)
+    after = converted.after.as_dict()
     for name, value in expected["converted"].items():
         assert after[name] == close(value), name
 
@@ -116,24 +116,26 @@ def test_a_conversion_gives_the_same_thresholds(clt: OpenCrossLayerTranscoder, c
 def test_an_intervention_has_the_same_effects(clt: OpenCrossLayerTranscoder, patching: Constrained | Iterative) -> None:
     expected = stored("evaluation")["intervention"]
     node = NodeId.parse(expected["node"], clt.language_model.n_layers)
-    wanted = Intervention(node.layer, node.position, node.index, value=0.0)
-    record = intervene(clt.replacement_model(), PROMPT, wanted, patching)
-    before = expected[patching.kind]
-    assert record.kl_divergence == pytest.approx(before["kl"], rel=1e-3)
-    assert [top.token for top in record.top_after] == [token for token, _ in before["top"]]
-    assert [top.probability for top in record.top_after] == pytest.approx([p for _, p in before["top"]], rel=1e-3)
-    assert record.changes.layer.shape[0] == before["n"]
+    intervention = Intervention(node.layer, node.position, node.index, value=0.0)
+    record = intervene(clt.replacement_model(), PROMPT, intervention, patching)
+    effects = expected[patching.kind]
+    assert record.kl_divergence == pytest.approx(effects["kl"], rel=1e-3)
+    assert [top.token for top in record.top_after] == [token for token, _ in effects["top"]]
+    assert [top.probability for top in record.top_after] == pytest.approx(
+        [probability for _, probability in effects["top"]], rel=1e-3
+    )
+    assert record.changes.layer.shape[0] == effects["n"]
 
 
-def test_the_replacement_model_writes_the_same(clt: OpenCrossLayerTranscoder) -> None:
-    written = clt.replacement_model().generate(PROMPT, max_new_tokens=12)
-    assert written.continuation == stored("evaluation")["generation"]
+def test_the_replacement_model_writes_the_same_continuation(clt: OpenCrossLayerTranscoder) -> None:
+    generated = clt.replacement_model().generate(PROMPT, max_new_tokens=12)
+    assert generated.continuation == stored("evaluation")["generation"]
 
 
-def test_a_graph_that_was_saved_before_is_read(clt: OpenCrossLayerTranscoder) -> None:
+def test_a_graph_of_the_first_format_is_read(clt: OpenCrossLayerTranscoder) -> None:
     graph = AttributionGraph.load(FOLDER / "graph_v1")
-    now = attribute(clt.language_model, clt.transcoder, PROMPT, max_feature_nodes=40).prune()
-    assert graph.ids() == now.ids()
-    torch.testing.assert_close(graph.edges.weight, now.edges.weight, rtol=1e-4, atol=1e-6)
+    computed = attribute(clt.language_model, clt.transcoder, PROMPT, max_feature_nodes=40).prune()
+    assert graph.ids() == computed.ids()
+    torch.testing.assert_close(graph.edges.weight, computed.edges.weight, rtol=1e-4, atol=1e-6)
     assert (graph.info.settings.use_first_position, graph.info.settings.max_feature_nodes) == (False, 40)
-    assert graph.of_kind(NodeKind.FEATURE).sum() == now.of_kind(NodeKind.FEATURE).sum()
+    assert graph.of_kind(NodeKind.FEATURE).sum() == computed.of_kind(NodeKind.FEATURE).sum()
