@@ -1,13 +1,14 @@
-# `make run` and `make test` are each complete on a fresh clone: they make .venv, install what poetry.lock names,
-# and go. What they installed is stamped, so a second call starts at once.
+# `make run` and `make test` each work on a fresh clone: they make .venv and install what poetry.lock names. A stamp in
+# .venv marks what is installed, so a second call installs nothing.
 #
-#   make run                        the main job, start to finish   (make run ARGS="--help")
+#   make run                        run practice_run.py from start to finish   (make run ARGS="--help")
 #   make test                       lint, formatting, types, import contracts, the default tests (minutes)
 #   make slow                       the slow tests: long runs, notebooks, installation (under 20 minutes)
-#   make soak                       the longest tests, for a person to start; docs/results.md has their figures
-#   make check PYTEST="-x -k text"  what `make test` checks, without the set-up; PYTEST is handed to pytest
+#   make soak                       the longest tests, started by hand; docs/results.md has their figures
+#   make check PYTEST="-x -k text"  the checks of `make test` without the installation; PYTEST is passed to pytest
 #   make format                     let ruff rewrite what it can
-#   make gallery                    draw every picture in visualizations/gallery/ anew
+#   make gallery                    draw every picture in visualizations/gallery/ again
+#   make clean                      remove .venv, caches and build outputs
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,12 +17,12 @@ EXTRAS := dev,gguf
 ARGS ?=
 PYTEST ?=
 GALLERY := visualizations/gallery
-# As many processes as there are cores; a process that has nothing left to do takes tests from another.
+# One process for each core; a process that has finished its tests takes tests from another one.
 PARALLEL := -n auto --dist worksteal
 SETUP_FILES := pyproject.toml poetry.lock tools/constraints.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(VENV)/constraints.txt
 
-# pyright does not look for newer versions: the lock says which.
+# pyright does not look for a newer version of itself, because poetry.lock names its version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: run test check slow soak format gallery clean
@@ -43,13 +44,13 @@ slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST)
 
 soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST) || test $$? -eq 5  # 5: no test is marked so
+	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST) || test $$? -eq 5  # pytest's status 5: no test has the marker
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The folder of the gallery is the list of its pictures: practice_run.py draws more, and these are copied.
+# practice_run.py draws more pictures than the gallery has: only those that the gallery already has are copied into it.
 gallery: $(VENV)/.installed
 	$(BIN)/python practice_run.py --model embedded --output-dir build/gallery
 	cp $(patsubst $(GALLERY)/%,build/gallery/%,$(wildcard $(GALLERY)/*.png)) $(GALLERY)/
