@@ -1,4 +1,4 @@
-"""circuit-tracer's side of the attribution benchmark; runs in an environment that has PyPI's ``circuit-tracer``."""
+"""circuit-tracer's side of the attribution benchmark, which runs in an environment with PyPI's ``circuit-tracer``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 
 def load() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Load the model and transcoder."""
+    """Load the model and the transcoder; returns the function that answers requests."""
     folder, device = sys.argv[1], torch.device(sys.argv[2])
-    os.chdir(folder)  # where a folder called "gpt2" is the model of that name
+    os.chdir(folder)  # circuit-tracer reads the model "gpt2" from the folder of that name in the working directory
     torch.set_float32_matmul_precision("highest")
-    # Decoders in memory, as on our side: their reading from disk is no part of the comparison.
+    # Decoders are held in memory, as on our side, so that the comparison does not include reading them from disk.
     transcoder = load_clt("transcoder", device=device, dtype=torch.float32, lazy_decoder=False)
     model = ReplacementModel.from_pretrained_and_transcoders(
         "gpt2", transcoder, device=device, dtype=torch.float32,

@@ -1,4 +1,4 @@
-"""OpenCLT's side of the attribution benchmark: its graphs, the slow twin of its rows, and the floor under its time."""
+"""OpenCLT's side of the attribution benchmark: its graphs, their rows by the slow twin, and the least FLOP of a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attribution_process import measured, serve
 from safetensors.torch import save_file
 from torch import Tensor
 
-from open_clt.attribution.attribute import attribute
+from open_clt.attribution.attribute import AttributionSettings, attribute
 from open_clt.attribution.sources import find_sources
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import Node, NodeId, NodeKind
@@ -28,7 +28,7 @@ from tests.reference.autograd_attribution import SlowAttribution, SlowRow
 
 
 class Bench:
-    """The model and transcoder, and what can be asked about them."""
+    """The model and the transcoder, and the answers to requests about them."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.device = device
@@ -36,7 +36,7 @@ class Bench:
         self.transcoder = load_circuit_tracer(folder / "transcoder").to(device)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what a request asks for."""
+        """Answer one request; its ``kind`` says what is computed."""
         if request["kind"] == "rate":
             return {"flop_per_second": self.matmul_rate()}
         prompt, budget = request["prompt"], request["budget"]
@@ -57,35 +57,38 @@ class Bench:
         return {**run._asdict(), "active": graph.info.n_active_features, "edges": graph.n_edges}
 
     def graph(self, prompt: list[int], budget: int | None, batch_size: int | None) -> AttributionGraph:
-        """A graph without the kinds of nodes that circuit-tracer lacks."""
-        batch = {} if batch_size is None else {"batch_size": batch_size}
-        return attribute(self.model, self.transcoder, prompt, max_feature_nodes=budget, compatible=True, **batch)
+        """A graph without the kinds of nodes that circuit-tracer does not have."""
+        settings: AttributionSettings = {"max_feature_nodes": budget, "compatible": True}
+        if batch_size is not None:
+            settings["batch_size"] = batch_size
+        return attribute(self.model, self.transcoder, prompt, **settings)
 
     def twin(self, prompt: list[int], graph: AttributionGraph, count: int) -> dict[str, Any]:
-        """Time the slow twin on some of the rows, and compare those."""
+        """Time the slow twin on ``count`` of the rows, and compare these rows with the graph's."""
         slow = SlowAttribution(self.model, self.transcoder, torch.tensor(prompt, device=self.device), first=1)
         rows = (~graph.nodes.total.isnan()).nonzero().flatten()
-        chosen = rows[torch.linspace(0, len(rows) - 1, count).long()].tolist()
+        sample = rows[torch.linspace(0, len(rows) - 1, count).long()].tolist()
         started = time.perf_counter()
-        expected = [slow_row(slow, graph.node(row)) for row in chosen]
+        slow_rows = [slow_row(slow, graph.node(row)) for row in sample]
         seconds = time.perf_counter() - started
         slow.close()
         adjacency = graph.adjacency()
-        pairs = zip(chosen, expected, strict=True)
-        worst = max(float((adjacency[row] - in_graph(found, graph)).abs().max()) for row, found in pairs)
-        return {"seconds_a_row": seconds / count, "rows": len(rows), "max_abs_diff": worst}
+        pairs = zip(sample, slow_rows, strict=True)
+        largest = max(float((adjacency[row] - in_graph(expected, graph)).abs().max()) for row, expected in pairs)
+        return {"seconds_a_row": seconds / count, "rows": len(rows), "max_abs_diff": largest}
 
     def flop(self, prompt: list[int], graph: AttributionGraph) -> float:
-        """FLOP that the adjoint needs for a graph's rows; for GPT-2, whose heads have values of their own."""
+        """FLOP that the adjoint needs for a graph's rows in a GPT-2, in which every head has its own values."""
         tokens = torch.tensor(prompt, device=self.device)
         sources = find_sources(read_linear_path(self.model, tokens, "hook_resid_mid"), self.transcoder)
-        active = (sources.starts[:, 1:] - sources.starts[:, :1]).cumsum(0)  # (position, layer): up to both
+        active = (sources.starts[:, 1:] - sources.starts[:, :1]).cumsum(0)  # (position, layer)
         rows = ~graph.nodes.total.isnan()
-        places = zip(graph.nodes.layer[rows].tolist(), graph.nodes.position[rows].tolist(), strict=True)
-        return float(sum(row_flop(*place, active, self.model.d_model, self.model.n_heads) for place in places))
+        layers_and_positions = zip(graph.nodes.layer[rows].tolist(), graph.nodes.position[rows].tolist(), strict=True)
+        width, heads = self.model.d_model, self.model.n_heads
+        return float(sum(row_flop(layer, position, active, width, heads) for layer, position in layers_and_positions))
 
     def matmul_rate(self) -> float:
-        """FLOP a second of one large matrix product of the model's width."""
+        """FLOP per second of one large matrix product of the model's width."""
         rows, width = 4096, self.model.d_model
         left, right = torch.randn(rows, width, device=self.device), torch.randn(width, width, device=self.device)
         seconds = [measured(lambda: _multiply(left, right), self.device)[1].seconds for _ in range(15)]
@@ -93,54 +96,55 @@ class Bench:
 
 
 def slow_row(slow: SlowAttribution, node: Node) -> SlowRow:
-    """A feature's or an output's row, by autograd."""
+    """The row of a feature or an output, computed by autograd."""
     if node.kind is NodeKind.LOGIT:
         return slow.logit_row(node.index, node.position)
     return slow.feature_row(node.layer, node.position, node.index)
 
 
-def in_graph(found: SlowRow, graph: AttributionGraph) -> Tensor:
-    """A row as a graph with a budget has it: features without a row of their own count as errors."""
-    number = {node: row for row, node in enumerate(graph.nodes.ids())}
-    row, errors = torch.zeros(graph.n_nodes), found.errors.cpu().clone()
-    for (layer, position, index), weight in found.features.items():
-        if (node := NodeId.of(NodeKind.FEATURE, layer, position, index)) in number:
-            row[number[node]] = weight
+def in_graph(expected: SlowRow, graph: AttributionGraph) -> Tensor:
+    """A row of the slow twin in the columns of a graph; features that the graph does not have count as errors."""
+    columns = {node: column for column, node in enumerate(graph.nodes.ids())}
+    weights, errors = torch.zeros(graph.n_nodes), expected.errors.cpu().clone()
+    for (layer, position, index), weight in expected.features.items():
+        if (node := NodeId.of(NodeKind.FEATURE, layer, position, index)) in columns:
+            weights[columns[node]] = weight
         else:
             errors[layer, position] += weight
-    row[graph.of_kind(NodeKind.ERROR)] = errors.flatten()
-    row[graph.of_kind(NodeKind.EMBEDDING)] = found.embeddings.cpu()
-    return row
+    weights[graph.of_kind(NodeKind.ERROR)] = errors.flatten()
+    weights[graph.of_kind(NodeKind.EMBEDDING)] = expected.embeddings.cpu()
+    return weights
 
 
 def row_flop(level: int, position: int, active: Tensor, width: int, heads: int) -> int:
-    """Least FLOP of one row: no position that is padding, no pair that the causal mask leaves out.
+    """Least FLOP of one row, without padding and without the pairs of positions that the causal mask removes.
 
-    Its first attention starts from one position, so it costs two products of a vector with a matrix, and then shares of
-    what each head hands on; the last one stops at the values. ``level`` is the number of layers for outputs, which meet
-    the last MLP's output at their own position alone; ``active`` counts features up to a position and layer.
+    The first attention on the way down starts from one position, so it costs two products of a vector with a matrix,
+    and a weighted copy of what each head passes on; the last attention stops at the values. ``level`` is the layer of a
+    feature, and the number of layers for an output, which reads the last MLP's output at its own position only.
+    ``active`` counts the active features up to a position and a layer.
     """
-    layers, seen = active.shape[1], position + 1
-    attentions, pairs, matrix = min(level + 1, layers), seen * (seen + 1) // 2, 2 * width * width
-    met = int(active[position, : min(level, layers - 1)].sum())
+    layers, positions = active.shape[1], position + 1
+    attentions, pairs, matrix = min(level + 1, layers), positions * (positions + 1) // 2, 2 * width * width
+    features = int(active[position, : min(level, layers - 1)].sum())
     if level == layers:
-        met += int(active[position, -1]) - (int(active[position - 1, -1]) if position else 0)
-    total = 2 * width * met + 6 * width * seen * attentions  # features; errors and two kinds of biases
-    total += matrix + 6 * width * seen  # the first attention, from one position; embeddings
+        features += int(active[position, -1]) - (int(active[position - 1, -1]) if position else 0)
+    total = 2 * width * features + 6 * width * positions * attentions  # features; errors and two kinds of biases
+    total += matrix + 6 * width * positions  # the first attention, from one position; embeddings
     if attentions > 1:
-        total += matrix + 2 * seen * heads * width  # what its heads hand on
-        total += seen * matrix + 2 * pairs * width  # the last attention, to its values
-        total += (attentions - 2) * (2 * seen * matrix + 2 * pairs * width)
+        total += matrix + 2 * positions * heads * width  # what the heads of the first attention pass on
+        total += positions * matrix + 2 * pairs * width  # the last attention, down to its values
+        total += (attentions - 2) * (2 * positions * matrix + 2 * pairs * width)
     return total
 
 
 def _multiply(left: Tensor, right: Tensor) -> None:
     for _ in range(10):
-        left @ right
+        torch.matmul(left, right)
 
 
 def load() -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The first request says what model and transcoder to make; the others are about them."""
+    """Return the function that answers requests: the first one makes the model and the transcoder, others use them."""
     torch.set_float32_matmul_precision("highest")
     folder, device = Path(sys.argv[1]), torch.device(sys.argv[2])
     bench: Bench | None = None

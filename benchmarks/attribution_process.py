@@ -1,7 +1,7 @@
-"""One side of the attribution benchmark: a process that answers requests and measures itself.
+"""Processes of the benchmarks: one side of a benchmark answers requests in its own process and measures itself.
 
-Both sides use it, each in its own Python environment, so it needs PyTorch and nothing else. Requests and answers are
-lines of JSON on standard input and output; whatever else is printed goes to standard error.
+Every side imports this module in its own Python environment, so the module needs only PyTorch. Requests and answers are
+lines of JSON on standard input and output; everything else that is printed goes to standard error.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MB = 1e6
 
 
 class Run(NamedTuple):
-    """What one call cost."""
+    """The cost of one call."""
 
     seconds: float
     extra_memory_mb: float
-    """Highest memory during the call, above that before it: resident memory, or the GPU's allocations."""
+    """Peak memory during the call minus the memory before it: resident memory on a CPU, allocations on a GPU."""
 
 
 class Side:
-    """A side, as the benchmark's main process sees it."""
+    """The process of one side, seen from the benchmark's main process."""
 
     def __init__(self, python: Path, script: Path, folder: Path, device: str, threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -54,15 +54,15 @@ class Side:
         return cast(dict[str, Any], json.loads(answer))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process by closing its input."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def serve(load: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
-    """Load what answers requests, and let it answer until there are no more."""
-    # A copy of standard output for the answers; the original is for everything that libraries print.
+    """Call ``load`` for the function that answers requests, and answer every line of standard input with it."""
+    # Answers go to a copy of standard output; what libraries print to the original goes to standard error.
     with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)
         answer = load()
@@ -71,7 +71,7 @@ def serve(load: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]) -> Non
 
 
 def measured(function: Callable[[], Result], device: torch.device) -> tuple[Result, Run]:
-    """Call a function; how long it took and how much more memory it used at its peak."""
+    """Call a function; returns its result, and how long it took and how much more memory it needed at its peak."""
     gc.collect()
     before = _start_memory(device)
     started = time.perf_counter()
@@ -83,12 +83,12 @@ def measured(function: Callable[[], Result], device: torch.device) -> tuple[Resu
 
 
 def _start_memory(device: torch.device) -> int:
-    """Memory in use now, which is also where the peak starts from."""
+    """Reset the peak of memory, and return the memory in use now."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    # What the last call freed goes back to the system first: else it would hide what this one needs.
+    # Return what earlier calls freed to the system: if the process kept it, this call would seem to need less memory.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
@@ -99,8 +99,8 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _status(name: str) -> int:
-    """A number of bytes from Linux's account of this process."""
+    """A number of bytes from /proc/self/status, Linux's record of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise SystemExit("memory is measured through /proc, which only Linux has")
+    raise SystemExit(f"/proc/self/status has no line {name}; memory can be measured on Linux only.")

@@ -1,30 +1,35 @@
-"""Two hops, seen and tested: does the graph hold the fact in the middle, and does the answer hang on it?
+"""Two-hop benchmark: does the graph hold the fact in the middle, and does the answer depend on it?
 
     python benchmarks/known_circuits.py                 the embedded model and its transcoder, all held-out prompts
-    python benchmarks/known_circuits.py --development   what --factor and --threshold were chosen on
+    python benchmarks/known_circuits.py --development   the prompts on which --factor and --threshold were chosen
 
-"The capital of the state containing Dallas is" -> " Austin" needs a fact that the prompt does not name: Texas. Which
-features are a state's is found from one-hop prompts about its other cities (``state_features.py``). The supernode of
-Texas is those of its features that lie on a path of positive edges from the city to the answer, in the graph pruned to
-``--threshold`` of its influence. For each held-out two-hop prompt that the model answers rightly, three questions:
+"The capital of the state containing Dallas is" -> " Austin" needs a fact that the prompt does not name: Texas. The
+features of a state are found with one-hop prompts about its other cities (``state_features.py``). The supernode of
+Texas holds those of its features that lie on a path of positive edges from the city to the answer, in the graph that is
+pruned to ``--threshold`` of its influence. Three questions are asked about each held-out two-hop prompt that the model
+answers correctly:
 
-    path       is there such a path, so that the supernode has members?
-    ablation   with the supernode at 0, is the answer no longer the likeliest token?
-    swap       with another state's supernode in its place, as active as it is in the same sentence about a city of that
-               state, is the likeliest token that state's capital?
+    path       Is there such a path, so that the supernode has members?
+    ablation   With the supernode at 0, is the answer no longer the likeliest token?
+    swap       With another state's supernode in its place, as active as it is in the same sentence about a city of that
+               state, is the likeliest token the other state's capital?
 
-    capital    with the supernode at 0, is the likeliest token another state's capital? Then only the state is lost, not
-               what is asked about it
-    many       is the answer lost as well with as many other features at 0, drawn at random at the same layers and
-               positions?
-    much       and with so many of them that they write as much (activation times decoder norm)?
-    exchange   does the swap do the same with these (as many) of both sentences in the supernodes' place?
-    strong     does the swap at ``--strength`` times the activation?
+Five more questions help to read the answers:
 
-The last five belong to no aim: an ablation says something about the state as far as ``many`` and ``much`` are low, a
-swap as far as ``exchange`` is. Interventions are iterative and nothing is frozen. They are done twice: in the model
-itself, whose MLPs answer and whose errors (what the transcoder misses) go on speaking for the old state; and in the
-model whose MLPs are the transcoder ("replaced"). The last line is JSON; its shares are those in the model itself.
+    capital    With the supernode at 0, is the likeliest token another state's capital? Then the model has lost only the
+               state, and not what the prompt asks about the state.
+    many       Is the answer also lost with the same number of other features at 0, drawn at random at the same layers
+               and positions?
+    much       Is the answer also lost with other features at 0 that together write as much (activation times decoder
+               norm)?
+    exchange   Does the swap have the same effect if the features of "many" take the place of both supernodes?
+    strong     Does the swap work at ``--strength`` times the activation?
+
+The aim is about the first three questions only. The lower ``many`` and ``much`` are, the more an ablation says about
+the state; the lower ``exchange`` is, the more a swap says about it. Interventions are iterative, and nothing is frozen.
+All interventions are made in two models: in the language model itself, whose MLPs compute as before and whose errors
+(what the transcoder misses) still carry the old state; and in the model whose MLPs are replaced by the transcoder
+("replaced"). The last line is JSON; its shares are those in the language model itself.
 """
 
 from __future__ import annotations
@@ -63,12 +68,13 @@ from open_clt.replacement.model import ReplacementModel
 
 AIM = 0.8
 DEVELOPMENT_PROMPTS = 200
+_FACTOR = "least ratio of a feature's activation for its state's cities to that for other cities (default: 1.25)"
 STATES = {state.name: state for state in facts.STATES}
 CAPITALS = {f" {state.capital}" for state in facts.STATES}
 
 
 class Question(NamedTuple):
-    """A two-hop prompt, taken apart."""
+    """A two-hop prompt with its city and the state of the city."""
 
     prompt: str
     city: str
@@ -80,22 +86,22 @@ class Question(NamedTuple):
         return f" {STATES[self.state].capital}"
 
     def about(self, city: str, state: str) -> Question:
-        """The same sentence about another city."""
+        """The same sentence about another city, of another state."""
         return Question(self.prompt.replace(self.city, city), city, state)
 
 
 class Supernode(NamedTuple):
-    """A state's features in one prompt, and what is compared with them."""
+    """The activations of a state's features in one prompt, and of the features that serve as controls."""
 
     members: Activations
     many: Activations
-    """As many others."""
+    """Other features, the same number."""
     much: Activations
-    """Others that write as much."""
+    """Other features that together write as much."""
 
 
 class Changes(NamedTuple):
-    """What is done to one prompt, one after the other."""
+    """The interventions on one prompt; each list is applied by itself."""
 
     ablation: list[Intervention]
     many: list[Intervention]
@@ -106,17 +112,22 @@ class Changes(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it in one model: likeliest tokens, and the answer's probability."""
+    """The outcome of one prompt in one model."""
 
     question: Question
     other: Question
+    """The question of the state that is swapped in."""
     features: int
+    """Members of the supernode."""
     before: str
+    """The likeliest token before any intervention."""
     tokens: dict[str, str]
+    """The likeliest token after each kind of intervention."""
     probabilities: dict[str, float]
+    """The probability of the answer, before and after some kinds of intervention."""
 
     def held(self) -> dict[str, bool]:
-        """Each question's answer."""
+        """The answer to each question of this benchmark, by the name of its share."""
         lost = {name: token != self.question.answer for name, token in self.tokens.items()}
         path, ablation = self.features > 0, self.features > 0 and lost["ablation"]
         swap = self.tokens["swap"] == self.other.answer
@@ -134,13 +145,16 @@ class Outcome(NamedTuple):
 
 
 def questions(limit: int | None, development: bool) -> list[Question]:
-    """Two-hop prompts about capitals: those held out of training, or some of those that are not."""
+    """Two-hop prompts about capitals: the held-out ones, or for ``development`` some of those that are not held out."""
     if development:
-        pairs = [(s.prompt, s.intermediate) for s in two_hop_statements() if s.task == "two_hop" and not s.held_out]
+        statements = [
+            statement for statement in two_hop_statements() if statement.task == "two_hop" and not statement.held_out
+        ]
+        pairs = [(statement.prompt, statement.intermediate) for statement in statements]
         random.Random(0).shuffle(pairs)
         pairs = pairs[:DEVELOPMENT_PROMPTS]
     else:
-        pairs = [(found.prompt, found.intermediate) for found in evaluation_prompts("two_hop")]
+        pairs = [(statement.prompt, statement.intermediate) for statement in evaluation_prompts("two_hop")]
     return [_question(prompt, str(state).strip()) for prompt, state in pairs[:limit]]
 
 
@@ -149,7 +163,7 @@ def _question(prompt: str, state: str) -> Question:
 
 
 class Bench:
-    """The model, what is known of its features, and the settings."""
+    """The model, the features of each state, and the settings."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         if arguments.transcoder is None:
@@ -169,56 +183,56 @@ class Bench:
         self.generator = torch.Generator().manual_seed(arguments.seed)
 
     def examine(self, question: Question) -> dict[str, Outcome]:
-        """Put every question to one prompt, in both models."""
-        own = self.supernode(question)
-        other, theirs = self.other_state(question)
-        changes = self.changes(own, theirs)
-        return {name: self.outcome(name, question, other, len(own.members), changes) for name in self.models}
+        """Answer every question about one prompt, in both models."""
+        supernode = self.supernode(question)
+        other, other_supernode = self.other_state(question)
+        changes = self.changes(supernode, other_supernode)
+        return {name: self.outcome(name, question, other, len(supernode.members), changes) for name in self.models}
 
     def supernode(self, question: Question) -> Supernode:
-        """The state's features on the graph's paths from the city to the answer, and others to compare with."""
+        """The state's features on the graph's paths from the city to the answer, with their controls."""
         start = city_position(self.model, question.prompt, question.city)
         pool = active(observe(self.models["itself"], question.prompt), start)
         target = TokenLogits(tokens=(question.answer,))
         graph = attribute(self.model, self.transcoder, question.prompt, targets=target).prune(self.threshold)
-        mine = self.features.of(question.state, question.city)
+        is_of_state = self.features.of(question.state, question.city)
         members = {
-            place: pool[place]
-            for place in sorted(on_path(graph, start) & pool.keys())
-            if mine[int(place[1] > start), place[0], place[2]]
+            (layer, position, feature): pool[layer, position, feature]
+            for layer, position, feature in sorted(on_path(graph, start) & pool.keys())
+            if is_of_state[int(position > start), layer, feature]
         }
-        others = (matched(members, pool, self.norms, enough, self.generator) for enough in (as_many, as_much))
-        return Supernode(members, *others)
+        controls = (matched(members, pool, self.norms, enough, self.generator) for enough in (as_many, as_much))
+        return Supernode(members, *controls)
 
     def other_state(self, question: Question) -> tuple[Question, Supernode]:
-        """The next state in the list with a supernode in the same sentence about a city of its own."""
-        names = list(STATES)
+        """The next state in the list that has a supernode in the same sentence about one of its cities."""
+        states = list(STATES)
         length = len(self.model.tokenize(question.prompt))
-        place = names.index(question.state)
-        for name in names[place + 1 :] + names[:place]:
-            for city in STATES[name].cities:
-                other = question.about(city, name)
+        index = states.index(question.state)
+        for state in states[index + 1 :] + states[:index]:
+            for city in STATES[state].cities:
+                other = question.about(city, state)
                 if len(self.model.tokenize(other.prompt)) != length:
-                    continue  # another number of tokens: places would not correspond
-                found = self.supernode(other)
-                if found.members:
-                    return other, found
-        raise ValueError(f"no other state has a supernode in {question.prompt!r}")
+                    continue  # with another number of tokens, positions in the two prompts would not correspond
+                supernode = self.supernode(other)
+                if supernode.members:
+                    return other, supernode
+        raise ValueError(f"No other state has a supernode in {question.prompt!r}.")
 
-    def changes(self, own: Supernode, theirs: Supernode) -> Changes:
-        """Ablations set to 0; swaps do, and set what stands in the other sentence as it is there."""
-        ablation, many, much = (_set(places, 0.0) for places in own)
+    def changes(self, supernode: Supernode, other: Supernode) -> Changes:
+        """Ablations set features to 0; swaps also set the other state's features to their values in its sentence."""
+        ablation, many, much = (_set(activations, 0.0) for activations in supernode)
         return Changes(
             ablation=ablation,
             many=many,
             much=much,
-            swap=ablation + _set(theirs.members, 1.0),
-            exchange=many + _set(theirs.many, 1.0),
-            strong=ablation + _set(theirs.members, self.strength),
+            swap=ablation + _set(other.members, 1.0),
+            exchange=many + _set(other.many, 1.0),
+            strong=ablation + _set(other.members, self.strength),
         )
 
     def outcome(self, model: str, question: Question, other: Question, features: int, changes: Changes) -> Outcome:
-        """Do all of it in one model."""
+        """Make all interventions in one model."""
         before = observe(self.models[model], question.prompt)
         answer = self.model.token_ids([question.answer])[0][0]
         records = {
@@ -238,8 +252,8 @@ class Bench:
         )
 
 
-def _set(places: Activations, strength: float) -> list[Intervention]:
-    return [Intervention(*place, value=strength * value) for place, value in places.items()]
+def _set(activations: Activations, strength: float) -> list[Intervention]:
+    return [Intervention(*place, value=strength * value) for place, value in activations.items()]
 
 
 def _probability(record: InterventionRecord, token: int) -> float:
@@ -247,60 +261,60 @@ def _probability(record: InterventionRecord, token: int) -> float:
 
 
 def shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Share of the prompts for which each answer is yes."""
-    held = [outcome.held() for outcome in outcomes]
-    return {name: sum(answers[name] for answers in held) / len(held) for name in held[0]}
+    """For each question, the share of the prompts for which the answer is yes."""
+    answers = [outcome.held() for outcome in outcomes]
+    return {name: sum(held[name] for held in answers) / len(answers) for name in answers[0]}
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Shares, the answer's mean probability, features in a supernode, and how many prompts they are of."""
+    """Shares, the mean probability of the answer, the mean number of features in a supernode, and the prompts."""
     count = len(outcomes)
-    chances = {
+    probabilities = {
         f"probability_{name}": sum(outcome.probabilities[name] for outcome in outcomes) / count
         for name in outcomes[0].probabilities
     }
     features = sum(outcome.features for outcome in outcomes) / count
-    return {**shares(outcomes), **chances, "features": features, "prompts": count}
+    return {**shares(outcomes), **probabilities, "features": features, "prompts": count}
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """One line per way of asking, and one for all."""
-    heads = ("path", "ablation", "swap", "all", "capital", "many", "much", "exchange", "strong")
-    lines = [f"{'prompt':<56}{'prompts':>8}{'features':>9}  " + "".join(f"{head:>9}" for head in heads)]
-    rows: dict[str, list[Outcome]] = {}
+    """One line for each wording of the question, and one for all prompts."""
+    columns = ("path", "ablation", "swap", "all", "capital", "many", "much", "exchange", "strong")
+    lines = [f"{'prompt':<56}{'prompts':>8}{'features':>9}  " + "".join(f"{column:>9}" for column in columns)]
+    by_wording: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        rows.setdefault(outcome.question.prompt.replace(outcome.question.city, "..."), []).append(outcome)
-    for name, found in (*sorted(rows.items()), ("all", list(outcomes))):
-        features = sum(outcome.features for outcome in found) / len(found)
-        numbers = "".join(f"{share:>9.0%}" for share in shares(found).values())
-        lines.append(f"{name:<56}{len(found):>8}{features:>9.1f}  {numbers}")
+        by_wording.setdefault(outcome.question.prompt.replace(outcome.question.city, "..."), []).append(outcome)
+    for wording, group in (*sorted(by_wording.items()), ("all", list(outcomes))):
+        features = sum(outcome.features for outcome in group) / len(group)
+        cells = "".join(f"{share:>9.0%}" for share in shares(group).values())
+        lines.append(f"{wording:<56}{len(group):>8}{features:>9.1f}  {cells}")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ask, count, print."""
+    """Ask every question, count the answers, and print the tables and the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="the language model (default: the embedded one)")
-    parser.add_argument("--transcoder", type=Path, help="a transcoder's directory (default: the embedded one)")
-    parser.add_argument("--limit", type=int, help="ask at most this many prompts (default: all)")
-    parser.add_argument("--development", action="store_true", help="ask prompts that are not held out")
-    parser.add_argument("--factor", type=float, default=1.25, help="how much more active (default: 1.25)")
-    parser.add_argument("--threshold", type=float, default=0.9, help="influence in the graph (default: 0.9)")
-    parser.add_argument("--strength", type=float, default=2.0, help="of the strong swap (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the controls' draws (default: 0)")
-    parser.add_argument("--verbose", action="store_true", help="one line per prompt")
+    parser.add_argument("--transcoder", type=Path, help="directory of a transcoder (default: the embedded one)")
+    parser.add_argument("--limit", type=int, help="use at most this many prompts (default: all)")
+    parser.add_argument("--development", action="store_true", help="use prompts that are not held out")
+    parser.add_argument("--factor", type=float, default=1.25, help=_FACTOR)
+    parser.add_argument("--threshold", type=float, default=0.9, help="influence that pruning keeps (default: 0.9)")
+    parser.add_argument("--strength", type=float, default=2.0, help="factor of the strong swap (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw of the controls (default: 0)")
+    parser.add_argument("--verbose", action="store_true", help="print one line for each prompt")
     chosen = parser.parse_args(arguments)
     started = time.monotonic()
     bench, asked = Bench(chosen), questions(chosen.limit, chosen.development)
     examined = [bench.examine(question) for question in asked]
     results: dict[str, dict[str, float]] = {}
     for name, title in (("itself", "In the model itself"), ("replaced", "In the model whose MLPs are the transcoder")):
-        outcomes = [found[name] for found in examined]
-        right = [outcome for outcome in outcomes if outcome.before == outcome.question.answer]
+        outcomes = [by_model[name] for by_model in examined]
+        correct = [outcome for outcome in outcomes if outcome.before == outcome.question.answer]
         if chosen.verbose:
             print("\n".join(map(str, outcomes)))
-        print(f"{title} ({len(right)} of {len(asked)} prompts answered rightly)\n{table(right)}\n")
-        results[name] = {key: round(value, 4) for key, value in summary(right).items()}
+        print(f"{title} ({len(correct)} of {len(asked)} prompts answered correctly)\n{table(correct)}\n")
+        results[name] = {key: round(value, 4) for key, value in summary(correct).items()}
     reached = "reached" if results["itself"]["all_share"] >= AIM else "missed"
     print(f"aim: path, ablation and swap for {AIM:.0%} of the prompts in the model itself; {reached}")
     times = {"asked": len(asked), "seconds": round(time.monotonic() - started, 1)}

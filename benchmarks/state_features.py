@@ -1,9 +1,10 @@
-"""Which features are a state's: what ``known_circuits.py`` looks for in graphs, and takes as a control.
+"""Features of states: those that ``known_circuits.py`` looks for in graphs, and those that it uses as controls.
 
-Found without two-hop prompts, capitals or answers, from one-hop prompts ("Dallas is a city in", every way of saying it)
-about the cities of all states. A feature is one of a state's if it is on average at least ``factor`` times as active
-for the state's cities as for all cities of other states; at the city's token, and after it (where it is most active),
-apart. The city that a two-hop prompt asks about does not vote, and state capitals are no cities here.
+A state's features are found with one-hop prompts ("Dallas is a city in", in every wording) about the cities of all
+states, and without two-hop prompts, capitals or answers. A feature belongs to a state if its mean activation for the
+state's cities is at least ``factor`` times its mean activation for the cities of all other states. Two activations
+count separately: the one at the city's token, and the largest one after that token. The city that a two-hop prompt asks
+about is left out of the mean, and state capitals do not count as cities here.
 """
 
 from __future__ import annotations
@@ -28,33 +29,33 @@ from open_clt.transcoders.transcoder import Transcoder
 CITIES = [(city, state.name) for state in facts.STATES for city in state.cities]
 
 Place: TypeAlias = tuple[int, int, int]
-"""Layer, position and feature."""
+"""An active feature: layer, position and index of the feature."""
 Activations: TypeAlias = dict[Place, float]
 
 
 @final
 class StateFeatures:
-    """How active every feature is for every city, at its token and after it, and so whose it is."""
+    """The states' features, from the activation of every feature for every city, at the city's token and after it."""
 
     def __init__(self, means: Float[Tensor, "city 2 layer feature"], factor: float) -> None:
         self._means, self._factor = means, factor
 
     def of(self, state: str, without: str) -> Bool[Tensor, "2 layer feature"]:
-        """The features of a state, as its cities but one would have it: at the city's token, and after it."""
-        mine = torch.tensor([name == state and city != without for city, name in CITIES])
-        theirs = torch.tensor([name != state for _, name in CITIES])
-        own, others = (self._means[rows].mean(0) for rows in (mine, theirs))
-        return (own > 0) & (own >= self._factor * others)
+        """Whether each feature belongs to a state, at the city's token and after it, by all cities but ``without``."""
+        of_state = torch.tensor([name == state and city != without for city, name in CITIES])
+        of_others = torch.tensor([name != state for _, name in CITIES])
+        inside, outside = (self._means[rows].mean(0) for rows in (of_state, of_others))
+        return (inside > 0) & (inside >= self._factor * outside)
 
 
 def city_activations(model: LanguageModel, transcoder: Transcoder) -> Float[Tensor, "city 2 layer feature"]:
-    """Mean activations for each city, over every way of saying which state it is in."""
+    """Mean activations for each city, over every wording of the sentence that says which state the city is in."""
     return torch.stack([_activations(model, transcoder, template) for template in templates.CITY_TEMPLATES]).mean(0)
 
 
 @torch.no_grad()
 def _activations(model: LanguageModel, transcoder: Transcoder, template: str) -> Float[Tensor, "city 2 layer feature"]:
-    """Activations for one way of saying it: at the city's token, and the largest after it."""
+    """Activations for one wording: at the city's token, and the largest after it."""
     prompts = [template.format(x=city) for city, _ in CITIES]
     tokens = [model.tokenize(prompt) for prompt in prompts]
     inputs = model.capture(pad_sequence(tokens, batch_first=True), transcoder.config.input_hook).inputs
@@ -68,23 +69,25 @@ def _activations(model: LanguageModel, transcoder: Transcoder, template: str) ->
 
 
 def city_position(model: LanguageModel, prompt: str, city: str) -> int:
-    """Position of the last token of the city's name, BOS counted."""
+    """Position of the last token of the city's name; BOS is at position 0."""
     end, length = prompt.index(city) + len(city), 0
     for position, text in enumerate(model.token_strings(model.tokenize(prompt))[1:], start=1):
         length += len(text)
         if length >= end:
             return position
-    raise ValueError(f"{city!r} is not in {prompt!r}")
+    raise ValueError(f"The tokens of {prompt!r} do not contain {city!r}.")
 
 
 def active(run: Observed, start: int) -> Activations:
-    """All that is active from a position on."""
-    found: Activations = {}
+    """All features that are active at position ``start`` or later."""
+    activations: Activations = {}
     for layer, features in enumerate(run.features):
         columns = (column.cpu().tolist() for column in (features.rows, features.features, features.values))
         entries = zip(*columns, strict=True)
-        found |= {(layer, row, feature): value for row, feature, value in entries if row >= start and value > 0}
-    return found
+        activations |= {
+            (layer, position, feature): value for position, feature, value in entries if position >= start and value > 0
+        }
+    return activations
 
 
 def on_path(graph: AttributionGraph, start: int) -> set[Place]:
@@ -94,29 +97,29 @@ def on_path(graph: AttributionGraph, start: int) -> set[Place]:
     (answer,) = find_nodes(positive, NodeQuery(kinds=(NodeKind.LOGIT,)))
     try:
         path = path_subgraph(positive, city, answer)
-    except AttributionError:  # there is none
+    except AttributionError:  # no such path exists
         return set()
-    nodes, wanted = path.nodes, path.of_kind(NodeKind.FEATURE)
-    layers, positions, features = (column[wanted].tolist() for column in (nodes.layer, nodes.position, nodes.index))
+    nodes, rows = path.nodes, path.of_kind(NodeKind.FEATURE)
+    layers, positions, features = (column[rows].tolist() for column in (nodes.layer, nodes.position, nodes.index))
     return set(zip(layers, positions, features, strict=True))
 
 
 Enough: TypeAlias = Callable[[Sequence[float], Sequence[float]], int]
-"""How many of the others to take: from what the members write, and what the others write, in their order."""
+"""Returns how many of the other features to take, from how much each member and each other feature writes."""
 
 
 def as_many(members: Sequence[float], others: Sequence[float]) -> int:
-    """The same number."""
+    """As many as there are members."""
     return min(len(members), len(others))
 
 
 def as_much(members: Sequence[float], others: Sequence[float]) -> int:
-    """As many as together write as much, to within half of the last one."""
-    total = sum(members)
+    """As many as together write as much as the members, to within half of what the last one writes."""
+    remaining = sum(members)
     for count, written in enumerate(others):
-        if total <= written / 2:
+        if remaining <= written / 2:
             return count
-        total -= written
+        remaining -= written
     return len(others)
 
 
@@ -127,24 +130,25 @@ def matched(
     enough: Enough,
     generator: torch.Generator,
 ) -> Activations:
-    """Other features at the same layers and positions, drawn at random: as many, or writing as much.
+    """Other features at the same layers and positions as the members, drawn at random, as many as ``enough`` says.
 
-    What a feature writes is its activation times the norm of its decoders. Where a place has too few others, all.
+    How much a feature writes is its activation times the norm of its decoders. All other features of a layer and
+    position are taken where there are too few.
     """
 
     def written(places: Sequence[Place]) -> list[float]:
         return [pool[place] * float(norms[place[0], place[2]]) for place in places]
 
     chosen: list[Place] = []
-    for own, others in _by_token(members, pool):
+    for group, others in _by_token(members, pool):
         order = torch.randperm(len(others), generator=generator).tolist()
-        shuffled = [others[number] for number in order]
-        chosen += shuffled[: enough(written(own), written(shuffled))]
+        shuffled = [others[index] for index in order]
+        chosen += shuffled[: enough(written(group), written(shuffled))]
     return {place: pool[place] for place in chosen}
 
 
 def _by_token(members: Mapping[Place, float], pool: Activations) -> list[tuple[list[Place], list[Place]]]:
-    """For each layer and position that has members: these, and the others active there."""
+    """For each layer and position that has members: its members, and the other features that are active there."""
     tokens = sorted({place[:2] for place in members})
     return [
         (

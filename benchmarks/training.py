@@ -1,22 +1,24 @@
-"""Speed and memory of a training step, against dense PyTorch, crosslayer-coding, and one encoder product.
+"""Training benchmark: speed and memory of a step against dense PyTorch, crosslayer-coding, and one encoder product.
 
     python benchmarks/training.py
-    python benchmarks/training.py --peer-python PATH       an environment with PyPI's decode-clt 0.0.1
+    python benchmarks/training.py --peer-python PATH       the Python of an environment with PyPI's decode-clt 0.0.1
     python benchmarks/training.py --device cuda --shapes G
 
-Synthetic activations of 1,024 tokens; TopK with 32 active features, and JumpReLU with thresholds that as many pass.
-A step is forward pass, reconstruction loss (and JumpReLU's sparsity loss), backward pass, and the optimizer's update.
+The data are synthetic activations of 1,024 tokens. TopK has 32 active features, and JumpReLU has thresholds that 32
+features pass. A step consists of the forward pass, the reconstruction loss (with JumpReLU also the sparsity loss), the
+backward pass, and the optimizer's update.
 
     ours     OpenCLT's model, losses and optimizer
     frugal   the same with AdamInBackward, which keeps no gradients
-    dense    the same equations as plain PyTorch (tests/reference/dense_step.py), with the same optimizer
-    peer     crosslayer-coding's model, losses and optimizer, as its trainer uses them
-    floor    the encoder's forward products by themselves
+    dense    the same equations in plain PyTorch (tests/reference/dense_step.py), with the same optimizer
+    peer     crosslayer-coding's model, losses and optimizer, used as its trainer uses them
+    floor    the encoder's forward products alone
 
-Every measurement is a process of its own, since three models of shape C do not fit a small machine together; sides take
-turns, have the same threads, precision of matrix products and settings of memory, and medians are reported.
-Memory is what a step needs at its peak above the parameters and the optimizer's state. On a machine that does other
-work meanwhile, ``--threads 1 --clock processor`` measures the time that a step computes. The last line is JSON.
+Every measurement runs in a separate process, because three models of shape C do not fit into the memory of a small
+machine together. The sides take turns with the same threads, precision of matrix products and settings of memory, and
+medians are reported. Memory is what a step needs at its peak above the parameters and the optimizer's state. On a
+machine that does other work at the same time, ``--threads 1 --clock processor`` measures the time that a step computes.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ HERE = Path(__file__).parent
 
 
 class Shape(NamedTuple):
-    """Of a cross-layer transcoder."""
+    """Shape of a cross-layer transcoder; ``features`` are per layer."""
 
     layers: int
     d_model: int
@@ -52,14 +54,18 @@ LIMITS = {
     "A": {"memory_ratio": 0.5, "frugal_memory_ratio": 0.5},
 }
 
+_NONLINEARITIES = "nonlinearities to measure (default: both)"
+_CLOCK = "clock that times a step; the processor's for a machine that does other work (default: wall)"
+_PRECISION = "precision of float32 matrix products (default: medium)"
 KEEP_MEMORY = {
     "THP_MEM_ALLOC_ENABLE": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1000000000000",
 }
-"""Environment of every side: PyTorch asks for huge pages, and glibc keeps what is freed for the next step.
+"""Environment of every side: PyTorch asks for huge pages, and glibc keeps freed memory for the next step.
 
-Else the system clears the pages of all gradients anew at every step, which takes longer than computing them."""
+Without these settings the system clears new pages for all gradients at every step, which takes longer than computing
+the gradients."""
 
 
 class Measured(NamedTuple):
@@ -70,13 +76,13 @@ class Measured(NamedTuple):
     step: float
     """Seconds of the whole step."""
     extra_memory_mb: float
-    """Peak above parameters and optimizer state."""
+    """Peak memory above the parameters and the optimizer's state."""
     floor: float
-    """Seconds of the encoder's products."""
+    """Seconds of the encoder's products alone."""
 
 
 def measure(case: Case, arguments: argparse.Namespace) -> Measured:
-    """One process: a warm step or two, then so many timed ones."""
+    """Measure one side in one process: untimed steps first, then ``--repeats`` timed ones."""
     with tempfile.TemporaryDirectory() as folder:
         case.save(Path(folder))
         peer = case.side == "peer"
@@ -90,15 +96,15 @@ def measure(case: Case, arguments: argparse.Namespace) -> Measured:
             for kind in kinds:
                 times[kind].append(side.ask(kind=kind)["seconds"])
         side.close()
-    middle = {kind: statistics.median(seconds) if seconds else 0.0 for kind, seconds in times.items()}
-    found = Measured(middle["backward"], middle["step"], memory, middle["floor"])
-    cost = f"{found.backward:>8.3f} s  {found.step:>8.3f} s {found.extra_memory_mb:>8.0f} MB"
+    medians = {kind: statistics.median(seconds) if seconds else 0.0 for kind, seconds in times.items()}
+    measured = Measured(medians["backward"], medians["step"], memory, medians["floor"])
+    cost = f"{measured.backward:>8.3f} s  {measured.step:>8.3f} s {measured.extra_memory_mb:>8.0f} MB"
     print(f"  {case.side:<8} forward and backward, whole step, extra memory: {cost}", flush=True)
-    return found
+    return measured
 
 
 def compare(name: str, nonlinearity: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """All sides of one shape and nonlinearity, in turns."""
+    """Measure all sides of one shape and nonlinearity in turns, and return the numbers that are reported."""
     shape = SHAPES[name]
     print(f"{name} {nonlinearity}: {shape.layers} layers, width {shape.d_model}, {shape.features} features", flush=True)
     sides = ["ours", "frugal", "dense"] + (["peer"] if arguments.peer_python else [])
@@ -110,12 +116,15 @@ def compare(name: str, nonlinearity: str, arguments: argparse.Namespace) -> dict
                 active=arguments.active, precision=arguments.precision, clock=arguments.clock,
             )  # fmt: skip
             runs[side].append(measure(case, arguments))
-    medians = {side: Measured(*map(statistics.median, zip(*found, strict=True))) for side, found in runs.items()}
+    medians = {side: Measured(*map(statistics.median, zip(*rounds, strict=True))) for side, rounds in runs.items()}
     return summary(medians, arguments.tokens)
 
 
 def summary(medians: dict[str, Measured], tokens: int) -> dict[str, float]:
-    """The numbers that are reported: all ratios are theirs to ours, but memory and floor, which are ours to theirs."""
+    """The numbers that are reported.
+
+    Ratios of speed divide the other side's time by ours; ratios of memory and of the floor divide ours by the other's.
+    """
     ours, frugal, dense = medians["ours"], medians["frugal"], medians["dense"]
     result = {
         "tokens_per_second": tokens / ours.step,
@@ -141,42 +150,43 @@ def summary(medians: dict[str, Measured], tokens: int) -> dict[str, float]:
 
 
 def report(name: str, result: dict[str, float]) -> None:
-    """Say what came out, and what was aimed at."""
+    """Print the numbers of one shape beside their aims."""
     for key, value in result.items():
-        what = key.removesuffix("_dense").removesuffix("_peer")
-        least, most = AIMS.get(name, {}).get(what.removeprefix("frugal_")), LIMITS.get(name, {}).get(what)
+        quantity = key.removesuffix("_dense").removesuffix("_peer")
+        least, most = AIMS.get(name, {}).get(quantity.removeprefix("frugal_")), LIMITS.get(name, {}).get(quantity)
         aim = f"   (aim: at least {least})" if least else f"   (aim: at most {most})" if most else ""
         print(f"  {key:<26}{value:>12.3f}{aim}")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["A", "B", "C"])
-    parser.add_argument("--nonlinearities", nargs="+", choices=["topk", "jumprelu"], default=["topk", "jumprelu"])
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--active", type=int, default=32, help="active features per token and layer")
-    parser.add_argument("--peer-python", type=Path, help="Python of an environment with decode-clt")
-    parser.add_argument("--rounds", type=int, default=3, help="processes per side")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps per process")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="processor: on a busy machine")
-    parser.add_argument("--precision", choices=["highest", "high", "medium"], default="medium")
+    add = parser.add_argument
+    add("--shapes", nargs="+", choices=SHAPES, default=["A", "B", "C"], help="shapes to measure (default: A B C)")
+    add("--nonlinearities", nargs="+", choices=["topk", "jumprelu"], default=["topk", "jumprelu"], help=_NONLINEARITIES)
+    add("--tokens", type=int, default=1024, help="tokens of a batch (default: 1024)")
+    add("--active", type=int, default=32, help="active features per token and layer (default: 32)")
+    add("--peer-python", type=Path, help="Python of an environment with decode-clt (default: the peer is left out)")
+    add("--rounds", type=int, default=3, help="processes of each side (default: 3)")
+    add("--repeats", type=int, default=3, help="timed steps of each process (default: 3)")
+    add("--device", default="cpu", help="device of all sides: cpu or cuda (default: cpu)")
+    add("--threads", type=int, default=torch.get_num_threads(), help="threads of each side (default: PyTorch's)")
+    add("--clock", choices=["wall", "processor"], default="wall", help=_CLOCK)
+    add("--precision", choices=["highest", "high", "medium"], default="medium", help=_PRECISION)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Measure every shape with every nonlinearity that the command line names, and print the numbers."""
     arguments = parse()
     for name, value in KEEP_MEMORY.items():
         os.environ.setdefault(name, value)
     results: dict[str, Any] = {}
     for name in arguments.shapes:
         for nonlinearity in arguments.nonlinearities:
-            found = compare(name, nonlinearity, arguments)
-            report(name, found)
-            results[f"{name}_{nonlinearity}"] = {key: round(value, 4) for key, value in found.items()}
+            result = compare(name, nonlinearity, arguments)
+            report(name, result)
+            results[f"{name}_{nonlinearity}"] = {key: round(value, 4) for key, value in result.items()}
     print(json.dumps(results))
 
 

@@ -1,6 +1,6 @@
-"""One case of the training benchmark: its shape, its data, and how a side's steps are measured.
+"""Cases of the training benchmark: the shape and data of a case, and the measuring of a side's steps.
 
-All sides use it, each in its own Python environment, so it needs PyTorch and nothing else.
+Every side imports this module in its own Python environment, so the module needs only PyTorch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FILE = "case.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is trained, and on which side."""
+    """What is trained, on which side, and how it is timed."""
 
     side: str
     nonlinearity: str
@@ -37,22 +37,25 @@ class Case:
     seed: int = 0
 
     def save(self, folder: Path) -> None:
-        """Write it where a side's process looks for it."""
+        """Write the case into a folder, from which a side's process reads it."""
         (folder / _FILE).write_text(json.dumps(asdict(self)))
 
     @staticmethod
     def load(folder: Path) -> Case:
-        """Read it back."""
+        """Read the case that ``save`` wrote into a folder."""
         return Case(**json.loads((folder / _FILE).read_text()))
 
     @property
     def threshold(self) -> float:
-        """What ``active`` features pass: inputs are standard normal and encoders U(+-1/sqrt(F)), on every side."""
-        deviation = (self.d_model / (3 * self.features)) ** 0.5
-        return deviation * NormalDist().inv_cdf(1 - self.active / self.features)
+        """The threshold that about ``active`` features per token and layer pass.
+
+        On every side inputs are standard normal, and encoder weights are uniform between -1/sqrt(F) and 1/sqrt(F).
+        """
+        standard_deviation = (self.d_model / (3 * self.features)) ** 0.5
+        return standard_deviation * NormalDist().inv_cdf(1 - self.active / self.features)
 
     def activations(self, device: str) -> tuple[Tensor, Tensor]:
-        """Synthetic inputs and targets, (batch, layer, d_model)."""
+        """Synthetic inputs and targets, each of shape (batch, layer, d_model)."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.tokens, self.layers, self.d_model)
         inputs, targets = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
@@ -60,15 +63,15 @@ class Case:
 
 
 class Steps:
-    """Answers requests for steps of one side."""
+    """The training steps of one side, which are run and measured on request."""
 
     def __init__(self, loss: Callable[[], Tensor], optimizer: Optimizer, device: str, clock: str) -> None:
         self.loss, self.optimizer, self.device = loss, optimizer, torch.device(device)
         self.clock = time.process_time if clock == "processor" else time.perf_counter
-        self.step()  # the first one makes the optimizer's state
+        self.step()  # the first step makes the optimizer's state
 
     def answer(self, request: dict[str, Any]) -> dict[str, float]:
-        """Run one step: for its peak of memory, for its time, or for the time without the optimizer."""
+        """Run one step and return its peak of memory, its time, or its time without the optimizer."""
         match request["kind"]:
             case "memory":
                 loss, run = measured(self.step, self.device)
@@ -80,7 +83,7 @@ class Steps:
                 return {"seconds": self.seconds(self.backward)}
 
     def seconds(self, function: Callable[[], object]) -> float:
-        """Time of one call."""
+        """Seconds of one call."""
         self._wait()
         started = self.clock()
         function()
@@ -88,7 +91,7 @@ class Steps:
         return self.clock() - started
 
     def step(self) -> float:
-        """One training step."""
+        """Run one training step; returns its loss."""
         loss = self.loss()
         loss.backward()
         self.optimizer.step()
@@ -96,7 +99,7 @@ class Steps:
         return loss.item()
 
     def backward(self) -> None:
-        """The same without the optimizer's work."""
+        """Run one step without the optimizer's update."""
         self.loss().backward()
         self.optimizer.zero_grad()
 

@@ -1,8 +1,8 @@
-"""One side of the training benchmark: crosslayer-coding (PyPI's decode-clt 0.0.1), its own model, loss and optimizer.
+"""Crosslayer-coding's side of the training benchmark: the model, loss and optimizer of PyPI's decode-clt 0.0.1.
 
-It runs in an environment of its own. The step is its trainer's: features once for the loss, and once more inside the
-model's forward pass. Its pre-activation loss is switched off, for it would encode a third time; its sparsity penalty is
-on for JumpReLU only, as ours.
+This side runs in a separate Python environment. Its step is that of crosslayer-coding's trainer, which computes the
+features once for the loss and once more inside the model's forward pass. The pre-activation loss is switched off,
+because it would encode a third time. The sparsity penalty is on for JumpReLU only, as on our side.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from training_case import Case, Steps
 
 
 class Training:
-    """Its transcoder, and its loss of one batch."""
+    """Crosslayer-coding's transcoder, and its loss on one batch."""
 
     def __init__(self, case: Case, device: str) -> None:
         torch.set_float32_matmul_precision(case.precision)
         torch.manual_seed(case.seed)
         inputs, targets = case.activations(device)
-        self.inputs, self.targets = (dict(enumerate(part.unbind(1))) for part in (inputs, targets))
+        self.inputs, self.targets = (dict(enumerate(tensor.unbind(1))) for tensor in (inputs, targets))
         config = CLTConfig(
             num_features=case.features, num_layers=case.layers, d_model=case.d_model, activation_fn=case.nonlinearity,
             jumprelu_threshold=case.threshold, topk_k=case.active * case.layers,
@@ -42,8 +42,8 @@ class Training:
         self.steps = Steps(self.loss, optimizer, device, case.clock)
 
     def loss(self) -> Tensor:
-        """What its trainer computes for a batch, in the middle of a training."""
-        self.model.decoder_module._cached_decoder_norms = None  # as its trainer does after every step
+        """The loss that crosslayer-coding's trainer computes for a batch in the middle of a training run."""
+        self.model.decoder_module._cached_decoder_norms = None  # crosslayer-coding's trainer does this after every step
         features = self.model.get_feature_activations(self.inputs)
         return self.losses.compute_total_loss(
             self.model, self.inputs, self.targets, 500, 1000, precomputed_activations=features

@@ -1,4 +1,4 @@
-"""Sides of the training benchmark: OpenCLT's step, with either of its optimizers, and the same step densely."""
+"""OpenCLT's sides of the training benchmark: a step with either optimizer, and the same step in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.reference.dense_step import errors_densely
 
 SPARSITY = 1e-3
 BANDWIDTH = 0.1
-"""Width of JumpReLU's kernel, as a share of the threshold: a few more entries than the active ones get a gradient."""
+"""Width of JumpReLU's kernel as a share of the threshold, so that only few inactive features get a gradient."""
 
 
 class Training:
-    """A transcoder, and the loss of one batch."""
+    """A transcoder, and its loss on one batch."""
 
     def __init__(self, case: Case, device: str) -> None:
         torch.set_float32_matmul_precision(case.precision)
@@ -44,14 +44,14 @@ class Training:
         self.steps = Steps(self.loss, self.optimizer(), device, case.clock)
 
     def optimizer(self) -> Optimizer:
-        """The usual one, or the one that keeps no gradients."""
+        """Adam, or on the side "frugal" the optimizer that keeps no gradients."""
         parameters, config = self.transcoder.parameters(), LearningConfig()
         if self.case.side == "frugal":
             return AdamInBackward(parameters, lr=config.learning_rate, betas=tuple(config.betas))
         return adam(parameters, config)
 
     def answer(self, request: dict[str, Any]) -> dict[str, float]:
-        """Do what a request asks for."""
+        """Answer one request; its ``kind`` says what is measured."""
         if request["kind"] == "floor":
             return {"seconds": self.steps.seconds(self.encode)}
         if request["kind"] == "l0":
@@ -59,10 +59,10 @@ class Training:
         return self.steps.answer(request)
 
     def loss(self) -> Tensor:
-        """What is trained on, from the inputs to the number."""
+        """The loss of the batch: reconstruction, and with JumpReLU also sparsity."""
         jump = self.case.nonlinearity == "jumprelu"
-        found = errors_densely if self.case.side == "dense" else CrossLayerTranscoder.errors
-        features, errors, norms = found(self.transcoder, self.inputs, self.targets, norms=jump)
+        compute_errors = errors_densely if self.case.side == "dense" else CrossLayerTranscoder.errors
+        features, errors, norms = compute_errors(self.transcoder, self.inputs, self.targets, norms=jump)
         loss = losses.reconstruction_loss(errors[-1])
         if norms is None:
             return loss
@@ -70,13 +70,13 @@ class Training:
 
     @torch.no_grad()
     def encode(self) -> None:
-        """The one dense product that no step can do without."""
+        """Compute the encoder's products, which every step needs."""
         for layer, weight in enumerate(self.transcoder.W_enc):
             functional.linear(self.inputs[:, layer], weight)
 
     @torch.no_grad()
     def l0(self) -> float:
-        """Active features a token and layer."""
+        """Mean number of active features per token and layer."""
         counts = [int(active_counts(layer).sum()) for layer in self.transcoder(self.inputs).features]
         return sum(counts) / (self.case.layers * self.case.tokens)
 

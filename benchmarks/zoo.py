@@ -1,11 +1,11 @@
-"""Every architecture with every nonlinearity, trained on the embedded model and measured on the same held-out text.
+"""Zoo: every architecture with every nonlinearity, trained on the embedded model and measured on held-out text.
 
     python benchmarks/zoo.py --output zoo
 
-Each pair is trained for as many steps on the same tokens, in the same order. Nothing is tuned for a pair: a penalty's
-coefficient belongs to its nonlinearity, so rows differ in L0, and are to be read as points (L0, FVU), not as a ranking.
-Written to ``--output``: ``zoo.md`` (the table), ``zoo.json`` (all numbers) and ``zoo.png`` (the points). The last line
-is JSON.
+Each pair of architecture and nonlinearity is trained for the same number of steps on the same tokens in the same order,
+and measured on the same held-out text. No setting is tuned for a pair: the coefficient of a penalty belongs to its
+nonlinearity. Rows therefore differ in L0; read them as points (L0, FVU), not as a ranking. The directory ``--output``
+receives ``zoo.md`` (the table), ``zoo.json`` (all numbers) and ``zoo.png`` (the points). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Idle threads sleep instead of spinning: two trainings share the machine.
+# Idle threads sleep instead of spinning, because two training runs share the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -59,7 +59,7 @@ SAE_HOOK = "hook_mlp_out"
 
 
 class Recipe(NamedTuple):
-    """A nonlinearity, and the penalty that keeps it sparse."""
+    """A nonlinearity, the penalty that keeps its features sparse, and their firing rate before the first step."""
 
     nonlinearity: NonlinearityConfig
     sparsity: SparsityConfig | None = None
@@ -78,7 +78,7 @@ RECIPES = {
 
 
 class Row(NamedTuple):
-    """What came out for one pair."""
+    """The numbers of one pair of architecture and nonlinearity."""
 
     architecture: str
     nonlinearity: str
@@ -87,13 +87,13 @@ class Row(NamedTuple):
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, JSON-ready; the evaluation's numbers stand beside the others."""
+        """All fields as plain values for JSON; the numbers of the evaluation stand beside the others."""
         row = self._asdict()
         return {**row, **row.pop("evaluation").as_dict()}
 
 
 class Data(NamedTuple):
-    """What every pair is trained and measured on."""
+    """The language model, the contexts that every pair is trained on, and those that every pair is measured on."""
 
     model: LanguageModel
     contexts: Tensor
@@ -101,7 +101,7 @@ class Data(NamedTuple):
 
 
 def architectures(model: LanguageModel, n_features: int) -> dict[str, TranscoderConfig]:
-    """Each architecture, at about the same number of features."""
+    """Each architecture by its name, with about the same number of features."""
     clt = CrossLayerConfig(
         n_layers=model.n_layers, d_model=model.d_model, n_features=n_features, language_model=model.name
     )
@@ -126,7 +126,7 @@ def architectures(model: LanguageModel, n_features: int) -> dict[str, Transcoder
 
 @cache
 def data() -> Data:
-    """The model and its contexts; read once in each process."""
+    """The language model and its contexts, which each process makes once."""
     torch.set_num_threads(1)
     model = load_language_model("embedded")
     contexts, held_out = (
@@ -138,31 +138,31 @@ def data() -> Data:
 
 @cache
 def activations(input_hook: str, target_hook: str) -> MemoryStore:
-    """Activations of all training contexts."""
-    found = data()
-    store = Harvest(found.model, found.contexts, input_hook=input_hook, target_hook=target_hook, batch_size=64)
-    batches: list[ActivationBatch] = list(store)
+    """Activations of all training contexts at two hooks, which each process harvests once."""
+    model, contexts, _ = data()
+    harvest = Harvest(model, contexts, input_hook=input_hook, target_hook=target_hook, batch_size=64)
+    batches: list[ActivationBatch] = list(harvest)
     return MemoryStore(batches)
 
 
-def run(architecture: str, recipe: str, n_features: int, steps: int) -> Row:
-    """Train one pair and measure it."""
+def run(architecture: str, nonlinearity: str, n_features: int, steps: int) -> Row:
+    """Train and measure one pair."""
     started = time.monotonic()
     model, _, held_out = data()
-    chosen = RECIPES[recipe]
-    config = replace(architectures(model, n_features)[architecture], nonlinearity=chosen.nonlinearity)
+    recipe = RECIPES[nonlinearity]
+    config = replace(architectures(model, n_features)[architecture], nonlinearity=recipe.nonlinearity)
     settings = TrainingConfig.of(
         max_steps=steps,
         learning_rate=2e-3,
-        loss=LossConfig(sparsity=chosen.sparsity, auxiliary=1.0, dead_after_tokens=20_000),
-        initial_firing_rate=chosen.firing_rate,
+        loss=LossConfig(sparsity=recipe.sparsity, auxiliary=1.0, dead_after_tokens=20_000),
+        initial_firing_rate=recipe.firing_rate,
         seed=0,
     )
     store = activations(config.input_hook, config.target_hook)
     transcoder = train_on_activations(store, config, settings, progress=False).transcoder
     return Row(
         architecture=architecture,
-        nonlinearity=recipe,
+        nonlinearity=nonlinearity,
         parameters=sum(parameter.numel() for parameter in transcoder.parameters()),
         evaluation=measure(ReplacementModel(model, transcoder), held_out, batch_size=32),
         seconds=time.monotonic() - started,
@@ -186,42 +186,42 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """L0 against FVU, one colour for each architecture and one marker for each nonlinearity."""
+    """Draw L0 against FVU, with one colour for each architecture and one marker for each nonlinearity."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     ax = figure.add_subplot()
-    names = list(dict.fromkeys(row.architecture for row in rows))
-    recipes = list(dict.fromkeys(row.nonlinearity for row in rows))
-    colours = {name: colormaps["tab10"](number) for number, name in enumerate(names)}
-    markers = dict(zip(recipes, "os^DvP*X", strict=False))
+    architecture_names = list(dict.fromkeys(row.architecture for row in rows))
+    nonlinearity_names = list(dict.fromkeys(row.nonlinearity for row in rows))
+    colours = {name: colormaps["tab10"](index) for index, name in enumerate(architecture_names)}
+    markers = dict(zip(nonlinearity_names, "os^DvP*X", strict=False))
     for row in rows:
         numbers = row.evaluation.reconstruction
         ax.scatter(numbers.l0, numbers.fvu, color=colours[row.architecture], marker=markers[row.nonlinearity], s=36)
-    keys = [ax.scatter([], [], color=colours[name], marker="s", label=name) for name in names]
-    keys += [ax.scatter([], [], color="0.4", marker=markers[name], label=name) for name in recipes]
+    keys = [ax.scatter([], [], color=colours[name], marker="s", label=name) for name in architecture_names]
+    keys += [ax.scatter([], [], color="0.4", marker=markers[name], label=name) for name in nonlinearity_names]
     ax.set(xscale="log", yscale="log", xlabel="active features per token and layer (L0)", ylabel="FVU")
     figure.legend(handles=keys, loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train all pairs, print the table, write the files."""
+    """Train and measure the pairs, print the table, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
     option("--output", type=Path, default=None, help="directory for the table, the numbers and the figure")
     option("--steps", type=int, default=400, help="training steps of each pair (default: 400)")
     option("--features", type=int, default=384, help="features per layer (default: 384)")
-    option("--jobs", type=int, default=2, help="trainings at a time (default: 2)")
-    option("--architectures", nargs="+", default=None, help="only these (default: all)")
-    option("--nonlinearities", nargs="+", default=None, choices=RECIPES, help="only these (default: all)")
+    option("--jobs", type=int, default=2, help="training runs at a time (default: 2)")
+    option("--architectures", nargs="+", default=None, help="architectures to train (default: all)")
+    option("--nonlinearities", nargs="+", default=None, choices=RECIPES, help="nonlinearities to train (default: all)")
     options = parser.parse_args(arguments)
     known = architectures(load_language_model("embedded"), options.features)
     pairs = [
-        (architecture, recipe)
+        (architecture, nonlinearity)
         for architecture in options.architectures or known
-        for recipe in options.nonlinearities or RECIPES
+        for nonlinearity in options.nonlinearities or RECIPES
     ]
     started, rows = time.monotonic(), []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:

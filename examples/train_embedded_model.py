@@ -1,10 +1,11 @@
-"""Train the language model that ships with OpenCLT, from nothing but the package's own text.
+"""Training of the embedded model: the small GPT-2 that OpenCLT includes, trained on the package's own text only.
 
     python examples/train_embedded_model.py --output open_clt/embedded/model
 
-It writes a GPT-2 in Hugging Face's format (weights, tokenizer, and ``training.json`` with how it came about),
-and prints the evaluation table at the end. The defaults are those of the model that ships. On two CPU cores
-it takes under an hour; the same seed on the same machine and library versions gives the same model.
+The script writes a GPT-2 in Hugging Face's format (weights, tokenizer, and ``training.json``, which records how the
+model was made) and prints the evaluation table at the end. The defaults are those of the model that OpenCLT includes.
+Training takes less than an hour on two CPU cores. The same seed on the same machine with the same versions of the
+libraries gives the same model.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-# Idle threads sleep instead of spinning, which on a machine that does other work too is ten times slower.
+# Idle threads sleep instead of spinning; spinning is ten times slower on a machine that also does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -37,12 +38,12 @@ from open_clt.embedded.evaluation import EvaluationRow, evaluate, format_table
 log = logging.getLogger("train_embedded_model")
 END_OF_TEXT = "<|endoftext|>"
 CHUNK = 100
-"""For how many steps text is generated at a time."""
+"""Steps for which text is generated at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Everything that decides what model comes out."""
+    """All settings that determine the trained model."""
 
     seed: int = 0
     layers: int = 5
@@ -60,15 +61,34 @@ class TrainingSettings:
     precision: str = "bf16"
 
 
+HELP = {
+    "seed": "seed of the texts, of their order and of the first weights",
+    "layers": "layers of the model",
+    "d_model": "width of the model",
+    "heads": "attention heads of each layer",
+    "context": "longest context in tokens",
+    "steps": "training steps",
+    "copying_steps": "first steps, whose text teaches only copying",
+    "documents": "documents of a batch",
+    "learning_rate": "learning rate of AdamW at its peak",
+    "warmup": "steps over which the learning rate rises",
+    "cooling": "final share of the steps, over which the learning rate falls to zero",
+    "weight_decay": "weight decay of the layers' matrices",
+    "initial_scale": "standard deviation of the first weights",
+    "precision": "bf16 for bfloat16 autocast, any other text for float32",
+}
+"""What each setting means, as the command line's help says it."""
+
+
 class TrainingOutcome(NamedTuple):
-    """How many tokens were seen (no padding), and the mean loss over the last 200 steps, in nats."""
+    """The number of tokens that were trained on, without padding, and the mean loss of the last 200 steps in nats."""
 
     tokens: int
     loss: float
 
 
 def key_words() -> list[str]:
-    """Every entity and answer: words that must be one token each."""
+    """Every entity and every answer: the words that must each be one token."""
     words = [*facts.WOMEN, *facts.MEN, *facts.DAYS, *facts.MONTHS, *facts.NUMBERS, *facts.OPPOSITES]
     for country in facts.COUNTRIES:
         words += [country.name, country.capital, country.language, country.currency, *country.cities]
@@ -78,11 +98,10 @@ def key_words() -> list[str]:
 
 
 def train_tokenizer(seed: int, documents: int = 60_000, merges: int = 300) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose vocabulary also holds the corpus's whole words.
+    """Train a byte-level BPE tokenizer whose vocabulary also contains whole words of the corpus.
 
-    Merges alone would need several useless pieces for every name. Instead a word that stands in the
-    vocabulary is taken whole (``ignore_merges``, as in Llama 3's tokenizer), and only unknown words are built
-    from the merges.
+    Merges alone would cut every name into several pieces that mean nothing. With ``ignore_merges``, as in Llama 3's
+    tokenizer, a word in the vocabulary is one token, and only other words are built from merges.
     """
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     counts: Counter[str] = Counter()
@@ -111,56 +130,57 @@ def train_tokenizer(seed: int, documents: int = 60_000, merges: int = 300) -> Pr
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Every entity is one token, and any text comes back as it went in."""
+    """Raise ValueError unless every entity is one token and every text is the same after encoding and decoding."""
     split = [word for word in key_words() if len(tokenizer.encode(" " + word)) != 1]
     if split:
-        raise ValueError(f"these words are more than one token: {split}")
+        raise ValueError(f"These words are more than one token: {split}.")
     for text in ("The keys to the cabinet are here.", "Zürich, 東京 & naïve\n\tcode_42!", " two  spaces"):
         if tokenizer.decode(tokenizer.encode(text)) != text:
-            raise ValueError(f"{text!r} does not survive the tokenizer")
+            raise ValueError(f"{text!r} is another text after encoding and decoding.")
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings) -> Iterator[Tensor]:
-    """Yield token batches without end, -1 where a row is over; no document is seen twice.
+    """Yield one batch of tokens per step, padded with -1; no document is used twice.
 
-    Whole documents, one to a row, begin at position 0 and see nothing but themselves: that is how prompts are
-    asked. The first steps teach nothing but copying, whose circuit forms slowly and only where much of the
-    text needs it. After half of the steps every other batch is packed, to get used to the whole context.
+    A row holds one whole document from position 0, as a prompt does. The first steps teach only copying, whose circuit
+    forms slowly and only if much of the text needs it. In the second half of the steps half of the batches hold packed
+    rows, so that the model learns to use its whole context.
     """
     rng = random.Random(settings.seed)
     for chunk, first in enumerate(range(0, settings.steps, CHUNK), start=1):
-        wholes, packs = CHUNK, 0 if first < settings.steps / 2 else CHUNK // 2
+        n_packed = 0 if first < settings.steps / 2 else CHUNK // 2
         mixture = COPYING if first < settings.copying_steps else MIXTURE
-        number = (wholes - packs) * settings.documents + packs * 100
-        texts = generate_texts(number, settings.seed * 10_000 + chunk, mixture)
+        n_texts = (CHUNK - n_packed) * settings.documents + n_packed * 100
+        texts = generate_texts(n_texts, settings.seed * 10_000 + chunk, mixture)
         documents = [[tokenizer.bos_token_id, *ids] for ids in encode(tokenizer, list(texts))]
-        alone = documents[: (wholes - packs) * settings.documents]
-        made = group(alone, settings.documents, settings.context)
-        if packs:
-            rows = pack(documents[len(alone) :], settings.context)
-            made += rows.split(settings.documents // 4)[:packs]
-        rng.shuffle(made)
-        yield from made
+        one_per_row = documents[: (CHUNK - n_packed) * settings.documents]
+        chunk_batches = group(one_per_row, settings.documents, settings.context)
+        if n_packed:
+            rows = pack(documents[len(one_per_row) :], settings.context)
+            chunk_batches += rows.split(settings.documents // 4)[:n_packed]
+        rng.shuffle(chunk_batches)
+        yield from chunk_batches
 
 
 def group(documents: list[list[int]], size: int, context: int) -> list[Tensor]:
     """Batches of ``size`` documents of similar length, padded with -1."""
-    batches = []
+    grouped = []
     for start in range(0, len(documents), size * 20):
         by_length = sorted(documents[start : start + size * 20], key=len)
-        for at in range(0, len(by_length), size):
-            rows = [torch.tensor(document[:context]) for document in by_length[at : at + size]]
-            batches.append(pad_sequence(rows, batch_first=True, padding_value=-1))
-    return batches
+        for first in range(0, len(by_length), size):
+            rows = [torch.tensor(document[:context]) for document in by_length[first : first + size]]
+            grouped.append(pad_sequence(rows, batch_first=True, padding_value=-1))
+    return grouped
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, nothing added."""
-    return [found.ids for found in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    """Token ids of each text, without special tokens."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def pack(documents: list[list[int]], context: int) -> Tensor:
-    """Fill rows with documents; what does not fit at the end of a row is cut off."""
+    """Fill rows with documents, and cut off the part of a document that does not fit into its row."""
     rows: list[list[int]] = [[]]
     for document in documents:
         if len(rows[-1]) >= context:
@@ -170,10 +190,10 @@ def pack(documents: list[list[int]], context: int) -> Tensor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings) -> GPT2LMHeadModel:
-    """A GPT-2 with fresh weights and without dropout.
+    """A GPT-2 with new weights and without dropout.
 
-    GPT-2's own initial scale (0.02) suits d_model = 768 and more. Here it leaves attention so flat that
-    copying from the context (induction, the indirect object) had not begun when the facts were learned.
+    GPT-2's initial scale of 0.02 suits d_model = 768 and more. In a model of this size it leaves attention so flat that
+    the model had learned the facts before it began to copy from the context (induction, the indirect object).
     """
     torch.manual_seed(settings.seed)
     config = GPT2Config(
@@ -196,16 +216,17 @@ def build_model(tokenizer: PreTrainedTokenizerFast, settings: TrainingSettings) 
 
 
 def sinusoids(settings: TrainingSettings) -> Tensor:
-    """Where the learned positions start from: "one token before" is then the same rotation everywhere."""
+    """Initial position embeddings: sinusoids, for which "one token before" is the same rotation at every position."""
     frequencies = 1000.0 ** (-torch.arange(0, settings.d_model, 2) / settings.d_model)
     angles = torch.arange(settings.context)[:, None] * frequencies
     return 1.5 * settings.initial_scale * torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 def build_optimizer(model: GPT2LMHeadModel, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW; only the layers' matrices decay: decay is what makes composing cheaper than memorising."""
-    decayed = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name]
-    others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".h." in name)]
+    """AdamW with weight decay on the layers' matrices only; decay makes composing cheaper than memorising."""
+    parameters = list(model.named_parameters())
+    decayed = [parameter for name, parameter in parameters if parameter.ndim == 2 and ".h." in name]
+    others = [parameter for name, parameter in parameters if not (parameter.ndim == 2 and ".h." in name)]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -214,7 +235,7 @@ def build_optimizer(model: GPT2LMHeadModel, settings: TrainingSettings) -> torch
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
-    """Linear warm-up, a long plateau (circuits form while steps are large), and a linear way down to zero."""
+    """Linear warm-up, a long plateau, on which circuits form because steps are large, and linear decay to zero."""
     cooling = settings.cooling * settings.steps
     return min(1.0, (step + 1) / settings.warmup, (settings.steps - step) / cooling)
 
@@ -223,18 +244,18 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
 def evaluate_model(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, limit: int | None = None
 ) -> list[EvaluationRow]:
-    """The evaluation table of a model; prompts begin with the token that begins documents in training."""
+    """The rows of the evaluation table; prompts begin with the same token as the documents of training."""
 
     def next_token_ids(prompts: list[str]) -> list[int]:
-        found: list[int] = []
+        predictions: list[int] = []
         for start in range(0, len(prompts), 100):
             ids = [[tokenizer.bos_token_id, *row] for row in encode(tokenizer, prompts[start : start + 100])]
             longest = max(len(row) for row in ids)
             padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
             last = torch.tensor([len(row) - 1 for row in ids])
             logits = model(padded).logits[torch.arange(len(ids)), last]
-            found += logits.argmax(dim=-1).tolist()
-        return found
+            predictions += logits.argmax(dim=-1).tolist()
+        return predictions
 
     return evaluate(next_token_ids, lambda text: encode(tokenizer, [text])[0], limit)
 
@@ -246,10 +267,10 @@ def train(
     output: Path,
     every: int,
 ) -> TrainingOutcome:
-    """Run all steps, logging and saving as it goes."""
+    """Run all steps; every ``every`` steps the model is evaluated and saved."""
     optimizer = build_optimizer(model, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
-    losses, seen, started = [], 0, time.time()
+    losses, n_tokens, started = [], 0, time.time()
     for step, tokens in enumerate(batches(tokenizer, settings), start=1):
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = model(tokens.clamp(min=0)).logits
@@ -259,15 +280,15 @@ def train(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        seen += int((tokens >= 0).sum())
+        n_tokens += int((tokens >= 0).sum())
         losses.append(loss.item())
         if step % 100 == 0:
-            speed = seen / (time.time() - started)
+            speed = n_tokens / (time.time() - started)
             log.info("step %d/%d loss %.4f, %.0f tokens/s", step, settings.steps, sum(losses[-100:]) / 100, speed)
         if step % every == 0 and step < settings.steps:
             log.info("after step %d:\n%s", step, format_table(evaluate_model(model, tokenizer, limit=150)))
             model.save_pretrained(output)
-    return TrainingOutcome(tokens=seen, loss=sum(losses[-200:]) / len(losses[-200:]))
+    return TrainingOutcome(tokens=n_tokens, loss=sum(losses[-200:]) / len(losses[-200:]))
 
 
 def write_record(
@@ -277,7 +298,7 @@ def write_record(
     outcome: TrainingOutcome,
     seconds: float,
 ) -> None:
-    """Write down how the model came about, and how well it does."""
+    """Write how the model was made and how well it does its tasks."""
     record = {
         "format_version": 1,
         "made_by": "examples/train_embedded_model.py",
@@ -293,20 +314,20 @@ def write_record(
 
 
 def parse_arguments() -> tuple[TrainingSettings, argparse.Namespace]:
-    """The settings, each of which is an option of its own, and where to write."""
+    """Read the command line, which has one option for each setting; returns the settings and the other options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = asdict(TrainingSettings())
     for name, value in defaults.items():
         option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=type(value), default=value, help=f"default {value}")
-    parser.add_argument("--output", type=Path, default=MODEL_DIRECTORY, help="where the model goes")
+        parser.add_argument(option, type=type(value), default=value, help=f"{HELP[name]} (default: {value})")
+    parser.add_argument("--output", type=Path, default=MODEL_DIRECTORY, help="directory for the model")
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps between evaluations")
     arguments = parser.parse_args()
     return TrainingSettings(**{name: getattr(arguments, name) for name in defaults}), arguments
 
 
 def main() -> None:
-    """Tokenizer, model, training, evaluation, files."""
+    """Make the tokenizer and the model, train, evaluate, and write the files."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     settings, arguments = parse_arguments()
     started = time.time()

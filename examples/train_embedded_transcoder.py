@@ -1,11 +1,12 @@
-"""Train the cross-layer transcoder that ships with OpenCLT, on the language model that ships with it.
+"""Training of the embedded model's transcoder: the cross-layer transcoder that OpenCLT includes.
 
     python examples/train_embedded_transcoder.py --output open_clt/embedded/transcoder
 
-It uses the package's own trainer and nothing else, and writes the transcoder (``config.json`` and safetensors) and
-``training.json``: settings, curves, and what the stored transcoder scores on text it never saw, reconstruction and
-sparsity as well as how far the language model still works when every MLP is replaced. It takes some minutes on two
-CPU cores, and the same seed on the same machine and library versions gives the same transcoder.
+The script uses OpenCLT's ``train_transcoder``. It writes the transcoder (``config.json`` and safetensors) and
+``training.json``, which holds the settings, the training curves, and the scores of the stored transcoder on text that
+it was not trained on: reconstruction, sparsity, and how well the language model does its tasks when every MLP is
+replaced. Training takes some minutes on two CPU cores. The same seed on the same machine with the same versions of the
+libraries gives the same transcoder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Idle threads sleep instead of spinning, which on a machine that does other work too is much faster.
+# Idle threads sleep instead of spinning, which is much faster on a machine that also does other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -44,14 +45,14 @@ log = logging.getLogger("train_embedded_transcoder")
 DOCUMENTS = 16_000
 HELD_OUT_DOCUMENTS = 1_500
 CONTEXT_LENGTH = 40
-# The language model learned from seeds 1, 2, ...: these two are text that neither it nor the transcoder saw before.
+# The language model was trained on texts of the seeds 1, 2, ..., so it has not seen the texts of these two seeds.
 TRAINING_TEXT_SEED = 500_000_001
 HELD_OUT_TEXT_SEED = 500_000_002
 BARS = {"fvu": 0.10, "l0": 20.0, "dead_share": 0.05, "top1_agreement": 0.90}
 
 
 def transcoder_settings(model: LanguageModel) -> CrossLayerConfig:
-    """The shape of the transcoder that ships."""
+    """The shape of the transcoder that OpenCLT includes."""
     return CrossLayerConfig(
         n_layers=model.n_layers,
         n_features=768,
@@ -62,12 +63,12 @@ def transcoder_settings(model: LanguageModel) -> CrossLayerConfig:
 
 
 def training_settings(arguments: argparse.Namespace) -> TrainingConfig:
-    """How it is trained. Nothing is held out here: the script has held-out text of its own."""
+    """How the transcoder is trained; no context is held out, because the script measures on separate texts."""
     return TrainingConfig.of(
         max_steps=arguments.steps,
         batch_size=1024,
         learning_rate=2e-3,
-        # Dead features are revived soon and with full weight: otherwise one in ten stays dead.
+        # Dead features are revived early and with full weight; otherwise one feature in ten stays dead.
         loss=LossConfig(auxiliary=1.0, dead_after_tokens=20_000),
         initial_firing_rate=0.02,
         held_out_contexts=0,
@@ -78,49 +79,49 @@ def training_settings(arguments: argparse.Namespace) -> TrainingConfig:
 
 @torch.no_grad()
 def scores_of(transcoder: Transcoder, model: LanguageModel, contexts: Tensor) -> dict[str, Any]:
-    """Numbers on some contexts, and whether the model with every MLP replaced still knows its tasks."""
-    replaced = ReplacementModel(model, transcoder)
+    """The numbers of a transcoder on contexts, and the scores of the model on its tasks with and without its MLPs."""
+    replacement = ReplacementModel(model, transcoder)
 
     def right_answers(logits: Any) -> dict[str, float]:
         def next_tokens(prompts: list[str]) -> list[int]:
             return [int(logits(model.tokenize(prompt)[None])[0, -1].argmax()) for prompt in prompts]
 
-        found = evaluate(next_tokens, lambda text: model.token_ids([text])[0], limit=150)
-        return {row.task: row.top1 for row in found}
+        rows = evaluate(next_tokens, lambda text: model.token_ids([text])[0], limit=150)
+        return {row.task: row.top1 for row in rows}
 
-    numbers = measure(replaced, contexts, batch_size=32).as_dict()
-    return {**numbers, "tasks_original": right_answers(model.logits), "tasks": right_answers(replaced.logits)}
+    numbers = measure(replacement, contexts, batch_size=32).as_dict()
+    return {**numbers, "tasks_original": right_answers(model.logits), "tasks": right_answers(replacement.logits)}
 
 
 def parse_arguments() -> argparse.Namespace:
-    """What can be set from outside."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="the language model (default: the embedded one)")
-    parser.add_argument("--output", type=Path, default=TRANSCODER_DIRECTORY, help="where the transcoder goes")
+    parser.add_argument("--output", type=Path, default=TRANSCODER_DIRECTORY, help="directory for the transcoder")
     parser.add_argument("--steps", type=int, default=3_000, help="training steps (default: 3000)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and of the order of tokens (default: 0)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Texts, training, files, and the scores of what stands in the files."""
+    """Make the texts, train, write the files, and measure the transcoder that the files hold."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     arguments = parse_arguments()
     started = time.monotonic()
     model = load_language_model(arguments.model)
-    # Every context begins as a document begins and is hardly longer than one, as in the language model's training.
+    # As in the training of the language model, a context begins where a document begins, and is hardly longer than one.
     contexts, held_out = (
-        pack_contexts(generate_texts(number, seed), model, CONTEXT_LENGTH, from_start=True)
-        for number, seed in ((DOCUMENTS, TRAINING_TEXT_SEED), (HELD_OUT_DOCUMENTS, HELD_OUT_TEXT_SEED))
+        pack_contexts(generate_texts(n_documents, seed), model, CONTEXT_LENGTH, from_start=True)
+        for n_documents, seed in ((DOCUMENTS, TRAINING_TEXT_SEED), (HELD_OUT_DOCUMENTS, HELD_OUT_TEXT_SEED))
     )
     log.info("%d tokens to train on, %d held out", contexts.numel(), held_out.numel())
     settings = training_settings(arguments)
-    record = train_transcoder(model, contexts, transcoder_settings(model), settings)
+    result = train_transcoder(model, contexts, transcoder_settings(model), settings)
 
-    save_transcoder(record.transcoder, arguments.output, dtype=torch.float16)
+    save_transcoder(result.transcoder, arguments.output, dtype=torch.float16)
     stored = load_transcoder(arguments.output)
     scores = scores_of(stored, model, held_out)
-    summary = record.summary()
+    summary = result.summary()
     summary.pop("held_out")
     content = {
         "format_version": 1,

@@ -1,9 +1,9 @@
-"""Print pip constraints for this machine, read from ``poetry.lock``.
+"""Constraints for pip: the versions of ``poetry.lock`` that apply to this Python and this machine, printed.
 
-The lock is the one record of which versions belong together. Poetry reads it itself; pip cannot, so set-up runs
-this file and hands pip the result (``pip install -c constraints.txt``). Nothing derived from it is committed.
+``poetry.lock`` is the only record of versions. Poetry reads it, but pip cannot, so the installation runs this script
+and passes its output to pip (``pip install -c constraints.txt``). The output is never committed.
 
-Only the standard library and pip itself are needed, so that it runs in a virtual environment made a second ago.
+The script needs only the standard library and pip, so it runs in a new virtual environment.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ LOCK = Path(__file__).resolve().parent.parent / "poetry.lock"
 def constraints(lock: Mapping[str, Any]) -> Iterator[str]:
     """Yield ``name==version`` for every locked package that applies to the running interpreter and platform.
 
-    A constraint installs nothing: packages of every extra are named, and pip takes those it comes across.
+    A constraint installs nothing. The packages of every extra are among the constraints, and pip uses those that it
+    needs.
     """
     extras = ["", *lock.get("extras", {})]
     for package in lock["package"]:
         markers = package.get("markers", "")
-        # One marker for all groups, or one for each group: the package applies here when any of them does.
+        # A package has one marker for all groups or one for each group; it is needed if any of them applies.
         alternatives = markers.values() if isinstance(markers, Mapping) else [markers]
         if any(_applies(marker, extras) for marker in alternatives):
             yield f"{package['name']}=={package['version']}"

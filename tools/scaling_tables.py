@@ -1,6 +1,7 @@
-"""Print the tables of docs/scaling.md, from the formulas of ``open_clt.training.parallel.scaling``.
+"""Tables of docs/scaling.md, printed from the formulas of ``open_clt.training.parallel.scaling``.
 
-A test holds the page against what this prints: after a change of formula, run it and paste.
+A test compares the page with these tables. After a change of a formula, run this script and paste its output into the
+page.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from open_clt.training.parallel.scaling import (
     traffic,
 )
 
-# Rates that are held for long, a half to two thirds of an H100's data sheet: NVLink inside a machine of eight GPUs, and
-# 400 Gbit/s a GPU between machines.
+# Sustained rates, one half to two thirds of those in an H100's data sheet: NVLink inside a machine of eight GPUs, and
+# 400 Gbit/s per GPU between machines.
 H100 = Hardware(flops=300e12, memory=2e12, shard_link=200e9, replica_link=25e9)
-A_MACHINE = 8
+GPUS_OF_A_MACHINE = 8
 
 
 class Plan(NamedTuple):
-    """A transcoder, and how it might be trained."""
+    """A transcoder, and layouts in which it could be trained."""
 
     name: str
     config: CrossLayerConfig
     layouts: list[tuple[Layout, int]]
-    """Each with its batch size."""
+    """Layouts of the processes, each with its batch size."""
 
 
 def _clt(n_layers: int, d_model: int, n_features: int, k: int) -> CrossLayerConfig:
@@ -57,7 +58,7 @@ PLANS = [
 
 
 def parameter_table(plans: list[Plan]) -> Iterator[str]:
-    """How large each transcoder is."""
+    """The table of parameters and their memory."""
     names = "transcoder of", "layers", "d_model", "features a layer", "k", "S", "parameters", "with gradients and Adam"
     yield from _head(*names)
     for name, config, _ in plans:
@@ -67,7 +68,7 @@ def parameter_table(plans: list[Plan]) -> Iterator[str]:
 
 
 def layout_table(plans: list[Plan]) -> Iterator[str]:
-    """What a step costs each device."""
+    """The table of memory and traffic of a step for each device."""
     names = "shards × replicas", "batch", "weights", "activations", "sent: shards", "sent: replicas"
     yield from _head("transcoder of", *names)
     for name, config, layouts in plans:
@@ -77,13 +78,13 @@ def layout_table(plans: list[Plan]) -> Iterator[str]:
 
 
 def time_table(plans: list[Plan], hardware: Hardware) -> Iterator[str]:
-    """How long a step takes, part by part."""
+    """The table of the time of a step and of its parts."""
     yield from _head("transcoder of", "shards × replicas", *StepTime._fields, "step", "tokens a second")
     for name, config, layouts in plans:
         for layout, batch in layouts:
-            inside = layout.shards * layout.replicas <= A_MACHINE
-            links = hardware._replace(replica_link=hardware.shard_link) if inside else hardware
-            time = step_time(config, float(_k(config)), batch, layout, links)
+            fits_machine = layout.shards * layout.replicas <= GPUS_OF_A_MACHINE
+            rates = hardware._replace(replica_link=hardware.shard_link) if fits_machine else hardware
+            time = step_time(config, float(_k(config)), batch, layout, rates)
             parts = (f"{part * 1e3:.0f} ms" if part else "–" for part in (*time, time.total))
             yield _row(name, _shape(layout), *parts, f"{round(batch / time.total, -2):,.0f}")
 
@@ -111,7 +112,7 @@ def _gigabytes(size: float) -> str:
 
 
 def tables() -> list[str]:
-    """All tables of the page."""
+    """All tables of the page, in its order."""
     return ["\n".join(table) for table in (parameter_table(PLANS), layout_table(PLANS), time_table(PLANS, H100))]
 
 
