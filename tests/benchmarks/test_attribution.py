@@ -1,4 +1,4 @@
-"""The attribution benchmark runs, at sizes where it measures nothing, and says what it should."""
+"""The attribution benchmark, run at sizes that are too small for its figures to mean anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = {
 
 @pytest.mark.slow
 def test_the_last_line_holds_the_figures_and_the_slow_twin_agrees() -> None:
-    sizes = [text for name, value in SIZES.items() for text in (f"--{name}", str(value))]
+    sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
     run = subprocess.run([sys.executable, str(SCRIPT), *sizes], capture_output=True, text=True, check=True)
     result = json.loads(run.stdout.splitlines()[-1])
     assert {"seconds", "extra_memory_mb", "floor_ratio", "long_seconds", "long_extra_memory_mb"} <= set(result)
