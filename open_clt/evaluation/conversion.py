@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from open_clt.errors import TextError
-from open_clt.evaluation.evaluate import Evaluation, measure
+from open_clt.evaluation.evaluate import Evaluation, measure_each
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.to_jumprelu import Conversion, convert_to_jumprelu
@@ -74,8 +74,5 @@ def convert_transcoder(
     inputs = torch.cat([capture.inputs[:, first:].flatten(0, 1) for capture in captures])
     targets = torch.cat([capture.targets[:, first:].flatten(0, 1) for capture in captures])
     conversion = convert_to_jumprelu(transcoder, inputs, targets)
-    before, after = (
-        measure(ReplacementModel(model, version), contexts[fitted:], batch_size=batch_size)
-        for version in (transcoder, conversion.transcoder)
-    )
-    return ConversionRecord(conversion, before, after)
+    versions = [ReplacementModel(model, version) for version in (transcoder, conversion.transcoder)]
+    return ConversionRecord(conversion, *measure_each(versions, contexts[fitted:], batch_size=batch_size))

@@ -8,13 +8,14 @@ position of a context is left out of all numbers, as in training, unless the tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from open_clt.language.language_model import Captured
 from open_clt.replacement.comparison import LogitAccumulator, LogitComparison, cross_entropies, share_recovered
 from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.metrics import LayerMetrics, MetricsAccumulator, TranscoderMetrics
@@ -82,7 +83,6 @@ class Evaluation(NamedTuple):
         )
 
 
-@torch.no_grad()
 def measure(
     replacement: ReplacementModel,
     contexts: Int[Tensor, "context position"],
@@ -95,25 +95,59 @@ def measure(
     With ``alone``, predictions with one MLP replaced at a time are measured too, which takes one more run per layer.
     Raises TextError if contexts are too short to predict a token.
     """
-    model, config, first = replacement.model, replacement.transcoder.config, replacement.transcoder.first_position
-    metrics = MetricsAccumulator(replacement.transcoder)
-    models = [replacement, *(_single_layer_models(replacement) if alone else [])]
-    accumulators = [LogitAccumulator(first=first) for _ in models]
+    return measure_each([replacement], contexts, alone=alone, batch_size=batch_size)[0]
+
+
+@torch.no_grad()
+def measure_each(
+    replacements: Sequence[ReplacementModel],
+    contexts: Int[Tensor, "context position"],
+    *,
+    alone: bool = False,
+    batch_size: int = 8,
+) -> list[Evaluation]:
+    """Measure several replacement models of one language model, which runs only once per context for all of them.
+
+    Their transcoders read and write at the same hooks; all else is as in ``measure``.
+    """
+    model, config = replacements[0].model, replacements[0].transcoder.config
+    measurements = [_Measurement(replacement, alone=alone) for replacement in replacements]
     batches = [batch.to(model.device) for batch in contexts.split(batch_size)]
     for tokens in batches:
         original = model.capture(tokens, config.input_hook, config.target_hook)
+        for measurement in measurements:
+            measurement.update(original, tokens)
+    return [measurement.result(batches) for measurement in measurements]
+
+
+@final
+class _Measurement:
+    """The sums that belong to one replacement model."""
+
+    def __init__(self, replacement: ReplacementModel, *, alone: bool) -> None:
+        self._replacement = replacement
+        self._metrics = MetricsAccumulator(replacement.transcoder)
+        self._models = [replacement, *(_single_layer_models(replacement) if alone else [])]
+        self._first = replacement.transcoder.first_position
+        self._accumulators = [LogitAccumulator(first=self._first) for _ in self._models]
+
+    def update(self, original: Captured, tokens: Int[Tensor, "context position"]) -> None:
+        """Add a batch of contexts, on which the original model has run."""
         assert original.logits is not None
-        inputs, targets = (hooked[:, first:].flatten(0, 1) for hooked in (original.inputs, original.targets))
-        metrics.update(inputs, targets)
-        for replaced, accumulator in zip(models, accumulators, strict=True):
+        inputs, targets = (hooked[:, self._first :].flatten(0, 1) for hooked in (original.inputs, original.targets))
+        self._metrics.update(inputs, targets)
+        for replaced, accumulator in zip(self._models, self._accumulators, strict=True):
             accumulator.update(original.logits, replaced.logits(tokens), tokens)
-    all_layers, *single_layers = (accumulator.result() for accumulator in accumulators)
-    return Evaluation(
-        reconstruction=metrics.result(),
-        logits=all_layers,
-        cross_entropy_ablated=_ablated(replacement, batches, metrics.target_means()),
-        alone=tuple(single_layers),
-    )
+
+    def result(self, batches: list[Tensor]) -> Evaluation:
+        """The evaluation; runs the ablated model on all contexts, whose mean MLP outputs are known now."""
+        all_layers, *single_layers = (accumulator.result() for accumulator in self._accumulators)
+        return Evaluation(
+            reconstruction=self._metrics.result(),
+            logits=all_layers,
+            cross_entropy_ablated=_ablated(self._replacement, batches, self._metrics.target_means()),
+            alone=tuple(single_layers),
+        )
 
 
 def _single_layer_models(replacement: ReplacementModel) -> list[ReplacementModel]:

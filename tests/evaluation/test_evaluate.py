@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.data.contexts import pack_contexts
-from open_clt.evaluation.evaluate import Evaluation, measure
+from open_clt.evaluation.evaluate import Evaluation, measure, measure_each
 from open_clt.evaluation.report import report
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
@@ -74,8 +74,9 @@ def test_a_layer_replaced_alone_equals_the_replacement_model_of_that_layer(
 
 
 @pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("replacements", [1, 3])
 def test_the_unchanged_model_runs_once_per_context(
-    tiny_gpt2: LanguageModel, contexts: Tensor, alone: bool, monkeypatch: pytest.MonkeyPatch
+    tiny_gpt2: LanguageModel, contexts: Tensor, alone: bool, replacements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One run is of the unchanged model; the others replace all layers, replace one layer, or ablate."""
     rows: list[int] = []
@@ -85,10 +86,13 @@ def test_the_unchanged_model_runs_once_per_context(
         rows.append(tokens.shape[0])
         return forward(tokens, **settings)
 
+    models = [ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2, seed=seed)) for seed in range(replacements)]
     monkeypatch.setattr(tiny_gpt2.bridge, "forward", counted)
-    measure(ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2)), contexts, alone=alone, batch_size=4)
+    evaluations = measure_each(models, contexts, alone=alone, batch_size=4)
     changed_runs = 2 + (tiny_gpt2.n_layers if alone else 0)
-    assert sum(rows) == (1 + changed_runs) * contexts.shape[0]
+    assert sum(rows) == (1 + replacements * changed_runs) * contexts.shape[0]
+    for model, evaluation in zip(models, evaluations, strict=True):
+        assert evaluation == measure(model, contexts, alone=alone, batch_size=4)
 
 
 def test_an_evaluation_is_rebuilt_from_its_totals_and_layers(tiny_gpt2: LanguageModel, contexts: Tensor) -> None:
