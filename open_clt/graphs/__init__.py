@@ -1,1 +1,1 @@
-"""Attribution graphs: what a graph is, and what can be done with one."""
+"""Attribution graphs: their nodes, edges and settings, and operations on them."""

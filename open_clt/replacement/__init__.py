@@ -1,1 +1,1 @@
-"""A language model whose MLPs are a transcoder: run it, let it write, and compare it with the original."""
+"""Replacement models: language models whose MLP outputs come from a transcoder; their text, and their accuracy."""

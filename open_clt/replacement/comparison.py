@@ -1,7 +1,7 @@
-"""How far a changed model's predictions are from the original's: cross-entropy, KL divergence and agreement.
+"""Comparison of predictions: cross-entropy, KL divergence and agreement of a changed model with the original one.
 
-These numbers are computed here and nowhere else. Each has a function that gives one number per position;
-``LogitComparison`` is the record of their means, and ``LogitAccumulator`` computes it over batches of contexts.
+All other modules take these numbers from here. For each of them, a function computes one value per position.
+``LogitComparison`` is the record of their means, and ``LogitAccumulator`` computes this record over many contexts.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ class LogitComparison(NamedTuple):
     """Means over the predictions that were compared."""
 
     cross_entropy_original: float
-    """Nats per token."""
+    """Cross-entropy of the original model, in nats per token."""
     cross_entropy_replacement: float
-    """Nats per token."""
+    """Cross-entropy of the replacement model, in nats per token."""
     kl_divergence: float
-    """KL(original || replacement), nats per token."""
+    """KL(original || replacement), in nats per token."""
     top1_agreement: float
-    """Share of the predictions for which both models hold the same token most probable."""
+    """Share of the predictions for which both models give the highest probability to the same token."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers by the names that files and tables give them; JSON-ready."""
+        """Return the numbers as plain values, under the names that files and tables use."""
         return {
             "ce_original": self.cross_entropy_original,
             "ce_replacement": self.cross_entropy_replacement,
@@ -40,35 +40,38 @@ class LogitComparison(NamedTuple):
 
 
 class Continuations(NamedTuple):
-    """What both models write after the same text."""
+    """The continuations that both models write after the same text."""
 
     original: Generation
+    """Text and tokens that the original model wrote."""
     replacement: Generation
+    """Text and tokens that the replacement model wrote."""
 
 
 class Comparison(NamedTuple):
-    """A language model and its replacement, on one text."""
+    """The numbers that compare a language model with its replacement model on one text."""
 
     logits: LogitComparison
+    """Means of cross-entropy, KL divergence and agreement."""
     cosine: float
-    """Mean cosine of the two models' logits at a position, each centred."""
+    """Mean over the positions of the cosine between the two models' logits, each centred first."""
     mean_squared_error: float
     """Mean squared difference of the logits."""
     cross_entropy_ablated: float
-    """Nats per token with each replaced MLP output set to its mean over the text."""
+    """Cross-entropy in nats per token when each replaced MLP output is set to its mean over the text."""
     continuations: Continuations | None
-    """None if the text fills the context."""
+    """What both models write after the text; None if the text leaves no room for more tokens."""
 
     @property
     def share_recovered(self) -> float | None:
         """1 if the replacement predicts as well as the original, 0 if it predicts as badly as the ablation.
 
-        None if the ablation does no harm.
+        It is None if the ablation does not raise the cross-entropy.
         """
         return share_recovered(self.logits, self.cross_entropy_ablated)
 
     def summary(self) -> str:
-        """All of it in a few lines, for reading."""
+        """Describe the comparison in a few lines of text."""
         logits = self.logits
         recovered = "" if self.share_recovered is None else f", {self.share_recovered:.0%} recovered"
         lines = [
@@ -89,12 +92,13 @@ class Comparison(NamedTuple):
 class LogitAccumulator:
     """Sums over batches of contexts; ``result`` is the comparison of all predictions so far.
 
-    Compared are the predictions made at positions ``first`` and later, where the next token is known.
+    It compares the predictions made at positions ``first`` and later, except the last position of each context, whose
+    next token is not known.
     """
 
     def __init__(self, *, first: int) -> None:
         self._first = first
-        self._predictions = 0
+        self._n_predictions = 0
         self._sums = torch.zeros(len(LogitComparison._fields), dtype=torch.float64)
 
     @torch.no_grad()
@@ -104,16 +108,16 @@ class LogitAccumulator:
         replacement: Float[Tensor, "batch position vocab"],
         tokens: Int[Tensor, "batch position"],
     ) -> None:
-        """Add one batch of contexts; raises TextError if they are too short for any prediction to be compared."""
-        surprises = [cross_entropies(logits, tokens, self._first) for logits in (original, replacement)]
+        """Add one batch of contexts; raises TextError if they are too short to hold a prediction to compare."""
+        losses = [cross_entropies(logits, tokens, self._first) for logits in (original, replacement)]
         original, replacement = (logits[:, self._first : -1] for logits in (original, replacement))
-        columns = (*surprises, kl_divergences(original, replacement), agreements(original, replacement))
-        self._predictions += surprises[0].numel()
+        columns = (*losses, kl_divergences(original, replacement), agreements(original, replacement))
+        self._n_predictions += losses[0].numel()
         self._sums += torch.stack([column.float() for column in columns]).cpu().double().sum((1, 2))
 
     def result(self) -> LogitComparison:
-        """Means over all predictions so far."""
-        return LogitComparison(*(self._sums / self._predictions).tolist())
+        """Return the means over all predictions so far."""
+        return LogitComparison(*(self._sums / self._n_predictions).tolist())
 
 
 def compare_logits(
@@ -122,30 +126,33 @@ def compare_logits(
     tokens: Int[Tensor, "batch position"],
     first: int = 0,
 ) -> LogitComparison:
-    """Compare the predictions made at positions ``first`` and later, where the next token is known."""
-    sums = LogitAccumulator(first=first)
-    sums.update(original, replacement, tokens)
-    return sums.result()
+    """Compare the predictions made at positions ``first`` and later, except the last, whose next token is not known."""
+    accumulator = LogitAccumulator(first=first)
+    accumulator.update(original, replacement, tokens)
+    return accumulator.result()
 
 
 def cross_entropies(
     logits: Float[Tensor, "batch position vocab"], tokens: Int[Tensor, "batch position"], first: int = 0
 ) -> Float[Tensor, "batch prediction"]:
-    """Surprise at the token that follows each position from ``first`` on, in nats; the last position has none.
+    """Cross-entropy in nats of the prediction made at each position from ``first`` on, except the last position.
 
     Raises TextError if there is no such position.
     """
-    following = tokens[:, first + 1 :].to(logits.device)
-    if not following.numel():
-        raise TextError("The text is too short to compare predictions on; give at least two words.")
+    next_tokens = tokens[:, first + 1 :].to(logits.device)
+    if not next_tokens.numel():
+        raise TextError(
+            f"The text has {tokens.shape[1]} tokens; to compare predictions from position {first} on, "
+            f"give at least {first + 2}."
+        )
     predictions = logits[:, first:-1].float().flatten(0, 1)
-    return functional.cross_entropy(predictions, following.flatten(), reduction="none").view(following.shape)
+    return functional.cross_entropy(predictions, next_tokens.flatten(), reduction="none").view(next_tokens.shape)
 
 
 def kl_divergences(
     original: Float[Tensor, "*position vocab"], changed: Float[Tensor, "*position vocab"]
 ) -> Float[Tensor, "*position"]:
-    """KL(original || changed) of the next token at each position, in nats."""
+    """KL(original || changed) of the predictions for the next token at each position, in nats."""
     before, after = original.float().log_softmax(-1), changed.float().log_softmax(-1)
     return (before.exp() * (before - after)).sum(-1)
 
@@ -153,22 +160,22 @@ def kl_divergences(
 def agreements(
     original: Float[Tensor, "*position vocab"], changed: Float[Tensor, "*position vocab"]
 ) -> Bool[Tensor, "*position"]:
-    """Whether both hold the same next token most probable, at each position."""
+    """Whether both logits are highest for the same token, at each position."""
     return original.argmax(-1) == changed.argmax(-1)
 
 
 def cosines(
     original: Float[Tensor, "*position vocab"], changed: Float[Tensor, "*position vocab"]
 ) -> Float[Tensor, "*position"]:
-    """Cosine of the logits at each position, both centred."""
+    """Cosine of the two models' logits at each position, after the mean of each is subtracted."""
     centred = [logits.float() - logits.float().mean(-1, keepdim=True) for logits in (original, changed)]
     return functional.cosine_similarity(*centred, dim=-1)
 
 
 def share_recovered(logits: LogitComparison, ablated: float) -> float | None:
-    """Share of the loss that ablation causes and the replacement does not; None if ablation causes none.
+    """Share of the ablation's harm that the replacement avoids; None if the ablation does not raise the cross-entropy.
 
-    ``ablated`` is the cross-entropy with the ablation.
+    The harm of a change is the rise of the cross-entropy, and ``ablated`` is the cross-entropy with the ablation.
     """
     original, replacement = logits.cross_entropy_original, logits.cross_entropy_replacement
     return (ablated - replacement) / (ablated - original) if ablated > original else None

@@ -1,7 +1,7 @@
-"""One sampling loop with a KV cache, for a language model as it is or with whatever hooks are open around it.
+"""Text generation: one sampling loop with a KV cache, which runs a language model with any hooks that are open.
 
 Each step reads only the tokens that are not in the cache yet, so hooks see each position once. Without hooks, or with
-hooks that treat each position by itself (as a transcoder does), the tokens equal those of a loop without a cache.
+hooks that treat each position separately (as a transcoder does), the tokens equal those of a loop without a cache.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from open_clt.errors import TextError
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
 
 Prompt: TypeAlias = str | Tensor
-"""A text, or its tokens: (position,) or (1, position), BOS included."""
+"""A text, or its tokens as a tensor of shape (position,) or (1, position), with the BOS token."""
 
 Advance: TypeAlias = Callable[[Tensor, KeyValues | None], Advanced]
-"""One step, as ``LanguageModel.advance`` does it: (1, position) new tokens, and the cache of those before."""
+"""A step like ``LanguageModel.advance``: it takes new tokens of shape (1, position) and the cache of earlier tokens."""
 
 
 class Generation(NamedTuple):
-    """A prompt and what a model wrote after it."""
+    """A prompt and the continuation that a model wrote."""
 
     prompt: str
+    """Text of the prompt, without the BOS token."""
     continuation: str
-    """Without the end-of-text token that may end it."""
+    """Text that the model wrote, without the end-of-text token that may end it."""
     tokens: Int[Tensor, "position"]
-    """Prompt, BOS included, and continuation, end-of-text token included."""
+    """Tokens of the prompt and of the continuation, with the BOS and end-of-text tokens."""
     prompt_length: int
-    """How many of the tokens are the prompt's."""
+    """Number of tokens in the prompt."""
 
     @property
     def text(self) -> str:
-        """Prompt and continuation."""
+        """Prompt and continuation in one text."""
         return self.prompt + self.continuation
 
 
@@ -49,16 +50,19 @@ def generate(
     *,
     advance: Advance | None = None,
 ) -> Generation:
-    """Continue a prompt, through whatever hooks are open; raises TextError if there is nothing to read or no room.
+    """Continue a prompt, with the hooks that are open.
 
-    ``advance`` takes the place of the model's own step.
+    ``advance`` replaces ``model.advance`` as the step. Raises TextError if the prompt has no tokens, or leaves no room
+    for more.
     """
     advance = advance or model.advance
     sampling = sampling or SamplingConfig()
     tokens = prompt_tokens(model, prompt)
     room = room_after(model, tokens, sampling)
     if room < 1:
-        raise TextError(f"The prompt's {len(tokens)} tokens leave no room for more; shorten it or raise max_length.")
+        raise TextError(
+            f"The prompt has {len(tokens)} tokens and leaves no room for more; shorten the prompt or raise max_length."
+        )
     generator = torch.Generator().manual_seed(sampling.seed)
     drawn: list[int] = []
     pending, key_values = tokens[None], None
@@ -72,30 +76,30 @@ def generate(
 
 
 def prompt_tokens(model: LanguageModel, prompt: Prompt) -> Int[Tensor, "position"]:
-    """Tokens of a prompt, BOS included if it is a text."""
+    """Return a prompt's tokens; the BOS token is added to a text, and not to tokens."""
     if isinstance(prompt, str):
         return model.tokenize(prompt)
     tokens = prompt[0] if prompt.ndim == 2 and prompt.shape[0] == 1 else prompt
     if tokens.ndim != 1 or not len(tokens):
-        raise TextError(f"The prompt has shape {tuple(prompt.shape)}; give a text, or tokens of one text.")
+        raise TextError(f"The prompt has shape {tuple(prompt.shape)}; give a text, or the tokens of one text.")
     return tokens.to(model.device)
 
 
 def room_after(model: LanguageModel, tokens: Int[Tensor, "position"], sampling: SamplingConfig) -> int:
-    """How many tokens may follow: the least that the settings and the model's context allow."""
+    """Return how many tokens may follow, by the settings and by the length of the model's context."""
     length = min(model.context_length, sampling.max_length or model.context_length)
     return min(sampling.max_new_tokens, length - len(tokens))
 
 
 def draw(logits: Float[Tensor, "vocab"], sampling: SamplingConfig, generator: torch.Generator) -> int:
-    """Draw one token: temperature first, then top-k, then top-p of what is left."""
+    """Draw one token: apply the temperature, then keep the top-k tokens, then the top-p of these."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     ranked, order = (logits.float().cpu() / sampling.temperature).sort(descending=True, stable=True)
     probabilities = ranked[: sampling.top_k].softmax(0)
-    before = probabilities.cumsum(0) - probabilities
-    kept = torch.where(before < sampling.top_p, probabilities, 0.0)
-    return int(order[torch.multinomial(kept, 1, generator=generator)])
+    more_likely = probabilities.cumsum(0) - probabilities  # total probability of the tokens that rank higher
+    candidates = torch.where(more_likely < sampling.top_p, probabilities, 0.0)
+    return int(order[torch.multinomial(candidates, 1, generator=generator)])
 
 
 def _generation(model: LanguageModel, tokens: Int[Tensor, "position"], drawn: list[int]) -> Generation:

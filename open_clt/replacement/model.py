@@ -1,15 +1,16 @@
 """Replacement models: a language model whose MLP outputs are a transcoder's reconstruction.
 
-"MLP output" is the usual case: what is replaced is whatever the transcoder's target hook carries.
+"MLP output" stands for the activation at the transcoder's target hook, which usually is an MLP output.
 
-While ``replacing()`` is open, every forward pass computes, layer by layer and from its own activations (methods, "From
-Cross-Layer Transcoder to Replacement Model"):
+While ``replacing()`` is open, every forward pass does two things in each layer l, with its own activations
+(Ameisen et al. (2025), "From Cross-Layer Transcoder to Replacement Model"):
 
-    1. at the transcoder's input hook of layer l: the features of layer l, and what they write to layers l, l + 1, ...
-    2. at the MLP output of layer l: the sum of what features of layers up to l have written there, in its place
+    1. at the transcoder's input hook, it computes the features of layer l and what they write to layers l, l + 1, ...
+    2. at the target hook, it replaces the MLP output with the sum of what features of layers up to l have written there
 
-With ``error_correction`` the difference between the MLP's output and that sum is added back, so that the model computes
-what the original does; ``layers`` replaces some MLPs only. Afterwards the language model is exactly what it was.
+With ``error_correction``, the difference between the MLP output and that sum is added back, so the model computes what
+the original computes. With ``layers``, only the MLPs of these layers are replaced. When ``replacing()`` closes, the
+language model is what it was before.
 """
 
 from __future__ import annotations
@@ -43,23 +44,24 @@ from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
 
 FeatureChange: TypeAlias = Callable[[int, SparseFeatures], SparseFeatures | None]
-"""Sees the features of a layer, and says what to add to them; None is nothing."""
+"""A function that takes a layer and its features, and returns what to add to the features (None adds nothing)."""
 
 
 @runtime_checkable
 class HoldsTranscoder(Protocol):
-    """Anything built around a transcoder."""
+    """An object that holds a transcoder."""
 
     transcoder: Transcoder
+    """The transcoder that the object holds."""
 
 
 @final
 class ReplacedPass:
-    """What the latest forward pass computed; each pass starts anew.
+    """The features and errors of the latest forward pass; each pass discards those of the one before.
 
-    ``features[l]`` are those of layer ``l``, one row per batch entry and position, positions running faster, before
-    any ``change``; ``errors[l]`` what was added to the reconstruction, with error correction: (batch, position,
-    d_model). What a ``change`` of features writes is no part of the error.
+    ``features[l]`` are the features of layer ``l`` before any ``change``, with one row per batch entry and position;
+    the position varies faster. With error correction, ``errors[l]`` is the difference between the MLP output and the
+    reconstruction: (batch, position, d_model). What a ``change`` of features writes is not part of the error.
     """
 
     def __init__(self, transcoder: Transcoder, *, error_correction: bool, change: FeatureChange | None = None) -> None:
@@ -72,34 +74,34 @@ class ReplacedPass:
         self._changes: dict[int, Tensor] = {}
 
     def start(self) -> None:
-        """Forget the pass before."""
+        """Discard what the previous pass computed."""
         self.features, self.errors, self._sums, self._changes = {}, {}, {}, {}
 
     def read(self, layer: int, inputs: Float[Tensor, "batch position d_model"]) -> None:
-        """Encode one layer, and add what its features write to this layer and those after it."""
+        """Encode one layer, and add what its features write to the reconstructions of this layer and later ones."""
         transcoder = self._transcoder
-        flat = inputs.flatten(0, 1).to(transcoder.device, transcoder.dtype)
-        self.features[layer] = transcoder.encode_layer(flat, layer)
-        _add(self._sums, layer, transcoder.offset(flat, layer)[:, None])
-        _add(self._sums, layer, transcoder.write(self.features[layer], layer, flat))
-        changed = None if self._change is None else self._change(layer, self.features[layer])
-        if changed is not None:
-            _add(self._changes, layer, transcoder.write(changed, layer, flat))
+        rows = inputs.flatten(0, 1).to(transcoder.device, transcoder.dtype)
+        self.features[layer] = transcoder.encode_layer(rows, layer)
+        _add(self._sums, layer, transcoder.offset(rows, layer)[:, None])
+        _add(self._sums, layer, transcoder.write(self.features[layer], layer, rows))
+        added_features = None if self._change is None else self._change(layer, self.features[layer])
+        if added_features is not None:
+            _add(self._changes, layer, transcoder.write(added_features, layer, rows))
 
     def write(
         self, layer: int, output: Float[Tensor, "batch position d_model"], start: int
     ) -> Float[Tensor, "batch position d_model"]:
-        """The reconstruction of an MLP output that begins at position ``start`` of the text."""
+        """Return what replaces an MLP output whose first position is position ``start`` of the text."""
         if layer not in self._sums:
             config = self._transcoder.config
             raise ConfigError(
                 f"The model computes {config.target_hook!r} before {config.input_hook!r}, so the transcoder cannot "
-                "stand for it; use one that reads first."
+                "replace it; use a transcoder whose input hook comes before its target hook."
             )
         replaced = self._sums.pop(layer).to(output.device).unflatten(0, output.shape[:2])
         if self._error_correction:
             self.errors[layer] = output - replaced
-            replaced = output  # their sum, without its rounding
+            replaced = output  # reconstruction plus error, without the rounding of that sum
         if layer in self._changes:
             replaced = replaced + self._changes.pop(layer).to(output.device).unflatten(0, output.shape[:2])
         replaced = replaced.to(output.dtype)
@@ -109,12 +111,12 @@ class ReplacedPass:
 
 @final
 class ReplacementModel:
-    """A language model and the transcoder that stands for its MLPs.
+    """A language model whose MLP outputs are replaced by a transcoder's reconstruction.
 
-    ``base_model_name`` is a name for ``load_language_model`` or a loaded LanguageModel; ``transcoder`` is a Transcoder,
-    what holds one, or a checkpoint's directory. ``layers`` are those whose MLP is replaced, all by default. MLP outputs
-    at the first position stay the original's, unless the transcoder's config says ``use_first_position``. ``device``
-    and ``dtype`` are those of a model that is loaded here.
+    ``base_model_name`` is a name for ``load_language_model`` or a loaded LanguageModel. ``transcoder`` is a Transcoder,
+    an object that holds one, or a directory with a saved one. ``layers`` are the layers whose MLP is replaced, by
+    default all. MLP outputs at the first position stay as they are, unless the transcoder's config sets
+    ``use_first_position``. ``device`` and ``dtype`` apply to a language model that is loaded here.
     """
 
     def __init__(
@@ -136,15 +138,15 @@ class ReplacementModel:
 
     @property
     def sources(self) -> list[int]:
-        """Layers whose features write to an MLP that is replaced."""
+        """Layers whose features write to at least one MLP output that is replaced."""
         config = self.transcoder.config
         return [s for s in range(config.n_layers) if not self.layers.isdisjoint(range(s, s + config.reach_of(s)))]
 
     @contextmanager
     def replacing(self, change: FeatureChange | None = None) -> Generator[ReplacedPass, None, None]:
-        """While this is open, forward passes of the language model are the replaced model's; yields their features.
+        """While this is open, forward passes of the language model are those of the replacement model.
 
-        ``change`` intervenes on features as each layer computes them (``interventions.py``).
+        Yields the record of the latest pass. ``change`` intervenes on features as each layer computes them.
         """
         config = self.transcoder.config
         current = ReplacedPass(self.transcoder, error_correction=self.error_correction, change=change)
@@ -163,7 +165,7 @@ class ReplacementModel:
             for layer in self.layers
         ]
         was_training = self.transcoder.training
-        self.transcoder.eval()  # while it trains, a token's features may depend on the batch
+        self.transcoder.eval()  # in training mode, a token's features may depend on the other tokens of the batch
         try:
             with self.model.hooks(hooks):
                 yield current
@@ -172,8 +174,7 @@ class ReplacementModel:
 
     @contextmanager
     def ablating(self, means: Float[Tensor, "layer d_model"]) -> Generator[None, None, None]:
-        """While this is open, the MLP outputs that would be replaced are constants: what a replacement must beat."""
-
+        """While this is open, the MLP outputs that the transcoder would replace are constant, as a baseline."""
         hook = self.transcoder.config.target_hook
 
         def write(layer: int, output: Tensor, start: int) -> Tensor:
@@ -187,7 +188,7 @@ class ReplacementModel:
 
     @torch.no_grad()
     def logits(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
-        """Logits of the replaced model after every token."""
+        """Return the replacement model's logits after every token."""
         with self.replacing():
             return self.model.logits(tokens)
 
@@ -199,13 +200,13 @@ class ReplacementModel:
         text: Prompt | None = None,
         **settings: Unpack[SamplingSettings],
     ) -> Generation:
-        """Let the replaced model continue a prompt; ``settings`` override those of ``sampling``, whose fields they are.
+        """Let the replacement model continue a prompt; ``settings`` override fields of ``sampling``.
 
         >>> replacement.generate("Once upon a time", max_new_tokens=20, temperature=0.8, seed=1)  # doctest: +SKIP
 
         ``text`` is another name of ``prompt``; raises ConfigError unless exactly one of them is given.
         """
-        prompts = [given for given in (prompt, text) if given is not None]
+        prompts = [candidate for candidate in (prompt, text) if candidate is not None]
         if len(prompts) != 1:
             raise ConfigError(f"prompt is {prompt!r} and text is {text!r}; give exactly one of them.")
         sampling = replace(sampling or SamplingConfig(), **settings)
@@ -214,7 +215,10 @@ class ReplacementModel:
 
     @torch.no_grad()
     def compare(self, prompt: Prompt, sampling: SamplingConfig | None = None) -> Comparison:
-        """Compare predictions on a text, and what both models write after it (20 tokens, greedy, by default)."""
+        """Compare the predictions of both models on a text, and their continuations of it.
+
+        By default a continuation has 20 tokens, each the most probable one.
+        """
         sampling = sampling or SamplingConfig(max_new_tokens=20)
         tokens = prompt_tokens(self.model, prompt)
         config = self.transcoder.config
@@ -241,18 +245,18 @@ class ReplacementModel:
 
 
 def unused_positions(transcoder: Transcoder, start: int) -> int:
-    """How many positions at the beginning of a pass have no features, if the pass begins at position ``start``."""
+    """Return how many positions at the beginning of a pass have no features, if the pass begins at ``start``."""
     return max(0, transcoder.first_position - start)
 
 
 def _add(sums: dict[int, Tensor], source: int, written: Float[Tensor, "batch target d_model"]) -> None:
-    """Add what a layer writes to it and to those after it."""
-    for target, part in enumerate(written.unbind(1), start=source):
-        sums[target] = sums[target] + part if target in sums else part
+    """Add what a source layer writes to the sums of its target layers, from the source layer on."""
+    for target, contribution in enumerate(written.unbind(1), start=source):
+        sums[target] = sums[target] + contribution if target in sums else contribution
 
 
 def _transcoder(transcoder: Transcoder | HoldsTranscoder | str | Path, model: LanguageModel) -> Transcoder:
-    """The transcoder itself, from whatever leads to it; it must be of the language model's shape."""
+    """Load or unwrap the transcoder, and check that it fits the language model."""
     if isinstance(transcoder, str | Path):
         transcoder = load_transcoder(transcoder, device=model.device)
     elif not isinstance(transcoder, Transcoder):
@@ -264,5 +268,5 @@ def _transcoder(transcoder: Transcoder | HoldsTranscoder | str | Path, model: La
 def _layers(model: LanguageModel, layers: Sequence[int] | None) -> frozenset[int]:
     chosen = frozenset(range(model.n_layers) if layers is None else layers)
     if not chosen or not chosen <= set(range(model.n_layers)):
-        raise ConfigError(f"layers is {sorted(chosen)}; choose some of 0 to {model.n_layers - 1}.")
+        raise ConfigError(f"layers is {sorted(chosen)}; choose at least one of 0 to {model.n_layers - 1}.")
     return chosen

@@ -1,1 +1,1 @@
-"""Interventions on features: what they are, and what they do to a language model."""
+"""Interventions on features: their description, and forward passes of a language model with them."""

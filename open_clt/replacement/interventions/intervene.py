@@ -1,13 +1,15 @@
-"""Run a model with interventions: on a prompt, or while it writes.
+"""Model runs with interventions: on a prompt (``intervene``), or while text is generated (``generate_patched``).
 
-``intervene`` takes a ReplacementModel and does this:
+``intervene`` takes a ReplacementModel and works in three steps:
 
-    1. run it on the prompt as it is, and keep what every layer read and wrote, attention patterns, norm denominators
-    2. run it again with the interventions, whose effects spread as far as the patching lets them
-    3. return both, and what lies between them, as an ``InterventionRecord``
+    1. run it on the prompt without interventions, and keep each layer's inputs and outputs, the attention patterns and
+       the norm denominators
+    2. run it again with the interventions, whose effects spread as far as the patching allows
+    3. return both runs and their differences as an ``InterventionRecord``
 
-A model with ``error_correction`` is the language model itself, which attribution graphs describe; without, effects are
-those in the transcoder's own model. Sources: methods, "Intervening on features"; biology, "Constrained patching".
+With ``error_correction``, the model is the language model itself, which attribution graphs describe; without, effects
+are those in the replacement model. Sources: Ameisen et al. (2025), "Intervening on features"; Lindsey et al. (2025),
+"Constrained patching".
 """
 
 from __future__ import annotations
@@ -43,39 +45,50 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 class TopToken(NamedTuple):
-    """A token that a model may say next."""
+    """A likely next token and its probability."""
 
     token: str
+    """Text of the token."""
     probability: float
+    """Probability that the model gives to the token."""
 
 
 class FeatureChanges(NamedTuple):
-    """Every feature whose activation is another, one row per feature and position, largest change first."""
+    """The activations that changed, one row per feature and position, largest change first."""
 
     layer: Int[Tensor, "change"]
+    """Layer of each feature."""
     position: Int[Tensor, "change"]
+    """Position of each changed activation, from the prompt's start."""
     feature: Int[Tensor, "change"]
+    """Index of each feature in its layer."""
     before: Float[Tensor, "change"]
+    """Activation without interventions."""
     after: Float[Tensor, "change"]
+    """Activation with the interventions."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class InterventionRecord:
-    """What interventions did to a model on one prompt."""
+    """The effects of interventions on a model, on one prompt."""
 
     interventions: tuple[Intervention, ...]
-    """As they were done: positions count from the prompt's start."""
+    """The interventions as they were applied, with positions that count from the prompt's start."""
     patching: Patching
+    """How far the effects were allowed to spread."""
     before: Observed
+    """The run without interventions."""
     after: Observed
+    """The run with the interventions."""
     top_before: tuple[TopToken, ...]
-    """Likeliest next tokens after the prompt, as it was."""
+    """Likeliest next tokens after the prompt, without interventions."""
     top_after: tuple[TopToken, ...]
+    """Likeliest next tokens after the prompt, with the interventions."""
 
     @property
     def logits_before(self) -> Float[Tensor, "position vocab"]:
-        """Logits after every token, as it was."""
+        """Logits after every token, without interventions."""
         return self.before.logits
 
     @property
@@ -85,32 +98,33 @@ class InterventionRecord:
 
     @cached_property
     def changes(self) -> FeatureChanges:
-        """Every feature's change."""
+        """The activations that the interventions changed."""
         return _feature_changes(self.before.features, self.after.features)
 
     @property
     def kl_divergence(self) -> float:
-        """KL(before || after) of the next token after the prompt, in nats."""
+        """KL(before || after) of the prediction after the prompt, in nats."""
         return float(kl_divergences(self.logits_before[-1], self.logits_after[-1]))
 
     @torch.no_grad()
     def preactivation_change(
         self, transcoder: Transcoder, layer: int, features: Int[Tensor, "some"]
     ) -> Float[Tensor, "position some"]:
-        """Change of some features' pre-activations, whether or not they are active."""
+        """Return the changes of the pre-activations of some features of one layer, whether or not they are active."""
         runs = (run.inputs[layer].to(transcoder.device, transcoder.dtype) for run in (self.after, self.before))
         after, before = (transcoder.preactivations_of(inputs, layer, features) for inputs in runs)
         return after - before
 
     def summary(self, count: int = 5) -> str:
-        """All of it in a few lines, for reading."""
+        """Describe the record in a few lines of text, with at most ``count`` tokens and changed activations."""
         tops = (("before", self.top_before), ("after", self.top_after))
-        lines = [f"intervened  {', '.join(wanted.describe() for wanted in self.interventions)}"]
+        lines = [f"intervened  {', '.join(intervention.describe() for intervention in self.interventions)}"]
         for name, top in tops:
             lines.append(f"{name:<11} {', '.join(f'{t.token!r} {t.probability:.1%}' for t in top[:count])}")
-        found = self.changes
-        lines.append(f"KL          {self.kl_divergence:.4f} nats; {found.layer.shape[0]} activations changed")
-        for layer, position, feature, before, after in zip(*(column[:count].tolist() for column in found), strict=True):
+        changed = self.changes
+        lines.append(f"KL          {self.kl_divergence:.4f} nats; {changed.layer.shape[0]} activations changed")
+        rows = zip(*(column[:count].tolist() for column in changed), strict=True)
+        for layer, position, feature, before, after in rows:
             lines.append(f"  {Feature(layer, feature)} at {position}: {before:.3f} -> {after:.3f}")
         return "\n".join(lines)
 
@@ -124,23 +138,23 @@ def intervene(
     *,
     top: int = 5,
 ) -> InterventionRecord:
-    """Run a model on a prompt with interventions, constrained by default, and compare with the run without.
+    """Run a model on a prompt with interventions, and compare this run with the one without them.
 
-    ``prompt`` is a text, tokens, or what ``observe`` returned for them; ``top`` likeliest tokens are listed. Raises
-    ConfigError on interventions that do not fit.
+    ``prompt`` is a text, its tokens, or what ``observe`` returned for them. The default of ``patching`` is
+    ``Constrained()``. ``top`` is how many of the likeliest next tokens the record lists. Raises ConfigError on
+    interventions that the model or the prompt does not allow.
     """
     if top < 1:
-        raise ConfigError(f"top is {top}; at least 1 token must be listed.")
+        raise ConfigError(f"top is {top}; it must be at least 1.")
     patching = patching or Constrained()
     before = prompt if isinstance(prompt, Observed) else observe(replacement, prompt)
-    wanted = [interventions] if isinstance(interventions, Intervention) else interventions
-    done = _resolved(replacement, wanted, len(before.tokens))
-    with inference(replacement), patched(replacement, done, patching, before) as found:
+    applied = _resolved(replacement, interventions, len(before.tokens))
+    with inference(replacement), patched(replacement, applied, patching, before) as activations:
         logits = replacement.model.logits(before.tokens[None])[0]
-        after = observed(replacement, before.tokens, 0, logits, found)
-        after = replace(after, features=_with_changes(after, before, done, patching))
+        after = observed(replacement, before.tokens, 0, logits, activations)
+        after = replace(after, features=_with_changes(after, before, applied, patching))
     tops = (_top_tokens(replacement.model, run.logits[-1], top) for run in (before, after))
-    return InterventionRecord(tuple(done), patching, before, after, *tops)
+    return InterventionRecord(tuple(applied), patching, before, after, *tops)
 
 
 def generate_patched(
@@ -151,17 +165,17 @@ def generate_patched(
     sampling: SamplingConfig | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> Generation:
-    """Let a model continue a prompt with interventions (iterative by default), which go on where positions are open.
+    """Let a model continue a prompt with interventions.
 
-    What is held or frozen is, for tokens that are new, what the model without interventions computes for them;
-    ``settings`` override those of ``sampling``, whose fields they are.
+    An intervention on every position, or on a slice without an end, also applies to the generated tokens. ``patching``
+    is ``Iterative()`` by default; for generated tokens, it holds and freezes what the model without interventions
+    computes for them. ``settings`` override fields of ``sampling``.
     """
     patching = patching or Iterative()
     tokens = prompt_tokens(replacement.model, prompt)
-    wanted = [interventions] if isinstance(interventions, Intervention) else interventions
-    done = _resolved(replacement, wanted, len(tokens), generating=True)
+    applied = _resolved(replacement, interventions, len(tokens), generating=True)
     sampling = replace(sampling or SamplingConfig(), **settings)
-    step = partial(_advance, replacement, done, patching)
+    step = partial(_advance, replacement, applied, patching)
     with inference(replacement):
         return generate(replacement.model, tokens, sampling, advance=step)
 
@@ -173,26 +187,28 @@ def _advance(
     tokens: Int[Tensor, "1 position"],
     key_values: tuple[KeyValues, KeyValues] | None,
 ) -> Advanced:
-    """One step of both models, each with its own cache: the one as it is, and the one with interventions."""
-    plain, changed = key_values or (None, None)
-    start = 0 if changed is None else int(changed.get_seq_length())
+    """Advance the model without interventions and the model with them, each with a cache for itself."""
+    plain_cache, patched_cache = key_values or (None, None)
+    start = 0 if patched_cache is None else int(patched_cache.get_seq_length())
     before = None
-    if patching != Iterative():  # which alone holds and freezes nothing
-        with running(replacement), recording(replacement) as found:
-            logits, plain = replacement.model.advance(tokens, plain)
-            before = observed(replacement, tokens[0], start, logits, found)
+    if patching != Iterative():  # Iterative() holds and freezes nothing, so it does not need the plain run
+        with running(replacement), recording(replacement) as activations:
+            logits, plain_cache = replacement.model.advance(tokens, plain_cache)
+            before = observed(replacement, tokens[0], start, logits, activations)
     with patched(replacement, interventions, patching, before, start):
-        logits, changed = replacement.model.advance(tokens, changed)
-    return Advanced(logits, (plain, changed))
+        logits, patched_cache = replacement.model.advance(tokens, patched_cache)
+    return Advanced(logits, (plain_cache, patched_cache))
 
 
 def _resolved(
     replacement: ReplacementModel,
-    interventions: Sequence[Intervention],
+    interventions: Intervention | Sequence[Intervention],
     length: int,
     *,
     generating: bool = False,
 ) -> list[Intervention]:
+    """Check one or several interventions against a model and a prompt's length, and resolve their positions."""
+    interventions = [interventions] if isinstance(interventions, Intervention) else interventions
     transcoder = replacement.transcoder
     first = transcoder.first_position
     return resolved(interventions, transcoder.config, replacement.sources, length, first=first, generating=generating)
@@ -201,28 +217,30 @@ def _resolved(
 def _with_changes(
     after: Observed, before: Observed, interventions: Sequence[Intervention], patching: Patching
 ) -> tuple[SparseFeatures, ...]:
-    """Features of a run with interventions, those that were set as they were set."""
-    found = list(after.features)
-    for layer in {wanted.layer for wanted in interventions}:
-        # Constrained changes start from the prompt's features, iterative ones from what has become of them.
-        base = before.features[layer] if isinstance(patching, Constrained) else found[layer]
-        changed = changes(base, interventions, layer, after.start)
-        assert changed is not None
-        moved = changed.dense()
-        dense = torch.where(moved != 0, base.dense() + moved, found[layer].dense())
-        found[layer] = SparseFeatures.from_dense(dense)
-    return tuple(found)
+    """Return the features of the run with interventions; features that were set have the values they were set to."""
+    features = list(after.features)
+    for layer in {intervention.layer for intervention in interventions}:
+        # Constrained patching changes the features of the run without interventions, iterative patching those of the
+        # run with them.
+        base = before.features[layer] if isinstance(patching, Constrained) else features[layer]
+        added = changes(base, interventions, layer, after.start)
+        assert added is not None
+        difference = added.dense()
+        dense = torch.where(difference != 0, base.dense() + difference, features[layer].dense())
+        features[layer] = SparseFeatures.from_dense(dense)
+    return tuple(features)
 
 
 def _feature_changes(before: Sequence[SparseFeatures], after: Sequence[SparseFeatures]) -> FeatureChanges:
-    then, now = (torch.stack([features.dense() for features in run]) for run in (before, after))
-    layer, position, feature = where = (then != now).nonzero(as_tuple=True)
-    order = (now - then)[where].abs().argsort(descending=True, stable=True)
-    columns = (layer, position, feature, then[where], now[where])
+    old, new = (torch.stack([features.dense() for features in run]) for run in (before, after))
+    layer, position, feature = changed = (old != new).nonzero(as_tuple=True)
+    order = (new - old)[changed].abs().argsort(descending=True, stable=True)
+    columns = (layer, position, feature, old[changed], new[changed])
     return FeatureChanges(*(column[order] for column in columns))
 
 
 def _top_tokens(model: LanguageModel, logits: Float[Tensor, "vocab"], count: int) -> tuple[TopToken, ...]:
     likeliest = logits.float().softmax(-1).topk(min(count, logits.shape[0]))
-    names = model.token_strings(likeliest.indices)
-    return tuple(TopToken(name, chance) for name, chance in zip(names, likeliest.values.tolist(), strict=True))
+    texts = model.token_strings(likeliest.indices)
+    probabilities = likeliest.values.tolist()
+    return tuple(TopToken(text, probability) for text, probability in zip(texts, probabilities, strict=True))

@@ -1,12 +1,12 @@
-"""Interventions: what to do to which feature where, as data, and one pure function that does it.
+"""Interventions: descriptions of changes to features, and the pure function ``changes`` that applies them.
 
     Intervention(2, -1, 417, value=0.0)            ablate feature 417 of layer 2 at the prompt's last token
-    Intervention(2, None, 417, scale=5.0)          five times as active as it would be, at every position
-    interventions_on("2:-1:417", value=0.0)        the same as the first, as it is typed
-    interventions_on(supernode, value=0.0)         ablate every feature of a group, each where it stands in the graph
+    Intervention(2, None, 417, scale=5.0)          multiply the activation of feature 417 by 5 at every position
+    interventions_on("2:-1:417", value=0.0)        the same as the first, from the notation of the command line
+    interventions_on(supernode, value=0.0)         ablate every feature of a group, at its position in the graph
 
-``Constrained`` and ``Iterative`` say how far the effects spread (methods, "Constrained patching" and "Iterative
-patching"); ``patching.py`` runs a model with them.
+``Constrained`` and ``Iterative`` say how far the effects spread (Ameisen et al. (2025), "Constrained patching" and
+"Iterative patching"); ``patching.py`` runs a model with them.
 """
 
 from __future__ import annotations
@@ -24,77 +24,92 @@ from open_clt.transcoders.sparse.codes import SparseFeatures
 @final
 @dataclass(frozen=True)
 class Intervention:
-    """Set one feature to ``value``, or multiply it by ``scale``, at one position, a slice of them, or all (None).
+    """Set one feature to ``value``, or multiply it by ``scale``, at one position, a slice of positions, or all of them.
 
-    Positions count from the prompt's start, negative ones from its end; an open slice goes on while text is generated.
-    Interventions on the same feature are done in their order. Raises ConfigError unless value or scale is given.
+    Interventions on the same feature are applied in their order. Raises ConfigError unless exactly one of ``value`` and
+    ``scale`` is given.
     """
 
     layer: int
+    """Layer of the feature."""
     position: int | slice | None
+    """Position or slice of positions; None is every position.
+
+    Negative positions count from the prompt's end. A slice without an end covers the tokens that are generated too.
+    """
     feature: int
+    """Index of the feature in its layer."""
     value: float | None = None
+    """Activation that the feature is set to; 0 ablates it."""
     scale: float | None = None
+    """Factor that the feature's activation is multiplied by."""
 
     def __post_init__(self) -> None:
         if (self.value is None) == (self.scale is None):
             raise ConfigError(
-                f"The intervention has value {self.value} and scale {self.scale}; give one of them (value=0 ablates)."
+                f"The intervention has value {self.value} and scale {self.scale}; give exactly one of them "
+                "(value=0 ablates)."
             )
 
     def covers(self, position: int) -> bool:
-        """Whether it applies at one position; for interventions that are ``resolved``."""
-        where = self.position
-        if not isinstance(where, slice):
-            return where is None or where == position
-        past = where.stop is not None and position >= where.stop
-        return not past and position >= where.start and (position - where.start) % where.step == 0
+        """Whether the intervention applies at one position; the intervention must be ``resolved``."""
+        covered = self.position
+        if not isinstance(covered, slice):
+            return covered is None or covered == position
+        past_end = covered.stop is not None and position >= covered.stop
+        return not past_end and position >= covered.start and (position - covered.start) % covered.step == 0
 
     def describe(self) -> str:
-        """In a few words, such as ``L2/417 at 5 = 0``."""
-        where = self.position
-        if isinstance(where, slice):
-            place = f"from {where.start or 0}" + ("" if where.stop is None else f" until {where.stop}")
+        """Describe the intervention in a few words, such as ``L2/417 at 5 = 0``."""
+        covered = self.position
+        if isinstance(covered, slice):
+            positions = f"from {covered.start or 0}" + ("" if covered.stop is None else f" until {covered.stop}")
         else:
-            place = "everywhere" if where is None else f"at {where}"
+            positions = "everywhere" if covered is None else f"at {covered}"
         change = f"= {self.value:g}" if self.value is not None else f"times {self.scale:g}"
-        return f"{Feature(self.layer, self.feature)} {place} {change}"
+        return f"{Feature(self.layer, self.feature)} {positions} {change}"
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Constrained:
-    """Direct effects: MLP outputs of some layers are held, so that no feature there answers to another.
+    """Direct effects: the MLP outputs of some layers are held, so that a changed feature does not change others there.
 
-    Held at the prompt's values, plus what the changed features write to those layers; later layers answer freely. With
-    attention and norms frozen and all layers held, effects are what the edges of an attribution graph say.
+    MLP outputs are held at the prompt's values plus what the changed features write to them; other layers are computed
+    anew. With attention and norms frozen and all layers held, the effects are those that the edges of an attribution
+    graph predict.
     """
 
     layers: range | None = None
-    """Layers whose MLP outputs are held; None is all. What features write beyond them is left out."""
+    """Layers whose MLP outputs are held; None is all. What changed features write to other layers is left out."""
     freeze_attention: bool = True
-    """Keep the prompt's attention patterns."""
+    """Whether attention patterns keep the prompt's values."""
     freeze_norms: bool | None = None
-    """Keep the prompt's norm denominators; None does where all layers are held."""
+    """Whether norm denominators keep the prompt's values; None means yes if all layers are held, otherwise no."""
     kind: Literal["constrained"] = "constrained"
+    """Name of this kind of patching in files and flags."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Iterative:
-    """All effects: every layer computes its features from what the layers before it have become."""
+    """All effects: every layer computes its features from the changed outputs of the layers before it."""
 
     freeze_attention: bool = False
+    """Whether attention patterns keep the prompt's values."""
     freeze_norms: bool = False
+    """Whether norm denominators keep the prompt's values."""
     freeze_errors: bool = False
-    """Keep what the transcoder misses of the MLP outputs, and let it alone answer: the local replacement model.
+    """Whether the transcoder's errors keep the prompt's values, as in the local replacement model.
 
-    Otherwise the MLPs answer themselves, where the replacement model corrects errors.
+    Otherwise a replacement model with error correction computes its MLPs anew.
     """
     kind: Literal["iterative"] = "iterative"
+    """Name of this kind of patching in files and flags."""
 
 
 Patching: TypeAlias = Constrained | Iterative
+"""How far the effects of interventions spread."""
 
 
 @runtime_checkable
@@ -113,15 +128,16 @@ def interventions_on(
     value: float | None = None,
     scale: float | None = None,
 ) -> list[Intervention]:
-    """The same intervention on several features, by their ids, or on groups of a graph's nodes.
+    """Make one intervention per feature, all with the same ``value`` or ``scale``.
 
-    An id is ``layer:position:feature``, with ``*`` for every position; all that ``FeaturePlace.parse`` reads is
-    understood. Raises ConfigError on nodes that are not features.
+    ``nodes`` are ids of features, or groups of a graph's nodes. An id is ``layer:position:feature``, with ``*`` for
+    every position; any other notation that ``FeaturePlace.parse`` reads is also accepted. Raises ConfigError on nodes
+    that are not features.
     """
     if isinstance(nodes, HasMembers):
         nodes = nodes.members
     if not isinstance(nodes, str):
-        return [found for node in nodes for found in interventions_on(node, value=value, scale=scale)]
+        return [made for node in nodes for made in interventions_on(node, value=value, scale=scale)]
     feature, position = FeaturePlace.parse(nodes)
     return [Intervention(feature.layer, position, feature.index, value=value, scale=scale)]
 
@@ -135,42 +151,44 @@ def resolved(
     first: int = 0,
     generating: bool = False,
 ) -> list[Intervention]:
-    """Check interventions against a transcoder and a prompt, and count their positions from its start.
+    """Check interventions against a transcoder and a prompt of ``length`` tokens, and resolve their positions.
 
-    ``sources`` are layers whose features are used, ``first`` is the first position where they are. Positions after
-    the prompt are there only while ``generating``. Raises ConfigError on layers, features and positions that are not.
+    ``sources`` are the layers whose features are used, and ``first`` is the first position where they are used.
+    Resolved positions count from the prompt's start. Positions after the prompt are allowed only while ``generating``.
+    Raises ConfigError on a layer, feature or position that does not exist.
     """
-    for wanted in interventions:
-        if wanted.layer not in sources:
-            raise ConfigError(f"layer is {wanted.layer}; layers whose features are used are {list(sources)}.")
-        if not 0 <= wanted.feature < config.n_features:
-            raise ConfigError(f"feature is {wanted.feature}; a layer has features 0 to {config.n_features - 1}.")
-    return [replace(wanted, position=_position(wanted.position, length, first, generating)) for wanted in interventions]
+    for intervention in interventions:
+        if intervention.layer not in sources:
+            raise ConfigError(f"layer is {intervention.layer}; the layers whose features are used are {list(sources)}.")
+        if not 0 <= intervention.feature < config.n_features:
+            raise ConfigError(f"feature is {intervention.feature}; a layer has features 0 to {config.n_features - 1}.")
+    positions = [_position(intervention.position, length, first, generating) for intervention in interventions]
+    return [replace(each, position=position) for each, position in zip(interventions, positions, strict=True)]
 
 
 def changes(
     features: SparseFeatures, interventions: Sequence[Intervention], layer: int, start: int = 0
 ) -> SparseFeatures | None:
-    """What resolved interventions add to the features of one layer; None is nothing.
+    """Return what resolved interventions add to the features of one layer; None if no intervention is on this layer.
 
     Rows of ``features`` are the positions ``start``, ``start + 1``, ... of one text.
     """
-    here = [wanted for wanted in interventions if wanted.layer == layer]
-    if not here:
+    on_layer = [intervention for intervention in interventions if intervention.layer == layer]
+    if not on_layer:
         return None
     before = features.dense()
     after = before.clone()
-    for wanted in here:
-        rows = [row for row in range(features.batch) if wanted.covers(start + row)]
-        if wanted.value is not None:
-            after[rows, wanted.feature] = wanted.value
-        elif wanted.scale is not None:
-            after[rows, wanted.feature] *= wanted.scale
+    for intervention in on_layer:
+        rows = [row for row in range(features.batch) if intervention.covers(start + row)]
+        if intervention.value is not None:
+            after[rows, intervention.feature] = intervention.value
+        elif intervention.scale is not None:
+            after[rows, intervention.feature] *= intervention.scale
     return SparseFeatures.from_dense(after - before)
 
 
 def _position(position: int | slice | None, length: int, first: int, generating: bool) -> int | slice:
-    """The same place, counted from the prompt's start, the open end of a slice left open."""
+    """Count positions from the prompt's start; a slice without an end stays without one."""
     if position is None:
         return slice(first, None, 1)
     if isinstance(position, slice):
@@ -179,11 +197,11 @@ def _position(position: int | slice | None, length: int, first: int, generating:
         step = position.step or 1
         if step < 1:
             raise ConfigError(f"The step of the intervention's positions is {step}; it must be at least 1.")
-        # Features are not used before ``first``, but the others of the slice stay where they are.
+        # Features are not used before ``first``: the slice starts at the first of its own positions from there on.
         return slice(start + -(-max(0, first - start) // step) * step, stop, step)
-    found = position + length if position < 0 else position
-    if found < first or (found >= length and not generating):
+    from_start = position + length if position < 0 else position
+    if from_start < first or (from_start >= length and not generating):
         raise ConfigError(
-            f"position is {position}; features are used at positions {first} and later of the prompt's {length} tokens."
+            f"position is {position}; the prompt has {length} tokens, and features are used from position {first} on."
         )
-    return found
+    return from_start

@@ -1,4 +1,4 @@
-"""One forward pass of a ReplacementModel, and what is kept of it: what interventions start from."""
+"""Observations: records of one forward pass of a ReplacementModel, which interventions start from."""
 
 from __future__ import annotations
 
@@ -24,42 +24,49 @@ from open_clt.transcoders.sparse.codes import SparseFeatures
 @final
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """What one forward pass computed for one text, or for its newest tokens."""
+    """The values that one forward pass computed for a text or, while text is generated, for its newest tokens."""
 
     tokens: Int[Tensor, "position"]
+    """Tokens that the pass read."""
     start: int
-    """Position of the first of these tokens in the text."""
+    """Position in the text of the first token that the pass read."""
     logits: Float[Tensor, "any_position vocab"]
-    """After each token; while generating, after the last one only."""
+    """Logits after each token; while text is generated, after the last token only."""
     inputs: Float[Tensor, "layer position d_model"]
-    """What encoders read."""
+    """Activations that the encoders read."""
     outputs: Float[Tensor, "layer position d_model"]
-    """What MLPs, or what stands for them, wrote."""
+    """Outputs of the MLPs, or of the transcoder in their place."""
     streams: Float[Tensor, "layer position d_model"]
     """The residual stream after each block."""
     features: tuple[SparseFeatures, ...]
-    """Features of each layer, one row per position; none where they are not used."""
+    """Features of each layer, one row per position; rows are empty at positions where features are not used."""
     frozen: dict[str, Tensor]
-    """Attention patterns and norm denominators, by the name of their hook."""
+    """Attention patterns and norm denominators, which patching may freeze, by the name of their hook."""
 
 
 @torch.no_grad()
 def observe(replacement: ReplacementModel, prompt: Prompt) -> Observed:
-    """Run a model on a prompt as it is: what many interventions on that prompt can share."""
+    """Run a model on a prompt without interventions; many interventions on that prompt can share the result."""
     tokens = prompt_tokens(replacement.model, prompt)
-    with inference(replacement), running(replacement), recording(replacement) as found:
+    with inference(replacement), running(replacement), recording(replacement) as activations:
         logits = replacement.model.logits(tokens[None])[0]
-        return observed(replacement, tokens, 0, logits, found)
+        return observed(replacement, tokens, 0, logits, activations)
 
 
 def running(replacement: ReplacementModel) -> AbstractContextManager[ReplacedPass | None]:
-    """The model as it is; with its errors corrected it is the language model, to the last bit."""
+    """While this is open, forward passes are those of the replacement model without interventions.
+
+    With error correction they are those of the language model itself, without any hook and so without rounding.
+    """
     return nullcontext() if replacement.error_correction else replacement.replacing()
 
 
 @contextmanager
 def inference(replacement: ReplacementModel) -> Generator[None, None, None]:
-    """A transcoder in training may let a token's features depend on the others of its batch."""
+    """While this is open, the transcoder is not in training mode.
+
+    In training mode, a token's features may depend on the other tokens of its batch.
+    """
     was_training = replacement.transcoder.training
     replacement.transcoder.eval()
     try:
@@ -70,12 +77,13 @@ def inference(replacement: ReplacementModel) -> Generator[None, None, None]:
 
 @contextmanager
 def recording(replacement: ReplacementModel) -> Generator[dict[str, Tensor], None, None]:
-    """While this is open, what a forward pass reads, writes and could be frozen at is kept by the hook's name."""
+    """While this is open, a forward pass keeps the activations that ``observed`` needs; yields them by hook name."""
     model, config = replacement.model, replacement.transcoder.config
     if config.input_hook == config.target_hook:
-        # One hook cannot show both what encoders read and what stands in its place.
+        # One hook cannot show both what the encoders read and what replaces it.
         raise ConfigError(
-            "Interventions need a transcoder that writes elsewhere than it reads; this is an autoencoder."
+            f"input_hook and target_hook are both {config.input_hook!r}, so this transcoder is an autoencoder; "
+            "interventions need a transcoder whose two hooks differ."
         )
     names = [
         model.hook_name(layer, hook)
@@ -84,13 +92,13 @@ def recording(replacement: ReplacementModel) -> Generator[dict[str, Tensor], Non
     ]
     names += _streams(model)
     names += frozen_hooks(model)
-    found: dict[str, Tensor] = {}
-    with model.hooks([(name, partial(found.__setitem__, name)) for name in dict.fromkeys(names)]):
-        yield found
+    activations: dict[str, Tensor] = {}
+    with model.hooks([(name, partial(activations.__setitem__, name)) for name in dict.fromkeys(names)]):
+        yield activations
 
 
 def _streams(model: LanguageModel) -> list[str]:
-    """Hooks where the residual stream goes on after each block."""
+    """Names of the hooks that carry the residual stream after each block."""
     return [*(model.hook_name(layer, "hook_in") for layer in range(1, model.n_layers)), "ln_final.hook_in"]
 
 
@@ -99,13 +107,13 @@ def observed(
     tokens: Int[Tensor, "position"],
     start: int,
     logits: Float[Tensor, "any_position vocab"],
-    found: dict[str, Tensor],
+    activations: dict[str, Tensor],
 ) -> Observed:
-    """The record of a pass, from what ``recording`` found."""
+    """Make the record of a forward pass from the activations that ``recording`` kept."""
     model, config = replacement.model, replacement.transcoder.config
 
     def stacked(names: list[str]) -> Tensor:
-        return torch.stack([found[name][0] for name in names])
+        return torch.stack([activations[name][0] for name in names])
 
     inputs, outputs = (
         stacked([model.hook_name(layer, hook) for layer in range(model.n_layers)])
@@ -113,14 +121,14 @@ def observed(
     )
     unused = unused_positions(replacement.transcoder, start)
     features = tuple(_encoded(replacement, inputs[layer], layer, unused) for layer in range(model.n_layers))
-    frozen = {name: found[name] for name in frozen_hooks(model) if name in found}
+    frozen = {name: activations[name] for name in frozen_hooks(model) if name in activations}
     return Observed(tokens, start, logits, inputs, outputs, stacked(_streams(model)), features, frozen)
 
 
 def _encoded(
     replacement: ReplacementModel, inputs: Float[Tensor, "position d_model"], layer: int, unused: int
 ) -> SparseFeatures:
-    """Features of one layer, with rows that hold none for the positions where they are not used."""
+    """Encode one layer, with empty rows at the positions where features are not used."""
     transcoder = replacement.transcoder
-    part = transcoder.encode_layer(inputs[unused:].to(transcoder.device, transcoder.dtype), layer)
-    return SparseFeatures(part.values, part.features, functional.pad(part.offsets, (unused, 0)), part.n_features)
+    used = transcoder.encode_layer(inputs[unused:].to(transcoder.device, transcoder.dtype), layer)
+    return SparseFeatures(used.values, used.features, functional.pad(used.offsets, (unused, 0)), used.n_features)

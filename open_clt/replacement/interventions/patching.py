@@ -1,8 +1,9 @@
-"""Forward passes with interventions: how far a change of features is let spread.
+"""Patching: forward passes with interventions, and the limits of their effects.
 
-``Constrained``: the MLP outputs of some layers are held at what they were plus what the changed features write there.
-``Iterative``: features are changed as each layer computes them from what the layers before it have become. Sources:
-methods, "Constrained patching" and "Iterative patching".
+With ``Constrained``, the MLP outputs of some layers are held at their former values plus what the changed features
+write there. With ``Iterative``, each layer computes its features from the changed outputs of earlier layers, and then
+the interventions on this layer are applied. Sources: Ameisen et al. (2025), "Constrained patching" and "Iterative
+patching".
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def patched(
     before: Observed | None,
     start: int = 0,
 ) -> Generator[dict[str, Tensor], None, None]:
-    """While this is open, a forward pass is one with interventions; yields what it computes, by the hook's name."""
+    """While this is open, a forward pass has interventions; yields the activations it computes, by hook name.
+
+    ``before`` is the run without interventions (None if the patching holds and freezes nothing), and ``start`` is the
+    position of the pass's first token.
+    """
     model = replacement.model
     hooks = [] if before is None else _freezes(model, patching, before)
     with model.hooks(hooks):
@@ -41,8 +46,8 @@ def patched(
             held = _held_outputs(replacement, interventions, before, layers)
             with running(replacement), _recording_inputs(replacement) as inputs:
                 clamps = [_clamp(replacement, layer, held[layer], before, inputs) for layer in layers]
-                with model.hooks(clamps), recording(replacement) as found:
-                    yield found
+                with model.hooks(clamps), recording(replacement) as activations:
+                    yield activations
         else:
 
             def change(layer: int, features: SparseFeatures) -> SparseFeatures | None:
@@ -52,17 +57,18 @@ def patched(
             with (
                 _local(replacement, patching).replacing(change),
                 model.hooks(errors),
-                recording(replacement) as found,
+                recording(replacement) as activations,
             ):
-                yield found
+                yield activations
 
 
 def _freezes(model: LanguageModel, patching: Patching, before: Observed) -> list[Hook]:
-    """Hooks that hold attention patterns and norm denominators."""
-    norms = patching.freeze_norms
-    if isinstance(patching, Constrained) and norms is None:
-        norms = len(_held_layers(model, patching)) == model.n_layers
-    endings = tuple(ending for ending, wanted in ((PATTERN, patching.freeze_attention), (SCALE, norms)) if wanted)
+    """Hooks that freeze attention patterns and norm denominators at the values of the run without interventions."""
+    freeze_norms = patching.freeze_norms
+    if isinstance(patching, Constrained) and freeze_norms is None:
+        freeze_norms = len(_held_layers(model, patching)) == model.n_layers
+    choices = ((PATTERN, patching.freeze_attention), (SCALE, freeze_norms))
+    endings = tuple(ending for ending, freeze in choices if freeze)
     return [(name, partial(_constant, value)) for name, value in before.frozen.items() if name.endswith(endings)]
 
 
@@ -71,69 +77,69 @@ def _constant(value: Tensor, _: Tensor) -> Tensor:
 
 
 def _held_layers(model: LanguageModel, patching: Constrained) -> range:
-    every = range(model.n_layers)
-    layers = every if patching.layers is None else patching.layers
-    if not layers or layers.step != 1 or layers[0] not in every or layers[-1] not in every:
-        raise ConfigError(f"layers is {layers}; it must be a range within {every}, such as range(0, {model.n_layers}).")
+    model_layers = range(model.n_layers)
+    layers = model_layers if patching.layers is None else patching.layers
+    if not layers or layers.step != 1 or layers[0] not in model_layers or layers[-1] not in model_layers:
+        raise ConfigError(f"layers is {layers}; it must be a range within {model_layers}, not empty, with step 1.")
     return layers
 
 
 def _held_outputs(
     replacement: ReplacementModel, interventions: Sequence[Intervention], before: Observed, layers: range
 ) -> dict[int, Tensor]:
-    """What the MLP outputs are held at: as they were, plus what the changed features write."""
+    """Compute the values that MLP outputs are held at: the former outputs plus what the changed features write."""
     held = {layer: before.outputs[layer].clone() for layer in layers}
     for source, features in enumerate(before.features):
-        changed = changes(features, interventions, source, before.start)
-        if changed is None:
+        added = changes(features, interventions, source, before.start)
+        if added is None:
             continue
         inputs = before.inputs[source].to(replacement.transcoder.device, replacement.transcoder.dtype)
-        written_to = replacement.transcoder.write(changed, source, inputs).unbind(1)
-        for target, written in enumerate(written_to, start=source):
+        writes = replacement.transcoder.write(added, source, inputs).unbind(1)
+        for target, write in enumerate(writes, start=source):
             if target in held and target in replacement.layers:
-                held[target] += written.to(held[target])
+                held[target] += write.to(held[target])
     return held
 
 
 @contextmanager
 def _recording_inputs(replacement: ReplacementModel) -> Generator[dict[int, Tensor], None, None]:
-    """What encoders read in the pass that runs, for the skip path; empty where there is none."""
+    """While this is open, keep what the encoders read, by layer; keep nothing if the transcoder has no skip path."""
     model, config = replacement.model, replacement.transcoder.config
-    found: dict[int, Tensor] = {}
+    inputs: dict[int, Tensor] = {}
     layers = range(model.n_layers) if config.skip else ()
     with model.hooks(
-        [(model.hook_name(layer, config.input_hook), partial(found.__setitem__, layer)) for layer in layers]
+        [(model.hook_name(layer, config.input_hook), partial(inputs.__setitem__, layer)) for layer in layers]
     ):
-        yield found
+        yield inputs
 
 
 def _clamp(
     replacement: ReplacementModel, layer: int, held: Tensor, before: Observed, inputs: dict[int, Tensor]
 ) -> Hook:
-    """A hook that holds one MLP output; the skip path, which is no feature, still follows its input."""
+    """A hook that holds one MLP output; the skip path, which is not a feature, still follows its input."""
     transcoder = replacement.transcoder
     unused = unused_positions(transcoder, before.start)
 
     def write(_: Tensor) -> Tensor:
         if layer not in inputs or layer not in replacement.layers:
             return held[None]
-        now, then = (x.to(transcoder.device, transcoder.dtype) for x in (inputs[layer][0], before.inputs[layer]))
-        skipped = transcoder.offset(now, layer) - transcoder.offset(then, layer)
-        skipped[:unused] = 0
-        return (held + skipped.to(held))[None]
+        new, old = (x.to(transcoder.device, transcoder.dtype) for x in (inputs[layer][0], before.inputs[layer]))
+        skip_change = transcoder.offset(new, layer) - transcoder.offset(old, layer)
+        skip_change[:unused] = 0
+        return (held + skip_change.to(held))[None]
 
     return replacement.model.hook_name(layer, transcoder.config.target_hook), write
 
 
 def _local(replacement: ReplacementModel, patching: Iterative) -> ReplacementModel:
-    """The model whose MLPs answer: the transcoder alone, where errors are frozen."""
+    """The model that computes MLP outputs: without error correction if the errors are frozen, since hooks add them."""
     if not (patching.freeze_errors and replacement.error_correction):
         return replacement
     return ReplacementModel(replacement.model, replacement.transcoder, layers=sorted(replacement.layers))
 
 
 def _errors(replacement: ReplacementModel, before: Observed) -> list[Hook]:
-    """Hooks that add what the transcoder missed of the MLP outputs as they were."""
+    """Hooks that add the errors of the run without interventions: its MLP outputs less their reconstruction."""
     if not replacement.error_correction:
         return []
     transcoder, config = replacement.transcoder, replacement.transcoder.config
