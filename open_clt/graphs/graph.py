@@ -1,8 +1,8 @@
-"""The attribution graph: nodes, signed edges, and what can be asked of them.
+"""The attribution graph: nodes, signed edges, and the numbers that follow from them.
 
 An edge ``source -> target`` is the part of the target's pre-activation (or logit) that the source contributes, in the
 model whose attention patterns, norm denominators and active features are frozen at the prompt's values. In a complete
-graph the edges into a node add up to its ``total``: nothing is left unexplained that is not shown as an error.
+graph, the edges into a node add up to its ``total``: error nodes contribute what the features do not explain.
 """
 
 from __future__ import annotations
@@ -29,45 +29,48 @@ from open_clt.transcoders.feature import Feature, labels_json, read_labels
 logger = logging.getLogger(__name__)
 
 FORMAT = files.FileFormat("open-clt-attribution-graph", newest=2)
-"""Version 1 had other settings and other keys of labels; it is still read."""
+"""The newest version; files of version 1, which stored settings and labels differently, are still read."""
 _JSON = "graph.json"
 _TENSORS = "graph.safetensors"
 _VECTORS = "targets."
-"""Stands before the number of a target whose vector is kept among the tensors."""
+"""Prefix of a tensor's name that holds the vector of a target; the target's number follows."""
 _ROUNDING = 1e-5
-"""Share of a row that rounding in float32 may cost."""
+"""Largest relative residual of a row that rounding in float32 explains."""
 
 
 class Completeness(NamedTuple):
-    """How far rows are from adding up to their totals, at worst."""
+    """The largest residuals of a graph's rows: how far the edges into a node are from adding up to its total."""
 
     relative_to_row: float
-    """Largest residual, over the sum of the row's absolute entries (what rounding scales with)."""
+    """Largest residual divided by the sum of the row's absolute entries, with which rounding scales."""
     relative_to_total: float
-    """Largest residual, over the total itself (at least a thousandth of the row)."""
+    """Largest residual divided by the row's total, which counts as at least 0.001 of the sum of absolute entries."""
     node: int
-    """The row that is furthest off, by the first measure."""
+    """Row with the largest residual relative to its absolute entries."""
 
     @property
     def holds(self) -> bool:
-        """Whether all rows add up, but for rounding."""
+        """Whether all rows add up to their totals, except for rounding."""
         return self.relative_to_row <= _ROUNDING
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class AttributionGraph:
-    """Nodes, edges ``[target, source]``, where they come from, and labels that users gave to features."""
+    """An attribution graph: its nodes, its edges, its prompt and settings, and labels that users gave to features."""
 
     nodes: NodeTable
+    """The nodes, one row per node."""
     edges: Edges
+    """The weighted edges, whose targets and sources are rows of ``nodes``."""
     info: GraphInfo
+    """The prompt, the models, and the settings of the graph."""
     labels: Mapping[Feature, str] = field(default_factory=dict[Feature, str])
-    """What users call features, wherever they are active."""
+    """Labels of features; a label applies at every position where its feature is active."""
 
     @cached_property
     def influence_graph(self) -> InfluenceGraph:
-        """What influence is computed from; the level of a node is its layer."""
+        """The values that influence is computed from; the level of a node is its layer."""
         return InfluenceGraph(self.edges, self.nodes.weight, self.nodes.omitted, self.nodes.layer)
 
     @property
@@ -81,55 +84,59 @@ class AttributionGraph:
         return self.edges.weight.shape[0]
 
     def of_kind(self, *kinds: NodeKind) -> Bool[Tensor, "node"]:
-        """Which nodes are of one of some kinds."""
+        """Return a mask of the nodes that have one of the given kinds."""
         return torch.isin(self.nodes.kind, torch.tensor([int(kind) for kind in kinds]))
 
     def node(self, number: int) -> Node:
-        """One node with its name and label."""
-        kind, layer, position, index = self._facts(number)
-        value, weight = float(self.nodes.value[number]), float(self.nodes.weight[number])
-        label = self._label(number, kind, layer, position, index, weight)
+        """Return the node in row ``number``, with its id and label."""
+        nodes = self.nodes
+        kind = NodeKind(int(nodes.kind[number]))
+        layer, position, index = int(nodes.layer[number]), int(nodes.position[number]), int(nodes.index[number])
         name = str(NodeId.of(kind, layer, position, index))
-        return Node(name, kind, layer, position, index, value, weight, label)
+        value, weight = float(nodes.value[number]), float(nodes.weight[number])
+        node = Node(name, kind, layer, position, index, value, weight, label="")
+        return replace(node, label=self._label(number, node))
 
     def ids(self) -> list[str]:
-        """Ids of all nodes; ``nodes.py`` says how they are written."""
+        """Return the ids of all nodes, in the notation of ``nodes.py``."""
         return list(map(str, self.nodes.ids()))
 
     def with_labels(self, labels: Mapping[Feature, str]) -> AttributionGraph:
-        """The same graph with more names for features."""
+        """Return the same graph with more labels of features; they replace older labels of the same features."""
         return replace(self, labels={**self.labels, **labels})
 
     def adjacency(self) -> Float[Tensor, "target source"]:
-        """All edges as a dense matrix; for small graphs."""
+        """Return all edges as a dense matrix, which is practical for small graphs only."""
         dense = self.edges.weight.new_zeros(self.n_nodes, self.n_nodes)
         dense[self.edges.target, self.edges.source] = self.edges.weight
         return dense
 
     def influence(self) -> Float[Tensor, "node"]:
-        """Influence of each node on the targets, over all paths; the targets' own weight is not counted."""
+        """Return the influence of each node on the targets, over all paths, without the weights of the targets."""
         return paths.influence(self.influence_graph).float()
 
     def path_lengths(self) -> Float[Tensor, "length"]:
-        """Share of the influence of tokens that arrives over paths of 1, 2, ... edges."""
+        """Return the shares of the tokens' influence that reach the targets over paths of 1, 2, ... edges."""
         tokens = self.of_kind(NodeKind.EMBEDDING)
         arriving = [step[tokens].sum() for step in paths.path_steps(self.influence_graph)]
         profile = torch.stack(arriving) if arriving else torch.zeros(0, dtype=torch.double)
         return (profile / profile.sum().clamp(min=1e-30)).float()
 
     def scores(self) -> GraphScores:
-        """Replacement and completeness scores; what was pruned counts as error."""
+        """Return the replacement and completeness scores; inputs that pruning removed count as error."""
         tokens, errors = self.of_kind(NodeKind.EMBEDDING), self.of_kind(NodeKind.ERROR)
         return paths.scores(self.influence_graph, tokens, errors)
 
     def prune(
         self, node_threshold: float = 0.8, edge_threshold: float = 0.98, *, keep_errors: bool | None = None
     ) -> AttributionGraph:
-        """The part that matters: nodes with ``node_threshold`` of the influence, edges with ``edge_threshold`` of it.
+        """Return the nodes with ``node_threshold`` of the influence, and the edges with ``edge_threshold`` of it.
 
-        Tokens and targets always stay. Errors are measured by their edges alone (methods), or, as circuit-tracer does,
-        pruned like features; ``keep_errors=None`` does the latter in compatible graphs. What is removed is remembered
-        in ``omitted``, the thresholds in ``info.settings.pruning``. Raises AttributionError if one is not in (0, 1].
+        Tokens and targets always stay. With ``keep_errors``, error nodes stay as long as one of their edges stays
+        (Ameisen et al., 2025); without, they are pruned like features, as circuit-tracer does. By default, the errors
+        of compatible graphs are pruned and those of other graphs are kept. The weights of removed edges are added to
+        ``nodes.omitted``, and the thresholds are stored in ``info.settings.pruning``. Raises AttributionError if a
+        threshold is not in (0, 1].
         """
         keep_errors = not self.info.compatible if keep_errors is None else keep_errors
         for name, threshold in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
@@ -148,53 +155,54 @@ class AttributionGraph:
         return replace(pruned, nodes=replace(pruned.nodes, cumulative=cumulative), info=info)
 
     def part(self, nodes: Bool[Tensor, "node"], edges: Bool[Tensor, "edge"] | None = None) -> AttributionGraph:
-        """Some nodes and the edges between them, of ``edges`` if given; ``omitted`` keeps what their rows lose."""
-        inside = nodes[self.edges.target] & nodes[self.edges.source]
-        inside = inside if edges is None else inside & edges
-        left, gone = (Edges(*(column[chosen] for column in self.edges)) for chosen in (inside, ~inside))
+        """Return some nodes and the edges between them, only those of ``edges`` if that mask is given.
+
+        The weights of removed edges are added to the ``omitted`` columns of their targets.
+        """
+        stays = nodes[self.edges.target] & nodes[self.edges.source]
+        stays = stays if edges is None else stays & edges
+        remaining, removed = (Edges(*(column[mask] for column in self.edges)) for mask in (stays, ~stays))
         table = replace(
             self.nodes,
-            omitted=self.nodes.omitted.index_add(0, gone.target, gone.weight.abs()),
-            omitted_sum=self.nodes.omitted_sum.index_add(0, gone.target, gone.weight),
+            omitted=self.nodes.omitted.index_add(0, removed.target, removed.weight.abs()),
+            omitted_sum=self.nodes.omitted_sum.index_add(0, removed.target, removed.weight),
         )[nodes]
-        number = nodes.cumsum(0) - 1
-        outputs = nodes[self.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].tolist()
-        names = tuple(name for name, stays in zip(self.info.target_names, outputs, strict=True) if stays)
-        renumbered = Edges(number[left.target], number[left.source], left.weight)
+        new_row = nodes.cumsum(0) - 1
+        output_stays = nodes[self.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].tolist()
+        names = tuple(name for name, is_kept in zip(self.info.target_names, output_stays, strict=True) if is_kept)
+        renumbered = Edges(new_row[remaining.target], new_row[remaining.source], remaining.weight)
         return replace(self, nodes=table, edges=renumbered, info=replace(self.info, target_names=names))
 
     def check(self) -> Completeness:
-        """Measure the row that misses its total by most; a complete graph stays below 1e-5."""
+        """Measure how far rows are from adding up to their totals; in a complete graph, ``relative_to_row`` is < 1e-5.
+
+        Raises AttributionError if no row has a known total.
+        """
         has_row = ~self.nodes.total.isnan()
         if not bool(has_row.any()):
-            raise AttributionError("The graph has no rows to check; it has no targets.")
+            raise AttributionError("The graph has no rows to check: no node has a known total.")
         zeros = torch.zeros(self.n_nodes, dtype=torch.double)
         weight = self.edges.weight.double()
-        found = zeros.index_add(0, self.edges.target, weight) + self.nodes.omitted_sum
+        row_sum = zeros.index_add(0, self.edges.target, weight) + self.nodes.omitted_sum
         scale = zeros.index_add(0, self.edges.target, weight.abs()) + self.nodes.omitted
-        residual = (found - self.nodes.total.double()).abs()
+        residual = (row_sum - self.nodes.total.double()).abs()
         by_row = (residual / scale.clamp(min=1e-30)).where(has_row, zeros)
         by_total = (residual / self.nodes.total.abs().maximum(1e-3 * scale).clamp(min=1e-30)).where(has_row, zeros)
         return Completeness(float(by_row.max()), float(by_total.max()), int(by_row.argmax()))
 
     def missing(self) -> str:
-        """One sentence on rows that do not add up, for readers of the graph; empty if all do, or none is known."""
-        if bool(self.nodes.total.isnan().all()) or (found := self.check()).holds:
+        """Return a sentence on rows that do not add up to their totals; it is empty if all known totals are reached."""
+        if bool(self.nodes.total.isnan().all()) or (completeness := self.check()).holds:
             return ""
         if self.info.compatible:
-            why = "Positions, biases and the first position's MLP outputs are left out, as circuit-tracer does"
+            reason = "Positional embeddings, biases and MLP outputs at the first position are left out"
         else:
-            why = f"Rows do not add up, worst that of {self.node(found.node).id}"
-        return f"{why}: up to {found.relative_to_row:.2g} of a row is missing."
-
-    def report_missing(self) -> None:
-        """Log a warning if rows do not add up, as ``save`` and all exports do; what compatible graphs lack is news."""
-        if missing := self.missing():
-            logger.log(logging.INFO if self.info.compatible else logging.WARNING, "%s", missing)
+            reason = f"Rows do not add up to their totals; the worst is that of {self.node(completeness.node).id}"
+        return f"{reason}: up to {completeness.relative_to_row:.2g} of a row is missing."
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``graph.json`` and ``graph.safetensors`` to a directory, both or neither, and return it."""
-        self.report_missing()
+        """Write ``graph.json`` and ``graph.safetensors`` to a directory, both or neither, and return the directory."""
+        log_missing(self)
         directory = Path(directory)
         tensors = {f"nodes.{f.name}": getattr(self.nodes, f.name) for f in fields(self.nodes)}
         tensors |= {f"edges.{name}": column for name, column in self.edges._asdict().items()}
@@ -209,9 +217,9 @@ class AttributionGraph:
     @staticmethod
     def load(directory: str | Path) -> AttributionGraph:
         """Read a graph that ``save`` wrote; raises CheckpointError on anything else."""
-        place = files.saved(Path(directory), _JSON)
-        content = FORMAT.read(place(_JSON))
-        tensors = {name: _wide(tensor) for name, tensor in files.read_tensors(place(_TENSORS)).items()}
+        path = files.saved(Path(directory), _JSON)
+        content = FORMAT.read(path(_JSON))
+        tensors = {name: _wide(tensor) for name, tensor in files.read_tensors(path(_TENSORS)).items()}
         try:
             nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
             edges = Edges(*(tensors[f"edges.{name}"] for name in Edges._fields))
@@ -222,39 +230,42 @@ class AttributionGraph:
             raise CheckpointError(f"{directory} does not hold a whole attribution graph ({error!r}).") from error
         return AttributionGraph(nodes, edges, info, labels)
 
-    def _facts(self, number: int) -> tuple[NodeKind, int, int, int]:
-        nodes = self.nodes
-        kind = NodeKind(int(nodes.kind[number]))
-        return kind, int(nodes.layer[number]), int(nodes.position[number]), int(nodes.index[number])
-
-    def _label(self, number: int, kind: NodeKind, layer: int, position: int, index: int, weight: float) -> str:
-        token = self.info.token_strings[position]
-        match kind:
+    def _label(self, row: int, node: Node) -> str:
+        """Return the label of a node, from the user's labels or from the node's kind."""
+        token = self.info.token_strings[node.position]
+        match node.kind:
             case NodeKind.FEATURE:
-                return self.labels.get(Feature(layer, index), f"feature {index}")
+                return self.labels.get(Feature(node.layer, node.index), f"feature {node.index}")
             case NodeKind.ERROR:
-                return f"error of layer {layer} at {token!r}"
+                return f"error of layer {node.layer} at {token!r}"
             case NodeKind.EMBEDDING:
                 return f"token {token!r}"
             case NodeKind.POSITIONAL:
-                return f"position {position}"
+                return f"position {node.position}"
             case NodeKind.BIAS:
-                return f"biases of layer {layer} at {token!r}"
+                return f"biases of layer {node.layer} at {token!r}"
             case NodeKind.MLP_OUTPUT:
-                return f"MLP output of layer {layer} at {token!r}"
+                return f"MLP output of layer {node.layer} at {token!r}"
             case NodeKind.LOGIT | NodeKind.TARGET:
-                name = self.info.target_names[number - self.n_nodes]
-                return f"output {name!r} (p={weight:.3f})" if kind is NodeKind.LOGIT else name
+                name = self.info.target_names[row - self.n_nodes]
+                return f"output {name!r} (p={node.weight:.3f})" if node.kind is NodeKind.LOGIT else name
+
+
+def log_missing(graph: AttributionGraph) -> None:
+    """Log if rows do not add up to their totals: a warning, or information if the graph is compatible by intent."""
+    if missing := graph.missing():
+        logger.log(logging.INFO if graph.info.compatible else logging.WARNING, "%s", missing)
 
 
 def _narrow(tensor: Tensor) -> Tensor:
-    """Integers in the narrowest type that holds them: a graph's file takes 8 bytes an edge, not 20."""
+    """Store integers in the narrowest type that holds them: a graph's file takes 8 bytes per edge instead of 20."""
     if tensor.is_floating_point() or not tensor.numel():
         return tensor
     largest = max(int(tensor.max()), -1 - int(tensor.min()))
     types = (torch.int16, torch.int32, torch.int64)
-    return tensor.to(next(kind for kind in types if largest <= torch.iinfo(kind).max))
+    return tensor.to(next(dtype for dtype in types if largest <= torch.iinfo(dtype).max))
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    """Read integers that ``_narrow`` stored as 64-bit integers."""
     return tensor if tensor.is_floating_point() else tensor.long()

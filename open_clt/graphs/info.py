@@ -1,7 +1,7 @@
-"""What a graph tells about itself: its prompt, and the settings that it was computed and pruned with.
+"""Graph information: a graph's prompt and models, and the settings that it was computed and pruned with.
 
-``info_json`` and ``read_info`` carry it to JSON and back; the vectors of ``Direction`` targets travel beside it, as
-tensors. Files of format version 1 are translated.
+``info_json`` turns the information into JSON values, and ``read_info`` turns them back. The vectors of ``Direction``
+targets are stored separately, as tensors. Files of format version 1 are translated.
 """
 
 from __future__ import annotations
@@ -21,100 +21,105 @@ _PRUNING = ("node_threshold", "edge_threshold", "keep_errors")
 @final
 @dataclass(frozen=True, kw_only=True)
 class PruningSettings:
-    """What a graph was pruned with; None where the file of another program does not tell."""
+    """The settings that a graph was pruned with; a setting is None if the file of another program lacks it."""
 
     node_threshold: float | None = None
-    """Share of the influence that the nodes hold."""
+    """Share of the nodes' influence that the remaining nodes hold."""
     edge_threshold: float | None = None
-    """Share of the edges' influence that the edges hold."""
+    """Share of the edges' influence that the remaining edges hold."""
     keep_errors: bool | None = None
-    """Whether errors are measured by their edges alone."""
+    """Whether error nodes stay as long as one of their edges stays."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class GraphSettings:
-    """What a graph was computed with."""
+    """The settings that a graph was computed with."""
 
     targets: tuple[Target | None, ...] = ()
-    """What was explained, with token ids and positions from the prompt's start; empty where a file does not tell.
+    """Targets that the graph explains, with token ids and positions from the prompt's start; empty if not known.
 
-    None stands for a target that a file of format version 1 does not hold: a direction.
+    None stands for a direction in a file of format version 1, which does not store its vector.
     """
     max_feature_nodes: int | None = None
-    """How many features were attributed at most; None is all."""
+    """Largest number of features that were attributed; None is all."""
     use_first_position: bool = False
     """Whether features are used at the first position."""
     batch_size: int | None = None
-    """Rows that were computed at a time; None where a file does not tell."""
+    """Number of rows that were computed at a time; None if not known."""
     pruning: PruningSettings | None = None
-    """None where the graph is not pruned."""
+    """Settings of the pruning; None if the graph is not pruned."""
 
     def target(self, index: int) -> Target | None:
-        """The target with this number; None if the graph does not know it."""
+        """Return the target with this number; None if it is not known."""
         return self.targets[index] if 0 <= index < len(self.targets) else None
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class GraphInfo:
-    """Where a graph comes from, and the words it needs."""
+    """The models, prompt and settings of a graph, and the names of its tokens and targets."""
 
     model: str
     """Name of the language model."""
     transcoder: str | None
-    """Name of the model that the transcoder was trained for, as the transcoder tells it."""
+    """Name of the language model that the transcoder was trained for, from the transcoder's config."""
     prompt: str
+    """Text of the prompt."""
     tokens: tuple[int, ...]
+    """Token ids of the prompt."""
     token_strings: tuple[str, ...]
+    """Text of each token of the prompt."""
     target_names: tuple[str, ...]
-    """Names of the outputs, in their order: a token's text, or what was asked for."""
+    """Names of the outputs, in the order of their nodes: a token's text, or the name of another target."""
     n_layers: int
+    """Number of layers of the language model."""
     n_active_features: int
-    """Features active on the prompt, whether or not the budget allowed to attribute them."""
+    """Number of features that are active on the prompt, with those that ``max_feature_nodes`` left out."""
     compatible: bool
-    """Whether positional embeddings, biases and MLP outputs were left out, as circuit-tracer does."""
+    """Whether positional embeddings, biases and MLP outputs are left out, as circuit-tracer does."""
     settings: GraphSettings = field(default_factory=GraphSettings)
+    """Settings that the graph was computed with."""
     versions: dict[str, str] = field(default_factory=dict[str, str])
     """Versions of the packages that computed the graph."""
     faithfulness: dict[str, Any] | None = None
-    """How far the graph's predictions hold in the model, if that was measured (``analysis.faithfulness``)."""
+    """Numbers of the test against interventions (``evaluation.faithfulness``); None if it was not run."""
 
 
 class InfoJson(NamedTuple):
-    """A graph's info as a file holds it."""
+    """A graph's information in the form that files store."""
 
     facts: dict[str, Any]
-    """Plain values."""
+    """The information as plain values, without the vectors."""
     vectors: dict[str, Tensor]
     """Vectors of the targets that are directions, by the target's number."""
 
 
 def info_json(info: GraphInfo) -> InfoJson:
-    """The info as plain values, and the vectors that are in it."""
+    """Return the information as plain values, and the vectors of its targets."""
     facts, vectors = to_dict(info), dict[str, Tensor]()
-    for number, target in enumerate(info.settings.targets):
+    for index, target in enumerate(info.settings.targets):
         if isinstance(target, Direction):
-            vectors[str(number)] = facts["settings"]["targets"][number].pop("vector")
+            vectors[str(index)] = facts["settings"]["targets"][index].pop("vector")
     return InfoJson(facts, vectors)
 
 
 def read_info(facts: Mapping[str, Any], vectors: Mapping[str, Tensor], format_version: int) -> GraphInfo:
-    """What ``info_json`` made plain; raises ConfigError on missing or unknown entries."""
+    """Read what ``info_json`` returned; raises ConfigError on missing or unknown entries."""
     facts = dict(facts)
     if format_version == 1:
         facts["settings"] = _settings_of_version_1(facts.get("settings", {}))
     targets = list(facts["settings"].get("targets", ()))
-    for number, vector in vectors.items():
-        targets[int(number)] = {**targets[int(number)], "vector": vector}
+    for index, vector in vectors.items():
+        targets[int(index)] = {**targets[int(index)], "vector": vector}
     return from_dict(GraphInfo, {**facts, "settings": {**facts["settings"], "targets": targets}})
 
 
 def _settings_of_version_1(former: Mapping[str, Any]) -> dict[str, Any]:
-    """Version 1 kept all settings in one flat object, without the vectors of directions."""
-    known = ("salient_logits", "token_logits", "logit_difference", "feature")
+    """Translate the settings of version 1, which stored them in one flat object, without the vectors of directions."""
+    complete_kinds = ("salient_logits", "token_logits", "logit_difference", "feature")
     targets = [
-        target if isinstance(target, dict) and cast(dict[str, Any], target).get("kind") in known else None
+        target if isinstance(target, dict) and cast(dict[str, Any], target).get("kind") in complete_kinds else None
         for target in former.get("targets", ())
     ]
     return {

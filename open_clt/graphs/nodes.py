@@ -3,7 +3,8 @@
 Order of the rows: features by (layer, position, feature); errors by (layer, position); token embeddings by position;
 then, unless the graph is ``compatible``, positional embeddings, biases and MLP outputs; the targets last.
 
-The id of a node is its kind and then its layer, position and index, in this order and as far as the kind has them:
+The id of a node is its kind and then its layer, position and index, in this order; parts that the kind does not have
+are left out:
 
     2:5:417         feature 417 of layer 2 at position 5, as it is typed on the command line
     error:2:5       the error of layer 2 at position 5
@@ -12,9 +13,9 @@ The id of a node is its kind and then its layer, position and index, in this ord
     bias:2:5        biases that enter at layer 2 and position 5
     mlp:2:5         the whole MLP output of layer 2 at position 5
     logit:5:1234    the logit of token 1234 after position 5
-    target:5:0      the first target, which stands at position 5
+    target:5:0      the first target, which is at position 5
 
-Position ``*`` stands for all positions, where nodes are compared across them.
+Position ``*`` stands for all positions, for comparisons of nodes across positions.
 """
 
 from __future__ import annotations
@@ -34,35 +35,38 @@ from open_clt.transcoders.feature import Feature, FeaturePlace
 
 
 class NodeKind(IntEnum):
-    """What a node stands for."""
+    """The kinds of nodes."""
 
     FEATURE = 0
-    """An active feature of the transcoder: layer, position, feature."""
+    """An active feature of the transcoder at one position."""
     ERROR = 1
-    """What the features miss of one MLP output: layer, position."""
+    """The part of one MLP output, at one layer and position, that the features do not reconstruct."""
     EMBEDDING = 2
     """The embedding of the token at one position."""
     POSITIONAL = 3
     """The positional embedding of one position."""
     BIAS = 4
-    """Biases that enter at one layer and position: attention, its norm's bias, and the decoder bias.
+    """Biases that enter at one layer and position: those of attention, of its norm, and of the decoder.
 
-    Layer ``n_layers`` holds what enters after the last block: the final norm's bias and the unembedding's.
+    Layer ``n_layers`` holds the biases that enter after the last block: those of the final norm and the unembedding.
     """
     MLP_OUTPUT = 5
     """A whole MLP output at the first position, where features are not used. It depends on its token alone."""
     LOGIT = 6
-    """An output token's logit, less the mean logit."""
+    """The logit of an output token, less the mean logit."""
     TARGET = 7
     """Another target: a logit difference, a direction, or a feature's pre-activation."""
 
 
 class _Form(NamedTuple):
-    """How the id of a kind is written."""
+    """The parts of an id that nodes of one kind have."""
 
     word: str
+    """First word of the id; empty for features."""
     has_layer: bool
+    """Whether the id has a layer."""
     has_index: bool
+    """Whether the id has an index."""
 
 
 _FORMS: Mapping[NodeKind, _Form] = {
@@ -82,17 +86,20 @@ _FOREIGN = re.compile(r"(?P<layer>E|\d+)_(?P<index>-?\d+)_(?P<position>\d+)", re
 @final
 @dataclass(frozen=True)
 class NodeId:
-    """What tells a node apart from all others of its graph; a part that the kind does not need is -1."""
+    """The parts that identify a node in its graph; a part that the kind does not have is -1."""
 
     kind: NodeKind
+    """Kind of the node."""
     layer: int
+    """Layer of the node, or -1."""
     position: int | None
-    """None stands for all positions."""
+    """Position of the node; None stands for all positions."""
     index: int
+    """Feature index, token id or target number, or -1."""
 
     @staticmethod
     def of(kind: NodeKind, layer: int, position: int | None, index: int) -> NodeId:
-        """The id of a node that has these facts."""
+        """Return the id of a node, without the parts that its kind does not have."""
         form = _FORMS[kind]
         return NodeId(kind, layer if form.has_layer else -1, position, index if form.has_index else -1)
 
@@ -105,10 +112,10 @@ class NodeId:
 
     @staticmethod
     def parse(text: str, n_layers: int) -> NodeId:
-        """Read an id, also in circuit-tracer's notation; raises AttributionError on anything else.
+        """Read an id in our or in circuit-tracer's notation; raises AttributionError on anything else.
 
-        Circuit-tracer writes ``2_417_5`` for features, ``2_-1_5`` for errors, ``E_330_5`` for tokens, and for logits
-        the layer ``n_layers + 1``.
+        Circuit-tracer writes ``2_417_5`` for features, ``2_-1_5`` for errors and ``E_330_5`` for tokens. Its logits
+        have the layer ``n_layers + 1``, such as ``7_1234_5`` for six layers.
         """
         node = _read_foreign(text, n_layers) or _read_word(text) or _read_feature(text)
         if node is None:
@@ -120,7 +127,7 @@ class NodeId:
 
 
 def _read_foreign(text: str, n_layers: int) -> NodeId | None:
-    """The node that circuit-tracer calls ``layer_index_position``."""
+    """Read circuit-tracer's notation, ``layer_index_position``; None if the text is not in this notation."""
     match = _FOREIGN.fullmatch(text)
     if match is None:
         return None
@@ -139,7 +146,7 @@ def _read_foreign(text: str, n_layers: int) -> NodeId | None:
 
 
 def _read_word(text: str) -> NodeId | None:
-    """The node of an id that begins with the word of its kind."""
+    """Read an id that begins with the word of its kind; None if the text is not such an id."""
     word, *numbers = text.split(":")
     for kind, form in _FORMS.items():
         fits = len(numbers) == 1 + form.has_layer + form.has_index and all(map(_NUMBER.fullmatch, numbers))
@@ -150,6 +157,7 @@ def _read_word(text: str) -> NodeId | None:
 
 
 def _read_feature(text: str) -> NodeId | None:
+    """Read the id of a feature; None if the text is not one."""
     try:
         feature, position = FeaturePlace.parse(text)
     except ConfigError:
@@ -163,36 +171,46 @@ class Node:
     """One node with its id and label."""
 
     id: str
+    """Id of the node, as the module's docstring describes it."""
     kind: NodeKind
+    """Kind of the node."""
     layer: int
-    """-1 for embeddings, ``n_layers`` for outputs."""
+    """Layer of the node; -1 for embeddings, ``n_layers`` for outputs."""
     position: int
+    """Position of the node, from the prompt's start."""
     index: int
-    """Feature index, token id, or number of a target; -1 for the kinds that have none of them."""
+    """Feature index, token id, or target number; -1 for the kinds that have none of them."""
     value: float
-    """A feature's activation, or a logit's probability; 0 for the other kinds."""
+    """Activation of a feature, or probability of a logit's token; 0 for the other kinds."""
     weight: float
-    """Weight of an output in the influence: a logit's probability, 1 for another target; 0 for all other nodes."""
+    """Weight of an output in the influence: the probability of a token, 1 for another target; 0 for all other nodes."""
     label: str
+    """Description of the node for readers."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class NodeTable:
-    """The nodes, one column per fact; see ``Node`` for their meaning."""
+    """The nodes of a graph, one row per node."""
 
     kind: Int[Tensor, "node"]
+    """Kind of each node, a value of ``NodeKind``."""
     layer: Int[Tensor, "node"]
+    """Layer of each node; -1 for embeddings, ``n_layers`` for outputs."""
     position: Int[Tensor, "node"]
+    """Position of each node, from the prompt's start."""
     index: Int[Tensor, "node"]
+    """Feature index, token id, or target number; -1 for the kinds that have none of them."""
     value: Float[Tensor, "node"]
+    """Activation of a feature, or probability of a logit's token; 0 for the other kinds."""
     weight: Float[Tensor, "node"]
+    """Weight of an output in the influence: the probability of a token, 1 for another target; 0 for all other nodes."""
     total: Float[Tensor, "node"]
-    """What a complete row adds up to: ``pre - b_enc`` or the demeaned logit; NaN for nodes without inputs."""
+    """Sum of a complete row: ``pre - b_enc``, or the logit less the mean logit; NaN for nodes without inputs."""
     omitted: Float[Tensor, "node"]
     """Absolute weight of the inputs that pruning removed; it counts as error in the scores."""
     omitted_sum: Float[Tensor, "node"]
-    """The same inputs added with their signs."""
+    """Sum of the inputs that pruning removed, with their signs."""
     cumulative: Float[Tensor, "node"]
     """Share of all influence that this node and the more influential ones hold; NaN before pruning."""
 
@@ -200,11 +218,11 @@ class NodeTable:
         return self.kind.shape[0]
 
     def __getitem__(self, chosen: Tensor) -> NodeTable:
-        """The chosen rows; ``chosen`` is a mask or holds indices."""
+        """Return some of the rows; ``chosen`` is a mask or a tensor of row indices."""
         return replace(self, **{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
     def ids(self) -> list[NodeId]:
-        """Ids of all nodes."""
+        """Return the ids of all nodes."""
         columns = (column.tolist() for column in (self.kind, self.layer, self.position, self.index))
         return [NodeId.of(NodeKind(kind), *facts) for kind, *facts in zip(*columns, strict=True)]
 
@@ -219,7 +237,10 @@ class NodeTable:
         weight: Float[Tensor, "node"] | None = None,
         total: Float[Tensor, "node"] | None = None,
     ) -> NodeTable:
-        """Nodes of one kind; columns that are left out are empty."""
+        """Make a table of nodes of one kind.
+
+        By default, ``index`` is -1, ``value`` and ``weight`` are 0, and ``total`` is NaN.
+        """
         zeros = torch.zeros(layer.shape, dtype=torch.float32)
         missing = torch.full_like(zeros, torch.nan)
         return NodeTable(
@@ -237,6 +258,6 @@ class NodeTable:
 
     @staticmethod
     def stacked(tables: list[NodeTable]) -> NodeTable:
-        """Several tables, one after another."""
+        """Concatenate several tables."""
         columns = {f.name: torch.cat([getattr(table, f.name) for table in tables]) for f in fields(NodeTable)}
         return NodeTable(**columns)

@@ -1,4 +1,4 @@
-"""What can be done with attribution graphs: find nodes, cut out a part, compare two, name their features."""
+"""Operations on attribution graphs: find nodes, cut out a part, compare two graphs."""
 
 from __future__ import annotations
 
@@ -21,107 +21,121 @@ from open_clt.graphs.nodes import NodeId, NodeKind
 @final
 @dataclass(frozen=True, kw_only=True)
 class NodeQuery:
-    """Which nodes to look for; a condition that is None holds for every node."""
+    """Conditions that nodes must meet; a condition that is None holds for every node."""
 
     kinds: tuple[NodeKind, ...] | None = None
+    """Kinds that a node may have."""
     layers: tuple[int, ...] | None = None
-    """-1 for embeddings, the number of layers for outputs."""
+    """Layers that a node may have; -1 for embeddings, the number of layers for outputs."""
     positions: tuple[int, ...] | None = None
-    """Negative ones count from the prompt's end."""
+    """Positions that a node may have; negative positions count from the prompt's end."""
     token: str | None = None
-    """Text of the prompt's token at the node's position, spaces around it left out."""
+    """Text of the prompt's token at the node's position, without the spaces around it."""
     label: str | None = None
-    """Part of the node's label; upper and lower case are the same."""
+    """Text that the node's label must contain; upper and lower case do not differ."""
 
 
 def find_nodes(graph: AttributionGraph, query: NodeQuery) -> list[str]:
-    """Names of the nodes that meet every condition of a query, in the graph's order."""
+    """Return the ids of the nodes that meet every condition of a query, in the graph's order."""
     info = graph.info
-    positions = query.positions and tuple(place % len(info.token_strings) for place in query.positions)
-    found: list[str] = []
+    positions = query.positions and tuple(position % len(info.token_strings) for position in query.positions)
+    ids: list[str] = []
     for node in map(graph.node, range(graph.n_nodes)):
-        fits = (
+        matches = (
             (query.kinds is None or node.kind in query.kinds)
             and (query.layers is None or node.layer in query.layers)
             and (positions is None or node.position in positions)
             and (query.token is None or info.token_strings[node.position].strip() == query.token.strip())
             and (query.label is None or query.label.lower() in node.label.lower())
         )
-        if fits:
-            found.append(node.id)
-    return found
+        if matches:
+            ids.append(node.id)
+    return ids
 
 
 def node_numbers(graph: AttributionGraph, ids: Iterable[str]) -> Int[Tensor, "some"]:
-    """Rows of some nodes, by their ids (or circuit-tracer's); raises AttributionError if the graph lacks one of them.
+    """Return the rows of some nodes, by their ids in our or in circuit-tracer's notation.
 
-    Negative positions count from the prompt's end.
+    Negative positions count from the prompt's end. Raises AttributionError if the graph lacks one of the nodes.
     """
-    rows = {node: row for row, node in enumerate(graph.nodes.ids())}
-    numbers: list[int] = []
+    row_of = {node: row for row, node in enumerate(graph.nodes.ids())}
+    rows: list[int] = []
     for text in ids:
         node = NodeId.parse(text, graph.info.n_layers)
         if node.position is not None and node.position < 0:
             node = replace(node, position=node.position + len(graph.info.tokens))
-        if node not in rows:
-            raise AttributionError(f"The graph has no node {text!r}; AttributionGraph.ids() lists the ids it has.")
-        numbers.append(rows[node])
-    return torch.tensor(numbers, dtype=torch.long)
+        if node not in row_of:
+            raise AttributionError(f"The graph has no node {text!r}; AttributionGraph.ids() lists its nodes.")
+        rows.append(row_of[node])
+    return torch.tensor(rows, dtype=torch.long)
 
 
 def subgraph(graph: AttributionGraph, ids: Iterable[str]) -> AttributionGraph:
-    """Some nodes and the edges between them; the inputs they lose are remembered in ``omitted``."""
-    kept = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, node_numbers(graph, ids), True)
-    return graph.part(kept)
+    """Return some nodes and the edges between them; the weights of the other edges are added to ``nodes.omitted``."""
+    chosen = torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, node_numbers(graph, ids), True)
+    return graph.part(chosen)
 
 
 def path_subgraph(graph: AttributionGraph, source: str, target: str) -> AttributionGraph:
-    """Every node and edge on some path from one node to another; raises AttributionError where there is none."""
+    """Return the nodes and edges on all paths from one node to another; raises AttributionError if there is no path."""
     start, end = node_numbers(graph, [source, target]).tolist()
     edges = graph.edges
-    after = _reached(start, edges.source, edges.target, graph.n_nodes)
-    before = _reached(end, edges.target, edges.source, graph.n_nodes)
-    if not bool(after[end]):
+    after_start = _reachable(start, edges.source, edges.target, graph.n_nodes)
+    before_end = _reachable(end, edges.target, edges.source, graph.n_nodes)
+    if not bool(after_start[end]):
         raise AttributionError(f"No path leads from {source!r} to {target!r}; edges lead from earlier to later nodes.")
-    return graph.part(after & before)
+    return graph.part(after_start & before_end)
 
 
 class EdgePair(NamedTuple):
-    """One edge in two graphs; its weight is 0 in a graph that lacks it."""
+    """One edge and its weights in two graphs; its weight is 0 in a graph that lacks it."""
 
     source: str
+    """Id of the node that the edge comes from."""
     target: str
+    """Id of the node that the edge leads to."""
     first: float
+    """Weight of the edge in the first graph."""
     second: float
+    """Weight of the edge in the second graph."""
 
 
 @final
 @dataclass(frozen=True)
 class GraphComparison:
-    """What two graphs share, and where they differ. Edges that differ most stand first."""
+    """The nodes and edges that two graphs share, and those that only one of them has.
+
+    Nodes are given by their ids. Edges are sorted by the difference of their weights, the largest first.
+    """
 
     shared_nodes: tuple[str, ...]
+    """Nodes of both graphs."""
     nodes_only_first: tuple[str, ...]
+    """Nodes of the first graph that the second lacks."""
     nodes_only_second: tuple[str, ...]
+    """Nodes of the second graph that the first lacks."""
     shared_edges: tuple[EdgePair, ...]
+    """Edges of both graphs."""
     edges_only_first: tuple[EdgePair, ...]
+    """Edges of the first graph that the second lacks."""
     edges_only_second: tuple[EdgePair, ...]
+    """Edges of the second graph that the first lacks."""
 
     @property
     def node_overlap(self) -> float:
-        """Shared nodes over all nodes (Jaccard)."""
-        every = len(self.shared_nodes) + len(self.nodes_only_first) + len(self.nodes_only_second)
-        return len(self.shared_nodes) / max(every, 1)
+        """Number of shared nodes divided by the number of all nodes (Jaccard index)."""
+        n_nodes = len(self.shared_nodes) + len(self.nodes_only_first) + len(self.nodes_only_second)
+        return len(self.shared_nodes) / max(n_nodes, 1)
 
     @property
     def edge_overlap(self) -> float:
-        """Shared edges over all edges (Jaccard)."""
-        every = len(self.shared_edges) + len(self.edges_only_first) + len(self.edges_only_second)
-        return len(self.shared_edges) / max(every, 1)
+        """Number of shared edges divided by the number of all edges (Jaccard index)."""
+        n_edges = len(self.shared_edges) + len(self.edges_only_first) + len(self.edges_only_second)
+        return len(self.shared_edges) / max(n_edges, 1)
 
     @property
     def weight_cosine(self) -> float:
-        """Cosine of the two graphs' edge weights, over the edges of either."""
+        """Cosine of the two graphs' edge weights, over all edges of both graphs."""
         pairs = (*self.shared_edges, *self.edges_only_first, *self.edges_only_second)
         weights = torch.tensor([[pair.first, pair.second] for pair in pairs], dtype=torch.double).view(-1, 2)
         norms = weights.norm(dim=0).prod().clamp(min=1e-30)
@@ -131,42 +145,45 @@ class GraphComparison:
 def compare_graphs(
     first: AttributionGraph, second: AttributionGraph, *, across_positions: bool = False
 ) -> GraphComparison:
-    """Match two graphs by the names of their nodes.
+    """Compare two graphs, whose nodes are matched by their ids.
 
-    ``across_positions`` is for graphs of different prompts: names lose their position, and the edges that then
-    coincide are added up.
+    With ``across_positions``, for graphs of different prompts, ids lose their position, and the weights of edges that
+    then coincide are added.
     """
-    first_ids, second_ids = _names(first, across_positions), _names(second, across_positions)
-    ours, theirs = _weights(first, first_ids), _weights(second, second_ids)
-    known, others = dict.fromkeys(first_ids), dict.fromkeys(second_ids)
-    pairs = [EdgePair(*edge, ours.get(edge, 0.0), theirs.get(edge, 0.0)) for edge in dict.fromkeys((*ours, *theirs))]
+    first_ids, second_ids = _ids(first, across_positions), _ids(second, across_positions)
+    first_weights, second_weights = _weights(first, first_ids), _weights(second, second_ids)
+    first_nodes, second_nodes = dict.fromkeys(first_ids), dict.fromkeys(second_ids)
+    edges = dict.fromkeys((*first_weights, *second_weights))
+    pairs = [EdgePair(*edge, first_weights.get(edge, 0.0), second_weights.get(edge, 0.0)) for edge in edges]
     pairs.sort(key=lambda pair: -abs(pair.first - pair.second))
     return GraphComparison(
-        shared_nodes=tuple(name for name in known if name in others),
-        nodes_only_first=tuple(name for name in known if name not in others),
-        nodes_only_second=tuple(name for name in others if name not in known),
-        shared_edges=tuple(pair for pair in pairs if pair[:2] in ours and pair[:2] in theirs),
-        edges_only_first=tuple(pair for pair in pairs if pair[:2] not in theirs),
-        edges_only_second=tuple(pair for pair in pairs if pair[:2] not in ours),
+        shared_nodes=tuple(node for node in first_nodes if node in second_nodes),
+        nodes_only_first=tuple(node for node in first_nodes if node not in second_nodes),
+        nodes_only_second=tuple(node for node in second_nodes if node not in first_nodes),
+        shared_edges=tuple(pair for pair in pairs if pair[:2] in first_weights and pair[:2] in second_weights),
+        edges_only_first=tuple(pair for pair in pairs if pair[:2] not in second_weights),
+        edges_only_second=tuple(pair for pair in pairs if pair[:2] not in first_weights),
     )
 
 
-def _names(graph: AttributionGraph, across_positions: bool) -> list[str]:
+def _ids(graph: AttributionGraph, across_positions: bool) -> list[str]:
+    """Return the ids of all nodes, without their positions if nodes are compared across positions."""
     if not across_positions:
         return graph.ids()
     return [str(replace(node, position=None)) for node in graph.nodes.ids()]
 
 
-def _weights(graph: AttributionGraph, names: list[str]) -> dict[tuple[str, str], float]:
+def _weights(graph: AttributionGraph, ids: list[str]) -> dict[tuple[str, str], float]:
+    """Add up edge weights by the ids of the edge's source and target."""
     weights: dict[tuple[str, str], float] = {}
     for target, source, weight in zip(*(column.tolist() for column in graph.edges), strict=True):
-        edge = names[source], names[target]
+        edge = ids[source], ids[target]
         weights[edge] = weights.get(edge, 0.0) + weight
     return weights
 
 
-def _reached(start: int, sources: Tensor, targets: Tensor, n_nodes: int) -> Bool[Tensor, "node"]:
-    """A node and all that edges lead to from it."""
+def _reachable(start: int, sources: Tensor, targets: Tensor, n_nodes: int) -> Bool[Tensor, "node"]:
+    """Return a mask of a node and all nodes that a path leads to from it."""
     edges = coo_array((np.ones(len(sources)), (sources.numpy(), targets.numpy())), shape=(n_nodes, n_nodes))
     order = breadth_first_order(edges.tocsr(), start, return_predecessors=False)
     return torch.zeros(n_nodes, dtype=torch.bool).index_fill(0, torch.from_numpy(order).long(), True)

@@ -1,8 +1,8 @@
-"""Supernodes: groups of nodes that do one thing, and the graph between groups.
+"""Supernodes: groups of nodes with the same role, and the graph between groups.
 
-A supernode is made by hand, from a query, or suggested: features whose edges go the same ways and whose decoders point
-the same way are joined, most alike first, as long as no loop arises. Grouping follows Ameisen et al. (2025), "Grouping
-features into supernodes".
+A user makes a supernode from a list of nodes or from a query (``supernode``). ``suggest_supernodes`` joins features
+with similar edges and similar decoders, the most similar first, as long as no cycle arises. Grouping follows Ameisen
+et al. (2025), "Grouping features into supernodes".
 """
 
 from __future__ import annotations
@@ -29,89 +29,100 @@ from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
 
 _MOST_FEATURES = 2000
-"""Suggesting compares all pairs: a larger graph takes minutes, and no reader could follow it."""
+"""Most features that ``suggest_supernodes`` accepts: it compares all pairs, which takes minutes for more features."""
 
 
 @final
 @dataclass(frozen=True)
 class Supernode:
-    """Nodes that count as one, by their ids."""
+    """A group of nodes that counts as one node."""
 
     label: str
+    """Name of the group."""
     members: tuple[str, ...]
+    """Ids of the nodes in the group."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class GroupedGraph:
-    """A graph between groups: every supernode, and every other node as a group of its own, in the graph's order."""
+    """A graph between groups of nodes; each node outside the supernodes is a group with one member."""
 
     graph: AttributionGraph
-    """What was grouped."""
+    """The graph whose nodes are grouped."""
     groups: tuple[Supernode, ...]
+    """The groups, in the order of their first nodes in the graph."""
     group_of: Int[Tensor, "node"]
-    """Number of each node's group."""
+    """Index of each node's group."""
     edges: Edges
-    """Numbered by group; weights of the edges between two groups add up, with their signs."""
+    """Edges between groups, by their indices; the signed weights of all edges between two groups are added."""
     weight: Float[Tensor, "group"]
-    """Weight of an output in the influence, summed over members."""
+    """Weight of each output in the influence, summed over members."""
     omitted: Float[Tensor, "group"]
+    """Absolute weight of the inputs that pruning removed, summed over members."""
     tokens: Bool[Tensor, "group"]
-    """Groups of token embeddings alone."""
+    """Mask of the groups that have token embeddings only."""
     errors: Bool[Tensor, "group"]
-    """Groups with an error in them: what is unexplained in one member is in all."""
+    """Mask of the groups that have an error node; such a group counts as an error as a whole."""
 
     def influence(self) -> Float[Tensor, "group"]:
-        """Influence of each group on the outputs; raises AttributionError where the groups make a loop."""
+        """Return the influence of each group on the outputs; raises AttributionError if the groups form a cycle."""
         return paths.influence(self.influence_graph).float()
 
     def scores(self) -> GraphScores:
-        """Replacement and completeness; edges within a group do not count. AttributionError where there is a loop."""
+        """Return the replacement and completeness scores; edges within a group do not count.
+
+        Raises AttributionError if the groups form a cycle.
+        """
         return paths.scores(self.influence_graph, self.tokens, self.errors)
 
     @cached_property
     def influence_graph(self) -> InfluenceGraph:
-        """What influence is computed from; raises AttributionError where the groups make a loop."""
+        """The values that influence is computed from; raises AttributionError if the groups form a cycle."""
         return InfluenceGraph(self.edges, self.weight, self.omitted, self._level())
 
     def _level(self) -> Int[Tensor, "group"]:
-        """Length of the longest path to each group: groups span layers, but edges always lead to a higher level."""
+        """Return the length of the longest path to each group; unlike a layer, it rises along every edge."""
         level = torch.zeros(len(self.groups), dtype=torch.long)
         for _ in self.groups:
             higher = level.scatter_reduce(0, self.edges.target, level[self.edges.source] + 1, "amax")
             if torch.equal(higher, level):
                 return level
             level = higher
-        raise AttributionError("The groups make a loop, so influence is not defined; split one of the supernodes.")
+        raise AttributionError("The groups form a cycle, so influence is not defined; split one of the supernodes.")
 
 
 def supernode(graph: AttributionGraph, label: str, query: NodeQuery) -> Supernode:
-    """The nodes that meet a query, as one; raises AttributionError if there are none."""
+    """Make a supernode of the nodes that meet a query; raises AttributionError if there are none."""
     members = find_nodes(graph, query)
     if not members:
-        raise AttributionError(f"No node meets the query of {label!r}; loosen one of its conditions.")
+        raise AttributionError(f"No node meets the query of supernode {label!r}; loosen one of its conditions.")
     return Supernode(label, tuple(members))
 
 
 def group(graph: AttributionGraph, supernodes: Sequence[Supernode]) -> GroupedGraph:
-    """Join the members of each supernode; raises AttributionError if a node is missing or in two of them."""
+    """Make the graph between groups.
+
+    Raises AttributionError if a supernode is empty or has a node that the graph lacks, if a node is in two supernodes,
+    or if two groups have the same label.
+    """
     ids = graph.ids()
     supernodes = _with_our_ids(graph, supernodes)
     _check(ids, supernodes)
-    of_member = {name: joined for joined in supernodes for name in joined.members}
-    groups = list(dict.fromkeys(of_member.get(name) or Supernode(name, (name,)) for name in ids))
-    number = {name: place for place, joined in enumerate(groups) for name in joined.members}
-    of_node = torch.tensor([number[name] for name in ids], dtype=torch.long)
+    supernode_of = {node: each for each in supernodes for node in each.members}
+    groups = list(dict.fromkeys(supernode_of.get(node) or Supernode(node, (node,)) for node in ids))
+    index_of = {node: index for index, each in enumerate(groups) for node in each.members}
+    group_of = torch.tensor([index_of[node] for node in ids], dtype=torch.long)
     tokens, errors = (graph.of_kind(kind) for kind in (NodeKind.EMBEDDING, NodeKind.ERROR))
     return GroupedGraph(
         graph=graph,
         groups=tuple(groups),
-        group_of=of_node,
-        edges=_added(graph.edges, of_node, len(groups)),
-        weight=_sums(graph.nodes.weight, of_node, len(groups)),
-        omitted=_sums(graph.nodes.omitted, of_node, len(groups)),
-        tokens=_sums((~tokens).long(), of_node, len(groups)) == 0,
-        errors=_sums(errors.long(), of_node, len(groups)) > 0,
+        group_of=group_of,
+        edges=_edges_between(graph.edges, group_of, len(groups)),
+        weight=_sums(graph.nodes.weight, group_of, len(groups)),
+        omitted=_sums(graph.nodes.omitted, group_of, len(groups)),
+        tokens=_sums((~tokens).long(), group_of, len(groups)) == 0,
+        errors=_sums(errors.long(), group_of, len(groups)) > 0,
     )
 
 
@@ -122,129 +133,130 @@ def suggest_supernodes(
     min_similarity: float = 0.5,
     decoder_share: float = 0.5,
 ) -> list[Supernode]:
-    """Group the features of a pruned graph that are alike, most influential groups first; always the same ones.
+    """Suggest groups of similar features in a pruned graph, the most influential group first.
 
-    Two features are as alike as the cosine of their edges (shares of what they read and of what they feed) and, if
-    there is a transcoder, the cosine of their decoders, which counts for ``decoder_share``. Groups are joined by
-    average linkage while they are at least ``min_similarity`` alike and no loop arises. Raises AttributionError if
-    the graph is too large, or a setting is out of range.
+    The similarity of two features is the cosine of their edges (their shares in the inputs of nodes). With a
+    transcoder, the cosine of their decoders counts for ``decoder_share`` of the similarity. Groups are joined by
+    average linkage while their similarity is at least ``min_similarity`` and no cycle arises. The same graph always
+    gives the same groups. Raises AttributionError if the graph has too many features or a setting is out of range.
     """
-    if not (0 <= decoder_share <= 1 and -1 <= min_similarity <= 1):
-        raise AttributionError(
-            f"decoder_share is {decoder_share} and min_similarity {min_similarity}; "
-            "they must lie between 0 and 1, and between -1 and 1."
-        )
+    if not 0 <= decoder_share <= 1:
+        raise AttributionError(f"decoder_share is {decoder_share}; it must lie between 0 and 1.")
+    if not -1 <= min_similarity <= 1:
+        raise AttributionError(f"min_similarity is {min_similarity}; it must lie between -1 and 1.")
     features = graph.of_kind(NodeKind.FEATURE).nonzero().flatten()
     if len(features) > _MOST_FEATURES:
         raise AttributionError(f"The graph has {len(features)} features; prune it to {_MOST_FEATURES} at most.")
-    alike, reaches = _edge_similarity(graph, features)
+    similarity, reaches = _edge_similarity(graph, features)
     if transcoder is not None:
         columns = graph.nodes.layer[features].tolist(), graph.nodes.index[features].tolist()
-        chosen = [Feature(*column) for column in zip(*columns, strict=True)]
-        directions = functional.normalize(decoder_directions(transcoder, chosen).double())
-        alike = (1 - decoder_share) * alike + decoder_share * directions @ directions.T
-    found = [features[members] for members in _clusters(alike, reaches, min_similarity) if len(members) > 1]
+        transcoder_features = [Feature(*column) for column in zip(*columns, strict=True)]
+        directions = functional.normalize(decoder_directions(transcoder, transcoder_features).double())
+        similarity = (1 - decoder_share) * similarity + decoder_share * directions @ directions.T
+    clusters = [features[members] for members in _clusters(similarity, reaches, min_similarity) if len(members) > 1]
     influence = graph.influence()
-    found.sort(key=lambda members: -float(influence[members].sum()))
-    labels = _distinct([_label(graph, int(members[influence[members].argmax()])) for members in found])
-    names = graph.ids()
+    clusters.sort(key=lambda rows: -float(influence[rows].sum()))
+    labels = _distinct([_label(graph, int(rows[influence[rows].argmax()])) for rows in clusters])
+    ids = graph.ids()
     return [
-        Supernode(label, tuple(names[int(member)] for member in members))
-        for label, members in zip(labels, found, strict=True)
+        Supernode(label, tuple(ids[row] for row in rows.tolist())) for label, rows in zip(labels, clusters, strict=True)
     ]
 
 
 def _with_our_ids(graph: AttributionGraph, supernodes: Sequence[Supernode]) -> list[Supernode]:
-    """The same supernodes, whose members may be named in any notation that is read."""
-    ids, names = graph.ids(), {name for joined in supernodes for name in joined.members}
-    ours = {name: ids[row] for name, row in zip(names, node_numbers(graph, names).tolist(), strict=True)}
-    return [replace(joined, members=tuple(ours[name] for name in joined.members)) for joined in supernodes]
+    """Return the same supernodes, with the ids of their members translated to our notation."""
+    ids, names = graph.ids(), {name for each in supernodes for name in each.members}
+    our_id = {name: ids[row] for name, row in zip(names, node_numbers(graph, names).tolist(), strict=True)}
+    return [replace(each, members=tuple(our_id[name] for name in each.members)) for each in supernodes]
 
 
 def _check(ids: Sequence[str], supernodes: Sequence[Supernode]) -> None:
-    members = [name for joined in supernodes for name in joined.members]
-    twice = [name for name, count in Counter(members).items() if count > 1]
-    if twice:
-        raise AttributionError(f"Node {twice[0]!r} is in two supernodes; a node belongs to one group at most.")
-    names = Counter([joined.label for joined in supernodes] + sorted(set(ids) - set(members)))
-    label, count = names.most_common(1)[0] if names else ("", 0)
+    """Check that no node is in two supernodes, that labels are unique, and that every supernode has a member."""
+    members = [node for each in supernodes for node in each.members]
+    repeated = [node for node, count in Counter(members).items() if count > 1]
+    if repeated:
+        raise AttributionError(f"Node {repeated[0]!r} is in two supernodes; a node belongs to one group at most.")
+    labels = Counter([each.label for each in supernodes] + sorted(set(ids) - set(members)))
+    label, count = labels.most_common(1)[0] if labels else ("", 0)
     if count > 1:
-        raise AttributionError(f"Two groups are called {label!r}; give every supernode a name of its own.")
-    if not all(joined.members for joined in supernodes):
-        raise AttributionError("A supernode has no members; give it at least one node.")
+        raise AttributionError(f"Two groups have the label {label!r}; give every supernode a different label.")
+    if empty := [each.label for each in supernodes if not each.members]:
+        raise AttributionError(f"Supernode {empty[0]!r} has no members; give it at least one node.")
 
 
-def _sums(values: Tensor, of_node: Tensor, count: int) -> Tensor:
-    return torch.zeros(count, dtype=values.dtype).index_add(0, of_node, values)
+def _sums(values: Tensor, group_of: Tensor, n_groups: int) -> Tensor:
+    """Add up the values of each group's nodes."""
+    return torch.zeros(n_groups, dtype=values.dtype).index_add(0, group_of, values)
 
 
-def _added(edges: Edges, of_node: Tensor, count: int) -> Edges:
-    """Edges between groups; those within a group are left out."""
-    target, source = of_node[edges.target], of_node[edges.source]
-    outer = target != source
-    keys, place = (target * count + source)[outer].unique(return_inverse=True)
-    weight = torch.zeros(len(keys), dtype=edges.weight.dtype).index_add(0, place, edges.weight[outer])
-    return Edges(keys // count, keys % count, weight)
+def _edges_between(edges: Edges, group_of: Tensor, n_groups: int) -> Edges:
+    """Add up the edges between groups; edges within a group are left out."""
+    target, source = group_of[edges.target], group_of[edges.source]
+    between = target != source
+    keys, edge_of = (target * n_groups + source)[between].unique(return_inverse=True)
+    weight = torch.zeros(len(keys), dtype=edges.weight.dtype).index_add(0, edge_of, edges.weight[between])
+    return Edges(keys // n_groups, keys % n_groups, weight)
 
 
 def _edge_similarity(graph: AttributionGraph, features: Tensor) -> tuple[Float[Tensor, "some some"], Tensor]:
-    """How alike the inputs and outputs of features are, and which of them reach which over any path."""
+    """Return the cosines of the features' edges, and which feature reaches which over any path between features."""
     shares = torch.zeros(graph.n_nodes, graph.n_nodes, dtype=torch.double)
     edges = graph.edges
     shares[edges.target, edges.source] = graph.influence_graph.shares * edges.weight.sign()
-    # Inputs and outputs count the same, however many there are of either.
+    # Inputs and outputs have the same weight, however many there are of each.
     sides = [functional.normalize(side, dim=1) for side in (shares[features], shares.T[features])]
     profile = functional.normalize(torch.cat(sides, dim=1), dim=1)
     reaches = (shares[features][:, features] != 0).T
     while True:
-        further = reaches | ((reaches.float() @ reaches.float()) > 0)
-        if torch.equal(further, reaches):
+        longer = reaches | ((reaches.float() @ reaches.float()) > 0)
+        if torch.equal(longer, reaches):
             return profile @ profile.T, reaches
-        reaches = further
+        reaches = longer
 
 
 def _clusters(
-    similarity: Float[Tensor, "some some"], reaches: Bool[Tensor, "some some"], least: float
+    similarity: Float[Tensor, "some some"], reaches: Bool[Tensor, "some some"], min_similarity: float
 ) -> list[list[int]]:
-    """Average linkage: join the two groups most alike, unless a path leads from one to the other by a third."""
-    members = [[place] for place in range(len(similarity))]
+    """Average linkage: join the two most similar groups, unless a path leads from one to the other through a third."""
+    members = [[index] for index in range(len(similarity))]
     similarity, reaches = similarity.clone().fill_diagonal_(-torch.inf), reaches.clone()
     allowed = similarity.clone()
-    while allowed.numel() and float(allowed.max()) >= least:
-        into, other = sorted(divmod(int(allowed.argmax()), len(members)))
-        if bool((reaches[into] & reaches[:, other]).any() or (reaches[other] & reaches[:, into]).any()):
-            allowed[into, other] = allowed[other, into] = -torch.inf
+    while allowed.numel() and float(allowed.max()) >= min_similarity:
+        first, second = sorted(divmod(int(allowed.argmax()), len(members)))
+        if bool((reaches[first] & reaches[:, second]).any() or (reaches[second] & reaches[:, first]).any()):
+            allowed[first, second] = allowed[second, first] = -torch.inf
             continue
-        sizes = len(members[into]), len(members[other])
-        joined = (sizes[0] * similarity[into] + sizes[1] * similarity[other]) / sum(sizes)
-        members[into] += members[other]
-        members[other] = []
-        for table in (similarity, allowed):
-            table[into] = table[:, into] = joined
-            table[other] = table[:, other] = -torch.inf
-        _join_reach(reaches, into, other)
+        sizes = len(members[first]), len(members[second])
+        average = (sizes[0] * similarity[first] + sizes[1] * similarity[second]) / sum(sizes)
+        members[first] += members[second]
+        members[second] = []
+        for matrix in (similarity, allowed):
+            matrix[first] = matrix[:, first] = average
+            matrix[second] = matrix[:, second] = -torch.inf
+        _join_reach(reaches, first, second)
     return [sorted(group) for group in members]
 
 
-def _join_reach(reaches: Bool[Tensor, "some some"], into: int, other: int) -> None:
-    """Let one group stand for two: whatever reaches either now reaches whatever either reaches."""
-    before, after = reaches[:, into] | reaches[:, other], reaches[into] | reaches[other]
-    before[[into, other]] = after[[into, other]] = False
-    reaches |= before[:, None] & after
-    reaches[:, into], reaches[into] = before, after
-    reaches[other] = reaches[:, other] = False
+def _join_reach(reaches: Bool[Tensor, "some some"], first: int, second: int) -> None:
+    """Merge the second group into the first: a group that reaches one of them now reaches what either reaches."""
+    sources, targets = reaches[:, first] | reaches[:, second], reaches[first] | reaches[second]
+    sources[[first, second]] = targets[[first, second]] = False
+    reaches |= sources[:, None] & targets
+    reaches[:, first], reaches[first] = sources, targets
+    reaches[second] = reaches[:, second] = False
 
 
-def _label(graph: AttributionGraph, number: int) -> str:
-    feature = Feature(int(graph.nodes.layer[number]), int(graph.nodes.index[number]))
+def _label(graph: AttributionGraph, row: int) -> str:
+    """Return the label of the feature in one row of the graph."""
+    feature = Feature(int(graph.nodes.layer[row]), int(graph.nodes.index[row]))
     return graph.labels.get(feature, str(feature))
 
 
 def _distinct(labels: list[str]) -> list[str]:
-    """The same labels, numbered where one comes again."""
-    seen: Counter[str] = Counter()
-    found: list[str] = []
+    """Return the same labels, with a number added to the second and later uses of one."""
+    uses: Counter[str] = Counter()
+    distinct: list[str] = []
     for label in labels:
-        seen[label] += 1
-        found.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return found
+        uses[label] += 1
+        distinct.append(label if uses[label] == 1 else f"{label} ({uses[label]})")
+    return distinct

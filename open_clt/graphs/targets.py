@@ -1,6 +1,6 @@
-"""Targets: what a graph explains, as a sum type.
+"""Targets: the outputs that a graph explains, with a class for each kind.
 
-A graph keeps its targets in resolved form: tokens are ids, and positions count from the prompt's start.
+A graph stores its targets in resolved form: tokens are ids, and positions count from the prompt's start.
 """
 
 from __future__ import annotations
@@ -16,45 +16,59 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, kw_only=True)
 class SalientLogits:
-    """The likeliest tokens: as few as hold ``probability``, and ``max_count`` at most."""
+    """The logits of the likeliest tokens: as few as hold ``probability`` together, and at most ``max_count``."""
 
     max_count: int = 10
+    """Largest number of tokens."""
     probability: float = 0.95
+    """Probability that the tokens hold together, if ``max_count`` tokens are enough for it."""
     position: int = -1
-    """Where the prediction is made; negative counts from the end."""
+    """Position of the prediction; negative positions count from the prompt's end."""
     kind: Literal["salient_logits"] = "salient_logits"
+    """Name of this kind of target in files."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class TokenLogits:
-    """Given tokens, as texts (``" Paris"``, leading space and all) or ids."""
+    """The logits of given tokens."""
 
     tokens: tuple[str | int, ...]
+    """Tokens, as texts with their leading space (``" Paris"``) or as ids."""
     position: int = -1
+    """Position of the prediction; negative positions count from the prompt's end."""
     kind: Literal["token_logits"] = "token_logits"
+    """Name of this kind of target in files."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LogitDifference:
-    """The logit of one token less that of another."""
+    """The logit of one token less the logit of another."""
 
     positive: str | int
+    """Token whose logit counts positively, as a text with its leading space or as an id."""
     negative: str | int
+    """Token whose logit is subtracted, as a text with its leading space or as an id."""
     position: int = -1
+    """Position of the prediction; negative positions count from the prompt's end."""
     kind: Literal["logit_difference"] = "logit_difference"
+    """Name of this kind of target in files."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Direction:
-    """Any direction in the space after the final norm, such as a probe: ``vector . final_norm(stream)``."""
+    """A direction in the space after the final norm, such as a probe: ``vector . final_norm(stream)``."""
 
     vector: Float[Tensor, "d_model"]
+    """The direction."""
     name: str = "direction"
+    """Name of the target in the graph."""
     position: int = -1
+    """Position of the residual stream; negative positions count from the prompt's end."""
     kind: Literal["direction"] = "direction"
+    """Name of this kind of target in files."""
 
     def __eq__(self, other: object) -> bool:
         """Whether two directions have the same name, position and vector."""
@@ -70,12 +84,17 @@ class Direction:
 @final
 @dataclass(frozen=True, kw_only=True)
 class FeaturePreactivation:
-    """A feature's pre-activation, less its encoder bias; the feature need not be active."""
+    """The pre-activation of a feature, less its encoder bias; the feature need not be active."""
 
     layer: int
+    """Layer of the feature."""
     feature: int
+    """Index of the feature in its layer."""
     position: int = -1
+    """Position of the pre-activation; negative positions count from the prompt's end."""
     kind: Literal["feature"] = "feature"
+    """Name of this kind of target in files."""
 
 
 Target: TypeAlias = SalientLogits | TokenLogits | LogitDifference | Direction | FeaturePreactivation
+"""An output that a graph explains."""

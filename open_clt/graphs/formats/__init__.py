@@ -1,1 +1,1 @@
-"""Attribution graphs in the file formats of other programs."""
+"""File formats of other programs for attribution graphs."""

@@ -1,11 +1,11 @@
-"""Attribution graphs as the JSON that circuit-tracer's viewer and Neuronpedia show.
+"""The writer of attribution graphs as JSON for circuit-tracer's viewer and Neuronpedia.
 
-Beside the files of a folder stands ``graph-metadata.json``, which lists them. The viewers know features, errors,
-tokens and logits: positional embeddings, biases and MLP outputs are left out with their edges, and a target that is
-no token is written as a logit with a negative number. The metadata's scores are those of the whole graph.
+Each folder of graphs has a file ``graph-metadata.json``, which lists them. The viewers show features, errors, tokens
+and logits. Positional embeddings, biases and MLP outputs are left out with their edges, and a target that is not a
+token is written as a logit with a negative number. The scores in the metadata are those of the whole graph.
 
-Ids, in circuit-tracer's notation (position last): ``2_417_5`` a feature, ``2_-1_5`` an error, ``E_330_5`` a token, and
-``7_1234_5`` a logit of a model with six layers.
+Ids are in circuit-tracer's notation, with the position last: ``2_417_5`` is a feature, ``2_-1_5`` an error, ``E_330_5``
+a token, and ``7_1234_5`` a logit of a model with six layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from open_clt.graphs.formats.circuit_tracer_schema import (
     cantor_pair,
     read_object,
 )
-from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.graph import AttributionGraph, log_missing
 from open_clt.graphs.influence import cumulative_influence
 from open_clt.graphs.info import GraphSettings
 from open_clt.graphs.nodes import NodeKind
@@ -46,22 +46,22 @@ _TYPES = {
 
 
 def circuit_tracer_json(graph: AttributionGraph, card: GraphCard, view: GraphView | None = None) -> dict[str, Any]:
-    """The graph as the viewers' JSON; raises AttributionError if the view names nodes that the graph does not have."""
-    linked = set(torch.cat([*graph.edges[:2]]).tolist())
-    # As circuit-tracer does: of nodes without edges, only tokens and outputs are shown.
+    """Return the graph as the viewers' JSON; raises AttributionError if the view names a node that the graph lacks."""
+    with_edges = set(torch.cat([*graph.edges[:2]]).tolist())
+    # As in circuit-tracer, features and errors without edges are not shown.
     shown = {
-        number: _viewer_id(graph, number)
-        for number, kind in enumerate(map(NodeKind, graph.nodes.kind.tolist()))
-        if kind in _TYPES and (number in linked or kind not in (NodeKind.FEATURE, NodeKind.ERROR))
+        row: _viewer_id(graph, row)
+        for row, kind in enumerate(map(NodeKind, graph.nodes.kind.tolist()))
+        if kind in _TYPES and (row in with_edges or kind not in (NodeKind.FEATURE, NodeKind.ERROR))
     }
-    columns = zip(*(column.tolist() for column in graph.edges), strict=True)
+    edges = zip(*(column.tolist() for column in graph.edges), strict=True)
     return {
         "metadata": _metadata(graph, card),
         "qParams": _view_json(graph, view or GraphView(), shown),
         "nodes": list(_nodes_json(graph, shown)),
         "links": [
             {"source": shown[source], "target": shown[target], "weight": weight}
-            for target, source, weight in columns
+            for target, source, weight in edges
             if source in shown and target in shown
         ],
     }
@@ -70,51 +70,52 @@ def circuit_tracer_json(graph: AttributionGraph, card: GraphCard, view: GraphVie
 def write_circuit_tracer(
     graph: AttributionGraph, directory: str | Path, card: GraphCard, view: GraphView | None = None
 ) -> Path:
-    """Write ``<slug>.json``, enter it in the directory's ``graph-metadata.json``, and return its path."""
+    """Write ``<slug>.json``, list it in the directory's ``graph-metadata.json``, and return its path."""
     content = circuit_tracer_json(graph, card, view)
-    graph.report_missing()
+    log_missing(graph)
     directory = Path(directory)
     index = files.kept(directory / METADATA_FILE)
-    known = cast(list[dict[str, Any]], read_object(index, "graphs")["graphs"]) if index.exists() else []
-    entries = [entry for entry in known if entry.get("slug") != card.slug]
+    listed = cast(list[dict[str, Any]], read_object(index, "graphs")["graphs"]) if index.exists() else []
+    entries = [entry for entry in listed if entry.get("slug") != card.slug]
     with files.saving(directory) as stage:
         files.write_json(stage(f"{card.slug}.json"), content, strict=True)
         files.write_json(stage(METADATA_FILE), {"graphs": [*entries, content["metadata"]]}, strict=True)
     return directory / f"{card.slug}.json"
 
 
-def _viewer_id(graph: AttributionGraph, number: int) -> str:
-    """A node's id as the viewers know it."""
-    layer, position, index = _place(graph, number)
-    match _type(graph, number):
+def _viewer_id(graph: AttributionGraph, row: int) -> str:
+    """Return a node's id in circuit-tracer's notation."""
+    layer, position, index = _layer_position_index(graph, row)
+    match _type(graph, row):
         case FeatureType.FEATURE | FeatureType.ERROR:
             return f"{layer}_{index}_{position}"
         case FeatureType.EMBEDDING:
             return f"E_{index}_{position}"
         case FeatureType.LOGIT:
-            return f"{graph.info.n_layers + 1}_{_output_number(graph, number)}_{position}"
+            return f"{graph.info.n_layers + 1}_{_output_number(graph, row)}_{position}"
 
 
-def _output_number(graph: AttributionGraph, number: int) -> int:
-    """A token's id; a target that is not a token has a negative number, which no token has."""
-    index = int(graph.nodes.index[number])
-    return index if int(graph.nodes.kind[number]) == NodeKind.LOGIT else -1 - index
+def _output_number(graph: AttributionGraph, row: int) -> int:
+    """Return the token's id of an output, or a negative number if the output is not a token."""
+    index = int(graph.nodes.index[row])
+    return index if int(graph.nodes.kind[row]) == NodeKind.LOGIT else -1 - index
 
 
 def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
+    """Return the ``metadata`` of a file: the prompt, the models, settings and scores."""
     info, scores = graph.info, graph.scores()
     generation, pruning = _generation(info.settings), _pruning(info.settings)
-    # A compatible graph leaves out what every graph of this format does: no news to its readers.
+    # Every graph of this format lacks what a compatible graph lacks, so the description does not mention it.
     missing = "" if info.compatible else graph.missing()
     about = {
         "description": " ".join(filter(None, (card.description, missing))) or None,
         "creator_name": card.creator,
         "creator_url": card.creator_url,
         "source_urls": list(card.source_urls),
-        "generator": _known({"name": "OpenCLT", "version": info.versions.get("open-clt")}),
+        "generator": _without_nulls({"name": "OpenCLT", "version": info.versions.get("open-clt")}),
         "create_time_ms": card.created and int(card.created.timestamp() * 1000),
     }
-    details = _known({"feature_json_base_url": card.feature_url, "neuronpedia_source_set": card.source_set})
+    details = _without_nulls({"feature_json_base_url": card.feature_url, "neuronpedia_source_set": card.source_set})
     metadata = {
         "slug": card.slug,
         "scan": card.scan or re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(info.model).name) or "unknown",
@@ -123,7 +124,7 @@ def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
         "prompt": info.prompt,
         "node_threshold": pruning.get("node_threshold"),
         "schema_version": SCHEMA_VERSION,
-        "info": _known(about),
+        "info": _without_nulls(about),
         "generation_settings": generation or None,
         "pruning_settings": pruning or None,
         "replacement_score": scores.replacement,
@@ -131,11 +132,11 @@ def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
         "faithfulness": info.faithfulness,
         "feature_details": details or None,
     }
-    return _known(metadata)
+    return _without_nulls(metadata)
 
 
 def _generation(settings: GraphSettings) -> dict[str, Any]:
-    """What the graph was computed with, in the schema's words."""
+    """Return the settings that the graph was computed with, under the schema's names."""
     salient = next((target for target in settings.targets if isinstance(target, SalientLogits)), None)
     values = {
         "max_n_logits": salient and salient.max_count,
@@ -143,107 +144,111 @@ def _generation(settings: GraphSettings) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "max_feature_nodes": settings.max_feature_nodes,
     }
-    return _known(values)
+    return _without_nulls(values)
 
 
 def _pruning(settings: GraphSettings) -> dict[str, Any]:
+    """Return the thresholds that the graph was pruned with."""
     pruning = settings.pruning
     if pruning is None:
         return {}
-    return _known({"node_threshold": pruning.node_threshold, "edge_threshold": pruning.edge_threshold})
+    return _without_nulls({"node_threshold": pruning.node_threshold, "edge_threshold": pruning.edge_threshold})
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are not None: the schema has no nulls there."""
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that are not None, since the schema does not allow nulls in these objects."""
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _view_json(graph: AttributionGraph, view: GraphView, shown: Mapping[int, str]) -> dict[str, Any]:
-    def names(wanted: Sequence[str]) -> list[str]:
-        return [shown[number] for number in node_numbers(graph, wanted).tolist() if number in shown]
+    """Return a view as ``qParams``, with the viewers' ids; nodes that are not shown are left out."""
 
-    groups = [[joined.label, *names(joined.members)] for joined in view.supernodes]
+    def viewer_ids(ids: Sequence[str]) -> list[str]:
+        return [shown[row] for row in node_numbers(graph, ids).tolist() if row in shown]
+
+    groups = [[supernode.label, *viewer_ids(supernode.members)] for supernode in view.supernodes]
     content = {
-        "pinnedIds": names(view.pinned),
-        "supernodes": [members for members in groups if len(members) > 1],
+        "pinnedIds": viewer_ids(view.pinned),
+        "supernodes": [labelled_group for labelled_group in groups if len(labelled_group) > 1],
         "linkType": view.link_type,
-        "clickedId": "".join(names([view.clicked] if view.clicked else [])),
+        "clickedId": "".join(viewer_ids([view.clicked] if view.clicked else [])),
         "sg_pos": view.positions,
         "pruningThreshold": view.pruning_threshold,
         "clerps": _clerps(graph, shown),
     }
-    return _known(content)
+    return _without_nulls(content)
 
 
 def _clerps(graph: AttributionGraph, shown: Mapping[int, str]) -> str | None:
-    """Labels by both keys: circuit-tracer's is the feature's number, Neuronpedia's has its layer and position too."""
-    by_feature: dict[str, str] = {}
-    by_place: dict[str, str] = {}
-    for number in shown:
-        layer, position, index = _place(graph, number)
+    """Return labels under the keys of both viewers.
+
+    Circuit-tracer's key is the feature's number; Neuronpedia's key also has the layer and the position.
+    """
+    circuit_tracer: dict[str, str] = {}
+    neuronpedia: dict[str, str] = {}
+    for row in shown:
+        layer, position, index = _layer_position_index(graph, row)
         feature = Feature(layer, index)
         label = graph.labels.get(feature)
-        if int(graph.nodes.kind[number]) == NodeKind.FEATURE and label:
-            by_feature[f"{cantor_pair(feature)}"] = label
-            by_place[f"{layer}_{cantor_pair(feature)}_{position}"] = label
-    clerps = [[key, label] for key, label in {**by_feature, **by_place}.items()]
+        if int(graph.nodes.kind[row]) == NodeKind.FEATURE and label:
+            circuit_tracer[f"{cantor_pair(feature)}"] = label
+            neuronpedia[f"{layer}_{cantor_pair(feature)}_{position}"] = label
+    clerps = [[key, label] for key, label in {**circuit_tracer, **neuronpedia}.items()]
     return json.dumps(clerps, ensure_ascii=False) if clerps else None
 
 
-def _place(graph: AttributionGraph, number: int) -> tuple[int, int, int]:
+def _layer_position_index(graph: AttributionGraph, row: int) -> tuple[int, int, int]:
     nodes = graph.nodes
-    return int(nodes.layer[number]), int(nodes.position[number]), int(nodes.index[number])
+    return int(nodes.layer[row]), int(nodes.position[row]), int(nodes.index[row])
 
 
 def _nodes_json(graph: AttributionGraph, shown: Mapping[int, str]) -> Iterator[dict[str, Any]]:
+    """Yield the shown nodes as the viewers' JSON objects."""
     cumulative = graph.nodes.cumulative
     if bool(cumulative.isnan().all()):
         cumulative = cumulative_influence(graph.influence())
-    first_output = min((number for number in shown if _type(graph, number) is FeatureType.LOGIT), default=-1)
-    for number, name in shown.items():
-        kind = _type(graph, number)
+    first_output = min((row for row in shown if _type(graph, row) is FeatureType.LOGIT), default=-1)
+    for row, viewer_id in shown.items():
+        kind = _type(graph, row)
         node = {
-            "node_id": name,
+            "node_id": viewer_id,
             "feature": -1,
             "layer": "",
-            "ctx_idx": int(graph.nodes.position[number]),
+            "ctx_idx": int(graph.nodes.position[row]),
             "feature_type": kind.value,
             "token_prob": 0.0,
-            "is_target_logit": number == first_output,
+            "is_target_logit": row == first_output,
             "run_idx": 0,
             "reverse_ctx_idx": 0,
             "jsNodeId": "",
             "clerp": "",
-            "influence": None if kind is FeatureType.LOGIT else float(cumulative[number]),
+            "influence": None if kind is FeatureType.LOGIT else float(cumulative[row]),
             "activation": None,
         }
-        yield {**node, **_own_json(graph, number, kind)}
+        yield {**node, **_entries_of_kind(graph, row, kind)}
 
 
-def _type(graph: AttributionGraph, number: int) -> FeatureType:
-    return _TYPES[NodeKind(int(graph.nodes.kind[number]))]
+def _type(graph: AttributionGraph, row: int) -> FeatureType:
+    return _TYPES[NodeKind(int(graph.nodes.kind[row]))]
 
 
-def _own_json(graph: AttributionGraph, number: int, kind: FeatureType) -> dict[str, Any]:
-    """What nodes of one kind say in a way of their own."""
-    layer, position, index = _place(graph, number)
+def _entries_of_kind(graph: AttributionGraph, row: int, kind: FeatureType) -> dict[str, Any]:
+    """Return the entries of a node's JSON object that depend on its kind."""
+    layer, position, index = _layer_position_index(graph, row)
     match kind:
         case FeatureType.FEATURE:
             feature = Feature(layer, index)
-            label, activation = graph.labels.get(feature, ""), float(graph.nodes.value[number])
-            own = {"feature": cantor_pair(feature), "clerp": label, "activation": activation}
-            return {**own, "layer": str(layer), "jsNodeId": f"{layer}_{index}-0"}
+            label, activation = graph.labels.get(feature, ""), float(graph.nodes.value[row])
+            entries = {"feature": cantor_pair(feature), "clerp": label, "activation": activation}
+            return {**entries, "layer": str(layer), "jsNodeId": f"{layer}_{index}-0"}
         case FeatureType.ERROR:
             return {"layer": str(layer), "jsNodeId": f"{layer}_-1-{position}"}
         case FeatureType.EMBEDDING:
             return {"feature": position, "layer": "E", "jsNodeId": f"E_{index}-{position}"}
         case FeatureType.LOGIT:
-            is_token = int(graph.nodes.kind[number]) == NodeKind.LOGIT
-            probability, name = (
-                float(graph.nodes.weight[number]),
-                graph.info.target_names[number - graph.n_nodes],
-            )
-            own = {"token_prob": probability, "layer": str(graph.info.n_layers + 1)}
-            own["feature"] = _output_number(graph, number)
-            own["clerp"] = f'Output "{name}" (p={probability:.3f})' if is_token else name
-            return {**own, "jsNodeId": f"L_{own['feature']}-{position}"}
+            is_token = int(graph.nodes.kind[row]) == NodeKind.LOGIT
+            probability, name = float(graph.nodes.weight[row]), graph.info.target_names[row - graph.n_nodes]
+            entries = {"token_prob": probability, "layer": str(graph.info.n_layers + 1)}
+            entries["feature"] = _output_number(graph, row)
+            entries["clerp"] = f'Output "{name}" (p={probability:.3f})' if is_token else name
+            return {**entries, "jsNodeId": f"L_{entries['feature']}-{position}"}

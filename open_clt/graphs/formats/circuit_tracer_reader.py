@@ -1,4 +1,4 @@
-"""Reading attribution graphs that circuit-tracer, Neuronpedia or OpenCLT wrote as JSON."""
+"""The reader of attribution graphs that circuit-tracer, Neuronpedia or OpenCLT wrote as JSON."""
 
 from __future__ import annotations
 
@@ -35,56 +35,62 @@ _LOGIT_CLERP = re.compile(r'Output "(.*)" \(p=[0-9.]+\)', re.DOTALL)
 
 
 class ViewedGraph(NamedTuple):
-    """A graph, and what a reader made of it."""
+    """A graph, and the view of it that its file holds."""
 
     graph: AttributionGraph
+    """The graph."""
     view: GraphView
+    """The nodes that the file's author pinned, grouped and clicked."""
 
 
 def read_circuit_tracer(path: str | Path) -> ViewedGraph:
-    """Read a graph that circuit-tracer, Neuronpedia or we wrote; raises CheckpointError on anything else.
+    """Read a graph that circuit-tracer, Neuronpedia or OpenCLT wrote; raises CheckpointError on anything else.
 
-    Such a file does not know rows' totals or what was pruned, so scores are those of what it shows. Error nodes are
-    understood under their present and their former names; nodes of a kind unknown here are left out.
+    The file lacks the totals of rows and the inputs that pruning removed, so scores are those of the shown part. Error
+    nodes with ids of older versions are also read. Nodes of unknown kinds are left out.
     """
     path = Path(path)
     content = read_object(path, "metadata", "nodes", "links")
     try:
         return _graph(content)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a whole attribution graph ({error!r}); export it again.") from error
+        raise CheckpointError(
+            f"{path} does not hold a whole attribution graph ({error!r}); export it again."
+        ) from error
 
 
 def _graph(content: Mapping[str, Any]) -> ViewedGraph:
-    nodes = [_Read.of(node) for node in content["nodes"] if node["feature_type"] in list(FeatureType)]
+    """Make the graph and the view of a file's content."""
+    nodes = [_FileNode.read(node) for node in content["nodes"] if node["feature_type"] in list(FeatureType)]
     nodes.sort(key=lambda node: node.order)
     rows: dict[str, int] = {}
     for row, node in enumerate(nodes):
         if rows.setdefault(node.file_id, row) != row:
-            logger.warning("two nodes are called %s; its edges are read as the first one's", node.file_id)
+            logger.warning("two nodes have the id %s; edges with this id belong to the first of them", node.file_id)
     params = cast(dict[str, Any], content.get("qParams") or {})
-    named = [node for node in nodes if node.kind is NodeKind.FEATURE and node.text]
-    labels = {Feature(node.layer, node.index): node.text for node in named} | _read_clerps(params)
+    labelled = [node for node in nodes if node.kind is NodeKind.FEATURE and node.text]
+    labels = {Feature(node.layer, node.index): node.text for node in labelled} | _read_clerps(params)
     info = _info(content["metadata"], nodes)
     graph = AttributionGraph(_table(nodes), _links(content["links"], rows), info, labels)
     ids = graph.ids()
     return ViewedGraph(graph, _read_view(params, {name: ids[row] for name, row in rows.items()}))
 
 
-def _info(metadata: Mapping[str, Any], nodes: Sequence[_Read]) -> GraphInfo:
+def _info(metadata: Mapping[str, Any], nodes: Sequence[_FileNode]) -> GraphInfo:
+    """Make the graph's information of a file's metadata and nodes."""
     outputs = [node for node in nodes if node.kind in (NodeKind.LOGIT, NodeKind.TARGET)]
-    depths = [node.layer for node in nodes if node.kind in (NodeKind.FEATURE, NodeKind.ERROR)]
+    layers = [node.layer for node in nodes if node.kind in (NodeKind.FEATURE, NodeKind.ERROR)]
     tokens = {node.position: node.index for node in nodes if node.kind is NodeKind.EMBEDDING}
     strings = tuple(metadata["prompt_tokens"])
     return GraphInfo(
         model=metadata["scan"],
         transcoder=None,
         prompt=metadata["prompt"],
-        # A token whose embedding is not in the file is known by its text alone.
+        # The id of a token is unknown (-1) if the file lacks its embedding.
         tokens=tuple(tokens.get(position, -1) for position in range(len(strings))),
         token_strings=strings,
         target_names=tuple(node.text for node in outputs),
-        n_layers=outputs[0].layer if outputs else max(depths, default=-1) + 1,
+        n_layers=outputs[0].layer if outputs else max(layers, default=-1) + 1,
         n_active_features=sum(node.kind is NodeKind.FEATURE for node in nodes),
         compatible=True,
         settings=_settings(metadata, outputs[0].position if outputs else len(strings) - 1),
@@ -93,11 +99,11 @@ def _info(metadata: Mapping[str, Any], nodes: Sequence[_Read]) -> GraphInfo:
 
 
 def _settings(metadata: Mapping[str, Any], position: int) -> GraphSettings:
-    """What the graph was made and pruned with; older files know the nodes' threshold alone."""
+    """Read the settings of the graph; older files have ``node_threshold`` only, outside ``pruning_settings``."""
     generation: dict[str, Any] = metadata.get("generation_settings") or {}
     pruning: dict[str, Any] = metadata.get("pruning_settings") or {}
-    words = {"max_n_logits": "max_count", "desired_logit_prob": "probability"}
-    salient = {ours: generation[theirs] for theirs, ours in words.items() if generation.get(theirs) is not None}
+    our_names = {"max_n_logits": "max_count", "desired_logit_prob": "probability"}
+    salient = {ours: generation[theirs] for theirs, ours in our_names.items() if generation.get(theirs) is not None}
     thresholds = PruningSettings(
         node_threshold=pruning.get("node_threshold", metadata.get("node_threshold")),
         edge_threshold=pruning.get("edge_threshold"),
@@ -112,10 +118,11 @@ def _settings(metadata: Mapping[str, Any], position: int) -> GraphSettings:
 
 @final
 @dataclass(frozen=True)
-class _Read:
-    """A node as a file has it, in our words."""
+class _FileNode:
+    """A node of a file, with the values that our node table needs."""
 
     file_id: str
+    """Id of the node in the file."""
     kind: NodeKind
     layer: int
     position: int
@@ -124,40 +131,44 @@ class _Read:
     weight: float
     cumulative: float
     text: str
-    """A feature's label, or an output's name."""
+    """Label of a feature, or name of an output."""
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The graph's order; outputs keep the file's."""
-        place = (self.layer, self.position, self.index)
-        return (int(self.kind), *place) if self.kind < NodeKind.LOGIT else (int(NodeKind.LOGIT),)
+        """Key that sorts nodes into the graph's order; outputs keep the order of the file."""
+        if self.kind >= NodeKind.LOGIT:
+            return (int(NodeKind.LOGIT),)
+        return (int(self.kind), self.layer, self.position, self.index)
 
     @staticmethod
-    def of(node: Mapping[str, Any]) -> _Read:
-        name, position, clerp = node["node_id"], int(node["ctx_idx"]), node.get("clerp") or ""
+    def read(node: Mapping[str, Any]) -> _FileNode:
+        """Read the JSON object of a node."""
+        file_id, position, clerp = node["node_id"], int(node["ctx_idx"]), node.get("clerp") or ""
         influence = node.get("influence")
         cumulative = math.nan if influence is None else float(influence)
-        middle = int(name.split("_")[1])
+        index = int(file_id.split("_")[1])
         match FeatureType(node["feature_type"]):
             case FeatureType.FEATURE:
                 value = float(node.get("activation") or 0)
                 kind, layer = NodeKind.FEATURE, int(node["layer"])
-                return _Read(name, kind, layer, position, middle, value, 0.0, cumulative, clerp)
+                return _FileNode(file_id, kind, layer, position, index, value, 0.0, cumulative, clerp)
             case FeatureType.ERROR:
-                return _Read(name, NodeKind.ERROR, int(node["layer"]), position, -1, 0.0, 0.0, cumulative, "")
+                return _FileNode(file_id, NodeKind.ERROR, int(node["layer"]), position, -1, 0.0, 0.0, cumulative, "")
             case FeatureType.EMBEDDING:
-                return _Read(name, NodeKind.EMBEDDING, -1, position, middle, 0.0, 0.0, cumulative, "")
+                return _FileNode(file_id, NodeKind.EMBEDDING, -1, position, index, 0.0, 0.0, cumulative, "")
             case FeatureType.LOGIT:
-                written = _LOGIT_CLERP.fullmatch(clerp)
-                text, layer = written[1] if written else clerp, int(node["layer"]) - 1
+                match = _LOGIT_CLERP.fullmatch(clerp)
+                text, layer = match[1] if match else clerp, int(node["layer"]) - 1
                 weight = float(node["token_prob"])
-                if middle >= 0:
-                    return _Read(name, NodeKind.LOGIT, layer, position, middle, weight, weight, cumulative, text)
-                kind, number = NodeKind.TARGET, -1 - middle
-                return _Read(name, kind, layer, position, number, 0.0, weight, cumulative, text)
+                kind, value = NodeKind.LOGIT, weight
+                if index < 0:
+                    kind, value, index = NodeKind.TARGET, 0.0, -1 - index
+                return _FileNode(file_id, kind, layer, position, index, value, weight, cumulative, text)
 
 
-def _table(nodes: Sequence[_Read]) -> NodeTable:
+def _table(nodes: Sequence[_FileNode]) -> NodeTable:
+    """Make the node table; totals are unknown, and no input is known to be omitted."""
+
     def floats(name: str) -> Tensor:
         return torch.tensor([getattr(node, name) for node in nodes], dtype=torch.float32)
 
@@ -180,15 +191,16 @@ def _table(nodes: Sequence[_Read]) -> NodeTable:
 
 
 def _links(links: Sequence[Mapping[str, Any]], rows: Mapping[str, int]) -> Edges:
-    known = [link for link in links if link["source"] in rows and link["target"] in rows]
-    found = sorted((rows[link["target"]], rows[link["source"]], float(link["weight"])) for link in known)
-    target, source, weight = (list(column) for column in zip(*found, strict=True)) if found else ([], [], [])
+    """Read the links between nodes that are in the graph, sorted by target and source."""
+    inner = [link for link in links if link["source"] in rows and link["target"] in rows]
+    edges = sorted((rows[link["target"]], rows[link["source"]], float(link["weight"])) for link in inner)
+    target, source, weight = (list(column) for column in zip(*edges, strict=True)) if edges else ([], [], [])
     target, source = (torch.tensor(column, dtype=torch.long) for column in (target, source))
     return Edges(target, source, torch.tensor(weight, dtype=torch.float32))
 
 
 def _read_clerps(params: Mapping[str, Any]) -> dict[Feature, str]:
-    """Labels that a reader gave, by either viewer's key: ``number`` or ``layer_number_position``."""
+    """Read the labels of features, by circuit-tracer's key ``number`` or Neuronpedia's ``layer_number_position``."""
     clerps: Any = params.get("clerps") or []
     clerps = files.parse_json(clerps) if isinstance(clerps, str) else clerps
     labels: dict[Feature, str] = {}
@@ -197,14 +209,14 @@ def _read_clerps(params: Mapping[str, Any]) -> dict[Feature, str]:
         if not number.isdecimal():
             continue
         feature = cantor_unpair(int(number))
-        # Tokens, errors and outputs have such keys too; of these the number says another layer.
+        # Tokens, errors and outputs have such keys too, but their number belongs to another layer than the key names.
         if layers in ([], [str(feature.layer)]):
             labels[feature] = label
     return labels
 
 
 def _read_view(params: Mapping[str, Any], names: Mapping[str, str]) -> GraphView:
-    """The view in our ids; Neuronpedia keeps its lists as text in some places."""
+    """Read the view, with our ids; Neuronpedia stores some of its lists as text."""
     pinned, groups = params.get("pinnedIds") or [], params.get("supernodes") or []
     pinned = pinned.split(",") if isinstance(pinned, str) else pinned
     groups = files.parse_json(groups) if isinstance(groups, str) else groups
@@ -212,7 +224,7 @@ def _read_view(params: Mapping[str, Any], names: Mapping[str, str]) -> GraphView
     supernodes = [Supernode(label, tuple(names[name] for name in ids if name in names)) for label, *ids in groups]
     return GraphView(
         pinned=tuple(names[name] for name in pinned if name in names),
-        supernodes=tuple(joined for joined in supernodes if joined.members),
+        supernodes=tuple(supernode for supernode in supernodes if supernode.members),
         clicked=names.get(clicked, ""),
         link_type="either" if params.get("linkType") == "either" else "both",
         positions=params.get("sg_pos") or "",

@@ -1,6 +1,6 @@
-"""What circuit-tracer's viewer and Neuronpedia understand: kinds of nodes, numbers of features, views, names.
+"""The schema of circuit-tracer's viewer and Neuronpedia: kinds of nodes, numbers of features, views and metadata.
 
-A file of a graph holds ``metadata``, ``qParams`` (what a reader pinned, grouped and named), ``nodes`` and ``links``.
+The file of a graph holds ``metadata``, ``qParams`` (what a user pinned, grouped and labelled), ``nodes`` and ``links``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class FeatureType(StrEnum):
 
 
 def cantor_pair(feature: Feature) -> int:
-    """The number under which the viewer knows a feature (Cantor's pairing of layer and index)."""
+    """Return the number that stands for a feature in the viewer: Cantor's pairing of layer and index."""
     diagonal = feature.layer + feature.index
     return diagonal * (diagonal + 1) // 2 + feature.index
 
 
 def cantor_unpair(number: int) -> Feature:
-    """The feature that has a number."""
+    """Return the feature that a number of ``cantor_pair`` stands for."""
     diagonal = (math.isqrt(8 * number + 1) - 1) // 2
     index = number - diagonal * (diagonal + 1) // 2
     return Feature(diagonal - index, index)
@@ -49,36 +49,45 @@ def cantor_unpair(number: int) -> Feature:
 @final
 @dataclass(frozen=True, kw_only=True)
 class GraphView:
-    """What a reader of a graph pinned, grouped and clicked: the file's ``qParams``, without the labels."""
+    """The nodes that a user pinned, grouped and clicked in the viewer: the file's ``qParams`` without the labels."""
 
     pinned: tuple[str, ...] = ()
+    """Ids of the pinned nodes."""
     supernodes: tuple[Supernode, ...] = ()
+    """Groups of pinned nodes."""
     clicked: str = ""
+    """Id of the clicked node; empty if there is none."""
     link_type: Literal["both", "either"] = "both"
+    """Links that the viewer draws (``linkType``)."""
     positions: str = ""
-    """Where the pinned nodes were dragged to, in the viewer's own notation (``sg_pos``)."""
+    """Places that the pinned nodes were dragged to, in the viewer's notation (``sg_pos``)."""
     pruning_threshold: float | None = None
-    """Share of the influence that the viewer shows at first; None is all that the file holds."""
+    """Share of the influence that the viewer shows at first; None shows the whole file."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class GraphCard:
-    """What a file tells about a graph; raises ConfigError on names that the viewers do not take."""
+    """The name and the description of a graph in a file; raises ConfigError on names that the viewers do not accept."""
 
     slug: str
     """Name of the graph and of its file: letters, digits, ``_``, ``.`` and ``-``."""
     scan: str | None = None
-    """Where viewers find the features; None is the language model's name.
+    """Source of the features that the viewers show; None is the language model's name.
 
-    A model id of Neuronpedia, a repository on Hugging Face, or for circuit-tracer's local viewer ``./directory`` (of
-    ``write_feature_json``) or any name with a leading slash (for ``write_feature_files``).
+    The source is a model id of Neuronpedia or a repository on Hugging Face. For circuit-tracer's local viewer, it is
+    ``./directory`` (of ``write_feature_json``) or any name with a leading slash (for ``write_feature_files``).
     """
     description: str | None = None
+    """Description of the graph for readers."""
     creator: str | None = None
+    """Name of the graph's author."""
     creator_url: str | None = None
+    """Web address of the graph's author."""
     source_urls: tuple[str, ...] = ()
+    """Web addresses that the graph refers to."""
     created: datetime | None = None
+    """Time at which the graph was made."""
     feature_url: str | None = None
     """Base address of feature JSON files (``feature_json_base_url``)."""
     source_set: str | None = None
@@ -88,13 +97,13 @@ class GraphCard:
         if not _SLUG.fullmatch(self.slug):
             raise ConfigError(f"slug is {self.slug!r}; use letters, digits, '_', '.' and '-' only.")
         if self.scan is not None and not _SCAN.fullmatch(self.scan):
-            raise ConfigError(f"scan is {self.scan!r}; give a model id, a repository, or './directory'.")
+            raise ConfigError(f"scan is {self.scan!r}; give a model id, a repository or './directory'.")
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object; raises CheckpointError if it cannot be read, or lacks one of some keys."""
+    """Read a JSON object; raises CheckpointError if it cannot be read or lacks one of the given keys."""
     content = files.read_json(files.kept(path))
     absent = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
     if absent or not isinstance(content, dict):
-        raise CheckpointError(f"{path} has no {', '.join(absent)}; it is not a file of circuit-tracer's kind.")
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}; it is not a file in circuit-tracer's format.")
     return cast(dict[str, Any], content)
