@@ -1,6 +1,6 @@
-"""A small attribution graph whose every number is known: two layers, three tokens, two outputs.
+"""A small attribution graph with given edges: two layers, three tokens, two logits and another target.
 
-token:1:11 -> 0:1:5 -> 1:2:3 -> logit:2:40        the features 0:2:5 and 0:2:7 do much the same as 0:1:5
+The main path is token:1:11 -> 0:1:5 -> 1:2:3 -> logit:2:40; the features 0:2:5 and 0:2:7 have similar edges to 0:1:5.
 """
 
 from __future__ import annotations
@@ -55,25 +55,23 @@ EDGES: dict[tuple[str, str], float] = {
 
 
 def hand_graph(*, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", " the", " cat\n")) -> AttributionGraph:
-    """The graph above; a compatible one has no positional embedding, bias or target that is no token."""
-    kept = [
-        row for row in NODES if not (compatible and row[0] in (NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.TARGET))
-    ]
-    names = [str(NodeId.of(*row[:4])) for row in kept]
-    number = {name: place for place, name in enumerate(names)}
+    """Make the graph; a compatible one has no positional embedding, no bias, and no target that is not a token."""
+    left_out = (NodeKind.POSITIONAL, NodeKind.BIAS, NodeKind.TARGET) if compatible else ()
+    nodes = [node for node in NODES if node[0] not in left_out]
+    row_of = {str(NodeId.of(*node[:4])): row for row, node in enumerate(nodes)}
     links = sorted(
-        (number[target], number[source], weight)
+        (row_of[target], row_of[source], weight)
         for (source, target), weight in EDGES.items()
-        if source in number and target in number
+        if source in row_of and target in row_of
     )
-    columns = [list(column) for column in zip(*kept, strict=True)]
+    columns = [list(column) for column in zip(*nodes, strict=True)]
     kind, layer, position, index = (torch.tensor([int(x) for x in column]) for column in columns[:4])
     value = torch.tensor(columns[4])
     is_logit, is_target = kind == NodeKind.LOGIT, kind == NodeKind.TARGET
     target, source, weight = (list(column) for column in zip(*links, strict=True))
     edges = Edges(torch.tensor(target), torch.tensor(source), torch.tensor(weight))
-    has_row = torch.zeros(len(kept), dtype=torch.bool).index_fill(0, edges.target, True)
-    total = torch.zeros(len(kept)).index_add(0, edges.target, edges.weight)
+    has_row = torch.zeros(len(nodes), dtype=torch.bool).index_fill(0, edges.target, True)
+    total = torch.zeros(len(nodes)).index_add(0, edges.target, edges.weight)
     table = NodeTable(
         kind=kind,
         layer=layer,
@@ -82,9 +80,9 @@ def hand_graph(*, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", 
         value=value,
         weight=value * is_logit + is_target.float(),
         total=total.where(has_row, torch.tensor(torch.nan)),
-        omitted=torch.zeros(len(kept)),
-        omitted_sum=torch.zeros(len(kept)),
-        cumulative=torch.full((len(kept),), torch.nan),
+        omitted=torch.zeros(len(nodes)),
+        omitted_sum=torch.zeros(len(nodes)),
+        cumulative=torch.full((len(nodes),), torch.nan),
     )
     info = GraphInfo(
         model="tiny",
@@ -103,18 +101,18 @@ def hand_graph(*, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", 
 
 
 def weights(graph: AttributionGraph) -> dict[tuple[str, str], float]:
-    """Edges by the names of their ends."""
-    names = graph.ids()
-    rows = zip(*(column.tolist() for column in graph.edges), strict=True)
-    return {(names[source], names[target]): weight for target, source, weight in rows}
+    """Weights of the edges, by the ids of their sources and targets."""
+    ids = graph.ids()
+    edges = zip(*(column.tolist() for column in graph.edges), strict=True)
+    return {(ids[source], ids[target]): weight for target, source, weight in edges}
 
 
-def assert_same(found: AttributionGraph, expected: AttributionGraph) -> None:
-    """Every bit of two graphs is the same."""
+def assert_same(graph: AttributionGraph, expected: AttributionGraph) -> None:
+    """Two graphs are equal, bit for bit."""
     for name in NodeTable.__dataclass_fields__:
-        ours, theirs = getattr(found.nodes, name), getattr(expected.nodes, name)
-        torch.testing.assert_close(ours, theirs, atol=0, rtol=0, equal_nan=True, msg=name)
-    for ours, theirs in zip(found.edges, expected.edges, strict=True):
-        assert torch.equal(ours, theirs)
-    assert found.info == expected.info
-    assert dict(found.labels) == dict(expected.labels)
+        column, expected_column = getattr(graph.nodes, name), getattr(expected.nodes, name)
+        torch.testing.assert_close(column, expected_column, atol=0, rtol=0, equal_nan=True, msg=name)
+    for column, expected_column in zip(graph.edges, expected.edges, strict=True):
+        assert torch.equal(column, expected_column)
+    assert graph.info == expected.info
+    assert dict(graph.labels) == dict(expected.labels)

@@ -1,4 +1,4 @@
-"""Graph operations: a part keeps its books, a path is every path, a comparison finds what was changed."""
+"""Operations on graphs: queries, subgraphs, paths and comparisons."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ def graph() -> AttributionGraph:
         (NodeQuery(layers=(1,), positions=(0,)), []),
     ],
 )
-def test_a_query_finds_what_meets_every_condition(
+def test_a_query_finds_the_nodes_that_meet_every_condition(
     graph: AttributionGraph, query: NodeQuery, expected: list[str]
 ) -> None:
     assert find_nodes(graph, query) == expected
 
 
-def test_a_subgraph_has_the_nodes_asked_for_and_their_edges(graph: AttributionGraph) -> None:
-    wanted = ["token:1:11", "0:1:5", "1:2:3", "logit:2:41"]
-    part = subgraph(graph, wanted)
-    assert set(part.ids()) == set(wanted)
-    assert weights(part) == pytest.approx({edge: weight for edge, weight in EDGES.items() if set(edge) <= set(wanted)})
-    # The output that is left keeps its own name.
+def test_a_subgraph_has_the_given_nodes_and_the_edges_between_them(graph: AttributionGraph) -> None:
+    ids = ["token:1:11", "0:1:5", "1:2:3", "logit:2:41"]
+    part = subgraph(graph, ids)
+    assert set(part.ids()) == set(ids)
+    assert weights(part) == pytest.approx({edge: weight for edge, weight in EDGES.items() if set(edge) <= set(ids)})
+    # The remaining output keeps its name.
     assert part.node(part.n_nodes - 1).label == graph.node(NAMES.index("logit:2:41")).label
 
 
-def test_a_subgraph_remembers_what_its_rows_lost(graph: AttributionGraph) -> None:
+def test_a_subgraph_adds_the_weights_of_removed_edges_to_omitted(graph: AttributionGraph) -> None:
     part = subgraph(graph, ["0:1:5", "1:2:3", "logit:2:40"])
     assert part.check().relative_to_row < 1e-6
     assert float(part.nodes.omitted[part.ids().index("1:2:3")]) == pytest.approx(3.0)
     assert float(part.nodes.omitted_sum[part.ids().index("1:2:3")]) == pytest.approx(1.0)
 
 
-def test_a_path_subgraph_is_all_paths_and_nothing_else(graph: AttributionGraph) -> None:
+def test_a_path_subgraph_has_the_nodes_and_edges_of_all_paths(graph: AttributionGraph) -> None:
     part = path_subgraph(graph, "token:0:10", "logit:2:40")
     assert set(part.ids()) == {"token:0:10", "0:1:5", "0:2:5", "1:2:3", "logit:2:40"}
     assert ("0:1:5", "logit:2:40") in weights(part)
@@ -69,56 +69,56 @@ def test_a_path_subgraph_is_all_paths_and_nothing_else(graph: AttributionGraph) 
         path_subgraph(graph, "logit:2:40", "token:0:10")
 
 
-def test_nodes_are_understood_as_circuit_tracer_writes_them_and_from_the_end(graph: AttributionGraph) -> None:
+def test_ids_may_be_circuit_tracers_or_have_positions_from_the_end(graph: AttributionGraph) -> None:
     ours = ["token:0:10", "0:1:5", "0:2:5", "1:2:3", "logit:2:40", "target:2:1", "error:0:1"]
     theirs = ["E_10_0", "0_5_1", "0:-1:5", "1_3_2", "3_40_2", "3_-2_2", "0_-1_1"]
     assert node_numbers(graph, theirs).tolist() == node_numbers(graph, ours).tolist()
     assert set(path_subgraph(graph, "E_10_0", "3_40_2").ids()) == set(path_subgraph(graph, ours[0], ours[4]).ids())
 
 
-def test_unknown_nodes_are_named(graph: AttributionGraph) -> None:
+def test_errors_name_unknown_nodes(graph: AttributionGraph) -> None:
     with refuses(AttributionError, "9:9:9"):
         subgraph(graph, ["0:1:5", "9:9:9"])
 
 
-def test_a_graph_equals_itself(graph: AttributionGraph) -> None:
-    same = compare_graphs(graph, graph)
-    assert (same.node_overlap, same.edge_overlap) == (1, 1)
-    assert same.weight_cosine == pytest.approx(1)
-    assert not same.nodes_only_first
-    assert not same.edges_only_second
+def test_a_graph_compared_with_itself_shares_everything(graph: AttributionGraph) -> None:
+    comparison = compare_graphs(graph, graph)
+    assert (comparison.node_overlap, comparison.edge_overlap) == (1, 1)
+    assert comparison.weight_cosine == pytest.approx(1)
+    assert not comparison.nodes_only_first
+    assert not comparison.edges_only_second
 
 
-def test_a_comparison_finds_what_was_changed(graph: AttributionGraph) -> None:
-    other = subgraph(graph, [name for name in NAMES if name != "0:2:7"])
-    stronger = other.edges._replace(weight=other.edges.weight.clone())
-    names = other.ids()
-    changed = (stronger.source == names.index("1:2:3")) & (stronger.target == names.index("logit:2:40"))
-    stronger.weight[changed] = 5.0
-    found = compare_graphs(graph, replace(other, edges=stronger))
-    assert found.nodes_only_first == ("0:2:7",)
-    assert found.nodes_only_second == ()
-    assert {pair[:2] for pair in found.edges_only_first} == {edge for edge in EDGES if "0:2:7" in edge}
-    assert found.shared_edges[0] == ("1:2:3", "logit:2:40", 3.0, 5.0)
-    assert found.node_overlap == pytest.approx(13 / 14)
+def test_a_comparison_finds_a_missing_node_and_a_changed_edge(graph: AttributionGraph) -> None:
+    smaller = subgraph(graph, [node for node in NAMES if node != "0:2:7"])
+    edges = smaller.edges._replace(weight=smaller.edges.weight.clone())
+    ids = smaller.ids()
+    changed = (edges.source == ids.index("1:2:3")) & (edges.target == ids.index("logit:2:40"))
+    edges.weight[changed] = 5.0
+    comparison = compare_graphs(graph, replace(smaller, edges=edges))
+    assert comparison.nodes_only_first == ("0:2:7",)
+    assert comparison.nodes_only_second == ()
+    assert {pair[:2] for pair in comparison.edges_only_first} == {edge for edge in EDGES if "0:2:7" in edge}
+    assert comparison.shared_edges[0] == ("1:2:3", "logit:2:40", 3.0, 5.0)
+    assert comparison.node_overlap == pytest.approx(13 / 14)
     first = torch.tensor([EDGES[edge] for edge in EDGES])
     second = torch.tensor(
         [0.0 if "0:2:7" in edge else 5.0 if edge == ("1:2:3", "logit:2:40") else EDGES[edge] for edge in EDGES]
     )
-    assert found.weight_cosine == pytest.approx(float(torch.cosine_similarity(first, second, dim=0)))
+    assert comparison.weight_cosine == pytest.approx(float(torch.cosine_similarity(first, second, dim=0)))
 
 
-def test_across_positions_a_feature_is_one(graph: AttributionGraph) -> None:
-    found = compare_graphs(graph, subgraph(graph, ["0:2:5", "1:2:3"]), across_positions=True)
-    assert found.shared_nodes == ("0:*:5", "1:*:3")
-    (pair,) = found.shared_edges
+def test_across_positions_the_edges_of_a_feature_are_added(graph: AttributionGraph) -> None:
+    comparison = compare_graphs(graph, subgraph(graph, ["0:2:5", "1:2:3"]), across_positions=True)
+    assert comparison.shared_nodes == ("0:*:5", "1:*:3")
+    (pair,) = comparison.shared_edges
     assert pair == ("0:*:5", "1:*:3", 3.5, 1.5)
 
 
-def test_other_tokens_are_other_nodes(graph: AttributionGraph) -> None:
+def test_embeddings_of_different_tokens_are_different_nodes(graph: AttributionGraph) -> None:
     tokens = graph.of_kind(NodeKind.EMBEDDING)
     other = replace(graph, nodes=replace(graph.nodes, index=graph.nodes.index + tokens))
     for across_positions, first in ((False, "token:0:10"), (True, "token:*:10")):
-        found = compare_graphs(graph, other, across_positions=across_positions)
-        assert first in (*found.nodes_only_first, *found.nodes_only_second)
-        assert found.node_overlap < 1
+        comparison = compare_graphs(graph, other, across_positions=across_positions)
+        assert first in (*comparison.nodes_only_first, *comparison.nodes_only_second)
+        assert comparison.node_overlap < 1

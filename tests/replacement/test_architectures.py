@@ -1,4 +1,4 @@
-"""A replacement model of every kind of transcoder, and at hooks that carry no MLP's output."""
+"""Replacement models work with every kind of transcoder, and at hooks that do not carry an MLP output."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ TEXT = "The cat sat on the mat"
 
 
 def fitting(model: LanguageModel, name: str, **settings: object) -> Transcoder:
+    """A random transcoder of one kind that fits a language model."""
     return random_architecture(architecture(name, n_layers=model.n_layers, d_model=model.d_model, **settings))
 
 
@@ -29,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_logits_equal_those_of_replacing_one_layer_after_another(model: LanguageModel, name: str) -> None:
+def test_logits_equal_those_of_the_reference_that_replaces_layers_one_by_one(model: LanguageModel, name: str) -> None:
     transcoder = fitting(model, name)
     tokens = model.tokenize(TEXT)[None]
     replacement = ReplacementModel(model, transcoder)
@@ -40,7 +41,7 @@ def test_logits_equal_those_of_replacing_one_layer_after_another(model: Language
 
 
 @pytest.mark.parametrize("name", ["sae", "molt with skip"])
-def test_cached_generation_equals_naive_generation(model: LanguageModel, name: str) -> None:
+def test_generation_with_a_cache_equals_generation_without(model: LanguageModel, name: str) -> None:
     replacement = ReplacementModel(model, fitting(model, name))
     sampling = SamplingConfig(max_new_tokens=10, stop_at_eos=False)
     generation = replacement.generate(TEXT, sampling)
@@ -50,7 +51,9 @@ def test_cached_generation_equals_naive_generation(model: LanguageModel, name: s
 
 
 @pytest.mark.parametrize("hook", ["hook_resid_pre", "hook_resid_post", "attn.hook_out", "mlp.hook_out"])
-def test_an_autoencoder_replaces_what_any_hook_of_the_models_width_carries(tiny_gpt2: LanguageModel, hook: str) -> None:
+def test_an_autoencoder_replaces_the_activation_at_any_hook_of_width_d_model(
+    tiny_gpt2: LanguageModel, hook: str
+) -> None:
     transcoder = fitting(tiny_gpt2, "sae", input_hook=hook, target_hook=hook, use_first_position=True)
     tokens = tiny_gpt2.tokenize(TEXT)[None]
     captured = tiny_gpt2.capture(tokens, hook, hook)
@@ -61,7 +64,7 @@ def test_an_autoencoder_replaces_what_any_hook_of_the_models_width_carries(tiny_
     torch.testing.assert_close(replaced, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_hooks_that_cannot_be_used_are_named(tiny_gpt2: LanguageModel) -> None:
+def test_errors_name_hooks_that_cannot_be_used(tiny_gpt2: LanguageModel) -> None:
     tokens = tiny_gpt2.tokenize(TEXT)[None]
     with refuses(LanguageModelError, "attn.hook_pattern", 32):
         tiny_gpt2.capture(tokens, "attn.hook_pattern", "hook_mlp_out")
@@ -73,7 +76,7 @@ def test_hooks_that_cannot_be_used_are_named(tiny_gpt2: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("patching", [Constrained(), Iterative()])
-def test_ablating_a_gate_takes_its_transform_of_the_input_away(
+def test_ablating_a_gate_subtracts_its_transform_of_the_input(
     tiny_gpt2: LanguageModel, patching: Constrained | Iterative
 ) -> None:
     transcoder = fitting(tiny_gpt2, "molt")
@@ -81,20 +84,21 @@ def test_ablating_a_gate_takes_its_transform_of_the_input_away(
     inputs = tiny_gpt2.capture(tokens[None]).inputs[0, :, 0]
     gates = transcoder.encode_layer(inputs, 0).dense()
     gate = int(gates[2].argmax())
-    run = intervene(
+    record = intervene(
         ReplacementModel(tiny_gpt2, transcoder, error_correction=True),
         tokens,
         Intervention(0, 2, gate, value=0.0),
         patching,
     )
-    alone = torch.zeros_like(gates)
-    alone[2, gate] = gates[2, gate]
-    expected = transcoder.write(alone, 0, inputs)[:, 0]
-    change = run.before.outputs[0] - run.after.outputs[0]
+    ablated_gate = torch.zeros_like(gates)
+    ablated_gate[2, gate] = gates[2, gate]
+    expected = transcoder.write(ablated_gate, 0, inputs)[:, 0]
+    change = record.before.outputs[0] - record.after.outputs[0]
     torch.testing.assert_close(change, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_interventions_on_an_autoencoder_are_refused(tiny_gpt2: LanguageModel) -> None:
-    replacement = ReplacementModel(tiny_gpt2, fitting(tiny_gpt2, "sae"))
-    with refuses(ConfigError, "autoencoder"):
+    transcoder = fitting(tiny_gpt2, "sae")
+    replacement = ReplacementModel(tiny_gpt2, transcoder)
+    with refuses(ConfigError, "input_hook", "target_hook", transcoder.config.input_hook):
         intervene(replacement, TEXT, Intervention(0, 2, 3, value=0.0))

@@ -1,4 +1,4 @@
-"""Sampling draws from the distribution it claims, ends where it should, and repeats itself for the same seed."""
+"""Sampling draws from the right distribution, ends at the first limit, and repeats itself with the same seed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PROBABILITIES = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
 
 
 def frequencies(sampling: SamplingConfig, draws: int = 2000) -> torch.Tensor:
+    """Shares of the five tokens among many draws from PROBABILITIES."""
     generator = torch.Generator().manual_seed(0)
     drawn = [draw(PROBABILITIES.log(), sampling, generator) for _ in range(draws)]
     return torch.bincount(torch.tensor(drawn), minlength=5) / draws
@@ -39,10 +40,10 @@ def frequencies(sampling: SamplingConfig, draws: int = 2000) -> torch.Tensor:
 def test_tokens_are_drawn_with_the_probabilities_that_the_settings_leave(
     settings: SamplingSettings, expected: list[float]
 ) -> None:
-    wanted = torch.tensor(expected) / sum(expected)
-    found = frequencies(SamplingConfig(**settings))
-    torch.testing.assert_close(found, wanted, atol=0.04, rtol=0)
-    assert found[wanted == 0].sum() == 0
+    probabilities = torch.tensor(expected) / sum(expected)
+    measured = frequencies(SamplingConfig(**settings))
+    torch.testing.assert_close(measured, probabilities, atol=0.04, rtol=0)
+    assert measured[probabilities == 0].sum() == 0
 
 
 def test_the_same_seed_gives_the_same_text(tiny_gpt2: LanguageModel) -> None:
@@ -51,7 +52,9 @@ def test_the_same_seed_gives_the_same_text(tiny_gpt2: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_llama"])
-def test_the_original_model_writes_the_same_with_a_cache_as_without(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_original_model_writes_the_same_text_with_and_without_a_cache(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     model: LanguageModel = request.getfixturevalue(name)
     tokens = model.tokenize("The cat sat")
     sampling = SamplingConfig(max_new_tokens=30, temperature=1.0, stop_at_eos=False)
@@ -59,57 +62,57 @@ def test_the_original_model_writes_the_same_with_a_cache_as_without(name: str, r
     assert cached.tolist() == generate_without_cache(model.logits, tokens, sampling)
 
 
-def test_a_generation_knows_its_parts(tiny_gpt2: LanguageModel) -> None:
+def test_a_generation_has_the_prompt_the_continuation_and_the_text_of_both(tiny_gpt2: LanguageModel) -> None:
     generation = generate(tiny_gpt2, "The cat", SamplingConfig(max_new_tokens=5, stop_at_eos=False))
     assert generation.prompt == "The cat"
     assert generation.prompt_length == len(tiny_gpt2.tokenize("The cat"))
     assert generation.text == tiny_gpt2.decode(generation.tokens[1:])
     assert generation.text == generation.prompt + generation.continuation
     tokens = tiny_gpt2.tokenize("The cat")
-    again = generate(tiny_gpt2, tokens[None], SamplingConfig(max_new_tokens=5, stop_at_eos=False))
-    assert again.tokens.equal(generation.tokens)
+    from_tokens = generate(tiny_gpt2, tokens[None], SamplingConfig(max_new_tokens=5, stop_at_eos=False))
+    assert from_tokens.tokens.equal(generation.tokens)
 
 
-def test_generation_stops_at_the_end_of_text_and_leaves_it_out_of_the_text(
+def test_generation_stops_at_the_end_of_text_token_and_omits_it_from_the_text(
     tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = SamplingConfig(max_new_tokens=8)
-    free = generate(tiny_gpt2, "The cat", sampling)
-    written = free.tokens[free.prompt_length :].tolist()
+    full = generate(tiny_gpt2, "The cat", sampling)
+    written = full.tokens[full.prompt_length :].tolist()
     end = next(token for i, token in enumerate(written) if i and token not in written[:i])
     monkeypatch.setattr(tiny_gpt2, "eos_token_id", end)
     stopped = generate(tiny_gpt2, "The cat", sampling)
-    kept = written[: written.index(end)]
-    assert stopped.tokens[stopped.prompt_length :].tolist() == [*kept, end]
-    assert stopped.continuation == tiny_gpt2.decode(kept)
+    before_end = written[: written.index(end)]
+    assert stopped.tokens[stopped.prompt_length :].tolist() == [*before_end, end]
+    assert stopped.continuation == tiny_gpt2.decode(before_end)
 
 
 @pytest.mark.parametrize(
     ("settings", "length"),
     [({"max_new_tokens": 4}, 8), ({"max_length": 6}, 6), ({"max_length": 20, "max_new_tokens": 2}, 6), ({}, 54)],
 )
-def test_length_ends_where_the_first_limit_is(
+def test_generation_ends_at_the_first_limit_on_its_length(
     tiny_gpt2: LanguageModel, settings: SamplingSettings, length: int
 ) -> None:
     prompt = torch.tensor([0, 5, 6, 7])
     assert len(generate(tiny_gpt2, prompt, SamplingConfig(stop_at_eos=False, **settings)).tokens) == length
 
 
-def test_the_context_is_filled_and_not_exceeded(tiny_gpt2: LanguageModel) -> None:
+def test_generation_fills_the_context_and_does_not_exceed_it(tiny_gpt2: LanguageModel) -> None:
     prompt = torch.arange(tiny_gpt2.context_length - 2)
     generation = generate(tiny_gpt2, prompt, SamplingConfig(stop_at_eos=False))
     assert len(generation.tokens) == tiny_gpt2.context_length
-    with refuses(TextError):
+    with refuses(TextError, tiny_gpt2.context_length, "max_length"):
         generate(tiny_gpt2, generation.tokens)
-    with refuses(TextError):
+    with refuses(TextError, len(prompt), "max_length"):
         generate(tiny_gpt2, prompt, SamplingConfig(max_length=5))
 
 
-def test_a_prompt_is_one_text(tiny_gpt2: LanguageModel) -> None:
+def test_empty_prompts_and_batches_of_prompts_are_refused(tiny_gpt2: LanguageModel) -> None:
     with refuses(TextError):
         generate(tiny_gpt2, "")
     for shape in [(2, 3), (0,), (1, 0), (1, 1, 1)]:
-        with refuses(TextError):
+        with refuses(TextError, shape):
             generate(tiny_gpt2, torch.zeros(shape, dtype=torch.long))
 
 
@@ -122,5 +125,5 @@ def test_impossible_settings_are_refused(settings: SamplingSettings) -> None:
         SamplingConfig(**settings)
 
 
-def test_keyword_settings_are_the_config_s_fields() -> None:
+def test_keyword_settings_are_the_fields_of_the_config() -> None:
     assert list(SamplingSettings.__annotations__) == [field.name for field in fields(SamplingConfig)]

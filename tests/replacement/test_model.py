@@ -1,4 +1,4 @@
-"""A replacement model computes what its definition says, cached or not, and leaves no trace."""
+"""A replacement model computes what its definition says, with and without a cache, and leaves no hooks behind."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.formats.native import save_transcoder
 from tests.random_transcoders import exact_transcoder, random_transcoder
 from tests.reference.naive_replacement import generate_without_cache, replaced_logits
+from tests.refusals import refuses
 from tests.tiny_models import write_gpt2
 
 TEXT = "The cat sat on the mat"
@@ -46,8 +47,7 @@ def test_with_error_correction_the_logits_are_the_original_ones(model: LanguageM
     assert (uncorrected - model.logits(tokens)).abs().max() > 0.1
 
 
-def test_errors_are_what_the_reconstruction_lacks(model: LanguageModel) -> None:
-    """Reconstruction and error add up to the MLP output of the original, layer by layer."""
+def test_reconstruction_and_error_add_up_to_the_original_mlp_output(model: LanguageModel) -> None:
     transcoder = random_transcoder(model)
     tokens = model.tokenize(TEXT)[None]
     original = model.capture(tokens)
@@ -62,7 +62,7 @@ def test_errors_are_what_the_reconstruction_lacks(model: LanguageModel) -> None:
 @pytest.mark.parametrize("layers", [None, [0], [1, 2], [2]])
 @pytest.mark.parametrize("reach", [None, 1, 2])
 @pytest.mark.parametrize("use_first_position", [False, True])
-def test_logits_equal_those_of_replacing_one_layer_after_another(
+def test_logits_equal_those_of_the_reference_that_replaces_layers_one_by_one(
     model: LanguageModel, layers: list[int] | None, reach: int | None, use_first_position: bool
 ) -> None:
     transcoder = random_transcoder(model, reach=reach, skip=True, use_first_position=use_first_position)
@@ -72,7 +72,7 @@ def test_logits_equal_those_of_replacing_one_layer_after_another(
     torch.testing.assert_close(replacement.logits(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_perfect_transcoder_gives_the_original_model(exact: ReplacementModel) -> None:
+def test_an_exact_transcoder_gives_the_original_model(exact: ReplacementModel) -> None:
     tokens = exact.model.tokenize(TEXT)[None]
     torch.testing.assert_close(exact.logits(tokens), exact.model.logits(tokens), atol=1e-5, rtol=1e-5)
     sampling = SamplingConfig(max_new_tokens=20, stop_at_eos=False)
@@ -83,7 +83,7 @@ def test_a_perfect_transcoder_gives_the_original_model(exact: ReplacementModel) 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("use_first_position", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"error_correction": True}, {"layers": [1]}])
-def test_cached_generation_equals_naive_generation(
+def test_generation_with_a_cache_equals_generation_without(
     model: LanguageModel, settings: dict[str, Any], use_first_position: bool, temperature: float
 ) -> None:
     replacement = ReplacementModel(model, random_transcoder(model, use_first_position=use_first_position), **settings)
@@ -93,28 +93,31 @@ def test_cached_generation_equals_naive_generation(
     assert generation.tokens[generation.prompt_length :].tolist() == naive
 
 
-def _handles(model: LanguageModel) -> int:
-    points = set(model.bridge.hook_dict.values())  # some stand there under several names
+def _n_hooks(model: LanguageModel) -> int:
+    """Number of hooks that are open on a model."""
+    points = set(model.bridge.hook_dict.values())  # some hook points have several names
     return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in points)
 
 
-def test_afterwards_the_model_is_exactly_as_before(model: LanguageModel) -> None:
+def test_after_use_the_language_model_is_exactly_as_before(model: LanguageModel) -> None:
     tokens = model.tokenize(TEXT)[None]
     before = model.logits(tokens)
     replacement = ReplacementModel(model, random_transcoder(model))
     replacement.generate(TEXT, max_new_tokens=3)
     replacement.compare(TEXT, SamplingConfig(max_new_tokens=3))
-    assert _handles(model) == 0
+    assert _n_hooks(model) == 0
     with contextlib.suppress(ZeroDivisionError), replacement.replacing():
-        assert _handles(model) == 2 * model.n_layers
+        assert _n_hooks(model) == 2 * model.n_layers
         assert not torch.equal(model.logits(tokens), before)
         _ = 1 / 0
-    assert _handles(model) == 0
+    assert _n_hooks(model) == 0
     assert torch.equal(model.logits(tokens), before)
 
 
-def test_a_transcoder_in_training_is_used_as_in_inference_and_goes_on_training(tiny_gpt2: LanguageModel) -> None:
-    """BatchTopK in training looks at the batch; if a replaced model did, a text would change with its neighbours."""
+def test_a_transcoder_in_training_mode_is_used_in_inference_mode_and_returns_to_training(
+    tiny_gpt2: LanguageModel,
+) -> None:
+    """In training mode, the features of BatchTopK depend on the batch, so one text would change another's logits."""
     transcoder = random_transcoder(tiny_gpt2, nonlinearity=BatchTopKConfig(k=4)).train()
     transcoder(torch.randn(50, tiny_gpt2.n_layers, tiny_gpt2.d_model))
     replacement = ReplacementModel(tiny_gpt2, transcoder)
@@ -131,7 +134,9 @@ def test_gradients_flow_through_a_replaced_pass(tiny_gpt2: LanguageModel) -> Non
     assert transcoder.W_dec[0].grad.abs().sum() > 0
 
 
-def test_a_name_and_a_checkpoint_are_enough(tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, tmp_path: Path) -> None:
+def test_a_model_is_made_from_a_name_and_a_directory(
+    tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, tmp_path: Path
+) -> None:
     transcoder = random_transcoder(tiny_gpt2)
     checkpoint = save_transcoder(transcoder, tmp_path / "transcoder")
     loaded = ReplacementModel(base_model_name=str(tiny_gpt2_folder), transcoder=checkpoint)
@@ -139,7 +144,7 @@ def test_a_name_and_a_checkpoint_are_enough(tiny_gpt2: LanguageModel, tiny_gpt2_
     assert torch.equal(loaded.logits(tokens), ReplacementModel(tiny_gpt2, transcoder).logits(tokens))
 
 
-def test_what_holds_a_transcoder_will_do(tiny_gpt2: LanguageModel) -> None:
+def test_an_object_that_holds_a_transcoder_is_accepted(tiny_gpt2: LanguageModel) -> None:
     class Facade:
         def __init__(self) -> None:
             self.transcoder = random_transcoder(tiny_gpt2)
@@ -148,7 +153,7 @@ def test_what_holds_a_transcoder_will_do(tiny_gpt2: LanguageModel) -> None:
     assert ReplacementModel(tiny_gpt2, facade).transcoder is facade.transcoder
 
 
-def test_a_model_in_bfloat16_takes_a_transcoder_in_float32(tiny_gpt2_folder: Path) -> None:
+def test_a_model_in_bfloat16_works_with_a_transcoder_in_float32(tiny_gpt2_folder: Path) -> None:
     model = load_language_model(str(tiny_gpt2_folder), dtype="bfloat16")
     replacement = ReplacementModel(model, random_transcoder(model), error_correction=True)
     tokens = model.tokenize(TEXT)[None]
@@ -156,21 +161,23 @@ def test_a_model_in_bfloat16_takes_a_transcoder_in_float32(tiny_gpt2_folder: Pat
     torch.testing.assert_close(replacement.logits(tokens), model.logits(tokens), atol=0.05, rtol=0.05)
 
 
-def test_what_does_not_belong_together_is_refused(exact: ReplacementModel, tiny_gpt2: LanguageModel) -> None:
+def test_a_transcoder_of_another_model_and_impossible_layers_are_refused(
+    exact: ReplacementModel, tiny_gpt2: LanguageModel
+) -> None:
     wide = random_transcoder(tiny_gpt2)
     wide.config = exact.transcoder.config.__class__(
         n_layers=12, n_features=20, d_model=768, language_model="gpt2"
-    )  # only the config is looked at
-    with pytest.raises(ConfigError, match=r"'gpt2'.*12.*768"):
+    )  # only the config is checked
+    with refuses(ConfigError, "gpt2", 12, 768):
         ReplacementModel(tiny_gpt2, wide)
     for layers in ([3], [-1], []):
-        with pytest.raises(ConfigError, match="choose some of 0 to 2"):
+        with refuses(ConfigError, "layers", layers):
             ReplacementModel(tiny_gpt2, exact.transcoder, layers=layers)
     with pytest.raises(OpenCLTError):
         ReplacementModel(tiny_gpt2, "/no/such/checkpoint")
 
 
-def test_compare_with_a_perfect_transcoder_finds_no_difference(exact: ReplacementModel) -> None:
+def test_compare_with_an_exact_transcoder_finds_no_difference(exact: ReplacementModel) -> None:
     comparison = exact.compare(TEXT, SamplingConfig(max_new_tokens=5))
     logits = comparison.logits
     assert logits.cross_entropy_replacement == pytest.approx(logits.cross_entropy_original, abs=1e-5)
@@ -183,8 +190,8 @@ def test_compare_with_a_perfect_transcoder_finds_no_difference(exact: Replacemen
     assert comparison.summary().count(repr(comparison.continuations.original.text)) == 2
 
 
-def test_share_recovered_runs_from_ablation_to_the_original(exact: ReplacementModel) -> None:
-    """A text the model itself wrote is one that ablating its MLPs makes it predict worse."""
+def test_an_exact_transcoder_recovers_what_ablation_loses(exact: ReplacementModel) -> None:
+    """On a text that the model itself wrote, ablating its MLPs makes the predictions worse."""
     text = exact.generate(TEXT, max_new_tokens=20, stop_at_eos=False).tokens
     comparison = exact.compare(text, SamplingConfig(max_new_tokens=1))
     assert comparison.cross_entropy_ablated > comparison.logits.cross_entropy_original + 0.1
@@ -194,26 +201,25 @@ def test_share_recovered_runs_from_ablation_to_the_original(exact: ReplacementMo
     with exact.ablating(means):
         captured = exact.model.capture(text[None])
     assert captured.logits is not None
-    surprise = torch.nn.functional.cross_entropy(captured.logits[0, :-1], text[1:])
-    assert comparison.cross_entropy_ablated == pytest.approx(float(surprise), abs=1e-5)
+    expected = torch.nn.functional.cross_entropy(captured.logits[0, :-1], text[1:])
+    assert comparison.cross_entropy_ablated == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_compare_leaves_the_position_out_that_is_not_replaced(tiny_gpt2: LanguageModel) -> None:
-    """What stands at the first position is the original, and would flatter every number."""
-    transcoder = random_transcoder(tiny_gpt2)
+def test_compare_leaves_out_the_position_that_is_not_replaced(tiny_gpt2: LanguageModel) -> None:
+    """At the first position both models are the same, so every number would look better with it."""
     tokens = tiny_gpt2.tokenize(TEXT)
-    kept = ReplacementModel(tiny_gpt2, transcoder)
-    surprise = torch.nn.functional.cross_entropy(tiny_gpt2.logits(tokens[None])[0, 1:-1], tokens[2:])
-    assert kept.compare(TEXT).logits.cross_entropy_original == pytest.approx(float(surprise), abs=1e-5)
+    replacement = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2))
+    expected = torch.nn.functional.cross_entropy(tiny_gpt2.logits(tokens[None])[0, 1:-1], tokens[2:])
+    assert replacement.compare(TEXT).logits.cross_entropy_original == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_compare_of_a_text_that_fills_the_context_has_no_continuations(tiny_gpt2: LanguageModel) -> None:
-    full = torch.arange(tiny_gpt2.context_length)
-    assert ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2)).compare(full).continuations is None
+def test_a_text_that_fills_the_context_is_compared_without_continuations(tiny_gpt2: LanguageModel) -> None:
+    tokens = torch.arange(tiny_gpt2.context_length)
+    assert ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2)).compare(tokens).continuations is None
 
 
 @pytest.mark.real_model
-def test_a_pretrained_model_with_errors_corrected_writes_what_it_wrote(real_model_folder: Path) -> None:
+def test_a_pretrained_model_with_error_correction_writes_the_text_of_the_original(real_model_folder: Path) -> None:
     model = load_language_model(str(real_model_folder))
     replacement = ReplacementModel(model, random_transcoder(model, n_features=64), error_correction=True)
     sampling = SamplingConfig(max_new_tokens=8)

@@ -1,4 +1,4 @@
-"""The viewers' JSON: it keeps to the schema, says what the graph says, and can be read again."""
+"""Graphs as the viewers' JSON follow the schema, hold what the graph holds, and can be read again."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from open_clt.graphs.supernodes import Supernode, group
 from open_clt.transcoders.feature import Feature
 from tests.graphs.formats.viewer_schema import broken_rules
 from tests.graphs.hand_graph import hand_graph, weights
+from tests.refusals import refuses
 
 CARD = GraphCard(slug="hand-made")
 VIEW = GraphView(
@@ -40,7 +41,7 @@ def graph(request: pytest.FixtureRequest) -> AttributionGraph:
 
 
 @pytest.mark.parametrize("pruned", [False, True])
-def test_a_file_keeps_to_the_schema(graph: AttributionGraph, pruned: bool, tmp_path: Path) -> None:
+def test_a_file_follows_the_schema(graph: AttributionGraph, pruned: bool, tmp_path: Path) -> None:
     card = GraphCard(
         slug="all-of-it",
         scan="gpt2-small",
@@ -61,7 +62,7 @@ def test_a_file_keeps_to_the_schema(graph: AttributionGraph, pruned: bool, tmp_p
 
 
 def test_the_validator_finds_mistakes(graph: AttributionGraph) -> None:
-    """A validator that passes everything would prove nothing."""
+    """This shows that the validator does not accept everything."""
     for change in (
         lambda c: c["metadata"].pop("prompt"),
         lambda c: c["metadata"].update(slug="a b"),
@@ -79,52 +80,49 @@ def test_the_validator_finds_mistakes(graph: AttributionGraph) -> None:
         assert broken_rules(content)
 
 
-def test_what_a_graph_was_made_and_pruned_with_stands_in_the_file_and_comes_back(
-    graph: AttributionGraph, tmp_path: Path
-) -> None:
+def test_settings_and_pruning_are_written_to_the_file_and_read_again(graph: AttributionGraph, tmp_path: Path) -> None:
     assert "pruning_settings" not in circuit_tracer_json(graph, CARD)["metadata"]
     pruned = graph.prune(0.7, 0.95)
     path = write_circuit_tracer(pruned, tmp_path, CARD)
     metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
     assert metadata["pruning_settings"] == {"node_threshold": 0.7, "edge_threshold": 0.95}
     assert metadata["node_threshold"] == 0.7
-    found = read_circuit_tracer(path).graph
+    read = read_circuit_tracer(path).graph
     assert pruned.info.settings.pruning is not None
-    assert found.info.settings == replace(
+    assert read.info.settings == replace(
         pruned.info.settings, pruning=replace(pruned.info.settings.pruning, keep_errors=None)
     )
-    again = circuit_tracer_json(found, CARD)["metadata"]
-    assert all(again[key] == metadata[key] for key in ("pruning_settings", "generation_settings"))
+    rewritten = circuit_tracer_json(read, CARD)["metadata"]
+    assert all(rewritten[key] == metadata[key] for key in ("pruning_settings", "generation_settings"))
 
 
-def test_rows_that_do_not_add_up_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    graph = hand_graph()
-    false = replace(graph, edges=graph.edges._replace(weight=2 * graph.edges.weight))
-    for drawn, told in ((graph, False), (false, True)):
+def test_files_and_logs_say_that_rows_do_not_add_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    complete = hand_graph()
+    wrong = replace(complete, edges=complete.edges._replace(weight=2 * complete.edges.weight))
+    for graph in (complete, wrong):
         caplog.clear()
-        path = write_circuit_tracer(drawn, tmp_path, GraphCard(slug="a", description="By hand."))
+        path = write_circuit_tracer(graph, tmp_path, GraphCard(slug="a", description="By hand."))
         description = json.loads(path.read_text(encoding="utf-8"))["metadata"]["info"]["description"]
-        assert description == " ".join(filter(None, ("By hand.", drawn.missing())))
-        assert ("Rows do not add up" in caplog.text) is told
-        write_graphml(drawn, tmp_path / "graph.graphml")
-        assert caplog.text.count("Rows do not add up") == 2 * told
+        assert description == " ".join(filter(None, ("By hand.", graph.missing())))
+        write_graphml(graph, tmp_path / "graph.graphml")
+        assert [record.getMessage() for record in caplog.records] == ([graph.missing()] * 2 if graph is wrong else [])
 
 
-def test_kinds_that_viewers_do_not_know_are_left_out() -> None:
+def test_kinds_that_viewers_do_not_show_are_left_out() -> None:
     content = circuit_tracer_json(hand_graph(), CARD)
-    names = [node["node_id"] for node in content["nodes"]]
-    known = {"0_5_1", "0_5_2", "0_7_2", "1_3_2", "0_-1_1", "1_-1_2", "E_10_0", "E_11_1", "E_12_2", "3_40_2", "3_41_2"}
-    assert set(names) == known | {"3_-2_2"}
-    assert {end for link in content["links"] for end in (link["source"], link["target"])} <= set(names)
+    ids = [node["node_id"] for node in content["nodes"]]
+    shown = {"0_5_1", "0_5_2", "0_7_2", "1_3_2", "0_-1_1", "1_-1_2", "E_10_0", "E_11_1", "E_12_2", "3_40_2", "3_41_2"}
+    assert set(ids) == shown | {"3_-2_2"}
+    assert {end for link in content["links"] for end in (link["source"], link["target"])} <= set(ids)
     assert content["metadata"]["replacement_score"] == hand_graph().scores().replacement
 
 
-def test_nodes_without_edges_are_left_out_but_for_tokens_and_outputs() -> None:
+def test_features_and_errors_without_edges_are_left_out() -> None:
     content = circuit_tracer_json(subgraph(hand_graph(), ["0:2:7", "error:1:2", "token:0:10", "logit:2:40"]), CARD)
     assert [node["node_id"] for node in content["nodes"]] == ["1_-1_2", "E_10_0", "3_40_2"]
 
 
-def test_the_folder_lists_its_graphs_once(graph: AttributionGraph, tmp_path: Path) -> None:
+def test_graph_metadata_lists_each_graph_of_the_folder_once(graph: AttributionGraph, tmp_path: Path) -> None:
     for slug in ("one", "two", "one"):
         write_circuit_tracer(graph, tmp_path, GraphCard(slug=slug, scan="gpt2-small"))
     listed = json.loads((tmp_path / "graph-metadata.json").read_text())
@@ -134,53 +132,53 @@ def test_the_folder_lists_its_graphs_once(graph: AttributionGraph, tmp_path: Pat
 
 
 @pytest.mark.parametrize("pruned", [False, True])
-def test_a_compatible_graph_comes_back(pruned: bool, tmp_path: Path) -> None:
+def test_a_compatible_graph_is_written_and_read(pruned: bool, tmp_path: Path) -> None:
     graph = hand_graph(compatible=True)
     graph = graph.prune() if pruned else graph
-    found, _ = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD))
-    assert found.ids() == graph.ids()
-    assert weights(found) == weights(graph)
+    read, _ = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD))
+    assert read.ids() == graph.ids()
+    assert weights(read) == weights(graph)
     for name in ("kind", "layer", "position", "index", "value", "weight"):
-        assert torch.equal(getattr(found.nodes, name), getattr(graph.nodes, name)), name
-    assert found.labels == graph.labels
+        assert torch.equal(getattr(read.nodes, name), getattr(graph.nodes, name)), name
+    assert read.labels == graph.labels
     for name in ("prompt", "tokens", "token_strings", "target_names", "n_layers", "compatible"):
-        assert getattr(found.info, name) == getattr(graph.info, name), name
+        assert getattr(read.info, name) == getattr(graph.info, name), name
     if pruned:
-        inner = ~found.of_kind(NodeKind.LOGIT)
-        assert torch.equal(found.nodes.cumulative[inner], graph.nodes.cumulative[inner])
+        inner = ~read.of_kind(NodeKind.LOGIT)
+        assert torch.equal(read.nodes.cumulative[inner], graph.nodes.cumulative[inner])
 
 
-def test_a_target_that_is_no_token_comes_back(tmp_path: Path) -> None:
-    found, _ = read_circuit_tracer(write_circuit_tracer(hand_graph(), tmp_path, CARD))
-    assert found.ids()[-3:] == ["logit:2:40", "logit:2:41", "target:2:1"]
-    assert found.info.target_names == hand_graph().info.target_names
-    assert torch.equal(found.nodes.weight[-3:], hand_graph().nodes.weight[-3:])
+def test_a_target_that_is_not_a_token_is_written_and_read(tmp_path: Path) -> None:
+    read, _ = read_circuit_tracer(write_circuit_tracer(hand_graph(), tmp_path, CARD))
+    assert read.ids()[-3:] == ["logit:2:40", "logit:2:41", "target:2:1"]
+    assert read.info.target_names == hand_graph().info.target_names
+    assert torch.equal(read.nodes.weight[-3:], hand_graph().nodes.weight[-3:])
 
 
-def test_a_view_comes_back(graph: AttributionGraph, tmp_path: Path) -> None:
+def test_a_view_is_written_and_read(graph: AttributionGraph, tmp_path: Path) -> None:
     _, view = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD, VIEW))
     assert view == VIEW
 
 
-def test_a_view_may_name_nodes_as_the_viewers_do(graph: AttributionGraph) -> None:
-    theirs = replace(
+def test_a_view_may_have_the_viewers_ids(graph: AttributionGraph) -> None:
+    with_viewer_ids = replace(
         VIEW, pinned=("0_7_2", "3_40_2"), supernodes=(Supernode("articles", ("0_5_1", "0_5_2")),), clicked="1_3_2"
     )
-    params = circuit_tracer_json(graph, CARD, theirs)["qParams"]
+    params = circuit_tracer_json(graph, CARD, with_viewer_ids)["qParams"]
     assert params == circuit_tracer_json(graph, CARD, VIEW)["qParams"]
     assert (params["pinnedIds"], params["clickedId"]) == (["0_7_2", "3_40_2"], "1_3_2")
 
 
-def test_supernodes_that_come_back_group_the_graph_as_before(tmp_path: Path) -> None:
+def test_supernodes_read_from_a_file_group_the_graph_as_before(tmp_path: Path) -> None:
     graph = hand_graph(compatible=True)
-    found, view = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD, VIEW))
-    ours, theirs = group(graph, VIEW.supernodes), group(found, view.supernodes)
-    assert theirs.groups == ours.groups
-    assert theirs.scores() == pytest.approx(ours.scores())
-    torch.testing.assert_close(theirs.influence(), ours.influence())
+    read, view = read_circuit_tracer(write_circuit_tracer(graph, tmp_path, CARD, VIEW))
+    before, after = group(graph, VIEW.supernodes), group(read, view.supernodes)
+    assert after.groups == before.groups
+    assert after.scores() == pytest.approx(before.scores())
+    torch.testing.assert_close(after.influence(), before.influence())
 
 
-def test_neuronpedias_text_lists_are_understood(graph: AttributionGraph, tmp_path: Path) -> None:
+def test_neuronpedias_lists_in_the_form_of_text_are_read(graph: AttributionGraph, tmp_path: Path) -> None:
     path = write_circuit_tracer(graph, tmp_path, CARD, VIEW)
     content = json.loads(path.read_text(encoding="utf-8"))
     params = content["qParams"]
@@ -192,41 +190,43 @@ def test_neuronpedias_text_lists_are_understood(graph: AttributionGraph, tmp_pat
     assert read_circuit_tracer(path).view == VIEW
 
 
-@pytest.mark.parametrize("by_place", [False, True])
-def test_labels_travel_and_those_of_the_viewers_win(by_place: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("neuronpedia", [False, True])
+def test_labels_are_written_for_both_viewers_and_labels_given_in_a_viewer_are_read(
+    neuronpedia: bool, tmp_path: Path
+) -> None:
     graph = hand_graph().with_labels({Feature(0, 5): "articles"})
     path = write_circuit_tracer(graph, tmp_path, CARD)
     content = json.loads(path.read_text(encoding="utf-8"))
     clerps = dict(json.loads(content["qParams"]["clerps"]))
     number = cantor_pair(Feature(0, 5))
-    # Circuit-tracer's viewer looks up the feature's number, Neuronpedia's its layer, number and position.
+    # Circuit-tracer's viewer looks up the feature's number; Neuronpedia looks up its layer, number and position.
     assert clerps[str(number)] == clerps[f"0_{number}_1"] == clerps[f"0_{number}_2"] == "articles"
     assert [node["clerp"] for node in content["nodes"][:3]] == ["articles", "articles", "animals"]
-    key = f"0_{number}_1" if by_place else str(number)
+    key = f"0_{number}_1" if neuronpedia else str(number)
     content["qParams"]["clerps"] = json.dumps([[key, "the, a"], ["E_0_0", "a token"], ["0_-1_1", "an error"]])
     path.write_text(json.dumps(content))
     assert read_circuit_tracer(path).graph.labels == {Feature(0, 5): "the, a", Feature(0, 7): "animals"}
 
 
-def test_former_names_of_errors_are_understood(tmp_path: Path) -> None:
+def test_older_ids_of_errors_are_read(tmp_path: Path) -> None:
     path = write_circuit_tracer(hand_graph(compatible=True), tmp_path, CARD)
     text = path.read_text(encoding="utf-8").replace('"0_-1_1"', '"0_0_1"').replace('"1_-1_2"', '"0_1_2"')
     path.write_text(text, encoding="utf-8")
-    found = read_circuit_tracer(path).graph
-    assert found.ids() == hand_graph(compatible=True).ids()
-    assert weights(found) == weights(hand_graph(compatible=True))
+    read = read_circuit_tracer(path).graph
+    assert read.ids() == hand_graph(compatible=True).ids()
+    assert weights(read) == weights(hand_graph(compatible=True))
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="slug is 'a b'"):
+def test_errors_name_wrong_settings_nodes_and_files(tmp_path: Path) -> None:
+    with refuses(ConfigError, "slug", "a b"):
         GraphCard(slug="a b")
-    with pytest.raises(ConfigError, match="scan is"):
+    with refuses(ConfigError, "scan", "a model"):
         GraphCard(slug="a", scan="a model")
-    with pytest.raises(AttributionError, match="9_9_9"):
+    with refuses(AttributionError, "9_9_9"):
         circuit_tracer_json(hand_graph(), CARD, GraphView(pinned=("9_9_9",)))
-    with pytest.raises(CheckpointError, match=r"none\.json"):
+    with refuses(CheckpointError, "none.json"):
         read_circuit_tracer(tmp_path / "none.json")
     for text in ("{", "[]", '{"nodes": []}', '{"metadata": {}, "nodes": [{}], "links": []}'):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"bad\.json"):
+        with refuses(CheckpointError, "bad.json"):
             read_circuit_tracer(tmp_path / "bad.json")

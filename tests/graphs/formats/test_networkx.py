@@ -1,4 +1,4 @@
-"""networkx and GraphML: out and in again, the graph is the same to the last bit."""
+"""A graph that is written to networkx or GraphML and read again is the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ def graph() -> AttributionGraph:
     return hand_graph(tokens=("<bos>", "\x00\x1b", " <&\n")).with_labels({Feature(0, 5): "bell \x07 & <tag>"})
 
 
-def test_networkx_knows_nodes_and_edges_by_name(graph: AttributionGraph) -> None:
-    found = to_networkx(graph)
-    assert list(found) == NAMES
-    assert {(source, target) for source, target in found.edges} == set(EDGES)
-    assert found.edges["1:2:3", "logit:2:40"]["weight"] == 3.0
-    assert found.nodes["0:2:7"]["label"] == "animals"
-    assert nx.has_path(found, "token:0:10", "logit:2:40")
-    assert nx.is_directed_acyclic_graph(found)
+def test_a_networkx_graph_has_nodes_by_id_and_weighted_edges(graph: AttributionGraph) -> None:
+    network = to_networkx(graph)
+    assert list(network) == NAMES
+    assert {(source, target) for source, target in network.edges} == set(EDGES)
+    assert network.edges["1:2:3", "logit:2:40"]["weight"] == 3.0
+    assert network.nodes["0:2:7"]["label"] == "animals"
+    assert nx.has_path(network, "token:0:10", "logit:2:40")
+    assert nx.is_directed_acyclic_graph(network)
 
 
 @pytest.mark.parametrize("pruned", [False, True])
-def test_networkx_and_back_is_the_same_graph(graph: AttributionGraph, pruned: bool) -> None:
+def test_a_graph_read_from_networkx_is_the_same(graph: AttributionGraph, pruned: bool) -> None:
     graph = graph.prune(0.8) if pruned else graph
     assert_same(from_networkx(to_networkx(graph)), graph)
 
 
 @pytest.mark.parametrize("pruned", [False, True])
-def test_graphml_and_back_is_the_same_graph(graph: AttributionGraph, pruned: bool, tmp_path: Path) -> None:
+def test_a_graph_read_from_graphml_is_the_same(graph: AttributionGraph, pruned: bool, tmp_path: Path) -> None:
     graph = graph.prune(0.8) if pruned else graph
     assert_same(read_graphml(write_graphml(graph, tmp_path / "new" / "graph.graphml")), graph)
 
 
-def test_a_graph_may_be_cut_in_networkx(graph: AttributionGraph) -> None:
-    found = to_networkx(graph)
-    found.remove_nodes_from(["logit:2:40", "0:2:7"])
-    cut = from_networkx(found)
-    assert cut.ids() == [name for name in NAMES if name not in ("logit:2:40", "0:2:7")]
-    assert cut.info.target_names == (' "on"', "sat - on")
+def test_nodes_may_be_removed_in_networkx(graph: AttributionGraph) -> None:
+    network = to_networkx(graph)
+    network.remove_nodes_from(["logit:2:40", "0:2:7"])
+    smaller = from_networkx(network)
+    assert smaller.ids() == [node for node in NAMES if node not in ("logit:2:40", "0:2:7")]
+    assert smaller.info.target_names == (' "on"', "sat - on")
 
 
 def test_other_graphs_are_refused(tmp_path: Path) -> None:

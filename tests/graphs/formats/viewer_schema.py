@@ -1,4 +1,4 @@
-"""The rules of the viewers' schema, version 1, and a validator of its files that knows nothing of our writer."""
+"""The rules of the viewers' schema, version 1, and a validator of its files that is independent of our writer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METADATA_OPTIONAL = {
     "replacement_score": (int, float),
     "completeness_score": (int, float),
     "feature_details": dict,
-    "faithfulness": dict,  # ours; the schema takes more keys
+    "faithfulness": dict,  # our addition: the schema allows more keys
 }
 INNER = {
     "info": {"description", "creator_name", "creator_url", "source_urls", "generator", "create_time_ms"},
@@ -54,47 +54,48 @@ NODE_OPTIONAL = {
 
 
 def broken_rules(content: dict[str, Any]) -> list[str]:
-    """What a file breaks; empty for one that the viewers take."""
-    found = [f"top: {set(content)}"] if set(content) != {"metadata", "qParams", "nodes", "links"} else []
-    found += _metadata(content["metadata"])
-    names = [node["node_id"] for node in content["nodes"]]
-    found += [f"two nodes are {name}" for name in names if names.count(name) > 1]
-    found += _view(content["qParams"], set(names))
+    """Describe the rules that a file breaks; the list is empty for a file that the viewers accept."""
+    mistakes = [f"top: {set(content)}"] if set(content) != {"metadata", "qParams", "nodes", "links"} else []
+    mistakes += _metadata_mistakes(content["metadata"])
+    ids = [node["node_id"] for node in content["nodes"]]
+    mistakes += [f"two nodes are {node_id}" for node_id in ids if ids.count(node_id) > 1]
+    known_ids = set(ids)
+    mistakes += _view_mistakes(content["qParams"], known_ids)
     n_tokens = len(content["metadata"]["prompt_tokens"])
     for node in content["nodes"]:
-        found += _typed(node, NODE_REQUIRED, NODE_OPTIONAL, node["node_id"])
-        found += _node(node, n_tokens)
+        mistakes += _type_mistakes(node, NODE_REQUIRED, NODE_OPTIONAL, node["node_id"])
+        mistakes += _node_mistakes(node, n_tokens)
     outputs = [node["is_target_logit"] for node in content["nodes"] if node["feature_type"] == "logit"]
-    found += [] if outputs == [True] + [False] * (len(outputs) - 1) else [f"target logits: {outputs}"]
-    place = {name: number for number, name in enumerate(names)}
+    mistakes += [] if outputs == [True] + [False] * (len(outputs) - 1) else [f"target logits: {outputs}"]
     for link in content["links"]:
-        found += _typed(link, {"source": str, "target": str, "weight": (int, float)}, {}, "link")
-        found += [f"no node {link[end]}" for end in ("source", "target") if link[end] not in place]
-    return found
+        mistakes += _type_mistakes(link, {"source": str, "target": str, "weight": (int, float)}, {}, "link")
+        mistakes += [f"no node {link[end]}" for end in ("source", "target") if link[end] not in known_ids]
+    return mistakes
 
 
-def _metadata(metadata: dict[str, Any]) -> list[str]:
-    found = _typed(metadata, METADATA_REQUIRED, METADATA_OPTIONAL, "metadata")
-    found += [] if re.fullmatch(r"[A-Za-z0-9_.-]+", metadata["slug"]) else ["slug"]
-    found += [] if re.fullmatch(r"(\./)?[A-Za-z0-9_.-]+", metadata["scan"]) else ["scan"]
-    found += [] if metadata.get("schema_version", 1) == 1 else ["schema_version"]
-    for key, known in INNER.items():
-        found += [f"{key}.{name}" for name in set(metadata.get(key, {})) - known]
-    return found
+def _metadata_mistakes(metadata: dict[str, Any]) -> list[str]:
+    mistakes = _type_mistakes(metadata, METADATA_REQUIRED, METADATA_OPTIONAL, "metadata")
+    mistakes += [] if re.fullmatch(r"[A-Za-z0-9_.-]+", metadata["slug"]) else ["slug"]
+    mistakes += [] if re.fullmatch(r"(\./)?[A-Za-z0-9_.-]+", metadata["scan"]) else ["scan"]
+    mistakes += [] if metadata.get("schema_version", 1) == 1 else ["schema_version"]
+    for key, allowed in INNER.items():
+        mistakes += [f"{key}.{name}" for name in set(metadata.get(key, {})) - allowed]
+    return mistakes
 
 
-def _view(params: dict[str, Any], names: set[str]) -> list[str]:
+def _view_mistakes(params: dict[str, Any], known_ids: set[str]) -> list[str]:
     required = {key: kind for key, kind in PARAMS.items() if key not in ("pruningThreshold", "clerps")}
-    found = _typed(params, required, {key: PARAMS[key] for key in PARAMS if key not in required}, "q")
-    found += [] if params["linkType"] in ("both", "either") else ["linkType"]
-    members = [name for _, *ids in params["supernodes"] for name in ids]
+    mistakes = _type_mistakes(params, required, {key: PARAMS[key] for key in PARAMS if key not in required}, "q")
+    mistakes += [] if params["linkType"] in ("both", "either") else ["linkType"]
+    members = [node_id for _, *group in params["supernodes"] for node_id in group]
     clicked = [params["clickedId"]] if params["clickedId"] else []
-    found += [f"view of {name}" for name in [*params["pinnedIds"], *members, *clicked] if name not in names]
+    viewed = [*params["pinnedIds"], *members, *clicked]
+    mistakes += [f"view of {node_id}" for node_id in viewed if node_id not in known_ids]
     pairs = json.loads(params.get("clerps", "[]"))
-    return found + [f"clerp {pair}" for pair in pairs if list(map(type, pair)) != [str, str]]
+    return mistakes + [f"clerp {pair}" for pair in pairs if list(map(type, pair)) != [str, str]]
 
 
-def _node(node: dict[str, Any], n_tokens: int) -> list[str]:
+def _node_mistakes(node: dict[str, Any], n_tokens: int) -> list[str]:
     first, middle, position = node["node_id"].split("_")
     expected: dict[str, tuple[Any, ...]] = {
         "cross layer transcoder": (first, "number", f"{first}_{middle}-0"),
@@ -113,12 +114,13 @@ def _node(node: dict[str, Any], n_tokens: int) -> list[str]:
     return [] if same and inside else [f"{node['node_id']} disagrees with itself: {node}"]
 
 
-def _typed(values: dict[str, Any], required: dict[str, Any], optional: dict[str, Any], where: str) -> list[str]:
-    found = [f"{where} lacks {key}" for key in required if key not in values]
-    found += [f"{where} has {key}" for key in values if key not in required and key not in optional]
-    known = {**required, **optional}
-    return found + [
-        f"{where}.{key} is {value!r}"
+def _type_mistakes(values: dict[str, Any], required: dict[str, Any], optional: dict[str, Any], name: str) -> list[str]:
+    """Describe missing keys, unknown keys and values of wrong types in the object that is called ``name``."""
+    mistakes = [f"{name} lacks {key}" for key in required if key not in values]
+    mistakes += [f"{name} has {key}" for key in values if key not in required and key not in optional]
+    types = {**required, **optional}
+    return mistakes + [
+        f"{name}.{key} is {value!r}"
         for key, value in values.items()
-        if key in known and not isinstance(value, known[key])
+        if key in types and not isinstance(value, types[key])
     ]

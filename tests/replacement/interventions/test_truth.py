@@ -1,6 +1,6 @@
-"""The truth test of attribution: what a graph says a feature contributes is what changes when the feature is changed.
+"""The truth test of attribution: interventions on features have exactly the effects that the graph predicts.
 
-Under constrained patching with everything frozen, the change of every later pre-activation (of active and of silent
+Under constrained patching with everything frozen, the change of every later pre-activation (of active and of inactive
 features) and of every logit equals the graph's prediction, on models of several kinds.
 """
 
@@ -34,7 +34,7 @@ from tests.random_transcoders import random_transcoder
 
 
 class Case(NamedTuple):
-    """A graph, and the model that it must be true of."""
+    """A graph, and the model whose behaviour it must predict."""
 
     graph: AttributionGraph
     replacement: ReplacementModel
@@ -51,14 +51,14 @@ def one_thread() -> Iterator[None]:
 
 
 def case_of(model: LanguageModel, transcoder: CrossLayerTranscoder, prompt: str | Tensor) -> Case:
-    """A graph that explains the likely tokens, every active feature, and some features that are silent."""
+    """Make a graph that explains the likely tokens, every active feature, and some inactive features."""
     replacement = ReplacementModel(model, transcoder, error_correction=True)
     before = observe(replacement, prompt)
-    last, silent = len(before.tokens) - 1, list[FeaturePreactivation]()
+    last, inactive = len(before.tokens) - 1, list[FeaturePreactivation]()
     for layer, features in enumerate(before.features):
-        quiet = (features.dense()[last] == 0).nonzero().flatten().tolist()[:4]
-        silent += [FeaturePreactivation(layer=layer, feature=feature, position=last) for feature in quiet]
-    graph = attribute(model, transcoder, before.tokens, targets=[SalientLogits(max_count=4), *silent])
+        indices = (features.dense()[last] == 0).nonzero().flatten().tolist()[:4]
+        inactive += [FeaturePreactivation(layer=layer, feature=feature, position=last) for feature in indices]
+    graph = attribute(model, transcoder, before.tokens, targets=[SalientLogits(max_count=4), *inactive])
     return Case(graph, replacement, transcoder, before)
 
 
@@ -77,7 +77,7 @@ def reference(reference_folder: Path) -> Case:
     assert isinstance(transcoder, CrossLayerTranscoder)
     assert isinstance(transcoder.nonlinearity, JumpReLU)
     with torch.no_grad():
-        # One pre-activation equals its threshold to the last bit, so rounding would decide whether it is active.
+        # One pre-activation equals its threshold exactly, so rounding would decide whether its feature is active.
         transcoder.nonlinearity.log_threshold += 1e-6
     tokens = load_file(folder / "adjacency.safetensors")["input_tokens"]
     return case_of(load_language_model(str(folder / "model")), transcoder, tokens)
@@ -96,11 +96,11 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def changes(case: Case, record: InterventionRecord) -> Tensor:
-    """Change of every row's total; NaN for nodes that are no rows."""
-    found = torch.full((case.graph.n_nodes,), torch.nan)
+    """Measured change of every row's total; NaN for nodes without a row."""
+    measured = torch.full((case.graph.n_nodes,), torch.nan)
     features = (NodeKind.FEATURE, NodeKind.TARGET)
-    for number in (~case.graph.nodes.total.isnan()).nonzero().flatten().tolist():
-        node = case.graph.node(number)
+    for row in (~case.graph.nodes.total.isnan()).nonzero().flatten().tolist():
+        node = case.graph.node(row)
         if node.kind in features:
             layer, feature = node.layer, node.index
             if node.kind is NodeKind.TARGET:
@@ -108,11 +108,11 @@ def changes(case: Case, record: InterventionRecord) -> Tensor:
                 assert isinstance(target, FeaturePreactivation)
                 layer, feature = target.layer, target.feature
             change = record.preactivation_change(case.transcoder, layer, torch.tensor([feature]))
-            found[number] = change[node.position, 0]
+            measured[row] = change[node.position, 0]
         else:
             change = (record.logits_after - record.logits_before)[node.position]
-            found[number] = change[node.index] - change.mean()
-    return found
+            measured[row] = change[node.index] - change.mean()
+    return measured
 
 
 @pytest.mark.parametrize("scale", [0.0, 3.0])
@@ -121,20 +121,20 @@ def test_every_change_is_what_the_graph_predicts(case: Case, every: int, scale: 
     features = case.graph.of_kind(NodeKind.FEATURE)
     order = case.graph.influence().masked_fill(~features, -1).argsort(descending=True)[: int(features.sum())]
     sources = order[::every] if every else order[:1]
-    names = [case.graph.node(number).id for number in sources.tolist()]
-    record = intervene(case.replacement, case.before, interventions_on(names, scale=scale))
+    ids = [case.graph.node(row).id for row in sources.tolist()]
+    record = intervene(case.replacement, case.before, interventions_on(ids, scale=scale))
     predicted, measured = (scale - 1) * case.graph.adjacency()[:, sources].sum(1), changes(case, record)
     rows = ~measured.isnan()
-    # Something happens: to features that are active, to silent ones, and to logits.
+    # Active features, inactive features and logits all change.
     for kind in (NodeKind.FEATURE, NodeKind.TARGET, NodeKind.LOGIT):
         assert float(predicted[rows & case.graph.of_kind(kind)].abs().max()) > 0.01
     torch.testing.assert_close(measured[rows], predicted[rows], atol=1e-4, rtol=0)
 
 
-def test_a_supernode_is_changed_as_one(case: Case) -> None:
+def test_the_effect_of_ablating_a_supernode_is_what_the_graph_predicts(case: Case) -> None:
     layer = 0
-    joined = supernode(case.graph, "early", NodeQuery(kinds=(NodeKind.FEATURE,), layers=(layer,)))
-    record = intervene(case.replacement, case.before, interventions_on(joined, value=0.0))
+    early = supernode(case.graph, "early", NodeQuery(kinds=(NodeKind.FEATURE,), layers=(layer,)))
+    record = intervene(case.replacement, case.before, interventions_on(early, value=0.0))
     sources = case.graph.of_kind(NodeKind.FEATURE) & (case.graph.nodes.layer == layer)
     predicted, measured = -case.graph.adjacency()[:, sources].sum(1), changes(case, record)
     rows = ~measured.isnan()
@@ -142,11 +142,11 @@ def test_a_supernode_is_changed_as_one(case: Case) -> None:
 
 
 @pytest.mark.parametrize("patching", [Constrained(freeze_attention=False), Constrained(freeze_norms=False)], ids=str)
-def test_the_test_can_fail(case: Case, patching: Constrained) -> None:
-    """What is not frozen answers, and a graph does not say how."""
-    names = [case.graph.node(n).id for n in case.graph.of_kind(NodeKind.FEATURE).nonzero().flatten().tolist()[::5]]
-    record = intervene(case.replacement, case.before, interventions_on(names, value=0.0), patching)
+def test_predictions_are_wrong_if_attention_or_norms_are_not_frozen(case: Case, patching: Constrained) -> None:
+    """This shows that the comparison with the graph can fail."""
     sources = case.graph.of_kind(NodeKind.FEATURE).nonzero().flatten()[::5]
+    ids = [case.graph.node(row).id for row in sources.tolist()]
+    record = intervene(case.replacement, case.before, interventions_on(ids, value=0.0), patching)
     predicted, measured = -case.graph.adjacency()[:, sources].sum(1), changes(case, record)
     rows = ~measured.isnan()
     assert float((predicted - measured)[rows].abs().max()) > 1e-3
