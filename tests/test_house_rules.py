@@ -114,7 +114,7 @@ RULES = {
 }
 
 EXCEPTIONS = {
-    "open_clt/graphs/graph.py: AttributionGraph": "its methods are what people do with a graph; each is a few lines",
+    "open_clt/graphs/graph.py: AttributionGraph": "its methods are the interface that people use on a graph",
     "open_clt/open_cross_layer_transcoder.py: OpenCrossLayerTranscoder": "its methods are the interface people know",
 }
 """What may be larger, and why."""
