@@ -1,13 +1,13 @@
-"""The whole story once, start to finish: ``python practice_run.py``.
+"""A complete example of what the package does: ``python practice_run.py``.
 
-    1  load a language model, and text it has not seen
-    2  train a cross-layer transcoder of its MLPs
-    3  measure it on held-out text
-    4  draw its features
-    5  trace a prompt: an attribution graph whose rows add up
-    6  let the replacement model write beside the original
+    1  load a language model and texts
+    2  train a cross-layer transcoder of the model's MLPs
+    3  measure the transcoder on held-out text
+    4  draw figures of its features
+    5  compute an attribution graph of each prompt
+    6  continue each prompt with the original and with the replacement model
 
-Everything is saved in one folder: figures, ``metrics.json``, ``comparison.md``, the graph, and the transcoder.
+The run saves its results in one folder: figures, ``metrics.json``, ``comparison.md``, a graph, and the transcoder.
 """
 
 from __future__ import annotations
@@ -54,23 +54,35 @@ EMBEDDED_PROMPTS = (
 )
 PROMPTS = ("The Eiffel Tower is in the city of", "When Mary and John went to the store, John gave a drink to")
 MOST_HELD_OUT = 64
-"""Contexts that training holds out at most."""
+"""Largest number of contexts that are held out from training."""
 NAMED_FEATURES = 60
+"""Number of features per graph that get labels."""
 console = Console(highlight=False)
 
 
 class Data(NamedTuple):
-    """Texts, how they are cut into contexts, and where they come from."""
+    """The texts of a run and how they are cut into contexts."""
 
     texts: list[str]
     context_length: int
+    """Number of tokens in a context."""
     max_contexts: int
-    """Contexts to train on at most."""
+    """Largest number of contexts to train on."""
     source: str
+    """Description of where the texts come from."""
+
+
+class Results(NamedTuple):
+    """The results of a run, which its last step writes to files."""
+
+    training: TrainingResult
+    evaluation: Evaluation
+    graphs: list[AttributionGraph]
+    comparisons: list[Comparison]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the story; returns the exit status."""
+    """Run all steps and return the exit status."""
     options = parse(arguments)
     started = time.monotonic()
     if options.device == "cpu":
@@ -83,8 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluation = measure_on_held_out(clt, result)
         draw_features(options, clt, result)
         graphs = trace(options, clt, data, result)
-        comparisons = compare(clt)
-        save(options, data, result, evaluation, graphs, comparisons, time.monotonic() - started)
+        results = Results(result, evaluation, graphs, comparisons=compare(clt))
+        save(options, data, results, seconds=time.monotonic() - started)
     except OpenCLTError as error:
         console.print(f"[red]practice_run:[/] {error}")
         return 2
@@ -92,62 +104,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="Train a cross-layer transcoder, look at it, trace a prompt with it, generate with it.",
+        description="Train a cross-layer transcoder, measure it, draw its features, and explain predictions with it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     option = parser.add_argument
-    option("--model", default="gpt2", help="hub name, directory, .gguf file, or 'embedded' (needs no network)")
     option(
-        "--texts", default=None, help="text, .jsonl or .parquet file, or a Hugging Face data set; None: made up here"
+        "--model",
+        default="gpt2",
+        help="Language model: a name on the Hugging Face hub, a directory, a .gguf file, or 'embedded', which needs no "
+        "network.",
     )
-    option("--num-features", type=int, default=512, help="features per layer")
-    option("--epochs", type=int, default=None, help="passes over the texts; None: enough for the model's size")
-    option("--max-tokens", type=int, default=None, help="tokens to train on; None: enough for the model's size")
-    option("--output-dir", type=Path, default=Path("visualizations"), help="where everything is saved")
-    option("--seed", type=int, default=0, help="seed of weights and shuffling; the same seed gives the same numbers")
-    option("--device", default="cpu", help="cpu or cuda")
+    option(
+        "--texts",
+        default=None,
+        help="Texts to train on: a text, .jsonl or .parquet file, or a data set on the Hugging Face hub; None means "
+        "generated sentences.",
+    )
+    option("--num-features", type=int, default=512, help="Number of features per layer.")
+    option("--epochs", type=int, default=None, help="Number of passes over the texts; None fits the size of the model.")
+    option(
+        "--max-tokens", type=int, default=None, help="Number of tokens to train on; None fits the size of the model."
+    )
+    option("--output-dir", type=Path, default=Path("visualizations"), help="Directory for all results.")
+    option("--seed", type=int, default=0, help="Seed of the run; the same seed gives the same numbers.")
+    option("--device", default="cpu", help="Device to compute on: cpu or cuda.")
     return parser.parse_args(arguments)
 
 
 def load_model(options: argparse.Namespace) -> LanguageModel:
-    """The language model asked for, or, without a network, the embedded one."""
-    heading("A language model")
+    """Load the language model of the options, or the embedded one if the hub cannot be reached."""
+    heading("Language model")
     try:
         model = load_language_model(options.model, device=options.device)
     except HubUnreachableError:
-        console.print(f"The hub does not answer, so {options.model!r} cannot be fetched; on with 'embedded'.")
+        console.print(
+            f"The hub does not answer, so {options.model!r} cannot be downloaded; the embedded model is used instead."
+        )
         model = load_language_model("embedded", device=options.device)
-    console.print(f"{model.name}: {model.n_layers} layers, width {model.d_model}, {model.vocab_size:,} tokens")
+    console.print(
+        f"{model.name}: {model.n_layers} layers, width {model.d_model}, vocabulary of {model.vocab_size:,} tokens"
+    )
     return model
 
 
 def load_data(options: argparse.Namespace, model: LanguageModel) -> Data:
-    """Enough texts for the contexts to train on and for those to measure on."""
+    """Read as many texts as training and held-out contexts need."""
     small = model.name == "embedded"
     length = min(64 if small else 128, model.context_length)
     budget = options.max_tokens or (160_000 if small else 40_000)
     contexts = max(1, budget // length)
     source = options.texts or "sentences from the package's own generator"
     texts = enough_texts(texts_of(options), model, (contexts + MOST_HELD_OUT) * length)
-    console.print(f"{contexts:,} contexts of {length} tokens at most; from {source}")
+    console.print(f"at most {contexts:,} contexts of {length} tokens, from {source}")
     return Data(texts, length, contexts, source)
 
 
 def enough_texts(texts: Iterable[str], model: LanguageModel, tokens: int) -> list[str]:
-    """The first texts that together hold some number of tokens, or all texts if they hold fewer."""
-    kept: list[str] = []
+    """Return the first texts that together have ``tokens`` tokens, or all texts if they have fewer."""
+    chosen: list[str] = []
     for text in texts:
-        kept.append(text)
+        chosen.append(text)
         tokens -= len(model.token_ids([text])[0]) + 1
         if tokens <= 0:
             break
-    return kept
+    return chosen
 
 
 def texts_of(options: argparse.Namespace) -> Any:
-    """Texts from a file, a data set, or the package's own generator."""
+    """Open the texts of a file or a data set, or generate sentences."""
     if options.texts is None:
         return islice(generate_texts(50_000, seed=options.seed + 1), 50_000)
     if Path(options.texts).is_file():
@@ -158,12 +184,12 @@ def texts_of(options: argparse.Namespace) -> Any:
 def train(
     options: argparse.Namespace, model: LanguageModel, data: Data
 ) -> tuple[OpenCrossLayerTranscoder, TrainingResult]:
-    """Train the transcoder; Ctrl-C goes on with what there is."""
-    heading("A transcoder of its MLPs")
+    """Train the transcoder; after Ctrl-C, the run continues with the transcoder as it is."""
+    heading("Training of the transcoder")
     clt = OpenCrossLayerTranscoder(model, num_features=options.num_features, device=options.device, seed=options.seed)
     config = clt.transcoder.config
     console.print(
-        f"{config.n_layers} x {config.n_features} features, each writing to its own layer and all later ones: "
+        f"{config.n_layers} x {config.n_features} features, each of which writes to its own layer and all later ones: "
         f"{sum(p.numel() for p in clt.transcoder.parameters()) / 1e6:.1f} M parameters"
     )
     small = model.name == "embedded"
@@ -173,44 +199,45 @@ def train(
         learning_rate=3e-3 if small else 1e-3,
         context_length=data.context_length,
         max_contexts=data.max_contexts,
-        # A real model's activations are large: half the bytes, and as many as a laptop can spare.
+        # The activations of a large model take much memory: 2 bytes per number, at most 4 GB in total.
         storage_dtype="float32" if small else "bfloat16",
         memory_limit=4.0,
         progress=sys.stderr.isatty(),
     )
-    # The whole state of the run would be many times as large; a second run replaces the transcoder of the first.
+    # Only the transcoder is saved, because the whole state of the training run is many times as large.
     clt.save_model(options.output_dir / "checkpoint")
     console.print(f"{result.steps} steps over {result.tokens:,} tokens in {result.seconds:.0f} s")
     return clt, result
 
 
 def measure_on_held_out(clt: OpenCrossLayerTranscoder, result: TrainingResult) -> Evaluation:
-    """Held-out reconstruction, sparsity, and predictions of the replacement model."""
-    heading("On held-out text")
+    """Measure reconstruction, sparsity and the predictions of the replacement model on held-out text."""
+    heading("Evaluation on held-out text")
     evaluation = measure(clt.replacement_model(), held_out_contexts(result))
-    table = Table("layer", "variance unexplained", "active features")
+    table = Table("layer", "variance unexplained (FVU)", "active features (L0)")
     for layer, (fvu, l0) in enumerate(
         zip(evaluation.reconstruction.fvu_per_layer, evaluation.reconstruction.l0_per_layer, strict=True)
     ):
         table.add_row(str(layer), f"{fvu:.3f}", f"{l0:.1f}")
     console.print(table)
-    found = evaluation.totals()
+    totals = evaluation.totals()
     console.print(
-        f"cross-entropy: original {found['ce_original']:.3f}, replacement {found['ce_replacement']:.3f}, "
-        f"MLPs at their mean {found['ce_ablated']:.3f}; the same top token {found['top1_agreement']:.0%} of the time"
+        f"cross-entropy: original {totals['ce_original']:.3f}, replacement {totals['ce_replacement']:.3f}, "
+        f"MLP outputs at their mean {totals['ce_ablated']:.3f}; original and replacement agree on the likeliest token "
+        f"at {totals['top1_agreement']:.0%} of the positions"
     )
     return evaluation
 
 
 def held_out_contexts(result: TrainingResult) -> Tensor:
-    """The contexts that were not trained on."""
-    assert result.held_out is not None, "some contexts are always held out here"
+    """Return the contexts that were held out from training."""
+    assert result.held_out is not None, "this script always holds out some contexts"
     return result.held_out
 
 
 def draw_features(options: argparse.Namespace, clt: OpenCrossLayerTranscoder, result: TrainingResult) -> None:
-    """Every figure about features, and the training curves."""
-    heading("Its features, drawn")
+    """Draw the training curves and all figures of features."""
+    heading("Figures of features")
     visualize_training_curves(result.curves, save_path=options.output_dir / "training_curves.png")
     prompt = prompts_for(clt)[0]
     texts = [clt.language_model.decode(context[1:]) for context in held_out_contexts(result)]
@@ -223,95 +250,91 @@ def draw_features(options: argparse.Namespace, clt: OpenCrossLayerTranscoder, re
 def trace(
     options: argparse.Namespace, clt: OpenCrossLayerTranscoder, data: Data, result: TrainingResult
 ) -> list[AttributionGraph]:
-    """Attribution graphs of the prompts, drawn with their features named."""
-    heading("Why it says what it says")
+    """Compute and draw the attribution graph of each prompt, with labels of features."""
+    heading("Attribution graphs")
     graphs: list[AttributionGraph] = []
     contexts = 400 if clt.language_model.name == "embedded" else 40
     held_out = len(held_out_contexts(result))
-    read = pack_contexts(data.texts, clt.language_model, data.context_length, max_contexts=held_out + contexts)
-    texts = [clt.language_model.decode(context[1:]) for context in read[held_out:]]
+    packed = pack_contexts(data.texts, clt.language_model, data.context_length, max_contexts=held_out + contexts)
+    texts = [clt.language_model.decode(context[1:]) for context in packed[held_out:]]
     statistics = activation_statistics(clt.language_model, clt.transcoder, texts, n_examples=4)
-    for number, prompt in enumerate(prompts_for(clt)):
+    for index, prompt in enumerate(prompts_for(clt)):
         graph = clt.attribute(prompt)
         pruned = graph.prune()
         likeliest = graph.info.target_names[0]
         scores = graph.scores()
         console.print(
             f"{prompt!r} -> {likeliest!r}: {graph.n_nodes:,} nodes ({pruned.n_nodes} after pruning), "
-            f"replacement score {scores.replacement:.2f}, rows complete to {graph.check().relative_to_row:.0e}"
+            f"replacement score {scores.replacement:.2f}, largest missing share of a row "
+            f"{graph.check().relative_to_row:.0e}"
         )
-        name = "attribution_graph" if number == 0 else f"attribution_graph_{number + 1}"
-        visualize_attribution_graph(named(clt, pruned, statistics), save_path=options.output_dir / f"{name}.png")
+        name = "attribution_graph" if index == 0 else f"attribution_graph_{index + 1}"
+        visualize_attribution_graph(with_labels(clt, pruned, statistics), save_path=options.output_dir / f"{name}.png")
         graphs.append(graph)
     graphs[0].save(options.output_dir / "graph")
     return graphs
 
 
-def named(clt: OpenCrossLayerTranscoder, graph: AttributionGraph, statistics: ActivationStatistics) -> AttributionGraph:
-    """The graph, its most influential features named after what they fire on and what they raise."""
+def with_labels(
+    clt: OpenCrossLayerTranscoder, graph: AttributionGraph, statistics: ActivationStatistics
+) -> AttributionGraph:
+    """Label the most influential features of a graph by the tokens they fire on and the predictions they raise."""
     influence = graph.influence().masked_fill(~graph.of_kind(NodeKind.FEATURE), 0)
-    nodes = [graph.node(number) for number in influence.topk(min(NAMED_FEATURES, graph.n_nodes)).indices.tolist()]
-    keys = sorted({Feature(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE})
-    return label_features(graph, feature_records(clt.language_model, clt.transcoder, statistics, keys))
+    node_indices = influence.topk(min(NAMED_FEATURES, graph.n_nodes)).indices.tolist()
+    nodes = [graph.node(node_index) for node_index in node_indices]
+    features = sorted({Feature(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE})
+    return label_features(graph, feature_records(clt.language_model, clt.transcoder, statistics, features))
 
 
 def compare(clt: OpenCrossLayerTranscoder) -> list[Comparison]:
-    """Both models write on from the same prompts."""
-    heading("Original and replacement, side by side")
+    """Continue each prompt with the original and with the replacement model."""
+    heading("Continuations of the original and the replacement model")
     replacement = clt.replacement_model()
     table = Table("prompt", "original", "replacement", show_lines=True)
     comparisons: list[Comparison] = []
     for prompt in prompts_for(clt):
         comparison = replacement.compare(prompt, SamplingConfig(max_new_tokens=16))
         if comparison.continuations is not None:
-            both = comparison.continuations
-            table.add_row(prompt, both.original.continuation, both.replacement.continuation)
+            continuations = comparison.continuations
+            table.add_row(prompt, continuations.original.continuation, continuations.replacement.continuation)
         comparisons.append(comparison)
     console.print(table)
     return comparisons
 
 
-def save(
-    options: argparse.Namespace,
-    data: Data,
-    result: TrainingResult,
-    evaluation: Evaluation,
-    graphs: list[AttributionGraph],
-    comparisons: list[Comparison],
-    seconds: float,
-) -> None:
-    """Write the numbers and the comparison, and say where everything is."""
-    scores = [graph.scores()._asdict() for graph in graphs]
+def save(options: argparse.Namespace, data: Data, results: Results, seconds: float) -> None:
+    """Write ``metrics.json`` and ``comparison.md``, and print a summary."""
+    graphs = results.graphs
     metrics = {
         "model": graphs[0].info.model,
         "texts": data.source,
         "num_features": options.num_features,
         "seed": options.seed,
-        "steps": result.steps,
-        **evaluation.as_dict(),
-        "graphs": [{"prompt": graph.info.prompt, **found} for graph, found in zip(graphs, scores, strict=True)],
+        "steps": results.training.steps,
+        **results.evaluation.as_dict(),
+        "graphs": [{"prompt": graph.info.prompt, **graph.scores()._asdict()} for graph in graphs],
         "seconds": round(seconds, 1),
     }
     write_json(options.output_dir / "metrics.json", metrics)
-    write_text(options.output_dir / "comparison.md", report(metrics, graphs, comparisons))
+    write_text(options.output_dir / "comparison.md", report(metrics, graphs, results.comparisons))
     heading("Done")
     console.print(
-        f"FVU {metrics['fvu']:.3f} at {metrics['l0']:.1f} active features a layer, "
-        f"{metrics['dead_share']:.1%} of all dead; {seconds:.0f} s. Everything is in {options.output_dir}/."
+        f"FVU {metrics['fvu']:.3f} with {metrics['l0']:.1f} active features per token and layer, "
+        f"{metrics['dead_share']:.1%} dead features; {seconds:.0f} s. All results are in {options.output_dir}/."
     )
 
 
 def report(metrics: dict[str, Any], graphs: list[AttributionGraph], comparisons: list[Comparison]) -> str:
-    """The comparison of original and replacement, for reading."""
+    """Return the comparison of the original and the replacement model as Markdown."""
     lines = [
-        f"# {metrics['model']}, with its MLPs and with a transcoder in their place",
+        f"# {metrics['model']}: original and replacement model",
         "",
-        "| on held-out text | original | replacement | MLPs at their mean |",
+        "| on held-out text | original | replacement | MLP outputs at their mean |",
         "|---|---|---|---|",
         f"| cross-entropy, nats per token | {metrics['ce_original']:.3f} | {metrics['ce_replacement']:.3f} "
         f"| {metrics['ce_ablated']:.3f} |",
         "",
-        f"Both hold the same token most probable at {metrics['top1_agreement']:.1%} of the positions; "
+        f"Both models agree on the likeliest token at {metrics['top1_agreement']:.1%} of the positions; "
         f"KL divergence {metrics['kl']:.3f} nats.",
     ]
     for graph, comparison in zip(graphs, comparisons, strict=True):
@@ -326,12 +349,12 @@ def report(metrics: dict[str, Any], graphs: list[AttributionGraph], comparisons:
 
 
 def prompts_for(clt: OpenCrossLayerTranscoder) -> tuple[str, ...]:
-    """Prompts that the model can be expected to know something about."""
+    """Return prompts whose answers the model can be expected to know."""
     return EMBEDDED_PROMPTS if clt.language_model.name == "embedded" else PROMPTS
 
 
 def heading(text: str) -> None:
-    """Begin a chapter."""
+    """Print the heading of a step."""
     console.print(f"\n[bold]{text}[/]")
 
 

@@ -1,4 +1,4 @@
-"""``python -m open_clt``: the same as the ``open-clt`` command."""
+"""The entry point of ``python -m open_clt``, which does the same as the command ``open-clt``."""
 
 from open_clt.cli import main
 

@@ -1,16 +1,16 @@
-"""``open-clt``: what the package does, from a shell.
+"""The command line of the package, ``open-clt``.
 
-    open-clt embedded evaluate                                what the embedded model knows, against its bars
-    open-clt generate --model M --transcoder T --prompt P     the same prompt continued by both models
-    open-clt attribute --model M --transcoder T --prompt P    attribution graphs, saved, drawn and checked
-    open-clt intervene --prompt P --ablate 2:5:417            what becomes of a prediction without a feature
-    open-clt train --config FILE --output T                   a transcoder from text; every setting is a flag, too
-    open-clt evaluate --transcoder T --text FILE              a transcoder on held-out text
-    open-clt compare A B --text FILE                          several, in one table and one figure
-    open-clt convert --transcoder T --text FILE --output J    TopK or BatchTopK as JumpReLU, for other tools
+    open-clt embedded evaluate                                measure what the embedded model knows
+    open-clt generate --model M --transcoder T --prompt P     continue a prompt with the original and the replacement
+    open-clt attribute --model M --transcoder T --prompt P    compute, check, save and draw attribution graphs
+    open-clt intervene --prompt P --ablate 2:5:417            change features and compare the predictions
+    open-clt train --config FILE --output T                   train a transcoder; every setting is also a flag
+    open-clt evaluate --transcoder T --text FILE              measure a transcoder on held-out text
+    open-clt compare A B --text FILE                          compare several transcoders in one table and one figure
+    open-clt convert --transcoder T --text FILE --output J    convert TopK or BatchTopK to JumpReLU
 
-Each command is a file of ``commands/``; this one reads what was typed and hands it on. A mistake in what was asked
-gives one line and exit status 2.
+Each command has its own module in ``commands/``; this module parses the arguments and runs the command. A user's
+mistake gives an error message of one line and exit status 2.
 """
 
 from __future__ import annotations
@@ -30,43 +30,44 @@ _COMMANDS = (embedded, generate, attribute, intervene, train, evaluate, compare,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
-    _find_own_modules()
+    """Run one command and return the exit status."""
+    _allow_imports_from_working_directory()
     try:
         parsed = _parser().parse_args(arguments)
         status = cast(Command, parsed.command)(parsed)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read the output has seen enough (`open-clt ... | head`); Python would complain again at its end.
+        # The reader has closed the output, as in `open-clt ... | head`. Without a new stdout, Python would report the
+        # same error again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OpenCLTError as error:
         print(f"open-clt: {error}", file=sys.stderr)
     except OSError as error:
-        place = error.filename or "A file"
-        print(f"open-clt: {place} cannot be read or written ({error.strerror or error}).", file=sys.stderr)
+        path = error.filename or "A file"
+        print(f"open-clt: {path} cannot be read or written ({error.strerror or error}).", file=sys.stderr)
     return 2
 
 
-def _find_own_modules() -> None:
-    """Let ``class_path`` name what lies in the working directory, for the installed script as for ``python -m``."""
-    # A script's path begins with the directory it is installed in. The working directory goes last, so that a file
-    # there can hide no package; and nowhere if Python was told to leave it out (-P).
+def _allow_imports_from_working_directory() -> None:
+    """Let ``class_path`` name a module of the working directory, which only ``python -m`` allows by itself."""
+    # The working directory comes last, so that a file in it cannot hide an installed package. Python's option -P
+    # leaves the working directory out on purpose.
     if not sys.flags.safe_path and "" not in sys.path:
         sys.path.append("")
 
 
 @final
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as every other is: in one line."""
+    """A parser that raises ConfigError, so that its mistakes are reported in one line as all others are."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; `{self.prog} --help` lists what there is.")
+        raise ConfigError(f"{message}; `{self.prog} --help` lists all options.")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="open-clt", description="Cross-layer transcoders, from text to picture.")
+    parser = _Parser(prog="open-clt", description="Train, evaluate and use cross-layer transcoders of language models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands.add_parser)

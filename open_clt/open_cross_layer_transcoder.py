@@ -1,11 +1,11 @@
-"""The facade: a language model and its transcoder in one object, from text to picture in a few calls.
+"""The facade: one object that holds a language model and its transcoder, with a method for each common task.
 
     clt = OpenCrossLayerTranscoder("embedded", num_features=512)
     clt.train_transcoder(texts)
     clt.visualize_feature_activations("The capital of France is", save_path="features.png")
     clt.create_attribution_graph("The capital of France is", save_path="graph.png")
 
-Every method is a few lines over the rest of the package; whoever needs more than they offer finds it there.
+Each method calls one or two functions of the other modules, which offer more settings.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ logger = logging.getLogger(__name__)
 
 _PRETRAINED = {"embedded": Path(__file__).parent / "embedded" / "transcoder"}
 _SUFFIXES_OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-"""Endings of the files in which other programs keep weights."""
+"""Suffixes of files in which other programs store weights."""
 
 
 @final
 class OpenCrossLayerTranscoder:
     """A language model with a cross-layer transcoder of its MLPs.
 
-    ``model_name`` is anything that ``load_language_model`` takes, or a loaded ``LanguageModel``; ``num_features`` is
-    per layer. The transcoder is untrained until ``train_transcoder`` or ``load_model``.
+    ``model_name`` is any name or path that ``load_language_model`` accepts, or a ``LanguageModel``. ``num_features`` is
+    the number of features per layer. A new object holds an untrained transcoder; call ``train_transcoder`` or
+    ``load_model`` before any method that uses it.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class OpenCrossLayerTranscoder:
         use_first_position: bool = False,
         seed: int = 0,
     ) -> None:
-        known = isinstance(model_name, LanguageModel)
-        self.language_model = model_name if known else load_language_model(model_name, device=device)
+        is_loaded = isinstance(model_name, LanguageModel)
+        self.language_model = model_name if is_loaded else load_language_model(model_name, device=device)
         self.seed = seed
         config = CrossLayerConfig(
             n_layers=self.language_model.n_layers,
@@ -81,11 +82,11 @@ class OpenCrossLayerTranscoder:
 
     @classmethod
     def from_pretrained(cls, name: str = "embedded", device: str = "cpu") -> OpenCrossLayerTranscoder:
-        """A language model with the transcoder that ships for it; ``embedded`` needs no network."""
+        """Load a language model and the transcoder that ships with the package; ``embedded`` needs no network."""
         if name not in _PRETRAINED:
             raise CheckpointError(
-                f"No transcoder ships for {name!r}, known are {', '.join(_PRETRAINED)}; "
-                "give the directory of one that was trained for it."
+                f"The package ships no transcoder for {name!r}, only for {', '.join(_PRETRAINED)}; "
+                "give the directory of a transcoder that was trained for this model."
             )
         clt = cls(name, device=device)
         clt.load_model(_PRETRAINED[name])
@@ -102,10 +103,10 @@ class OpenCrossLayerTranscoder:
         progress: bool = True,
         **settings: Any,
     ) -> TrainingResult:
-        """Train the transcoder from its beginning on texts; ``batch_size`` counts tokens.
+        """Train a new transcoder on texts, which replaces the present one; ``batch_size`` is a number of tokens.
 
         ``settings`` are further settings of ``TrainingConfig.of``, such as ``held_out_contexts`` or ``max_steps``.
-        Returns the training's curves and its numbers on held-out contexts.
+        Returns the transcoder, the curves of the training run, and metrics on held-out contexts.
         """
         settings = {"seed": self.seed, **settings}
         training = TrainingConfig.of(batch_size=batch_size, epochs=num_epochs, learning_rate=learning_rate, **settings)
@@ -121,11 +122,11 @@ class OpenCrossLayerTranscoder:
         progress: bool = True,
         own: OwnParts | None = None,
     ) -> TrainingResult:
-        """Train the transcoder with every setting in one config, on texts or on packed contexts of tokens.
+        """Train a new transcoder on texts or on packed contexts of tokens, with all settings in one ``TrainingConfig``.
 
-        All parameters are those of ``open_clt.train_transcoder``.
+        The parameters have the same meaning as in ``open_clt.train_transcoder``.
         """
-        from open_clt.training.run import train_transcoder  # brings Lightning, which only training needs
+        from open_clt.training.run import train_transcoder  # imports Lightning, which only training needs
 
         result = train_transcoder(
             self.language_model,
@@ -141,15 +142,15 @@ class OpenCrossLayerTranscoder:
         return result
 
     def get_feature_activations(self, text: str) -> FeatureActivations:
-        """Active features at every position and layer of a text."""
+        """Compute the active features at every position and layer of a text."""
         return feature_activations(self.language_model, self._ready(), text)
 
     def get_top_features(self, text: str, top_n: int = 10) -> list[TopFeature]:
-        """The features with the largest activations on a text, strongest first."""
+        """Return the ``top_n`` features with the largest activations on a text, strongest first."""
         return top_features(self.get_feature_activations(text), top_n)
 
     def visualize_feature_activations(self, text: str, top_n: int = 20, save_path: str | Path | None = None) -> Figure:
-        """Heatmap of the ``top_n`` most active features over the tokens of a text; saved as PNG, SVG or PDF."""
+        """Draw a heatmap of the ``top_n`` most active features of a text; ``save_path`` ends in .png, .svg or .pdf."""
         from open_clt.visualization.figures import visualize_feature_heatmap
 
         return visualize_feature_heatmap(self.get_feature_activations(text), top_n=top_n, save_path=save_path)
@@ -157,10 +158,10 @@ class OpenCrossLayerTranscoder:
     def create_attribution_graph(
         self, text: str, threshold: float = 0.8, save_path: str | Path | None = None
     ) -> AttributionGraph:
-        """Why the model goes on from ``text`` as it does: the nodes that hold ``threshold`` of the influence.
+        """Compute the attribution graph of a text, pruned to the nodes that hold ``threshold`` of the influence.
 
-        With a ``save_path`` that ends in .png, .svg or .pdf the graph is drawn there; any other is a directory that
-        ``AttributionGraph.load`` reads.
+        A ``save_path`` with a suffix (.png, .svg or .pdf) is a picture of the graph. A ``save_path`` without a suffix
+        is a directory for the graph, which ``AttributionGraph.load`` reads.
         """
         from open_clt.visualization.graph.figure import visualize_attribution_graph
 
@@ -172,39 +173,40 @@ class OpenCrossLayerTranscoder:
         return graph
 
     def attribute(self, text: str, **settings: Unpack[AttributionSettings]) -> AttributionGraph:
-        """The whole attribution graph of a text, before any pruning; settings are those of ``attribute``."""
+        """Compute the whole attribution graph of a text, without pruning; ``settings`` are those of ``attribute``."""
         return attribute(self.language_model, self._ready(), text, **settings)
 
     def attribute_all(
         self, texts: Sequence[str], *, progress: bool = True, **settings: Unpack[AttributionSettings]
     ) -> Iterator[AttributionGraph]:
-        """The graphs of several texts, each computed when it is asked for, with a progress bar."""
+        """Yield the attribution graph of each text, one after the other, with a progress bar."""
         return attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)
 
     def faithfulness(self, graph: AttributionGraph, *, max_features: int = 32) -> Faithfulness:
-        """Whether what a graph of this model predicts is what happens when its features are ablated."""
+        """Compare the predictions of a graph with the effects of ablating up to ``max_features`` of its features."""
         from open_clt.evaluation.faithfulness import faithfulness
 
         return faithfulness(graph, self.replacement_model(), max_features=max_features)
 
     def replacement_model(self) -> ReplacementModel:
-        """The language model with its MLP outputs swapped for the transcoder's reconstructions."""
+        """Return the language model with its MLP outputs replaced by the transcoder's reconstructions."""
         from open_clt.replacement.model import ReplacementModel
 
         return ReplacementModel(self.language_model, self._ready())
 
     def save_model(self, path: str | Path) -> Path:
-        """Write the transcoder to a directory, and return the directory; the language model is not saved with it.
+        """Save the transcoder, without the language model, in a directory; return the directory.
 
-        A directory is written even if its name is that of a file, such as ``transcoder.pt``; a warning then says so.
+        If ``path`` looks like a file, such as ``transcoder.pt``, a directory of that name is written all the same, and
+        a warning says so.
         """
         directory = save_transcoder(self._ready(), path)
         if directory.suffix in _SUFFIXES_OF_FILES:
-            logger.warning("The transcoder is saved as a directory named %s, which load_model reads.", directory)
+            logger.warning("The transcoder is saved in a directory named %s, which load_model reads.", directory)
         return directory
 
     def load_model(self, path: str | Path) -> None:
-        """Take over a transcoder from a directory; raises ConfigError if it does not fit the language model."""
+        """Load a transcoder from a directory; raise ConfigError if it does not fit the language model."""
         transcoder = load_transcoder(path, device=self.language_model.device)
         check_fits(transcoder, self.language_model)
         self.transcoder, self._trained = transcoder, True

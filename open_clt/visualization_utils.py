@@ -1,4 +1,4 @@
-"""Every figure under one name: ``from open_clt.visualization_utils import visualize_feature_heatmap``."""
+"""All figure functions in one module: ``from open_clt.visualization_utils import visualize_feature_heatmap``."""
 
 from open_clt.visualization.figures import (
     visualize_cross_layer_correlations,

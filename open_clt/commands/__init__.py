@@ -1,1 +1,1 @@
-"""The commands of ``open-clt``, one file each: what can be typed, and what it does."""
+"""The commands of ``open-clt``; each module defines the options of one command and runs it."""

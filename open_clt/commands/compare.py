@@ -1,10 +1,10 @@
-"""``open-clt compare``: several transcoders of one model, on the same text, in one table and one Pareto figure.
+"""The command ``open-clt compare``: one table and one Pareto figure of several transcoders on the same text.
 
-What is compared are transcoders' directories, and reports that ``open-clt evaluate --output`` wrote. Transcoders are
-measured on the text that the flags name. Where no such flag is typed and each of them holds a report, as ``open-clt
-train`` leaves one, those are taken as they are. Numbers on different text are refused.
+The command takes directories of transcoders and reports of ``open-clt evaluate --output``. It measures the transcoders
+on the text that the options name. If no such option is given and every directory contains a report, as directories of
+``open-clt train`` do, it uses these reports instead. It refuses to compare numbers on different text.
 
-With ``--output``: ``comparison.csv``, ``comparison.png``, and each report.
+``--output`` is a directory for ``comparison.csv``, ``comparison.png`` and the report of each transcoder.
 """
 
 from __future__ import annotations
@@ -15,95 +15,106 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_held_out_options, make_report, read_held_out
-from open_clt.commands.options import AddParser, transcoder_directory
+from open_clt.commands.options import DEVICE_HELP, MODEL_HELP, AddParser, add_command, transcoder_directory
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clt.evaluation.report import Report
 
-_WHICH = "transcoders (their directories, or embedded), or reports on some"
+_TRANSCODERS = (
+    "Directory of a transcoder, 'embedded' for the one that ships with the package, or a report of `open-clt evaluate`."
+)
 
 
 def add_to(add_parser: AddParser) -> None:
-    """Add the command."""
-    parser = add_parser("compare", help="several transcoders in one table and on one figure")
-    parser.add_argument("transcoders", nargs="+", metavar="DIR", help=_WHICH)
-    parser.add_argument("--model", default=None, help="name, directory, .gguf file (default: embedded)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    """Add the command and its options."""
+    parser = add_command(add_parser, "compare", "Compare several transcoders in one table and one figure.")
+    parser.add_argument("transcoders", nargs="+", metavar="DIR", help=_TRANSCODERS)
+    parser.add_argument("--model", default=None, help=f"{MODEL_HELP} (default: embedded).")
+    parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
     add_held_out_options(parser)
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure what is not measured yet; print the table, save the rest."""
+    """Measure the transcoders that have no report, print the table, and save the table, the figure and the reports."""
     from open_clt.evaluation.report import comparison_table
     from open_clt.evaluation.report_file import save_report, total_row
     from open_clt.files import write_rows
     from open_clt.visualization.report_figures import visualize_comparison
 
-    places = _places(arguments.transcoders)
-    stored = _stored(arguments, places)
-    missing = {name: place for name, place in places.items() if name not in stored}
-    measured = dict(_measured(arguments, missing, stored)) if missing else {}
-    reports = [(stored | measured)[name] for name in places]
+    paths = _paths_by_name(arguments.transcoders)
+    stored = _stored_reports(arguments, paths)
+    unmeasured = {name: path for name, path in paths.items() if name not in stored}
+    measured = dict(_measure(arguments, unmeasured, stored)) if unmeasured else {}
+    reports = [(stored | measured)[name] for name in paths]
     print(comparison_table(reports))
     if arguments.output is not None:
-        for found in reports:
-            save_report(found, arguments.output / found.name)
-        rows = write_rows(arguments.output / "comparison.csv", [total_row(found) for found in reports])
+        for report in reports:
+            save_report(report, arguments.output / report.name)
+        table = write_rows(arguments.output / "comparison.csv", [total_row(report) for report in reports])
         visualize_comparison(reports, save_path=arguments.output / "comparison.png")
-        print(f"written: {rows}, {arguments.output / 'comparison.png'}")
+        print(f"written: {table}, {arguments.output / 'comparison.png'}")
     return 0
 
 
-def _places(transcoders: Sequence[str]) -> dict[str, Path]:
-    """Where each one lies, by its name; names that repeat are told apart by their parents'."""
-    paths = {one: transcoder_directory(one) for one in transcoders}
-    # The transcoder that ships is called what was typed, wherever it lies.
-    parts = {one: path.resolve().parts[1:] if path == Path(one) else (one,) for one, path in paths.items()}
+def _paths_by_name(transcoders: Sequence[str]) -> dict[str, Path]:
+    """Return the path of each transcoder by its name: the last part of the path, with parents where names repeat."""
+    paths = {argument: transcoder_directory(argument) for argument in transcoders}
+    # The transcoder that ships with the package is named as it was typed, not after its directory.
+    parts = {
+        argument: path.resolve().parts[1:] if path == Path(argument) else (argument,)
+        for argument, path in paths.items()
+    }
 
-    def name(own: tuple[str, ...]) -> str:
-        others = set(parts.values()) - {own}
-        lengths = range(1, len(own) + 2)
-        return "-".join(next(own[-n:] for n in lengths if all(other[-n:] != own[-n:] for other in others)))
+    def name(path_parts: tuple[str, ...]) -> str:
+        others = set(parts.values()) - {path_parts}
+        lengths = range(1, len(path_parts) + 2)
+        return "-".join(
+            next(path_parts[-n:] for n in lengths if all(other[-n:] != path_parts[-n:] for other in others))
+        )
 
-    return {name(own): paths[one] for one, own in parts.items()}
+    return {name(path_parts): paths[argument] for argument, path_parts in parts.items()}
 
 
-def _stored(arguments: argparse.Namespace, places: Mapping[str, Path]) -> dict[str, Report]:
-    """The reports that are taken as they are; raises ConfigError if what was typed cannot be said of them."""
+def _stored_reports(arguments: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, Report]:
+    """Return the reports that need no new measurement; raise ConfigError if they do not suit the options."""
     from open_clt.evaluation.report_file import is_report, load_report
     from open_clt.transcoders.formats.load import holds_transcoder
 
-    reports = {name: place for name, place in places.items() if is_report(place)}
-    if arguments.measuring or len(reports) < len(places):
-        reports = {name: place for name, place in reports.items() if not holds_transcoder(place)}
-    if arguments.measuring and len(reports) == len(places):
+    report_paths = {name: path for name, path in paths.items() if is_report(path)}
+    if arguments.measuring or len(report_paths) < len(paths):
+        report_paths = {name: path for name, path in report_paths.items() if not holds_transcoder(path)}
+    if arguments.measuring and len(report_paths) == len(paths):
         raise ConfigError(
-            f"{', '.join(reports)} are reports without a transcoder to measure anew; leave out what says how, or name "
-            "the transcoders' directories."
+            f"{', '.join(report_paths)} are reports without a transcoder, so they cannot be measured again; leave out "
+            "the options of the measurement, or give the directories of the transcoders."
         )
-    found = {name: load_report(place)._replace(name=name) for name, place in reports.items()}
-    for name, one in found.items():
-        if arguments.model not in (None, one.model):
-            raise ConfigError(f"{name} was measured in {one.model}, not in {arguments.model}; leave it or --model out.")
-    return found
+    reports = {name: load_report(path)._replace(name=name) for name, path in report_paths.items()}
+    for name, report in reports.items():
+        if arguments.model not in (None, report.model):
+            raise ConfigError(
+                f"{name} was measured with the model {report.model}, but --model is {arguments.model}; leave out one "
+                "of them."
+            )
+    return reports
 
 
-def _measured(
-    arguments: argparse.Namespace, places: Mapping[str, Path], stored: Mapping[str, Report]
+def _measure(
+    arguments: argparse.Namespace, paths: Mapping[str, Path], stored: Mapping[str, Report]
 ) -> Iterator[tuple[str, Report]]:
-    """A new report of each; raises ConfigError, before the first, if it could not stand beside what is stored."""
+    """Measure each transcoder; raise ConfigError, before the first, if ``stored`` reports are on other contexts."""
     from open_clt.evaluation.measured_on import check_same_contexts, measured_on
     from open_clt.language.language_model import load_language_model
     from open_clt.replacement.model import ReplacementModel
 
     model = load_language_model(arguments.model or "embedded", arguments.device)
     held_out = read_held_out(arguments, model)
-    here = [measured_on(held_out.contexts, held_out.text)] * len(places)
-    check_same_contexts([*stored, *places], [*(found.measured_on for found in stored.values()), *here])
-    for name, place in places.items():
+    new_contexts = [measured_on(held_out.contexts, held_out.text)] * len(paths)
+    stored_contexts = [report.measured_on for report in stored.values()]
+    check_same_contexts([*stored, *paths], [*stored_contexts, *new_contexts])
+    for name, path in paths.items():
         try:
-            yield name, make_report(arguments, ReplacementModel(model, place), held_out, name)
+            yield name, make_report(arguments, ReplacementModel(model, path), held_out, name)
         except ConfigError as error:
-            raise ConfigError(f"{place} cannot be compared. {error}") from error
+            raise ConfigError(f"{path} cannot be compared. {error}") from error

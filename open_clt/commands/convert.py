@@ -1,9 +1,9 @@
-"""``open-clt convert``: a transcoder with thresholds in place of ranks, as other tools read it.
+"""The command ``open-clt convert``: change the nonlinearity, the decoder norms or the file format of a transcoder.
 
-TopK and BatchTopK become JumpReLU. Thresholds are fitted to text, and both transcoders measured on other text. What has
-thresholds already, or needs none, needs no text either: ``--unit-decoders`` moves decoder norms into encoders and
-thresholds, so that an activation is the norm of what its feature writes; ``--format circuit-tracer`` writes the weights
-in that tool's layout.
+TopK and BatchTopK become JumpReLU: thresholds are fitted to one part of a text, and both transcoders are measured on
+the other part. ReLU and JumpReLU transcoders need no text. ``--unit-decoders`` moves decoder norms into encoders and
+thresholds, so that an activation equals the norm of what its feature writes. ``--format circuit-tracer`` writes the
+weights in the layout of circuit-tracer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_text_options, read_contexts
-from open_clt.commands.options import AddParser, add_model_options, load
+from open_clt.commands.options import AddParser, add_command, add_model_options, load
 from open_clt.config import BatchTopKConfig, TopKConfig
 
 if TYPE_CHECKING:
@@ -21,27 +21,33 @@ if TYPE_CHECKING:
 
 
 def add_to(add_parser: AddParser) -> None:
-    """Add the command."""
-    parser = add_parser("convert", help="turn TopK or BatchTopK into JumpReLU, and say what that changes")
+    """Add the command and its options."""
+    summary = "Convert a transcoder from TopK or BatchTopK to JumpReLU, or to the files of circuit-tracer."
+    parser = add_command(add_parser, "convert", summary)
     add_model_options(parser)
     add_text_options(parser)
     option = parser.add_argument
-    option("--output", type=Path, required=True, metavar="DIR", help="directory for the converted transcoder")
-    option("--unit-decoders", action="store_true", help="scale features so that a unit of each writes a norm of 1")
-    option("--format", choices=("native", "circuit-tracer"), default="native", help="of its files (default: native)")
+    option("--output", type=Path, required=True, metavar="DIR", help="Directory for the converted transcoder.")
+    option("--unit-decoders", action="store_true", help="Scale every feature so that its decoder norm is 1.")
+    option(
+        "--format",
+        choices=("native", "circuit-tracer"),
+        default="native",
+        help="File format of the converted transcoder (default: native).",
+    )
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, print, save."""
+    """Convert the transcoder, print what changed, and save it."""
     from open_clt.evaluation.conversion import convert_transcoder
     from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
     from open_clt.transcoders.formats.native import save_transcoder
 
     clt = load(arguments)
     converted, native = clt.transcoder, arguments.format == "native"
-    by_rank = isinstance(converted.config.nonlinearity, TopKConfig | BatchTopKConfig)
-    if by_rank or (native and not arguments.unit_decoders):
+    has_ranks = isinstance(converted.config.nonlinearity, TopKConfig | BatchTopKConfig)
+    if has_ranks or (native and not arguments.unit_decoders):
         record = convert_transcoder(clt.language_model, converted, read_contexts(arguments, clt.language_model))
         print(record.summary())
         converted = record.transcoder
@@ -56,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _with_unit_decoders(transcoder: Transcoder) -> Transcoder:
+    """Fold the standardisation, scale decoder norms to 1, and print the norms before."""
     folded = transcoder.folded()
     norms = folded.decoder_norms()
-    print(f"decoder norms  {norms.min():.3g} to {norms.max():.3g} -> 1; what features write stays the same")
+    print(f"decoder norms  {norms.min():.3g} to {norms.max():.3g} -> 1; what the features write stays the same")
     return folded.with_unit_decoders()

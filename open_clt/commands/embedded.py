@@ -1,23 +1,26 @@
-"""``open-clt embedded``: the language model that ships with the package."""
+"""The command ``open-clt embedded``: check the language model that ships with the package."""
 
 from __future__ import annotations
 
 import argparse
 
-from open_clt.commands.options import AddParser
+from open_clt.commands.options import AddParser, add_command
 
 
 def add_to(add_parser: AddParser) -> None:
-    """Add the command."""
-    embedded = add_parser("embedded", help="the language model that ships with the package")
+    """Add the command and its options."""
+    embedded = add_command(add_parser, "embedded", "Check the language model that ships with the package.")
     actions = embedded.add_subparsers(title="actions", required=True, metavar="ACTION")
-    evaluate = actions.add_parser("evaluate", help="ask it everything it should know; status 1 if a bar is missed")
-    evaluate.add_argument("--limit", type=int, default=None, help="at most this many prompts of each task")
+    summary = "Measure the accuracy of the embedded model on every task; the exit status is 1 if one is too low."
+    evaluate = add_command(actions.add_parser, "evaluate", summary)
+    evaluate.add_argument(
+        "--limit", type=int, default=None, help="Largest number of prompts of each task (default: all)."
+    )
     evaluate.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the evaluation table of the embedded model; status 1 if a row is below its bar."""
+    """Print the accuracy of the embedded model on every task; return 1 if an accuracy is below its bar."""
     from open_clt.embedded.evaluation import evaluate, format_table
     from open_clt.language.language_model import load_language_model
 

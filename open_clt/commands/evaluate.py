@@ -1,7 +1,7 @@
-"""``open-clt evaluate``: how good a transcoder is on text it was not trained on.
+"""The command ``open-clt evaluate``: measure a transcoder on text that it was not trained on.
 
-With ``--output``: ``evaluation.json`` (everything), ``evaluation.csv`` (a row a layer), ``evaluation-totals.csv`` (one
-row) and ``evaluation.png``.
+``--output`` is a directory for ``evaluation.json`` (the whole report), ``evaluation.csv`` (one row per layer),
+``evaluation-totals.csv`` (one row) and ``evaluation.png``.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ import argparse
 from pathlib import Path
 
 from open_clt.commands.held_out import add_held_out_options, make_report, read_held_out
-from open_clt.commands.options import AddParser, add_model_options, load
+from open_clt.commands.options import AddParser, add_command, add_model_options, load
 
 
 def add_to(add_parser: AddParser) -> None:
-    """Add the command."""
-    parser = add_parser("evaluate", help="measure a transcoder on held-out text")
+    """Add the command and its options."""
+    parser = add_command(add_parser, "evaluate", "Measure a transcoder on held-out text.")
     add_model_options(parser)
     add_held_out_options(parser)
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, save."""
+    """Measure the transcoder, print two tables, and save the report and its figure."""
     from open_clt.evaluation.report import comparison_table, layer_table
     from open_clt.evaluation.report_file import save_report
     from open_clt.visualization.report_figures import visualize_report
 
     clt = load(arguments)
     name = Path(arguments.transcoder or arguments.model).resolve().name
-    found = make_report(arguments, clt.replacement_model(), read_held_out(arguments, clt.language_model), name)
-    print(layer_table(found))
-    print(comparison_table([found]))
+    report = make_report(arguments, clt.replacement_model(), read_held_out(arguments, clt.language_model), name)
+    print(layer_table(report))
+    print(comparison_table([report]))
     if arguments.output is not None:
-        paths = (*save_report(found, arguments.output), arguments.output / "evaluation.png")
-        visualize_report(found, save_path=paths[-1])
+        paths = (*save_report(report, arguments.output), arguments.output / "evaluation.png")
+        visualize_report(report, save_path=paths[-1])
         print("written: " + ", ".join(map(str, paths)))
     return 0

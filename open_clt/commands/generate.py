@@ -1,33 +1,46 @@
-"""``open-clt generate``: a prompt continued by the model, by its replacement, and with features changed.
+"""The command ``open-clt generate``: continue a prompt with the original model and with the replacement model.
 
-Without ``--replacement`` the continuations stand one below the other, with numbers of how far they are apart, and a
-line for the model with the interventions. With it, only the replacement's text is printed, interventions included.
+By default the command prints both continuations and how far the predictions of the two models differ. If features are
+changed, it also prints the continuation of the original model with these interventions. With ``--replacement`` it
+prints only the text of the replacement model, with the interventions.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from open_clt.commands.options import AddParser, add_intervention_options, add_model_options, load, read_interventions
+from open_clt.commands.options import (
+    AddParser,
+    add_command,
+    add_intervention_options,
+    add_model_options,
+    corrected,
+    load,
+    read_interventions,
+)
 
 
 def add_to(add_parser: AddParser) -> None:
-    """Add the command."""
-    parser = add_parser("generate", help="continue a prompt, with the MLPs and with the transcoder")
+    """Add the command and its options."""
+    parser = add_command(add_parser, "generate", "Continue a prompt with the original and with the replacement model.")
     add_model_options(parser)
     option = parser.add_argument
-    option("--prompt", required=True, help="the text to start from")
-    option("--replacement", action="store_true", help="print what the replacement model writes, and nothing else")
-    option("--max-new-tokens", type=int, default=30, help="tokens to add (default: 30)")
-    option("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
-    option("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    option("--prompt", required=True, help="Text to continue.")
+    option("--replacement", action="store_true", help="Print only the text of the replacement model.")
+    option("--max-new-tokens", type=int, default=30, help="Largest number of tokens to generate (default: 30).")
+    option(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="Temperature of the sampling; 0 always takes the likeliest token (default: 0).",
+    )
+    option("--seed", type=int, default=0, help="Seed of the sampling (default: 0).")
     add_intervention_options(parser)
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the continuations that were asked for."""
-    from open_clt.commands.options import corrected
+    """Print the continuations."""
     from open_clt.config import SamplingConfig
     from open_clt.replacement.interventions.intervene import generate_patched
 
@@ -42,6 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(replacement.compare(arguments.prompt, sampling).summary())
     if interventions:
-        written = generate_patched(corrected(clt), arguments.prompt, interventions, sampling=sampling)
-        print(f"changed        {written.text!r}")
+        generation = generate_patched(corrected(clt), arguments.prompt, interventions, sampling=sampling)
+        print(f"changed        {generation.text!r}")
     return 0

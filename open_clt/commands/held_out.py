@@ -1,4 +1,4 @@
-"""What ``evaluate``, ``compare`` and ``convert`` share: the text that transcoders are measured on."""
+"""Held-out text: the options and contexts that ``evaluate``, ``compare`` and ``convert`` share."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from open_clt.replacement.model import ReplacementModel
 
 _TEXT = (
-    "held-out text: a text, .jsonl or .parquet file, or a data set of the hub (default: for the embedded model, "
-    "sentences from its own generator)"
+    "Held-out text: a text, .jsonl or .parquet file, or a data set on the Hugging Face hub (default: generated "
+    "sentences, for the embedded model only)."
 )
 _CONTEXT_TOKENS, _SENTENCE_TOKENS, _FEWEST_TOKENS = 128, 40, 4
 
 
 class HeldOut(NamedTuple):
-    """What transcoders of a model are measured on."""
+    """Held-out text of a language model, on which transcoders are measured."""
 
     contexts: Tensor
-    """Tokens, (context, position)."""
+    """Tokens of the contexts, (context, position)."""
     text: str
-    """Where they come from, in words."""
+    """Description of where the contexts come from."""
     prompts: list[str]
-    """What graphs are made of."""
+    """Prompts of the attribution graphs that are scored."""
 
 
 @final
 class _Measuring(argparse.Action):
-    """Keeps a value, and in ``measuring`` that one was typed: a report that was stored before knows nothing of it."""
+    """Stores a value and sets ``measuring``, which tells ``compare`` that stored reports may not match the options."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         setattr(namespace, self.dest, values)
@@ -47,30 +47,54 @@ class _Measuring(argparse.Action):
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
-    """Which text, and how much of it."""
+    """Add the options that select the text and its length."""
     parser.set_defaults(measuring=False)
     option = partial(parser.add_argument, action=_Measuring)
     option("--text", default=None, help=_TEXT)
-    option("--column", default="text", help="of a .jsonl or .parquet file or data set (default: text)")
-    option("--split", default="train", help="of a data set (default: train)")
-    option("--max-tokens", type=int, default=16_384, help="measure on at most this many tokens (default: 16384)")
-    option("--context-length", type=int, default=None, help="tokens of a context (default: 128; of sentences, 40)")
-    option("--seed", type=int, default=0, help="which contexts of a longer text are taken (default: 0)")
+    option(
+        "--column",
+        default="text",
+        help="Column of the .jsonl or .parquet file or data set that holds the texts (default: text).",
+    )
+    option("--split", default="train", help="Split of the data set (default: train).")
+    option("--max-tokens", type=int, default=16_384, help="Largest number of tokens to measure on (default: 16384).")
+    option(
+        "--context-length",
+        type=int,
+        default=None,
+        help="Number of tokens in a context (default: 128, or 40 for generated sentences).",
+    )
+    option("--seed", type=int, default=0, help="Seed that selects the contexts of a longer text (default: 0).")
 
 
 def add_held_out_options(parser: argparse.ArgumentParser) -> None:
-    """Which text, how much of it, and which prompts."""
+    """Add the options that select the text, the prompts of graphs, and the output directory."""
     add_text_options(parser)
     option = partial(parser.add_argument, action=_Measuring)
-    option("--prompts", type=Path, metavar="FILE", help="prompts for graphs, one a line (default: from the text)")
-    graphs, rows = ReportConfig.graphs, ReportConfig.max_feature_nodes
-    option("--graphs", type=int, default=graphs, help=f"graphs to score, 0 for none (default: {graphs})")
-    option("--max-feature-nodes", type=int, default=rows, help=f"features attributed in each (default: {rows})")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="directory for the numbers and the figure")
+    option(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="Text file with the prompts of attribution graphs, one per line (default: beginnings of the contexts).",
+    )
+    graphs, max_features = ReportConfig.graphs, ReportConfig.max_feature_nodes
+    option(
+        "--graphs",
+        type=int,
+        default=graphs,
+        help=f"Number of attribution graphs to compute and score; 0 computes none (default: {graphs}).",
+    )
+    option(
+        "--max-feature-nodes",
+        type=int,
+        default=max_features,
+        help=f"Largest number of features to attribute in each graph (default: {max_features}).",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="Directory for the numbers and the figure.")
 
 
 def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOut:
-    """The contexts and prompts that were asked for; the same text and seed give the same ones."""
+    """Read the contexts and prompts that the options select; the same options give the same contexts."""
     from open_clt.data.prompts import report_prompts
 
     contexts = read_contexts(arguments, model)
@@ -79,32 +103,32 @@ def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOu
         graphs=arguments.graphs,
         max_feature_nodes=arguments.max_feature_nodes,
     )
-    origin = "the embedded model's sentences" if arguments.text is None else arguments.text
-    return HeldOut(contexts, f"{origin}, seed {arguments.seed}", report_prompts(settings, model, contexts))
+    source = "the embedded model's sentences" if arguments.text is None else arguments.text
+    return HeldOut(contexts, f"{source}, seed {arguments.seed}", report_prompts(settings, model, contexts))
 
 
 def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor:
-    """Contexts of tokens (context, position), each beginning with BOS."""
+    """Read contexts of tokens (context, position), each of which begins with BOS."""
     import torch
 
     from open_clt.data.contexts import pack_contexts
 
-    # The embedded model was trained on contexts that begin as a document begins and are hardly longer than one.
+    # The embedded model was trained on short contexts that begin where a document begins.
     length = arguments.context_length or (_SENTENCE_TOKENS if arguments.text is None else _CONTEXT_TOKENS)
     for name, value in (("max-tokens", arguments.max_tokens), ("context-length", length)):
         if value < _FEWEST_TOKENS:
             raise ConfigError(f"--{name} is {value}; give at least {_FEWEST_TOKENS}.")
     length = min(length, model.context_length)
-    wanted = max(1, arguments.max_tokens // length)
+    count = max(1, arguments.max_tokens // length)
     contexts = pack_contexts(
-        _texts(arguments, model), model, length, from_start=arguments.text is None, max_contexts=4 * wanted
+        _texts(arguments, model), model, length, from_start=arguments.text is None, max_contexts=4 * count
     )
     order = torch.randperm(contexts.shape[0], generator=torch.Generator().manual_seed(arguments.seed))
-    return contexts[order[:wanted].sort().values]
+    return contexts[order[:count].sort().values]
 
 
 def make_report(arguments: argparse.Namespace, replacement: ReplacementModel, held_out: HeldOut, name: str) -> Report:
-    """The report of one transcoder."""
+    """Measure one transcoder and return its report."""
     from open_clt.evaluation.report import report
 
     return report(
@@ -123,6 +147,8 @@ def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Iterable[str]
 
     if arguments.text is None:
         if model.name != "embedded":
-            raise ConfigError("There is no text to measure on; name a file or a data set with --text.")
+            raise ConfigError(
+                f"The model {model.name!r} needs a text to measure on; give a file or a data set with --text."
+            )
         return islice(generate_texts(20_000, seed=arguments.seed + 1), 20_000)
     return open_texts(TextsConfig(source=arguments.text, column=arguments.column, split=arguments.split))

@@ -1,4 +1,4 @@
-"""``open-clt intervene``: change features on a prompt, and see what that changes."""
+"""The command ``open-clt intervene``: change features on a prompt and print how predictions and features change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 
 from open_clt.commands.options import (
     AddParser,
+    add_command,
     add_intervention_options,
     add_model_options,
     corrected,
@@ -16,24 +17,29 @@ from open_clt.errors import ConfigError
 
 
 def add_to(add_parser: AddParser) -> None:
-    """Add the command."""
-    parser = add_parser("intervene", help="change features on a prompt, and see what that changes")
+    """Add the command and its options."""
+    summary = "Change features on a prompt, and print how predictions and other features change."
+    parser = add_command(add_parser, "intervene", summary)
     add_model_options(parser)
-    parser.add_argument("--prompt", required=True, help="the text whose features are changed")
+    parser.add_argument("--prompt", required=True, help="Text on which features are changed.")
     add_intervention_options(parser)
-    parser.add_argument("--constrained", action="store_true", help="direct effects only, as a graph has them")
-    parser.add_argument("--top", type=int, default=5, help="tokens and features to list (default: 5)")
+    parser.add_argument(
+        "--constrained",
+        action="store_true",
+        help="Measure direct effects only, as the edges of an attribution graph do: other features keep their values.",
+    )
+    parser.add_argument("--top", type=int, default=5, help="Number of tokens and of features to list (default: 5).")
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the predictions before and after, and what else changed."""
+    """Print the predictions before and after the interventions, and the features that changed."""
     from open_clt.replacement.interventions.intervene import intervene
     from open_clt.replacement.interventions.intervention import Constrained, Iterative
 
     interventions = read_interventions(arguments)
     if not interventions:
-        raise ConfigError("No feature was named; name at least one with --ablate, --set or --scale.")
+        raise ConfigError("No feature is given; name at least one with --ablate, --set or --scale.")
     patching = Constrained() if arguments.constrained else Iterative()
     record = intervene(corrected(load(arguments)), arguments.prompt, interventions, patching, top=arguments.top)
     print(record.summary(arguments.top))

@@ -1,4 +1,4 @@
-"""What commands share: how models, prompts, features and numbers are given in a shell."""
+"""Options that several commands share: language model, transcoder, features and interventions."""
 
 from __future__ import annotations
 
@@ -16,20 +16,36 @@ if TYPE_CHECKING:
     from open_clt.replacement.model import ReplacementModel
 
 AddParser: TypeAlias = Callable[..., argparse.ArgumentParser]
-"""Adds a command to those of ``open-clt``: argparse's own ``add_parser``."""
+"""Function that adds a command to ``open-clt``: the ``add_parser`` of argparse."""
 
-_FEATURES = "features, as layer:position:feature; '2:*:417' is at every position, 2:-1:417 at the last"
+MODEL_HELP = "Language model: a name on the Hugging Face hub, a directory, a .gguf file, or 'embedded'"
+DEVICE_HELP = "Device to compute on: cpu or cuda (default: cpu)."
+_FEATURE_NOTATION = (
+    "Each is given as layer:position:feature: 2:-1:417 is feature 417 of layer 2 at the last position, '2:*:417' at "
+    "every position."
+)
+
+
+def add_command(add_parser: AddParser, name: str, summary: str) -> argparse.ArgumentParser:
+    """Add a command whose summary stands in the list of commands and at the top of its own help."""
+    return add_parser(name, help=summary, description=summary)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """A language model, and a transcoder of its MLPs."""
-    parser.add_argument("--model", default="embedded", help="name, directory, .gguf file (default: embedded)")
-    parser.add_argument("--transcoder", default=None, help="its directory, or embedded (default: that of the model)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    """Add the options that name a language model and its transcoder."""
+    parser.add_argument("--model", default="embedded", help=f"{MODEL_HELP} (default: embedded).")
+    parser.add_argument(
+        "--transcoder",
+        default=None,
+        metavar="DIR",
+        help="Directory of the transcoder, or 'embedded' for the one that ships with the package (default: the "
+        "transcoder that ships for the model).",
+    )
+    parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
 
 
 def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
-    """The language model and the transcoder that a command names."""
+    """Load the language model and the transcoder that the options name."""
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 
     if arguments.transcoder is None:
@@ -40,50 +56,53 @@ def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
 
 
 def transcoder_directory(name: str) -> Path:
-    """Where a transcoder lies that a command line names: ``embedded`` is the one that ships with the package."""
+    """Return the directory that an option names; ``embedded`` means the transcoder that ships with the package."""
     from open_clt.embedded import TRANSCODER_DIRECTORY
 
     return TRANSCODER_DIRECTORY if name == "embedded" else Path(name)
 
 
 def corrected(clt: OpenCrossLayerTranscoder) -> ReplacementModel:
-    """The language model itself, with features to intervene on: only what they write is changed in its MLP outputs."""
+    """Return a model that equals the original until features are changed: its MLP outputs keep what features miss."""
     from open_clt.replacement.model import ReplacementModel
 
     return ReplacementModel(clt.language_model, clt.transcoder, error_correction=True)
 
 
 def add_intervention_options(parser: argparse.ArgumentParser) -> None:
-    """What to do to which features."""
-    for name, shape, what in (
-        ("--ablate", "L:P:F", f"set to 0 these {_FEATURES}"),
-        ("--set", "L:P:F=VALUE", "set these to a value"),
-        ("--scale", "L:P:F=FACTOR", "multiply these by a factor"),
+    """Add the options that name interventions."""
+    for name, metavar, text in (
+        ("--ablate", "L:P:F", f"Features to set to 0. {_FEATURE_NOTATION}"),
+        ("--set", "L:P:F=VALUE", "Features to set to a value, such as 2:-1:417=3.5."),
+        ("--scale", "L:P:F=FACTOR", "Features to multiply by a factor, such as 2:-1:417=0.5."),
     ):
-        parser.add_argument(name, nargs="+", action="extend", default=[], metavar=shape, help=what)
+        parser.add_argument(name, nargs="+", action="extend", default=[], metavar=metavar, help=text)
 
 
 def read_interventions(arguments: argparse.Namespace) -> list[Intervention]:
-    """The interventions that were asked for: ablations, then values, then factors; raises ConfigError on bad names."""
+    """Return the interventions of the options: ablations, then values, then factors; raise ConfigError on a bad one."""
     from open_clt.replacement.interventions.intervention import interventions_on
 
-    found = interventions_on(arguments.ablate, value=0.0)
-    for name, number in _assignments(arguments.set):
-        found += interventions_on(name, value=number)
-    for name, number in _assignments(arguments.scale):
-        found += interventions_on(name, scale=number)
-    return found
+    interventions = interventions_on(arguments.ablate, value=0.0)
+    for feature, value in _assignments(arguments.set):
+        interventions += interventions_on(feature, value=value)
+    for feature, factor in _assignments(arguments.scale):
+        interventions += interventions_on(feature, scale=factor)
+    return interventions
 
 
 def _assignments(texts: Sequence[str]) -> list[tuple[str, float]]:
-    """``FEATURE=NUMBER`` taken apart; raises ConfigError on anything else."""
-    found: list[tuple[str, float]] = []
+    """Split each ``FEATURE=NUMBER``; raise ConfigError on any other text."""
+    assignments: list[tuple[str, float]] = []
     for text in texts:
-        name, _, number = text.partition("=")
+        feature, _, number = text.partition("=")
         try:
-            found.append((name, float(number)))
+            value = float(number)
         except ValueError as error:
-            raise ConfigError(f"{text!r} is no FEATURE=NUMBER; write 2:5:417=3.5.") from error
-        if not math.isfinite(found[-1][1]):
-            raise ConfigError(f"{text!r} is not finite; an activation is a number such as 3.5.")
-    return found
+            raise ConfigError(
+                f"{text!r} is not of the form FEATURE=NUMBER; write, for example, 2:5:417=3.5."
+            ) from error
+        if not math.isfinite(value):
+            raise ConfigError(f"{text!r} does not end in a finite number; write, for example, 2:5:417=3.5.")
+        assignments.append((feature, value))
+    return assignments

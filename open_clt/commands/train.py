@@ -1,7 +1,7 @@
-"""``open-clt train``: from settings to a transcoder, with its curves, its numbers, and its evaluation on held-out text.
+"""The command ``open-clt train``: train a transcoder, draw its training curves, and evaluate it on held-out text.
 
-Its output directory holds the folded transcoder (``config.json``, ``transcoder.safetensors``), the settings
-(``config.yaml``), ``metrics.csv``, ``curves.png``, what ``open-clt evaluate`` writes, and ``checkpoints/``.
+The output directory contains the folded transcoder (``config.json``, ``transcoder.safetensors``), the settings
+(``config.yaml``), ``metrics.csv``, ``curves.png``, the files of ``open-clt evaluate``, and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ if TYPE_CHECKING:
 
 
 def add_to(add_parser: AddParser) -> None:
-    """Add the command; what follows its name is for Lightning's own parser, so nothing looks like a flag here."""
-    parser = add_parser("train", help="train a transcoder (--config FILE, or any setting as a flag)", add_help=False)
+    """Add the command; Lightning's own parser reads its flags, so this parser passes them all on as plain words."""
+    parser = add_parser(
+        "train",
+        help="Train a transcoder; every setting is a flag or a line in the YAML file of --config.",
+        add_help=False,
+    )
     parser.prefix_chars = "\0"
     parser.add_argument("settings", nargs="*")
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train; write the transcoder, its settings, metrics, curves and evaluation; print what came out."""
+    """Train and evaluate a transcoder; write it with its settings, metrics and curves; print a summary."""
     from open_clt.training.flags.command_line import train_command
 
     trained = train_command(arguments.settings, keep_memory=True)
     if not trained.training.first:
-        return 0  # of several processes, the first one prints and writes the results
+        return 0  # with several processes, only the first one prints and writes the results
     print(_summary(trained))
     _draw(trained)
     _evaluate(trained)
@@ -40,13 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summary(trained: CommandResult) -> str:
-    result, cost = trained.training, trained.training.harvest
-    stopped = "" if result.finished else ", stopped before its end"
-    before = cost.before / (cost.before + cost.total) if cost.total else 1.0
+    result, harvest = trained.training, trained.training.harvest
+    stopped = "" if result.finished else ", stopped early"
+    share_before = harvest.before / (harvest.before + harvest.total) if harvest.total else 1.0
     return (
         f"{result.steps} steps, {result.tokens:,} tokens, {result.seconds:.0f} s{stopped}\n"
-        f"harvest: {cost.before:.1f} s before the first step ({before:.1%} of all time), {cost.meanwhile:.1f} s beside "
-        f"the steps; {cost.share:.1%} of the steps' time was waiting for it"
+        f"harvest of activations: {harvest.before:.1f} s before the first step ({share_before:.1%} of all time), "
+        f"{harvest.meanwhile:.1f} s during the steps; the steps waited {harvest.share:.1%} of their time for it"
     )
 
 
@@ -58,35 +62,37 @@ def _draw(trained: CommandResult) -> None:
 
 
 def _evaluate(trained: CommandResult) -> None:
-    """What ``open-clt evaluate`` measures; where that cannot be, how well the transcoder reconstructs, and why."""
+    """Write the report of ``open-clt evaluate``; if there can be none, write reconstruction metrics and the reason."""
     from open_clt.evaluation.report import comparison_table
     from open_clt.evaluation.report_file import save_reconstruction, save_report
     from open_clt.visualization.report_figures import visualize_report
 
     output = trained.output
     try:
-        found = _report(trained)
+        report = _report(trained)
     except ConfigError as error:
-        numbers = trained.training.summary()["held_out"] or {"dead_share": trained.training.dead_share}
-        save_reconstruction(numbers, output, reason=str(error))
-        print(", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if isinstance(value, float)))
-        print(f"predictions were not measured. {error}")
+        metrics = trained.training.summary()["held_out"] or {"dead_share": trained.training.dead_share}
+        save_reconstruction(metrics, output, reason=str(error))
+        print(", ".join(f"{name} {value:.3g}" for name, value in metrics.items() if isinstance(value, float)))
+        print(f"Predictions were not measured. {error}")
         return
-    print(comparison_table([found]))
-    save_report(found, output)
-    visualize_report(found, save_path=output / "evaluation.png")
+    print(comparison_table([report]))
+    save_report(report, output)
+    visualize_report(report, save_path=output / "evaluation.png")
 
 
 def _report(trained: CommandResult) -> Report:
-    """The report on the held-out contexts; raises ConfigError if there is nothing that the transcoder can stand for."""
+    """Measure the transcoder on the held-out contexts; raise ConfigError if it cannot replace parts of a model."""
     from open_clt.evaluation.report import report
     from open_clt.replacement.model import ReplacementModel
 
     model, contexts = trained.language_model, trained.training.held_out
     if model is None:
-        raise ConfigError("It was trained on activations of your own, without a language model to stand in.")
+        raise ConfigError(
+            "The transcoder was trained on activations without a language model, so it cannot replace parts of one."
+        )
     if contexts is None:
-        raise ConfigError("No contexts were held out (data.texts.held_out_contexts is 0).")
+        raise ConfigError("data.texts.held_out_contexts is 0, so there are no contexts to measure on.")
     return report(
         ReplacementModel(model, trained.training.transcoder.to(model.device)),
         contexts,

@@ -1,1 +1,1 @@
-"""Figures: arrays and records in, matplotlib figures out. Nothing here is ever shown, only returned or saved."""
+"""Figures: functions that draw arrays and records with matplotlib; they return or save a figure and never show it."""

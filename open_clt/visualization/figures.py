@@ -1,16 +1,16 @@
-"""Figures of features: where they fire on a text, how they lie together, which matter; and of a training.
+"""Figures of features and of training runs: heatmaps, embeddings, correlations, bars, histograms and curves.
 
-Each function takes arrays, draws into ``ax`` or into a figure of its own, saves it as PNG, SVG or PDF if a
-``save_path`` asks for it (ConfigError if its suffix is another), and returns the figure. Tokens and names are shown so
-that they do not overlap: upright, or every second one, where space is short.
+Each function draws arrays into ``ax`` or, without ``ax``, into a new figure, and returns the figure. If ``save_path``
+is given, the function also saves the figure as PNG, SVG or PDF; another suffix raises ConfigError. Tick labels never
+overlap: where space is short, they stand upright, or only every second or third label is shown.
 
-Four functions also take a language model with its transcoder in the place of the first array, and a text or texts after
-it (``analysis/figure_data.py`` computes the arrays):
+Four functions also accept a language model with its transcoder instead of the first array, followed by one or more
+texts (``features/figure_data.py`` computes the arrays):
 
     visualize_feature_heatmap(clt, text)              visualize_cross_layer_correlations(clt, texts)
     visualize_feature_embedding(clt, texts)           visualize_feature_importance(clt, texts)
 
-A model without a text, or an array with one, is a ConfigError.
+A model without a text raises ConfigError, and so does an array with a text.
 """
 
 from __future__ import annotations
@@ -53,36 +53,36 @@ from open_clt.visualization.style import (
 
 @runtime_checkable
 class TrainingCurves(Protocol):
-    """Columns of equal length: what a training's record keeps of its course."""
+    """Columns of equal length, with one entry per recorded training step."""
 
     @property
     def step(self) -> Sequence[int]:
-        """Number of each step."""
+        """Numbers of the recorded steps."""
         ...
 
     @property
     def loss(self) -> Sequence[float]:
-        """What was minimised."""
+        """Total loss at each step."""
         ...
 
     @property
     def fvu(self) -> Sequence[float]:
-        """Share of the variance left unexplained."""
+        """Fraction of variance unexplained (FVU) at each step."""
         ...
 
     @property
     def l0(self) -> Sequence[float]:
-        """Active features per token and layer."""
+        """Active features per token and layer (L0) at each step."""
         ...
 
     @property
     def dead_share(self) -> Sequence[float]:
-        """Share of features that have long been silent."""
+        """Share of dead features at each step."""
         ...
 
 
 _MOST_ANNOTATED = 16
-"""A matrix with more rows than this shows its numbers as colours only."""
+"""Number of rows up to which the values of a matrix are also written as numbers."""
 
 
 def visualize_feature_heatmap(
@@ -95,25 +95,25 @@ def visualize_feature_heatmap(
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """Activations of features (rows) along the tokens of a text (columns).
+    """Draw the activations of features (rows) at the tokens of a text (columns).
 
-    From a ``FeatureActivations``, or a model with its transcoder and the text in the place of ``tokens``, the
-    ``top_n`` most active features are drawn, later layers above earlier ones; an array is drawn as it is, first row on
-    top, and needs its ``tokens`` and the ``names`` of its features.
+    If ``activations`` is a ``FeatureActivations``, or a model with its transcoder (then ``tokens`` is the text), the
+    ``top_n`` most active features are drawn, with later layers above earlier ones. An array is drawn as it is, with its
+    first row on top; it needs ``tokens`` and the ``names`` of its features.
     """
     if isinstance(activations, TranscodedModel):
         activations, tokens = activations_on(activations, tokens), None
     if isinstance(activations, FeatureActivations):
         strongest = top_features(activations, top_n)
         strongest.sort(key=lambda top: (top.feature.layer, -top.position, top.feature.index), reverse=True)
-        chosen = [top.feature for top in strongest]
+        features = [top.feature for top in strongest]
         tokens = tokens or activations.tokens
-        names = names or [str(feature) for feature in chosen]
-        values = numbers(activations.of(chosen))
+        names = names or [str(feature) for feature in features]
+        values = numbers(activations.of(features))
     else:
         values = _array("activations", activations)
     tokens, names = _labels("tokens", tokens, values.shape[1]), _labels("names", names, values.shape[0])
-    return _token_map(values, tokens, names, "activation", title, ax, save_path)
+    return _token_heatmap(values, tokens, names, "activation", title=title, ax=ax, save_path=save_path)
 
 
 def visualize_layer_activity(
@@ -125,11 +125,11 @@ def visualize_layer_activity(
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """How much each layer does at each token of a text, layers upwards; ``quantity`` names what is drawn."""
+    """Draw the activity of each layer (rows, the first at the bottom) at each token; ``quantity`` names the values."""
     values = numbers(activity)[::-1]
     tokens = _labels("tokens", tokens, values.shape[1])
     names = [f"L{layer}" for layer in range(len(values))][::-1]
-    return _token_map(values, tokens, names, quantity, title, ax, save_path)
+    return _token_heatmap(values, tokens, names, quantity, title=title, ax=ax, save_path=save_path)
 
 
 def visualize_feature_embedding(
@@ -145,11 +145,12 @@ def visualize_feature_embedding(
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """Features as points, by the directions of their vectors, coloured by layer; by PCA or by t-SNE.
+    """Draw features as points in the plane: their vectors projected by PCA or t-SNE, coloured by layer.
 
-    ``sizes`` (say, importance) sets the areas of the points; ``n_layers`` how far the colours reach. From a model with
-    its transcoder, and a text or texts in the place of ``layers``, decoder directions of the most important features
-    are drawn, their areas by importance. See ``open_clt.features.embedding.embed``.
+    ``sizes``, such as the importance of each feature, sets the areas of the points. ``n_layers`` is the number of
+    layers that the colours cover. If ``vectors`` is a model with its transcoder (then ``layers`` is one or more texts),
+    the decoder directions of the most important features are drawn, with areas proportional to importance. See
+    ``open_clt.features.embedding.embed``.
     """
     if isinstance(vectors, TranscodedModel):
         features = FeaturesOnTexts(vectors, layers).embedding()
@@ -157,22 +158,22 @@ def visualize_feature_embedding(
         sizes, n_layers = features.importance if sizes is None else sizes, n_layers or features.n_layers
     values = _array("vectors", vectors)
     if isinstance(layers, str) or any(isinstance(layer, str) for layer in layers):
-        raise ConfigError(f"layers is {layers!r} beside an array of vectors; give the number of each vector's layer.")
-    layer = np.asarray(layers, dtype=int)
-    placed = embed(torch.as_tensor(values.copy()), method, perplexity=perplexity, seed=seed)
-    x, y = numbers(placed.points).T
+        raise ConfigError(f"layers is {layers!r}, but vectors is an array; give the layer number of each vector.")
+    layer_of_point = np.asarray(layers, dtype=int)
+    embedding = embed(torch.as_tensor(values.copy()), method, perplexity=perplexity, seed=seed)
+    x, y = numbers(embedding.points).T
     with drawing(ax, (5.6, 4.4), save_path) as ax:
-        n_layers = n_layers or int(layer.max(initial=0)) + 1
+        n_layers = n_layers or int(layer_of_point.max(initial=0)) + 1
         areas = 12.0 if sizes is None else 8 + 72 * numbers(sizes) / max(float(numbers(sizes).max()), 1e-30)
-        colours = layer_colours(n_layers)[layer]
+        colours = layer_colours(n_layers)[layer_of_point]
         ax.scatter(x, y, s=areas, c=colours, alpha=0.75, linewidths=0.3, edgecolors="white")
-        if placed.explained is None:
+        if embedding.explained is None:
             ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
         else:
-            first, second = placed.explained
+            first, second = embedding.explained
             ax.set(xlabel=f"PC 1 ({first:.1%} of variance)", ylabel=f"PC 2 ({second:.1%} of variance)")
         add_layer_key(ax, n_layers)
-        _entitle(ax, title)
+        _set_title(ax, title)
     return figure_of(ax)
 
 
@@ -185,10 +186,11 @@ def visualize_cross_layer_correlations(
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """A matrix of correlations, of layers or of features; numbers are written into small ones.
+    """Draw a matrix of correlations between layers or features; cells of a small matrix show their values.
 
-    With ``layers`` (one per row, in order), lines stand between the layers. From a model with its transcoder, and a
-    text or texts in the place of ``names``, correlations of what the layers write are drawn.
+    ``layers`` gives the layer of each row, in ascending order; lines are drawn between the layers. If ``matrix`` is a
+    model with its transcoder (then ``names`` is one or more texts), the figure shows how strongly the amounts that any
+    two layers write at each token are correlated.
     """
     if isinstance(matrix, TranscodedModel):
         matrix, names, layers = FeaturesOnTexts(matrix, names).layer_correlations()
@@ -198,16 +200,16 @@ def visualize_cross_layer_correlations(
     with drawing(ax, (side + 0.9, side), save_path) as ax:
         image = ax.imshow(values, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
         _colour_bar(ax, image, "correlation")
-        _plain(ax)
-        for place in _changes(layers or []):
-            ax.axhline(place, color=INK, linewidth=0.6)
-            ax.axvline(place, color=INK, linewidth=0.6)
+        _hide_frame(ax)
+        for boundary in _layer_boundaries(layers or []):
+            ax.axhline(boundary, color=INK, linewidth=0.6)
+            ax.axvline(boundary, color=INK, linewidth=0.6)
         if len(values) <= _MOST_ANNOTATED:
             for (row, column), value in np.ndenumerate(values):
                 text = f"{value:.2f}".replace("-", "−")
                 colour = "white" if abs(value) > 0.6 else INK
                 ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
-        _entitle(ax, title)
+        _set_title(ax, title)
         fit_tick_labels(ax, x=names, y=names)
     return figure_of(ax)
 
@@ -221,15 +223,18 @@ def visualize_feature_importance(
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """The ``top_n`` features with the largest share of everything written, as bars coloured by layer.
+    """Draw the ``top_n`` most important features as bars coloured by layer.
 
-    A text or ``texts`` belong to a model with its transcoder; an array is drawn as it is.
+    The importance of a feature is its share of everything that all features write. If ``importance`` is a model with
+    its transcoder, the importance is measured on ``texts``; an array is drawn as it is, without ``texts``.
     """
     if isinstance(importance, TranscodedModel):
         importance, texts = FeaturesOnTexts(importance, texts).importance, None
     values = _array("importance", importance)
     if texts is not None:
-        raise ConfigError(f"texts is {texts!r} beside an array of importance; an array is drawn without texts.")
+        raise ConfigError(
+            f"texts is {texts!r}, but importance is an array; leave texts out, or give a model with its transcoder."
+        )
     flat = values.ravel()
     order = np.argsort(-flat, kind="stable")[: min(top_n, int((flat > 0).sum()))]
     layers, features = np.unravel_index(order, values.shape)
@@ -239,9 +244,9 @@ def visualize_feature_importance(
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
         add_layer_key(ax, len(values))
-        _entitle(ax, title)
-        places = zip(layers.tolist(), features.tolist(), strict=True)
-        fit_tick_labels(ax, y=[str(Feature(*place)) for place in places])
+        _set_title(ax, title)
+        layers_and_indices = zip(layers.tolist(), features.tolist(), strict=True)
+        fit_tick_labels(ax, y=[str(Feature(layer, index)) for layer, index in layers_and_indices])
     return figure_of(ax)
 
 
@@ -252,7 +257,7 @@ def visualize_feature_density(
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """How often features fire: one histogram per layer over the logarithm of density, and the share that never fire."""
+    """Draw how often features fire: one histogram of log density per layer, titled with the share that never fires."""
     values = numbers(density)
     alive = values[values > 0]
     lowest = min(float(np.log10(alive.min())), -1) if alive.size else -1.0
@@ -262,10 +267,10 @@ def visualize_feature_density(
             counts, _ = np.histogram(np.log10(values[layer][values[layer] > 0]), edges)
             ax.stairs(counts, 10.0**edges, color=colour, linewidth=1.3, alpha=0.9)
         ax.set(xscale="log", xlabel="share of tokens on which a feature is active", ylabel="features", ylim=(0, None))
-        silent = float((values == 0).mean())
-        ax.set_title(f"{silent:.1%} never active", loc="right", fontsize=8, color=INK)
+        never_active = float((values == 0).mean())
+        ax.set_title(f"{never_active:.1%} never active", loc="right", fontsize=8, color=INK)
         add_layer_key(ax, len(values))
-        _entitle(ax, title)
+        _set_title(ax, title)
     return figure_of(ax)
 
 
@@ -276,12 +281,14 @@ def visualize_training_curves(
     axes: Sequence[Axes] | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """Loss, FVU, L0 and dead features over the steps of a training (``TrainingRecord.curves``), in four panels.
+    """Draw loss, FVU, L0 and the share of dead features over the steps of a training run, in four panels.
 
-    Each panel names its last value. Draws into four ``axes``, or into a figure of its own.
+    Each panel states its last value. The panels are the four ``axes``, or those of a new figure.
     """
     if axes is not None and len(axes) != 4:
-        raise ConfigError(f"axes has {len(axes)} panels; training curves need 4.")
+        raise ConfigError(
+            f"axes has {len(axes)} panels, but training curves need 4; give 4 axes, or none for a new figure."
+        )
     with styled(save_path):
         if axes is None:
             panels: list[Axes] = list(Figure(figsize=(7.2, 4.4), layout="constrained").subplots(2, 2, sharex=True).flat)
@@ -311,32 +318,33 @@ def _curve(ax: Axes, name: str, step: Sequence[int], values: Sequence[float], *,
         ax.set_title(f"{values[-1]:.1%}" if share else f"{values[-1]:.3g}", loc="right", color=BLUE)
 
 
-def _token_map(
+def _token_heatmap(
     values: Float[Array, "row position"],
     tokens: Sequence[str],
     names: Sequence[str],
     quantity: str,
+    *,
     title: str | None,
     ax: Axes | None,
     save_path: str | Path | None,
 ) -> Figure:
-    """A heatmap over the tokens of a text, zero white."""
+    """Draw a heatmap over the tokens of a text, in which zero is white."""
     rows, columns = values.shape
     size = float(np.clip(2.2 + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.8, 12))
     with drawing(ax, size, save_path) as ax:
         top = max(float(np.max(values, initial=0)), 1e-30)
         image = ax.imshow(numbers(values), cmap=sequential(), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
         _colour_bar(ax, image, quantity)
-        _plain(ax)
-        for place in range(1, rows):
-            ax.axhline(place - 0.5, color="#E4E4E0", linewidth=0.5)
-        _entitle(ax, title)
+        _hide_frame(ax)
+        for row in range(1, rows):
+            ax.axhline(row - 0.5, color="#E4E4E0", linewidth=0.5)
+        _set_title(ax, title)
         fit_tick_labels(ax, [token_label(token) for token in tokens], [token_label(name, 24) for name in names])
     return figure_of(ax)
 
 
 def _array(name: str, values: object) -> npt.NDArray[Any]:
-    """The values as a NumPy array; raises ConfigError if they are not an array."""
+    """Return the values as a NumPy array; raise ConfigError if they are not an array."""
     if not isinstance(values, np.ndarray | torch.Tensor):
         raise ConfigError(
             f"{name} is of type {type(values).__name__}; give an array, or an object that holds a language model and "
@@ -345,18 +353,19 @@ def _array(name: str, values: object) -> npt.NDArray[Any]:
     return numbers(values)
 
 
-def _labels(what: str, labels: str | Sequence[str] | None, count: int) -> Sequence[str]:
+def _labels(parameter: str, labels: str | Sequence[str] | None, count: int) -> Sequence[str]:
+    """Return the labels; raise ConfigError unless there are ``count`` of them."""
     if isinstance(labels, str):
-        raise ConfigError(f"{what} is the text {labels!r} beside an array; give one string for each of {count}.")
+        raise ConfigError(f"{parameter} is the single text {labels!r}; the array needs a list of {count} strings.")
     if labels is None or len(labels) != count:
-        found = "missing" if labels is None else f"{len(labels)}"
-        raise ConfigError(f"{what} is {found}, but the array has {count}; give one text for each.")
+        given = "missing" if labels is None else f"a list of {len(labels)} strings"
+        raise ConfigError(f"{parameter} is {given}; the array needs a list of {count} strings.")
     return labels
 
 
-def _changes(layers: Sequence[int]) -> list[float]:
-    """Where, between rows, the layer changes."""
-    return [row + 0.5 for row, (one, other) in enumerate(pairwise(layers)) if one != other]
+def _layer_boundaries(layers: Sequence[int]) -> list[float]:
+    """Return the coordinates between rows at which the layer changes."""
+    return [row + 0.5 for row, (layer, next_layer) in enumerate(pairwise(layers)) if layer != next_layer]
 
 
 def _colour_bar(ax: Axes, image: AxesImage, label: str) -> None:
@@ -364,12 +373,12 @@ def _colour_bar(ax: Axes, image: AxesImage, label: str) -> None:
     bar.outline.set_visible(False)
 
 
-def _plain(ax: Axes) -> None:
+def _hide_frame(ax: Axes) -> None:
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
 
 
-def _entitle(ax: Axes, title: str | None) -> None:
+def _set_title(ax: Axes, title: str | None) -> None:
     if title is not None:
         ax.set_title(title, parse_math=False)

@@ -1,4 +1,4 @@
-"""Text in figures: tokens made readable, and labels that never lie on one another."""
+"""Labels of figures: readable forms of tokens and names, and tick labels that never overlap."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from matplotlib.textpath import TextToPath
 from open_clt.visualization.style import figure_of
 
 FONT = "DejaVu Sans"
-"""Comes with matplotlib, so that a figure is the same everywhere."""
+"""Font of every figure; matplotlib ships it, so a figure looks the same on every machine."""
 
 _MARKS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "·"}
 _SPECIAL = {"<|endoftext|>": "<eot>"}
 _LINE = 1.2
-"""Distance of two lines of text, in sizes of the font."""
+"""Distance between two lines of text, as a multiple of the font size."""
 _HINTING = 1.12
-"""How much wider than its measures a text may become when its letters are fitted to pixels."""
+"""Factor by which a text may become wider than measured, when its letters are fitted to pixels."""
 _GAP = 2.0
-"""Pixels that stay free between two labels."""
+"""Free pixels between two labels."""
 
 
 def token_label(text: str, max_chars: int = 14) -> str:
-    """A token as it can stand in a figure: spaces at its ends as ``·``, line breaks as ``⏎``, never too long.
+    """Return a readable form of a token for a figure, at most ``max_chars`` characters long.
 
-    Characters that the font lacks, or that cannot be seen, are written as their code, such as ``\\u4f60``.
+    Spaces at its ends become ``·`` and line breaks become ``⏎``. Invisible characters, and characters that the font
+    lacks, become their code, such as ``\\u4f60``.
     """
     text = _SPECIAL.get(text, text)
     inner = text.strip(" ")
-    before = len(text) - len(text.lstrip(" "))
-    marked = "·" * before + inner + "·" * (len(text) - len(inner) - before)
+    leading = len(text) - len(text.lstrip(" "))
+    marked = "·" * leading + inner + "·" * (len(text) - len(inner) - leading)
     shown = "".join(_MARKS.get(character, _visible(character)) for character in marked)
     return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
 
 
 def wrapped(text: str, width: int = 16, lines: int = 2) -> str:
-    """A name broken into at most some lines of ``width`` characters; what is left over becomes an ellipsis.
+    """Break a name into at most ``lines`` lines of ``width`` characters; an ellipsis replaces the rest.
 
-    A name with an arrow, such as ``the, a → cat``, is broken there if it has to be broken.
+    A name with an arrow, such as ``the, a → cat``, is broken at the arrow if it is too long for one line.
     """
     for special, short in _SPECIAL.items():
         text = text.replace(special, short)
@@ -58,7 +59,7 @@ def wrapped(text: str, width: int = 16, lines: int = 2) -> str:
 
 
 def text_size(text: str, size: float) -> tuple[float, float]:
-    """Width and height that a text takes at most, in points, by the font's own measures."""
+    """Return the largest width and height that a text can take when it is drawn, in points."""
     lines = text.split("\n")
     measure, font = TextToPath(), FontProperties(family=FONT, size=size)
     width = max(measure.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
@@ -66,13 +67,13 @@ def text_size(text: str, size: float) -> tuple[float, float]:
 
 
 def fit_tick_labels(ax: Axes, x: Sequence[str] = (), y: Sequence[str] = ()) -> None:
-    """Label the ticks 0, 1, 2, ... of the axes so that no two labels overlap, measured as they will be drawn.
+    """Label the ticks 0, 1, 2, ... of the axes so that no two labels overlap when they are drawn.
 
-    Labels along x lie flat if they fit, else slant, else stand upright; where even that is too tight, and along y, only
-    every second, third, ... is shown.
+    Labels along x are horizontal if they fit, otherwise slanted, otherwise upright. Where upright labels along x, or
+    labels along y, do not fit either, only every second or third label (and so on) is shown.
     """
     if y:
-        _label_ticks(ax, ax.yaxis, y, 0, 1)  # takes its room, before x is measured
+        _label_ticks(ax, ax.yaxis, y, 0, 1)  # labels along y narrow the axes, so they come before x is measured
     if x:
         _fit(ax, ax.xaxis, x, (0, 45, 90))
     if y:
@@ -92,22 +93,22 @@ def _fit(ax: Axes, axis: Axis, labels: Sequence[str], rotations: Sequence[int]) 
 
 
 def _label_ticks(ax: Axes, axis: Axis, labels: Sequence[str], rotation: int, step: int) -> float:
-    """Show every ``step``-th label, and return the room that neighbours need over the room they have, at worst."""
+    """Show every ``step``-th label; return the largest ratio of the room that neighbours need to the room they have."""
     along_x = axis is ax.xaxis
     anchor: dict[str, Any] = {
         "ha": "center" if along_x and rotation != 45 else "right",
         "rotation_mode": "anchor" if rotation == 45 else "default",
     }
-    places = range(0, len(labels), step)
-    axis.set_ticks(places, [labels[place] for place in places], rotation=rotation, parse_math=False, **anchor)
+    ticks = range(0, len(labels), step)
+    axis.set_ticks(ticks, [labels[tick] for tick in ticks], rotation=rotation, parse_math=False, **anchor)
     figure = figure_of(ax)
     figure.draw_without_rendering()
-    ends = ax.transData.transform([(place, place) for place in places])[:, 0 if along_x else 1]
-    if len(ends) < 2:
+    pixels = ax.transData.transform([(tick, tick) for tick in ticks])[:, 0 if along_x else 1]
+    if len(pixels) < 2:
         return 0.0
-    gaps = np.abs(np.diff(ends))
+    gaps = np.abs(np.diff(pixels))
     if rotation == 45:
-        # Slanting lines of text stay apart if they do across their direction; how long they are does not matter.
+        # Slanted labels overlap only if their lines are too close to each other; their lengths do not matter.
         line = _LINE * float(axis.get_ticklabels()[0].get_fontsize()) * figure.dpi / 72
         needs = np.full(len(gaps), (line + _GAP) / math.sin(math.radians(45)))
     else:
@@ -118,7 +119,7 @@ def _label_ticks(ax: Axes, axis: Axis, labels: Sequence[str], rotation: int, ste
 
 
 def _cut(text: str, width: int) -> str:
-    """A line of at most ``width`` characters, ended after a word where that leaves half of it."""
+    """Cut a text to ``width`` characters, after a whole word if that keeps at least half of the width."""
     if len(text) <= width:
         return text
     words = text[: width - 1].rpartition(" ")[0].rstrip(" ,")
@@ -127,7 +128,7 @@ def _cut(text: str, width: int) -> str:
 
 @cache
 def _visible(character: str) -> str:
-    """The character, or its code if a reader could not see it."""
-    seen = not unicodedata.category(character).startswith(("C", "Z")) or character == " "
-    drawn = get_font(findfont(FONT)).get_char_index(ord(character)) != 0
-    return character if seen and drawn else f"\\u{ord(character):04x}"
+    """Return the character, or its code if it is invisible or not in the font."""
+    visible = not unicodedata.category(character).startswith(("C", "Z")) or character == " "
+    in_font = get_font(findfont(FONT)).get_char_index(ord(character)) != 0
+    return character if visible and in_font else f"\\u{ord(character):04x}"

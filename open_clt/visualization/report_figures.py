@@ -1,4 +1,4 @@
-"""Figures of evaluation reports: one transcoder on one page, several on a Pareto figure."""
+"""Figures of evaluation reports: one page for one transcoder, and a Pareto figure for several."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MARKERS = "osD^vP*X"
 
 
 def visualize_report(report: Report, *, title: str | None = None, save_path: str | Path | None = None) -> Figure:
-    """One transcoder on one page: reconstruction, sparsity, densities, decoder norms, predictions, graphs."""
+    """Draw the report of one transcoder in six panels: FVU, L0, density, decoder norms, cross-entropy and graphs."""
     with styled(save_path):
         figure = Figure(figsize=(10, 5.6), layout="constrained")
         panels = figure.subplots(2, 3).flat
@@ -37,30 +37,31 @@ def visualize_report(report: Report, *, title: str | None = None, save_path: str
 
 
 def visualize_comparison(reports: Sequence[Report], *, save_path: str | Path | None = None) -> Figure:
-    """Several transcoders: L0 against FVU, and against what the replacement model loses in cross-entropy.
+    """Draw several transcoders as points: L0 against FVU, and L0 against the increase in cross-entropy.
 
-    Lower left is better. Raises ConfigError if there is no report.
+    The increase is the cross-entropy of the replacement model minus that of the original model. Points further to the
+    lower left are better. Raises ConfigError if ``reports`` is empty.
     """
     if not reports:
-        raise ConfigError("There is no transcoder to draw; name at least one.")
+        raise ConfigError("reports is empty; give at least one report.")
     with styled(save_path):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
         sparsity = [report.evaluation.reconstruction.l0 for report in reports]
         unexplained = [report.evaluation.reconstruction.fvu for report in reports]
-        lost = [_lost(report.evaluation.logits) for report in reports]
-        for ax, reached in ((left, unexplained), (right, lost)):
-            for number, (report, colour) in enumerate(zip(reports, colours, strict=True)):
-                marker, point = _MARKERS[number % len(_MARKERS)], (sparsity[number], reached[number])
+        increases = [_cross_entropy_increase(report.evaluation.logits) for report in reports]
+        for ax, heights in ((left, unexplained), (right, increases)):
+            for index, (report, colour) in enumerate(zip(reports, colours, strict=True)):
+                marker, point = _MARKERS[index % len(_MARKERS)], (sparsity[index], heights[index])
                 ax.scatter(*point, color=[colour], marker=marker, s=42, label=report.name, zorder=3)
-            _front(ax, sparsity, reached)
+            _draw_pareto_front(ax, sparsity, heights)
             ax.set_xlabel("active features per token and layer (L0)")
             ax.set_xlim(0, 1.1 * max(sparsity))
-            ax.set_ylim(min(0.0, 1.1 * min(reached)), 1.1 * max(1e-6, *reached))
+            ax.set_ylim(min(0.0, 1.1 * min(heights)), 1.1 * max(1e-6, *heights))
         left.set_title("variance unexplained (FVU)")
         left.yaxis.set_major_formatter(PercentFormatter(1))
-        right.set_title("cross-entropy above the model's own, nats")
+        right.set_title("increase in cross-entropy, nats")
         figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
         save(figure, save_path)
     return figure
@@ -82,7 +83,7 @@ def _densities(ax: Axes, report: Report) -> None:
     ax.stairs(reconstruction.density_histogram, DENSITY_EDGES, fill=True, color=BLUE)
     ax.set_xscale("log")
     ax.set_title("density")
-    ax.set_xlabel("share of the tokens a feature fires on")
+    ax.set_xlabel("share of tokens on which a feature is active")
     ax.set_title(
         f"dead {reconstruction.dead_share:.1%}, dense {reconstruction.dense_share:.1%}", loc="right", color=BLUE
     )
@@ -91,32 +92,33 @@ def _densities(ax: Axes, report: Report) -> None:
 
 
 def _norms(ax: Axes, report: Report) -> None:
-    numbers, spread = range(len(report.decoder_norms)), np.array(report.decoder_norms)
-    low, high, middle = (NORM_QUANTILES.index(share) for share in (0.05, 0.95, 0.5))
-    ax.vlines(numbers, spread[:, 0], spread[:, -1], color=GREY, linewidth=0.8)
-    ax.vlines(numbers, spread[:, low], spread[:, high], color=BLUE, linewidth=4)
-    ax.scatter(numbers, spread[:, middle], color="white", edgecolor=BLUE, s=16, zorder=3)
-    ax.set_title("decoder norms: all, 90 %, median")
+    layers, quantiles = range(len(report.decoder_norms)), np.array(report.decoder_norms)
+    low, high, median = (NORM_QUANTILES.index(share) for share in (0.05, 0.95, 0.5))
+    ax.vlines(layers, quantiles[:, 0], quantiles[:, -1], color=GREY, linewidth=0.8)
+    ax.vlines(layers, quantiles[:, low], quantiles[:, high], color=BLUE, linewidth=4)
+    ax.scatter(layers, quantiles[:, median], color="white", edgecolor=BLUE, s=16, zorder=3)
+    ax.set_title("decoder norms: range, middle 90 %, median")
     ax.set_ylim(bottom=0)
     _layer_axis(ax)
 
 
 def _cross_entropies(ax: Axes, report: Report) -> None:
     logits = report.evaluation.logits
-    lost, all_lost = [_lost(alone) for alone in report.evaluation.alone], _lost(logits)
-    ax.bar(range(len(lost)), lost, color=BLUE, width=0.7, label="one layer replaced")
-    ax.axhline(all_lost, color=VERMILLION, linestyle="--", linewidth=1.2, label="all replaced")
+    increases = [_cross_entropy_increase(layer_logits) for layer_logits in report.evaluation.alone]
+    total_increase = _cross_entropy_increase(logits)
+    ax.bar(range(len(increases)), increases, color=BLUE, width=0.7, label="one layer replaced")
+    ax.axhline(total_increase, color=VERMILLION, linestyle="--", linewidth=1.2, label="all layers replaced")
     ax.set_title("cross-entropy")
-    heights = logits.cross_entropy_original, logits.cross_entropy_replacement
-    ax.set_title("{:.2f} to {:.2f}".format(*heights), loc="right", color=BLUE)
-    ax.set_ylabel("nats lost")
-    ax.set_ylim(min(0.0, *lost), 1.3 * max(1e-3, all_lost, *lost))
+    change = f"{logits.cross_entropy_original:.2f} to {logits.cross_entropy_replacement:.2f}"
+    ax.set_title(change, loc="right", color=BLUE)
+    ax.set_ylabel("increase, nats")
+    ax.set_ylim(min(0.0, *increases), 1.3 * max(1e-3, total_increase, *increases))
     ax.legend(loc="upper right", ncols=2)
     _layer_axis(ax)
 
 
-def _lost(logits: LogitComparison) -> float:
-    """Cross-entropy that the replacement adds to the model's own."""
+def _cross_entropy_increase(logits: LogitComparison) -> float:
+    """Return the cross-entropy of the replacement model minus that of the original model, in nats."""
     return logits.cross_entropy_replacement - logits.cross_entropy_original
 
 
@@ -126,10 +128,11 @@ def _graphs(ax: Axes, report: Report) -> None:
         ax.set_axis_off()
         ax.text(0, 0.9, "no graphs", transform=ax.transAxes, color=GREY)
         return
-    replaced, complete = ([getattr(graph, name) for graph in report.graphs] for name in ("replacement", "completeness"))
-    ax.scatter(replaced, complete, color=BLUE, s=24, alpha=0.8)
-    ax.set_title(f"means {np.mean(replaced):.2f}, {np.mean(complete):.2f}", loc="right", color=BLUE)
-    ax.set_xlabel("replacement")
+    replacement = [graph.replacement for graph in report.graphs]
+    completeness = [graph.completeness for graph in report.graphs]
+    ax.scatter(replacement, completeness, color=BLUE, s=24, alpha=0.8)
+    ax.set_title(f"means {np.mean(replacement):.2f}, {np.mean(completeness):.2f}", loc="right", color=BLUE)
+    ax.set_xlabel("replacement score")
     ax.set_ylabel("completeness")
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
@@ -140,9 +143,9 @@ def _layer_axis(ax: Axes) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _front(ax: Axes, sparsity: Sequence[float], reached: Sequence[float]) -> None:
-    """Join those that no other beats in both."""
-    points = sorted(zip(sparsity, reached, strict=True))
+def _draw_pareto_front(ax: Axes, sparsity: Sequence[float], heights: Sequence[float]) -> None:
+    """Draw a line through the points for which no other point is lower in both coordinates."""
+    points = sorted(zip(sparsity, heights, strict=True))
     front = [points[0]]
     for point in points[1:]:
         if point[1] < front[-1][1]:

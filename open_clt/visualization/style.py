@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is made and saved: one style, colours that colour-blind readers can tell apart."""
+"""The style of all figures: fonts, colours that colour-blind readers can tell apart, and how a figure is saved."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from open_clt.errors import ConfigError
 from open_clt.files import writing
 
 Array: TypeAlias = npt.NDArray[Any] | Tensor
-"""What figures are drawn from: NumPy arrays, or tensors on the CPU."""
+"""Type of the values that figures draw: NumPy arrays or tensors."""
 
 # Okabe and Ito (2008), "Color Universal Design".
 BLUE, VERMILLION, ORANGE, GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
 INK, GREY, PALE = "#222222", "#8A8A8A", "#F4F4F2"
 
 DIVERGING = "RdBu"
-"""Negative to positive; as in graphs, red is negative and blue is positive."""
+"""Colour map for signed values: red is negative and blue is positive, as in attribution graphs."""
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _STYLE: dict[str, Any] = {
@@ -52,30 +52,30 @@ _STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "savefig.dpi": 150,
-    "text.hinting": "no_hinting",  # letters keep their own widths, at every resolution
+    "text.hinting": "no_hinting",  # the widths of letters do not depend on the resolution
     "pdf.fonttype": 42,
     "svg.hashsalt": "open-clt",
 }
 
 
 def numbers(values: Array) -> npt.NDArray[Any]:
-    """The same values as a NumPy array."""
+    """Return the values as a NumPy array."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def sequential() -> Colormap:
-    """White for nothing, then pale yellow to dark blue: more is darker, also in print."""
+    """Return a colour map that is white at 0, then runs from pale yellow to dark blue; larger values are darker."""
     ramp = mpl.colormaps["YlGnBu"](np.linspace(0.06, 1, 255))
     return ListedColormap(np.vstack([[1, 1, 1, 1], ramp]), name="more_is_darker")
 
 
 def layer_colours(n_layers: int) -> npt.NDArray[Any]:
-    """One colour per layer, RGBA, from viridis; its bright end is left out, since it is hard to see on white."""
+    """Return one RGBA colour per layer, from viridis without its bright end, which is hard to see on white."""
     return np.asarray(mpl.colormaps["viridis"](np.linspace(0, 0.88, n_layers)))
 
 
 def add_layer_key(ax: Axes, n_layers: int) -> None:
-    """A colour bar that says which colour is which layer."""
+    """Add a colour bar that shows which colour belongs to which layer."""
     norm = BoundaryNorm(np.arange(n_layers + 1) - 0.5, n_layers)
     mappable = ScalarMappable(norm, ListedColormap(layer_colours(n_layers)))
     step = -(-n_layers // 16)
@@ -85,15 +85,15 @@ def add_layer_key(ax: Axes, n_layers: int) -> None:
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The whole figure that some axes belong to, however deep."""
+    """Return the figure that contains the axes, also if they lie in a subfigure."""
     return cast(Figure, cast(Any, ax.figure).canvas.figure)
 
 
 @contextmanager
 def styled(save_path: str | Path | None) -> Generator[None]:
-    """While this is open, figures are made in the house style; raises ConfigError if ``save_path`` has no known suffix.
+    """Use the package's style within the block; raise ConfigError if the suffix of ``save_path`` is not supported.
 
-    The suffix is checked before anything is drawn, so that a long computation never ends in a spelling mistake.
+    The suffix is checked before anything is drawn, so a misspelled suffix does not waste a long computation.
     """
     check_suffix(save_path)
     with mpl.rc_context(cast(Any, _STYLE)):
@@ -102,7 +102,7 @@ def styled(save_path: str | Path | None) -> Generator[None]:
 
 @contextmanager
 def drawing(ax: Axes | None, size: tuple[float, float], save_path: str | Path | None) -> Generator[Axes]:
-    """Axes to draw into: the caller's, or those of a new figure of ``size`` inches; saved at the end if asked for."""
+    """Yield ``ax``, or the axes of a new figure of ``size`` inches; at the end, save the figure if a path is given."""
     with styled(save_path):
         if ax is None:
             ax = Figure(figsize=size, layout="constrained").add_subplot()
@@ -111,16 +111,17 @@ def drawing(ax: Axes | None, size: tuple[float, float], save_path: str | Path | 
 
 
 def check_suffix(save_path: str | Path | None) -> None:
-    """Raise ConfigError if a picture cannot be written to ``save_path``; None can."""
+    """Raise ConfigError if ``save_path`` does not end in .png, .svg or .pdf; None is accepted."""
     if save_path is not None and Path(save_path).suffix.lower() not in _SUFFIXES:
-        raise ConfigError(f"{str(save_path)!r} ends in no known picture format; use {', '.join(_SUFFIXES)}.")
+        raise ConfigError(f"{str(save_path)!r} does not end in a picture format; use one of {', '.join(_SUFFIXES)}.")
 
 
 def save(figure: Figure, save_path: str | Path | None) -> None:
-    """Write a figure as its suffix says, making folders as needed; the same figure gives the same file."""
+    """Write a figure in the format of the suffix, creating folders as needed; the same figure gives the same file."""
     if save_path is None:
         return
     path = Path(save_path)
-    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    with writing(path) as part:
-        figure.savefig(part, metadata=undated.get(path.suffix.lower()))
+    # A file without a date is the same at every run.
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with writing(path) as temporary:
+        figure.savefig(temporary, metadata=metadata.get(path.suffix.lower()))

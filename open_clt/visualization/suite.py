@@ -1,4 +1,4 @@
-"""The visualization suite: all figures of a transcoder at once, from a language model and texts to pictures."""
+"""The visualization suite: every figure of a transcoder, drawn from a language model and texts in one call."""
 
 from __future__ import annotations
 
@@ -28,29 +28,32 @@ from open_clt.visualization.style import check_suffix
 logger = logging.getLogger(__name__)
 
 _LONGEST_HEATMAP = 40
-"""Tokens of the prompt that are drawn."""
+"""Largest number of prompt tokens that a heatmap shows."""
 
 
 class VisualizationSuite(NamedTuple):
-    """Where the pictures are."""
+    """Paths of the pictures that ``run_visualization_suite`` wrote."""
 
     feature_heatmap: Path
-    """The most active features on the prompt."""
+    """Heatmap of the most active features on the prompt."""
     layer_activity: Path
-    """How much each layer writes at each token of the prompt."""
+    """Heatmap of how much each layer writes at each token of the prompt."""
     embedding_pca: Path
-    """Decoder directions of the most important features."""
+    """Decoder directions of the most important features, projected by PCA."""
     embedding_tsne: Path
+    """Decoder directions of the most important features, projected by t-SNE."""
     layer_correlations: Path
-    """Which layers write much at the same tokens."""
+    """Correlations between the amounts that the layers write at each token."""
     feature_correlations: Path
-    """Which of the most important features fire at the same tokens."""
+    """Correlations between the activations of the most important features."""
     feature_importance: Path
+    """Bars of the most important features."""
     feature_density: Path
+    """Histograms of how often features fire, by layer."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All of them."""
+        """All paths."""
         return tuple(self)
 
 
@@ -68,27 +71,27 @@ def run_visualization_suite(
     seed: int = 0,
     suffix: Literal[".png", ".svg", ".pdf"] = ".png",
 ) -> VisualizationSuite:
-    """Draw every figure of a transcoder, from what its features do on ``texts``.
+    """Draw every figure of a transcoder from the activations of its features on ``texts``.
 
     >>> run_visualization_suite(transcoder=clt, texts=texts, output_dir="visualizations")  # doctest: +SKIP
 
-    ``model`` is left out where ``transcoder`` is an object that holds both, such as an OpenCrossLayerTranscoder. The
-    heatmaps show the beginning of ``prompt``, by default of the first text; all else is taken from at most
-    ``max_contexts`` contexts of 64 tokens (all texts are read: cut a stream short with ``itertools.islice``). Returns
-    the paths of the pictures. Raises ConfigError if ``model`` or ``transcoder`` is missing or ``suffix`` is not a
-    picture format that we write, TextError if the texts hold hardly any tokens.
+    ``model`` can be left out if ``transcoder`` is an object that holds both, such as an OpenCrossLayerTranscoder. The
+    heatmaps show the beginning of ``prompt``, which defaults to the first text. All other figures use at most
+    ``max_contexts`` contexts of 64 tokens; all texts are read first, so limit a stream with ``itertools.islice``.
+    Returns the paths of the pictures. Raises ConfigError if ``model`` or ``transcoder`` is missing or ``suffix`` is not
+    supported, and TextError if there are no texts or the texts hold too few tokens.
     """
     source = transcoded_model(model, transcoder)
     check_suffix(f"figure{suffix}")
     if isinstance(texts, str):
-        raise TextError(f"texts is one string, {texts[:40]!r}; give a list of strings.")
+        raise TextError(f"texts is the single string {texts[:40]!r}; give a list of strings.")
     texts = list(texts)
     if not texts:
-        raise TextError("There are no texts; give at least one.")
+        raise TextError("texts is empty; give at least one text.")
     paths = VisualizationSuite(*(Path(output_dir) / f"{name}{suffix}" for name in VisualizationSuite._fields))
     _draw_text(source, prompt or texts[0], top_n, paths)
     features = FeaturesOnTexts(source, texts, max_contexts=max_contexts)
-    logger.info("Drawing from %d tokens into %s.", features.statistics.tokens, output_dir)
+    logger.info("Drawing the figures of %d tokens into %s.", features.statistics.tokens, output_dir)
     visualize_feature_importance(
         features.importance, top_n=top_n, title="Most important features", save_path=paths.feature_importance
     )

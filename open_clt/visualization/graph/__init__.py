@@ -1,1 +1,1 @@
-"""The picture of an attribution graph."""
+"""Pictures of attribution graphs: what is drawn, where it stands, and how it is drawn."""

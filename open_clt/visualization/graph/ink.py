@@ -1,4 +1,4 @@
-"""Drawing a picture of an attribution graph that has been laid out: bands, edges, nodes, texts, and the key."""
+"""Drawing of an attribution graph after its layout: bands of layers, edges, nodes, texts and the key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARKERS: dict[Shape, tuple[str, str, str]] = {
     "other": ("s", GREY, "bias, position, MLP output"),
     "group": ("o", INK, "supernode"),
 }
-"""Marker, colour and name in the key."""
+"""Marker, colour and name in the key of each shape between tokens and outputs."""
 TOKEN_FONT, TITLE_FONT = 8.0, 9.5
 _NODE_FONT, _NOTE_FONT, _OUTPUT_FONT, _KEY_FONT = 6.5, 5.5, 8.0, 7.0
 _SMALLEST, _LARGEST = 3.5, 12.0
@@ -33,45 +33,46 @@ _SMALLEST, _LARGEST = 3.5, 12.0
 _THINNEST, _WIDEST = 0.3, 3.0
 """Widths of edges, in points."""
 _BESIDE = 2.0
-"""Between a node and its label."""
+"""Distance between a node and its label, in points."""
 _BETWEEN = 1.5
-"""Between a label and the note below it."""
+"""Distance between a label and the note below it, in points."""
 _INSET = 3.5
-"""Between the border of a supernode and what is in it."""
+"""Distance between the border of a supernode and its content, in points."""
 LEFT, AROUND = 30.0, 8.0
-"""Room for the names of layers, and on all sides."""
+"""Room for the names of layers on the left, and the margin on the other sides, in points."""
 _CAPTION_LINE = 9.0
+"""Height of one line of the caption, in points."""
 
 
 class _Anchor(NamedTuple):
-    """Where edges leave a node, upwards, and arrive at it, from below; in points."""
+    """The points of a node where edges attach: edges leave at ``top`` and arrive at ``bottom``."""
 
     x: float
     top: float
     bottom: float
 
 
-def node_size(picture: GraphPicture, number: int) -> Size:
-    """What a node takes with its label."""
-    diameter, (width, height) = _diameter(picture, number), _text_size(picture, number)
-    inset = 2 * _INSET if picture.shapes[number] == "group" else 0.0
-    beside = _BESIDE + width if width else 0.0
-    return diameter + beside + inset, max(diameter, height) + inset
+def node_size(picture: GraphPicture, node: int) -> Size:
+    """Return the size of a node together with its label."""
+    diameter, (width, height) = _diameter(picture, node), _text_size(picture, node)
+    inset = 2 * _INSET if picture.shapes[node] == "group" else 0.0
+    label_width = _BESIDE + width if width else 0.0
+    return diameter + label_width + inset, max(diameter, height) + inset
 
 
-def output_size(picture: GraphPicture, number: int) -> Size:
-    """What an output takes with its border."""
-    width, height = _text_size(picture, number, 24, _OUTPUT_FONT)
+def output_size(picture: GraphPicture, node: int) -> Size:
+    """Return the size of an output together with its border."""
+    width, height = _text_size(picture, node, 24, _OUTPUT_FONT)
     return width + 7, height + 5
 
 
 def below(picture: GraphPicture) -> float:
-    """Room for the key and the captions."""
+    """Return the height of the key and the captions below the picture."""
     return 27.0 + _CAPTION_LINE * len(_captions(picture))
 
 
 def narrowest(picture: GraphPicture) -> float:
-    """Width that the captions need."""
+    """Return the width of the longest line of the caption."""
     return max(text_size(line, _KEY_FONT)[0] for line in _captions(picture))
 
 
@@ -80,27 +81,27 @@ def _captions(picture: GraphPicture) -> list[str]:
     return [*lines, picture.missing] if picture.missing else lines
 
 
-def _diameter(picture: GraphPicture, number: int) -> float:
-    """Of a node's marker: areas grow with influence, from the smallest marker that can be seen."""
-    inner = picture.influence[picture.of(*MARKERS)]
-    share = picture.influence[number] / max(float(np.max(inner, initial=0)), 1e-30)
+def _diameter(picture: GraphPicture, node: int) -> float:
+    """Return the diameter of a node's marker; its area grows with influence, from the smallest visible marker."""
+    influences = picture.influence[picture.of(*MARKERS)]
+    share = picture.influence[node] / max(float(np.max(influences, initial=0)), 1e-30)
     return float(np.sqrt(_SMALLEST**2 + (_LARGEST**2 - _SMALLEST**2) * share))
 
 
-def _text_size(picture: GraphPicture, number: int, longest: int = 16, font: float = _NODE_FONT) -> Size:
-    """What a label takes, with the note below it."""
-    if not picture.labels[number]:
+def _text_size(picture: GraphPicture, node: int, line_length: int = 16, font: float = _NODE_FONT) -> Size:
+    """Return the size of a label together with the note below it."""
+    if not picture.labels[node]:
         return 0.0, 0.0
-    width, height = text_size(wrapped(picture.labels[number], longest), font)
-    if number not in picture.notes:
+    width, height = text_size(wrapped(picture.labels[node], line_length), font)
+    if node not in picture.notes:
         return width, height
-    note = text_size(picture.notes[number], _NOTE_FONT)
+    note = text_size(picture.notes[node], _NOTE_FONT)
     return max(width, note[0]), height + _BETWEEN + note[1]
 
 
 @final
 class Canvas:
-    """Axes whose units are points; fonts, lines and markers are scaled with them where they are small."""
+    """Axes whose units are points; where the axes are too small, fonts, lines and markers shrink by ``scale``."""
 
     def __init__(self, ax: Axes, size: Size, scale: float, floor: float) -> None:
         self.ax, self.scale = ax, scale
@@ -109,12 +110,12 @@ class Canvas:
         ax.set_ylim(-floor, size[1] / scale - floor)
 
     def text(self, x: float, y: float, text: str, size: float, **settings: Any) -> None:
-        """Write a text, centred unless told otherwise."""
+        """Write a text; it is centred unless ``settings`` say otherwise."""
         settings = {"ha": "center", "va": "center", "color": INK} | settings
         self.ax.text(x, y, text, fontsize=size * self.scale, parse_math=False, **settings)
 
     def text_and_note(self, x: float, y: float, text: tuple[str, float], note: str, **settings: Any) -> None:
-        """Write a text of some size and, if there is one, a smaller line below it; both together are centred."""
+        """Write a text of a given font size, and a smaller note below it if there is one; both are centred together."""
         if not note:
             return self.text(x, y, *text, **settings)
         half = (text_size(*text)[1] + _BETWEEN + text_size(note, _NOTE_FONT)[1]) / 2
@@ -122,7 +123,7 @@ class Canvas:
         self.text(x, y - half, note, _NOTE_FONT, **settings, va="bottom", color=GREY)
 
     def rectangle(self, box: Box, *, rounded: float = 0.0, linewidth: float = 0.0, **settings: Any) -> None:
-        """Draw a rectangle, its corners rounded by some points."""
+        """Draw a rectangle; its corners are rounded with a radius of ``rounded`` points."""
         corner = box.x - box.width / 2, box.y - box.height / 2
         settings["linewidth"] = linewidth * self.scale
         if rounded:
@@ -133,7 +134,7 @@ class Canvas:
 
 
 def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str | None) -> None:
-    """Everything, from back to front."""
+    """Draw the whole picture, from back to front."""
     for row, (bottom, top) in placed.rows.items():
         layer, middle = math.ceil(row), (bottom + top) / 2
         colour = PALE if layer % 2 == 0 else "white"
@@ -142,14 +143,14 @@ def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str 
             name = "input" if layer < 0 else "end" if layer == picture.n_layers else f"L{layer}"
             canvas.text(-6.0, middle, name, _KEY_FONT, ha="right", color=GREY)
     _draw_edges(canvas, picture, _anchors(picture, placed))
-    for number, box in zip(picture.of(*MARKERS), placed.items, strict=True):
-        _draw_node(canvas, picture, number, box)
+    for node, box in zip(picture.of(*MARKERS), placed.items, strict=True):
+        _draw_node(canvas, picture, node, box)
     for box, token in zip(placed.tokens, picture.tokens, strict=True):
         rotation = 90 if placed.upright_tokens else 0
         canvas.text(box.x, box.y, token_label(token), TOKEN_FONT, rotation=rotation)
-    for box, number in zip(placed.outputs, picture.of("output"), strict=True):
+    for box, node in zip(placed.outputs, picture.of("output"), strict=True):
         canvas.rectangle(box, rounded=2.0, linewidth=0.7, facecolor="white", edgecolor=INK, zorder=4)
-        label, note = wrapped(picture.labels[number], 24), picture.notes.get(number, "")
+        label, note = wrapped(picture.labels[node], 24), picture.notes.get(node, "")
         canvas.text_and_note(box.x, box.y, (label, _OUTPUT_FONT), note, zorder=5)
     _draw_key(canvas, picture)
     if title:
@@ -157,23 +158,23 @@ def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str 
 
 
 def _anchors(picture: GraphPicture, placed: PlacedGraph) -> dict[int, _Anchor]:
-    """Where edges meet each node: the middle of a marker, the borders of what has some."""
+    """Return where edges meet each node: the middle of a marker, or the border of a box or token."""
     anchors: dict[int, _Anchor] = {}
-    for number, box in zip(picture.of(*MARKERS), placed.items, strict=True):
-        if picture.shapes[number] == "group":
-            anchors[number] = _Anchor(box.x, box.y + box.height / 2, box.y - box.height / 2)
+    for node, box in zip(picture.of(*MARKERS), placed.items, strict=True):
+        if picture.shapes[node] == "group":
+            anchors[node] = _Anchor(box.x, box.y + box.height / 2, box.y - box.height / 2)
         else:
-            anchors[number] = _Anchor(box.x - box.width / 2 + _diameter(picture, number) / 2, box.y, box.y)
-    for number in picture.of("token"):
-        box = placed.tokens[picture.positions[number]]
-        anchors[number] = _Anchor(box.x, box.y + box.height / 2 + 1, box.y)
-    for number, box in zip(picture.of("output"), placed.outputs, strict=True):
-        anchors[number] = _Anchor(box.x, box.y, box.y - box.height / 2)
+            anchors[node] = _Anchor(box.x - box.width / 2 + _diameter(picture, node) / 2, box.y, box.y)
+    for node in picture.of("token"):
+        box = placed.tokens[picture.positions[node]]
+        anchors[node] = _Anchor(box.x, box.y + box.height / 2 + 1, box.y)
+    for node, box in zip(picture.of("output"), placed.outputs, strict=True):
+        anchors[node] = _Anchor(box.x, box.y, box.y - box.height / 2)
     return anchors
 
 
 def _draw_edges(canvas: Canvas, picture: GraphPicture, anchors: dict[int, _Anchor]) -> None:
-    """Edges leave upwards and arrive from below; heavy ones lie on top of light ones."""
+    """Draw edges that leave a node upwards and arrive from below; heavy edges lie on top of light ones."""
     sizes = np.abs(picture.weights) / max(float(np.max(np.abs(picture.weights), initial=0)), 1e-30)
     curves: list[Curve] = []
     order = np.argsort(sizes).tolist()
@@ -196,29 +197,29 @@ def _draw_edges(canvas: Canvas, picture: GraphPicture, anchors: dict[int, _Ancho
     )
 
 
-def _draw_node(canvas: Canvas, picture: GraphPicture, number: int, box: Box) -> None:
-    marker, colour, _ = MARKERS[picture.shapes[number]]
-    diameter, left = _diameter(picture, number), box.x - box.width / 2
-    if picture.shapes[number] == "group":
+def _draw_node(canvas: Canvas, picture: GraphPicture, node: int, box: Box) -> None:
+    marker, colour, _ = MARKERS[picture.shapes[node]]
+    diameter, left = _diameter(picture, node), box.x - box.width / 2
+    if picture.shapes[node] == "group":
         canvas.rectangle(box, rounded=3.0, linewidth=0.8, facecolor="white", edgecolor=INK, zorder=2)
         left += _INSET
-    # A diamond of a given size is drawn wider than a circle of it.
+    # At the same marker size, matplotlib draws diamonds and squares larger than circles.
     size = canvas.scale * diameter * (0.75 if marker == "D" else 0.88 if marker == "s" else 1)
     middle = left + diameter / 2
     dot = Line2D([middle], [box.y], marker=marker, markersize=size, color=colour, ls="", zorder=3)
     dot.set(markeredgecolor="white", markeredgewidth=0.6 * canvas.scale)
     canvas.ax.add_line(dot)
-    if not (label := wrapped(picture.labels[number])):
+    if not (label := wrapped(picture.labels[node])):
         return
     halo = [withStroke(linewidth=2.4 * canvas.scale, foreground="white", alpha=0.9)]
-    note, right = picture.notes.get(number, ""), left + diameter + _BESIDE
+    note, right = picture.notes.get(node, ""), left + diameter + _BESIDE
     canvas.text_and_note(right, box.y, (label, _NODE_FONT), note, ha="left", path_effects=halo, zorder=5)
 
 
 def _draw_key(canvas: Canvas, picture: GraphPicture) -> None:
-    """What markers and colours mean, for those that occur, and the captions."""
-    found = [MARKERS[shape] for shape in MARKERS if shape in picture.shapes]
-    handles = [Line2D([], [], marker=marker, color=colour, ls="", label=name) for marker, colour, name in found]
+    """Draw the key of all markers and colours that occur, and the captions below it."""
+    markers = [MARKERS[shape] for shape in MARKERS if shape in picture.shapes]
+    handles = [Line2D([], [], marker=marker, color=colour, ls="", label=name) for marker, colour, name in markers]
     if "group" in picture.shapes:
         handles[-1].set(marker="s", markerfacecolor="white", markeredgewidth=0.8 * canvas.scale)
     for colour, name, occurs in (

@@ -1,9 +1,10 @@
-"""Where everything in the picture of an attribution graph goes, in points, without drawing any of it.
+"""The layout of an attribution graph: the place of every node, token and output in the picture, in points.
 
-Columns are token positions and rows are layers, upwards; tokens stand below, outputs on top. The nodes of one position
-and layer share a cell, side by side and, where the page is too narrow, in several lines. Every node's place is as wide
-as its label, every column as wide as its widest line and every row as high as its highest cell, so no two labels meet.
-Of several widths, that is taken at which the picture has to be made least smaller to stand on a page.
+Columns are token positions. Rows are layers, the first at the bottom; tokens stand below them and outputs above them.
+The nodes of one position and one layer share a cell, where they stand side by side or, if the page is too narrow, in
+several lines. A node's box includes its label; a column is as wide as its widest line and a row as high as its highest
+cell, so labels do not overlap. The layout tries several widths and takes the one that has to be shrunk least to fit on
+a page.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 Size: TypeAlias = tuple[float, float]
-"""Width and height, in points."""
+"""A width and a height, in points."""
 Cell: TypeAlias = tuple[int, float]
-"""Position and row."""
+"""A position and a row."""
 
 
 class Box(NamedTuple):
-    """A rectangle by its centre, in points."""
+    """A rectangle, given by its centre and its size in points."""
 
     x: float
     y: float
@@ -39,7 +40,7 @@ class Item(NamedTuple):
     row: float
     size: Size
     order: float
-    """Nodes of a cell stand from left to right by this."""
+    """Sort key by which the nodes of a cell stand from left to right."""
 
 
 class Output(NamedTuple):
@@ -52,34 +53,34 @@ class Output(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Distances, and the size that a picture keeps to where it can; in points."""
+    """Distances within a picture, and limits on its size, in points."""
 
     widest: float = 470.0
-    """Cells are folded into lines to stay within this width: that of a page of paper, with its margins."""
+    """Width of a printed page between its margins; cells are folded into lines to keep the picture within it."""
     tallest: float = 480.0
-    """Height that a picture and its text leave to the nodes of a page."""
+    """Height that a page leaves to nodes and tokens; a higher picture is shrunk."""
     wider: float = 1.7
-    """How much wider than the page a picture may be, where it would be even higher otherwise."""
+    """Factor by which a picture may be wider than the page, where a narrower one would be too high."""
     narrowest: float = 440.0
-    """A graph that needs less is spread out to this width."""
+    """Smallest width; a narrower graph is spread out to it."""
     lowest: float = 270.0
-    """A graph that needs less is spread out to this height."""
+    """Smallest height; a lower graph is spread out to it."""
     gap: float = 5.0
-    """Between two boxes of a line."""
+    """Distance between two boxes of a line."""
     line: float = 3.0
-    """Between two lines of a cell."""
+    """Distance between two lines of a cell."""
     row: float = 8.0
-    """Free above and below the nodes of a row, for edges."""
+    """Free space above and below the nodes of a row, for edges."""
     empty_row: float = 14.0
     """Height of a row without nodes."""
     margin: float = 12.0
-    """Between tokens and the first row, and between the last row and the outputs."""
+    """Distance between the tokens and the first row, and between the last row and the outputs."""
 
 
 @final
 @dataclass(frozen=True)
 class PlacedGraph:
-    """The finished layout; its origin is the lower left corner."""
+    """A finished layout; its origin is the lower left corner."""
 
     width: float
     height: float
@@ -89,63 +90,67 @@ class PlacedGraph:
     rows: dict[float, tuple[float, float]]
     """Bottom and top of each row's band."""
     upright_tokens: bool
-    """Whether tokens are written upwards, since columns are too narrow for them; their boxes are turned already."""
+    """Whether tokens are written upwards because columns are narrow; if so, the boxes of tokens are turned too."""
 
 
 def place(
     items: Sequence[Item], tokens: Sequence[Size], outputs: Sequence[Output], rows: Sequence[float], page: Page
 ) -> PlacedGraph:
-    """Lay out a graph: nodes in their cells, tokens below them, outputs above, ``rows`` from the lowest upwards."""
+    """Lay out a graph with the given ``rows``, the lowest first: nodes in cells, tokens below, outputs above."""
     cells: dict[Cell, list[int]] = defaultdict(list)
     for index in sorted(range(len(items)), key=lambda index: items[index].order):
         cells[items[index].position, items[index].row].append(index)
-    needed = sum((output.size[0] + page.gap for output in outputs), 0.0)
-    columns, lines, upright, _ = _columns(items, cells, tokens, needed, page)
-    right = np.cumsum(columns)
-    centres = right - columns / 2
+    outputs_width = sum((output.size[0] + page.gap for output in outputs), 0.0)
+    columns, lines, upright, _ = _columns(items, cells, tokens, outputs_width, page)
+    right_edges = np.cumsum(columns)
+    centres = right_edges - columns / 2
 
     heights = list(_row_heights(lines, items, rows, page).values())
-    turned = [size[::-1] if upright else size for size in tokens]
-    below = max((height for _, height in turned), default=0.0)
-    above = max((output.size[1] for output in outputs), default=0.0)
-    stretch = max(0.0, page.lowest - below - above - sum(heights)) / (len(rows) + 1)
-    base = below + page.margin + stretch / 2
+    token_sizes = [size[::-1] if upright else size for size in tokens]
+    tokens_height = max((height for _, height in token_sizes), default=0.0)
+    outputs_height = max((output.size[1] for output in outputs), default=0.0)
+    stretch = max(0.0, page.lowest - tokens_height - outputs_height - sum(heights)) / (len(rows) + 1)
+    base = tokens_height + page.margin + stretch / 2
     edges = base + np.cumsum([0.0, *(height + stretch for height in heights)])
     bands = dict(zip(rows, pairwise(edges.tolist()), strict=True))
     ceiling = float(edges[-1]) + page.margin + stretch / 2
 
     placed: dict[int, Box] = {}
-    for (position, row), folded in lines.items():
-        placed |= _in_cell(folded, items, float(centres[position]), sum(bands[row]) / 2, page)
+    for (position, row), cell_lines in lines.items():
+        placed |= _place_cell(cell_lines, items, float(centres[position]), sum(bands[row]) / 2, page)
     return PlacedGraph(
-        width=float(right[-1]),
-        height=ceiling + above,
+        width=float(right_edges[-1]),
+        height=ceiling + outputs_height,
         items=tuple(placed[index] for index in range(len(items))),
-        outputs=_on_top(outputs, centres, float(right[-1]), ceiling + above / 2, page.gap),
-        tokens=tuple(Box(float(x), below - size[1] / 2, *size) for x, size in zip(centres, turned, strict=True)),
+        outputs=_place_outputs(outputs, centres, float(right_edges[-1]), ceiling + outputs_height / 2, page.gap),
+        tokens=tuple(
+            Box(float(x), tokens_height - size[1] / 2, *size) for x, size in zip(centres, token_sizes, strict=True)
+        ),
         rows=bands,
         upright_tokens=upright,
     )
 
 
 class _Columns(NamedTuple):
+    """One way to divide a picture into columns, and how well it fits the page."""
+
     widths: npt.NDArray[np.float64]
     lines: dict[Cell, list[list[int]]]
-    """The nodes of each cell, line by line."""
+    """Indices of the nodes of each cell, line by line."""
     upright: bool
     scale: float
-    """How much smaller it has to be made for the page; 1 is not at all."""
+    """Factor that shrinks the picture to the page; 1 if it fits as it is."""
 
 
 def _columns(
-    items: Sequence[Item], cells: dict[Cell, list[int]], tokens: Sequence[Size], needed: float, page: Page
+    items: Sequence[Item], cells: dict[Cell, list[int]], tokens: Sequence[Size], outputs_width: float, page: Page
 ) -> _Columns:
-    """The columns that have to be made least smaller, of several widths, with tokens written flat and upwards."""
+    """Try several widths, with horizontal and upright tokens; return the columns that have to be shrunk least."""
     candidates: list[_Columns] = []
-    widest_of = np.geomspace(page.widest, page.widest * page.wider, 5 if page.wider > 1 else 1).tolist()
-    for widest, upright in product(widest_of, (False, True)):
-        widths = _widths(items, cells, [size[1 if upright else 0] for size in tokens], widest, page)
-        widths = widths * max(1.0, page.narrowest / widths.sum(), needed / widths.sum())
+    width_limits = np.geomspace(page.widest, page.widest * page.wider, 5 if page.wider > 1 else 1).tolist()
+    for limit, upright in product(width_limits, (False, True)):
+        widths = _widths(items, cells, [size[1 if upright else 0] for size in tokens], limit, page)
+        widths = widths * max(1.0, page.narrowest / widths.sum(), outputs_width / widths.sum())
         lines = {cell: _folded(cells[cell], items, widths[cell[0]] - 2 * page.gap, page.gap) for cell in cells}
         heights = _row_heights(lines, items, {row for _, row in cells}, page)
         height = sum(heights.values()) + max((size[0 if upright else 1] for size in tokens), default=0.0)
@@ -157,67 +162,75 @@ def _columns(
 def _row_heights(
     lines: dict[Cell, list[list[int]]], items: Sequence[Item], rows: Iterable[float], page: Page
 ) -> dict[float, float]:
-    needs = {
+    heights = {
         row: max((_height(lines[cell], items, page) for cell in lines if cell[1] == row), default=0.0) for row in rows
     }
-    return {row: need + 2 * page.row if need else page.empty_row for row, need in needs.items()}
+    return {row: height + 2 * page.row if height else page.empty_row for row, height in heights.items()}
 
 
 def _widths(
-    items: Sequence[Item], cells: dict[Cell, list[int]], tokens: Sequence[float], widest: float, page: Page
+    items: Sequence[Item], cells: dict[Cell, list[int]], tokens: Sequence[float], limit: float, page: Page
 ) -> npt.NDArray[np.float64]:
-    """Columns as wide as their cells; rows are given more lines, those first that gain most, until all columns fit."""
-    needs = {cell: _widths_by_lines(members, items, page.gap) for cell, members in cells.items()}
+    """Return widths of columns; rows that spare most width get more lines, until all columns fit within ``limit``."""
+    options = {cell: _widths_by_lines(members, items, page.gap) for cell, members in cells.items()}
     lines = dict.fromkeys((row for _, row in cells), 1)
     while True:
-        now = {cell: _at(needs[cell], lines[cell[1]]) for cell in cells}
+        cell_widths = {cell: _width_at(options[cell], lines[cell[1]]) for cell in cells}
         widths = np.array(tokens)
-        for (position, _), width in now.items():
+        for (position, _), width in cell_widths.items():
             widths[position] = max(widths[position], width)
-        # Only the widest cell of a column holds it open.
-        held = [cell for cell in cells if now[cell] == widths[cell[0]]]
-        best = max(((*_gain(held, needs, lines[row], row, tokens), row) for row in lines), default=(0.0, 0, 0.0))
-        if widths.sum() + 2 * page.gap * len(widths) <= widest or best[0] <= 0:
+        # A column becomes narrower only if its widest cells do.
+        widest_cells = [cell for cell in cells if cell_widths[cell] == widths[cell[0]]]
+        gains = [(*_gain(widest_cells, options, lines[row], row, tokens), row) for row in lines]
+        spared, added_lines, row = max(gains, default=(0.0, 0, 0.0))
+        if widths.sum() + 2 * page.gap * len(widths) <= limit or spared <= 0:
             return widths + 2 * page.gap
-        lines[best[2]] += best[1]
+        lines[row] += added_lines
 
 
 def _gain(
-    held: Sequence[Cell], needs: dict[Cell, list[float]], lines: int, row: float, tokens: Sequence[float]
+    widest_cells: Sequence[Cell], options: dict[Cell, list[float]], lines: int, row: float, tokens: Sequence[float]
 ) -> tuple[float, int]:
-    """How much width more lines of a row spare, by line, and how many it takes: one may be no use where two are."""
-    here = [cell for cell in held if cell[1] == row]
-    deepest = max((len(needs[cell]) for cell in here), default=0)
+    """Return the largest width that a row spares per added line, and that number of lines.
+
+    Several lines are tried at once, because one more line may spare nothing where two more do.
+    """
+    cells = [cell for cell in widest_cells if cell[1] == row]
+    most_lines = max((len(options[cell]) for cell in cells), default=0)
     best = (0.0, 1)
-    for more in range(1, deepest - lines + 1):
-        spared = (_at(needs[cell], lines) - max(_at(needs[cell], lines + more), tokens[cell[0]]) for cell in here)
-        best = max(best, (sum(spared) / more, more))
+    for added in range(1, most_lines - lines + 1):
+        spared = (
+            _width_at(options[cell], lines) - max(_width_at(options[cell], lines + added), tokens[cell[0]])
+            for cell in cells
+        )
+        best = max(best, (sum(spared) / added, added))
     return best
 
 
-def _at(widths: Sequence[float], lines: int) -> float:
-    """Width of a cell in some lines; it has no use for more than it has nodes."""
+def _width_at(widths: Sequence[float], lines: int) -> float:
+    """Return the width of a cell that may use ``lines`` lines; it uses at most one line per node."""
     return widths[min(lines, len(widths)) - 1]
 
 
 def _widths_by_lines(members: Sequence[int], items: Sequence[Item], gap: float) -> list[float]:
-    """Width of a cell folded into at most 1, 2, ... lines."""
-    found: list[float] = []
+    """Return the widths of a cell that is folded into at most 1, 2, ... lines."""
+    widths: list[float] = []
     for count in range(1, len(members) + 1):
-        width = max(_length(line, items, gap) for line in _in_lines(members, count))
-        found.append(min([width, *found[-1:]]))
-    return found
+        width = max(_length(line, items, gap) for line in _split(members, count))
+        widths.append(min([width, *widths[-1:]]))
+    return widths
 
 
-def _in_lines(members: Sequence[int], count: int) -> list[list[int]]:
-    full = -(-len(members) // count)
-    return [list(members[start : start + full]) for start in range(0, len(members), full)]
+def _split(members: Sequence[int], count: int) -> list[list[int]]:
+    """Split nodes into at most ``count`` lines of equal length; the last may be shorter."""
+    length = -(-len(members) // count)
+    return [list(members[start : start + length]) for start in range(0, len(members), length)]
 
 
 def _folded(members: Sequence[int], items: Sequence[Item], width: float, gap: float) -> list[list[int]]:
-    """The nodes of a cell in the fewest equally full lines that keep to ``width``."""
+    """Fold the nodes of a cell into the fewest equally full lines that are at most ``width`` wide."""
     for count in range(1, len(members) + 1):
-        lines = _in_lines(members, count)
+        lines = _split(members, count)
         if max(_length(line, items, gap) for line in lines) <= width + 1e-6:
             return lines
     return [[index] for index in members]
@@ -231,8 +244,10 @@ def _height(lines: Sequence[Sequence[int]], items: Sequence[Item], page: Page) -
     return sum(max(items[index].size[1] for index in line) + page.line for line in lines) - page.line
 
 
-def _in_cell(lines: Sequence[Sequence[int]], items: Sequence[Item], x: float, y: float, page: Page) -> dict[int, Box]:
-    """The lines of a cell one below the other, centred at a point."""
+def _place_cell(
+    lines: Sequence[Sequence[int]], items: Sequence[Item], x: float, y: float, page: Page
+) -> dict[int, Box]:
+    """Place the lines of a cell below each other, centred at a point."""
     placed: dict[int, Box] = {}
     top = y + _height(lines, items, page) / 2
     for line in lines:
@@ -246,25 +261,27 @@ def _in_cell(lines: Sequence[Sequence[int]], items: Sequence[Item], x: float, y:
     return placed
 
 
-def _on_top(
+def _place_outputs(
     outputs: Sequence[Output], centres: npt.NDArray[np.float64], width: float, y: float, gap: float
 ) -> tuple[Box, ...]:
-    """Outputs in one line, those of one position side by side over its column or as near to it as there is room."""
+    """Place the outputs in one line; those of a position stand side by side, as near to their column as possible."""
     blocks: dict[int, list[int]] = defaultdict(list)
     for index, output in enumerate(outputs):
         blocks[output.position].append(index)
     lengths = {position: sum(outputs[index].size[0] + gap for index in blocks[position]) for position in blocks}
-    lefts: dict[int, float] = {}
-    free = 0.0
+    left_edges: dict[int, float] = {}
+    # From left to right, a block moves right until it is clear of the block before it.
+    border = 0.0
     for position in sorted(blocks):
-        lefts[position] = max(free, centres[position] - lengths[position] / 2)
-        free = lefts[position] + lengths[position]
-    free = width + gap / 2
+        left_edges[position] = max(border, centres[position] - lengths[position] / 2)
+        border = left_edges[position] + lengths[position]
+    # From right to left, blocks that leave the picture on the right are moved back.
+    border = width + gap / 2
     for position in sorted(blocks, reverse=True):
-        lefts[position] = free = min(lefts[position], free - lengths[position])
+        left_edges[position] = border = min(left_edges[position], border - lengths[position])
     placed: dict[int, Box] = {}
     for position, members in blocks.items():
-        left = lefts[position] + gap / 2
+        left = left_edges[position] + gap / 2
         for index in members:
             placed[index] = Box(left + outputs[index].size[0] / 2, y, *outputs[index].size)
             left += outputs[index].size[0] + gap

@@ -1,4 +1,4 @@
-"""Which part of an attribution graph is drawn, as plain columns that know nothing of the engine."""
+"""The part of an attribution graph that is drawn, as plain columns that do not depend on the attribution code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from open_clt.transcoders.feature import Feature
 from open_clt.visualization.labels import token_label
 
 Shape: TypeAlias = Literal["feature", "error", "other", "group", "token", "output"]
-"""What a node looks like; ``other`` are biases, positional embeddings and whole MLP outputs, ``group`` a supernode."""
+"""Shape of a node: ``other`` means a bias, positional embedding or whole MLP output; ``group`` means a supernode."""
 
 _SHAPES: dict[NodeKind, Shape] = {
     NodeKind.FEATURE: "feature",
@@ -37,39 +37,43 @@ _SHAPES: dict[NodeKind, Shape] = {
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GraphPicture:
-    """A graph as it is drawn: columns with one entry per node, and edges between nodes by their number."""
+    """A graph as it is drawn: columns with one entry per node, and edges that name nodes by their index."""
 
     shapes: tuple[Shape, ...]
     rows: tuple[float, ...]
-    """Height of each node that is neither token nor output: its layer, or half a layer less for what a layer's features
-    read, so that edges lead upwards; -1 is the input. A supernode stands between what feeds it and what it feeds."""
+    """Height of each node in layers, which matters for nodes that are neither tokens nor outputs; -1 is the input.
+
+    A bias stands half a layer lower than the features that read it, and a supernode stands between its sources and its
+    targets, so that edges lead upwards."""
     positions: tuple[int, ...]
     labels: tuple[str, ...]
-    """What stands beside a node, or within an output; empty for nothing."""
+    """Text beside each node or within each output; empty for a node without a label."""
     notes: Mapping[int, str] = field(default_factory=dict[int, str])
-    """A second, smaller line within some supernodes and outputs, by their number."""
+    """Second, smaller line of a supernode or an output, by node index."""
     influence: npt.NDArray[np.float64]
-    """Sets the area of a node."""
+    """Influence of each node, which sets the area of its marker."""
     sources: npt.NDArray[np.int64]
+    """Node index of the source of each edge."""
     targets: npt.NDArray[np.int64]
+    """Node index of the target of each edge."""
     weights: npt.NDArray[np.float64]
-    """Signed; one per edge."""
+    """Signed weight of each edge."""
     tokens: tuple[str, ...]
-    """All tokens of the prompt, also those without a node."""
+    """All tokens of the prompt, including those without a node."""
     n_layers: int
     caption: str = ""
     missing: str = ""
-    """What the reader must know of rows that do not add up."""
+    """Line that warns of rows that do not add up; empty if they do."""
     alarming: bool = False
-    """Whether they should."""
+    """Whether ``missing`` reports an error, because the rows of this kind of graph should add up."""
 
     def of(self, *shapes: Shape) -> list[int]:
-        """Numbers of the nodes that look like one of these."""
-        return [number for number, shape in enumerate(self.shapes) if shape in shapes]
+        """Return the indices of the nodes that have one of these shapes."""
+        return [node for node, shape in enumerate(self.shapes) if shape in shapes]
 
 
 class _Unit(NamedTuple):
-    """A node, or a supernode, before it is known whether it is drawn."""
+    """A node or supernode that may be drawn."""
 
     shape: Shape
     row: float
@@ -81,52 +85,52 @@ class _Unit(NamedTuple):
 def picture_of(
     drawn: AttributionGraph | GroupedGraph, max_nodes: int, max_edges: int, kinds: Sequence[Shape]
 ) -> GraphPicture:
-    """The outputs, the tokens, the most influential nodes between them, and the edges that carry most influence."""
+    """Select outputs, tokens, the most influential nodes between them, and the edges that carry most influence."""
     grouped = isinstance(drawn, GroupedGraph)
     graph = drawn.graph if grouped else drawn
     units = _grouped_units(drawn) if grouped else _units(graph)
-    edges, influence, measured = drawn.edges, drawn.influence(), drawn.influence_graph
+    edges, influence, influence_graph = drawn.edges, drawn.influence(), drawn.influence_graph
     ends = torch.tensor([unit.shape in ("token", "output") for unit in units])
     eligible = torch.tensor([unit.shape in (*kinds, "group") for unit in units]) & (influence > 0)
-    kept = ends | _largest(influence.where(eligible, 0), max_nodes)
-    between = kept[edges.source] & kept[edges.target]
-    carried = measured.shares.float() * (influence + measured.outputs)[edges.target]
-    lines = _strongest(edges, carried.masked_fill(~between, 0), max_edges)
-    number = kept.cumsum(0) - 1
-    shown = [units[place] for place in kept.nonzero()[:, 0].tolist()]
+    drawn_nodes = ends | _largest(influence.where(eligible, 0), max_nodes)
+    between = drawn_nodes[edges.source] & drawn_nodes[edges.target]
+    carried = influence_graph.shares.float() * (influence + influence_graph.outputs)[edges.target]
+    drawn_edges = _strongest(edges, carried.masked_fill(~between, 0), max_edges)
+    index_in_picture = drawn_nodes.cumsum(0) - 1
+    shown = [units[node] for node in drawn_nodes.nonzero()[:, 0].tolist()]
     picture = GraphPicture(
         shapes=tuple(unit.shape for unit in shown),
         rows=tuple(unit.row for unit in shown),
         positions=tuple(unit.position for unit in shown),
         labels=tuple(unit.label for unit in shown),
-        notes={place: unit.note for place, unit in enumerate(shown) if unit.note},
-        influence=influence[kept].double().numpy(),
-        sources=number[edges.source[lines]].numpy(),
-        targets=number[edges.target[lines]].numpy(),
-        weights=edges.weight[lines].double().numpy(),
+        notes={index: unit.note for index, unit in enumerate(shown) if unit.note},
+        influence=influence[drawn_nodes].double().numpy(),
+        sources=index_in_picture[edges.source[drawn_edges]].numpy(),
+        targets=index_in_picture[edges.target[drawn_edges]].numpy(),
+        weights=edges.weight[drawn_edges].double().numpy(),
         tokens=tuple(graph.info.token_strings),
         n_layers=graph.info.n_layers,
-        caption=_caption(influence[~ends], kept[~ends], len(lines), int(between.sum())),
+        caption=_caption(influence[~ends], drawn_nodes[~ends], len(drawn_edges), int(between.sum())),
         missing=graph.missing(),
         alarming=not graph.info.compatible,
     )
-    return replace(picture, rows=_rows(picture))
+    return replace(picture, rows=_rows_with_edges_upwards(picture))
 
 
 def _largest(values: Float[Tensor, "node"], count: int) -> Bool[Tensor, "node"]:
-    """Where the largest few stand, of those that are more than nothing."""
-    best = values.topk(min(count, len(values))).indices
-    return torch.zeros(len(values), dtype=torch.bool).index_fill(0, best[values[best] > 0], True)
+    """Return a mask of the ``count`` largest values, without those that are not positive."""
+    largest = values.topk(min(count, len(values))).indices
+    return torch.zeros(len(values), dtype=torch.bool).index_fill(0, largest[values[largest] > 0], True)
 
 
 def _units(graph: AttributionGraph) -> list[_Unit]:
     nodes = graph.nodes
     rows = (nodes.layer - 0.5 * (nodes.kind == NodeKind.BIAS)).tolist()
     shapes: list[Shape] = [_SHAPES[NodeKind(kind)] for kind in nodes.kind.tolist()]
-    labels = [_label(graph, number) for number in range(graph.n_nodes)]
-    is_token = (nodes.kind == NodeKind.LOGIT).tolist()
-    chances = [_percent(weight) * said for weight, said in zip(nodes.weight.tolist(), is_token, strict=True)]
-    columns = zip(shapes, rows, nodes.position.tolist(), labels, chances, strict=True)
+    labels = [_label(graph, node_index) for node_index in range(graph.n_nodes)]
+    is_logit = (nodes.kind == NodeKind.LOGIT).tolist()
+    notes = [_percent(weight) if logit else "" for weight, logit in zip(nodes.weight.tolist(), is_logit, strict=True)]
+    columns = zip(shapes, rows, nodes.position.tolist(), labels, notes, strict=True)
     return [_Unit(shape, row, position, label, note) for shape, row, position, label, note in columns]
 
 
@@ -134,13 +138,13 @@ def _percent(share: float) -> str:
     return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
-def _label(graph: AttributionGraph, number: int) -> str:
-    node = graph.node(number)
+def _label(graph: AttributionGraph, node_index: int) -> str:
+    node = graph.node(node_index)
     match node.kind:
         case NodeKind.FEATURE:
             return graph.labels.get(Feature(node.layer, node.index), str(node.index))
         case NodeKind.LOGIT:
-            return token_label(graph.info.target_names[number - graph.n_nodes])
+            return token_label(graph.info.target_names[node_index - graph.n_nodes])
         case NodeKind.TARGET:
             return node.label
         case _:
@@ -148,21 +152,23 @@ def _label(graph: AttributionGraph, number: int) -> str:
 
 
 def _grouped_units(grouped: GroupedGraph) -> list[_Unit]:
-    """Supernodes as one unit each, where most of their influence is; all other nodes as they are."""
+    """Return one unit per group: a supernode becomes a new unit, and a group of one node keeps that node's unit."""
     units, ids, influence = _units(grouped.graph), grouped.graph.ids(), grouped.graph.influence().tolist()
     members: list[list[int]] = [[] for _ in grouped.groups]
-    for node, number in enumerate(grouped.group_of.tolist()):
-        members[number].append(node)
-    found: list[_Unit] = []
-    for joined, inside in zip(grouped.groups, members, strict=True):
-        if [ids[inside[0]]] == [joined.label, *joined.members[1:]]:
-            found.append(units[inside[0]])
+    for node, group_index in enumerate(grouped.group_of.tolist()):
+        members[group_index].append(node)
+    grouped_units: list[_Unit] = []
+    for group, nodes in zip(grouped.groups, members, strict=True):
+        if [ids[nodes[0]]] == [group.label, *group.members[1:]]:
+            grouped_units.append(units[nodes[0]])
         else:
-            found.append(_joined(joined.label, [units[node] for node in inside], [influence[node] for node in inside]))
-    return found
+            joined = _joined(group.label, [units[node] for node in nodes], [influence[node] for node in nodes])
+            grouped_units.append(joined)
+    return grouped_units
 
 
 def _joined(label: str, members: Sequence[_Unit], influence: Sequence[float]) -> _Unit:
+    """Join nodes into one unit, which stands at the position that holds most of their influence."""
     shares = np.array(influence) + 1e-12
     rows, positions = np.array([unit.row for unit in members]), np.array([unit.position for unit in members])
     position = int(np.bincount(positions, weights=shares).argmax())
@@ -170,10 +176,10 @@ def _joined(label: str, members: Sequence[_Unit], influence: Sequence[float]) ->
         f"{len(members)} nodes" if len({unit.shape for unit in members}) > 1 else _count(members[0].shape, len(members))
     )
     layers = sorted({int(np.ceil(row)) for row in rows})
-    where = "" if layers[0] < 0 else f", L{layers[0]}" if len(layers) == 1 else f", L{layers[0]}–{layers[-1]}"
+    layer_range = "" if layers[0] < 0 else f", L{layers[0]}" if len(layers) == 1 else f", L{layers[0]}–{layers[-1]}"
     if any(unit.shape == "output" for unit in members):
         return _Unit("output", float(rows.max()), position, label, note)
-    return _Unit("group", float(np.average(rows, weights=shares)), position, label, note + where)
+    return _Unit("group", float(np.average(rows, weights=shares)), position, label, note + layer_range)
 
 
 def _count(shape: Shape, count: int) -> str:
@@ -182,44 +188,44 @@ def _count(shape: Shape, count: int) -> str:
 
 
 def _strongest(edges: Edges, carried: Float[Tensor, "edge"], count: int) -> Int[Tensor, "drawn"]:
-    """The edges that carry most, and the strongest from and to every node, so that none hangs in the air."""
+    """Return the edges that carry most, and the strongest from and to every node, so that every node is connected."""
     order = carried.argsort(descending=True, stable=True)
     order = order[carried[order] > 0]
-    chosen = torch.arange(len(order)) < count
+    is_drawn = torch.arange(len(order)) < count
     for ends in (edges.source, edges.target):
-        chosen[torch.from_numpy(np.unique(ends[order].numpy(), return_index=True)[1])] = True
-    return order[chosen]
+        is_drawn[torch.from_numpy(np.unique(ends[order].numpy(), return_index=True)[1])] = True
+    return order[is_drawn]
 
 
-def _rows(picture: GraphPicture) -> tuple[float, ...]:
-    """Heights of all nodes, supernodes moved to where edges lead upwards, as little as can be."""
+def _rows_with_edges_upwards(picture: GraphPicture) -> tuple[float, ...]:
+    """Return the heights of all nodes, after moving supernodes as little as needed to let their edges lead upwards."""
     rows = list(picture.rows)
-    below: dict[int, list[int]] = {number: [] for number in range(len(rows))}
-    above: dict[int, list[int]] = {number: [] for number in range(len(rows))}
+    below: dict[int, list[int]] = {node: [] for node in range(len(rows))}
+    above: dict[int, list[int]] = {node: [] for node in range(len(rows))}
     for source, target in zip(picture.sources.tolist(), picture.targets.tolist(), strict=True):
         below[target].append(source)
         above[source].append(target)
     groups = sorted(picture.of("group"), key=rows.__getitem__)
-    # Supernodes move one another, upwards first; what then still has no room between its neighbours stays where it is.
-    for number in [*groups, *reversed(groups), *groups]:
-        lowest = max((rows[other] for other in below[number]), default=-2.0)
-        highest = min((rows[other] for other in above[number]), default=float(picture.n_layers))
-        rows[number] = _between(lowest, highest, picture.rows[number])
+    # A supernode that moves may displace its neighbours, so there are three passes: upwards, downwards, upwards.
+    for node in [*groups, *reversed(groups), *groups]:
+        lowest = max((rows[source] for source in below[node]), default=-2.0)
+        highest = min((rows[target] for target in above[node]), default=float(picture.n_layers))
+        rows[node] = _between(lowest, highest, picture.rows[node])
     return tuple(rows)
 
 
-def _between(lowest: float, highest: float, wanted: float) -> float:
-    """The half layer nearest to a height that lies between two others; their middle if none does."""
+def _between(lowest: float, highest: float, preferred: float) -> float:
+    """Return the half layer between two heights that is nearest to ``preferred``, or their middle if there is none."""
     halves = np.arange(np.floor(2 * lowest) + 1, np.ceil(2 * highest)) / 2
     if not len(halves):
         return (lowest + highest) / 2
-    return float(halves[np.abs(halves - wanted).argmin()])
+    return float(halves[np.abs(halves - preferred).argmin()])
 
 
 def _caption(influence: Float[Tensor, "inner"], shown: Bool[Tensor, "inner"], edges: int, all_edges: int) -> str:
     nodes, all_nodes = int(shown.sum()), len(shown)
     share = float(influence[shown].sum() / influence.sum().clamp(min=1e-30))
-    which = f"All {nodes} nodes" if nodes == all_nodes else f"{nodes} of {all_nodes} nodes"
-    held = "" if nodes == all_nodes else f", with {share:.0%} of their influence"
-    among = "all" if edges == all_edges else f"{edges} of"
-    return f"{which} between tokens and outputs{held}; {among} {all_edges} edges."
+    node_count = f"All {nodes} nodes" if nodes == all_nodes else f"{nodes} of {all_nodes} nodes"
+    influence_share = "" if nodes == all_nodes else f", with {share:.0%} of their influence"
+    edge_count = f"all {all_edges} edges" if edges == all_edges else f"{edges} of {all_edges} edges"
+    return f"{node_count} between tokens and outputs{influence_share}; {edge_count}."
