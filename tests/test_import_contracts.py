@@ -1,4 +1,4 @@
-"""The import contracts hold, and each of them would notice: one violation is planted, and it fails."""
+"""The import contracts hold, and each of them fails when a violation is planted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONTRACTS = {
     ]["contracts"]
 }
 
-# contract -> the files that break it and no other
+# For each contract, files that break this contract and no other.
 VIOLATIONS = {
     "layers": {"open_clt/replacement/planted.py": "from open_clt import training\n"},
     "language-model": {"open_clt/replacement/planted.py": "import transformer_lens\n"},
@@ -44,10 +44,10 @@ def broken_contracts(folder: Path) -> set[str]:
 
 @pytest.fixture
 def copy(tmp_path: Path, repository: Path) -> Path:
-    """The package's source and its contracts, to be spoilt."""
+    """A copy of the package's source and its contracts, in which violations can be planted."""
     shutil.copy(repository / "pyproject.toml", tmp_path)
-    only_source = shutil.ignore_patterns("__pycache__", "*.safetensors")
-    shutil.copytree(repository / "open_clt", tmp_path / "open_clt", ignore=only_source)
+    ignore = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    shutil.copytree(repository / "open_clt", tmp_path / "open_clt", ignore=ignore)
     return tmp_path
 
 
@@ -56,12 +56,12 @@ def test_contracts_hold(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)
-def test_contract_notices_a_violation(copy: Path, contract: str) -> None:
+def test_a_contract_fails_on_a_violation(copy: Path, contract: str) -> None:
     for path, source in VIOLATIONS[contract].items():
         (copy / path).write_text(source)
     assert broken_contracts(copy) == {CONTRACTS[contract]}
 
 
-def test_a_module_without_a_place_in_the_order_is_noticed(copy: Path) -> None:
+def test_a_module_that_is_missing_from_the_layers_is_a_violation(copy: Path) -> None:
     (copy / "open_clt" / "utils.py").write_text("")
     assert broken_contracts(copy) == {CONTRACTS["layers"]}

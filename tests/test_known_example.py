@@ -1,4 +1,4 @@
-"""The example that people know: the calls of this API as they write them, on the embedded model and two sentences."""
+"""The known example of this API: its calls as users write them, on the embedded model and two sentences."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def clt() -> OpenCrossLayerTranscoder:
 
 
 def drawn(figure: Figure) -> Any:
-    """What a figure's first axes show: its image, or the widths of its bars, or the places of its points."""
+    """The data of a figure's first axes: its image, the widths of its bars, or the coordinates of its points."""
     ax = figure.axes[0]
     if ax.images:
         return np.asarray(ax.images[0].get_array())
@@ -51,11 +51,11 @@ def drawn(figure: Figure) -> Any:
     return np.asarray(ax.collections[0].get_offsets())
 
 
-def test_two_sentences_train_a_transcoder(tiny_gpt2: LanguageModel) -> None:
+def test_a_transcoder_can_be_trained_on_two_sentences(tiny_gpt2: LanguageModel) -> None:
     clt = OpenCrossLayerTranscoder(tiny_gpt2, num_features=20)
     before = {name: tensor.clone() for name, tensor in clt.transcoder.state_dict().items()}
-    record = clt.train_transcoder(texts=TEXTS, batch_size=2, num_epochs=3, learning_rate=1e-4, progress=False)
-    assert record.steps >= 3
+    result = clt.train_transcoder(texts=TEXTS, batch_size=2, num_epochs=3, learning_rate=1e-4, progress=False)
+    assert result.steps >= 3
     assert any(not torch.equal(tensor, before[name]) for name, tensor in clt.transcoder.state_dict().items())
 
 
@@ -83,20 +83,20 @@ def test_a_replacement_model_needs_one_prompt(clt: OpenCrossLayerTranscoder, pro
         replacement.generate(**prompts)
 
 
-def test_a_transcoder_saved_as_a_pt_file_is_a_directory_and_is_read_again(
+def test_a_transcoder_saved_as_a_pt_file_is_a_directory_that_can_be_loaded(
     clt: OpenCrossLayerTranscoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "transcoder.pt"
     clt.save_model(str(path))
     assert path.is_dir()
     assert [str(path) in record.message for record in caplog.records] == [True]
-    again = OpenCrossLayerTranscoder(clt.language_model, num_features=30)
-    again.load_model(str(path))
-    weights = again.transcoder.state_dict()
+    loaded = OpenCrossLayerTranscoder(clt.language_model, num_features=30)
+    loaded.load_model(str(path))
+    weights = loaded.transcoder.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in clt.transcoder.state_dict().items())
 
 
-def test_a_transcoder_saved_under_a_directory_name_needs_no_word(
+def test_saving_to_a_directory_does_not_warn(
     clt: OpenCrossLayerTranscoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clt.save_model(tmp_path / "transcoder")
@@ -118,16 +118,16 @@ def test_a_figure_is_drawn_from_a_transcoder_and_a_text(
     values = drawn(figure)
     assert values.size > 0
     assert np.abs(values).max() > 0
-    other = drawn(draw(clt, TEXTS[0]))
-    assert values.shape != other.shape or not np.array_equal(values, other)
+    other_values = drawn(draw(clt, TEXTS[0]))
+    assert values.shape != other_values.shape or not np.array_equal(values, other_values)
 
 
 @pytest.mark.parametrize("draw", FIGURES_OF_TEXTS)
-def test_a_text_alone_is_drawn_as_a_list_of_one(clt: OpenCrossLayerTranscoder, draw: Draw) -> None:
+def test_a_single_text_is_drawn_like_a_list_of_one_text(clt: OpenCrossLayerTranscoder, draw: Draw) -> None:
     np.testing.assert_array_equal(drawn(draw(clt, TEXTS[1])), drawn(draw(clt, [TEXTS[1]])))
 
 
-def test_a_heatmap_of_a_text_shows_what_the_facade_shows(clt: OpenCrossLayerTranscoder) -> None:
+def test_a_heatmap_of_a_text_equals_the_heatmap_of_the_facade(clt: OpenCrossLayerTranscoder) -> None:
     heatmap = drawn(visualize_feature_heatmap(clt, TEXTS[1], top_n=7))
     np.testing.assert_array_equal(heatmap, drawn(clt.visualize_feature_activations(TEXTS[1], top_n=7)))
     assert heatmap.max() == pytest.approx(clt.get_top_features(TEXTS[1], top_n=1)[0].activation)
@@ -163,14 +163,14 @@ def test_a_heatmap_of_several_texts_is_refused(clt: OpenCrossLayerTranscoder, te
         visualize_feature_heatmap(clt, texts)
 
 
-def test_layers_in_the_place_of_texts_are_refused(clt: OpenCrossLayerTranscoder) -> None:
+def test_layers_instead_of_texts_are_refused(clt: OpenCrossLayerTranscoder) -> None:
     with pytest.raises(ConfigError):
         visualize_feature_embedding(clt, [0, 1, 2])
     with pytest.raises(TextError):
         visualize_feature_importance(clt, [])
 
 
-def test_a_model_and_a_transcoder_come_as_one_object_or_as_two(
+def test_a_model_and_its_transcoder_can_be_one_object_or_two(
     clt: OpenCrossLayerTranscoder, tiny_gpt2: LanguageModel
 ) -> None:
     assert transcoded_model(None, clt) is clt
@@ -180,7 +180,9 @@ def test_a_model_and_a_transcoder_come_as_one_object_or_as_two(
         assert pair.transcoder is clt.transcoder
 
 
-def test_half_of_a_model_and_its_transcoder_is_refused(clt: OpenCrossLayerTranscoder) -> None:
+def test_a_model_without_a_transcoder_and_a_transcoder_without_a_model_are_refused(
+    clt: OpenCrossLayerTranscoder,
+) -> None:
     for model, transcoder in ((None, clt.transcoder), (clt.language_model, None), (clt, TEXTS), (None, None)):
         with pytest.raises(ConfigError):
             transcoded_model(model, transcoder)

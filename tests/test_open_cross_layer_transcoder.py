@@ -1,4 +1,4 @@
-"""The facade, as people know it: train, look, trace, save, load."""
+"""The facade: training, features, attribution graphs, saving and loading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clt() -> OpenCrossLayerTranscoder:
     return OpenCrossLayerTranscoder.from_pretrained("embedded")
 
 
-def test_the_answer_is_the_first_output_of_its_graph(clt: OpenCrossLayerTranscoder, tmp_path: Path) -> None:
+def test_the_likeliest_token_is_the_first_output_of_the_graph(clt: OpenCrossLayerTranscoder, tmp_path: Path) -> None:
     graph = clt.create_attribution_graph(PROMPT, threshold=0.7, save_path=tmp_path / "graph.png")
     assert graph.info.target_names[0] == " Austin"
     assert (tmp_path / "graph.png").stat().st_size > 10_000
@@ -30,7 +30,7 @@ def test_the_answer_is_the_first_output_of_its_graph(clt: OpenCrossLayerTranscod
     assert AttributionGraph.load(tmp_path / "graph").info.prompt == PROMPT
 
 
-def test_graphs_take_the_settings_of_attribution_and_can_be_held_against_the_model(
+def test_graphs_take_the_settings_of_attribution_and_their_faithfulness_can_be_measured(
     clt: OpenCrossLayerTranscoder,
 ) -> None:
     texts = [PROMPT, "The capital of France is"]
@@ -55,24 +55,27 @@ def test_top_features_are_the_largest_activations(clt: OpenCrossLayerTranscoder,
 
 
 def test_training_then_save_and_load_gives_the_same_features(clt: OpenCrossLayerTranscoder, tmp_path: Path) -> None:
-    mine = OpenCrossLayerTranscoder(clt.language_model, num_features=64, seed=3)
+    trained = OpenCrossLayerTranscoder(clt.language_model, num_features=64, seed=3)
     with refuses(OpenCLTError):
-        mine.get_feature_activations(PROMPT)
-    record = mine.train_transcoder(generate_texts(600, seed=5), batch_size=128, learning_rate=5e-3, progress=False)
-    assert record.metrics is not None
-    assert record.metrics.fvu < 1
-    mine.save_model(tmp_path / "saved")
-    again = OpenCrossLayerTranscoder(clt.language_model)
-    again.load_model(tmp_path / "saved")
-    for one, other in zip(
-        mine.get_feature_activations(PROMPT).layers, again.get_feature_activations(PROMPT).layers, strict=True
+        trained.get_feature_activations(PROMPT)
+    result = trained.train_transcoder(generate_texts(600, seed=5), batch_size=128, learning_rate=5e-3, progress=False)
+    assert result.metrics is not None
+    assert result.metrics.fvu < 1
+    trained.save_model(tmp_path / "saved")
+    loaded = OpenCrossLayerTranscoder(clt.language_model)
+    loaded.load_model(tmp_path / "saved")
+    for layer, loaded_layer in zip(
+        trained.get_feature_activations(PROMPT).layers, loaded.get_feature_activations(PROMPT).layers, strict=True
     ):
-        assert torch.equal(one.dense(), other.dense())
+        assert torch.equal(layer.dense(), loaded_layer.dense())
 
 
 def test_a_transcoder_of_another_shape_is_refused(tiny_gpt2: LanguageModel) -> None:
-    other = OpenCrossLayerTranscoder(tiny_gpt2, num_features=32)
+    clt = OpenCrossLayerTranscoder(tiny_gpt2, num_features=32)
     with refuses(ConfigError, tiny_gpt2.name):
-        other.load_model(Path(__file__).parent.parent / "open_clt" / "embedded" / "transcoder")
-    with refuses(CheckpointError):
+        clt.load_model(Path(__file__).parent.parent / "open_clt" / "embedded" / "transcoder")
+
+
+def test_a_name_without_a_transcoder_that_ships_is_refused() -> None:
+    with refuses(CheckpointError, "gpt5", "embedded"):
         OpenCrossLayerTranscoder.from_pretrained("gpt5")

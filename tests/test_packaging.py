@@ -1,4 +1,4 @@
-"""One truth about versions: ``poetry.lock`` agrees with ``pyproject.toml``, and names each package once."""
+"""Versions of dependencies: ``poetry.lock`` agrees with ``pyproject.toml`` and names each package once."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def lock(lock_text: str) -> dict[str, Any]:
 
 
 def requirements(project: dict[str, Any]) -> list[Requirement]:
-    """Every requirement of the project and of its extras."""
+    """All requirements of the project and of its extras."""
     table = project["project"]
     lines = [*table["dependencies"], *(line for extra in table["optional-dependencies"].values() for line in extra)]
     return [Requirement(line) for line in lines]
 
 
-def test_lock_was_made_from_this_pyproject(project: dict[str, Any], lock: dict[str, Any]) -> None:
-    """Poetry's own rule: a hash over the parts of pyproject.toml that bear on the lock. If it fails: `poetry lock`."""
+def test_the_lock_file_belongs_to_this_pyproject(project: dict[str, Any], lock: dict[str, Any]) -> None:
+    """Poetry stores a hash of the relevant parts of pyproject.toml. If this test fails, run `poetry lock`."""
     keys = ("requires-python", "dependencies", "optional-dependencies")
     relevant = {
         "project": {key: project["project"][key] for key in keys},
@@ -56,37 +56,37 @@ def test_locked_versions_satisfy_the_requirements(project: dict[str, Any], lock:
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
 
-def test_no_package_stands_in_two_extras(project: dict[str, Any]) -> None:
-    """A second mention makes `poetry lock` explode."""
+def test_every_package_is_required_only_once(project: dict[str, Any]) -> None:
+    """A package that is required twice breaks `poetry lock`."""
     counts = Counter(canonicalize_name(requirement.name) for requirement in requirements(project))
     assert [name for name, count in counts.items() if count > 1] == []
 
 
-def test_lock_names_each_package_once(lock: dict[str, Any]) -> None:
-    """Two versions with overlapping markers are installed over one another, and `import torch` dies."""
+def test_the_lock_file_names_each_package_once(lock: dict[str, Any]) -> None:
+    """Two versions with overlapping markers would be installed over each other, and `import torch` would fail."""
     counts = Counter(package["name"] for package in lock["package"])
     assert [name for name, count in counts.items() if count > 1] == []
 
 
-def test_lock_names_no_source(lock: dict[str, Any], lock_text: str) -> None:
-    """Whoever installs chooses the registry; none is written into the repository."""
+def test_the_lock_file_does_not_name_a_registry(lock: dict[str, Any], lock_text: str) -> None:
+    """Users choose their registry, so the repository does not contain the address of one."""
     assert [package["name"] for package in lock["package"] if "source" in package] == []
     without_descriptions = re.sub(r"(?m)^description = .*$", "", lock_text)
     assert re.findall(r"\w+://\S+", without_descriptions) == []
 
 
-def test_constraints_come_from_the_lock(repository: Path, lock: dict[str, Any]) -> None:
+def test_constraints_come_from_the_lock_file(repository: Path, lock: dict[str, Any]) -> None:
     command = [sys.executable, repository / "tools" / "constraints.py"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     locked = {f"{package['name']}=={package['version']}" for package in lock["package"]}
     assert set(printed) <= locked
     assert len(printed) == len(set(printed))
     for name in ("torch", "transformer-lens", "scipy", "pytest"):
-        assert any(line.startswith(f"{name}==") for line in printed), f"{name} is not held by the lock"
+        assert any(line.startswith(f"{name}==") for line in printed), f"{name} is not in the constraints"
 
 
-def test_installed_versions_are_the_locked_ones(lock: dict[str, Any], project: dict[str, Any]) -> None:
-    """A build for another device carries a local label (2.13.0+cpu), which is the same release."""
+def test_installed_versions_equal_the_locked_versions(lock: dict[str, Any], project: dict[str, Any]) -> None:
+    """A build for another device has a local label (2.13.0+cpu), but is the same release."""
     from importlib.metadata import PackageNotFoundError, version
 
     locked = {package["name"]: package["version"] for package in lock["package"]}
@@ -95,5 +95,5 @@ def test_installed_versions_are_the_locked_ones(lock: dict[str, Any], project: d
         try:
             installed = version(name)
         except PackageNotFoundError:
-            continue  # an extra that is not asked for here
+            continue  # this extra is not installed here
         assert installed.partition("+")[0] == locked[name], name

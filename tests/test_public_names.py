@@ -1,4 +1,4 @@
-"""The public interface: every name is there, and asking for the package alone costs nothing."""
+"""The public interface: every public name exists, and importing the package alone loads no library."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from tests.refusals import refuses
 
 
 @pytest.mark.parametrize("name", open_clt.__all__)
-def test_public_name_resolves(name: str) -> None:
+def test_a_public_name_can_be_imported(name: str) -> None:
     assert getattr(open_clt, name) is not None
     assert name in dir(open_clt)
 
 
-def test_lazy_names_are_those_that_type_checkers_see() -> None:
-    """The names in ``if TYPE_CHECKING``, those found lazily, and ``__all__`` are the same."""
+def test_lazy_names_equal_the_names_that_type_checkers_see() -> None:
+    """The imports under ``if TYPE_CHECKING``, the table of lazy names and ``__all__`` contain the same names."""
     tree = ast.parse(Path(open_clt.__file__).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    seen = {alias.name: node.module for node in imports for alias in node.names}
-    ours = {name: module for name, module in seen.items() if module and module.startswith("open_clt.")}
+    imported = {alias.name: node.module for node in imports for alias in node.names}
+    ours = {name: module for name, module in imported.items() if module and module.startswith("open_clt.")}
     assert ours == open_clt._MODULE_OF
     assert {*ours, "__version__"} == set(open_clt.__all__)
 
 
-def test_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with refuses(AttributeError, "transcode"):
         _ = open_clt.transcode
 
 
-def test_import_loads_one_module_of_ours_and_no_library() -> None:
+def test_importing_the_package_loads_one_module_and_no_library() -> None:
     code = "import sys; before = {*sys.modules}; import open_clt; print(*({*sys.modules} - before))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names} == {"open_clt"}
 
 
 def undocumented_methods() -> Iterator[str]:
-    """Public methods of public classes that neither say what they do nor inherit words that do."""
+    """Public methods of public classes that neither have nor inherit a docstring."""
     modules = [module.name for module in pkgutil.walk_packages(open_clt.__path__, "open_clt.")]
     for module in map(import_module, (name for name in modules if name != "open_clt.__main__")):
         for name, kind in inspect.getmembers(module, inspect.isclass):
@@ -58,5 +58,5 @@ def undocumented_methods() -> Iterator[str]:
                 )
 
 
-def test_every_public_method_says_what_it_does() -> None:
+def test_every_public_method_has_a_docstring() -> None:
     assert list(undocumented_methods()) == []

@@ -1,4 +1,4 @@
-"""Every Python line of the README runs, in order, as a newcomer would type it."""
+"""The README: its Python code runs, and its links and pictures exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_the_tour_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_code_of_the_readme_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = python_blocks(README.read_text(encoding="utf-8"))
     assert len(blocks) >= 4
     monkeypatch.chdir(tmp_path)
@@ -27,7 +27,7 @@ def test_the_tour_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {"features.png", "graph.png", "my_transcoder", "pictures"} <= written
 
 
-def test_every_picture_and_page_the_readme_points_at_exists() -> None:
+def test_every_local_link_of_the_readme_exists() -> None:
     text = README.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
     missing = [link for link in links if not (README.parent / link).exists()]
@@ -44,10 +44,10 @@ def test_every_picture_of_the_readme_is_in_the_gallery() -> None:
 
 def test_git_ignores_what_a_run_writes_and_keeps_the_gallery() -> None:
     written = ["visualizations/metrics.json", "visualizations/feature_heatmap.png", "visualizations/checkpoint/x"]
-    kept = [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "visualizations/gallery").iterdir()]
-    command = ["git", "check-ignore", "--no-index", *written, *kept]
-    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if answer.returncode > 1:
+    gallery = [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "visualizations/gallery").iterdir()]
+    command = ["git", "check-ignore", "--no-index", *written, *gallery]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if result.returncode > 1:
         pytest.skip("this is not a git repository")
-    assert kept
-    assert answer.stdout.split() == written
+    assert gallery
+    assert result.stdout.split() == written

@@ -97,7 +97,7 @@ def _report(trained: CommandResult) -> Report:
         ReplacementModel(model, trained.training.transcoder.to(model.device)),
         contexts,
         name=trained.output.name,
-        text="what training held out",
+        text="held-out contexts of the training run",
         prompts=trained.prompts,
         max_feature_nodes=trained.report.max_feature_nodes,
     )

@@ -133,13 +133,13 @@ def visualize_layer_activity(
 
 
 def visualize_feature_embedding(
-    vectors: TranscodedModel | Float[Array, "some dimension"],
-    layers: str | Sequence[str] | Sequence[int] | Int[Array, "some"],
+    vectors: TranscodedModel | Float[Array, "feature d_model"],
+    layers: str | Sequence[str] | Sequence[int] | Int[Array, "feature"],
     *,
     method: EmbeddingMethod = "pca",
     perplexity: float = 30.0,
     seed: int = 0,
-    sizes: Float[Array, "some"] | None = None,
+    sizes: Float[Array, "feature"] | None = None,
     n_layers: int | None = None,
     title: str | None = None,
     ax: Axes | None = None,
@@ -178,7 +178,7 @@ def visualize_feature_embedding(
 
 
 def visualize_cross_layer_correlations(
-    matrix: TranscodedModel | Float[Array, "some some"],
+    matrix: TranscodedModel | Float[Array, "row row"],
     names: str | Sequence[str],
     *,
     layers: Sequence[int] | None = None,

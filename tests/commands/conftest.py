@@ -1,4 +1,4 @@
-"""What the tests of commands share: a language model is read once, however many commands ask for it."""
+"""Fixture of all tests of commands: each language model is loaded once, although every command loads its model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _load_once = cache(language_model.load_language_model)
 
 
 @pytest.fixture(autouse=True)
-def models_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def models_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: Any, device: str = "cpu", dtype: str = "float32") -> language_model.LanguageModel:
         return _load_once(str(name), device, dtype)
 

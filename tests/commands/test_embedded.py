@@ -1,4 +1,4 @@
-"""``open-clt embedded evaluate`` says what the embedded model knows, and fails where it knows too little."""
+"""``open-clt embedded evaluate``: it prints the accuracy on every task and fails if one is too low."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pytest
 from open_clt.cli import main
 
 
-def test_evaluate_prints_a_row_for_every_task_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_task_gets_a_row_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embedded", "evaluate", "--limit", "30"]) == 0
     printed = capsys.readouterr().out
     for task in ("capitals", "two_hop", "induction", "indirect_object"):
         assert task in printed
 
 
-def test_evaluate_fails_when_a_row_is_below_its_bar(
+def test_an_accuracy_below_its_bar_gives_status_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from open_clt.embedded import evaluation

@@ -1,4 +1,4 @@
-"""``open-clt evaluate`` and ``compare``: the library's numbers, saved; the same text and seed give the same ones."""
+"""``open-clt evaluate`` and ``open-clt compare``: the same text and seed give the same report."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from open_clt.cli import main
 from open_clt.evaluation.report_file import load_report, save_reconstruction
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.formats.native import save_transcoder
+from tests.commands.mistakes import assert_mistake
 from tests.random_transcoders import architecture, random_architecture, random_transcoder
 from tests.tiny_models import TEXTS
 
 
 @pytest.fixture
 def tiny(tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, tmp_path: Path) -> Path:
-    """A folder with two transcoders and a text."""
+    """A folder with the transcoders ``clt`` and ``plt`` and a text."""
     for name, reach in (("clt", None), ("plt", 1)):
         save_transcoder(random_transcoder(tiny_gpt2, reach=reach), tmp_path / name)
     (tmp_path / "text.txt").write_text("\n".join(TEXTS * 3))
@@ -29,7 +30,7 @@ def options(folder: Path, model: Path, *more: str) -> list[str]:
     return ["--model", str(model), *text, *more]
 
 
-def test_evaluate_writes_what_it_prints_and_repeats_it(
+def test_evaluate_prints_and_saves_the_same_numbers_every_time(
     tiny: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", "--transcoder", str(tiny / "clt"), *options(tiny, tiny_gpt2_folder)]
@@ -38,13 +39,13 @@ def test_evaluate_writes_what_it_prints_and_repeats_it(
         assert main([*command, "--output", str(tiny / name)]) == 0
         outputs.append(capsys.readouterr().out.replace(str(tiny / name), ""))
     assert outputs[0] == outputs[1]
-    found = load_report(tiny / "one")
-    assert found == load_report(tiny / "two")
-    assert len(found.graphs) == 2
-    assert f"{found.row()['ce_replacement']:.3f}" in outputs[0]
+    report = load_report(tiny / "one")
+    assert report == load_report(tiny / "two")
+    assert len(report.graphs) == 2
+    assert f"{report.row()['ce_replacement']:.3f}" in outputs[0]
     assert (tiny / "one" / "evaluation.png").is_file()
     assert main([*command, "--seed", "1", "--output", str(tiny / "three")]) == 0
-    assert load_report(tiny / "three") != found
+    assert load_report(tiny / "three") != report
 
 
 def test_compare_measures_transcoders_and_reads_reports(
@@ -52,8 +53,8 @@ def test_compare_measures_transcoders_and_reads_reports(
 ) -> None:
     shared = options(tiny, tiny_gpt2_folder)
     assert main(["evaluate", "--transcoder", str(tiny / "clt"), *shared, "--output", str(tiny / "report")]) == 0
-    both = [str(tiny / "report"), str(tiny / "plt")]
-    assert main(["compare", *both, *shared, "--output", str(tiny / "compared")]) == 0
+    paths = [str(tiny / "report"), str(tiny / "plt")]
+    assert main(["compare", *paths, *shared, "--output", str(tiny / "compared")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {"report", "plt"} <= {line.split()[0] for line in lines if line}
     with (tiny / "compared" / "comparison.csv").open() as file:
@@ -64,14 +65,14 @@ def test_compare_measures_transcoders_and_reads_reports(
 
 
 def compared(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """The table that was printed: FVU by name."""
+    """The FVU of each transcoder, by name, from the table that was printed."""
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     return {line[0]: line[1] for line in lines[1:] if len(line) == 14}
 
 
 @pytest.fixture
 def other_text(tiny: Path) -> Path:
-    """Another text than that of ``tiny``."""
+    """A text that differs from the text of ``tiny``."""
     (tiny / "other.txt").write_text("\n".join(text.upper() for text in TEXTS * 3))
     return tiny / "other.txt"
 
@@ -80,45 +81,45 @@ def other_text(tiny: Path) -> Path:
 def with_reports(
     tiny: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
-    """Both transcoders of ``tiny``, a report on the same text in each; no pictures, for they take the most time."""
+    """Directories of both transcoders of ``tiny`` with reports on the same text; slow pictures are not drawn."""
     for name in ("visualize_report", "visualize_comparison"):
         monkeypatch.setattr(f"open_clt.visualization.report_figures.{name}", lambda *_, **__: None)
-    places = [str(tiny / name) for name in ("clt", "plt")]
-    for place in places:
-        assert main(["evaluate", "--transcoder", place, *options(tiny, tiny_gpt2_folder), "--output", place]) == 0
+    directories = [str(tiny / name) for name in ("clt", "plt")]
+    for directory in directories:
+        command = ["evaluate", "--transcoder", directory, *options(tiny, tiny_gpt2_folder)]
+        assert main([*command, "--output", directory]) == 0
     capsys.readouterr()
-    return places
+    return directories
 
 
-def test_reports_that_are_there_are_taken_where_nothing_says_what_to_measure_on(
+def test_stored_reports_are_used_if_no_option_selects_a_text(
     with_reports: list[str], tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("open_clt.commands.compare.make_report", None)  # nothing is measured
     for model in ([], ["--model", str(tiny_gpt2_folder)]):
         assert main(["compare", *with_reports, *model]) == 0
-        stored = {Path(place).name: load_report(place).row() for place in with_reports}
+        stored = {Path(directory).name: load_report(directory).row() for directory in with_reports}
         assert compared(capsys) == {name: f"{row['fvu']:.4f}" for name, row in stored.items()}
-    assert main(["compare", *with_reports, "--model", "embedded"]) == 2
-    assert "clt was measured in" in capsys.readouterr().err
+    assert_mistake(capsys, ["compare", *with_reports, "--model", "embedded"], "clt", "--model", "embedded")
 
 
 @pytest.mark.parametrize(
     "flags",
     [["--max-tokens", "40"], ["--seed", "1"], ["--context-length", "8"], ["--graphs", "0"], ["--text", "other.txt"]],
 )
-def test_a_flag_that_says_what_to_measure_on_is_never_ignored(
+def test_an_option_of_the_measurement_overrides_stored_reports(
     with_reports: list[str], other_text: Path, tiny_gpt2_folder: Path, tmp_path: Path, flags: list[str]
 ) -> None:
     flags = [flag.replace("other.txt", str(other_text)) for flag in flags]
-    typed = [*options(other_text.parent, tiny_gpt2_folder), *flags]
-    assert main(["compare", *with_reports, *typed, "--output", str(tmp_path / "compared")]) == 0
-    assert main(["evaluate", "--transcoder", with_reports[1], *typed, "--output", str(tmp_path / "again")]) == 0
-    found, again = load_report(tmp_path / "compared" / "plt"), load_report(tmp_path / "again")
-    assert found == again._replace(name="plt")
-    assert found != load_report(with_reports[1])
+    settings = [*options(other_text.parent, tiny_gpt2_folder), *flags]
+    assert main(["compare", *with_reports, *settings, "--output", str(tmp_path / "compared")]) == 0
+    assert main(["evaluate", "--transcoder", with_reports[1], *settings, "--output", str(tmp_path / "again")]) == 0
+    measured, evaluated = load_report(tmp_path / "compared" / "plt"), load_report(tmp_path / "again")
+    assert measured == evaluated._replace(name="plt")
+    assert measured != load_report(with_reports[1])
 
 
-def test_reports_on_different_text_do_not_stand_in_one_table(
+def test_reports_on_different_texts_cannot_be_compared(
     with_reports: list[str],
     other_text: Path,
     tiny: Path,
@@ -127,53 +128,44 @@ def test_reports_on_different_text_do_not_stand_in_one_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clt, plt = with_reports
-    typed = [*options(tiny, tiny_gpt2_folder), "--text", str(other_text)]
-    assert main(["evaluate", "--transcoder", plt, *typed, "--output", plt]) == 0
-    assert main(["evaluate", "--transcoder", plt, *typed, "--output", str(tiny / "report")]) == 0
-    capsys.readouterr()
-    assert main(["compare", clt, plt]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    for said in ("clt on 5 contexts of 12 tokens of", "text.txt, seed 0; plt on 5", "other.txt, seed 0", "--text FILE"):
-        assert said in error
-    assert main(["compare", clt, plt, *typed]) == 0  # as the error says
+    settings, report = [*options(tiny, tiny_gpt2_folder), "--text", str(other_text)], str(tiny / "report")
+    assert main(["evaluate", "--transcoder", plt, *settings, "--output", plt]) == 0
+    assert main(["evaluate", "--transcoder", plt, *settings, "--output", report]) == 0
+    assert_mistake(capsys, ["compare", clt, plt], "clt", "text.txt", "plt", "other.txt", "--text")
+    assert main(["compare", clt, plt, *settings]) == 0  # this is what the error recommends
     assert compared(capsys)["plt"] == f"{load_report(plt).row()['fvu']:.4f}"
-    assert main(["compare", clt, str(tiny / "report"), *typed]) == 0  # a report alone is taken, if it fits
-    monkeypatch.setattr("open_clt.commands.compare.make_report", None)  # that it does not is known before
-    assert main(["compare", clt, str(tiny / "report"), *options(tiny, tiny_gpt2_folder)]) == 2
-    capsys.readouterr()
-    assert main(["compare", str(tiny / "report"), "--graphs", "0"]) == 2
-    assert "report are reports without a transcoder to measure anew" in capsys.readouterr().err
+    assert main(["compare", clt, report, *settings]) == 0  # a report on the same text is used
+    monkeypatch.setattr("open_clt.commands.compare.make_report", None)  # the mistake is found before any measurement
+    assert_mistake(capsys, ["compare", clt, report, *options(tiny, tiny_gpt2_folder)], "clt", "report")
+    assert_mistake(capsys, ["compare", report, "--graphs", "0"], "report")
 
 
-def test_where_one_holds_no_report_all_are_measured_on_the_same_text(
+def test_if_one_report_is_missing_all_transcoders_are_measured_again(
     tiny: Path, tiny_gpt2_folder: Path, with_reports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     clt, plt = with_reports
     (Path(plt) / "evaluation.json").unlink()
-    assert main(["compare", clt, plt]) == 2
-    assert "'embedded'" in capsys.readouterr().err  # the embedded model is what is measured in by default
-    assert main(["compare", clt, plt, "--model", str(tiny_gpt2_folder)]) == 2
-    assert "name a file or a data set with --text" in capsys.readouterr().err
+    assert_mistake(capsys, ["compare", clt, plt], "'embedded'")  # the default model, which does not fit
+    assert_mistake(capsys, ["compare", clt, plt, "--model", str(tiny_gpt2_folder)], "--text")
 
 
-def test_names_that_repeat_are_told_apart(
+def test_names_that_repeat_get_their_parents_names(
     tiny: Path, tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = [tiny / "clt", tiny / "a" / "last" / "t", tiny / "b" / "last" / "t"]
-    for place in places[1:]:
-        save_transcoder(random_transcoder(tiny_gpt2), place)
-    assert main(["compare", *map(str, places), *options(tiny, tiny_gpt2_folder), "--graphs", "0"]) == 0
+    directories = [tiny / "clt", tiny / "a" / "last" / "t", tiny / "b" / "last" / "t"]
+    for directory in directories[1:]:
+        save_transcoder(random_transcoder(tiny_gpt2), directory)
+    assert main(["compare", *map(str, directories), *options(tiny, tiny_gpt2_folder), "--graphs", "0"]) == 0
     assert list(compared(capsys)) == ["clt", "a-last-t", "b-last-t"]
 
 
-def test_embedded_names_the_transcoder_that_ships(
+def test_embedded_is_the_name_of_the_transcoder_that_ships(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["--max-tokens", "80", "--graphs", "0"]
-    for named in ([], ["--transcoder", "embedded"]):
-        assert main(["evaluate", *named, *few, "--output", "own" if named else "default"]) == 0
+    for flags in ([], ["--transcoder", "embedded"]):
+        assert main(["evaluate", *flags, *few, "--output", "own" if flags else "default"]) == 0
     assert load_report("own") == load_report("default")
     assert load_report("own").name == "embedded"
     capsys.readouterr()
@@ -186,55 +178,50 @@ def test_embedded_names_the_transcoder_that_ships(
     assert list(compared(capsys)) == ["runs-embedded", "embedded"]
 
 
-def test_an_autoencoder_is_measured_and_compared_as_transcoders_are(
+def test_an_autoencoder_is_evaluated_and_compared_like_a_transcoder(
     tiny: Path, tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = architecture("sae", n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model)
     save_transcoder(random_architecture(config), tiny / "sae")
     shared = options(tiny, tiny_gpt2_folder)
     assert main(["evaluate", "--transcoder", str(tiny / "sae"), *shared, "--output", str(tiny / "report")]) == 0
-    found = load_report(tiny / "report")
-    assert found.graphs == ()
-    assert found.settings["target_hook"] == found.settings["input_hook"] == "hook_resid_post"
+    report = load_report(tiny / "report")
+    assert report.graphs == ()
+    assert report.settings["target_hook"] == report.settings["input_hook"] == "hook_resid_post"
     assert main(["compare", str(tiny / "sae"), str(tiny / "plt"), *shared, "--output", str(tiny / "compared")]) == 0
-    assert load_report(tiny / "compared" / "sae") == found._replace(name="sae")
+    assert load_report(tiny / "compared" / "sae") == report._replace(name="sae")
     assert {"sae", "plt"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines() if line}
 
 
-def test_what_cannot_stand_in_is_named_with_the_reason(
+def test_a_transcoder_that_cannot_replace_anything_is_named_with_the_reason(
     tiny: Path, tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hooks = {"input_hook": "hook_mlp_out", "target_hook": "hook_resid_mid"}
     config = architecture("per layer", n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model, **hooks)
     save_transcoder(random_architecture(config), tiny / "backwards")
-    save_reconstruction({"fvu": 1.0}, tiny / "backwards", reason="It reads last.")  # as its training left it
-    assert main(["compare", str(tiny / "clt"), str(tiny / "backwards"), *options(tiny, tiny_gpt2_folder)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "backwards cannot be compared. The model computes 'hook_resid_mid' before 'hook_mlp_out'" in error
+    save_reconstruction({"fvu": 1.0}, tiny / "backwards", reason="It reads last.")  # as a training run does
+    command = ["compare", str(tiny / "clt"), str(tiny / "backwards"), *options(tiny, tiny_gpt2_folder)]
+    assert_mistake(capsys, command, tiny / "backwards", "hook_resid_mid", "hook_mlp_out")
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("flags", "named"),
     [
-        (["--text", "missing.txt"], "missing.txt"),
-        (["--max-tokens", "2"], "--max-tokens is 2"),
-        (["--graphs=-1"], "graphs is -1"),
-        (["--transcoder", "nowhere"], "nowhere"),
+        (["--text", "missing.txt"], ["missing.txt"]),
+        (["--max-tokens", "2"], ["--max-tokens", 2]),
+        (["--graphs=-1"], ["graphs", -1]),
+        (["--transcoder", "nowhere"], ["nowhere"]),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    tiny: Path, tiny_gpt2_folder: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tiny_gpt2_folder: Path, flags: list[str], named: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["evaluate", "--transcoder", str(tiny / "clt"), *options(tiny, tiny_gpt2_folder), *more]
-    assert main(command) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
+    command = ["evaluate", "--transcoder", str(tiny / "clt"), *options(tiny, tiny_gpt2_folder), *flags]
+    assert_mistake(capsys, command, *named)
 
 
-def test_a_model_without_text_of_its_own_needs_one(
+def test_every_model_but_the_embedded_one_needs_a_text(
     tiny: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", "--model", str(tiny_gpt2_folder), "--transcoder", str(tiny / "clt")]) == 2
-    assert "--text" in capsys.readouterr().err
+    command = ["evaluate", "--model", str(tiny_gpt2_folder), "--transcoder", str(tiny / "clt")]
+    assert_mistake(capsys, command, "--text")

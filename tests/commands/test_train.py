@@ -1,4 +1,4 @@
-"""``open-clt train``: one command from a settings file to a transcoder with its figures and numbers."""
+"""``open-clt train``: one command makes a transcoder with figures and metrics from a settings file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from open_clt.language.language_model import load_language_model
 from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import read_record
+from tests.commands.mistakes import assert_mistake
 from tests.tiny_models import TEXTS, write_gpt2, write_llama
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
@@ -32,15 +33,15 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def allocator(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether the process's allocator was to be changed; that of the tests' process stays as it is."""
-    asked: list[bool] = []
-    monkeypatch.setattr("open_clt.training.flags.command_line.keep_freed_memory", lambda: asked.append(True))
-    return asked
+    """Records each request to change the allocator, instead of changing the allocator of the test process."""
+    requests: list[bool] = []
+    monkeypatch.setattr("open_clt.training.flags.command_line.keep_freed_memory", lambda: requests.append(True))
+    return requests
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models of the architectures of GPT-2 and SmolLM2, their weights random; those that were asked for are made."""
+    """Folders of models with the shapes of GPT-2 and SmolLM2 and random weights; ``folder_of`` adds them as needed."""
     return {"": tmp_path_factory.mktemp("models")}
 
 
@@ -57,7 +58,7 @@ def folder_of(architecture: str, folders: dict[str, Path]) -> Path:
 
 
 def flags_for(name: str, tmp_path: Path, folders: dict[str, Path]) -> list[str]:
-    """What makes three steps of a ready configuration small."""
+    """Flags that make a ready configuration small and stop it after three steps."""
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS * 40), encoding="utf-8")
     flags = ["--config", str(CONFIGS / f"{name}.yaml"), "--output", str(tmp_path / "out")]
@@ -79,33 +80,31 @@ def flags_for(name: str, tmp_path: Path, folders: dict[str, Path]) -> list[str]:
         for path in sorted(CONFIGS.glob("*.yaml"))
     ],
 )
-def test_a_ready_configuration_trains_and_writes_everything(
+def test_a_ready_configuration_trains_and_writes_all_files(
     name: str, tmp_path: Path, folders: dict[str, Path], allocator: list[bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", *flags_for(name, tmp_path, folders)]) == 0
-    assert allocator == [True], "on a CPU, freed memory is kept"
+    assert allocator == [True], "on a CPU, the allocator keeps freed memory"
     output = tmp_path / "out"
-    described = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["transcoder"]
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["transcoder"]
     transcoder = load_transcoder(output)
-    assert transcoder.config.kind == described.get("kind", "cross_layer")
-    assert transcoder.config.nonlinearity.kind == described["nonlinearity"]["kind"]
+    assert transcoder.config.kind == settings.get("kind", "cross_layer")
+    assert transcoder.config.nonlinearity.kind == settings["nonlinearity"]["kind"]
     assert transcoder.config.n_layers == {"gpt2": 12, "smol": 30, "embe": 5}[name[:4]]
     assert read_record(output)["steps"] == 3
     with (output / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3"]
-    found = load_report(output)
-    assert found.row()["ce_replacement"] > 0
-    assert len(found.graphs) == (0 if name in ("gpt2-molt", "gpt2-sae") else 1)
+    saved_report = load_report(output)
+    assert saved_report.row()["ce_replacement"] > 0
+    assert len(saved_report.graphs) == (0 if name in ("gpt2-molt", "gpt2-sae") else 1)
     assert yaml.safe_load((output / "config.yaml").read_text())["trainer"]["max_steps"] == 3
     assert (output / "curves.png").stat().st_size > 1000
     assert (output / "checkpoints" / "last" / "state.json").is_file()
-    said = capsys.readouterr().out
-    assert "3 steps, 96 tokens" in said
-    assert "time was waiting for it" in said
+    assert "3 steps, 96 tokens" in capsys.readouterr().out
 
 
-def tiny_flags(folder: Path, tmp_path: Path, name: str, *more: str) -> list[str]:
-    """Three steps on the tiny model, written to a directory of some name."""
+def tiny_command(folder: Path, tmp_path: Path, name: str, *more: str) -> list[str]:
+    """A command that trains on the tiny model for three steps and writes to the directory ``name``."""
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS * 40), encoding="utf-8")
     flags = ["--data.language_model", str(folder), "--data.texts.source", str(texts), "--trainer.max_steps", "3"]
@@ -114,24 +113,30 @@ def tiny_flags(folder: Path, tmp_path: Path, name: str, *more: str) -> list[str]
     return ["train", *flags, "--output", str(tmp_path / name), *more]
 
 
-def hooks(reads: str, writes: str) -> list[str]:
-    return ["--transcoder.reach", "1", "--transcoder.input_hook", reads, "--transcoder.target_hook", writes]
+def hooks(source: str, target: str) -> list[str]:
+    """Flags of a per-layer transcoder from one hook to another."""
+    return ["--transcoder.reach", "1", "--transcoder.input_hook", source, "--transcoder.target_hook", target]
 
 
-def test_the_report_of_a_training_is_that_of_evaluate_and_compare_reads_it(
+def test_train_writes_the_report_of_evaluate_and_compare_reads_it(
     tmp_path: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one two three\nfour five six\n")
-    asked = ["--report.prompts", str(prompts), "--report.graphs", "1", "--report.max_feature_nodes", "5"]
+    own_prompts = ["--report.prompts", str(prompts), "--report.graphs", "1", "--report.max_feature_nodes", "5"]
     autoencoder = hooks("hook_resid_pre", "hook_resid_pre")
     held_out = ["--data.texts.held_out_contexts", "2"]
-    for name, flags in {"clt": [], "asked": asked, "without": ["--report.graphs", "0"], "sae": autoencoder}.items():
-        assert main(tiny_flags(tiny_gpt2_folder, tmp_path, name, *held_out, *flags)) == 0
-    said = capsys.readouterr().out
-    reports = {name: load_report(tmp_path / name) for name in ("clt", "asked", "without", "sae")}
-    assert [len(found.graphs) for found in reports.values()] == [2, 1, 0, 0]  # of eight by default, but two contexts
-    assert reports["asked"].graphs[0].prompt == "one two three"
+    for name, flags in {
+        "clt": [],
+        "prompts": own_prompts,
+        "without": ["--report.graphs", "0"],
+        "sae": autoencoder,
+    }.items():
+        assert main(tiny_command(tiny_gpt2_folder, tmp_path, name, *held_out, *flags)) == 0
+    reports = {name: load_report(tmp_path / name) for name in ("clt", "prompts", "without", "sae")}
+    # By default there are eight graphs, but there are only two contexts.
+    assert [len(saved.graphs) for saved in reports.values()] == [2, 1, 0, 0]
+    assert reports["prompts"].graphs[0].prompt == "one two three"
     assert reports["without"] == reports["clt"]._replace(name="without", graphs=())
     contexts, model = reports["clt"].evaluation.reconstruction.tokens // 15, load_language_model(tiny_gpt2_folder)
     assert contexts == 2
@@ -142,45 +147,41 @@ def test_the_report_of_a_training_is_that_of_evaluate_and_compare_reads_it(
         prompts=[graph.prompt for graph in reports["clt"].graphs],
     )
     assert again.row() == pytest.approx(reports["clt"].row())
-    assert "predictions were not measured" not in said
-    everything = [str(tmp_path / name) for name in reports]
-    assert main(["compare", *everything, "--output", str(tmp_path / "compared")]) == 0
+    capsys.readouterr()
+    directories = [str(tmp_path / name) for name in reports]
+    assert main(["compare", *directories, "--output", str(tmp_path / "compared")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == list(reports)
 
 
-def test_without_a_report_the_numbers_of_reconstruction_are_kept_with_the_reason(
+def test_a_transcoder_that_cannot_replace_anything_gets_reconstruction_metrics_and_a_reason(
     tmp_path: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backwards = hooks("hook_mlp_out", "hook_resid_mid")
-    assert main(tiny_flags(tiny_gpt2_folder, tmp_path, "backwards", *backwards)) == 0
-    said = capsys.readouterr().out
-    assert "predictions were not measured. The model computes 'hook_resid_mid' before 'hook_mlp_out'" in said
-    kept = json.loads((tmp_path / "backwards" / "evaluation.json").read_text())
-    assert kept["fvu"] > 0
-    assert kept["l0"] == pytest.approx(4.0)
-    assert main(["compare", str(tmp_path / "backwards" / "evaluation.json")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "says only how well the transcoder reconstructs. The model computes" in error
+    assert main(tiny_command(tiny_gpt2_folder, tmp_path, "backwards", *backwards)) == 0
+    printed = capsys.readouterr().out
+    assert "'hook_resid_mid'" in printed
+    assert "'hook_mlp_out'" in printed
+    saved = json.loads((tmp_path / "backwards" / "evaluation.json").read_text())
+    assert saved["fvu"] > 0
+    assert saved["l0"] == pytest.approx(4.0)
+    command = ["compare", str(tmp_path / "backwards" / "evaluation.json")]
+    assert_mistake(capsys, command, "evaluation.json", "'hook_resid_mid'", "'hook_mlp_out'")
 
 
-def test_there_are_the_configurations_that_the_readme_names() -> None:
+def test_the_configurations_that_the_readme_names_exist() -> None:
     names = "gpt2-clt-topk gpt2-clt-jumprelu gpt2-plt gpt2-matryoshka gpt2-molt gpt2-sae embedded-clt smollm2-clt"
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(names.split())
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "named"),
     [
-        (["--transcoder.n_featurs", "3"], "did you mean 'transcoder.n_features'"),
+        (["--transcoder.n_featurs", "3"], "'transcoder.n_features'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--trainer.precision", "7"], "trainer.precision"),
         (["--output"], "output"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *flags]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
+def test_a_mistake_is_one_line_and_status_2(flags: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_mistake(capsys, ["train", *flags], named)

@@ -88,7 +88,7 @@ def test_labels_do_not_overlap(draw: Draw, arrays: Any, settings: Any) -> None:
 
 
 @every_figure
-def test_figures_draw_where_there_is_little_room(draw: Draw, arrays: Any, settings: Any) -> None:
+def test_labels_do_not_overlap_in_a_small_figure(draw: Draw, arrays: Any, settings: Any) -> None:
     figure = Figure(figsize=(3, 1.6), layout="constrained")
     ax = figure.add_subplot()
     draw(*arrays, **settings, ax=ax)
@@ -97,31 +97,31 @@ def test_figures_draw_where_there_is_little_room(draw: Draw, arrays: Any, settin
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
-def test_a_picture_is_written_in_each_format_and_always_the_same(tmp_path: Path, suffix: str, magic: bytes) -> None:
-    written: list[bytes] = []
+def test_every_picture_format_is_written_the_same_every_time(tmp_path: Path, suffix: str, magic: bytes) -> None:
+    contents: list[bytes] = []
     for folder in ("one", "two"):
         path = tmp_path / folder / f"heatmap{suffix}"
         visualize_feature_heatmap(HEAT, TOKENS, NAMES, save_path=path)
-        written.append(path.read_bytes())
-    assert written[0].startswith(magic)
-    assert written[0] == written[1]
+        contents.append(path.read_bytes())
+    assert contents[0].startswith(magic)
+    assert contents[0] == contents[1]
 
 
 @every_figure
-def test_an_unknown_suffix_is_one_clear_error(draw: Draw, arrays: Any, settings: Any, tmp_path: Path) -> None:
+def test_an_unknown_suffix_is_refused(draw: Draw, arrays: Any, settings: Any, tmp_path: Path) -> None:
     with refuses(ConfigError, "figure.gif", ".png", ".svg", ".pdf"):
         draw(*arrays, **settings, save_path=tmp_path / "figure.gif")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dollar_signs_are_no_mathematics() -> None:
+def test_dollar_signs_are_not_read_as_mathematics() -> None:
     figure = visualize_feature_heatmap(HEAT, TOKENS, NAMES)
     labels = figure.axes[0].get_xticklabels()
     assert "·$x_1$ costs …" in [label.get_text() for label in labels]
     assert not any(label.get_parse_math() for label in labels)
 
 
-def test_drawing_changes_no_global_style() -> None:
+def test_drawing_does_not_change_the_global_style() -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
@@ -129,14 +129,14 @@ def test_drawing_changes_no_global_style() -> None:
     assert dict(mpl.rcParams) == before
 
 
-def test_missing_or_miscounted_labels_are_clear_errors() -> None:
-    with refuses(ConfigError, "tokens", 10):
+def test_a_wrong_number_of_labels_is_refused() -> None:
+    with refuses(ConfigError, "tokens", len(TOKENS)):
         visualize_feature_heatmap(HEAT)
     with refuses(ConfigError, "names", 19, 20):
         visualize_feature_heatmap(HEAT, TOKENS, NAMES[1:])
 
 
-def test_importance_shows_the_largest_first() -> None:
+def test_importance_shows_the_most_important_feature_first() -> None:
     importance = np.array([[0.1, 0.0], [0.6, 0.3]])
     ax = visualize_feature_importance(importance, top_n=3).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["L1/0", "L1/1", "L0/0"]
@@ -147,22 +147,22 @@ def bars(ax: Axes) -> list[Any]:
     return [bar for container in ax.containers for bar in container]
 
 
-def test_density_says_how_many_features_are_silent() -> None:
+def test_density_states_the_share_of_features_that_never_fire() -> None:
     ax = visualize_feature_density(np.array([[0.5, 0.0], [0.01, 0.001]])).axes[0]
     assert ax.get_title("right") == "25.0% never active"
     assert visualize_feature_density(np.zeros((2, 3))).axes[0].get_title("right") == "100.0% never active"
 
 
-def test_training_curves_name_their_last_values(tmp_path: Path) -> None:
+def test_training_curves_state_their_last_values(tmp_path: Path) -> None:
     curves = Curves([1, 2, 3], [9.0, 4.0, 2.5], [1.0, 0.5, 0.125], [16.0, 16.0, 16.0], [0.0, 0.1, 0.25])
     figure = visualize_training_curves(curves, title="t", save_path=tmp_path / "curves.svg")
     assert [ax.get_title("right") for ax in figure.axes] == ["2.5", "12.5%", "16", "25.0%"]
     axes = Figure().subplots(1, 4)
     assert visualize_training_curves(curves, axes=list(axes)) is axes[0].figure
-    with refuses(ConfigError, 3):
+    with refuses(ConfigError, "axes", 3, 4):
         visualize_training_curves(curves, axes=list(axes[:3]))
 
 
-def test_all_figures_can_be_imported_from_one_place() -> None:
+def test_all_figures_can_be_imported_from_one_module() -> None:
     assert all(callable(getattr(visualization_utils, name)) for name in visualization_utils.__all__)
     assert {draw.__name__ for draw, _, _ in FIGURES.values()} < set(visualization_utils.__all__)

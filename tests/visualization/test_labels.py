@@ -25,11 +25,11 @@ from tests.visualization.boxes import overlapping
         ("x" * 30, "x" * 13 + "…"),
     ],
 )
-def test_tokens_are_made_readable(token: str, label: str) -> None:
+def test_a_token_gets_a_readable_label(token: str, label: str) -> None:
     assert token_label(token) == label
 
 
-def test_long_names_become_two_lines_and_an_ellipsis() -> None:
+def test_a_long_name_becomes_two_lines_with_an_ellipsis() -> None:
     assert wrapped("say a capital") == "say a capital"
     assert wrapped("names of capitals of countries in the south") == "names of\ncapitals of…"
 
@@ -44,12 +44,12 @@ def test_long_names_become_two_lines_and_an_ellipsis() -> None:
         ("<|endoftext|> → the, a", "<eot> → the, a"),
     ],
 )
-def test_a_name_with_an_arrow_is_broken_there(label: str, shown: str) -> None:
+def test_a_name_with_an_arrow_is_broken_at_the_arrow(label: str, shown: str) -> None:
     assert wrapped(label) == shown
 
 
 @pytest.mark.parametrize("dpi", [72, 100, 300])
-def test_text_is_measured_about_as_wide_as_it_is_drawn_and_no_narrower(dpi: int) -> None:
+def test_measured_text_is_at_most_a_quarter_wider_than_drawn_text_and_never_narrower(dpi: int) -> None:
     figure = Figure(dpi=dpi)
     for words in ("containing Dallas", "1843", "·Austin 41%", "60 of 512 nodes between tokens and outputs; 160 edges"):
         drawn = figure.text(0.1, 0.5, words, fontsize=6.5).get_window_extent().width * 72 / dpi
@@ -59,34 +59,34 @@ def test_text_is_measured_about_as_wide_as_it_is_drawn_and_no_narrower(dpi: int)
 @pytest.mark.parametrize("count", [3, 9, 20, 60])
 @pytest.mark.parametrize("width", [2.5, 6.0])
 def test_tick_labels_never_overlap(count: int, width: float) -> None:
-    """Flat, slanting, upright or thinned: whatever is chosen, no two labels touch, and some are shown."""
+    """Labels are horizontal, slanted, upright or left out; they never overlap, and some are always shown."""
     with styled(None):
         ax = Figure(figsize=(width, 2), layout="constrained").add_subplot()
         ax.set_xlim(-0.5, count - 0.5)
         ax.set_ylim(-0.5, count - 0.5)
-        fit_tick_labels(ax, [f"·token{number}" for number in range(count)], [f"L0/{n}" for n in range(count)])
+        fit_tick_labels(ax, [f"·token{tick}" for tick in range(count)], [f"L0/{tick}" for tick in range(count)])
     assert overlapping(figure_of(ax), ax.get_xticklabels()) == []
     assert overlapping(figure_of(ax), ax.get_yticklabels()) == []
     assert len(ax.get_xticklabels()) >= min(count, 3)
 
 
-def test_all_of_the_four_ways_occur() -> None:
-    ways: set[tuple[float, bool]] = set()
+def test_tick_labels_are_horizontal_slanted_upright_or_left_out() -> None:
+    arrangements: set[tuple[float, bool]] = set()
     for width in (9.0, 4.0, 2.0, 0.8):
         with styled(None):
             ax = Figure(figsize=(width, 2), layout="constrained").add_subplot()
             ax.set_xlim(-0.5, 9.5)
-            fit_tick_labels(ax, [f"·token{number}" for number in range(10)])
+            fit_tick_labels(ax, [f"·token{tick}" for tick in range(10)])
         labels = ax.get_xticklabels()
-        ways.add((labels[0].get_rotation(), len(labels) == 10))
+        arrangements.add((labels[0].get_rotation(), len(labels) == 10))
         middles = [label.get_window_extent().x0 / 2 + label.get_window_extent().x1 / 2 for label in labels]
         ticks = ax.transData.transform([(tick, 0) for tick in ax.get_xticks()])[:, 0]
         assert labels[0].get_rotation() == 45 or middles == pytest.approx(ticks.tolist(), abs=2)
-    assert ways == {(0.0, True), (45.0, True), (90.0, True), (90.0, False)}
+    assert arrangements == {(0.0, True), (45.0, True), (90.0, True), (90.0, False)}
 
 
-def test_overlaps_are_noticed() -> None:
-    """The check of these tests can fail: two texts at one place overlap, straight or slanting."""
+def test_the_check_of_these_tests_finds_overlapping_texts() -> None:
+    """Two texts at almost the same place overlap, whether they are horizontal, slanted or upright."""
     figure = Figure()
     for rotation in (0, 45, 90):
         texts = [figure.text(x, 0.5, "some words", rotation=rotation, rotation_mode="anchor") for x in (0.5, 0.51)]

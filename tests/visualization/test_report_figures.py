@@ -18,7 +18,7 @@ from tests.visualization.boxes import overlapping
 
 
 def report(name: str = "one", *, l0: float = 16.0, fvu: float = 0.1, ce_replacement: float = 3.1) -> Report:
-    """A report on a transcoder of 12 layers that are all alike."""
+    """A report on a transcoder with 12 equal layers."""
     layers = (LayerMetrics(fvu=fvu, l0=l0, dead_share=0.1, dense_share=0.01),) * 12
     return Report(
         name=name,
@@ -38,7 +38,7 @@ def report(name: str = "one", *, l0: float = 16.0, fvu: float = 0.1, ce_replacem
 
 
 @pytest.mark.parametrize("graphs", [report().graphs, ()])
-def test_one_page_shows_a_report_without_collisions(graphs: tuple[GraphReport, ...], tmp_path: Path) -> None:
+def test_titles_of_a_report_do_not_overlap(graphs: tuple[GraphReport, ...], tmp_path: Path) -> None:
     figure = visualize_report(report()._replace(graphs=graphs), save_path=tmp_path / "report.png")
     assert len(figure.axes) == 6
     titles = [text for text in figure.findobj(Text) if float(text.get_fontsize()) > 9]
@@ -47,11 +47,11 @@ def test_one_page_shows_a_report_without_collisions(graphs: tuple[GraphReport, .
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_comparison_joins_what_no_other_beats() -> None:
+def test_a_comparison_draws_a_line_through_the_pareto_front() -> None:
     reports = [
         report(),
         report("sparser", l0=8.0, fvu=0.2, ce_replacement=3.4),
-        report("beaten", l0=20.0, fvu=0.3, ce_replacement=3.5),
+        report("dominated", l0=20.0, fvu=0.3, ce_replacement=3.5),
     ]
     figure = visualize_comparison(reports)
     front = figure.axes[0].lines[0]
@@ -61,16 +61,16 @@ def test_a_comparison_joins_what_no_other_beats() -> None:
         visualize_comparison([])
 
 
-def test_a_comparison_draws_fvu_on_the_left_and_the_lost_cross_entropy_on_the_right() -> None:
-    """Of the two, the second is better in predictions and worse in reconstruction: the fronts differ."""
+def test_a_comparison_draws_fvu_on_the_left_and_the_increase_in_cross_entropy_on_the_right() -> None:
+    """The second transcoder has better predictions and a worse reconstruction, so the two fronts differ."""
     reports = [
         report(l0=8.0, fvu=0.1, ce_replacement=3.5),
         report(l0=16.0, fvu=0.2, ce_replacement=2.75),
     ]
     left, right = visualize_comparison(reports).axes
     for ax, heights in ((left, [0.1, 0.2]), (right, [1.0, 0.25])):
-        points = np.concatenate([np.asarray(drawn.get_offsets()) for drawn in ax.collections])
-        assert points.flatten().tolist() == pytest.approx([8.0, heights[0], 16.0, heights[1]])
+        coordinates = np.concatenate([np.asarray(points.get_offsets()) for points in ax.collections])
+        assert coordinates.flatten().tolist() == pytest.approx([8.0, heights[0], 16.0, heights[1]])
     assert np.asarray(left.lines[0].get_ydata()).tolist() == pytest.approx([0.1])
     assert np.asarray(right.lines[0].get_ydata()).tolist() == [1.0, 0.25]
     assert "FVU" in left.get_title(loc="left")

@@ -23,7 +23,7 @@ def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
     )
 
 
-def test_all_pictures_of_a_few_sentences(
+def test_the_suite_draws_all_pictures(
     tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path
 ) -> None:
     suite = run_visualization_suite(tiny_gpt2, transcoder, iter(TEXTS), tmp_path / "pictures", suffix=".svg")
@@ -34,14 +34,14 @@ def test_all_pictures_of_a_few_sentences(
 
 
 @pytest.mark.parametrize("texts", [[], "one string"])
-def test_no_texts_are_one_clear_error(
+def test_missing_texts_are_refused(
     tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path, texts: list[str]
 ) -> None:
     with refuses(TextError):
         run_visualization_suite(tiny_gpt2, transcoder, texts, tmp_path)
 
 
-def test_texts_too_short_for_anything_are_one_clear_error(
+def test_texts_that_are_too_short_are_refused(
     tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path
 ) -> None:
     with refuses(TextError):

@@ -44,7 +44,8 @@ class GraphPicture:
     """Height of each node in layers, which matters for nodes that are neither tokens nor outputs; -1 is the input.
 
     A bias stands half a layer lower than the features that read it, and a supernode stands between its sources and its
-    targets, so that edges lead upwards."""
+    targets, so that edges lead upwards.
+    """
     positions: tuple[int, ...]
     labels: tuple[str, ...]
     """Text beside each node or within each output; empty for a node without a label."""

@@ -36,17 +36,17 @@ LABELS = ["say a capital", "Texas", "say Austin", "names of capitals of countrie
 
 
 def picture(seed: int, tokens: list[str], n_layers: int, count: int, n_outputs: int) -> GraphPicture:
-    """A graph as real ones are: most nodes at late positions, many labelled, some errors and biases, all connected."""
+    """A picture like that of a real graph: most nodes at late positions, many labels, some errors and biases."""
     rng = np.random.default_rng(seed)
     mixture: list[Shape] = ["feature", "feature", "feature", "error", "other"]
-    shapes = [mixture[number] for number in rng.integers(len(mixture), size=count)]
+    shapes = [mixture[index] for index in rng.integers(len(mixture), size=count)]
     rows = [rng.integers(n_layers) - 0.5 * (shape == "other") for shape in shapes]
     positions = np.minimum((len(tokens) * rng.random(count) ** 0.4).astype(int), len(tokens) - 1).tolist()
     labels = [LABELS[rng.integers(len(LABELS))] if shape == "feature" else "" for shape in shapes]
     shapes += ["token"] * len(tokens) + ["output"] * n_outputs
     rows += [-1.0] * len(tokens) + [float(n_layers)] * n_outputs
     positions += [*range(len(tokens)), *[len(tokens) - 1] * n_outputs]
-    labels += [""] * len(tokens) + [f"·Austin{number}  {number}%" for number in range(n_outputs)]
+    labels += [""] * len(tokens) + [f"·Austin{index}  {index}%" for index in range(n_outputs)]
     pairs = [(s, t) for s in range(len(rows)) for t in range(len(rows)) if rows[s] < rows[t] and rng.random() < 0.1]
     return GraphPicture(
         shapes=tuple(shapes),
@@ -72,7 +72,7 @@ def texts_of(figure: Figure) -> list[Text]:
 @pytest.mark.parametrize("n_outputs", [1, 10])
 @pytest.mark.parametrize(("tokens", "n_layers", "count"), [(SHORT, 4, 30), (SHORT, 4, 60), (LONG, 12, 60)])
 def test_no_two_labels_overlap(tokens: list[str], n_layers: int, count: int, n_outputs: int) -> None:
-    """Measured as drawn: features, tokens, outputs, layers, key and caption; and all are on the page."""
+    """Labels of features, tokens, outputs and layers, the key and the caption do not overlap and lie on the page."""
     figure = visualize_attribution_graph(picture(count, tokens, n_layers, count, n_outputs), title="A graph")
     texts = texts_of(figure)
     assert len(texts) > count / 3
@@ -85,7 +85,7 @@ def test_no_two_labels_overlap(tokens: list[str], n_layers: int, count: int, n_o
 
 
 @pytest.mark.parametrize("size", [(4, 3), (8, 3), (12, 9)])
-def test_in_given_axes_everything_is_scaled_to_fit(size: tuple[float, float]) -> None:
+def test_a_graph_is_scaled_to_fit_given_axes(size: tuple[float, float]) -> None:
     figure = Figure(figsize=size)
     left, right = figure.subplots(1, 2)
     assert visualize_attribution_graph(picture(1, SHORT, 4, 50, 5), ax=left, title="A graph") is figure
@@ -98,7 +98,7 @@ def test_in_given_axes_everything_is_scaled_to_fit(size: tuple[float, float]) ->
     assert not right.has_data()
 
 
-def test_sizes_by_influence_widths_by_weight_and_colours_by_sign() -> None:
+def test_influence_sets_sizes_and_weights_set_widths_and_colours() -> None:
     drawn = GraphPicture(
         shapes=("feature", "feature", "token", "output"),
         rows=(0.0, 1.0, -1.0, 2.0),
@@ -115,20 +115,20 @@ def test_sizes_by_influence_widths_by_weight_and_colours_by_sign() -> None:
     small, large = (line.get_markersize() for line in ax.lines)
     assert small < large
     (edges,) = ax.collections
-    widths = np.asarray(edges.get_linewidth())  # drawn from light to heavy
+    widths = np.asarray(edges.get_linewidth())  # edges are drawn from light to heavy
     assert widths[1] - widths[0] == pytest.approx((widths[2] - widths[1]) / 2)
     colours = [to_hex(colour).upper() for colour in np.asarray(edges.get_edgecolor())]
     assert colours == [VERMILLION, BLUE, BLUE]
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
-def test_a_picture_is_written_in_each_format(tmp_path: Path, suffix: str, magic: bytes) -> None:
+def test_every_picture_format_is_written(tmp_path: Path, suffix: str, magic: bytes) -> None:
     path = tmp_path / "folder" / f"graph{suffix}"
     visualize_attribution_graph(picture(0, SHORT, 4, 20, 2), save_path=path)
     assert path.read_bytes().startswith(magic)
 
 
-def test_an_unknown_suffix_is_one_clear_error(tmp_path: Path) -> None:
+def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     with refuses(ConfigError, ".png", ".svg", ".pdf"):
         visualize_attribution_graph(picture(0, SHORT, 4, 20, 2), save_path=tmp_path / "graph.jpeg")
 
@@ -151,47 +151,47 @@ def test_the_most_influential_nodes_are_drawn(graph: AttributionGraph) -> None:
     drawn = picture_of(graph, 12, 1000, ALL)
     inner = ~graph.of_kind(NodeKind.EMBEDDING, NodeKind.LOGIT)
     expected = graph.influence()[inner].sort(descending=True).values[:12]
-    found = drawn.influence[drawn.of(*ALL)]
-    assert np.sort(found)[::-1] == pytest.approx(expected.numpy())
+    influence = drawn.influence[drawn.of(*ALL)]
+    assert np.sort(influence)[::-1] == pytest.approx(expected.numpy())
     assert len(drawn.of("token")) == len(graph.info.tokens)
     assert len(drawn.of("output")) == len(graph.info.target_names)
     assert f"12 of {int(inner.sum())} nodes" in drawn.caption
 
 
-def test_edges_are_those_of_the_graph_and_lead_upwards(graph: AttributionGraph) -> None:
+def test_edges_come_from_the_graph_and_lead_upwards(graph: AttributionGraph) -> None:
     drawn = picture_of(graph, 30, 40, ALL)
     rows = np.array(drawn.rows)
     assert (rows[drawn.sources] < rows[drawn.targets]).all()
-    assert set(drawn.sources) >= set(drawn.of(*ALL))  # no node hangs in the air
+    assert set(drawn.sources) >= set(drawn.of(*ALL))  # every node has an edge
     weights = set(graph.edges.weight.double().tolist())
     assert set(drawn.weights.tolist()) <= weights
 
 
-def test_kinds_choose_what_is_drawn(graph: AttributionGraph) -> None:
+def test_kinds_select_the_nodes_that_are_drawn(graph: AttributionGraph) -> None:
     drawn = picture_of(graph, 1000, 1000, ("feature",))
     assert len(drawn.of("feature")) == int((graph.of_kind(NodeKind.FEATURE) & (graph.influence() > 0)).sum())
     assert drawn.of("error", "other") == []
 
 
-def test_a_users_labels_stand_beside_features(graph: AttributionGraph) -> None:
+def test_labels_of_features_are_drawn(graph: AttributionGraph) -> None:
     strongest = int(torch.where(graph.of_kind(NodeKind.FEATURE), graph.influence(), -1).argmax())
     node = graph.node(strongest)
     labelled = graph.with_labels({Feature(node.layer, node.index): "a $cat$"})
-    for whole, expected in ((graph, str(node.index)), (labelled, "a $cat$")):
-        figure = visualize_attribution_graph(whole, max_nodes=1000)
+    for version, expected in ((graph, str(node.index)), (labelled, "a $cat$")):
+        figure = visualize_attribution_graph(version, max_nodes=1000)
         assert expected in [text.get_text() for text in texts_of(figure)]
 
 
-def test_a_pruned_graph_and_one_without_edges_can_be_drawn(graph: AttributionGraph) -> None:
+def test_a_pruned_graph_and_a_graph_without_edges_can_be_drawn(graph: AttributionGraph) -> None:
     assert overlapping(*of_graph(graph.prune(0.7))) == []
     empty = replace(graph, edges=graph.edges._replace(**{k: v[:0] for k, v in graph.edges._asdict().items()}))
     assert overlapping(*of_graph(empty)) == []
 
 
-def test_outputs_say_how_likely_they_are(graph: AttributionGraph) -> None:
+def test_outputs_state_their_probabilities(graph: AttributionGraph) -> None:
     drawn = picture_of(graph, 10, 10, ALL)
     weights = graph.nodes.weight[graph.of_kind(NodeKind.LOGIT)].tolist()
-    assert [drawn.notes[number] for number in drawn.of("output")] == [
+    assert [drawn.notes[node] for node in drawn.of("output")] == [
         "<1%" if weight < 0.005 else f"{weight:.0%}" for weight in weights
     ]
     assert len({*drawn.notes.values(), "<1%"} & {text.get_text() for text in of_graph(graph)[1]}) >= 1
@@ -201,11 +201,11 @@ PAIR = Supernode("the twins of the house", ("0:1:5", "0:2:5"))
 DEEP = Supernode("deep", ("0:2:7", "1:2:3"))
 
 
-def test_a_supernode_is_one_box_with_its_label_and_how_many_it_holds() -> None:
+def test_a_supernode_is_one_box_with_its_label_and_its_number_of_members() -> None:
     figure = visualize_attribution_graph(group(hand_graph(), [PAIR, Supernode("noise", ("error:0:1", "error:1:2"))]))
-    shown = [text.get_text() for text in texts_of(figure)]
-    assert {"the twins of the\nhouse", "2 features, L0", "noise", "2 errors, L0–1", "supernode"} <= set(shown)
-    assert "5" not in shown  # no member is drawn by itself
+    texts = [text.get_text() for text in texts_of(figure)]
+    assert {"the twins of the\nhouse", "2 features, L0", "noise", "2 errors, L0–1", "supernode"} <= set(texts)
+    assert "5" not in texts  # members are not drawn separately
     boxes = [box for box in figure.axes[0].patches if isinstance(box, FancyBboxPatch)]
     assert len(boxes) == 2 + 3  # supernodes and outputs
     assert overlapping(figure, texts_of(figure)) == []
@@ -214,7 +214,7 @@ def test_a_supernode_is_one_box_with_its_label_and_how_many_it_holds() -> None:
 def test_edges_of_a_supernode_add_up_and_lead_upwards() -> None:
     grouped = group(hand_graph(compatible=True), [PAIR, DEEP])
     drawn = picture_of(grouped, 60, 160, ALL)
-    twins, deep = (drawn.labels.index(joined.label) for joined in (PAIR, DEEP))
+    twins, deep = (drawn.labels.index(supernode.label) for supernode in (PAIR, DEEP))
     (edge,) = ((drawn.sources == twins) & (drawn.targets == deep)).nonzero()[0]
     assert drawn.weights[edge] == pytest.approx(2.0 + 1.5)
     assert drawn.influence[twins] == pytest.approx(float(grouped.influence()[grouped.groups.index(PAIR)]))
@@ -223,23 +223,23 @@ def test_edges_of_a_supernode_add_up_and_lead_upwards() -> None:
     assert drawn.positions[deep] == 2
 
 
-def test_groups_of_tokens_of_outputs_and_of_one(graph: AttributionGraph) -> None:
-    whole = hand_graph()
+def test_supernodes_may_contain_tokens_outputs_or_a_single_node(graph: AttributionGraph) -> None:
+    small_graph = hand_graph()
     words, answers = (
         Supernode("words", ("token:0:10", "token:1:11")),
         Supernode("answers", ("logit:2:40", "logit:2:41")),
     )
-    drawn = picture_of(group(whole, [words, answers, Supernode("alone", ("1:2:3",))]), 60, 160, ALL)
-    assert {drawn.labels[number]: drawn.notes[number] for number in drawn.of("group")} == {
+    drawn = picture_of(group(small_graph, [words, answers, Supernode("alone", ("1:2:3",))]), 60, 160, ALL)
+    assert {drawn.labels[node]: drawn.notes[node] for node in drawn.of("group")} == {
         "words": "2 tokens",
         "alone": "1 feature, L1",
     }
     assert drawn.notes[drawn.of("output")[0]] == "2 outputs"
     assert len(drawn.of("token")) == 1
-    assert overlapping(*of_graph(group(whole, [words, answers]))) == []
+    assert overlapping(*of_graph(group(small_graph, [words, answers]))) == []
 
 
-def test_suggested_supernodes_of_a_model_are_drawn_without_collisions(graph: AttributionGraph) -> None:
+def test_labels_of_suggested_supernodes_do_not_overlap(graph: AttributionGraph) -> None:
     supernodes = suggest_supernodes(graph, min_similarity=0.2)
     grouped = group(graph, supernodes)
     drawn = picture_of(grouped, 60, 200, ALL)
@@ -249,15 +249,15 @@ def test_suggested_supernodes_of_a_model_are_drawn_without_collisions(graph: Att
     assert overlapping(*of_graph(grouped)) == []
 
 
-def test_a_graph_that_fails_its_check_says_so_below(graph: AttributionGraph) -> None:
-    """In red where rows should add up, in grey where a compatible graph leaves things out, else not at all."""
-    false = replace(graph, edges=graph.edges._replace(weight=2 * graph.edges.weight))
-    lacking = replace(false, info=replace(graph.info, compatible=True))
+def test_a_line_below_the_picture_warns_of_rows_that_do_not_add_up(graph: AttributionGraph) -> None:
+    """The line is red where rows should add up, grey for a compatible graph, and absent if they add up."""
+    wrong = replace(graph, edges=graph.edges._replace(weight=2 * graph.edges.weight))
+    compatible = replace(wrong, info=replace(graph.info, compatible=True))
     colours: list[str | None] = []
-    for drawn in (graph, false, lacking):
-        found = [text for text in of_graph(drawn)[1] if "of a row is missing" in text.get_text()]
-        assert [text.get_text() for text in found] == [text for text in [drawn.missing()] if text]
-        colours.append(str(found[0].get_color()) if found else None)
+    for drawn in (graph, wrong, compatible):
+        warnings = [text for text in of_graph(drawn)[1] if drawn.missing() and text.get_text() == drawn.missing()]
+        assert len(warnings) == bool(drawn.missing())
+        colours.append(str(warnings[0].get_color()) if warnings else None)
         assert overlapping(*of_graph(drawn)) == []
     assert colours == [None, VERMILLION, GREY]
 
