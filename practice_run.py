@@ -123,9 +123,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "generated sentences.",
     )
     option("--num-features", type=int, default=512, help="Number of features per layer.")
-    option("--epochs", type=int, default=None, help="Number of passes over the texts; None fits the size of the model.")
     option(
-        "--max-tokens", type=int, default=None, help="Number of tokens to train on; None fits the size of the model."
+        "--epochs",
+        type=int,
+        default=None,
+        help="Number of passes over the texts; None means a number that suits the model.",
+    )
+    option(
+        "--max-tokens",
+        type=int,
+        default=None,
+        help="Number of tokens to train on; None means a number that suits the model.",
     )
     option("--output-dir", type=Path, default=Path("visualizations"), help="Directory for all results.")
     option("--seed", type=int, default=0, help="Seed of the run; the same seed gives the same numbers.")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from open_clt.cli import _parser
 from tests.commands.mistakes import assert_mistake
 
 
@@ -39,6 +43,23 @@ def test_help_lists_every_command() -> None:
     assert result.returncode == 0
     for command in ("attribute", "embedded", "generate", "intervene"):
         assert command in result.stdout
+
+
+def help_texts(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The help of every option and command of a parser, and of the parsers of its commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from (str(choice.help) for choice in action._choices_actions)
+            for command in action.choices.values():
+                yield from help_texts(command)
+        elif not isinstance(action, argparse._HelpAction) and action.dest != "settings":
+            yield str(action.help)
+
+
+def test_every_help_text_is_a_sentence_or_a_noun_phrase() -> None:
+    texts = list(help_texts(_parser()))
+    assert len(texts) > 50
+    assert [text for text in texts if not re.fullmatch(r"[A-Z].*\.", text)] == []
 
 
 def test_a_mistake_ends_the_process_with_status_2_and_one_line() -> None:

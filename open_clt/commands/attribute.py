@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from open_clt.commands.options import AddParser, add_command, add_model_options, load
+from open_clt.commands.options import AddOption, AddParser, add_command, add_model_options, load
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,15 +47,14 @@ def add_to(add_parser: AddParser) -> None:
         add_parser, "attribute", "Compute attribution graphs, which explain the next token of a prompt."
     )
     add_model_options(parser)
-    _add_targets(parser.add_argument_group("prompts and targets"))
-    _add_sizes(parser.add_argument_group("size of the graph"))
-    _add_output(parser.add_argument_group("output"))
-    _add_check(parser.add_argument_group("faithfulness check"))
+    _add_targets(parser.add_argument_group("prompts and targets").add_argument)
+    _add_sizes(parser.add_argument_group("size of the graph").add_argument)
+    _add_output(parser.add_argument_group("output").add_argument)
+    _add_check(parser.add_argument_group("faithfulness check").add_argument)
     parser.set_defaults(command=run)
 
 
-def _add_targets(group: argparse._ArgumentGroup) -> None:
-    option = group.add_argument
+def _add_targets(option: AddOption) -> None:
     option("--prompt", action="append", default=[], help="Prompt to explain. May be repeated.")
     option("--prompts", type=Path, metavar="FILE", help="Text file with more prompts, one per line.")
     option("--target", action="append", default=[], help=_TARGET)
@@ -64,8 +63,7 @@ def _add_targets(group: argparse._ArgumentGroup) -> None:
     option("--logit-probability", type=float, default=0.95, help=_PROBABILITY)
 
 
-def _add_sizes(group: argparse._ArgumentGroup) -> None:
-    option = group.add_argument
+def _add_sizes(option: AddOption) -> None:
     option(
         "--max-feature-nodes", type=int, default=None, help="Largest number of features to attribute (default: all)."
     )
@@ -76,8 +74,7 @@ def _add_sizes(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_output(group: argparse._ArgumentGroup) -> None:
-    option = group.add_argument
+def _add_output(option: AddOption) -> None:
     option("--output", type=Path, metavar="DIR", help="Directory for the graphs.")
     option("--format", action="append", choices=_FORMATS, help="File format. May be repeated (default: native).")
     option("--slug", default=None, help="Name of the graph's files (default: derived from the prompt).")
@@ -86,8 +83,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     option("--figure", type=Path, metavar="FILE", help="Picture of the pruned graph, a .png, .svg or .pdf file.")
 
 
-def _add_check(group: argparse._ArgumentGroup) -> None:
-    option = group.add_argument
+def _add_check(option: AddOption) -> None:
     option("--no-faithfulness", action="store_true", help=_NO_FAITHFULNESS)
     option("--max-features", type=int, default=16, help="Largest number of features to ablate (default: 16).")
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 AddParser: TypeAlias = Callable[..., argparse.ArgumentParser]
 """Function that adds a command to ``open-clt``: the ``add_parser`` of argparse."""
+AddOption: TypeAlias = Callable[..., argparse.Action]
+"""Function that adds an option to a command or a group: the ``add_argument`` of argparse."""
 
 MODEL_HELP = "Language model: a name on the Hugging Face hub, a directory, a .gguf file, or 'embedded'"
 DEVICE_HELP = "Device to compute on: cpu or cuda (default: cpu)."
@@ -27,7 +29,7 @@ _FEATURE_NOTATION = (
 
 
 def add_command(add_parser: AddParser, name: str, summary: str) -> argparse.ArgumentParser:
-    """Add a command whose summary stands in the list of commands and at the top of its own help."""
+    """Add a command whose summary is shown in the list of commands and at the top of its help."""
     return add_parser(name, help=summary, description=summary)
 
 
@@ -63,7 +65,7 @@ def transcoder_directory(name: str) -> Path:
 
 
 def corrected(clt: OpenCrossLayerTranscoder) -> ReplacementModel:
-    """Return a model that equals the original until features are changed: its MLP outputs keep what features miss."""
+    """Return a model with features to change; without a change it computes the same as the original model."""
     from open_clt.replacement.model import ReplacementModel
 
     return ReplacementModel(clt.language_model, clt.transcoder, error_correction=True)
