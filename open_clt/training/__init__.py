@@ -1,1 +1,1 @@
-"""Training of transcoders, on Lightning: losses, one module, one data module, and ``train_transcoder``."""
+"""Training of transcoders with Lightning: ``run.py`` is the way in, and its docstring describes a training run."""

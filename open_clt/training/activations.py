@@ -1,4 +1,4 @@
-"""The activations of a training run: those of a language model on texts or contexts, or those of a store."""
+"""Activations of a training run: those of a language model on texts or contexts, or those of a store."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from open_clt.language.language_model import LanguageModel
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunActivations:
-    """Activations to train on, activations that are held out, and where both come from."""
+    """Activations to train on, activations that are held out, and the origin of both."""
 
     train: ActivationStore
     held_out: ActivationStore | None = None
     contexts: Int[Tensor, "context position"] | None = None
-    """Tokens of the held-out contexts; None if nothing is held out, or activations come from a store."""
+    """Tokens of the held-out contexts; None if no contexts are held out, or if the activations come from a store."""
     origin: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Plain values that say where the activations come from; a resumed run must share them."""
+    """Plain values that say where the activations come from; a resumed run must have the same values."""
 
 
 class Shape(NamedTuple):
-    """The part of a transcoder's shape that its data decides."""
+    """The part of a transcoder's shape that its training data decides."""
 
     n_layers: int
     d_model: int
@@ -50,65 +50,67 @@ class ModelOnTexts:
 
     @property
     def shape(self) -> Shape:
-        """Layers and width of the language model."""
+        """Number of layers and width of the language model."""
         return Shape(self.model.n_layers, self.model.d_model)
 
     def activations(self, transcoder: TranscoderConfig, training: TrainingConfig) -> RunActivations:
-        """Harvests of the contexts that texts fill; raises TextError if they fill fewer than are to be held out."""
+        """Pack the texts into contexts, and harvest them; raises TextError if too few contexts are left to train on."""
         stream = ContextStream(self.texts, self.model, training.data.context_length, training.texts)
-        return _harvests(self.model, stream, stream.head(), transcoder, training, self.origin)
+        harvester = _Harvester(self.model, transcoder, training.data.harvest_batch_size)
+        return harvester.activations(stream, stream.head(), self.origin)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ModelOnContexts:
-    """A language model that reads contexts of tokens which were packed before."""
+    """A language model that reads contexts of tokens that are packed already."""
 
     model: LanguageModel
     contexts: Int[Tensor, "context position"]
 
     @property
     def shape(self) -> Shape:
-        """Layers and width of the language model."""
+        """Number of layers and width of the language model."""
         return Shape(self.model.n_layers, self.model.d_model)
 
     def activations(self, transcoder: TranscoderConfig, training: TrainingConfig) -> RunActivations:
-        """Harvests of the contexts; raises TextError if none is left to train on."""
-        held_out, trained = split_contexts(self.contexts, training.texts)
+        """Harvest the contexts; raises TextError if no context is left to train on."""
+        held_out, train = split_contexts(self.contexts, training.texts)
         digest = hashlib.sha256(self.contexts.cpu().contiguous().numpy().tobytes()).hexdigest()
         origin = {"language_model": self.model.name, "texts": {"tokens": digest, **to_dict(training.texts)}}
-        return _harvests(self.model, trained, held_out, transcoder, training, origin)
+        harvester = _Harvester(self.model, transcoder, training.data.harvest_batch_size)
+        return harvester.activations(train, held_out, origin)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class OwnStore:
-    """A store of activations of the user's own, of which nothing is held out."""
+    """A store of activations that a user brings; none of them are held out."""
 
     store: ActivationStore
     origin: dict[str, Any]
 
     @property
     def shape(self) -> Shape:
-        """The shape of the first batch."""
-        first = next(iter(self.store), None)
-        if first is None:
-            raise TextError("The store of activations is empty; give one that yields batches of tokens.")
-        return Shape(*first.inputs.shape[1:])
+        """Number of layers and width of the first batch; raises TextError if the store is empty."""
+        first_batch = next(iter(self.store), None)
+        if first_batch is None:
+            raise TextError("The store of activations is empty; give a store that yields batches of tokens.")
+        return Shape(*first_batch.inputs.shape[1:])
 
     def activations(self, transcoder: TranscoderConfig, training: TrainingConfig) -> RunActivations:
-        """The store, whichever hooks the transcoder names."""
+        """The activations of the store; the hooks that the transcoder names do not change them."""
         return RunActivations(train=self.store, origin=self.origin)
 
 
 Source: TypeAlias = ModelOnTexts | ModelOnContexts | OwnStore
-"""Where the activations of a run come from, before it is known at which hooks they are taken."""
+"""The source of a run's activations; the transcoder's config then says at which hooks they are harvested."""
 
 
 def model_on(
     model: LanguageModel, texts_or_contexts: Iterable[str] | Int[Tensor, "context position"], training: TrainingConfig
 ) -> ModelOnTexts | ModelOnContexts:
-    """A language model on texts from Python, or on contexts; raises TextError on a single string."""
+    """The source for texts or contexts that are given in Python; raises TextError for a single string."""
     if isinstance(texts_or_contexts, Tensor):
         return ModelOnContexts(model, texts_or_contexts)
     if isinstance(texts_or_contexts, str):
@@ -119,24 +121,27 @@ def model_on(
     return ModelOnTexts(model, lambda: texts, origin)
 
 
-def _harvests(
-    model: LanguageModel,
-    trained: ContextStream | Tensor,
-    held_out: Tensor,
-    transcoder: TranscoderConfig,
-    training: TrainingConfig,
-    origin: dict[str, Any],
-) -> RunActivations:
-    train, measured = (
-        Harvest(
-            model,
-            contexts,
-            input_hook=transcoder.input_hook,
-            target_hook=transcoder.target_hook,
-            batch_size=training.data.harvest_batch_size,
-        )
-        for contexts in (trained, held_out)
-    )
-    if held_out.shape[0] == 0:
-        return RunActivations(train=train, origin=origin)
-    return RunActivations(train=train, held_out=measured, contexts=held_out, origin=origin)
+class _Harvester(NamedTuple):
+    """A language model, and the hooks of the transcoder that it harvests activations for."""
+
+    model: LanguageModel
+    transcoder: TranscoderConfig
+    batch_size: int
+    """Contexts per forward pass of the language model."""
+
+    def harvest(self, contexts: ContextStream | Int[Tensor, "context position"]) -> Harvest:
+        """The activations of the model on some contexts."""
+        input_hook, target_hook = self.transcoder.input_hook, self.transcoder.target_hook
+        return Harvest(self.model, contexts, input_hook=input_hook, target_hook=target_hook, batch_size=self.batch_size)
+
+    def activations(
+        self,
+        train: ContextStream | Int[Tensor, "context position"],
+        held_out: Int[Tensor, "context position"],
+        origin: dict[str, Any],
+    ) -> RunActivations:
+        """The activations on contexts to train on and on contexts that are held out, of which there may be none."""
+        if held_out.shape[0] == 0:
+            return RunActivations(train=self.harvest(train), origin=origin)
+        measured = self.harvest(held_out)
+        return RunActivations(train=self.harvest(train), held_out=measured, contexts=held_out, origin=origin)

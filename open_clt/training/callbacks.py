@@ -1,4 +1,4 @@
-"""What accompanies a training: a progress bar, numbers for loggers, checkpoints to resume from, and when to stop."""
+"""Callbacks of a training run: the progress bar, the log of steps, checkpoints, and early ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @final
 class ProgressBar(Callback):
-    """One line: steps, time, loss, FVU, L0, and the share of dead features."""
+    """A progress bar in one line: steps, time, loss, FVU, L0, and the share of dead features."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -43,7 +43,7 @@ class ProgressBar(Callback):
         self._every = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the bar; a resumed training starts where it was."""
+        """Show the bar; in a resumed run it starts at the step of the checkpoint."""
         self._every = max(1, trainer.max_steps // 1000)
         task = self._progress.add_task("", total=trainer.max_steps, completed=trainer.global_step, metrics="")
         self._task = task
@@ -52,89 +52,95 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on; numbers are read from the device only when they are shown."""
+        """Update the bar; the numbers are copied from the device only when they are shown."""
         latest = cast(TranscoderModule, pl_module).latest
         if latest is not None and (trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps):
-            self._progress.update(self._task, completed=trainer.global_step, metrics=_described(latest))
+            self._progress.update(self._task, completed=trainer.global_step, metrics=_metrics_line(latest))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished bar on the screen."""
         self._progress.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         self._progress.stop()
 
 
-def _described(metrics: StepMetrics) -> str:
+def _metrics_line(metrics: StepMetrics) -> str:
     loss, fvu, l0, dead_share = (value.item() for value in metrics)
     return f"loss {loss:.3g}  FVU {fvu:.3f}  L0 {l0:.1f}  dead {dead_share:.1%}"
 
 
 @final
 class StepLog(Callback):
-    """Gives the numbers of each step to the loggers, and with them the share of time spent waiting for activations."""
+    """Logs the numbers of each step, and the share of time that training spends waiting for activations."""
 
-    _rate = 0.0
+    _learning_rate = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take down the learning rate: after the step it is that of the next."""
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+        """Note the learning rate of this step: at the end of the batch it is already that of the next step."""
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Hand the numbers on; Lightning decides how often they are written."""
+        """Log the numbers; Lightning decides how often they are written (``log_every_n_steps``)."""
         latest = cast(TranscoderModule, pl_module).latest
         if latest is None or not step_is_complete(trainer):
             return
         data = cast(ActivationDataModule, cast(Any, trainer).datamodule)
-        pl_module.log_dict({**latest._asdict(), "learning_rate": self._rate, "harvest_share": data.cost.share})
+        pl_module.log_dict({**latest._asdict(), "learning_rate": self._learning_rate, "harvest_share": data.cost.share})
 
 
 @final
 class StopAtL0(Callback):
-    """Ends a training once as few features are active as wanted: the mean L0 a layer of ``window`` steps."""
+    """Ends a training run once the mean L0 per layer of the last ``window`` batches is at most ``l0``."""
 
     def __init__(self, l0: float | None = None, window: int = 100) -> None:
-        """``l0`` None lets it go on to its end."""
+        """With ``l0`` None, the callback never ends the run."""
         if window < 1 or (l0 is not None and l0 <= 0):
-            raise ConfigError(f"l0 is {l0} and window {window}; l0 must be above 0 and window at least 1.")
+            raise ConfigError(f"l0 is {l0} and window is {window}; l0 must be above 0 and window at least 1.")
         self.l0 = l0
         self._recent: deque[float] = deque(maxlen=window)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop where a step is complete."""
+        """Note the L0 of the batch, and stop the run at the end of a step if the mean is low enough."""
         latest = cast(TranscoderModule, pl_module).latest
         if self.l0 is None or latest is None:
             return
         self._recent.append(latest.l0.item())
         mean = sum(self._recent) / len(self._recent)
         if len(self._recent) == self._recent.maxlen and mean <= self.l0 and step_is_complete(trainer):
-            logger.info("L0 is %.1f, at most %g: training ends after %d steps.", mean, self.l0, trainer.global_step)
+            logger.info(
+                "The mean L0 is %.1f, and early_stop.l0 is %g: training ends after %d steps.",
+                mean,
+                self.l0,
+                trainer.global_step,
+            )
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The L0 of the steps it looks at."""
+        """The L0 of the recent batches, for a checkpoint."""
         return {"recent": list(self._recent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore the L0 of the recent batches from a checkpoint."""
         self._recent.extend(state_dict["recent"])
 
 
 @final
 class Checkpoints(Checkpoint):
-    """Saves the whole state of a training in a directory, to resume from: weights, optimizer, place in the data.
+    """Saves checkpoints, from which a run can resume: the weights, the optimizer, and the position in the data.
 
-    ``last`` is written every so many steps and when training stops early, ``best`` whenever the held-out FVU is the
-    lowest so far, and ``step-N`` too if all are to be kept. A training that ended has its ``last`` only if asked to.
+    The callback writes ``last`` after every ``every`` steps, and when training stops early. It writes ``best`` whenever
+    the held-out FVU is the lowest so far, and with ``keep_all`` it also writes each ``last`` as ``step-N``. After the
+    final step it writes ``last`` only if ``at_end`` is set or the step is one of every ``every``.
 
-    Lightning calls a ``Checkpoint`` after all other callbacks, so whatever stops a training (Ctrl-C, a time limit, a
-    target L0, a callback of the user's own) has said so by then. Where a step of several batches is not complete, it
-    has to wait for that: gradients of half a step cannot be resumed from.
+    Lightning calls a ``Checkpoint`` after all other callbacks, so any callback that stops the training (Ctrl-C, a time
+    limit, a target L0, a user's own) has set ``trainer.should_stop`` by then. If the current step accumulates several
+    batches and is not complete, the stop waits until it is, because a run cannot resume in the middle of a step.
     """
 
     def __init__(
@@ -143,25 +149,25 @@ class Checkpoints(Checkpoint):
         self.last = directory / "last"
         self.every = every
         self.best = best
-        self._noted = directory / "best" / "held_out_fvu"
+        self._lowest_file = directory / "best" / "held_out_fvu"
         self.keep_all = keep_all
         self.at_end = at_end
         self.lowest = float("inf")
-        self._saved = -1
-        self._to_stop = False
+        self._saved_step = -1
+        self._stop_requested = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where a step is complete: weights, optimizer and data then agree."""
-        self._stop_or_wait(trainer)
+        """Save at the end of a step, where weights, optimizer and position in the data agree."""
+        self._delay_stop(trainer)
         step = trainer.global_step
         ended = step >= trainer.max_steps
         if step_is_complete(trainer) and (step % self.every == 0 or (self.at_end if ended else trainer.should_stop)):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the best so far; and the last, if what was measured ends the training."""
+        """Save ``best`` if the held-out FVU is the lowest so far, and ``last`` if the result stops the training."""
         if trainer.sanity_checking:
             return
         fvu = trainer.callback_metrics.get("held_out_fvu")
@@ -169,46 +175,50 @@ class Checkpoints(Checkpoint):
             self.lowest = float(fvu)
             trainer.save_checkpoint(self.last.with_name("best"))
             if trainer.is_global_zero:
-                files.write_text(self._noted, repr(self.lowest))
-        self._stop_or_wait(trainer)
+                files.write_text(self._lowest_file, repr(self.lowest))
+        self._delay_stop(trainer)
         if trainer.should_stop and trainer.global_step < trainer.max_steps:
             self._save(trainer)
 
-    def _stop_or_wait(self, trainer: Trainer) -> None:
-        """Put off to the end of a step what stops the training in the middle of it."""
-        self._to_stop |= trainer.should_stop
-        trainer.should_stop = self._to_stop and step_is_complete(trainer)
+    def _delay_stop(self, trainer: Trainer) -> None:
+        """If the training is to stop in the middle of a step, delay the stop to the end of the step."""
+        self._stop_requested |= trainer.should_stop
+        trainer.should_stop = self._stop_requested and step_is_complete(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self._saved:
+        if step == self._saved_step:
             return
         trainer.save_checkpoint(self.last)
         if self.keep_all:
             trainer.save_checkpoint(self.last.with_name(f"step-{step}"))
-        self._saved = step
+        self._saved_step = step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep which class of the user's own is trained, if it is one."""
+        """Add the user's own class of transcoder and its arguments to the checkpoint; None for a built-in class."""
         checkpoint["architecture"] = _architecture(pl_module)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Raises CheckpointError if the training to resume was of another class, or of one made otherwise."""
+        """Raise CheckpointError if the run to resume trained another class, or the same class with other arguments."""
         refuse_other_settings(
             {"architecture": checkpoint.get("architecture")}, {"architecture": _architecture(pl_module)}
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The lowest FVU so far."""
+        """The lowest held-out FVU so far, for a checkpoint."""
         return {"lowest": self.lowest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back; ``last`` of the step that became the best was written before that was known."""
-        noted = _number(self._noted) if self._noted.is_file() else float("inf")
-        self.lowest = min(state_dict["lowest"], noted)
+        """Restore the lowest held-out FVU so far.
+
+        The file beside ``best`` may hold a lower one: if ``last`` and ``best`` are of the same step, ``last`` was
+        written before that step was measured.
+        """
+        best_fvu = _read_number(self._lowest_file) if self._lowest_file.is_file() else float("inf")
+        self.lowest = min(state_dict["lowest"], best_fvu)
 
 
-def _number(path: Path) -> float:
+def _read_number(path: Path) -> float:
     try:
         return float(files.read_text(path))
     except ValueError as error:
@@ -216,52 +226,55 @@ def _number(path: Path) -> float:
 
 
 def _architecture(module: LightningModule) -> dict[str, Any] | None:
+    """The user's own class of transcoder and its arguments; None for a built-in class."""
     own = own_architecture(cast(TranscoderModule, module).transcoder)
     return own and own._asdict()
 
 
 @contextmanager
 def stop_on_interrupt(trainer: Trainer) -> Generator[None]:
-    """Let Ctrl-C end a training after the step it is in; a second Ctrl-C ends it at once.
+    """Make Ctrl-C stop the training after the current step; a second Ctrl-C stops it at once.
 
-    Lightning would end the process instead. Signals reach the main thread only: elsewhere nothing changes.
+    Without it, Lightning ends the process on Ctrl-C. Only the main thread receives signals, so in other threads nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     callbacks = cast(list[Callback], cast(Any, trainer).callbacks)
-    later = _StopAfterStep()
+    stop_after_step = _StopAfterStep()
 
     def stop(signum: int, frame: FrameType | None) -> None:
         logger.warning("Interrupted: stopping after this step. Press Ctrl-C again to stop at once.")
-        later.asked = True
+        stop_after_step.requested = True
         if trainer.world_size == 1 and step_is_complete(trainer):
             trainer.should_stop = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, stop)
-    callbacks.insert(0, later)
+    former_handler = signal.signal(signal.SIGINT, stop)
+    callbacks.insert(0, stop_after_step)
     try:
         yield
     finally:
-        callbacks.remove(later)
-        signal.signal(signal.SIGINT, before)
+        callbacks.remove(stop_after_step)
+        signal.signal(signal.SIGINT, former_handler)
 
 
 @final
 class _StopAfterStep(Callback):
-    """Stops where a step of several batches is complete: gradients of half a step cannot be resumed from.
+    """Stops the training at the end of a step, because a run cannot resume in the middle of a step.
 
-    Of several processes each hears of Ctrl-C when it does: they stop after the same step, once any was asked to.
+    Several processes may receive Ctrl-C at different steps, or only one of them receives it. They all stop after the
+    same step: the first complete step at whose end any of them has received it.
     """
 
-    asked = False
+    requested = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         peers = cast(TranscoderModule, pl_module).transcoder.peers
-        asked = peers.sum_features(peers.sum_batch(torch.tensor(int(self.asked), device=pl_module.device)))
-        if bool(asked) and step_is_complete(trainer):
+        requests = peers.sum_features(peers.sum_batch(torch.tensor(int(self.requested), device=pl_module.device)))
+        if bool(requests) and step_is_complete(trainer):
             trainer.should_stop = True

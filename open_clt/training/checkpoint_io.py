@@ -1,7 +1,7 @@
-"""Checkpoints to resume from: JSON for what is structure, safetensors for what is tensors; nothing is ever unpickled.
+"""Files of checkpoints: JSON for the structure and safetensors for the tensors; nothing is ever unpickled.
 
-A checkpoint is a directory. ``state.json`` holds the nested dicts and lists that Lightning wants kept, with each tensor
-replaced by its name in ``tensors.safetensors``. What JSON cannot tell apart is tagged: ``{"tensor": name}``,
+A checkpoint is a directory. ``state.json`` holds the nested dicts and lists of Lightning's checkpoint, with each tensor
+replaced by its name in ``tensors.safetensors``. Tags mark the types that JSON lacks: ``{"tensor": name}``,
 ``{"tuple": [...]}``, ``{"dict": [[key, value], ...]}``.
 """
 
@@ -23,10 +23,10 @@ _TENSORS = "tensors.safetensors"
 
 @final
 class SafetensorsCheckpointIO(CheckpointIO):
-    """Writes and reads Lightning's checkpoints without pickle; give it to ``Trainer(plugins=...)``."""
+    """A Trainer plugin that writes and reads Lightning's checkpoints without pickle: ``Trainer(plugins=...)``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint to the directory ``path``, whole or not at all; what stood there is replaced."""
+        """Write a checkpoint to the directory ``path``, whole or not at all; it replaces a former checkpoint there."""
         tensors: dict[str, Tensor] = {}
         state = {**FORMAT.header(), "state": _encode(checkpoint, tensors)}
         with files.saving_directory(Path(path)) as part:
@@ -36,28 +36,28 @@ class SafetensorsCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, onto the CPU; raises CheckpointError if it is not ours, or damaged."""
+        """Read a checkpoint onto the CPU; raises CheckpointError if it is missing, damaged, sharded or foreign."""
         path = files.kept(Path(path))
-        for first in path.glob("shard_0_of_*"):
-            number = first.name.rpartition("_")[2]
+        for first_slice in path.glob("shard_0_of_*"):
+            shards = first_slice.name.rpartition("_")[2]
             raise CheckpointError(
-                f"{path} is of {number} processes that share its features; go on with as many (trainer.devices, "
-                "trainer.strategy), or join their parts with open_clt.training.parallel.shards.merge_checkpoint."
+                f"{path} is a checkpoint of {shards} processes that share its features; resume with {shards} shards "
+                "(trainer.devices, trainer.strategy), or join them with open_clt.training.parallel.merge_checkpoint."
             )
         content = FORMAT.read(path / _STATE)
         tensors = files.read_tensors(path / _TENSORS)
         try:
             return cast(dict[str, Any], _decode(content["state"], tensors))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} does not hold the whole state of a training run ({error!r}).") from error
+            raise CheckpointError(f"{path} does not hold the complete state of a training run ({error!r}).") from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint, if there is one."""
+        """Delete a checkpoint if it exists."""
         files.remove_directory(Path(path))
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """JSON for a value; tensors are put aside under a running number."""
+    """The JSON form of a value; its tensors are added to ``tensors`` under consecutive numbers."""
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -74,11 +74,12 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
             return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in items]}
         case _:
             raise CheckpointError(
-                f"A checkpoint cannot hold {value!r}, a {type(value).__name__}; keep tensors and plain values in it."
+                f"A checkpoint cannot hold {value!r}, a {type(value).__name__}; it holds tensors and plain values only."
             )
 
 
 def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value whose JSON form ``_encode`` made."""
     match value:
         case {"tensor": name}:
             return tensors[name]

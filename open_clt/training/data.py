@@ -1,8 +1,8 @@
-"""The data a transcoder is trained on: kept in memory if it fits, harvested while training goes on if not.
+"""Training data: batches of activations, kept in memory if they fit, harvested during training if not.
 
-What does not fit is read in blocks, two of which fit the memory limit: one is trained on, its tokens mixed, while the
-next is harvested. The order of tokens follows from the seed alone, and where training is in the data is four numbers
-and a place (``DataState``): it can go on from there, and the language model need not read again what lies before.
+Data that does not fit is read in blocks of half the memory limit: while training uses the tokens of one block in random
+order, a thread harvests the next block. The order of the tokens depends on the seed only. The position in the data is
+a ``DataState``; a resumed run starts there, and the language model does not read the earlier texts again.
 """
 
 from __future__ import annotations
@@ -46,59 +46,72 @@ logger = logging.getLogger(__name__)
 _STATISTICS_TOKENS = 200_000
 _SAMPLE_TOKENS = 4096
 _CHUNK = 4096
-_LENGTHS = ("steps", "max_steps", "epochs")
-_LENGTH = (
-    "a training cannot be made longer or shorter, since warm-up, decay and annealing are shares of its steps and the "
-    "learning rate has already followed them: "
+_LENGTH_SETTINGS = ("steps", "max_steps", "epochs")
+_FIXED_LENGTH = (
+    "the length of a run is fixed, because warm-up, decay and annealing are shares of its steps and the learning rate "
+    "has already followed them; "
 )
 
 
 class Prepared(NamedTuple):
-    """Training data after one look at it."""
+    """Training data after the first reading: its statistics, and its tokens if they fit in memory."""
 
     kept: ActivationBatch | None
-    """All usable tokens, if they fit the memory limit."""
+    """All usable tokens; None if they do not fit the memory limit."""
     tokens: int | None
-    """Usable tokens of an epoch; an estimate if they are not kept, None if the store does not know how many it has."""
+    """Usable tokens per epoch: an estimate if they are not kept, None if the store does not know its size."""
     block_size: int
-    """Tokens to mix at a time."""
+    """Tokens of a block, which are mixed together."""
     largest_norm: Float[Tensor, "layer"] | None
-    """Norms above this make a token an outlier."""
+    """Largest input norm of each layer; a token with a larger one is left out. None leaves no token out."""
     inputs: Statistics
     targets: Statistics
     sample: ActivationBatch
-    """A few thousand random tokens, to set encoder biases from."""
+    """A few thousand random tokens, from which encoder biases are set."""
 
 
 def prepare(store: ActivationStore, config: DataConfig, *, use_first_position: bool = False) -> Prepared:
-    """Read a store once: find outliers, estimate statistics, and keep the tokens if all fit the memory limit.
+    """Read a store once: find outliers, estimate statistics, and keep the tokens if all of them fit the memory limit.
 
-    Of a store that does not fit, no more is read than the statistics need. First positions are left out unless
-    ``use_first_position``.
+    If they do not fit, reading stops as soon as there are enough tokens for the statistics. First positions are left
+    out unless ``use_first_position`` is set. Raises TextError if no token is left.
     """
     limit, dtype = config.memory_limit * 1e9, _dtype(config)
     block, complete, capacity = collect(store, max_bytes=limit, enough=_STATISTICS_TOKENS, dtype=dtype)
-    read = block.size
-    norms = torch.cat([input_norms(block.take(slice(i, i + _CHUNK))) for i in range(0, read, _CHUNK)])
+    tokens_read = block.size
+    norms = torch.cat([input_norms(block.take(slice(i, i + _CHUNK))) for i in range(0, tokens_read, _CHUNK)])
     keep = block.positions >= int(not use_first_position)
     if not bool(keep.any()):
-        raise TextError("Every token is the first of its context; give longer texts, or use_first_position.")
-    largest = None
+        raise TextError(
+            "Every token is at the first position of its context, which is left out; give longer texts, or set "
+            "use_first_position."
+        )
+    largest_norm = None
     if config.max_norm_ratio is not None:
-        largest = config.max_norm_ratio * norms[keep].median(dim=0).values
-        keep &= (norms <= largest).all(1)
+        largest_norm = config.max_norm_ratio * norms[keep].median(dim=0).values
+        keep &= (norms <= largest_norm).all(1)
     block = keep_rows(block, keep)
     order = torch.randperm(block.size, generator=torch.Generator().manual_seed(config.seed))
     inputs, targets = _statistics(block, order[:_STATISTICS_TOKENS])
     sample = block.take(order[:_SAMPLE_TOKENS])
-    logger.info("%d of %d tokens are used; in memory: %s.", block.size, read, complete)
+    logger.info(
+        "%d of %d tokens are usable; %s.",
+        block.size,
+        tokens_read,
+        "all data is in memory" if complete else "the data does not fit memory_limit and is harvested during training",
+    )
     if complete:
         if block.size < config.batch_size:
-            logger.warning("batch_size is %d, but a batch is all %d tokens there are.", config.batch_size, block.size)
-        return Prepared(block, block.size, block.size, largest, inputs, targets, sample)
-    tokens = None if store.n_tokens is None else int(store.n_tokens * block.size / read)
+            logger.warning(
+                "batch_size is %d, but the data has only %d tokens; each batch holds all %d tokens.",
+                config.batch_size,
+                block.size,
+                block.size,
+            )
+        return Prepared(block, block.size, block.size, largest_norm, inputs, targets, sample)
+    tokens = None if store.n_tokens is None else int(store.n_tokens * block.size / tokens_read)
     half = max(1, capacity // 2 // config.batch_size) * config.batch_size
-    return Prepared(None, tokens, min(half, tokens or half), largest, inputs, targets, sample)
+    return Prepared(None, tokens, min(half, tokens or half), largest_norm, inputs, targets, sample)
 
 
 def _dtype(config: DataConfig) -> torch.dtype:
@@ -108,48 +121,48 @@ def _dtype(config: DataConfig) -> torch.dtype:
 def _statistics(block: ActivationBatch, rows: Tensor) -> tuple[Statistics, Statistics]:
     n_layers, d_model = block.inputs.shape[1:]
     inputs, targets = StatisticsEstimator(n_layers, d_model), StatisticsEstimator(n_layers, d_model)
-    for some in rows.split(_CHUNK):
-        inputs.update(block.inputs[some])
-        targets.update(block.targets[some])
+    for chunk in rows.split(_CHUNK):
+        inputs.update(block.inputs[chunk])
+        targets.update(block.targets[chunk])
     return inputs.statistics(), targets.statistics()
 
 
 class DataState(NamedTuple):
-    """Where training is in its data."""
+    """A position in the training data, from which a resumed run continues."""
 
     batches: int = 0
-    """Batches handed out."""
+    """Batches used so far."""
     blocks: int = 0
-    """Blocks begun before this one; it numbers their random orders."""
+    """Blocks before the current one; this index, with the seed, decides the random order of the current block."""
     given: int = 0
-    """Batches of this block handed out."""
+    """Batches of the current block used so far."""
     place: Place = Place()
-    """Where this block begins."""
+    """Place in the store where the current block begins."""
 
 
 class HarvestCost(NamedTuple):
-    """What activations cost, in seconds."""
+    """Seconds that harvesting the activations took."""
 
     before: float
-    """For the first look at the data, before the first step."""
+    """Seconds of the first reading of the data, before the first step."""
     meanwhile: float
-    """While training went on, in a thread beside it."""
+    """Seconds that the harvesting thread worked during training."""
     waited: float
-    """That training waited for that thread."""
+    """Seconds that training waited for the harvesting thread."""
     total: float
-    """From the first batch on: training and waiting."""
+    """Seconds since the first batch was requested, for training and waiting together."""
 
     @property
     def share(self) -> float:
-        """Share of the steps' time that is waiting for activations."""
+        """Share of the training time that was spent waiting for activations."""
         return self.waited / self.total if self.total else 0.0
 
 
 @final
 class ActivationDataModule(LightningDataModule):
-    """Mixed batches from a store of activations, without norm outliers, and without first positions unless used.
+    """Random batches from a store of activations, without norm outliers and, unless they are used, first positions.
 
-    All epochs together are one long iteration for Lightning, of ``accumulation`` batches for each of ``steps`` steps.
+    For Lightning, all epochs together are one iteration over ``steps * accumulation`` batches.
     """
 
     def __init__(
@@ -162,9 +175,10 @@ class ActivationDataModule(LightningDataModule):
         accumulation: int = 1,
         source: dict[str, Any] | None = None,
     ) -> None:
-        """``use_first_position`` is what the transcoder's config says.
+        """``use_first_position`` is the setting of the transcoder's config.
 
-        ``source`` says in plain values where the activations come from; a resumed training run must share it.
+        ``accumulation`` is the number of batches per step. ``source`` describes the origin of the activations in plain
+        values; a resumed training run must have the same ``source``.
         """
         super().__init__()
         self.config = config
@@ -175,73 +189,74 @@ class ActivationDataModule(LightningDataModule):
         self._settings = {**to_dict(config), **(source or {})}
         self._prepared: Prepared | None = None
         self._ahead: Ahead[Block] | None = None
-        self._began: float | None = None
-        self._spent_before = self._worked = self._waited = 0.0
+        self._started: float | None = None
+        self._preparation_seconds = self._worked = self._waited = 0.0
 
     @property
     def prepared(self) -> Prepared:
-        """The data after its first reading, which happens when this is first asked for."""
+        """The data after its first reading, which happens at the first access to this property."""
         if self._prepared is None:
             started = time.perf_counter()
             self._prepared = prepare(self.train, self.config, use_first_position=self.use_first_position)
-            self._spent_before = time.perf_counter() - started
+            self._preparation_seconds = time.perf_counter() - started
         return self._prepared
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training; raises ConfigError if that is ``epochs`` times nobody knows how many."""
+        """Steps of the whole run; raises ConfigError if neither ``max_steps`` nor the size of an epoch is known."""
         if self.config.max_steps is not None:
             return self.config.max_steps
         if self.prepared.tokens is None:
             raise ConfigError(
-                "The texts do not fit memory_limit, so nobody knows how many steps an epoch has; set max_steps."
+                f"memory_limit is {self.config.memory_limit} GB, which the texts exceed, so the number of steps per "
+                "epoch is unknown; set max_steps."
             )
         batches = self.config.epochs * max(1, self.prepared.tokens // self.config.batch_size)
         return max(1, batches // self.accumulation)
 
     @property
     def batch_size(self) -> int:
-        """Tokens of each batch: as many as were asked for, or all there are."""
+        """Tokens of each batch: ``batch_size`` of the config, or all tokens of a block if it has fewer."""
         return min(self.config.batch_size, self.prepared.block_size)
 
     @property
     def cost(self) -> HarvestCost:
-        """What activations have cost so far."""
-        total = 0.0 if self._began is None else time.perf_counter() - self._began
+        """The cost of harvesting so far."""
+        total = 0.0 if self._started is None else time.perf_counter() - self._started
         ahead = self._ahead
         worked, waited = (ahead.worked, ahead.waited) if ahead else (0.0, 0.0)
-        return HarvestCost(self._spent_before, self._worked + worked, self._waited + waited, total)
+        return HarvestCost(self._preparation_seconds, self._worked + worked, self._waited + waited, total)
 
     def train_dataloader(self) -> TrainingBatches:
-        """All batches of the training; Lightning saves and restores how far it got."""
+        """All batches of the training run; Lightning saves and restores the position in them."""
         return TrainingBatches(self)
 
     def val_dataloader(self) -> HeldOutBatches:
-        """The held-out tokens, at most ``batch_size`` at a time."""
+        """The held-out tokens in batches of at most ``batch_size`` tokens."""
         return HeldOutBatches(self)
 
     def held_out_batches(self) -> Iterator[ActivationBatch]:
-        """The held-out tokens, in order, filtered as those that were trained on."""
+        """The held-out tokens in order, filtered in the same way as the training tokens."""
         for batch in map(self._usable, self.held_out):
             yield from (batch.take(rows) for rows in torch.arange(batch.size).split(self.config.batch_size))
 
     def batches(self, state: DataState | None = None) -> Generator[tuple[DataState, ActivationBatch]]:
-        """Training batches from some state on, without end, each with the state after it."""
+        """Endless training batches from a state on, each with the state after it."""
         state = state or DataState()
         size = self.batch_size
-        with self._blocks(state.place) as read:
-            for number, (place, tokens) in enumerate(read, start=state.blocks):
-                # The same tokens in the same order for the same number, whoever asks, and whenever.
-                generator = torch.Generator().manual_seed((self.config.seed << 20) + number + 1)
-                full = islice(mixed(tokens, batch_size=size, generator=generator), tokens.size // size)
-                given = state.given if number == state.blocks else 0
-                for batch in islice(full, given, None):
+        with self._blocks(state.place) as blocks_read:
+            for block_index, (place, tokens) in enumerate(blocks_read, start=state.blocks):
+                # The order within a block depends on the seed and on the block's index only.
+                generator = torch.Generator().manual_seed((self.config.seed << 20) + block_index + 1)
+                full_batches = islice(mixed(tokens, batch_size=size, generator=generator), tokens.size // size)
+                given = state.given if block_index == state.blocks else 0
+                for batch in islice(full_batches, given, None):
                     given += 1
-                    state = DataState(state.batches + 1, number, given, place)
+                    state = DataState(state.batches + 1, block_index, given, place)
                     yield state, batch
 
     def close(self) -> None:
-        """Stop harvesting."""
+        """Stop the harvesting thread, if there is one."""
         if self._ahead is not None:
             self._ahead.close()
             self._worked += self._ahead.worked
@@ -249,20 +264,20 @@ class ActivationDataModule(LightningDataModule):
             self._ahead = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings that a resumed training must share."""
+        """The settings that a resumed run must have, for a checkpoint."""
         return {"settings": self._settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises CheckpointError if the settings differ from those of the training to resume."""
+        """Raise CheckpointError if the settings differ from those of the run to resume."""
         refuse_other_settings(state_dict["settings"], self._settings)
 
     @contextmanager
     def _blocks(self, start: Place) -> Generator[Iterator[Block]]:
-        """Blocks of all epochs from a place on: what is in memory, again and again, or harvested one ahead."""
-        self._began = self._began or time.perf_counter()
+        """Endless blocks from a place on: the data in memory, repeated, or blocks that are harvested one ahead."""
+        self._started = self._started or time.perf_counter()
         if self.prepared.kept is not None:
-            kept = Block(Place(), self.prepared.kept)
-            yield iter(lambda: kept, None)
+            block = Block(Place(), self.prepared.kept)
+            yield iter(lambda: block, None)
             return
         self.close()
         self._ahead = Ahead(lambda stopped: self._harvested(start, stopped))
@@ -272,26 +287,30 @@ class ActivationDataModule(LightningDataModule):
             self.close()
 
     def _harvested(self, start: Place, stopped: Event) -> Iterator[Block]:
-        """Blocks of one epoch after another, until ``stopped``."""
+        """Blocks of one epoch after another, until ``stopped`` is set."""
         size = self.prepared.block_size
         while not stopped.is_set():
-            read = takewhile(lambda _: not stopped.is_set(), read_from(self.train, start))
+            placed = takewhile(lambda _: not stopped.is_set(), read_from(self.train, start))
             tokens = 0
-            for block in blocks(read, size=size, usable=self._usable, used=start.used, dtype=_dtype(self.config)):
+            for block in blocks(placed, size=size, usable=self._usable, used=start.used, dtype=_dtype(self.config)):
                 tokens += block.tokens.size
                 yield block
             if start == Place() and tokens < self.batch_size:
-                raise TextError(f"The data holds {tokens} tokens, less than a batch; give more, or lower batch_size.")
+                raise TextError(
+                    f"The data has {tokens} usable tokens, fewer than a batch of {self.batch_size}; give more text, or "
+                    "lower batch_size."
+                )
             start = Place()
 
     def _usable(self, batch: ActivationBatch) -> ActivationBatch:
-        largest = self.prepared.largest_norm
-        return without_outliers(batch, first_position=int(not self.use_first_position), largest_norm=largest)
+        """The tokens of a batch that are neither norm outliers nor, unless they are used, at first positions."""
+        first_position = int(not self.use_first_position)
+        return without_outliers(batch, first_position=first_position, largest_norm=self.prepared.largest_norm)
 
 
 @final
 class TrainingBatches:
-    """The batches of a training, from a state that Lightning can store and set."""
+    """The batches of a training run, from a state that Lightning can save and restore."""
 
     def __init__(self, data: ActivationDataModule) -> None:
         self._data = data
@@ -301,29 +320,29 @@ class TrainingBatches:
         return self._data.steps * self._data.accumulation
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        left = len(self) - self._state.batches
+        remaining = len(self) - self._state.batches
         batches = self._data.batches(self._state)
         share = batch_share(self._data.trainer)
         try:
-            for state, batch in islice(batches, left):
+            for state, batch in islice(batches, remaining):
                 self._state = state
                 yield share.of(batch)
         finally:
             batches.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the batches that were handed out ended."""
+        """The position after the last batch, for a checkpoint."""
         return {**self._state._asdict(), "place": list(self._state.place)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the batches that were handed out before."""
-        numbers = {name: value for name, value in state_dict.items() if name != "place"}
-        self._state = DataState(**numbers, place=Place(*state_dict["place"]))
+        """Continue from a position that ``state_dict`` returned."""
+        counts = {name: value for name, value in state_dict.items() if name != "place"}
+        self._state = DataState(**counts, place=Place(*state_dict["place"]))
 
 
 @final
 class HeldOutBatches:
-    """The held-out tokens, as a loader of batches."""
+    """A data loader of the held-out tokens."""
 
     def __init__(self, data: ActivationDataModule) -> None:
         self._data = data
@@ -333,14 +352,14 @@ class HeldOutBatches:
 
 
 def refuse_other_settings(stored: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raise CheckpointError if a training run to resume had other settings, or an older version's."""
+    """Raise CheckpointError if the run to resume had other settings, or lacks a setting because it is older."""
     for name, value in ours.items():
         if name not in stored:
             raise CheckpointError(
-                f"The training run to resume was begun by an older OpenCLT, which had no setting {name}; start anew."
+                f"The training run to resume has no setting {name}, because an older OpenCLT began it; start a new run."
             )
         if stored[name] != value:
             raise CheckpointError(
-                f"The training to resume had {name} = {stored[name]!r}, now it is {value!r}; "
-                f"{_LENGTH if name in _LENGTHS else ''}resume with the same settings, or start anew."
+                f"The training run to resume had {name} = {stored[name]!r}, but now it is {value!r}; "
+                f"{_FIXED_LENGTH if name in _LENGTH_SETTINGS else ''}resume with the same settings, or start a new run."
             )

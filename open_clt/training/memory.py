@@ -1,8 +1,8 @@
-"""Memory that a training frees after each step, kept for the next one.
+"""Memory of the process: what a training step frees is kept for the next step.
 
-A step on a CPU frees hundreds of megabytes and asks for as many again. glibc gives large blocks back to the system,
-which hands out fresh pages, each of them filled with zeros at its first touch: a share of the step that is no
-arithmetic.
+A training step on a CPU frees hundreds of megabytes, and the next step allocates them again. By default glibc returns
+large blocks to the operating system, which then hands out new pages and fills each with zeros when it is first used.
+This takes a considerable share of the time of a step.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, and ask for large pages; returns whether that is possible here.
+    """Make this process keep the memory that it frees, and use large pages; returns whether the system supports it.
 
-    It is on Linux with glibc; elsewhere nothing is done. It changes the allocator of the whole process for the rest of
-    its life, other libraries included, and what was once used is never given back: so only the programs that train,
-    ``open-clt train`` and ``practice_run.py``, call it. The process takes more memory than it uses, since freed blocks
-    lie apart. To be called before PyTorch is at work, which reads whether to ask for large pages (THP_MEM_ALLOC_ENABLE,
-    left as it is if set) when it first needs much memory.
+    Linux with glibc supports it; on other systems the function changes nothing. The setting holds for the whole process
+    and all of its libraries until the process ends, and the process never returns memory to the system. Its freed
+    blocks are fragmented, so it also occupies more memory than it uses. Therefore only programs whose purpose is
+    training call this function: ``open-clt train`` and ``practice_run.py``.
+
+    Call it before PyTorch allocates much memory for the first time: PyTorch then reads THP_MEM_ALLOC_ENABLE, which
+    turns on large pages. The function does not change that variable if it is set already.
     """
     if not (sys.platform == "linux" and platform.libc_ver()[0] == "glibc"):
         return False
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = ctypes.CDLL("libc.so.6").mallopt
-    # mallopt returns 1 where it did as it was told: no block is mapped apart, and the heap never shrinks.
+    # mallopt returns 1 on success. The first call puts all blocks on the heap, the second keeps the heap.
     return mallopt(_MMAP_MAX, 0) == 1 and mallopt(_TRIM_THRESHOLD, _NEVER) == 1

@@ -1,4 +1,4 @@
-"""``metrics.csv``: the numbers of a training, a row for each time they are written, read again when it is resumed."""
+"""The file ``metrics.csv``: one row of numbers for each logged step of a training run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from open_clt.files import read_rows, unreadable, write_rows
 
 @final
 class MetricsFile(Logger):
-    """A logger that keeps one CSV file, whole at every moment.
+    """A Lightning logger that writes one CSV file; each write replaces the whole file.
 
-    A training that is resumed goes on where it was: rows of steps that are taken again are replaced.
+    A resumed run keeps the rows of the steps before its checkpoint, and replaces the rows of the steps after it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,29 +25,29 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """How Lightning calls it."""
+        """The name by which Lightning knows the logger."""
         return "metrics"
 
     @property
     def version(self) -> int:
-        """There is one."""
+        """Always 0: a run has a single file of metrics."""
         return 0
 
     @property
     def save_dir(self) -> str:
-        """Where the file is."""
+        """The directory of the file."""
         return str(self.path.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the settings have a file of their own."""
+        """Do nothing: the settings are saved in other files."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add some numbers to the row of a step."""
+        """Add numbers to the row of a step."""
         step = step or 0
         if self._rows is None:
-            self._rows = {number: row for number, row in self._read().items() if number < step}
-        # Lightning counts steps from 0 and knows nothing of its own ``epoch`` that would tell anybody anything here.
+            self._rows = {earlier: row for earlier, row in self._read().items() if earlier < step}
+        # Lightning counts steps from 0. Its ``epoch`` is always 0 here, since all epochs are one iteration for it.
         row = self._rows.setdefault(step, {"step": step + 1})
         row.update({name: value for name, value in metrics.items() if name != "epoch"})
 
@@ -55,16 +55,16 @@ class MetricsFile(Logger):
     def save(self) -> None:
         """Write the file."""
         if self._rows is None:
-            return  # nothing is new, and the file of an earlier part may be there
+            return  # nothing was logged yet; the file of the run to resume must stay as it is
         write_rows(self.path, list(self._rows.values()))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the rows that are not written yet."""
         self.save()
 
     def _read(self) -> dict[int, dict[str, Any]]:
-        """The rows of an earlier part of the same training."""
+        """The rows that an earlier part of the same run wrote, by step counted from 0."""
         if not self.path.is_file():
             return {}
         try:

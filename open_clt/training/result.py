@@ -1,4 +1,4 @@
-"""The result of a training run: the transcoder, its numbers, and what they cost."""
+"""The result of a training run: the transcoder, its metrics, and the cost of the run."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 class TrainingResult(NamedTuple):
-    """What came out of a training run."""
+    """The trained transcoder, its metrics, and the cost of the run."""
 
     transcoder: Transcoder
-    """The folded transcoder, which reads and writes raw activations: the one that is saved.
+    """The folded transcoder, which reads and writes raw activations; this is the transcoder that is saved.
 
-    It is whole on the first process; another process that holds a slice of the features has that slice.
+    When several processes share its features, the first process has all of them, and every other process its slice.
     """
     curves: Curves
+    """Loss, FVU, L0, share of dead features and learning rate over the steps."""
     metrics: TranscoderMetrics | None
-    """Numbers on held-out tokens; None if none were held out."""
+    """Metrics on the held-out tokens; None if no tokens were held out."""
     dead_share: float
     """Share of features that were silent over the last ``dead_after_tokens`` tokens of training."""
     steps: int
+    """Steps taken, including those before the checkpoint that the run resumed from."""
     tokens: int
-    """Tokens trained on, repeated ones included."""
+    """Tokens trained on; a token counts again in every epoch."""
     seconds: float
+    """Duration of this run, including the measurement on held-out tokens."""
     finished: bool
-    """False if the run stopped before its last step."""
+    """Whether the run reached its last step; False if it stopped early."""
     harvest: HarvestCost
-    """What the activations cost."""
+    """Seconds that harvesting the activations took."""
     first: bool = True
-    """Whether this process is the first of those that trained: the one that saves and reports."""
+    """Whether this process is the first of those that trained; only the first process saves and reports."""
     held_out: Int[Tensor, "context position"] | None = None
-    """Contexts that were not trained on; None if activations came from a store."""
+    """Tokens of the held-out contexts; None if no contexts were held out, or if the activations came from a store."""
 
     def summary(self) -> dict[str, Any]:
-        """The numbers, JSON-ready: the record that is stored beside the weights."""
+        """The numbers of the run as JSON-ready values: the record that is stored beside the weights."""
         held_out = self.metrics and self.metrics.as_dict()
-        kept = {name: getattr(self, name) for name in ("dead_share", "steps", "tokens", "seconds", "finished")}
+        scalars = {name: getattr(self, name) for name in ("dead_share", "steps", "tokens", "seconds", "finished")}
         harvest = {**self.harvest._asdict(), "share": self.harvest.share}
-        return {**kept, "harvest_seconds": harvest, "held_out": held_out, "curves": self.curves._asdict()}
+        return {**scalars, "harvest_seconds": harvest, "held_out": held_out, "curves": self.curves._asdict()}

@@ -1,17 +1,33 @@
-"""Training runs: the one way to train a transcoder, for Python, for scripts and for the command line.
+"""Training runs: the one way to train a transcoder, from Python, from a script and from the command line.
 
     texts or contexts -> Harvest ┐
     a store of activations ------┴-> ActivationDataModule -> TranscoderModule, by Lightning's Trainer -> TrainingResult
 
-The facade and ``train_transcoder`` start from a ``TrainingConfig``, ``open-clt train`` from flags and YAML files
-(``command.py``). All of them make a ``TrainingRun``, so the same settings, texts and seed give the same weights, bit
-for bit.
+A transcoder learns from pairs of activations of a language model: its inputs and its targets at every layer, for many
+tokens. A training run goes through these steps:
+
+1. ``RunActivations`` holds the activations to train on and the held-out activations. They come from a language model
+   that reads texts (a ``Harvest``), or from a store.
+2. ``ActivationDataModule`` reads the data once to estimate its statistics, and then mixes it into random batches.
+3. ``make_transcoder`` draws the first weights from the seed, and ``set_from_data`` adds the statistics of the data.
+4. Lightning's Trainer takes the steps. ``TranscoderModule`` computes the loss of a batch, and callbacks write
+   checkpoints, metrics and a progress bar.
+5. ``fit`` measures the transcoder on the held-out activations, folds the statistics into its weights, and returns a
+   ``TrainingResult``.
+
+A ``TrainingConfig`` has one part for each subject: ``data`` (batches, length and seed), ``texts`` (their source, and
+which contexts are held out), ``learning`` (loss, optimizer and schedule), ``checkpoints``, and ``gradient_clip``.
+``OwnParts`` are the parts that a user brings in place of the built-in ones.
+
+The facade and ``train_transcoder`` start from a ``TrainingConfig``; ``open-clt train`` makes one from flags and YAML
+files (``flags/command_line.py``). Each of them makes a ``TrainingRun``, so the same settings, texts and seed give the
+same weights, bit for bit.
 
 With an output directory a run writes
 
-    config.json, transcoder.safetensors     the folded transcoder and the record of its training
-    metrics.csv                             the numbers of the steps
-    checkpoints/                            ``last``, ``best`` and ``step-N``: whole states of the run, to resume from
+    config.json, transcoder.safetensors     the folded transcoder, and the record of its training
+    metrics.csv                             the numbers of the training steps
+    checkpoints/                            ``last``, ``best`` and ``step-N``: states of the run to resume from
 """
 
 from __future__ import annotations
@@ -30,11 +46,11 @@ from jaxtyping import Int
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from open_clt import files
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.files import kept
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.training.activations import RunActivations, model_on
@@ -57,16 +73,16 @@ logger = logging.getLogger(__name__)
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OwnParts:
-    """Parts of a training run that a user brings in place of the built-in ones, or beside them."""
+    """Parts of a training run that a user brings in place of the built-in ones, or in addition to them."""
 
     architecture: OwnArchitecture | None = None
     """A subclass of Transcoder to train, in place of the class that belongs to the config."""
     loss: Loss | None = None
-    """A loss in place of the built-in one."""
+    """A loss function in place of the built-in loss."""
     optimizer: OptimizerMaker | None = None
-    """Makes an optimizer in place of Adam."""
+    """A function that makes an optimizer, in place of Adam."""
     callbacks: Sequence[Callback] = ()
-    """Lightning callbacks beside our own."""
+    """Lightning callbacks in addition to the built-in ones."""
     trainer: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Arguments of Lightning's Trainer, such as ``accumulate_grad_batches``."""
 
@@ -75,8 +91,8 @@ class OwnParts:
 class TrainingRun:
     """One training run: its data, its trainer and its untrained transcoder, made in the order in which each is needed.
 
-    Made and trained inside ``quiet_lightning``. Raises ConfigError, CheckpointError or TextError on settings that do
-    not fit together, before the first step.
+    Callers make and train it inside ``quiet_lightning``. Raises ConfigError, CheckpointError or TextError before the
+    first step if the settings do not fit together.
     """
 
     def __init__(
@@ -90,7 +106,7 @@ class TrainingRun:
         output: Path | None = None,
         resume: str | Path | None = None,
     ) -> None:
-        """``trainer`` are all arguments of Lightning's Trainer; those of ``own`` are among them already."""
+        """``trainer`` holds all arguments of Lightning's Trainer, including those of ``own.trainer``."""
         self.activations = activations
         self.training = training
         self.output = output
@@ -115,19 +131,19 @@ class TrainingRun:
         self.module = self._module(transcoder, own)
 
     def _module(self, config: TranscoderConfig, own: OwnParts) -> TranscoderModule:
-        """The untrained transcoder, or this process's slice of it, and how it learns."""
+        """The Lightning module that trains the new transcoder, or this process's slice of it."""
         strategy, seed = self.trainer.strategy, self.training.data.seed
         if own.architecture is None and isinstance(strategy, FeatureParallelStrategy):
             part = strategy.part(self.trainer.global_rank, self.trainer.world_size)
-            made = draw_shard(config, part, seed=seed)
+            transcoder = draw_shard(config, part, seed=seed)
         else:
-            made = make_transcoder(config, seed=seed, own=own.architecture)
+            transcoder = make_transcoder(config, seed=seed, own=own.architecture)
         learning = self.training.learning
-        ready = set_from_data(made, self.data, learning.initial_firing_rate)
-        return TranscoderModule(ready, learning, optimizer=own.optimizer, loss=own.loss)
+        transcoder = set_from_data(transcoder, self.data, learning.initial_firing_rate)
+        return TranscoderModule(transcoder, learning, optimizer=own.optimizer, loss=own.loss)
 
     def train(self) -> TrainingResult:
-        """Train from the beginning, or from the checkpoint to resume; save what came out, and return it."""
+        """Train from the beginning or from a checkpoint, save the transcoder, and return the result."""
         result = fit(self.module, self.data, self.trainer, resume=self.checkpoint)
         result = result._replace(held_out=self.activations.contexts)
         if self.output is not None and result.first:
@@ -148,20 +164,28 @@ def train_transcoder(
     progress: bool = True,
     own: OwnParts | None = None,
 ) -> TrainingResult:
-    """Train a transcoder of a language model on texts, or on contexts of tokens that were packed before.
+    """Train a transcoder of a language model on texts, or on contexts of tokens that are packed already.
 
-    The first contexts are held out for the numbers of the result (``TextsConfig.held_out_contexts``). With an
-    ``output_dir`` the folded transcoder and its record are saved there, and beside them, every so often and on Ctrl-C,
-    a checkpoint; a later call with the same texts and settings goes on from it with ``resume="last"`` (or ``"best"``,
-    or the path of a checkpoint).
+    The first contexts are held out, and the result is measured on them (``TextsConfig.held_out_contexts``). With an
+    ``output_dir``, the run saves the folded transcoder and its record there, and writes checkpoints at regular steps
+    and on Ctrl-C. A later call with the same texts and settings continues from a checkpoint: ``resume`` is ``"last"``,
+    ``"best"``, or the path of a checkpoint.
 
-    Raises ConfigError if the transcoder does not have the model's shape or ``output_dir`` holds another run, TextError
-    if there is hardly any text, CheckpointError if there is nothing to resume.
+    Raises ConfigError if the transcoder does not fit the model or ``output_dir`` holds another run, TextError if the
+    texts are too short to train on, and CheckpointError if the checkpoint to resume is missing or has other settings.
     """
     check_fits(transcoder_config, model)
     source = model_on(model, texts_or_contexts, training_config)
-    activations = source.activations(transcoder_config, training_config)
-    return _train(activations, transcoder_config, training_config, model.device, output_dir, resume, progress, own)
+    return _train(
+        source.activations(transcoder_config, training_config),
+        transcoder_config,
+        training_config,
+        device=model.device,
+        output_dir=output_dir,
+        resume=resume,
+        progress=progress,
+        own=own,
+    )
 
 
 def train_on_activations(
@@ -176,55 +200,57 @@ def train_on_activations(
     progress: bool = True,
     own: OwnParts | None = None,
 ) -> TrainingResult:
-    """Train a transcoder on activations from any store; all else is as in ``train_transcoder``."""
-    activations = RunActivations(train=train, held_out=held_out)
-    device = torch.device(device)
-    return _train(activations, transcoder_config, training_config, device, output_dir, resume, progress, own)
+    """Train a transcoder on activations from any store; everything else is as in ``train_transcoder``."""
+    return _train(
+        RunActivations(train=train, held_out=held_out),
+        transcoder_config,
+        training_config,
+        device=torch.device(device),
+        output_dir=output_dir,
+        resume=resume,
+        progress=progress,
+        own=own,
+    )
 
 
 def _train(
     activations: RunActivations,
     transcoder: TranscoderConfig,
     training: TrainingConfig,
+    *,
     device: torch.device,
-    output: str | Path | None,
+    output_dir: str | Path | None,
     resume: str | Path | None,
     progress: bool,
     own: OwnParts | None,
 ) -> TrainingResult:
+    """Make a training run with the settings of a call from Python, and train."""
     own = own or OwnParts()
     settings = trainer_settings(device, training, dict(own.trainer))
     settings.setdefault("enable_progress_bar", progress)
     check_trainer(settings)
+    output = None if output_dir is None else Path(output_dir)
     with quiet_lightning():
-        run = TrainingRun(
-            activations,
-            transcoder,
-            training,
-            trainer=settings,
-            own=own,
-            output=None if output is None else Path(output),
-            resume=resume,
-        )
+        run = TrainingRun(activations, transcoder, training, trainer=settings, own=own, output=output, resume=resume)
         return run.train()
 
 
 def fit(
     module: TranscoderModule, data: ActivationDataModule, trainer: Trainer, *, resume: str | Path | None = None
 ) -> TrainingResult:
-    """Train by Lightning's Trainer, from the beginning or from a checkpoint, and measure what came out."""
+    """Train with Lightning's Trainer, from the beginning or from a checkpoint, and measure the trained transcoder."""
     started = time.monotonic()
     try:
         with stop_on_interrupt(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=resume)
     finally:
         data.close()
-    cost = data.cost
+    harvest_cost = data.cost
     transcoder = module.transcoder.to(trainer.strategy.root_device).eval()
     metrics = evaluate(transcoder, data)
-    whole = gather_features(transcoder) or transcoder
+    gathered = gather_features(transcoder) or transcoder
     return TrainingResult(
-        transcoder=whole.folded(),
+        transcoder=gathered.folded(),
         curves=module.curves,
         metrics=metrics,
         dead_share=module.dead_share.item(),
@@ -232,22 +258,22 @@ def fit(
         tokens=trainer.global_step * data.accumulation * data.batch_size,
         seconds=time.monotonic() - started,
         finished=trainer.global_step >= data.steps,
-        harvest=cost,
+        harvest=harvest_cost,
         first=trainer.is_global_zero,
     )
 
 
 @torch.no_grad()
 def evaluate(transcoder: Transcoder, data: ActivationDataModule) -> TranscoderMetrics | None:
-    """Metrics on the held-out tokens, or None if there are none."""
-    metrics = MetricsAccumulator(transcoder)
+    """Measure a transcoder on the held-out tokens; returns None if no tokens are held out."""
+    accumulator = MetricsAccumulator(transcoder)
     for batch in data.held_out_batches():
-        metrics.update(batch.inputs, batch.targets)
-    return metrics.result() if metrics.tokens else None
+        accumulator.update(batch.inputs, batch.targets)
+    return accumulator.result() if accumulator.tokens else None
 
 
 def set_from_data(transcoder: Transcoder, data: ActivationDataModule, firing_rate: float | None) -> Transcoder:
-    """Set in a new transcoder what comes from data before the first step: statistics, and encoder biases on request."""
+    """Give a new transcoder the statistics of the data and, with a ``firing_rate``, encoder biases that produce it."""
     prepared = data.prepared
     transcoder.standardisation.set(prepared.inputs, prepared.targets)
     if firing_rate is not None:
@@ -257,37 +283,39 @@ def set_from_data(transcoder: Transcoder, data: ActivationDataModule, firing_rat
 
 @contextmanager
 def quiet_lightning() -> Generator[None]:
-    """Hold back Lightning's banners, and its advice about things that we do on purpose."""
-    banners = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [banner.level for banner in banners]
-    for banner in banners:
-        banner.setLevel(logging.WARNING)
+    """Silence Lightning's banners, and its warnings about choices that we make on purpose."""
+    lightning_loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [lightning_logger.level for lightning_logger in lightning_loggers]
+    for lightning_logger in lightning_loggers:
+        lightning_logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield
     finally:
-        for banner, level in zip(banners, levels, strict=True):
-            banner.setLevel(level)
+        for lightning_logger, level in zip(lightning_loggers, levels, strict=True):
+            lightning_logger.setLevel(level)
 
 
 def check_output(output: Path, resume: str | Path | None) -> None:
-    """Raise ConfigError if a directory holds a training run that is not to be resumed."""
+    """Raise ConfigError if the output directory holds a training run and this run does not resume it."""
     if resume is None and (output / "checkpoints" / "last").exists():
         raise ConfigError(
-            f"{output} holds a training run; resume it from 'last' (on a command line: --ckpt-path last), or give "
-            "another output directory."
+            f"{output} already holds a training run; resume it from 'last' (on the command line: --ckpt-path last), or "
+            "give another output directory."
         )
 
 
 def _checkpoint(output: Path | None, resume: str | Path | None) -> Path | None:
-    """The checkpoint to resume from; raises CheckpointError if there is none, ConfigError as ``check_output`` does."""
+    """The path of the checkpoint to resume from, if any.
+
+    Raises CheckpointError if the checkpoint does not exist, and ConfigError in the same case as ``check_output``.
+    """
     if output is not None:
         check_output(output, resume)
     if resume is None:
         return None
-    named = output is not None and resume in ("last", "best")
-    path = output / "checkpoints" / resume if output is not None and named else Path(resume)
-    if not kept(path).is_dir():
-        raise CheckpointError(f"There is no checkpoint {path}; resume from last, best, or the path of a checkpoint.")
+    path = output / "checkpoints" / resume if output is not None and resume in ("last", "best") else Path(resume)
+    if not files.kept(path).is_dir():
+        raise CheckpointError(f"{path} is not a checkpoint; resume from last, best, or the path of a checkpoint.")
     return path

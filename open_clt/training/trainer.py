@@ -1,4 +1,4 @@
-"""Lightning's Trainer as every training run sets it up: its files lie in the output directory, and none is a pickle."""
+"""Lightning's Trainer, set up for a training run: its files go to the output directory, and none is a pickle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from open_clt.training.metrics_file import MetricsFile
 from open_clt.training.step.optimization import check_precision
 
 Settings: TypeAlias = dict[str, Any]
-"""What was set: plain values by name, nested."""
+"""Settings as plain values by name, possibly nested."""
 TRAINER_DEFAULTS: Settings = {
     "devices": 1,
     "gradient_clip_val": TrainingConfig.gradient_clip,
@@ -29,34 +29,35 @@ TRAINER_DEFAULTS: Settings = {
     "val_check_interval": 1000,
     "check_val_every_n_epoch": None,
 }
-"""The settings of Lightning's Trainer whose defaults are other ones here."""
+"""Our defaults for settings of Lightning's Trainer, where they differ from Lightning's defaults."""
 
 
 def check_trainer(settings: Settings) -> None:
-    """Raise ConfigError for settings of Lightning's Trainer that would not make a usable transcoder."""
+    """Raise ConfigError for settings of Lightning's Trainer that do not produce a usable transcoder."""
     check_precision(settings.get("precision"))
-    if settings.get("fast_dev_run"):
+    if fast_dev_run := settings.get("fast_dev_run"):
         raise ConfigError(
-            "trainer.fast_dev_run would leave a transcoder of a step or two that looks like any other; to try settings "
-            "out, give --trainer.max_steps 3 and an --output of its own."
+            f"trainer.fast_dev_run is {fast_dev_run!r}; it would save a transcoder of a few steps that looks like any "
+            "other. To try settings out, give --trainer.max_steps 3 and a new --output."
         )
 
 
 def trainer_settings(device: torch.device, training: TrainingConfig, own: Settings) -> Settings:
-    """Settings of Lightning's Trainer for a run from Python: on one device, with ``own`` settings on top."""
+    """Settings of Lightning's Trainer for a run from Python on one device; ``own`` settings override the others."""
     cuda = device.type == "cuda"
-    placed = {"accelerator": "gpu" if cuda else device.type, "devices": [device.index or 0] if cuda else 1}
-    return {**TRAINER_DEFAULTS, **placed, "gradient_clip_val": training.gradient_clip, **own}
+    hardware = {"accelerator": "gpu" if cuda else device.type, "devices": [device.index or 0] if cuda else 1}
+    return {**TRAINER_DEFAULTS, **hardware, "gradient_clip_val": training.gradient_clip, **own}
 
 
 def keep_logs_in(output: Path, loggers: Any) -> None:
-    """Let those loggers that would write to the current directory, as WandB's does, write to ``output``.
+    """Make loggers that would write to the current directory, such as WandB's, write to ``output`` instead.
 
-    ``loggers`` is what was set: one or a list of Namespaces of ``class_path`` and ``init_args``, or no logger at all.
+    ``loggers`` is the setting ``trainer.logger``: a Namespace of ``class_path`` and ``init_args``, a list of them, a
+    bool, or None.
     """
     for arguments in (getattr(logger, "init_args", None) for logger in listed(loggers)):
         if arguments is not None and arguments.get("save_dir") == ".":
-            output.mkdir(parents=True, exist_ok=True)  # WandB takes another place if this one is not there
+            output.mkdir(parents=True, exist_ok=True)  # WandB writes elsewhere if the directory does not exist
             arguments["save_dir"] = str(output)
 
 
@@ -69,29 +70,29 @@ def make_trainer(
     checkpoints: CheckpointsConfig,
     held_out: bool,
 ) -> Trainer:
-    """A Trainer of these settings with what every run has: numbers for loggers, a progress bar unless it is off.
+    """Make a Trainer of these settings, with the callbacks of every run: a log of steps and a progress bar.
 
-    With an ``output`` directory it also has a CSV file of the numbers, and checkpoints.
+    With an ``output`` directory, the Trainer also writes ``metrics.csv`` and checkpoints.
     """
-    ours: list[Callback] = [StepLog(), *watchers]
+    callbacks: list[Callback] = [*listed(settings.get("callbacks")), StepLog(), *watchers]
     loggers = listed(settings.get("logger"), Logger)
     if settings.get("enable_progress_bar") is not False:
-        ours.append(ProgressBar())
-    keeps = output is not None and settings.get("enable_checkpointing") is not False
+        callbacks.append(ProgressBar())
+    writes_checkpoints = output is not None and settings.get("enable_checkpointing") is not False
     if output is not None:
         loggers = [MetricsFile(output / "metrics.csv"), *loggers]
-        if keeps:
-            kept = {"best": checkpoints.best, "keep_all": checkpoints.keep_all}
-            ours.append(Checkpoints(output / "checkpoints", checkpoints.every, at_end=True, **kept))
+        if writes_checkpoints:
+            choices = {"best": checkpoints.best, "keep_all": checkpoints.keep_all}
+            callbacks.append(Checkpoints(output / "checkpoints", checkpoints.every, at_end=True, **choices))
     settings = settings | {
         "max_steps": steps,
         "max_epochs": -1,
-        "callbacks": [*listed(settings.get("callbacks")), *ours],
+        "callbacks": callbacks,
         "logger": loggers or False,
         "plugins": [*listed(settings.get("plugins")), SafetensorsCheckpointIO()],
         "default_root_dir": settings.get("default_root_dir") or output,
         "enable_progress_bar": False,
-        "enable_checkpointing": keeps,
+        "enable_checkpointing": writes_checkpoints,
         "log_every_n_steps": settings.get("log_every_n_steps") or max(1, steps // 400),
     }
     if not held_out:
@@ -99,21 +100,24 @@ def make_trainer(
     try:
         trainer = Trainer(**settings)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ConfigError(f"Lightning cannot train that way: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"Lightning's Trainer refuses these settings: {' '.join(str(error).split())}") from error
     if output is not None:
         _write_profile(trainer, output)
     return trainer
 
 
 def _write_profile(trainer: Trainer, output: Path) -> None:
-    """Let a profiler write to a file, unless it was told where: it would log, and Lightning's log is held back."""
+    """Make a profiler without a file of its own write to the output directory.
+
+    Without a file it would write to Lightning's log, which ``quiet_lightning`` silences.
+    """
     profiler = cast(Any, trainer).profiler
-    asked = not isinstance(profiler, PassThroughProfiler)  # which stands where none was asked for
-    if asked and profiler.dirpath is None and profiler.filename is None:
+    profiles = not isinstance(profiler, PassThroughProfiler)  # the class that Lightning uses when no profiler is set
+    if profiles and profiler.dirpath is None and profiler.filename is None:
         profiler.dirpath, profiler.filename = output, "profile"
 
 
 def listed(value: Any, kind: type[Any] = object) -> list[Any]:
-    """A setting that may be one thing, several, or none (or, for loggers, a mere yes or no) as a list."""
+    """The objects of a setting that is one object, a list of objects, None or a bool; only those of class ``kind``."""
     values = cast(list[Any], value) if isinstance(value, list) else [value]
     return [item for item in values if item is not None and isinstance(item, kind) and not isinstance(item, bool)]

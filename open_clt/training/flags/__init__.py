@@ -1,1 +1,1 @@
-"""The flags and YAML files of ``open-clt train``, and the training run that they describe."""
+"""Flags and YAML files of ``open-clt train``: how they are read, and the training run that they describe."""

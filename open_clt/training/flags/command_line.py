@@ -1,16 +1,20 @@
-"""The command line of training: flags and YAML files in, a trained transcoder out.
+"""The command line ``open-clt train``: flags and YAML files in, a trained transcoder out.
 
-    settings (YAML, flags) -> TrainingConfig, classes of one's own -> TrainingRun (``run.py``) -> CommandResult
+    flags, YAML files -> TrainingConfig, the user's own classes -> TrainingRun (``run.py``) -> CommandResult
 
-It is Lightning's own command line (LightningCLI on jsonargparse): ``trainer.*`` is Lightning's Trainer, with loggers,
-callbacks, strategies and profilers by ``class_path``. The other groups are the configs of ``open_clt.config``:
+It extends Lightning's command line (LightningCLI, which uses jsonargparse). The group ``trainer.*`` has the arguments
+of Lightning's Trainer, with loggers, callbacks, strategies and profilers by ``class_path``. The other groups are:
 
-    transcoder    its architecture; or a class of your own, made from the config of the other settings
-    training      loss, optimizer and schedule; a loss or an optimizer of your own
-    data          language model, texts, batches; texts of your own, or a store of activations of your own
-    checkpoints, early_stop, report, output
+    transcoder    the architecture (``TranscoderConfig``), or a Transcoder class of your own
+    training      loss, optimizer and schedule (``LearningConfig``), or a loss or an optimizer of your own
+    data          language model, texts and batches, or texts or activations of your own
+    checkpoints   the checkpoints that are kept (``CheckpointsConfig``)
+    early_stop    the L0 at which training stops (``StopAtL0``)
+    report        the attribution graphs of the report (``ReportConfig``)
+    output        the directory of all files that are written
 
-The number of layers and their width are the language model's: they need not be given, and must not contradict it.
+The language model decides ``n_layers`` and ``d_model``. They need not be set; a value that contradicts the model is an
+error.
 """
 
 from __future__ import annotations
@@ -65,25 +69,26 @@ from open_clt.transcoders.make import OwnArchitecture
 
 _FROM_TRAINER = ("epochs", "max_steps", "seed")
 _NO_TIME = "00:00:00:00"
-"""A ``trainer.max_time`` that takes no further step: the run only writes the transcoder that a checkpoint holds."""
+"""A ``trainer.max_time`` with which a resumed run takes no step: it only saves the transcoder of its checkpoint."""
 
 
 class CommandResult(NamedTuple):
-    """What ``open-clt train`` made, and what its report needs."""
+    """The result of ``open-clt train``, and what its evaluation report needs."""
 
     training: TrainingResult
     language_model: LanguageModel | None
-    """None where activations came from a store of the user's own."""
+    """The language model of the transcoder; None if the activations came from a store that the user brought."""
     prompts: list[str]
-    """Prompts that the report makes graphs of."""
+    """Prompts of the attribution graphs in the report."""
     report: ReportConfig
     output: Path
+    """Directory of all files that the run writes."""
 
 
 def train_command(arguments: Sequence[str], *, keep_memory: bool = False) -> CommandResult:
-    """Train as a command line says; raises OpenCLTErrors that say in a sentence what is wrong with it.
+    """Train with the settings of a command line; raises an OpenCLTError that names what is wrong with a setting.
 
-    ``keep_memory`` lets a run on a CPU change the allocator of this process (``memory.keep_freed_memory``).
+    ``keep_memory`` allows a run on a CPU to change the allocator of this process (``memory.keep_freed_memory``).
     """
     with quiet_lightning(), _matmul_precision_restored():
         cli = TrainingCLI(arguments, keep_memory=keep_memory)
@@ -95,23 +100,23 @@ def train_command(arguments: Sequence[str], *, keep_memory: bool = False) -> Com
 
 @contextmanager
 def _matmul_precision_restored() -> Generator[None]:
-    before = torch.get_float32_matmul_precision()
+    precision = torch.get_float32_matmul_precision()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
 
 
 @final
 class TrainingCLI(LightningCLI):
-    """Reads the settings, and makes the training run that they describe: ``training_run``."""
+    """Reads flags and YAML files, and makes the training run that they describe: ``training_run``."""
 
     training_run: TrainingRun
 
     def __init__(self, arguments: Sequence[str], *, keep_memory: bool = False) -> None:
         self._keep_memory = keep_memory
         self.language_model: LanguageModel | None = None
-        said = {"prog": "open-clt train", "description": "Train a transcoder.", "exit_on_error": False}
+        parser_settings = {"prog": "open-clt train", "description": "Train a transcoder.", "exit_on_error": False}
         super().__init__(
             args=list(arguments),
             run=False,
@@ -120,59 +125,81 @@ class TrainingCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs=said,
+            parser_kwargs=parser_settings,
         )
 
     @property
     def output(self) -> Path:
-        """Directory of everything that is written."""
+        """Directory of all files that the run writes."""
         return Path(self.config.output)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """All flags."""
+        """Add all flags to the parser."""
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
         add_settings(parser, "transcoder", TranscoderConfig, skip=("language_model",))
-        add_class(parser, "transcoder", "a Transcoder of your own, made from a CrossLayerConfig of the other settings")
+        add_class(parser, "transcoder", "A Transcoder class of your own, which takes a CrossLayerConfig.")
         add_settings(parser, "training", LearningConfig)
-        precision = "how exact matrix products are in float32 (torch.set_float32_matmul_precision; default: as it is)"
-        precisions = Literal["highest", "high", "medium"] | None
-        parser.add_argument("--training.matmul_precision", type=precisions, default=None, help=precision)
-        what = "a loss of your own: a class whose objects are called with a training step (module.Step), and return it"
-        add_class(parser, "training.loss", what)
-        add_class(parser, "training.optimizer", "an optimizer such as torch.optim.NAdam, in place of Adam")
+        parser.add_argument(
+            "--training.matmul_precision",
+            type=Literal["highest", "high", "medium"] | None,
+            default=None,
+            help="Precision of float32 matrix products (torch.set_float32_matmul_precision); null does not change it.",
+        )
+        add_class(
+            parser,
+            "training.loss",
+            "A loss of your own: a class whose objects take a training step (module.Step) and return its loss.",
+        )
+        add_class(parser, "training.optimizer", "An optimizer in place of Adam, such as torch.optim.NAdam.")
         add_settings(parser, "data", DataConfig, skip=_FROM_TRAINER)
         add_settings(parser, "data.texts", TextsConfig)
-        add_class(parser, "data.texts", "texts of your own: a function that returns strings, each time the same")
-        add_class(parser, "data", "activations of your own (an ActivationStore), in place of language model and texts")
+        add_class(parser, "data.texts", "Texts of your own: a function that returns the same strings at every call.")
+        add_class(
+            parser, "data", "Activations of your own (an ActivationStore), in place of a language model and texts."
+        )
         option = parser.add_argument
-        option("--data.language_model", type=str, default="gpt2", help="name, directory, .gguf file, or 'embedded'")
-        option("--data.dtype", type=str, default="float32", help="how the language model computes: float32, bfloat16")
+        option(
+            "--data.language_model",
+            type=str,
+            default="gpt2",
+            help="Language model: a name, a directory, a .gguf file, or 'embedded'.",
+        )
+        option(
+            "--data.dtype",
+            type=str,
+            default="float32",
+            help="Precision in which the language model computes: float32 or bfloat16.",
+        )
         add_settings(parser, "checkpoints", CheckpointsConfig)
         add_settings(parser, "report", ReportConfig)
         parser.add_lightning_class_args(StopAtL0, "early_stop")
-        option("--output", type=str, default="transcoder", help="directory of everything that is written")
-        resume = (
-            f"go on from here: last, best, or a path; with --trainer.max_time {_NO_TIME}, only write its transcoder"
+        option("--output", type=str, default="transcoder", help="Directory of all files that the run writes.")
+        option(
+            "--ckpt_path",
+            "--ckpt-path",
+            type=str,
+            default=None,
+            help="Checkpoint to resume from: last, best, or a path. With --trainer.max_time "
+            f"{_NO_TIME}, no step is taken, and the transcoder of the checkpoint is saved.",
         )
-        option("--ckpt_path", "--ckpt-path", type=str, default=None, help=resume)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Read the command line; raises ConfigError where argparse would print a page and exit."""
+        """Read the command line; raises ConfigError where argparse would print its usage and exit."""
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise ConfigError(in_one_line(error, parser)) from error
 
     def instantiate_classes(self) -> None:
-        """Make everything, in the order in which each thing needs the one before."""
+        """Make the training run from the settings; a mistake in any of them is found here, before training."""
         check_output(self.output, self.config.ckpt_path)
         check_trainer(self.config.trainer.as_dict())
         settings = self.config.as_dict()
         self._prepare_torch(settings.get("training", {}).pop("matmul_precision", None))
-        parts = self._instantiated()
+        instances = self._instances()
         self.report: ReportConfig = read_settings(ReportConfig, settings.get("report", {}), "report")
-        own = self._own_parts(parts, settings)
+        own = self._own_parts(instances, settings)
         source = self._source(settings["data"])
         training = self._training_config(settings)
         transcoder = self._transcoder_config(settings.get("transcoder", {}), source.shape)
@@ -182,21 +209,24 @@ class TrainingCLI(LightningCLI):
             activations,
             transcoder,
             training,
-            trainer={**parts["trainer"]},
+            trainer={**instances["trainer"]},
             own=own,
             output=self.output,
             resume=self.config.ckpt_path,
         )
 
     def _prepare_torch(self, matmul_precision: str | None) -> None:
-        """What PyTorch must know before it is at work."""
+        """Set the allocator and the precision of matrix products, before PyTorch computes anything."""
         if self._keep_memory and self._device.type == "cpu":
             keep_freed_memory()
         if matmul_precision is not None:
             torch.set_float32_matmul_precision(matmul_precision)
 
-    def _instantiated(self) -> Namespace:
-        """Callbacks, loggers and the like; raises MissingExtraError if one needs a package that is not there."""
+    def _instances(self) -> Namespace:
+        """The objects of all settings with a ``class_path``, such as callbacks and loggers.
+
+        Raises MissingExtraError if one of them needs a package that is not installed.
+        """
         try:
             config = self.config.clone()
             keep_logs_in(Path(config.output), config.trainer.logger)
@@ -205,22 +235,22 @@ class TrainingCLI(LightningCLI):
         except (ImportError, ValueError) as error:
             raise as_user_error(error, "trainer", self.config.trainer.as_dict()) from error
 
-    def _own_parts(self, parts: Namespace, settings: Settings) -> OwnParts:
-        """Classes of the user's own, taken out of the settings that name them."""
+    def _own_parts(self, instances: Namespace, settings: Settings) -> OwnParts:
+        """The user's own classes; the settings that name them are removed from ``settings``."""
         transcoder, training = settings.get("transcoder", {}), settings.get("training", {})
-        named = named_class(transcoder, "transcoder")
+        architecture = named_class(transcoder, "transcoder")
         loss = user_class(training.get("loss", {}), "training.loss")
-        # The settings of a run that was refused must not stay in its directory: they are written when training starts.
-        accepted = LambdaCallback(on_train_start=lambda *_: self.save_config())
+        # A refused run must not leave its settings in the directory, so they are written when training starts.
+        save_config = LambdaCallback(on_train_start=lambda *_: self.save_config())
         return OwnParts(
-            architecture=named and OwnArchitecture(*named),
+            architecture=architecture and OwnArchitecture(*architecture),
             loss=None if loss is None else loss(),
             optimizer=user_class(training.pop("optimizer", {}), "training.optimizer"),
-            callbacks=[accepted, parts["early_stop"]],
+            callbacks=[save_config, instances["early_stop"]],
         )
 
     def _source(self, data: Settings) -> Source:
-        """Where activations come from, taken out of the settings of ``data``: a store, or a language model on texts."""
+        """The source of activations: a store, or a language model on texts; its settings are removed from ``data``."""
         texts: Settings = data.setdefault("texts", {})
         name, dtype = data.pop("language_model"), data.pop("dtype")
         origin = {"language_model": name, "texts": dict(texts), "activations": data.get("class_path")}
@@ -228,13 +258,16 @@ class TrainingCLI(LightningCLI):
         if own_store is not None:
             store = own_store()
             if not isinstance(store, ActivationStore):
-                raise ConfigError("data.class_path does not name an ActivationStore, which has n_tokens and __iter__.")
+                raise ConfigError(
+                    f"data.class_path is {origin['activations']!r}, which is not an ActivationStore; name a class that "
+                    "has n_tokens and __iter__."
+                )
             return OwnStore(store, origin)
         if own_texts is None and texts.get("source") is None:
             raise ConfigError("data.texts.source is missing; name a file or a data set of texts.")
-        described: TextsConfig = read_settings(TextsConfig, texts, "data.texts")
+        texts_config: TextsConfig = read_settings(TextsConfig, texts, "data.texts")
         self.language_model = load_language_model(name, device=self._device, dtype=dtype)
-        return ModelOnTexts(self.language_model, own_texts or partial(open_texts, described), origin)
+        return ModelOnTexts(self.language_model, own_texts or partial(open_texts, texts_config), origin)
 
     def _training_config(self, settings: Settings) -> TrainingConfig:
         data: Settings = settings["data"]
@@ -253,20 +286,21 @@ class TrainingCLI(LightningCLI):
         for name, value in shape._asdict().items():
             if settings.get(name, value) != value:
                 raise ConfigError(
-                    f"transcoder.{name} is {settings[name]}, but the data has {value}; leave it out: it is known."
+                    f"transcoder.{name} is {settings[name]}, but the data has {value}; remove this setting: the data "
+                    "decides it."
                 )
         model = self.language_model
-        whole = {**settings, **shape._asdict(), "language_model": model and model.name}
-        return read_settings(TranscoderConfig, whole, "transcoder")
+        complete = {**settings, **shape._asdict(), "language_model": model and model.name}
+        return read_settings(TranscoderConfig, complete, "transcoder")
 
     def _prompts(self, held_out: Tensor | None) -> list[str]:
-        """Prompts of the report's graphs: a mistake in them should not wait for the end of the run."""
+        """Prompts of the report's graphs; they are read before training so that a mistake in them is found early."""
         if self.language_model is None or held_out is None:
             return []
         return report_prompts(self.report, self.language_model, held_out)
 
     def _lengths(self) -> Settings:
-        """How long to train, by the names that the data knows it by."""
+        """The length of training from the Trainer's settings, under the names of ``DataConfig``."""
         trainer = self.config.trainer
         steps = {} if trainer.max_steps in (None, -1) else {"max_steps": trainer.max_steps}
         return {**steps, "epochs": trainer.max_epochs or 1}
@@ -277,25 +311,25 @@ class TrainingCLI(LightningCLI):
 
     @property
     def _device(self) -> torch.device:
-        """Where the language model runs: where the transcoder does, as far as it is known before the Trainer is."""
-        wanted = self.config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        # Launchers tell each process of a machine which of its devices it has.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if wanted else torch.device("cpu")
+        """The device of the language model: the one on which the Trainer, which does not exist yet, will train."""
+        uses_gpu = self.config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        # Launchers set LOCAL_RANK to the index of each process's device.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if uses_gpu else torch.device("cpu")
 
     def check_time(self, result: TrainingResult) -> None:
-        """Raise ConfigError if a resumed run had no time for a single step, though steps were asked for."""
-        wanted = self.config.trainer.max_time
-        if wanted not in (None, _NO_TIME) and not result.finished and result.harvest.total == 0:
+        """Raise ConfigError if ``trainer.max_time`` was used up before a resumed run took its first step."""
+        max_time = self.config.trainer.max_time
+        if max_time not in (None, _NO_TIME) and not result.finished and result.harvest.total == 0:
             raise ConfigError(
-                f"trainer.max_time is {wanted}, which the run to resume has used up: it counts all parts of the run; "
-                "give more."
+                f"trainer.max_time is {max_time}, which the earlier parts of this run have used up already; give more "
+                "time, because all parts of a run count together."
             )
 
     def save_config(self) -> None:
-        """Write the settings beside what they make."""
+        """Write the settings to ``config.yaml`` in the output directory."""
         if self.training_run.trainer.is_global_zero:
             self.output.mkdir(parents=True, exist_ok=True)
-            # Without what would make another run of the same settings resume this one, or end at once.
+            # A new run with the written settings must neither resume this one nor end at once.
             settings: Settings = {**self.config.as_dict(), "ckpt_path": None}
             if settings["trainer"]["max_time"] == _NO_TIME:
                 settings["trainer"]["max_time"] = None

@@ -1,10 +1,10 @@
-"""Settings as flags and as keys of a YAML file: the configs of ``open_clt.config``, laid flat for jsonargparse.
+"""Settings as flags and as keys of a YAML file: how jsonargparse sees the configs of ``open_clt.config``.
 
-A config becomes one flag for each of its fields, with dotted names. Alternatives (a sum type) become one group: their
-``kind``, and the fields of all of them; which of these the chosen kind understands is checked when the config is made.
-What nobody sets is not there at all, so that a default stands in the config and nowhere else.
+A config becomes one flag for each of its fields, with a dotted name. Several alternatives (a union of configs) become
+one group, with a flag for ``kind`` and flags for the fields of all kinds; ``read_settings`` checks that the chosen kind
+has each field that is set. A setting that is not given is absent, so that defaults are written in the configs only.
 
-Where a class of the user's own may stand, ``class_path`` names it and ``init_args`` holds what it is made with.
+Where a user can bring a class, ``class_path`` names the class and ``init_args`` holds its arguments.
 """
 
 from __future__ import annotations
@@ -37,33 +37,34 @@ _EXTRAS = ("tensorboard", "wandb")
 
 
 def add_settings(parser: ArgumentParser, key: str, hint: Any, *, skip: Collection[str] = ()) -> None:
-    """Add a flag for each field of a config, or of several alternatives, below ``key``."""
+    """Add a flag below ``key`` for each field of a config, or of several alternative configs."""
     kinds = _configs(hint)
     flags: dict[str, list[tuple[Any, Field[Any], str]]] = {}
     for kind in kinds:
-        hints, said = typing.get_type_hints(kind), _said(kind)
+        hints, docs = typing.get_type_hints(kind), _field_docs(kind)
         for field in fields(kind):
             if field.name not in skip:
-                flags.setdefault(field.name, []).append((hints[field.name], field, said.get(field.name, "")))
+                flags.setdefault(field.name, []).append((hints[field.name], field, docs.get(field.name, "")))
     if flags.pop("kind", None):
         names = tuple(kind.kind for kind in kinds)
-        _add_flag(parser, f"{key}.kind", Literal[names], "Which of the alternatives.")
-    for name, found in flags.items():
-        hint, field, said = found[0]
+        _add_flag(parser, f"{key}.kind", Literal[names], "Kind of config; it decides which other settings exist.")
+    for name, alternatives in flags.items():
+        hint, field, doc = alternatives[0]
         if _configs(hint):
             add_settings(parser, f"{key}.{name}", hint)
         else:
-            _add_flag(parser, f"{key}.{name}", Union[tuple(hint for hint, _, _ in found)], said + _default(field))
+            union = Union[tuple(hint for hint, _, _ in alternatives)]
+            _add_flag(parser, f"{key}.{name}", union, doc + _default(field))
 
 
 def add_class(parser: ArgumentParser, key: str, what: str) -> None:
-    """Add the flags that name a class of the user's own, and what it is made with."""
+    """Add the flags that name a user's own class, described by ``what``, and the arguments of the class."""
     _add_flag(parser, f"{key}.class_path", str, what)
-    _add_flag(parser, f"{key}.init_args", dict[str, Any], "what it is made with, by name")
+    _add_flag(parser, f"{key}.init_args", dict[str, Any], f"Arguments by name of the class in {key}.class_path.")
 
 
 def read_settings(hint: Any, values: Settings, key: str) -> Any:
-    """The config that the settings below ``key`` make; raises ConfigError if one is unknown, missing or wrong."""
+    """Make a config from the settings below ``key``; raises ConfigError if a setting is unknown, missing or wrong."""
     kinds = {getattr(kind, "kind", None): kind for kind in _configs(hint)}
     name = values.get("kind", next(iter(kinds)))
     if name not in kinds:
@@ -72,71 +73,71 @@ def read_settings(hint: Any, values: Settings, key: str) -> Any:
 
 
 class NamedClass(NamedTuple):
-    """A class (or function) of the user's own, as settings name it."""
+    """The path of a user's own class (or function), and its arguments by name."""
 
     class_path: str
     init_args: Settings
 
 
 def named_class(values: Settings, key: str) -> NamedClass | None:
-    """Take ``class_path`` and ``init_args`` out of some settings; None if they name no class."""
+    """Remove ``class_path`` and ``init_args`` from settings, and return them; None if no class is named."""
     path: str | None = values.pop("class_path", None)
     arguments: Settings = values.pop("init_args", {})
     if path is None and arguments:
-        raise ConfigError(f"{key}.init_args is given without {key}.class_path; name the class, too.")
+        raise ConfigError(f"{key}.init_args is given, but {key}.class_path is missing; give both.")
     return None if path is None else NamedClass(path, arguments)
 
 
 def user_class(values: Settings, key: str) -> Callable[..., Any] | None:
-    """The class (or function) that ``class_path`` names, given its ``init_args``; None if there is none."""
-    named = named_class(values, key)
-    if named is None:
+    """A function that calls the class (or function) in ``class_path`` with its ``init_args``; None if none is named."""
+    user_settings = named_class(values, key)
+    if user_settings is None:
         return None
-    path, arguments = named
+    path, init_args = user_settings
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        imported = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}.class_path {path!r} cannot be imported: {error}.") from error
+        raise ConfigError(f"{key}.class_path is {path!r}, which cannot be imported: {error}.") from error
 
-    def make(*given: Any, **named: Any) -> Any:
+    def make(*arguments: Any, **keywords: Any) -> Any:
         try:
-            return found(*given, **named, **arguments)
+            return imported(*arguments, **keywords, **init_args)
         except TypeError as error:
-            raise ConfigError(f"{path} cannot be made with init_args {arguments}: {error}.") from error
+            raise ConfigError(f"{path} cannot be called with init_args {init_args}: {error}.") from error
 
     return make
 
 
 def in_one_line(error: argparse.ArgumentError, parser: ArgumentParser) -> str:
-    """What jsonargparse has to say about a mistake, in one sentence, with the nearest flag if one was misspelt."""
+    """One sentence for an error of jsonargparse, which suggests the nearest flag if a flag is misspelt."""
     message = str(error)
-    known = [flag for action in parser._actions for flag in action.option_strings]  # pyright: ignore[reportPrivateUsage]
-    if found := re.search(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", message):
-        typed = (found[1] or f"--{found[2]}").split("=")[0]
-        return f"There is no setting {typed.removeprefix('--')!r}; {_nearest(typed, known)}"
-    if found := re.search(r"ambiguous option: (\S+) could match", message):
-        group = found[1].split("=")[0].removeprefix("--")
-        inside = [flag.removeprefix("--") for flag in known if flag.startswith(f"--{group}.")]
-        return f"{group} is no setting of its own, but a group: set {' or '.join(inside)}."
-    if found := re.search(r'Parser key "(\S+)":(.*?)(?:Given value: (.*))?$', message, re.DOTALL):
-        key, reason, value = found[1], " ".join(found[2].split()), found[3]
+    flags = [flag for action in parser._actions for flag in action.option_strings]  # pyright: ignore[reportPrivateUsage]
+    if match := re.search(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", message):
+        typed = (match[1] or f"--{match[2]}").split("=")[0]
+        return f"There is no setting {typed.removeprefix('--')!r}; {_nearest(typed, flags)}"
+    if match := re.search(r"ambiguous option: (\S+) could match", message):
+        group = match[1].split("=")[0].removeprefix("--")
+        members = [flag.removeprefix("--") for flag in flags if flag.startswith(f"--{group}.")]
+        return f"{group} is a group of settings and takes no value; set {' or '.join(members)}."
+    if match := re.search(r'Parser key "(\S+)":(.*?)(?:Given value: (.*))?$', message, re.DOTALL):
+        key, reason, value = match[1], " ".join(match[2].split()), match[3]
         expected = re.findall(r"Expected an? (.+?)(?= -|\. Got|$| Given)", reason)
-        wanted = " or ".join(dict.fromkeys(map(_plainly, expected)))
-        got = value or (re.search(r"Got value: (.*)", reason) or [None, None])[1]
-        return f"{key} is {got!r}; it must be {wanted}." if wanted and got else f"{key}: {reason}"
+        legal = " or ".join(dict.fromkeys(map(_plain_type, expected)))
+        value = value or (re.search(r"Got value: (.*)", reason) or [None, None])[1]
+        return f"{key} is {value!r}; it must be {legal}." if legal and value else f"{key}: {reason}"
     return " ".join(message.split())
 
 
 def as_user_error(error: ImportError | ValueError, group: str, settings: Settings) -> OpenCLTError:
-    """What went wrong when jsonargparse made the classes that a group of settings names, in one sentence."""
+    """An OpenCLTError for an error that jsonargparse raised when it made the classes that a group's settings name."""
     if isinstance(error, OpenCLTError):
         return error
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, ImportError):
         cause = cause.__cause__
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-    culprit = _made_in(cause, group, settings)
+    culprit = _culprit(cause, group, settings)
     if not isinstance(cause, ImportError):
         return ConfigError(f"{culprit} cannot be made: {reason}")
     for extra in _EXTRAS:
@@ -145,22 +146,22 @@ def as_user_error(error: ImportError | ValueError, group: str, settings: Setting
     return MissingExtraError(f"{culprit} needs a package that is not installed: {reason}")
 
 
-def _made_in(error: BaseException, group: str, settings: Settings) -> str:
-    """Which of the settings of a group names the class in whose code something was raised."""
+def _culprit(error: BaseException, group: str, settings: Settings) -> str:
+    """The setting and the class whose code raised an error."""
     raised_in = {str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)}
     for name, value in settings.items():
         for item in listed(value, dict):
             path = str(item.get("class_path", ""))
-            module, _, kind = path.rpartition(".")
-            found = getattr(sys.modules.get(module), kind, None)
-            if getattr(found, "__module__", None) in raised_in:
-                return f"{group}.{name} {kind}"
-    return f"Something that {group} names"
+            module, _, class_name = path.rpartition(".")
+            named = getattr(sys.modules.get(module), class_name, None)
+            if getattr(named, "__module__", None) in raised_in:
+                return f"{group}.{name} {class_name}"
+    return f"A class in the settings of {group}"
 
 
 @contextmanager
 def older_names() -> Generator[None]:
-    """Let jsonargparse be called by names that its older versions know, too."""
+    """Silence warnings about names that jsonargparse has deprecated but its older versions need."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -168,14 +169,14 @@ def older_names() -> Generator[None]:
 
 def _nearest(typed: str, known: list[str]) -> str:
     near = difflib.get_close_matches(typed, known, n=1)
-    return f"did you mean {near[0].removeprefix('--')!r}?" if near else "`open-clt train --help` lists them all."
+    return f"did you mean {near[0].removeprefix('--')!r}?" if near else "`open-clt train --help` lists all settings."
 
 
-def _plainly(expected: str) -> str:
-    """``<class 'int'>`` and ``typing.Literal['a', 'b']`` as one would say them."""
-    inside = re.search(r"<class '(\w+)'>", expected)
-    if inside:
-        return {"NoneType": "null", "int": "a whole number", "float": "a number"}.get(inside[1], inside[1])
+def _plain_type(expected: str) -> str:
+    """Plain words for a type in jsonargparse's messages: ``<class 'int'>`` or ``typing.Literal['a', 'b']``."""
+    type_name = re.search(r"<class '(\w+)'>", expected)
+    if type_name:
+        return {"NoneType": "null", "int": "a whole number", "float": "a number"}.get(type_name[1], type_name[1])
     literal = re.search(r"Literal\[(.*)\]", expected)
     return literal[1].replace(", ", " or ") if literal else expected
 
@@ -187,9 +188,9 @@ def _configs(hint: Any) -> list[type[Any]]:
 
 
 def _with_kinds(config: type[Any], values: Settings, key: str) -> Settings:
-    """The same settings, with the ``kind`` of those nested ones that only say what differs from the default kind.
+    """The same settings, with the default ``kind`` added to nested settings that do not give one.
 
-    Raises ConfigError where one is missing, or is another kind's: by its key, which is what the user typed.
+    Raises ConfigError with the full key if a setting is missing, or if the chosen kind does not have it.
     """
     _check_keys(config, values, key)
     hints = typing.get_type_hints(config)
@@ -206,18 +207,19 @@ def _with_kinds(config: type[Any], values: Settings, key: str) -> Settings:
 
 
 def _check_keys(config: type[Any], values: Settings, key: str) -> None:
+    """Raise ConfigError if a config does not have one of these settings, or needs another one."""
     known = {field.name: field for field in fields(config)}
-    kind = f"kind {config.kind!r}" if "kind" in known else key
+    owner = f"kind {config.kind!r}" if "kind" in known else key
     for name in values.keys() - known.keys():
-        others = ", ".join(other for other in known if other != "kind") or "none"
-        raise ConfigError(f"{key}.{name} is given, but {kind} has no such setting; it has {others}.")
+        legal = ", ".join(legal_name for legal_name in known if legal_name != "kind") or "none"
+        raise ConfigError(f"{key}.{name} is given, but {owner} has no such setting; its settings are {legal}.")
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise ConfigError(f"{key}.{name} is missing; {kind} needs it.")
+            raise ConfigError(f"{key}.{name} is missing; {owner} needs it.")
 
 
-def _add_flag(parser: ArgumentParser, name: str, hint: Any, said: str) -> None:
-    parser.add_argument(f"--{name}", type=hint, default=argparse.SUPPRESS, help=said.replace("%", "%%"))
+def _add_flag(parser: ArgumentParser, name: str, hint: Any, description: str) -> None:
+    parser.add_argument(f"--{name}", type=hint, default=argparse.SUPPRESS, help=description.replace("%", "%%"))
 
 
 def _default(field: Field[Any]) -> str:
@@ -226,26 +228,26 @@ def _default(field: Field[Any]) -> str:
     return f" (default: {'null' if field.default is None else field.default})"
 
 
-def _said(config: type[Any]) -> dict[str, str]:
-    """What is said below each field of a config, the inherited ones included."""
-    found: dict[str, str] = {}
-    for kind in reversed(config.__mro__):
-        if is_dataclass(kind):
-            found |= _said_below(kind)
-    return found
+def _field_docs(config: type[Any]) -> dict[str, str]:
+    """The docstring of each field of a config, including inherited fields."""
+    docs: dict[str, str] = {}
+    for ancestor in reversed(config.__mro__):
+        if is_dataclass(ancestor):
+            docs |= _own_field_docs(ancestor)
+    return docs
 
 
-def _said_below(kind: type[Any]) -> dict[str, str]:
-    """The string below each annotated name in the body of a class; Python keeps it in the source only."""
+def _own_field_docs(config: type[Any]) -> dict[str, str]:
+    """The string below each field in the body of a class; Python keeps these strings in the source only."""
     try:
-        source = inspect.getsource(kind)
-    except OSError:  # installed without sources: flags then have no description
+        source = inspect.getsource(config)
+    except OSError:  # without source files, flags have no description
         return {}
-    found: dict[str, str] = {}
+    docs: dict[str, str] = {}
     for field, below in pairwise(cast(ast.ClassDef, ast.parse(textwrap.dedent(source)).body[0]).body):
         match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
-                found[name] = inspect.cleandoc(said)
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                docs[name] = inspect.cleandoc(doc)
             case _:
                 pass
-    return found
+    return docs

@@ -1,4 +1,4 @@
-"""Training on several processes."""
+"""Training on several processes: features sharded over some of them, batches split over others."""
 
 from open_clt.training.parallel.shards import merge_checkpoint
 from open_clt.training.parallel.strategy import FeatureParallelStrategy

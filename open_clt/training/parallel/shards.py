@@ -1,13 +1,14 @@
-"""A transcoder cut into slices of its features, and put together again.
+"""Slices of a transcoder's features, one for each process that trains: how they are cut, gathered and merged.
 
-Slice ``i`` of ``n`` holds features ``i, i + n, i + 2n, ...`` of every layer, and a copy of all that is no feature's:
-decoder biases, skip paths, statistics. It is itself a transcoder of ``n_features / n`` features. Taking every n-th
-feature, not a block of them, gives each slice its part of every Matryoshka prefix, and each process equal work.
+Slice ``i`` of ``n`` holds features ``i, i + n, i + 2n, ...`` of every layer, and a copy of the tensors that do not
+belong to features: decoder biases, skip paths, statistics. A slice is itself a transcoder with ``n_features / n``
+features. It takes every n-th feature in place of a contiguous block, so that each slice has its part of every
+Matryoshka prefix and all processes have equal work.
 
     draw_shard          config, seed -> the slice of one process, before training
     shard_features      whole transcoder -> the slice of one process
-    gather_features     the slices of all processes -> the whole, on the first of them
-    merge_checkpoint    the checkpoint that several processes left -> the whole, in one
+    gather_features     the slices of all processes -> the whole transcoder, on the first process
+    merge_checkpoint    a checkpoint of several processes -> the whole transcoder
 """
 
 from __future__ import annotations
@@ -33,122 +34,142 @@ _PREFIX = "transcoder."
 
 
 def shard_config(config: TranscoderConfig, shards: int) -> CrossLayerConfig:
-    """The config of one of ``shards`` slices; raises ConfigError if the features cannot be cut that way."""
+    """The config of one of ``shards`` slices; raises ConfigError if the features cannot be sharded over that many."""
     if not isinstance(config, CrossLayerConfig):
-        raise ConfigError(f"Features of a {config.kind!r} transcoder cannot be sharded; split the batch only.")
+        raise ConfigError(
+            f"The features of a transcoder of kind {config.kind!r} cannot be sharded; use trainer.strategy ddp, which "
+            "splits batches."
+        )
     for name, sizes in (("n_features", (config.n_features,)), ("prefixes", config.prefixes)):
         if any(size % shards for size in sizes):
-            raise ConfigError(f"{name} is {getattr(config, name)}; sharded over {shards}, it must divide by {shards}.")
-    width = config.n_features // shards
-    for k in (getattr(config.nonlinearity, name, None) for name in ("k", "initial_k")):
-        if k is not None and k > width:
-            raise ConfigError(f"k is {k}, but each of {shards} shards has {width} features; use fewer shards.")
-    return dataclasses.replace(config, n_features=width, prefixes=tuple(size // shards for size in config.prefixes))
+            value = getattr(config, name)
+            raise ConfigError(f"{name} is {value}; with {shards} shards, it must be divisible by {shards}.")
+    n_features = config.n_features // shards
+    for name in ("k", "initial_k"):
+        k = getattr(config.nonlinearity, name, None)
+        if k is not None and k > n_features:
+            raise ConfigError(f"{name} is {k}, but each of {shards} shards has {n_features} features; lower {name}.")
+    prefixes = tuple(size // shards for size in config.prefixes)
+    return dataclasses.replace(config, n_features=n_features, prefixes=prefixes)
 
 
 def whole_config(config: CrossLayerConfig, shards: int) -> CrossLayerConfig:
-    """The config of the transcoder that ``shards`` slices of this config make up."""
+    """The config of the whole transcoder, given the config of each of its ``shards`` slices."""
     prefixes = tuple(size * shards for size in config.prefixes)
     return dataclasses.replace(config, n_features=config.n_features * shards, prefixes=prefixes)
 
 
 def is_copied(name: str) -> bool:
-    """Whether a parameter or buffer of a transcoder is no feature's, so that every slice has a copy of it."""
+    """Whether a parameter or buffer of a transcoder does not belong to features, so that every slice has a copy."""
     return name.startswith(("b_dec", "W_skip", "standardisation."))
 
 
 def shard_features(transcoder: Transcoder, peers: Peers) -> Transcoder:
-    """The slice of a transcoder's features that this process holds; its peers are known to it from then on.
+    """This process's slice of a transcoder's features, connected to the slices of its peers.
 
-    Every process calls it with the same transcoder, or with its slice of it (``draw_shard``). Raises ConfigError for
-    classes of a user's own that hold tensors of which nobody knows whether they are features'.
+    Every process calls it with the same whole transcoder, or with its own slice (from ``draw_shard``). Raises
+    ConfigError for a user's own class with additional tensors, which cannot be sharded.
     """
     part = Part(peers.shard, peers.shards)
     if transcoder.part != part:
         local = _empty(shard_config(transcoder.config, peers.shards), own_architecture(transcoder))
         local.part = part
         local = local.to(transcoder.device, transcoder.dtype).train(transcoder.training)
-        whole, empty = transcoder.state_dict(), local.state_dict()
-        local.load_state_dict({name: _slice(whole[name], empty[name].shape, peers) for name in empty})
+        tensors, local_tensors = transcoder.state_dict(), local.state_dict()
+        local.load_state_dict({name: _slice(tensors[name], local_tensors[name].shape, peers) for name in local_tensors})
         transcoder = local
     share_with(transcoder, peers)
     return transcoder
 
 
 def _empty(config: CrossLayerConfig, own: OwnArchitecture | None) -> Transcoder:
-    """A transcoder whose tensors are about to come."""
+    """A transcoder whose tensors are loaded next; raises ConfigError if its class has additional tensors."""
     if own is None:
         return CrossLayerTranscoder(config)
-    made = make_transcoder(config, own=own)
+    transcoder = make_transcoder(config, own=own)
     with torch.device("meta"):
         known = CrossLayerTranscoder(config).state_dict()
-    if foreign := made.state_dict().keys() - known.keys():
+    if foreign := transcoder.state_dict().keys() - known.keys():
         raise ConfigError(
-            f"Features of a {own.class_path} cannot be sharded, since nobody knows how to cut its "
-            f"{', '.join(sorted(foreign))}; split the batch only (trainer.strategy ddp)."
+            f"The features of {own.class_path} cannot be sharded, because its tensors {', '.join(sorted(foreign))} are "
+            "not those of a CrossLayerTranscoder; use trainer.strategy ddp, which splits batches."
         )
-    return made
+    return transcoder
 
 
 def draw_shard(config: TranscoderConfig, part: Part, *, seed: int) -> CrossLayerTranscoder:
-    """A slice of an untrained transcoder, as ``seed`` has it however many slices there are; never holds the whole."""
+    """A slice of an untrained transcoder; its weights are those that ``seed`` gives in the whole transcoder.
+
+    The whole transcoder is never in memory.
+    """
     return CrossLayerTranscoder(shard_config(config, part.shards), seed=seed, part=part)
 
 
 def gather_features(transcoder: Transcoder) -> Transcoder | None:
-    """The whole transcoder, on the CPU of the process with the first slice; None on the others. All must call it."""
+    """Gather the whole transcoder on the CPU of the process with the first slice; returns None on other processes.
+
+    Every process must call it.
+    """
     if transcoder.peers.shards == 1:
         return transcoder
-    parts = {name: transcoder.peers.gather(tensor) for name, tensor in transcoder.state_dict().items()}
-    complete = {name: tensors for name, tensors in parts.items() if tensors is not None}
+    gathered = {name: transcoder.peers.gather(tensor) for name, tensor in transcoder.state_dict().items()}
+    slices = {name: tensors for name, tensors in gathered.items() if tensors is not None}
     assert isinstance(transcoder.config, CrossLayerConfig)
-    return _merged(transcoder.config, own_architecture(transcoder), complete) if complete else None
+    return _merged(transcoder.config, own_architecture(transcoder), slices) if slices else None
 
 
 def shard_path(checkpoint: str | Path, shard: int, shards: int) -> Path:
-    """Where in the directory of a checkpoint one of its slices is."""
+    """The path of one slice in the directory of a sharded checkpoint."""
     return Path(checkpoint) / f"shard_{shard}_of_{shards}"
 
 
 def merge_checkpoint(checkpoint: str | Path) -> Transcoder:
-    """The whole transcoder of a training's sharded checkpoint; ``folded()`` and ``save_transcoder`` do the rest.
+    """Read a sharded checkpoint as one whole transcoder; ``save_transcoder(merge_checkpoint(path).folded(), ...)``.
 
     Raises CheckpointError if slices are missing, or of different steps.
     """
-    first = sorted(Path(checkpoint).glob("shard_0_of_*"))
-    if len(first) != 1:
-        raise CheckpointError(f"{checkpoint} holds {len(first)} sharded checkpoints; give a directory with one.")
-    shards = int(first[0].name.rpartition("_")[2])
-    slices = [SafetensorsCheckpointIO().load_checkpoint(shard_path(checkpoint, i, shards)) for i in range(shards)]
-    if len({part["global_step"] for part in slices}) > 1:
-        raise CheckpointError(f"The slices in {checkpoint} are of different steps: saving them was interrupted.")
-    config = from_dict(CrossLayerConfig, slices[0]["settings"]["transcoder"])
-    names = [name for name in slices[0]["state_dict"] if name.startswith(_PREFIX)]
-    parts = {name.removeprefix(_PREFIX): [s["state_dict"][name] for s in slices] for name in names}
-    made_as = slices[0].get("architecture")
-    return _merged(config, made_as and OwnArchitecture(**made_as), parts)
+    first_slices = sorted(Path(checkpoint).glob("shard_0_of_*"))
+    if len(first_slices) != 1:
+        raise CheckpointError(
+            f"{checkpoint} holds {len(first_slices)} sharded checkpoints; give a directory that holds one."
+        )
+    shards = int(first_slices[0].name.rpartition("_")[2])
+    states = [SafetensorsCheckpointIO().load_checkpoint(shard_path(checkpoint, i, shards)) for i in range(shards)]
+    if steps := {state["global_step"] for state in states} - {states[0]["global_step"]}:
+        raise CheckpointError(
+            f"{checkpoint} holds slices of different steps, {states[0]['global_step']} and "
+            f"{', '.join(map(str, sorted(steps)))}, because saving was interrupted; give another checkpoint."
+        )
+    config = from_dict(CrossLayerConfig, states[0]["settings"]["transcoder"])
+    names = [name for name in states[0]["state_dict"] if name.startswith(_PREFIX)]
+    slices = {name.removeprefix(_PREFIX): [state["state_dict"][name] for state in states] for name in names}
+    own = states[0].get("architecture")
+    return _merged(config, own and OwnArchitecture(**own), slices)
 
 
-def _merged(config: CrossLayerConfig, own: OwnArchitecture | None, parts: Mapping[str, Sequence[Tensor]]) -> Transcoder:
-    shards = len(next(iter(parts.values())))
-    with torch.device("meta") if own is None else nullcontext():  # a class of one's own may compute as it is made
+def _merged(
+    config: CrossLayerConfig, own: OwnArchitecture | None, slices: Mapping[str, Sequence[Tensor]]
+) -> Transcoder:
+    """The whole transcoder, from the config of one slice and the slices of each tensor."""
+    shards = len(next(iter(slices.values())))
+    with torch.device("meta") if own is None else nullcontext():  # a user's own class may compute in its __init__
         whole = _empty(whole_config(config, shards), own)
-    state = {name: _joined(parts[name], tensor.shape) for name, tensor in whole.state_dict().items()}
+    state = {name: _joined(slices[name], tensor.shape) for name, tensor in whole.state_dict().items()}
     whole.load_state_dict(state, assign=True)
     return whole.eval()
 
 
 def _slice(whole: Tensor, shape: Sequence[int], peers: Peers) -> Tensor:
-    """This process's slice of a tensor, along the axis where ``shape`` is shorter; all of it if none is."""
-    for axis, (size, part) in enumerate(zip(whole.shape, shape, strict=True)):
-        if size != part:
-            return whole.unflatten(axis, (part, peers.shards)).select(axis + 1, peers.shard)
+    """This process's slice of a tensor, cut along the axis where ``shape`` is shorter; uncut if no axis is shorter."""
+    for axis, (size, slice_size) in enumerate(zip(whole.shape, shape, strict=True)):
+        if size != slice_size:
+            return whole.unflatten(axis, (slice_size, peers.shards)).select(axis + 1, peers.shard)
     return whole
 
 
-def _joined(parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Slices put together along the axis where ``shape`` is longer; the first of equal copies if none is."""
-    for axis, (size, part) in enumerate(zip(shape, parts[0].shape, strict=True)):
-        if size != part:
-            return torch.stack(list(parts), dim=axis + 1).flatten(axis, axis + 1)
-    return parts[0]
+def _joined(slices: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Slices joined along the axis where ``shape`` is longer; the first of equal copies if no axis is longer."""
+    for axis, (size, slice_size) in enumerate(zip(shape, slices[0].shape, strict=True)):
+        if size != slice_size:
+            return torch.stack(list(slices), dim=axis + 1).flatten(axis, axis + 1)
+    return slices[0]

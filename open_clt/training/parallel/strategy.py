@@ -1,28 +1,29 @@
-"""Training on several processes: features sharded over some of them, batches split over others, or both.
+"""Training strategy for several processes: features sharded over some of them, batches split over others, or both.
 
-The processes form a mesh, batch x features. Those of one row see the same tokens, and each holds a slice of every
-layer's features: encoder rows, thresholds, decoder rows, and their Adam moments. Those of one column hold the same
-slice, and each sees its part of the batch. A step then is
+The processes form a mesh, batch x features. The processes of one row see the same tokens, and each holds a slice of
+every layer's features: encoder rows, thresholds, decoder rows, and their Adam moments. The processes of one column hold
+the same slice, and each sees its part of the batch. A training step has these parts:
 
-    encode      with no communication: each process has all inputs of its tokens
-    select      TopK: the k best of each slice are gathered, values only. BatchTopK: the value of the last one that is
-                selected is found by counting, digit by digit, over all slices and all tokens
-    decode      each slice writes; ONE all-reduce sums the reconstructions. (One more for AuxK where features are dead,
-                and one for each Matryoshka prefix.)
-    backward    every process of a row has the same reconstruction, so the same loss, and the gradient of its own
-                features follows without communication. Copies of what is no feature's (decoder biases, skip paths)
-                get equal gradients and stay equal
-    update      clipping needs the norm over all slices: one number. Columns average gradients (DDP, as ever)
+    encode      no communication: each process has all inputs of its tokens
+    select      TopK gathers the values of the k largest candidates of each slice. BatchTopK finds its threshold by
+                counting values, digit by digit, over all slices and all tokens
+    decode      each slice writes its part, and ONE all-reduce sums the reconstructions (plus one for AuxK while
+                features are dead, and one for each Matryoshka prefix)
+    backward    no communication: every process of a row has the same reconstruction and the same loss, and computes the
+                gradients of its own features. Tensors that do not belong to features (decoder biases, skip paths) are
+                copied; all copies get equal gradients and stay equal
+    update      gradient clipping needs the norm over all slices, which is one number. Columns average gradients (DDP)
 
-so that sharding costs the traffic of activations, and splitting batches costs that of gradients: docs/scaling.md has
-the arithmetic. Losses are those of one process up to rounding (tests/training/parallel/test_strategy.py).
+Sharding therefore costs traffic of the size of activations, and splitting batches costs traffic of the size of
+gradients; docs/scaling.md has the arithmetic. The losses equal those of one process up to rounding
+(tests/training/parallel/test_strategy.py).
 
-What is used, and what is not. DeviceMesh makes the groups and DTensor the collectives within a row, since it knows that
-the gradient of a sum over shards is the identity. The parameters themselves are plain tensors, because a slice of the
-features is a smaller transcoder: every line of the model, and every custom gradient in it, works on it as it stands,
-where DTensor has no rule for them (``embedding_bag`` with weights has none). For the same reason the strategy is
-Lightning's DDPStrategy with a mesh, and not its ModelParallelStrategy: that one expects DTensor parameters, averages no
-gradients outside FSDP, and its checkpoints are pickles.
+DeviceMesh makes the process groups. DTensor does the collectives within a row, since it knows that the gradient of a
+sum over shards is the identity. The parameters are plain tensors and not DTensors: a slice of the features is a smaller
+transcoder, so the code of the model and its custom gradients work on it unchanged, while DTensor has no rule for some
+of its operations (such as ``embedding_bag`` with weights). For the same reason the strategy extends Lightning's
+DDPStrategy with a mesh. Lightning's ModelParallelStrategy expects DTensor parameters, averages gradients only with
+FSDP, and writes its checkpoints with pickle.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ from open_clt.transcoders.transcoder import Transcoder
 
 BATCH, FEATURES = "batch", "features"
 _DIGITS = (20, 9, 0)
-"""Where the digits of a positive float's 31 bits begin, read as an integer; the last overlaps the one before."""
+"""Lowest bits of the three digits (11 bits each) of a positive float read as an integer; the last two overlap."""
 _DIGIT_VALUES = 2048
 
 
 @final
 class MeshPeers(Peers):
-    """The other processes of a mesh, batch x features."""
+    """The processes that train together, as a mesh of batch x features."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self._batch, self._features = mesh[BATCH], mesh[FEATURES]
@@ -77,79 +78,84 @@ class MeshPeers(Peers):
         part = part.detach().contiguous()
         parts = [torch.empty_like(part) for _ in range(self.shards)] if self.shard == 0 else None
         dist.gather(part, parts, group=self._features.get_group(), group_dst=0)
-        return parts and [one.cpu() for one in parts]
+        return parts and [gathered.cpu() for gathered in parts]
 
     @torch.no_grad()
     def winners(self, values: Float[Tensor, "batch candidate"], k: int) -> Bool[Tensor, "batch candidate"]:
-        ours = values.shape[1]
-        candidates = functional.pad(values.detach(), (0, k - ours), value=-torch.inf)
-        every = DTensor.from_local(candidates, self._features, [Shard(1)], run_check=False).full_tensor()
-        # A stable sort, not topk: every process must come to the same decision.
-        chosen = every.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        won = torch.zeros_like(every, dtype=torch.bool).scatter_(1, chosen, True)
-        return won[:, self.shard * k : self.shard * k + ours]
+        local_count = values.shape[1]
+        padded = functional.pad(values.detach(), (0, k - local_count), value=-torch.inf)
+        candidates = DTensor.from_local(padded, self._features, [Shard(1)], run_check=False).full_tensor()
+        # A stable sort, not topk: every process must select the same candidates, also among equal values.
+        selected = candidates.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        won = torch.zeros_like(candidates, dtype=torch.bool).scatter_(1, selected, True)
+        return won[:, self.shard * k : self.shard * k + local_count]
 
     @torch.no_grad()
     def kth_largest(self, values: Float[Tensor, "some"], k: int) -> Float[Tensor, ""]:
-        """A search digit by digit: what is sent is three histograms, however many values there are."""
+        """Search digit by digit; the processes exchange three histograms, however many values there are."""
         bits = values.detach().float().clamp(min=0).view(torch.int32)  # as integers, positive floats keep their order
-        found = 0
+        result_bits = 0
         for shift in _DIGITS:
             digits = (bits >> shift) & (_DIGIT_VALUES - 1)
             counts = self.sum_features(self.sum_batch(torch.bincount(digits, minlength=_DIGIT_VALUES)))
-            or_larger = functional.pad(counts.flip(0).cumsum(0).flip(0), (0, 1))
-            k = min(k, int(or_larger[0]))
+            at_least = functional.pad(counts.flip(0).cumsum(0).flip(0), (0, 1))  # values whose digit is this or larger
+            k = min(k, int(at_least[0]))
             if k == 0:
                 return values.new_zeros(())
-            digit = int((or_larger >= k).nonzero().max())
-            k -= int(or_larger[digit + 1])
+            digit = int((at_least >= k).nonzero().max())
+            k -= int(at_least[digit + 1])
             bits = bits[digits == digit]
-            found |= digit << shift
-        return torch.tensor(found, dtype=torch.int32).view(torch.float32).to(values.device, values.dtype)
+            result_bits |= digit << shift
+        return torch.tensor(result_bits, dtype=torch.int32).view(torch.float32).to(values.device, values.dtype)
 
 
 def _summed(partial: Tensor, mesh: DeviceMesh) -> Tensor:
-    """The sum over a line of processes; going back, each gets the gradient of the sum, which is that of its part."""
+    """The sum over the processes of a row or column; in the backward pass, each gets the gradient of the sum."""
     if mesh.size() == 1:
         return partial
-    spread = DTensor.from_local(partial, mesh, [Partial()], run_check=False)
-    return spread.redistribute(placements=[Replicate()]).to_local()
+    distributed = DTensor.from_local(partial, mesh, [Partial()], run_check=False)
+    return distributed.redistribute(placements=[Replicate()]).to_local()
 
 
 @torch.no_grad()
 def clip_gradients(transcoder: Transcoder, limit: float) -> None:
-    """Scale gradients so that their norm over all features, wherever they are, is at most ``limit``."""
-    ours: list[Tensor] = []
+    """Scale gradients so that their norm over the features of all processes is at most ``limit``."""
+    sharded: list[Tensor] = []
     copied: list[Tensor] = []
     for name, parameter in transcoder.named_parameters():
         if parameter.grad is not None:
-            (copied if is_copied(name) else ours).append(parameter.grad)
-    squares = transcoder.peers.sum_features(get_total_norm(ours).square())
-    norm = (squares + get_total_norm(copied).square()).sqrt()
+            (copied if is_copied(name) else sharded).append(parameter.grad)
+    sharded_squares = transcoder.peers.sum_features(get_total_norm(sharded).square())
+    norm = (sharded_squares + get_total_norm(copied).square()).sqrt()
     clip_grads_with_norm_(transcoder.parameters(), limit, norm)
 
 
 class BatchShare(NamedTuple):
-    """Which tokens of a batch a process takes: every ``parts``-th one, from number ``part`` on."""
+    """A process's share of a batch: every ``parts``-th token, starting with token ``part``."""
 
     part: int
     parts: int
 
     def of(self, batch: ActivationBatch) -> ActivationBatch:
-        """Its tokens of a batch; raises ConfigError if it cannot be split evenly."""
+        """The process's tokens of a batch; raises ConfigError if the batch cannot be split evenly."""
         if batch.size % self.parts:
-            raise ConfigError(f"batch_size is {batch.size}; split over {self.parts}, it must divide by {self.parts}.")
+            raise ConfigError(
+                f"A batch has {batch.size} tokens, but it is split over {self.parts} processes; choose a batch_size "
+                f"that is divisible by {self.parts}."
+            )
         return batch if self.parts == 1 else batch.take(torch.arange(self.part, batch.size, self.parts))
 
 
 def batch_share(trainer: Trainer | None) -> BatchShare:
-    """This process's share of every batch, as Lightning's strategy deals them out."""
-    dealt = trainer and trainer.distributed_sampler_kwargs
-    return BatchShare(dealt["rank"], dealt["num_replicas"]) if dealt else BatchShare(0, 1)
+    """This process's share of every batch, according to the strategy of Lightning's Trainer."""
+    sampler_settings = trainer and trainer.distributed_sampler_kwargs
+    if not sampler_settings:
+        return BatchShare(0, 1)
+    return BatchShare(sampler_settings["rank"], sampler_settings["num_replicas"])
 
 
 def peers_of(trainer: Trainer) -> Peers:
-    """The processes that a trainer trains with, once they are there; raises ConfigError for other ways to share."""
+    """The processes that train together, once they have started; raises ConfigError for an unsupported strategy."""
     strategy = trainer.strategy
     if isinstance(strategy, FeatureParallelStrategy):
         return MeshPeers(strategy.mesh)
@@ -157,25 +163,29 @@ def peers_of(trainer: Trainer) -> Peers:
         return ALONE
     if not isinstance(strategy, DDPStrategy):
         raise ConfigError(
-            f"trainer.strategy is {type(strategy).__name__}; several processes train a transcoder by ddp (batches "
-            "split) or by open_clt.training.parallel.FeatureParallelStrategy (features sharded, or both)."
+            f"trainer.strategy is {type(strategy).__name__}; use ddp, which splits batches, or "
+            "open_clt.training.parallel.FeatureParallelStrategy, which shards features and can also split batches."
         )
     return MeshPeers(make_mesh(strategy.root_device, trainer.world_size, shards=1))
 
 
 def make_mesh(device: torch.device, processes: int, *, shards: int) -> DeviceMesh:
-    """All processes as a mesh, batch x features; the slices of one transcoder have neighbouring ranks (one machine)."""
+    """All processes as a mesh of batch x features; the processes of one row have consecutive ranks."""
     if processes % shards:
-        raise ConfigError(f"{processes} processes cannot be split into groups of {shards}; change one of the two.")
+        raise ConfigError(
+            f"{processes} processes cannot be split into groups of {shards}; choose a number of devices that is "
+            "divisible by tensor_parallel_size."
+        )
     return init_device_mesh(device.type, (processes // shards, shards), mesh_dim_names=(BATCH, FEATURES))
 
 
 @final
 class FeatureParallelStrategy(DDPStrategy):
-    """Shards features over ``tensor_parallel_size`` processes, and splits batches over groups of so many.
+    """A Trainer strategy that shards features over ``tensor_parallel_size`` processes.
 
-    Give it to Lightning's Trainer. None is all processes: one batch, nothing but sharding. A checkpoint to resume from
-    is a directory with one part for each slice; ``merge_checkpoint`` makes one transcoder of them.
+    If there are more processes, groups of ``tensor_parallel_size`` processes split each batch. With None, all processes
+    form one group. A checkpoint is a directory with one part for each slice of the features; ``merge_checkpoint`` joins
+    them into one transcoder.
     """
 
     def __init__(
@@ -185,53 +195,57 @@ class FeatureParallelStrategy(DDPStrategy):
         process_group_backend: str | None = None,
         timeout: float = 1800,
     ) -> None:
-        """``timeout`` is how many seconds a process waits for the others; the backend is NCCL on GPUs, gloo on CPUs."""
+        """``timeout`` is the number of seconds that a process waits for the others.
+
+        The default of ``process_group_backend`` is NCCL on GPUs and gloo on CPUs.
+        """
         super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
         self.tensor_parallel_size = tensor_parallel_size
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """Whether slices are made before they are loaded."""
-        return True  # there are no slices to load into before
+        """Always True: a checkpoint is loaded after the transcoder is cut into slices."""
+        return True
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Which part of a batch this process takes."""
+        """The number of parts that a batch is split into, and the index of this process's part."""
         batch = self.mesh[BATCH]
         return {"num_replicas": batch.size(), "rank": batch.get_local_rank()}
 
     def setup_environment(self) -> None:
-        """Start the processes' groups."""
+        """Start the process groups and make the mesh."""
         super().setup_environment()
         self.slice = self.part(self.global_rank, self.world_size)
         self.mesh = make_mesh(self.root_device, self.world_size, shards=self.slice.shards)
 
     def part(self, rank: int, processes: int) -> Part:
-        """Which features a process of so many holds; known before they start."""
+        """The slice of features that the process with this rank holds; known before the processes start."""
         shards = self.tensor_parallel_size or processes
         return Part(rank % shards, shards)
 
     def configure_ddp(self) -> None:
-        """Average gradients within the columns of the mesh; a single row has none to average."""
+        """Average gradients within each column of the mesh; with a single row there is nothing to average."""
         if self.mesh[BATCH].size() > 1:
-            # Buffers agree as it is: what they count is summed over all processes.
+            # Buffers need no broadcast: their counts are summed over all processes already.
             self._ddp_kwargs |= {"process_group": self.mesh[BATCH].get_group(), "broadcast_buffers": False}
             super().configure_ddp()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Save each slice once, by the first process that holds it."""
+        """Save each slice once, from the first process that holds it."""
         if self.mesh[BATCH].get_local_rank() == 0:
             self.checkpoint_io.save_checkpoint(checkpoint, shard_path(filepath, *self.slice))
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load this process's slice; raises CheckpointError if it is missing, or not of the step of the others."""
+        """Load this process's slice; raises CheckpointError if it is missing, or not of the first slice's step."""
         checkpoint = self.checkpoint_io.load_checkpoint(shard_path(checkpoint_path, *self.slice))
         step = self.broadcast(checkpoint["global_step"])
         if checkpoint["global_step"] != step:
             raise CheckpointError(
-                f"Slice {self.slice[0]} of {checkpoint_path} is of step {checkpoint['global_step']}, the first of step "
-                f"{step}: saving was interrupted, so they belong to different trainings."
+                f"{checkpoint_path} holds slices of different steps, because saving was interrupted: slice "
+                f"{self.slice.shard} is of step {checkpoint['global_step']}, and the first slice is of step {step}. "
+                "Resume from another checkpoint."
             )
         return checkpoint

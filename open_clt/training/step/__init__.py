@@ -1,1 +1,1 @@
-"""One step of training: losses, the module that adds them up, and the optimizer."""
+"""One training step: the losses, the Lightning module that adds them up, and the optimizer."""

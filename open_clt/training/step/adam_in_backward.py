@@ -1,10 +1,10 @@
-"""Adam that updates each parameter as soon as its gradient is known, and lets the gradient go.
+"""Adam in the backward pass: each parameter is updated as soon as its gradient is known, and the gradient is freed.
 
-A step needs memory for parameters, their two moments, and one gradient at a time: not for all gradients at once, which
-for a transcoder are as large as its parameters and most of what a step needs beside them. The updates are Adam's.
+A step then needs memory for the parameters, their two moments, and a single gradient, in place of the gradients of all
+parameters. The updates are the same as Adam's.
 
-What it cannot do is whatever needs all gradients of a step together: clip them by their norm, add those of several
-batches, or average them over processes.
+This optimizer cannot be used where all gradients of a step are needed together: for gradient clipping by norm, for
+accumulation over several batches, and for averages over processes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from open_clt.errors import ConfigError
 
 @final
 class AdamInBackward(torch.optim.Adam):
-    """An optimizer for where memory is short: ``--training.optimizer.class_path ...AdamInBackward``, without clipping.
+    """Adam with less memory: ``--training.optimizer.class_path ...AdamInBackward --trainer.gradient_clip_val null``.
 
-    ``settings`` are those of ``torch.optim.Adam``. A backward pass is a step: ``step`` itself only runs its closure.
+    ``settings`` are those of ``torch.optim.Adam``. The backward pass updates the parameters; ``step`` only runs its
+    closure.
     """
 
     def __init__(self, parameters: Iterable[Parameter], **settings: Any) -> None:
@@ -33,23 +34,23 @@ class AdamInBackward(torch.optim.Adam):
                 parameter.register_post_accumulate_grad_hook(self._update)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Run the forward and backward passes, if they are given; what was to be updated then is."""
+        """Run the closure, if there is one; its backward pass updates the parameters."""
         if closure is None:
             return None
         with torch.enable_grad():
             return closure()
 
     def _update(self, parameter: Parameter) -> None:
-        super().step()  # of all parameters only this one has a gradient
+        super().step()  # updates this parameter only, since no other has a gradient now
         parameter.grad = None
 
 
 def check_alone(trainer: Trainer) -> None:
-    """Raise ConfigError if a training asks for what ``AdamInBackward`` cannot do."""
-    for asked, what in (
+    """Raise ConfigError if the trainer's settings need all gradients of a step together."""
+    for is_set, limitation in (
         (trainer.gradient_clip_val, "clip gradients; set trainer.gradient_clip_val to null"),
         (trainer.accumulate_grad_batches > 1, "accumulate gradients; set trainer.accumulate_grad_batches to 1"),
         (trainer.world_size > 1, "average gradients over processes; use one device"),
     ):
-        if asked:
-            raise ConfigError(f"AdamInBackward keeps no gradients, so it cannot {what}, or choose another optimizer.")
+        if is_set:
+            raise ConfigError(f"AdamInBackward keeps no gradients and cannot {limitation}, or use another optimizer.")

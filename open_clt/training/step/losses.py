@@ -1,15 +1,17 @@
 """The terms of a transcoder's training loss, as pure functions.
 
-All are in standardised units, and means over the tokens of a batch: no coefficient depends on the batch size. With
-error ``e``, features ``a``, pre-activations ``pre`` and decoder norms ``|W_dec|`` (over all targets of a feature):
+All terms are in standardised units. Each is a mean over the tokens of a batch, so no coefficient depends on the batch
+size. With errors ``e``, features ``a``, pre-activations ``pre`` and decoder norms ``|W_dec|`` (each over all target
+layers of a feature):
 
     reconstruction   sum_{layer, d} e^2, and the same of each prefix of the features       (Matryoshka)
     sparsity         sum_{layer, feature} tanh(c |W_dec| a), or |W_dec| a                  (L1)
     pre-activation   sum_{layer, feature} relu(threshold - pre) |W_dec|, of dead features or all
     auxiliary        sum_{layer, d} (e - what the most active dead features write)^2       (AuxK, Gao et al., 2024)
 
-The first three are those of Ameisen et al. (2025), "Circuit Tracing", appendix on training. In a mixture of linear
-transforms a feature is a transform, and its decoder norm the Frobenius norm of ``U V``.
+The reconstruction, sparsity (tanh) and pre-activation terms follow Ameisen et al. (2025), "Circuit Tracing", appendix
+on training. In a mixture of linear transforms, a feature is a transform, and its decoder norm is the Frobenius norm of
+``U V``.
 """
 
 from __future__ import annotations
@@ -29,17 +31,17 @@ from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures, wei
 
 
 def matryoshka_loss(errors: Sequence[Float[Tensor, "batch layer d_model"]]) -> Float[Tensor, ""]:
-    """The sum of the squared errors that each prefix of the features leaves, the whole included."""
-    return torch.stack([reconstruction_loss(left) for left in errors]).sum()
+    """The sum of the reconstruction losses of all prefixes of the features; the last prefix is all features."""
+    return torch.stack([reconstruction_loss(prefix_errors) for prefix_errors in errors]).sum()
 
 
 def reconstruction_loss(errors: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, ""]:
-    """Squared error, summed over layers and dimensions."""
+    """Squared error summed over layers and dimensions, mean over tokens."""
     return cast(Tensor, _SumOfSquares.apply(errors)) / errors.shape[0]
 
 
 class _SumOfSquares(Function):
-    """The gradient in one pass over the errors; autograd's own takes five, each with a tensor of its own."""
+    """Sum of squares whose gradient takes one pass over the errors; autograd takes five, each with a new tensor."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, errors: Tensor) -> Tensor:
@@ -55,7 +57,10 @@ class _SumOfSquares(Function):
 def sparsity_loss(
     features: Sequence[LayerFeatures], decoder_norms: Float[Tensor, "layer feature"], config: SparsityConfig
 ) -> Float[Tensor, ""]:
-    """A soft count of active features, or their sum, without its coefficient; only active entries are touched."""
+    """The sparsity term without its coefficient: a soft count of active features (tanh), or their sum (L1).
+
+    The cost grows with the number of active features, not with the number of all features.
+    """
     penalties = [
         _penalty(weighted(layer, norms), config).sum() / layer.shape[0]
         for layer, norms in zip(features, decoder_norms.unbind(), strict=True)
@@ -68,7 +73,7 @@ def _penalty(weighted_features: Tensor, config: SparsityConfig) -> Tensor:
         case TanhSparsityConfig():
             return torch.tanh(config.steepness * weighted_features)
         case L1SparsityConfig():
-            return weighted_features  # no feature is below zero
+            return weighted_features  # features are never negative, so the absolute value changes nothing
         case _:
             assert_never(config)
 
@@ -78,9 +83,9 @@ def preactivation_loss(
     thresholds: Float[Tensor, "some"],
     decoder_norms: Float[Tensor, "some"],
 ) -> Float[Tensor, ""]:
-    """How far some features of one layer stay below their thresholds.
+    """The distance of some features of one layer below their thresholds, weighted by decoder norm.
 
-    Norms are detached: the loss is to raise pre-activations, and would rather shrink the decoders to nothing.
+    Decoder norms are detached. Otherwise the gradient would shrink the decoders in place of raising pre-activations.
     """
     below = functional.relu(thresholds - preactivations)
     return (below * decoder_norms.detach()).sum(1).mean()
@@ -96,9 +101,9 @@ def top_dead_features(
 ) -> SparseFeatures:
     """The ``k`` most active of a layer's dead features for each token, differentiable in their pre-activations.
 
-    ``indices`` are the dead features' places in the layer. Values are the pre-activations as they are: a feature that
-    fires on no token has negative ones only, and a rectifier would keep every gradient from it. With ``peers``, dead
-    features of theirs compete for the same ``k`` places.
+    ``indices`` are the indices of the dead features in their layer. The values are raw pre-activations: those of a dead
+    feature are negative, and a rectifier would set their gradient to zero. The dead features of ``peers`` compete for
+    the same ``k`` places.
     """
     batch, dead = preactivations.shape
     top = preactivations.topk(min(k, dead), dim=1, sorted=False)
@@ -110,5 +115,5 @@ def top_dead_features(
 def auxiliary_loss(
     errors: Float[Tensor, "batch layer d_model"], written: Float[Tensor, "batch layer d_model"]
 ) -> Float[Tensor, ""]:
-    """Squared difference of the residual (target minus reconstruction, detached) and what dead features write."""
+    """Squared difference between the error of the reconstruction, detached, and what the dead features write."""
     return reconstruction_loss(errors.detach() - written)

@@ -1,7 +1,7 @@
-"""One training step of a transcoder, and what is watched meanwhile: the LightningModule of every training.
+"""The Lightning module of a training run: one training step, and the numbers that are recorded about it.
 
-The transcoder computes features and reconstructions, ``losses`` computes losses, and this file adds them up:
-coefficients, warm-ups and dead features are known here only.
+The transcoder computes features and reconstructions, ``losses`` computes the terms of the loss, and this module adds
+them up. Only this module knows coefficients, warm-ups and which features are dead.
 """
 
 from __future__ import annotations
@@ -33,45 +33,48 @@ _CURVE_POINTS = 400
 
 
 class Step(NamedTuple):
-    """What a loss of a user's own is computed from: a batch, and what the transcoder made of it."""
+    """The arguments of a user's own loss: a batch, and the features and errors of the transcoder on it."""
 
     inputs: Float[Tensor, "batch layer d_model"]
     """Raw inputs."""
     targets: Float[Tensor, "batch layer d_model"]
     """Raw targets."""
     features: list[LayerFeatures]
+    """Features of each layer."""
     errors: list[Float[Tensor, "batch layer d_model"]]
-    """Standardised errors of the reconstruction; of each prefix in turn for a Matryoshka transcoder, the whole last."""
+    """Standardised errors of the reconstruction from each Matryoshka prefix, and last from all features."""
     transcoder: Transcoder
     progress: float
-    """Share of the training that is over."""
+    """Share of the training steps that are done, from 0 up to, not including, 1."""
 
 
 Loss: TypeAlias = Callable[[Step], Tensor]
-"""A loss of a user's own, in place of the whole built-in one: a scalar with a gradient."""
+"""A user's own loss, which replaces all terms of the built-in loss: a scalar with a gradient."""
 
 
 class StepMetrics(NamedTuple):
-    """Numbers of one training step, as scalars on the training device."""
+    """Numbers of one batch, as scalars on the training device."""
 
     loss: Float[Tensor, ""]
     fvu: Float[Tensor, ""]
-    """Fraction of variance unexplained on the batch, mean of the layers."""
+    """Fraction of variance unexplained on the batch, mean over layers."""
     l0: Float[Tensor, ""]
-    """Active features per token, mean of the layers."""
+    """Active features per token, mean over layers."""
     dead_share: Float[Tensor, ""]
     """Share of all features that have been silent for ``dead_after_tokens`` tokens."""
 
 
 class Curves(NamedTuple):
-    """How training went: each entry is a mean over the steps since the entry before."""
+    """The numbers of a training run over its steps; each entry is a mean over the steps since the previous entry."""
 
     step: list[int]
+    """Steps at which the entries were made, counted from 1."""
     loss: list[float]
     fvu: list[float]
     l0: list[float]
     dead_share: list[float]
     learning_rate: list[float]
+    """Learning rate at each entry's step, not a mean."""
 
 
 @final
@@ -79,8 +82,9 @@ class TranscoderModule(LightningModule):
     """Trains a transcoder on batches of raw activations."""
 
     silent_tokens: Tensor
-    """Tokens since each feature fired, (layer, feature)."""
+    """Tokens since each feature last fired, of shape (layer, feature)."""
     _recent: Tensor
+    """Sums of the ``StepMetrics`` since the last entry of the curves."""
 
     def __init__(
         self,
@@ -103,18 +107,18 @@ class TranscoderModule(LightningModule):
 
     @property
     def dead(self) -> Bool[Tensor, "layer feature"]:
-        """Which features have been silent for too long."""
+        """Whether each feature has been silent for ``dead_after_tokens`` tokens."""
         return self.silent_tokens >= self.config.loss.dead_after_tokens
 
     @property
     def dead_share(self) -> Float[Tensor, ""]:
-        """Share of all features that are dead, those of other processes included."""
+        """Share of features that are dead, over all processes."""
         peers = self.transcoder.peers
         return peers.sum_features(self.dead.float().mean() / peers.shards)
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training: what warm-ups and decays are shares of."""
+        """Steps of the whole run; warm-ups and decays are shares of them."""
         return self.trainer.max_steps
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> Float[Tensor, ""]:
@@ -122,28 +126,28 @@ class TranscoderModule(LightningModule):
         self.transcoder.nonlinearity.progress(self.global_step / self.steps)
         inputs, targets = batch.inputs.float(), batch.targets.float()
         sparsity = self.config.loss.sparsity if self._own_loss is None else None
-        found = self.transcoder.errors(inputs, targets, norms=sparsity is not None and sparsity.coefficient != 0)
-        features, errors, _ = found
+        outputs = self.transcoder.errors(inputs, targets, norms=sparsity is not None and sparsity.coefficient != 0)
+        features, errors, _ = outputs
         if self._own_loss is None:
-            loss = losses.matryoshka_loss(errors) + self._penalty(found)
+            loss = losses.matryoshka_loss(errors) + self._sparsity(outputs)
             loss = loss + self._preactivation(inputs) + self._auxiliary(inputs, errors[-1])
         else:
             progress = self.global_step / self.steps
             loss = self._own_loss(Step(inputs, targets, features, errors, self.transcoder, progress))
-        self._watch(features, errors[-1].detach(), targets, loss.detach())
+        self._record(features, errors[-1].detach(), targets, loss.detach())
         return loss
 
-    def _penalty(self, found: TranscoderErrors) -> Tensor | float:
-        """The sparsity term, its coefficient rising from zero."""
+    def _sparsity(self, outputs: TranscoderErrors) -> Tensor | float:
+        """The sparsity term, whose coefficient rises linearly from zero during the warm-up."""
         sparsity = self.config.loss.sparsity
-        if sparsity is None or found.decoder_norms is None:
+        if sparsity is None or outputs.decoder_norms is None:
             return 0.0
         coefficient = sparsity.coefficient * ramp(self.global_step, self.steps, sparsity.warmup)
-        penalty = losses.sparsity_loss(found.features, found.decoder_norms, sparsity)
+        penalty = losses.sparsity_loss(outputs.features, outputs.decoder_norms, sparsity)
         return coefficient * self.transcoder.peers.sum_features(penalty)
 
     def _preactivation(self, inputs: Float[Tensor, "batch layer d_model"]) -> Tensor | float:
-        """The term that pulls features up to their thresholds: dead ones, or all."""
+        """The pre-activation term, which raises dead features, or all features, to their thresholds."""
         settings = self.config.loss
         if settings.preactivation == 0:
             return 0.0
@@ -154,15 +158,15 @@ class TranscoderModule(LightningModule):
         norms = self.transcoder.decoder_norms().detach()
         for layer, indices in chosen:
             pre = self.transcoder.preactivations_of(inputs[:, layer], layer, indices)
-            found = self.transcoder.nonlinearity.threshold(layer)
-            thresholds = torch.zeros_like(norms[layer]) if found is None else found.to(norms)
+            learned = self.transcoder.nonlinearity.threshold(layer)
+            thresholds = torch.zeros_like(norms[layer]) if learned is None else learned.to(norms)
             total = total + losses.preactivation_loss(pre, thresholds[indices], norms[layer][indices])
         return settings.preactivation * self.transcoder.peers.sum_features(total)
 
     def _auxiliary(
         self, inputs: Float[Tensor, "batch layer d_model"], errors: Float[Tensor, "batch layer d_model"]
     ) -> Tensor | float:
-        """AuxK, which lets dead features work on what the living leave over."""
+        """The AuxK term, by which dead features learn to reconstruct the error that the other features leave."""
         settings, peers = self.config.loss, self.transcoder.peers
         if settings.auxiliary == 0:
             return 0.0
@@ -175,50 +179,50 @@ class TranscoderModule(LightningModule):
             pre = self.transcoder.preactivations_of(inputs[:, layer], layer, indices)
             n_features = self.transcoder.config.n_features
             top = losses.top_dead_features(pre, indices, k=settings.auxiliary_k, n_features=n_features, peers=peers)
-            wrote = self.transcoder.written(top, layer, standard[:, layer])
-            written[:, layer : layer + wrote.shape[1]] += wrote
+            written_by_layer = self.transcoder.written(top, layer, standard[:, layer])
+            written[:, layer : layer + written_by_layer.shape[1]] += written_by_layer
         return settings.auxiliary * losses.auxiliary_loss(errors, peers.sum_features(written))
 
     def _by_layer(self, chosen: Bool[Tensor, "layer feature"]) -> list[tuple[int, Int[Tensor, "some"]]]:
-        """The layers with any chosen feature, on any process, and which of this process's features those are."""
+        """Indices of this process's chosen features, for each layer where any process has a chosen feature."""
         counts = self.transcoder.peers.sum_features(chosen.sum(1)).tolist()
         return [(layer, row.nonzero().flatten()) for layer, row in enumerate(chosen) if counts[layer]]
 
     @torch.no_grad()
-    def _watch(self, features: list[LayerFeatures], errors: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Count silent features, and take down the numbers of this step."""
+    def _record(self, features: list[LayerFeatures], errors: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Count the tokens since each feature fired, and record the numbers of this batch."""
         peers = self.transcoder.peers
         tokens = errors.shape[0] * peers.replicas
         counts = peers.sum_batch(torch.stack([active_counts(layer) for layer in features]))
         self.silent_tokens += tokens
         self.silent_tokens[counts > 0] = 0
-        spread = torch.linalg.vector_norm(targets - targets.mean(0), dim=(0, 2))
-        left = torch.linalg.vector_norm(errors, dim=(0, 2)) * self.transcoder.standardisation.target_scale
-        fvu = (left / spread.clamp(min=1e-6)).square().mean()
+        deviation = torch.linalg.vector_norm(targets - targets.mean(0), dim=(0, 2))
+        residual = torch.linalg.vector_norm(errors, dim=(0, 2)) * self.transcoder.standardisation.target_scale
+        fvu = (residual / deviation.clamp(min=1e-6)).square().mean()
         loss, fvu = peers.sum_batch(torch.stack([loss, fvu])) / peers.replicas
         l0 = peers.sum_features(counts.sum() / (tokens * counts.shape[0]))
         self.latest = StepMetrics(loss, fvu, l0, self.dead_share)
         self._recent += torch.stack(self.latest)
-        self._record(self.global_step + 1)
+        self._extend_curves(self.global_step + 1)
 
-    def _record(self, step: int) -> None:
-        """Add a point to the curves, every so many steps."""
+    def _extend_curves(self, step: int) -> None:
+        """Add an entry to the curves if it is due at this step; a run has about ``_CURVE_POINTS`` entries."""
         every = max(1, self.steps // _CURVE_POINTS)
         batches = self.trainer.accumulate_grad_batches
         if step % every == 0 and step_is_complete(self.trainer):
             means: list[float] = (self._recent / (every * batches)).tolist()
-            rate: float = self.trainer.optimizers[0].param_groups[0]["lr"]
+            learning_rate: float = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.curves.step.append(step)
-            for curve, value in zip(self.curves[1:], (*means, rate), strict=True):
+            for curve, value in zip(self.curves[1:], (*means, learning_rate), strict=True):
                 curve.append(value)
             self._recent.zero_()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer and its schedule."""
+        """The optimizer and its learning-rate schedule."""
         return scheduled_optimizer(self.transcoder.parameters(), self.config, self.trainer, self._make_optimizer)
 
     def configure_model(self) -> None:
-        """Agree with the other processes of the training, if there are any, who holds which features."""
+        """Connect the transcoder to the other processes of the run, and keep only this process's slice of features."""
         peers = peers_of(self.trainer)
         if peers is not ALONE and self.transcoder.peers is ALONE:
             self.transcoder = shard_features(self.transcoder, peers)
@@ -231,14 +235,14 @@ class TranscoderModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm over the features of all processes."""
+        """Clip gradients by their norm over the features of all processes."""
         if self.transcoder.peers.shards == 1 or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             clip_gradients(self.transcoder, gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to measure."""
+        """Start a new measurement on the held-out tokens."""
         self._held_out = MetricsAccumulator(self.transcoder)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> None:
@@ -246,17 +250,17 @@ class TranscoderModule(LightningModule):
         self._held_out.update(batch.inputs, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log how good it is on all of them."""
-        found = self._held_out.result()
-        self.log_dict({"held_out_fvu": found.fvu, "held_out_l0": found.l0})
+        """Log FVU and L0 on all held-out tokens."""
+        metrics = self._held_out.result()
+        self.log_dict({"held_out_fvu": metrics.fvu, "held_out_l0": metrics.l0})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the curves, and the settings that a resumed training must share."""
+        """Add the curves, and the settings that a resumed run must have, to the checkpoint."""
         checkpoint["curves"] = self.curves._asdict()
         checkpoint["settings"] = self._settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the curves back; raises CheckpointError if the settings differ from those of the first run."""
+        """Restore the curves; raises CheckpointError if the settings differ from those of the run to resume."""
         for group, settings in self._settings().items():
             refuse_other_settings(checkpoint["settings"][group], settings)
         self.curves = Curves(**checkpoint["curves"])
@@ -268,10 +272,13 @@ class TranscoderModule(LightningModule):
 
 @torch.no_grad()
 def set_encoder_bias(transcoder: Transcoder, inputs: Float[Tensor, "batch layer d_model"], firing_rate: float) -> None:
-    """Shift encoder biases so that each feature passes its threshold on this share of the tokens (methods)."""
-    every = torch.arange(transcoder.config.n_features, device=inputs.device)
+    """Shift encoder biases so that each feature exceeds its threshold on this share of the tokens.
+
+    Ameisen et al. (2025), "Circuit Tracing", initialise encoder biases in this way.
+    """
+    all_features = torch.arange(transcoder.config.n_features, device=inputs.device)
     for layer in range(transcoder.config.n_layers):
-        pre = transcoder.preactivations_of(inputs[:, layer], layer, every)
+        pre = transcoder.preactivations_of(inputs[:, layer], layer, all_features)
         rank = max(1, round(firing_rate * pre.shape[0]))
         quantile = pre.topk(rank, dim=0, sorted=True).values[-1]
         threshold = transcoder.nonlinearity.threshold(layer)

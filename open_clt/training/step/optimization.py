@@ -1,4 +1,4 @@
-"""Steps of a training: when one is complete, the optimizer that makes it, how its learning rate rises and falls."""
+"""Optimization: the optimizer, the schedule of its learning rate, and the end of a step of several batches."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from open_clt.errors import ConfigError
 from open_clt.training.step.adam_in_backward import AdamInBackward, check_alone
 
 OptimizerMaker: TypeAlias = Callable[[Iterable[Parameter]], Optimizer]
-"""Makes an optimizer of some parameters; its learning rate is the highest that the schedule reaches."""
+"""A function that makes an optimizer of parameters; its learning rate is the peak of the schedule."""
 
 
 def scheduled_optimizer(
     parameters: Iterable[Parameter], config: LearningConfig, trainer: Trainer, make: OptimizerMaker | None = None
 ) -> OptimizerLRSchedulerConfig:
-    """The optimizer that ``make`` makes (by default ``adam``), with the schedule of a trainer's steps."""
+    """The optimizer that ``make`` returns (by default Adam), with a learning-rate schedule over the trainer's steps."""
     check_precision(trainer.precision)
-    # With mixed precision Lightning clips no gradients for a fused optimizer, which might scale them itself.
+    # With mixed precision, Lightning refuses to clip the gradients of a fused optimizer.
     fused = not isinstance(trainer.precision_plugin, MixedPrecision)
     optimizer = adam(parameters, config, fused=fused) if make is None else make(parameters)
     if isinstance(optimizer, AdamInBackward):
@@ -37,20 +37,21 @@ def scheduled_optimizer(
 
 
 def check_precision(precision: str | int | None) -> None:
-    """Raise ConfigError if a trainer's ``precision`` leaves weights no room for the steps of an optimizer.
+    """Raise ConfigError if a trainer's ``precision`` stores the weights too coarsely for the steps of an optimizer.
 
-    Weights of 8 or 11 significant bits keep nothing of a change below a 500th or a 4,000th of what they are, which
-    late in a training is most of what Adam changes, and statistics of the data are rounded as much.
+    A weight of 8 (bf16) or 11 (fp16) significant bits stays the same if a step is smaller than about a 500th or a
+    4,000th of it. Late in training, most of Adam's steps are smaller than that. The statistics of the data would be
+    rounded in the same way.
     """
     if str(precision) in ("bf16-true", "16-true") or str(precision).startswith("transformer-engine"):
         raise ConfigError(
-            f"trainer.precision is {precision!r}, which rounds weights until most steps of their training are lost; "
-            "take 'bf16-mixed', which computes in bf16 and keeps weights in float32."
+            f"trainer.precision is {precision!r}, which rounds the weights so coarsely that most training steps do not "
+            "change them; use 'bf16-mixed', which computes in bf16 and keeps the weights in float32."
         )
 
 
 def adam(parameters: Iterable[Parameter], config: LearningConfig, *, fused: bool = True) -> Optimizer:
-    """Adam, or AdamW where weights are to decay; ``fused`` is in one kernel."""
+    """Adam, or AdamW if ``weight_decay`` is above 0; ``fused`` updates all parameters in one kernel."""
     settings: dict[str, Any] = {"lr": config.learning_rate, "betas": tuple(config.betas), "fused": fused}
     if config.weight_decay:
         return torch.optim.AdamW(parameters, weight_decay=config.weight_decay, **settings)
@@ -58,21 +59,21 @@ def adam(parameters: Iterable[Parameter], config: LearningConfig, *, fused: bool
 
 
 def rate_factor(step: int, steps: int, config: LearningConfig) -> float:
-    """Share of the highest learning rate at a step: linear warm-up, times cosine or one, times final linear decay."""
+    """The learning rate as a share of its peak: linear warm-up, times cosine or 1, times final linear decay."""
     factor = ramp(step + 1, steps, config.warmup_share)
     if config.schedule == "cosine":
-        warm = config.warmup_share * steps
-        factor *= (1 + math.cos(math.pi * max(0.0, step - warm) / (steps - warm))) / 2
+        warmup_steps = config.warmup_share * steps
+        factor *= (1 + math.cos(math.pi * max(0.0, step - warmup_steps) / (steps - warmup_steps))) / 2
     if config.decay_share:
         factor *= min(1.0, (steps - step) / (config.decay_share * steps))
     return factor
 
 
 def ramp(step: int, steps: int, share: float) -> float:
-    """Rise linearly from 0 to 1 over the first ``share`` of all steps."""
+    """A factor that rises linearly from 0 to 1 over the first ``share`` of all steps."""
     return min(1.0, step / (share * steps)) if share > 0 else 1.0
 
 
 def step_is_complete(trainer: Trainer) -> bool:
-    """Whether the batch that training is at is the last one of an optimizer step."""
+    """Whether the current batch is the last one of an optimizer step, which may accumulate several batches."""
     return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
