@@ -119,16 +119,6 @@ EXCEPTIONS = {
 }
 """Items that may exceed a limit, and the reason."""
 
-_UNTIL_THE_MOVE = (
-    "tests/training/flags/test_command_line.py",
-    "open_clt/training",
-    "tests/training",
-    "open_clt/training/activations.py: _harvests",
-    "open_clt/training/run.py: _train",
-    "tests/training/parallel/worker.py: _run",
-)
-"""Items that exceed a limit for now."""
-
 
 def above_limit(rule: Rule) -> dict[str, int]:
     return {name: size for name, size in rule.sizes().items() if size > rule.limit}
@@ -136,8 +126,7 @@ def above_limit(rule: Rule) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", RULES)
 def test_everything_is_within_its_limit(name: str) -> None:
-    allowed = {*EXCEPTIONS, *_UNTIL_THE_MOVE}
-    assert {item: size for item, size in above_limit(RULES[name]).items() if item not in allowed} == {}
+    assert {item: size for item, size in above_limit(RULES[name]).items() if item not in EXCEPTIONS} == {}
 
 
 def test_every_exception_is_needed() -> None:

@@ -136,8 +136,8 @@ class _Harvester(NamedTuple):
 
     def activations(
         self,
-        train: ContextStream | Int[Tensor, "context position"],
-        held_out: Int[Tensor, "context position"],
+        train: ContextStream | Int[Tensor, "trained position"],
+        held_out: Int[Tensor, "held_out position"],
         origin: dict[str, Any],
     ) -> RunActivations:
         """The activations on contexts to train on and on contexts that are held out, of which there may be none."""

@@ -1,10 +1,12 @@
-"""Several processes equal one: features sharded, batches split, both; and what they say to each other is what we say.
+"""Several processes train what one process trains, with features sharded, batches split, or both.
 
-Processes talk by gloo on the CPU. Those of a test are forked from a server that has imported all there is to import.
+The processes communicate by gloo on the CPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -41,81 +43,88 @@ from tests.training.synthetic import FEATURES, relu_mlps, small_transcoder
 LAYOUTS = {"2": Layout(shards=2), "ddp": Layout(replicas=2)}
 
 
-@pytest.fixture(scope="module")
-def one_process() -> dict[str, dict[str, Any]]:
-    return {name: summary(train(case, devices=1)) for name, case in cases("ddp").items()}
+OneProcess = Callable[[str], dict[str, Any]]
+TwoProcesses = Callable[[str], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_processes(worker.train_cases, 2, tmp_path_factory.mktemp("two"), list(LAYOUTS))
+def one_process() -> OneProcess:
+    """The summary of a case that one process trains, by name; each case is trained once."""
+    worker.start_server()  # it imports its modules while this process trains
+    return cache(lambda name: summary(train(cases("ddp")[name], devices=1)))
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_processes(worker.listen, 2, tmp_path_factory.mktemp("heard"), list(LAYOUTS))[0]
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> TwoProcesses:
+    """The summaries of all cases of a layout, from each of two processes; each layout is trained once."""
+    return cache(lambda layout: run_processes(worker.train_cases, 2, tmp_path_factory.mktemp("two"), layout))
+
+
+@pytest.fixture(scope="module")
+def step_messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_processes(worker.listen, 2, tmp_path_factory.mktemp("messages"), list(LAYOUTS))[0]
 
 
 @pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout in LAYOUTS for name in cases(layout)])
-def test_two_processes_equal_one(
-    layout: str, name: str, one_process: dict[str, Any], two_processes: list[dict[str, Any]]
-) -> None:
-    for process in two_processes:
-        assert_equal(process[layout][name], one_process[name], exact_fvu=LAYOUTS[layout].replicas == 1)
+def test_two_processes_equal_one(layout: str, name: str, one_process: OneProcess, two_processes: TwoProcesses) -> None:
+    expected = one_process(name)
+    for process in two_processes(layout):
+        assert_equal(process[name], expected, exact_fvu=LAYOUTS[layout].replicas == 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["2", "4", "ddp"])
-def test_four_processes_equal_one(layout: str, one_process: dict[str, Any], tmp_path: Path) -> None:
-    for process in run_processes(worker.train_cases, 4, tmp_path, [layout]):
-        assert process[layout].keys() == cases(layout).keys()
-        for name, found in process[layout].items():
-            assert_equal(found, one_process[name], exact_fvu=layout == "4")
+def test_four_processes_equal_one(layout: str, one_process: OneProcess, tmp_path: Path) -> None:
+    for process in run_processes(worker.train_cases, 4, tmp_path, layout):
+        assert process.keys() == cases(layout).keys()
+        for name, numbers in process.items():
+            assert_equal(numbers, one_process(name), exact_fvu=layout == "4")
 
 
-def assert_equal(found: dict[str, Any], expected: dict[str, Any], *, exact_fvu: bool) -> None:
-    """Equal to 1e-5. The FVU of a split batch is the mean of its parts', each about its own mean."""
-    curves, one = found["curves"], expected["curves"]
+def assert_equal(numbers: dict[str, Any], expected: dict[str, Any], *, exact_fvu: bool) -> None:
+    """The summaries of two runs are equal to 1e-5.
+
+    The FVU of a split batch differs: it is the mean over the parts, each measured about its own mean.
+    """
+    curves, expected_curves = numbers["curves"], expected["curves"]
     assert len(curves["loss"]) == worker.STEPS
-    assert one["dead_share"][-1] > 0, "the terms that revive features must take part"
+    assert expected_curves["dead_share"][-1] > 0, "the terms that revive features must take part"
     for name in ("loss", "l0", "dead_share", "learning_rate"):
-        assert curves[name] == pytest.approx(one[name], rel=1e-5), name
+        assert curves[name] == pytest.approx(expected_curves[name], rel=1e-5), name
     if exact_fvu:
-        assert curves["fvu"] == pytest.approx(one["fvu"], rel=1e-5)
-    assert found["tokens"] == expected["tokens"]
+        assert curves["fvu"] == pytest.approx(expected_curves["fvu"], rel=1e-5)
+    assert numbers["tokens"] == expected["tokens"]
     for name, value in expected["held_out"].items():
-        assert found["held_out"][name] == pytest.approx(value, rel=1e-5), name
+        assert numbers["held_out"][name] == pytest.approx(value, rel=1e-5), name
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_sharded_step_sums_reconstructions_once_and_no_gradients(name: str, heard: dict[str, Any]) -> None:
+def test_a_sharded_step_sums_reconstructions_once_and_no_gradients(name: str, step_messages: dict[str, Any]) -> None:
     expected = traffic(CASES[name].transcoder, CASES[name].training.data.batch_size, LAYOUTS["2"])
     assert expected.gradients == 0
-    messages = dict(heard["2"][name])
+    messages = dict(step_messages["2"][name])
     assert messages.pop(f"gloo:all_reduce {expected.reconstructions}") == expected.reconstructions
     if expected.candidates:
         layers = CASES[name].transcoder.n_layers
         assert messages.pop(f"gloo:all_gather {expected.candidates // layers}") == expected.candidates
     if expected.counts:
         assert messages.pop("gloo:all_reduce 16384") == expected.counts
-    assert sum(messages.values()) < 64, f"nothing but a few numbers is left: {messages}"
+    assert sum(messages.values()) < 64, f"all other messages are a few numbers: {messages}"
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_split_batch_costs_its_gradients(name: str, heard: dict[str, Any]) -> None:
+def test_a_step_of_split_batches_sums_gradients(name: str, step_messages: dict[str, Any]) -> None:
     expected = traffic(CASES[name].transcoder, CASES[name].training.data.batch_size, LAYOUTS["ddp"])
     assert expected.reconstructions == expected.candidates == 0
-    reduced = sum(size for message, size in heard["ddp"][name].items() if "all_reduce" in message)
+    reduced = sum(size for message, size in step_messages["ddp"][name].items() if "all_reduce" in message)
     assert reduced == pytest.approx(expected.gradients + expected.counts, abs=64)
 
 
-def test_an_interrupted_sharded_training_ends_where_no_interruption_would(
-    one_process: dict[str, Any], tmp_path: Path
-) -> None:
-    results = run_processes(worker.interrupt_and_resume, 2, tmp_path, tmp_path, 7)
+def test_a_resumed_sharded_run_ends_where_an_uninterrupted_run_does(one_process: OneProcess, tmp_path: Path) -> None:
+    results = run_processes(worker.interrupt_and_resume, 2, tmp_path, tmp_path, 5)
     for result in results:
-        assert result["stopped_after"] == 8  # the other process hears of it in the step after
-        assert_equal(result["summary"], one_process["own"], exact_fvu=True)
+        assert result["stopped_after"] == 6, "both processes stop after the step in which they exchange the signal"
+        assert_equal(result["summary"], one_process("own"), exact_fvu=True)
 
     merged, stopped = merge_checkpoint(tmp_path / "last"), load_transcoder(tmp_path / "stopped")
     assert type(merged) is type(stopped) is Muffled
@@ -132,8 +141,8 @@ def test_an_interrupted_sharded_training_ends_where_no_interruption_would(
 def refuse_damaged_checkpoints(checkpoint: Path) -> None:
     io, second = SafetensorsCheckpointIO(), shard_path(checkpoint, 1, 2)
     state = io.load_checkpoint(second)
-    io.save_checkpoint({**state, "global_step": 6}, second)
-    with refuses(CheckpointError):
+    io.save_checkpoint({**state, "global_step": 3}, second)
+    with refuses(CheckpointError, 6, 3):
         merge_checkpoint(checkpoint)
     io.remove_checkpoint(second)
     with refuses(CheckpointError, "state.json"):
@@ -142,38 +151,38 @@ def refuse_damaged_checkpoints(checkpoint: Path) -> None:
         merge_checkpoint(checkpoint / "elsewhere")
 
 
-def assert_same_tensors(one: Transcoder, other: Transcoder) -> None:
-    tensors = other.state_dict()
-    assert one.state_dict().keys() == tensors.keys()
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, tensors[name]), name
+def assert_same_tensors(transcoder: Transcoder, expected: Transcoder) -> None:
+    tensors = transcoder.state_dict()
+    assert tensors.keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensors[name], tensor), name
 
 
 def test_features_compete_across_processes_as_in_one(tmp_path: Path) -> None:
     values = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [1e-42, 1e-9, 1, 1, 1e9, 1e30]
     )
-    values[3] = 1.0  # equal ones: as many win as there are places
+    values[3] = 1.0  # of equal values, exactly three win
     values[4] = -1.0
-    places = list(range(1, 40, 2))  # there are 30
-    parts = run_processes(worker.compete, 2, tmp_path, values.tolist(), 3, places)
-    won = torch.stack([torch.tensor(part["won"]) for part in parts], dim=-1).flatten(1)
+    ranks = list(range(1, 40, 2))  # some are above 30, the number of values
+    processes = run_processes(worker.compete, 2, tmp_path, values.tolist(), 3, ranks)
+    won = torch.stack([torch.tensor(process["won"]) for process in processes], dim=-1).flatten(1)
     assert won.sum(1).tolist() == [3] * 5
     assert torch.equal(won[:3], ALONE.winners(values, 3)[:3])
-    kth = [ALONE.kth_largest(values.flatten(), place).item() for place in places]
-    ranked = sorted(max(value, 0.0) for value in values.flatten().tolist())[::-1]
-    assert kth == [ranked[min(place, 30) - 1] for place in places]
-    assert [(part["kth"], part["none"]) for part in parts] == [(kth, 0.0)] * 2
+    kth = [ALONE.kth_largest(values.flatten(), rank).item() for rank in ranks]
+    descending = sorted((max(value, 0.0) for value in values.flatten().tolist()), reverse=True)
+    assert kth == [descending[min(rank, 30) - 1] for rank in ranks]
+    assert [(process["kth"], process["none"]) for process in processes] == [(kth, 0.0)] * 2
 
 
 @pytest.mark.parametrize(("size", "shards"), [(12, 1), (12, 3)])
-def test_slices_are_put_together_again(size: int, shards: int) -> None:
+def test_the_config_of_a_slice_gives_the_config_of_the_whole(size: int, shards: int) -> None:
     config = small_transcoder(n_features=size, nonlinearity=BatchTopKConfig(k=2), skip=True)
     assert whole_config(shard_config(config, shards), shards) == config
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_slice_is_drawn_as_the_whole_has_it(skip: bool) -> None:
+def test_a_drawn_slice_has_the_weights_of_the_whole_transcoder(skip: bool) -> None:
     config = small_transcoder(n_features=12, skip=skip)
     whole = make_transcoder(config, seed=5)
     parts = [draw_shard(config, Part(shard, 3), seed=5) for shard in range(3)]
@@ -182,13 +191,13 @@ def test_a_slice_is_drawn_as_the_whole_has_it(skip: bool) -> None:
         assert all(torch.equal(rows, table[shard::3]) for rows, table in zip(part.W_dec, whole.W_dec, strict=True))
 
 
-def test_a_class_of_ones_own_with_tensors_of_its_own_cannot_be_sharded() -> None:
+def test_a_users_class_with_additional_tensors_cannot_be_sharded() -> None:
     own = make_transcoder(small_transcoder(), own=OwnArchitecture("tests.training.own.Gated", {}))
     with refuses(ConfigError, "tests.training.own.Gated", "gate"):
         shard_features(own, Mock(spec=Peers, shard=0, shards=2))
 
 
-def test_other_ways_to_share_are_refused() -> None:
+def test_other_strategies_and_uneven_groups_are_refused() -> None:
     trainer = Mock(spec=Trainer, strategy=FSDPStrategy(), world_size=2)
     with refuses(ConfigError, "FSDPStrategy", "ddp"):
         peers_of(trainer)
@@ -196,7 +205,7 @@ def test_other_ways_to_share_are_refused() -> None:
         make_mesh(torch.device("cpu"), 3, shards=2)
 
 
-def test_the_same_batch_whoever_takes_which_part() -> None:
+def test_the_parts_of_a_batch_hold_each_token_once() -> None:
     batch = relu_mlps(12, batches=1).batches[0]
     parts = [BatchShare(part, 3).of(batch) for part in range(3)]
     assert sorted(torch.cat([part.tokens for part in parts]).tolist()) == list(range(12))

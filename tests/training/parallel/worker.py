@@ -1,4 +1,4 @@
-"""What one process of several does in test_parallel.py: train, and write down what happened."""
+"""Tasks of the processes in test_strategy.py: each trains, or exchanges numbers, and returns what the test compares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,11 +42,11 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder
 from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
 
-STEPS = 12
+STEPS = 9
 
 
 class Case(NamedTuple):
-    """One training."""
+    """The settings of one training run."""
 
     transcoder: TranscoderConfig
     training: TrainingConfig
@@ -57,7 +58,7 @@ def case(loss: LossConfig, own: OwnArchitecture | None = None, **transcoder: Any
 
 
 MUFFLED = OwnArchitecture("tests.training.own.Muffled", {"share": 0.75})
-# Features count as dead so soon that what revives them takes part, and gradients are so large that they are clipped.
+# Features count as dead so soon that AuxK and the pre-activation loss take part, and gradients are clipped.
 CASES = {
     "topk": case(LossConfig(dead_after_tokens=200, auxiliary_k=3), nonlinearity=TopKConfig(k=4), skip=True),
     "batchtopk": case(
@@ -72,7 +73,7 @@ CASES = {
     "matryoshka": case(LossConfig(dead_after_tokens=200), nonlinearity=BatchTopKConfig(k=4), prefixes=(8, 16)),
     "own": case(LossConfig(dead_after_tokens=200), MUFFLED, nonlinearity=BatchTopKConfig(k=4, across_layers=True)),
 }
-# Trained with split batches only.
+# These cases are trained with split batches only.
 SPLIT_CASES = {
     "molt": Case(
         MoltConfig(n_layers=LAYERS, d_model=D_MODEL, ranks=(4, 1), counts=(8, 16), nonlinearity=TopKConfig(k=4)),
@@ -87,7 +88,7 @@ SPLIT_CASES = {
 
 
 class PressCtrlC(Callback):
-    """Sends the signal that Ctrl-C sends, after a given step, to the last process only."""
+    """Sends the signal of Ctrl-C to the last process only, after a given step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -98,10 +99,10 @@ class PressCtrlC(Callback):
 
 
 class Listen(Callback):
-    """Adds up what one step puts into collectives: bytes of this process, by what they do and the size of a message."""
+    """Adds up the bytes that this process puts into collectives in one step, by operation and size of the message."""
 
     def __init__(self) -> None:
-        self.heard: Counter[str] = Counter()
+        self.messages: Counter[str] = Counter()
         self._profile = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
 
     def on_train_batch_start(self, trainer: Trainer, *rest: Any) -> None:
@@ -116,13 +117,13 @@ class Listen(Callback):
                 if event.name().startswith("gloo:"):
                     (shape,), (kind,) = event.shapes(), event.dtypes()
                     size = torch.Size(shape).numel() * sizes[kind]
-                    self.heard[f"{event.name()} {size}"] += size
+                    self.messages[f"{event.name()} {size}"] += size
 
 
 def train(case: Case, *callbacks: Callback, resume: Path | None = None, **settings: Any) -> TrainingResult:
-    """Train a case on as many processes as there are; half of its features are dead at first.
+    """Train a case on all processes; half of its features are dead at first.
 
-    In one layer they are all those of the first of two processes, in the other they are spread over both.
+    In layer 0 the dead features are all features of the first of two processes; in layer 1 both processes have some.
     """
     data = ActivationDataModule(relu_mlps(1500), case.training.data, held_out=relu_mlps(200, seed=1))
     transcoder = set_from_data(make_transcoder(case.transcoder, own=case.own), data, None)
@@ -146,89 +147,104 @@ def train(case: Case, *callbacks: Callback, resume: Path | None = None, **settin
         return fit(TranscoderModule(transcoder, case.training.learning), data, trainer, resume=resume)
 
 
-def summary(record: TrainingResult) -> dict[str, Any]:
-    """What must not depend on the number of processes."""
-    found = record.summary()
-    return {name: found[name] for name in ("curves", "held_out", "dead_share", "steps", "tokens")}
+def summary(result: TrainingResult) -> dict[str, Any]:
+    """The numbers of a run that must not depend on the number of processes."""
+    numbers = result.summary()
+    return {name: numbers[name] for name in ("curves", "held_out", "dead_share", "steps", "tokens")}
 
 
 def strategy(layout: str) -> Any:
-    """``ddp``, or FeatureParallelStrategy with so many shards."""
+    """The strategy of a layout: ``ddp``, or a FeatureParallelStrategy with the number of shards that it names."""
     return FeatureParallelStrategy(int(layout)) if layout.isdigit() else layout
 
 
-def run_processes(task: Callable[..., Any], processes: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Call a function of this file in so many processes that know of each other; return what each returned.
+def start_server() -> None:
+    """Start the server that forks processes; it imports this module in the background."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    forkserver.ensure_running()
 
-    They are forked from a process that has imported this file and done nothing else: importing takes seconds.
+
+def run_processes(task: Callable[..., Any], processes: int, folder: Path, *arguments: Any) -> list[Any]:
+    """Call a function of this module in several processes that form a group; return what each of them returned.
+
+    The processes are forked from a server that has imported this module, because importing it takes seconds.
     """
+    start_server()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    started = [
-        context.Process(target=_run, args=(task, rank, processes, port, folder, arguments)) for rank in range(processes)
+    members = [
+        context.Process(target=_run_member, args=(Member(rank, processes, port), folder, task, arguments))
+        for rank in range(processes)
     ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    assert [process.exitcode for process in started] == [0] * processes
+    for member in members:
+        member.start()
+    for member in members:
+        member.join()
+    assert [member.exitcode for member in members] == [0] * processes
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
-def _run(
-    task: Callable[..., Any], rank: int, processes: int, port: int, folder: Path, arguments: tuple[Any, ...]
-) -> None:
-    """Do what torchrun does for a process, then the task."""
+class Member(NamedTuple):
+    """One process of a group on this machine, and the port at which the group meets."""
+
+    rank: int
+    processes: int
+    port: int
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables that torchrun sets for a process."""
+        rank, processes = self.rank, self.processes
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port, "TORCHELASTIC_RUN_ID": "test"}
+        return {name: str(value) for name, value in {**ranks, **meeting, "GROUP_RANK": 0}.items()}
+
+
+def _run_member(member: Member, folder: Path, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Join the group, run the task, and write what it returns to a file."""
     torch.set_num_threads(1)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ.update({name: str(value) for name, value in {**place, **meeting}.items()})
+    os.environ.update(member.environment())
     dist.init_process_group("gloo")
-    (folder / f"{rank}.json").write_text(json.dumps(task(*arguments)))
+    (folder / f"{member.rank}.json").write_text(json.dumps(task(*arguments)))
     dist.destroy_process_group()
 
 
-def train_cases(layouts: list[str]) -> dict[str, dict[str, Any]]:
-    """Every case, by every strategy."""
+def train_cases(layout: str) -> dict[str, Any]:
+    """The summaries of all cases of a layout."""
     world = dist.get_world_size()
     return {
-        layout: {
-            name: summary(train(case, devices=world, strategy=strategy(layout))) for name, case in cases(layout).items()
-        }
-        for layout in layouts
+        name: summary(train(case, devices=world, strategy=strategy(layout))) for name, case in cases(layout).items()
     }
 
 
 def cases(layout: str) -> dict[str, Case]:
-    """What can be trained by this strategy."""
+    """The cases that the strategy of this layout can train."""
     return {**CASES, **SPLIT_CASES} if layout == "ddp" else CASES
 
 
 def listen(layouts: list[str]) -> dict[str, dict[str, Any]]:
-    """What the collectives of one step take in, for every case while no feature is dead, by every strategy."""
+    """The messages of one step for every layout and case, while no feature is dead."""
     world = dist.get_world_size()
-    heard: dict[str, dict[str, Any]] = {}
+    messages: dict[str, dict[str, Any]] = {}
     for layout in layouts:
-        heard[layout] = {}
+        messages[layout] = {}
         for name in CASES:
             listener = Listen()
-            train(alive(name), listener, devices=world, strategy=strategy(layout))
-            heard[layout][name] = listener.heard
-    return heard
+            train(reconstruction_only(name), listener, devices=world, strategy=strategy(layout))
+            messages[layout][name] = listener.messages
+    return messages
 
 
-def alive(name: str) -> Case:
-    """A few steps of the case, with nothing but its reconstruction loss."""
+def reconstruction_only(name: str) -> Case:
+    """Three steps of a case, with its reconstruction loss only."""
     training = CASES[name].training
     data, learning = replace(training.data, max_steps=3), replace(training.learning, loss=LossConfig())
     return CASES[name]._replace(training=replace(training, data=data, learning=learning))
 
 
 def interrupt_and_resume(folder: Path, step: int) -> dict[str, Any]:
-    """Press Ctrl-C in a sharded training, and go on from the checkpoint that it leaves."""
+    """Interrupt a sharded run by Ctrl-C, and resume it from the checkpoint that it leaves."""
     case, devices = CASES["own"], dist.get_world_size()
     watchers = (PressCtrlC(step), Checkpoints(folder, every=1000))
     stopped = train(case, *watchers, strategy=strategy("2"), devices=devices)
@@ -238,11 +254,11 @@ def interrupt_and_resume(folder: Path, step: int) -> dict[str, Any]:
     return {"stopped_after": stopped.steps, "summary": summary(resumed)}
 
 
-def compete(values: list[list[float]], k: int, places: list[int]) -> dict[str, Any]:
-    """Rank numbers that are spread over all processes as features: who wins by token, what has which place of all."""
+def compete(values: list[list[float]], k: int, ranks: list[int]) -> dict[str, Any]:
+    """Rank values whose columns are spread over all processes: the ``k`` winners of each row, and some ranks of all."""
     world = dist.get_world_size()
-    ours = torch.tensor(values)[:, dist.get_rank() :: world]
+    local = torch.tensor(values)[:, dist.get_rank() :: world]
     peers = MeshPeers(make_mesh(torch.device("cpu"), world, shards=world))
-    kth = [peers.kth_largest(ours.flatten(), place).item() for place in places]
-    none = peers.kth_largest(ours[:, :0].flatten(), k).item()
-    return {"won": peers.winners(ours, k).tolist(), "kth": kth, "none": none}
+    kth = [peers.kth_largest(local.flatten(), rank).item() for rank in ranks]
+    none = peers.kth_largest(local[:, :0].flatten(), k).item()
+    return {"won": peers.winners(local, k).tolist(), "kth": kth, "none": none}
