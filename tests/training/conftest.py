@@ -1,4 +1,4 @@
-"""These tensors are so small that threads only wait for each other."""
+"""A single PyTorch thread for the tests of training: their tensors are so small that more threads are slower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes such as users bring, for tests that name them by ``class_path``."""
+"""Classes and functions such as users bring, for tests that name them by ``class_path``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.training.synthetic import relu_mlps
 
 
 class OwnTranscoder(CrossLayerTranscoder):
-    """An architecture of a user's own: decoders start at ``size`` times their usual size."""
+    """A user's own architecture: decoders start at ``size`` times their usual size."""
 
     def __init__(self, config: CrossLayerConfig, *, seed: int = 0, size: float = 1.0) -> None:
         super().__init__(config, seed=seed)
@@ -33,7 +33,7 @@ class OwnTranscoder(CrossLayerTranscoder):
 
 
 class Muffled(CrossLayerTranscoder):
-    """An architecture of a user's own with the tensors of a known one: features write a share of what theirs do."""
+    """A user's own architecture with the tensors of a built-in one; its features write ``share`` times as much."""
 
     def __init__(self, config: CrossLayerConfig, *, seed: int = 0, share: float = 0.5) -> None:
         super().__init__(config, seed=seed)
@@ -44,7 +44,7 @@ class Muffled(CrossLayerTranscoder):
 
 
 class Gated(CrossLayerTranscoder):
-    """An architecture of a user's own with a tensor of its own."""
+    """A user's own architecture with an additional tensor."""
 
     def __init__(self, config: CrossLayerConfig, *, seed: int = 0) -> None:
         super().__init__(config, seed=seed)
@@ -52,7 +52,7 @@ class Gated(CrossLayerTranscoder):
 
 
 class AbsoluteErrors:
-    """A loss of a user's own."""
+    """A user's own loss."""
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = weight
@@ -64,7 +64,7 @@ class AbsoluteErrors:
 
 
 class OwnStore:
-    """Activations of a user's own."""
+    """A user's own store of activations."""
 
     def __init__(self, tokens: int = 640) -> None:
         self.n_tokens = tokens
@@ -74,7 +74,7 @@ class OwnStore:
 
 
 class PressCtrlC(Callback):
-    """Sends the signal that Ctrl-C sends, after a given number of batches."""
+    """Sends the signal of Ctrl-C after a given number of batches."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -85,7 +85,7 @@ class PressCtrlC(Callback):
 
 
 class Precision(Callback):
-    """Takes down how exact matrix products are while training."""
+    """Records the precision of matrix products during training."""
 
     seen: ClassVar[set[str]] = set()
 
@@ -94,7 +94,7 @@ class Precision(Callback):
 
 
 class NoteLogger(Logger):
-    """A logger that, as WandB's, writes to the current directory if nobody says where."""
+    """A logger that writes to the current directory by default, as WandB's does."""
 
     name = version = "note"
 
@@ -111,5 +111,5 @@ class NoteLogger(Logger):
 
 
 def texts(number: int) -> list[str]:
-    """Texts of a user's own."""
+    """A user's own texts: ``number`` times the texts of the tiny models."""
     return [text for _ in range(number) for text in TEXTS]

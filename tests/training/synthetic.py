@@ -1,4 +1,4 @@
-"""Activations that no language model made, for tests of the trainer."""
+"""Random activations, and settings of small training runs on them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ LAYERS, D_MODEL, FEATURES = 2, 12, 24
 
 
 def relu_mlps(tokens: int, *, seed: int = 0, batches: int = 4) -> MemoryStore:
-    """Random inputs, and what fixed random ReLU layers make of them; positions count in contexts of 16."""
+    """Random inputs, and the outputs of fixed random ReLU layers for them, in contexts of 16 tokens."""
     weights = torch.randn(LAYERS, D_MODEL, D_MODEL, generator=torch.Generator().manual_seed(1234))
     inputs = torch.randn(tokens, LAYERS, D_MODEL, generator=torch.Generator().manual_seed(seed))
     targets = torch.einsum("bld,lde->ble", inputs, weights).relu() * 3 + 5
-    numbers = torch.arange(tokens)
-    block = ActivationBatch(inputs, targets, numbers, numbers % 16)
-    return MemoryStore([block.take(rows) for rows in numbers.chunk(batches)])
+    indices = torch.arange(tokens)
+    block = ActivationBatch(inputs, targets, indices, indices % 16)
+    return MemoryStore([block.take(rows) for rows in indices.chunk(batches)])
 
 
 def small_transcoder(**settings: object) -> CrossLayerConfig:

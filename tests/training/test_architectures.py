@@ -1,4 +1,4 @@
-"""Every kind of transcoder learns, and every nonlinearity finds what was planted."""
+"""Every kind of transcoder learns, and every nonlinearity recovers the directions that data was made from."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_thirty_steps_lower_the_loss(name: str) -> None:
 def test_from_texts_to_an_evaluated_replacement_model(name: str, tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
     config = architecture(name, n_layers=3, d_model=32, nonlinearity=BatchTopKConfig(k=8))
     settings = quick_training(max_steps=40, context_length=16)
-    record = train_transcoder(tiny_gpt2, TEXTS * 4, config, settings, output_dir=tmp_path, progress=False)
-    assert record.metrics is not None
-    assert record.curves.loss[-1] < record.curves.loss[0]
+    result = train_transcoder(tiny_gpt2, TEXTS * 4, config, settings, output_dir=tmp_path, progress=False)
+    assert result.metrics is not None
+    assert result.curves.loss[-1] < result.curves.loss[0]
     loaded = load_transcoder(tmp_path)
     assert loaded.config == config
     contexts = torch.stack([tiny_gpt2.tokenize(text)[:12] for text in TEXTS])
@@ -61,14 +61,14 @@ def test_from_texts_to_an_evaluated_replacement_model(name: str, tiny_gpt2: Lang
 
 
 def planted(seed: int, *, layers: int = 2, tokens: int = 8000) -> tuple[torch.Tensor, MemoryStore]:
-    """Directions that are read and others that are written, two of each layer active on a token; and the written."""
+    """Activations made from random directions, about two of each layer active per token, and the target directions."""
     generator = torch.Generator().manual_seed(seed)
     read, write = functional.normalize(torch.randn(2, layers, PLANTED, WIDTH, generator=generator), dim=-1)
     active = torch.rand(tokens, layers, PLANTED, generator=generator) < 2 / PLANTED
     codes = active * (torch.rand(tokens, layers, PLANTED, generator=generator) + 0.5)
     inputs, targets = (torch.einsum("blp,lpd->bld", codes, directions) for directions in (read, write))
-    numbers = torch.arange(tokens)
-    return write, MemoryStore([ActivationBatch(inputs, targets, numbers, numbers + 1)])
+    indices = torch.arange(tokens)
+    return write, MemoryStore([ActivationBatch(inputs, targets, indices, indices + 1)])
 
 
 @pytest.mark.parametrize(
@@ -87,30 +87,30 @@ def planted(seed: int, *, layers: int = 2, tokens: int = 8000) -> tuple[torch.Te
     ],
     ids=lambda value: getattr(value, "kind", "none"),
 )
-def test_a_planted_dictionary_is_found(nonlinearity: NonlinearityConfig, sparsity: SparsityConfig | None) -> None:
+def test_planted_directions_are_recovered(nonlinearity: NonlinearityConfig, sparsity: SparsityConfig | None) -> None:
     write, store = planted(seed=0)
     config = CrossLayerConfig(n_layers=2, n_features=32, d_model=WIDTH, reach=1, nonlinearity=nonlinearity)
     loss = LossConfig(sparsity=sparsity, dead_after_tokens=1500)
-    settings = quick_training(batch_size=128, max_steps=150, learning_rate=2e-2, loss=loss)
-    found = train_on_activations(store, config, settings, progress=False).transcoder
-    assert isinstance(found, CrossLayerTranscoder)
+    settings = quick_training(batch_size=128, max_steps=120, learning_rate=2e-2, loss=loss)
+    transcoder = train_on_activations(store, config, settings, progress=False).transcoder
+    assert isinstance(transcoder, CrossLayerTranscoder)
     for layer in range(2):
-        learned = functional.normalize(found.W_dec[layer][:, 0].detach(), dim=-1)
+        learned = functional.normalize(transcoder.W_dec[layer][:, 0].detach(), dim=-1)
         assert (write[layer] @ learned.T).max(dim=1).values.mean() >= 0.9
 
 
-def test_prefixes_make_the_first_features_do_on_their_own() -> None:
-    """Trained as a Matryoshka, half of the features leave less unexplained than half of an ordinary transcoder's."""
+def test_the_first_features_of_a_matryoshka_transcoder_reconstruct_on_their_own() -> None:
+    """The first half of its features leaves less unexplained than the first half of an ordinary transcoder's."""
     unexplained: dict[tuple[int, ...], float] = {}
     store = relu_mlps(4000)
     batch = store.batches[0]
     for prefixes in ((), (12,)):
         config = small_transcoder(nonlinearity=BatchTopKConfig(k=4), prefixes=prefixes)
-        settings = quick_training(max_steps=80, learning_rate=2e-2)
+        settings = quick_training(max_steps=60, learning_rate=2e-2)
         transcoder = train_on_activations(store, config, settings, progress=False).transcoder
         assert isinstance(transcoder, CrossLayerTranscoder)
-        left = transcoder.prefix(12)(batch.inputs).reconstruction.detach() - batch.targets
-        unexplained[prefixes] = float(left.square().sum() / (batch.targets - batch.targets.mean(0)).square().sum())
+        errors = transcoder.prefix(12)(batch.inputs).reconstruction.detach() - batch.targets
+        unexplained[prefixes] = float(errors.square().sum() / (batch.targets - batch.targets.mean(0)).square().sum())
     assert unexplained[(12,)] < 0.8 * unexplained[()]
 
 
@@ -118,21 +118,20 @@ def test_prefixes_make_the_first_features_do_on_their_own() -> None:
 def test_k_is_annealed_and_exact_in_the_end(config: type[TopKConfig] | type[BatchTopKConfig]) -> None:
     nonlinearity = config(k=2, initial_k=10, anneal_share=0.5)
     settings = quick_training(max_steps=40, learning_rate=1e-3)
-    record = train_on_activations(
+    result = train_on_activations(
         relu_mlps(2000), small_transcoder(nonlinearity=nonlinearity), settings, progress=False
     )
-    l0 = record.curves.l0
+    l0 = result.curves.l0
     assert l0[0] == pytest.approx(10, abs=0.5)
     assert l0[10] == pytest.approx(6, abs=0.5)
     assert l0[20:] == pytest.approx([2.0] * 20, abs=0.01)
     if config is TopKConfig:
-        assert [layer.values.shape[0] for layer in record.transcoder.encode(torch.randn(5, LAYERS, D_MODEL))] == [
-            10
-        ] * 2
+        features = result.transcoder.encode(torch.randn(5, LAYERS, D_MODEL))
+        assert [layer.values.shape[0] for layer in features] == [5 * 2] * LAYERS
 
 
 def test_the_preactivation_loss_on_all_features_needs_no_dead_ones() -> None:
-    """With a coefficient that drowns everything else, every feature rises above its threshold on every token."""
+    """Its coefficient is so large that features rise above their thresholds, although none of them is dead."""
     settings = quick_training(
         max_steps=60,
         learning_rate=5e-2,

@@ -1,4 +1,4 @@
-"""The best checkpoint is that of the lowest held-out FVU, also where a training goes on."""
+"""The best checkpoint is the one with the lowest held-out FVU, also after a run is resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = 24
 
 
 class HeldOut(Callback):
-    """Takes down the held-out FVU after each measurement."""
+    """Records the held-out FVU of each measurement, by step."""
 
     def __init__(self) -> None:
         self.fvu: dict[int, float] = {}
@@ -31,12 +31,12 @@ class HeldOut(Callback):
 
 
 def better_then_worse(step: Step) -> torch.Tensor:
-    """Reconstructions are to improve in the first third of the training, and to get worse after it."""
+    """A loss that improves reconstructions in the first third of the run, and worsens them afterwards."""
     return step.errors[-1].square().sum((1, 2)).mean() * (1 if step.progress < 0.35 else -1)
 
 
 def train(folder: Path, *, resume: Path | None = None) -> tuple[TrainingResult, dict[int, float]]:
-    """Measure every second step, and keep the best."""
+    """Train, measure at every second step, and keep the best checkpoint; returns the measurements, too."""
     config = quick_training(max_steps=STEPS, learning_rate=1e-2, decay_share=0.0)
     data = ActivationDataModule(relu_mlps(1000), config.data, held_out=relu_mlps(200, seed=1))
     module = TranscoderModule(
@@ -66,18 +66,17 @@ def test_the_best_checkpoint_is_that_of_the_lowest_held_out_fvu(tmp_path: Path) 
     assert list(fvu) == list(range(2, STEPS + 1, 2))
     best = min(fvu, key=lambda step: fvu[step])
     assert 2 < best < 16, "neither the first nor the last"
-    kept = io.load_checkpoint(tmp_path / "best")
-    assert kept["global_step"] == best
+    assert io.load_checkpoint(tmp_path / "best")["global_step"] == best
     assert float((tmp_path / "best" / "held_out_fvu").read_text()) == fvu[best]
 
     _, after = train(tmp_path, resume=tmp_path / "last")
     assert list(after) == list(range(18, STEPS + 1, 2))
     assert min(after.values()) > fvu[best]
-    again = io.load_checkpoint(tmp_path / "best")
-    assert again["global_step"] == best, "what came before the interruption counts"
+    after_resuming = io.load_checkpoint(tmp_path / "best")
+    assert after_resuming["global_step"] == best, "measurements before the interruption count"
 
 
-def test_a_last_that_was_written_before_its_step_became_the_best_knows_it_anyway(tmp_path: Path) -> None:
+def test_the_lowest_fvu_comes_from_the_best_checkpoint_if_last_is_older(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, 16, best=True)
     checkpoints.load_state_dict({"lowest": 0.75})
     assert checkpoints.lowest == 0.75

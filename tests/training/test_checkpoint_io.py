@@ -1,4 +1,4 @@
-"""A checkpoint to resume from is JSON and safetensors; what is read equals what was written."""
+"""Checkpoints are JSON and safetensors, and reading one gives the state that was written."""
 
 from __future__ import annotations
 
@@ -27,28 +27,29 @@ def state() -> dict[str, Any]:
     }
 
 
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return type(one) is type(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
-    return one == other
+def equal(value: Any, expected: Any) -> bool:
+    """Whether two nested values are equal, including the types of sequences and tensors and the order of keys."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype == expected.dtype and torch.equal(value, expected)
+    if isinstance(value, dict):
+        return list(value) == list(expected) and all(equal(value[key], expected[key]) for key in value)
+    if isinstance(value, list | tuple):
+        return type(value) is type(expected) and all(equal(a, b) for a, b in zip(value, expected, strict=True))
+    return value == expected
 
 
-def test_what_is_read_equals_what_was_written(state: dict[str, Any], tmp_path: Path) -> None:
+def test_reading_a_checkpoint_gives_the_state_that_was_written(state: dict[str, Any], tmp_path: Path) -> None:
     io = SafetensorsCheckpointIO()
     io.save_checkpoint(state, tmp_path / "resume")
-    io.save_checkpoint(state, tmp_path / "resume")  # a second one takes the place of the first
+    io.save_checkpoint(state, tmp_path / "resume")  # the second checkpoint replaces the first
     assert equal(io.load_checkpoint(tmp_path / "resume"), state)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["resume", "state.json", "tensors.safetensors"]
     io.remove_checkpoint(tmp_path / "resume")
     assert not (tmp_path / "resume").exists()
 
 
-def test_what_would_need_pickle_is_refused(tmp_path: Path) -> None:
-    with refuses(CheckpointError):
+def test_objects_that_need_pickle_are_refused(tmp_path: Path) -> None:
+    with refuses(CheckpointError, "object"):
         SafetensorsCheckpointIO().save_checkpoint({"thing": object()}, tmp_path / "resume")
 
 
@@ -83,9 +84,7 @@ def test_missing_damaged_and_foreign_checkpoints_are_named(state: dict[str, Any]
         io.load_checkpoint(path)
 
 
-def test_a_checkpoint_that_was_moved_aside_when_the_process_was_killed_is_read(
-    state: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_a_killed_process_had_moved_aside_is_read(state: dict[str, Any], tmp_path: Path) -> None:
     io = SafetensorsCheckpointIO()
     io.save_checkpoint(state, tmp_path / "last")
     (tmp_path / "last").rename(tmp_path / ".old-last")
@@ -94,7 +93,7 @@ def test_a_checkpoint_that_was_moved_aside_when_the_process_was_killed_is_read(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_parts_of_several_processes_are_named_as_such(state: dict[str, Any], tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_is_refused_by_its_number_of_shards(state: dict[str, Any], tmp_path: Path) -> None:
     io = SafetensorsCheckpointIO()
     for shard in range(2):
         io.save_checkpoint(state, tmp_path / "last" / f"shard_{shard}_of_2")

@@ -1,4 +1,4 @@
-"""Data: read once if it fits, mixed, filtered, and the same from any step on."""
+"""Training data: read once if it fits in memory, mixed, filtered, and the same from any position on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BYTES_PER_TOKEN = 2 * LAYERS * D_MODEL * 4
 
 
 class CountingStore:
-    """A store that counts how often it is read."""
+    """A store that counts the batches that are read from it."""
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
@@ -37,7 +37,7 @@ class CountingStore:
             yield batch
 
 
-def test_what_fits_memory_is_read_once_for_all_epochs() -> None:
+def test_data_that_fits_in_memory_is_read_once_for_all_epochs() -> None:
     store = CountingStore(relu_mlps(640))
     data = ActivationDataModule(store, quick_data(epochs=3))
     assert data.steps == 3 * (600 // 64)
@@ -45,7 +45,7 @@ def test_what_fits_memory_is_read_once_for_all_epochs() -> None:
     assert store.batches_read == 4
 
 
-def test_what_does_not_fit_is_read_again_each_epoch() -> None:
+def test_data_that_does_not_fit_in_memory_is_read_in_each_epoch() -> None:
     store = CountingStore(relu_mlps(640, batches=10))
     data = ActivationDataModule(store, quick_data(epochs=2, memory_limit=200 * BYTES_PER_TOKEN / 1e9))
     batches = list(data.train_dataloader())
@@ -67,12 +67,12 @@ def test_batches_are_the_same_from_any_state_on(memory_limit: float) -> None:
             assert torch.equal(batch.inputs, expected.inputs)
 
 
-def test_going_on_reads_nothing_that_lies_before() -> None:
+def test_resuming_reads_no_earlier_data() -> None:
     class Seekable(CountingStore):
         def read_from(self, place: Place) -> Iterator[Placed]:
-            for number, batch in list(enumerate(self.store))[place.item :]:
+            for index, batch in list(enumerate(self.store))[place.item :]:
                 self.batches_read += 1
-                yield Placed(Place(number), batch)
+                yield Placed(Place(index), batch)
 
     store = Seekable(relu_mlps(6400, batches=100))
     data = ActivationDataModule(store, quick_data(memory_limit=400 * BYTES_PER_TOKEN / 1e9))
@@ -80,22 +80,22 @@ def test_going_on_reads_nothing_that_lies_before() -> None:
     store.batches_read = 0
     next(iter(data.batches(state)))
     data.close()
-    assert 3 <= store.batches_read <= 3 * (192 // 64 + 1)  # its block, and the one ahead
+    assert 3 <= store.batches_read <= 3 * (192 // 64 + 1), "the current block and the next one"
 
 
 def test_memory_holds_two_blocks_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[weakref.ref[torch.Tensor]] = []
+    blocks: list[weakref.ref[torch.Tensor]] = []
     room_for = buffer._room_for
 
     def watched(*arguments: Any) -> ActivationBatch:
         room = room_for(*arguments)
-        made.append(weakref.ref(room.inputs))
+        blocks.append(weakref.ref(room.inputs))
         return room
 
     monkeypatch.setattr(buffer, "_room_for", watched)
 
     class Watched(CountingStore):
-        """Counts the tokens that were read, when each batch is handed out."""
+        """Counts the tokens that are read, before each batch is yielded."""
 
         def __iter__(self) -> Iterator[ActivationBatch]:
             for batch in self.store:
@@ -107,18 +107,18 @@ def test_memory_holds_two_blocks_at_most(monkeypatch: pytest.MonkeyPatch) -> Non
     data = ActivationDataModule(store, quick_data(memory_limit=limit * BYTES_PER_TOKEN / 1e9))
     assert data.prepared.block_size == limit // 2 // 64 * 64
     store.batches_read = 0
-    for given, _ in islice(data.batches(), 800):
-        used = (given.batches - 1) // (data.prepared.block_size // 64) * data.prepared.block_size * 64 / 60
+    for state, _ in islice(data.batches(), 800):
+        used = (state.batches - 1) // (data.prepared.block_size // 64) * data.prepared.block_size * 64 / 60
         assert store.batches_read - used <= 64 / 60 * limit + 128
-        assert sum(block() is not None for block in made) <= 2
+        assert sum(block() is not None for block in blocks) <= 2
     data.close()
 
 
-def test_the_next_block_is_harvested_while_one_is_trained_on() -> None:
+def test_the_next_block_is_harvested_during_training() -> None:
     store = CountingStore(relu_mlps(2560, batches=40))
     data = ActivationDataModule(store, quick_data(memory_limit=400 * BYTES_PER_TOKEN / 1e9, max_steps=36))
     for step, _ in enumerate(data.train_dataloader()):
-        while step == 0 and store.batches_read <= 400 // 64 + 1:  # the first block's: no step is taken meanwhile
+        while step == 0 and store.batches_read <= 400 // 64 + 1:  # wait until batches beyond the first block are read
             time.sleep(0.001)
     cost = data.cost
     assert cost.before > 0
@@ -126,11 +126,11 @@ def test_the_next_block_is_harvested_while_one_is_trained_on() -> None:
     assert cost.share == pytest.approx(cost.waited / cost.total)
 
 
-def test_what_goes_wrong_in_the_harvest_is_raised_in_the_training() -> None:
+def test_an_error_in_the_harvesting_thread_is_raised_in_training() -> None:
     class Broken(CountingStore):
         def __iter__(self) -> Iterator[ActivationBatch]:
             yield from islice(super().__iter__(), 8)
-            raise TextError("line 9 is no text")
+            raise TextError("line 9 is not a text")
 
     data = ActivationDataModule(Broken(relu_mlps(640, batches=10)), quick_data(memory_limit=2e-5, max_steps=30))
     with refuses(TextError, "line 9"):
@@ -138,18 +138,18 @@ def test_what_goes_wrong_in_the_harvest_is_raised_in_the_training() -> None:
     assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
 
 
-def test_an_early_end_stops_the_harvest() -> None:
+def test_an_early_end_stops_the_harvesting_thread() -> None:
     store = CountingStore(relu_mlps(64_000, batches=1000))
     data = ActivationDataModule(store, quick_data(memory_limit=20_000 * BYTES_PER_TOKEN / 1e9))
     batches = iter(data.train_dataloader())
     next(batches)
-    read = store.batches_read
+    read_before = store.batches_read
     batches.close()
     assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
-    assert store.batches_read <= read + 5
+    assert store.batches_read <= read_before + 5
 
 
-def test_a_stream_of_unknown_length_needs_a_number_of_steps() -> None:
+def test_a_store_of_unknown_size_needs_max_steps() -> None:
     class Endless(CountingStore):
         n_tokens = None
 
@@ -166,7 +166,7 @@ def test_a_stream_of_unknown_length_needs_a_number_of_steps() -> None:
 
 def test_first_positions_and_outliers_are_left_out() -> None:
     store = relu_mlps(640)
-    store.batches[1].inputs[7, 1] *= 1000  # token 167, which is no first position
+    store.batches[1].inputs[7, 1] *= 1000  # token 167, which is not at a first position
     prepared = prepare(store, quick_data())
     assert prepared.kept is not None
     tokens = prepared.kept.tokens
@@ -177,35 +177,35 @@ def test_first_positions_and_outliers_are_left_out() -> None:
     assert torch.equal(torch.cat([batch.tokens for batch in held_out]), tokens)
 
 
-def test_a_training_run_of_an_older_version_is_refused_by_the_setting_that_it_lacks() -> None:
-    ours = {"n_features": 24, "use_first_position": False}
-    refuse_other_settings({**ours, "skip_first_position": True}, ours)
-    with pytest.raises(CheckpointError, match="use_first_position"):
-        refuse_other_settings({"n_features": 24}, ours)
+def test_resuming_a_run_of_an_older_version_names_the_setting_that_it_lacks() -> None:
+    settings = {"n_features": 24, "use_first_position": False}
+    refuse_other_settings({**settings, "skip_first_position": True}, settings)
+    with refuses(CheckpointError, "use_first_position"):
+        refuse_other_settings({"n_features": 24}, settings)
 
 
 def test_statistics_come_from_all_tokens_not_the_first_batch() -> None:
     store = relu_mlps(640)
     store.batches[3].targets.add_(100)
     prepared = prepare(store, quick_data())
-    kept = torch.cat([batch.targets[batch.positions > 0] for batch in store])
-    torch.testing.assert_close(prepared.targets.mean, kept.mean(0))
+    usable = torch.cat([batch.targets[batch.positions > 0] for batch in store])
+    torch.testing.assert_close(prepared.targets.mean, usable.mean(0))
 
 
-def test_bfloat16_storage_halves_the_room() -> None:
+def test_bfloat16_storage_takes_half_the_memory() -> None:
     limit = 400 * BYTES_PER_TOKEN / 1e9
-    full = prepare(relu_mlps(640), quick_data(memory_limit=limit))
-    half = prepare(relu_mlps(640), quick_data(memory_limit=limit, storage_dtype="bfloat16"))
-    assert (full.kept, full.block_size) == (None, 192)
-    assert half.kept is not None
-    assert (half.kept.inputs.dtype, half.block_size) == (torch.bfloat16, 600)
+    float32 = prepare(relu_mlps(640), quick_data(memory_limit=limit))
+    bfloat16 = prepare(relu_mlps(640), quick_data(memory_limit=limit, storage_dtype="bfloat16"))
+    assert (float32.kept, float32.block_size) == (None, 192)
+    assert bfloat16.kept is not None
+    assert (bfloat16.kept.inputs.dtype, bfloat16.block_size) == (torch.bfloat16, 600)
 
 
-def test_no_token_left_is_a_clear_error() -> None:
+def test_data_without_usable_tokens_is_refused() -> None:
     with refuses(TextError):
         prepare(MemoryStore([]), quick_data())
     batch = next(iter(relu_mlps(16)))
-    with refuses(TextError):
+    with refuses(TextError, "use_first_position"):
         prepare(MemoryStore([batch.take(slice(1))]), quick_data())
 
 

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process that asked for it, and is not fetched again page by page."""
+"""Freed memory stays with the process, so that using it again needs no new pages."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ FAULTS = """
 import os, resource, torch
 from open_clt.training.memory import keep_freed_memory
 
-# Each of the two is a process of its own: what is said to an allocator holds for the process's life.
+# The setting of an allocator holds until its process ends, so each of the two settings has its own process.
 keep = os.fork() == 0
 if keep:
     assert keep_freed_memory()
 else:
     assert os.wait()[1] == 0
-# What was freed may be a few bytes too small for an aligned block of the same size, until neighbours are put together.
+# A freed block can be a few bytes too small for an aligned block of the same size, until the allocator merges blocks.
 for _ in range(20):
-    torch.ones(1 << 24)  # 64 MB, freed again
+    torch.ones(1 << 24)  # 64 MB, freed at once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(1 << 24)
 print("kept" if keep else "given back", resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
@@ -30,7 +30,7 @@ print("kept" if keep else "given back", resource.getrusage(resource.RUSAGE_SELF)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")
-def test_what_was_freed_is_used_again_without_new_pages() -> None:
+def test_freed_memory_is_used_again_without_new_pages() -> None:
     small_pages = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", FAULTS], env=small_pages, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -40,7 +40,7 @@ def test_what_was_freed_is_used_again_without_new_pages() -> None:
     assert page_faults["kept"] < pages / 50
 
 
-def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_without_glibc_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} was loaded")
 

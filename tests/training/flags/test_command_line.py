@@ -209,8 +209,8 @@ def test_the_learning_rate_can_follow_a_cosine(settings: Settings) -> None:
     assert rates[3:] == sorted(rates[3:], reverse=True)
 
 
-OWN_FLAGS = {
-    name: [f"--{name}.class_path", OWN, f"--{name}.init_args.a", "1"] for name in ("transcoder", "training.loss")
+WRONG_ARGUMENTS = {
+    group: [f"--{group}.class_path", OWN, f"--{group}.init_args.a", "1"] for group in ("transcoder", "training.loss")
 }
 
 

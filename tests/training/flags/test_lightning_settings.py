@@ -1,4 +1,4 @@
-"""What ``trainer.*`` asks of Lightning happens: gradients are clipped, and loggers write what every step gave."""
+"""Settings of Lightning's Trainer take effect: gradients are clipped, and loggers get the numbers of every step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS = 4
 
 
 def train(output: Path, *flags: str) -> CommandResult:
-    """A training of a few steps on activations that no language model made."""
+    """Train a few steps on random activations, without a language model."""
     settings = {
         "data.class_path": "tests.training.own.OwnStore",
         "data.batch_size": "64",
@@ -28,19 +28,20 @@ def train(output: Path, *flags: str) -> CommandResult:
         "trainer.log_every_n_steps": "1",
         "output": str(output),
     }
-    given = itertools.chain.from_iterable((f"--{name}", value) for name, value in settings.items())
-    return train_command([*given, *flags])
+    setting_flags = itertools.chain.from_iterable((f"--{name}", value) for name, value in settings.items())
+    return train_command([*setting_flags, *flags])
 
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """A callback that is added to every training run of the test."""
     watch = Watch()
 
-    def watched(module: Any, data: Any, trainer: Any, **settings: Any) -> Any:
+    def fit_and_watch(module: Any, data: Any, trainer: Any, **settings: Any) -> Any:
         trainer.callbacks.append(watch)
         return fit(module, data, trainer, **settings)
 
-    monkeypatch.setattr("open_clt.training.run.fit", watched)
+    monkeypatch.setattr("open_clt.training.run.fit", fit_and_watch)
     return watch
 
 
@@ -51,7 +52,7 @@ def test_gradients_are_clipped(watch: Watch, tmp_path: Path, limit: list[str], n
     assert watch.norms == pytest.approx([norm] * STEPS, rel=1e-4)
 
 
-def test_gradients_are_not_clipped_if_nobody_wants_it(watch: Watch, tmp_path: Path) -> None:
+def test_gradients_are_not_clipped_if_the_limit_is_null(watch: Watch, tmp_path: Path) -> None:
     train(tmp_path / "out", "--trainer.gradient_clip_val", "null")
     assert min(watch.norms) > 1.5
 
@@ -66,10 +67,10 @@ def test_tensorboard_shows_every_step(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = train(tmp_path / "out", "--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path))
     (file,) = tmp_path.glob("**/events.out.tfevents.*")
-    shown = events.EventAccumulator(str(file.parent))
-    shown.Reload()
-    assert [event.value for event in shown.Scalars("loss")] == pytest.approx(run.record.curves.loss)
-    assert {"fvu", "l0", "dead_share", "learning_rate", "harvest_share"} <= set(shown.Tags()["scalars"])
+    accumulator = events.EventAccumulator(str(file.parent))
+    accumulator.Reload()
+    assert [event.value for event in accumulator.Scalars("loss")] == pytest.approx(run.training.curves.loss)
+    assert {"fvu", "l0", "dead_share", "learning_rate", "harvest_share"} <= set(accumulator.Tags()["scalars"])
 
 
 def test_weights_and_biases_gets_every_number_without_a_network(
@@ -82,8 +83,8 @@ def test_weights_and_biases_gets_every_number_without_a_network(
     try:
         train(tmp_path / "out", *logger, "--trainer.logger.save_dir", str(tmp_path))
     finally:
-        wandb.teardown()  # waits for the process that writes the file
+        wandb.teardown()  # waits until the process that writes the file has ended
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    written = file.read_bytes()
+    content = file.read_bytes()
     for name in ("loss", "fvu", "l0", "dead_share", "learning_rate", "harvest_share"):
-        assert written.count(name.encode()) >= STEPS, name
+        assert content.count(name.encode()) >= STEPS, name

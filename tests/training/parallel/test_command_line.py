@@ -1,4 +1,4 @@
-"""``open-clt train`` from a shell, on two processes: what one process makes."""
+"""``open-clt train`` from a shell: two processes train the same transcoder as one process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
 @pytest.mark.slow
-def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+def test_two_processes_train_the_same_transcoder_as_one(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(300, seed=1)), encoding="utf-8")
     (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
     (tmp_path / "sharded.yaml").write_text(SHARDED, encoding="utf-8")
@@ -40,30 +40,30 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     one = load_transcoder(tmp_path / "one")
     for name in ("ddp", "sharded"):
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-        other = load_transcoder(tmp_path / name)
-        assert other.config == one.config
+        transcoder = load_transcoder(tmp_path / name)
+        assert transcoder.config == one.config
         for key, tensor in one.state_dict().items():
-            torch.testing.assert_close(other.state_dict()[key], tensor, rtol=1e-2, atol=1e-4)
+            torch.testing.assert_close(transcoder.state_dict()[key], tensor, rtol=1e-2, atol=1e-4)
         assert report(tmp_path / name) == pytest.approx(report(tmp_path / "one"), rel=1e-3)
     last = tmp_path / "sharded" / "checkpoints" / "last"
     assert sorted(path.name for path in last.iterdir()) == ["shard_0_of_2", "shard_1_of_2"]
 
     whole = load_transcoder(tmp_path / "sharded")
-    (tmp_path / "sharded" / "transcoder.safetensors").unlink()  # as if it had been killed before its end
-    no_more = ["--config", "sharded.yaml", "--ckpt-path", "last", "--trainer.max_time", "00:00:00:00"]
-    train(tmp_path, "sharded", *no_more, launcher=TORCHRUN)
+    (tmp_path / "sharded" / "transcoder.safetensors").unlink()  # as if the run had been killed before its end
+    save_only = ["--config", "sharded.yaml", "--ckpt-path", "last", "--trainer.max_time", "00:00:00:00"]
+    train(tmp_path, "sharded", *save_only, launcher=TORCHRUN)
     for key, tensor in load_transcoder(tmp_path / "sharded").state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[key]), key
 
 
 def train(folder: Path, output: str, *settings: str, launcher: list[str] | None = None) -> None:
-    """Run the command as its own processes."""
+    """Run ``open-clt train`` in new processes."""
     command = [sys.executable, *(launcher or []), "-m", "open_clt", "train", "--config", "run.yaml", *settings]
     run = subprocess.run(
         [*command, "--output", output], cwd=folder, env=os.environ, capture_output=True, text=True, timeout=280
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("steps,") == 1, "one process reports"
+    assert run.stdout.count("steps,") == 1, "only the first process reports"
 
 
 def losses(output: Path) -> list[float]:
@@ -72,5 +72,5 @@ def losses(output: Path) -> list[float]:
 
 
 def report(output: Path) -> dict[str, float]:
-    found = json.loads((output / "evaluation.json").read_text())
-    return {name: value for name, value in found.items() if isinstance(value, float)}
+    numbers = json.loads((output / "evaluation.json").read_text())
+    return {name: value for name, value in numbers.items() if isinstance(value, float)}

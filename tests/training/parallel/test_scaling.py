@@ -1,4 +1,4 @@
-"""The arithmetic of scale: what is counted is what is there, and the page says what the formulas say."""
+"""Formulas of scale: they count the parameters of real transcoders, and docs/scaling.md shows their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.scaling_tables import tables
 def test_the_page_shows_the_tables(repository: Path) -> None:
     page = (repository / "docs" / "scaling.md").read_text(encoding="utf-8")
     for table in tables():
-        assert table in page, "run tools/scaling_tables.py and paste"
+        assert table in page, "run tools/scaling_tables.py, and copy its tables to docs/scaling.md"
 
 
 @pytest.mark.parametrize("reach", [None, 2])

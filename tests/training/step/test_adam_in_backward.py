@@ -1,4 +1,4 @@
-"""Updating in the backward pass is Adam, with one gradient alive at a time."""
+"""Adam in the backward pass makes the updates of Adam, with one gradient in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ def train(optimizer_class: type[torch.optim.Adam]) -> tuple[list[Tensor], list[f
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     optimizer = optimizer_class(model.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    found: list[float] = []
+    losses: list[float] = []
     for _ in range(5):
         loss = model(torch.randn(4, 6)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        found.append(loss.item())
-    return [parameter.detach() for parameter in model.parameters()], found
+        losses.append(loss.item())
+    return [parameter.detach() for parameter in model.parameters()], losses
 
 
 def test_its_updates_are_those_of_adam() -> None:
-    (ours, our_losses), (theirs, their_losses) = train(AdamInBackward), train(torch.optim.Adam)
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(our_losses, their_losses)
+    weights, losses = train(AdamInBackward)
+    expected_weights, expected_losses = train(torch.optim.Adam)
+    torch.testing.assert_close(weights, expected_weights)
+    torch.testing.assert_close(losses, expected_losses)
 
 
-def test_no_gradient_outlives_its_update() -> None:
+def test_each_gradient_is_freed_after_its_update() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
     AdamInBackward(model.parameters(), lr=0.1)
-    alive: list[int] = []
-    for parameter in model.parameters():  # called after the optimizer's own hook
+    gradients: list[int] = []
+    for parameter in model.parameters():  # this hook runs after the hook of the optimizer
         parameter.register_post_accumulate_grad_hook(
-            lambda _: alive.append(sum(other.grad is not None for other in model.parameters()))
+            lambda _: gradients.append(sum(weights.grad is not None for weights in model.parameters()))
         )
     model(torch.randn(4, 6)).sum().backward()
-    assert alive == [0, 0, 0, 0]
+    assert gradients == [0, 0, 0, 0]
 
 
 def test_a_step_runs_its_closure_with_gradients() -> None:

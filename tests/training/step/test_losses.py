@@ -1,4 +1,4 @@
-"""Losses are their equations: each is compared with a plain loop over tokens, layers and features."""
+"""Losses follow their equations: each is compared with a plain loop over tokens, layers and features."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_auxk_uses_the_most_active_dead_features_and_no_others(generator: torch.
     dead = torch.tensor([1, 2, 4, 6])
     top = losses.top_dead_features(pre, dead, k=2, n_features=FEATURES).dense()
     for token in range(TOKENS):
-        best = sorted(range(4), key=lambda place: -pre[token, place].item())[:2]
+        best = sorted(range(4), key=lambda index: -pre[token, index].item())[:2]
         expected = torch.zeros(FEATURES)
-        for place in best:
-            expected[dead[place]] = pre[token, place]
+        for index in best:
+            expected[dead[index]] = pre[token, index]
         torch.testing.assert_close(top[token], expected)
 
 

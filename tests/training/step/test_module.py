@@ -1,4 +1,4 @@
-"""The training step: warm-ups, dead features, and what revives them."""
+"""The training step: warm-ups, the sparsity loss, and losses that revive dead features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, 
 def train_with_killed_features(
     monkeypatch: pytest.MonkeyPatch, config: TranscoderConfig, loss: LossConfig
 ) -> TrainingResult:
-    """Train a transcoder half of whose features start so low that none of them can fire."""
+    """Train a transcoder; half of its features start with biases so low that they cannot fire."""
     initialise = Transcoder._initialise_encoders
 
     def kill(self: Transcoder, generator: torch.Generator) -> None:
@@ -52,10 +52,10 @@ PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=5
 
 
 @pytest.mark.parametrize(
-    ("config", "loss", "left"),
+    ("config", "loss", "largest_dead_share"),
     [
         (small_transcoder(nonlinearity=TopKConfig(k=4)), AUXILIARY, 0.15),
-        # A few transforms of high rank do most of these layers' work: fewer are wanted back.
+        # A few transforms of high rank do most of the work, so that fewer of the others revive.
         pytest.param(
             architecture("molt", n_layers=LAYERS, d_model=D_MODEL),
             replace(AUXILIARY, auxiliary=1.0),
@@ -63,7 +63,7 @@ PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=5
             marks=pytest.mark.slow,
         ),
         (small_transcoder(nonlinearity=JumpReLUConfig(bandwidth=0.1)), PREACTIVATION, 0.15),
-        # Features that compete over a whole batch need a stronger pull: few of them could take all places.
+        # Features that compete over a whole batch need a larger coefficient, because a few can take all places.
         pytest.param(
             small_transcoder(nonlinearity=BatchTopKConfig(k=8)),
             replace(AUXILIARY, auxiliary=1.0),
@@ -80,12 +80,12 @@ PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=5
     ids=["topk", "molt", "jumprelu", "batchtopk", "batchtopk across layers", "relu"],
 )
 def test_dead_features_revive(
-    monkeypatch: pytest.MonkeyPatch, config: TranscoderConfig, loss: LossConfig, left: float
+    monkeypatch: pytest.MonkeyPatch, config: TranscoderConfig, loss: LossConfig, largest_dead_share: float
 ) -> None:
     without = replace(loss, auxiliary=0.0, preactivation=0.0)
     assert train_with_killed_features(monkeypatch, config, without).dead_share >= 0.5
     monkeypatch.undo()
-    assert train_with_killed_features(monkeypatch, config, loss).dead_share < left
+    assert train_with_killed_features(monkeypatch, config, loss).dead_share < largest_dead_share
 
 
 def test_sparsity_rises_from_zero_to_its_full_value() -> None:
@@ -94,7 +94,7 @@ def test_sparsity_rises_from_zero_to_its_full_value() -> None:
 
 
 class Trained(Callback):
-    """Keeps the transcoder of a run before it is folded, in the standardised units that losses are computed in."""
+    """Keeps the transcoder of a run before folding, which works in the standardised units of the losses."""
 
     transcoder: Transcoder
 
@@ -104,7 +104,7 @@ class Trained(Callback):
 
 @torch.no_grad()
 def sparsity_by_loops(transcoder: Transcoder, inputs: torch.Tensor, *, steepness: float | None) -> float:
-    """``sum tanh(steepness |W_dec| a)`` of a token, or ``sum |W_dec| a`` (L1), one feature after another."""
+    """``sum tanh(steepness |W_dec| a)`` per token, or ``sum |W_dec| a`` (L1), by a loop over features."""
     total = 0.0
     for layer, active in enumerate(transcoder.encode(inputs)):
         for feature, values in enumerate(active.dense().T):
@@ -113,8 +113,8 @@ def sparsity_by_loops(transcoder: Transcoder, inputs: torch.Tensor, *, steepness
             else:
                 assert isinstance(transcoder, CrossLayerTranscoder)
                 writes = transcoder.W_dec[layer][feature]
-            weighed = writes.square().sum().sqrt() * values
-            total += (weighed if steepness is None else (steepness * weighed).tanh()).sum().item()
+            weighted = writes.square().sum().sqrt() * values
+            total += (weighted if steepness is None else (steepness * weighted).tanh()).sum().item()
     return total / inputs.shape[0]
 
 
@@ -128,10 +128,10 @@ def sparsity_by_loops(transcoder: Transcoder, inputs: torch.Tensor, *, steepness
     ids=["clt", "matryoshka", "molt"],
 )
 @pytest.mark.parametrize("penalty", [TanhSparsityConfig, L1SparsityConfig])
-def test_a_steps_sparsity_rises_with_the_warm_up_and_is_weighed_by_decoder_norms(
+def test_the_sparsity_loss_rises_during_the_warm_up_and_is_weighted_by_decoder_norms(
     config: TranscoderConfig, penalty: type[TanhSparsityConfig] | type[L1SparsityConfig]
 ) -> None:
-    """What the penalty adds to the loss of each of ten steps, on the same tokens and with weights that stay."""
+    """Compares the losses of ten steps with and without the penalty, on the same tokens and with constant weights."""
     block = relu_mlps(64, batches=1).batches[0]
     store = MemoryStore([block._replace(positions=block.positions + 1)])
     losses: list[list[float]] = []
@@ -170,12 +170,12 @@ def test_every_nonlinearity_learns(nonlinearity: NonlinearityConfig, sparsity: f
     loss = LossConfig(sparsity=penalty, dead_after_tokens=500)
     settings = quick_training(max_steps=100, learning_rate=2e-2, loss=loss)
     config = small_transcoder(nonlinearity=nonlinearity)
-    record = train_on_activations(relu_mlps(4000), config, settings, held_out=relu_mlps(500, seed=1), progress=False)
-    assert record.metrics is not None
-    assert record.metrics.fvu < 0.5
-    assert record.metrics.l0 < FEATURES / 2
+    result = train_on_activations(relu_mlps(4000), config, settings, held_out=relu_mlps(500, seed=1), progress=False)
+    assert result.metrics is not None
+    assert result.metrics.fvu < 0.5
+    assert result.metrics.l0 < FEATURES / 2
     if not sparsity:
-        assert record.metrics.l0 == pytest.approx(4, rel=0.1)
+        assert result.metrics.l0 == pytest.approx(4, rel=0.1)
 
 
 def test_more_sparsity_means_fewer_features() -> None:
@@ -183,7 +183,7 @@ def test_more_sparsity_means_fewer_features() -> None:
     for sparsity in (0.1, 3.0):
         penalty = TanhSparsityConfig(coefficient=sparsity)
         loss = LossConfig(sparsity=penalty, dead_after_tokens=500)
-        settings = quick_training(max_steps=80, learning_rate=2e-2, loss=loss)
+        settings = quick_training(max_steps=50, learning_rate=2e-2, loss=loss)
         config = small_transcoder(nonlinearity=JumpReLUConfig())
         l0.append(train_on_activations(relu_mlps(4000), config, settings, progress=False).curves.l0[-1])
     assert l0[1] < 0.7 * l0[0]

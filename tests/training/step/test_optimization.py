@@ -1,4 +1,4 @@
-"""The optimizer is the one that was asked for, step by step; gradients are as long as they may be, and no longer."""
+"""The optimizer takes the steps of Adam with its settings, and gradients are clipped at the norm that is set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.training.synthetic import quick_learning, quick_training, relu_mlps, 
 
 
 class Watch(Callback):
-    """Takes down what the optimizer is, and the norm of the gradients that each step was made of."""
+    """Records the optimizer, and the norm of the gradients of each step."""
 
     def __init__(self) -> None:
         self.optimizer: Any = None
@@ -59,14 +59,14 @@ def test_steps_are_those_of_adam_with_these_decay_rates(
 
 
 def trained(watch: Watch, **settings: Any) -> Tensor:
-    """The encoder after five steps."""
+    """The encoder weights after five steps of training."""
     config = quick_training(max_steps=5, **settings)
     return train_on_activations(
         relu_mlps(400), small_transcoder(), config, progress=False, own=OwnParts(callbacks=[watch])
     ).transcoder.W_enc.detach()
 
 
-def test_decay_rates_and_weight_decay_reach_the_training() -> None:
+def test_decay_rates_and_weight_decay_change_the_weights() -> None:
     watch = Watch()
     plain, faster, decayed = (
         trained(watch, **settings) for settings in ({}, {"betas": (0.5, 0.7)}, {"weight_decay": 5.0})
@@ -76,11 +76,11 @@ def test_decay_rates_and_weight_decay_reach_the_training() -> None:
     assert isinstance(watch.optimizer, torch.optim.AdamW)
 
 
-def test_gradients_are_cut_to_the_norm_that_was_set_and_shorter_ones_left_alone() -> None:
-    free, cut, hardly = Watch(), Watch(), Watch()
-    trained(free, gradient_clip=1e9)
-    trained(cut, gradient_clip=0.25)
-    trained(hardly, gradient_clip=1.01 * max(free.norms))
-    assert min(free.norms) > 1
-    assert cut.norms == pytest.approx([0.25] * 5, rel=1e-4)
-    assert hardly.norms == free.norms
+def test_only_gradients_above_the_limit_are_clipped() -> None:
+    unlimited, low_limit, high_limit = Watch(), Watch(), Watch()
+    trained(unlimited, gradient_clip=1e9)
+    trained(low_limit, gradient_clip=0.25)
+    trained(high_limit, gradient_clip=1.01 * max(unlimited.norms))
+    assert min(unlimited.norms) > 1
+    assert low_limit.norms == pytest.approx([0.25] * 5, rel=1e-4)
+    assert high_limit.norms == unlimited.norms
