@@ -66,7 +66,7 @@ class Report(NamedTuple):
     evaluation: Evaluation
     """Numbers of the transcoder on these contexts."""
     decoder_norms: tuple[tuple[float, ...], ...]
-    """Quantiles (``NORM_QUANTILES``) of the decoder norms of each layer, in standardised units."""
+    """Quantiles (``NORM_QUANTILES``) of the decoder norms of each layer, in the units of the weights."""
     graphs: tuple[GraphReport, ...]
     """Scores of the attribution graph of each prompt."""
 
