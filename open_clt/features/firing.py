@@ -190,7 +190,7 @@ def activations_of(
 def feature_importance(statistics: ActivationStatistics, transcoder: Transcoder) -> Float[Tensor, "layer feature"]:
     """Share of each feature in everything that features write: mean activation times decoder norm, over the total.
 
-    Decoder norms are in the units of the transcoder's weights. A transcoder that is folded, as every saved one is, has
+    Decoder norms are in the units of the transcoder's weights. A folded transcoder, such as training returns, has
     raw units: a layer with larger MLP outputs then counts for more.
     """
     written = statistics.mean * transcoder.decoder_norms().detach().float().cpu()
