@@ -6,7 +6,8 @@ OpenCLTError
 ├── LanguageModelError     a language model cannot be found, cannot be read, or has a part that OpenCLT cannot express
 │   └── HubUnreachableError    a model must be downloaded, and the hub does not answer or is switched off
 ├── TextError              a text is empty, too long, or missing (also a ValueError)
-├── CheckpointError        a stored artefact is missing, damaged, of another program, or of another version or shape
+├── CheckpointError        a stored artefact is missing, damaged, written by another program, or of another version
+│                          or shape
 ├── AttributionError       a graph cannot be computed for this prompt, model and transcoder (also a ValueError)
 └── MissingExtraError      an optional dependency is not installed (also an ImportError)
 

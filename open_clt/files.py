@@ -16,7 +16,7 @@ leaves a directory without a head, so no reader combines the config of one save 
 then finds every file of the former artefact under either name. A reader that does not use ``saved`` raises an error
 which says that saving was interrupted, and names the former file.
 
-``saving_directory`` replaces a directory that belongs to one artefact alone as a whole.
+``saving_directory`` replaces a whole directory, which must belong to one artefact alone.
 
 Two processes must not save the same artefact at the same time.
 """
@@ -58,7 +58,7 @@ class FileFormat:
     oldest: int = 1
 
     def header(self, version: int | None = None) -> dict[str, Any]:
-        """The first keys of a file of this format, of the newest version unless another is given."""
+        """The first keys of a file: the name of the format, and a version, by default the newest."""
         return {"format": self.name, "format_version": self.newest if version is None else version}
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -243,9 +243,9 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 def saving(directory: Path, *, replaces: Sequence[str] = ()) -> Generator[Stage]:
     """Save several files of a directory as one act: all of them or none.
 
-    The block gets a function that returns the path to write to for the name of a file. The last file asked for is the
-    head, which makes the directory valid. ``replaces`` are glob patterns: files that match one of them belong to the
-    former artefact and are deleted if the block does not write them again.
+    The block gets a function from the name of a file to the path to write it to. The last file that the block asks for
+    is the head, which makes the directory valid. ``replaces`` are glob patterns: files that match one of them belong to
+    the former artefact and are deleted if the block does not write them again.
     """
     directory.mkdir(parents=True, exist_ok=True)
     names: list[str] = []

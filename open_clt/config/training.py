@@ -73,7 +73,7 @@ class DataConfig:
     harvest_batch_size: int = 16
     """Number of contexts per forward pass of the language model."""
     memory_limit: float = 2.0
-    """Gigabytes of activations in memory; if all fit, each text is read once, otherwise once per epoch."""
+    """Memory limit for activations, in gigabytes; if all fit, each text is read once, otherwise once per epoch."""
     storage_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of activations in memory; bfloat16 takes half the memory and rounds to about three digits."""
     seed: int = 0
@@ -159,9 +159,12 @@ class TrainingConfig:
         for name, value in settings.items():
             part = next((part for part, config in _TRAINING_PARTS.items() if name in _names(config)), None)
             (of_training if part is None else of_parts[part])[name] = value
-        known = [*_names(TrainingConfig), *(name for config in _TRAINING_PARTS.values() for name in _names(config))]
+        legal = [
+            *_names(TrainingConfig),
+            *(name for config in _TRAINING_PARTS.values() for name in _names(config)),
+        ]
         for name in of_training.keys() - set(_names(TrainingConfig)):
-            raise ConfigError(f"A training run has no setting {name!r}; {nearest_name(name, known)}")
+            raise ConfigError(f"A training run has no setting {name!r}; {nearest_name(name, legal)}")
         for name in of_training.keys() & {part for part, values in of_parts.items() if values}:
             fields_given = ", ".join(of_parts[name])
             raise ConfigError(f"{name} is given as a whole and by its fields ({fields_given}); give one of the two.")

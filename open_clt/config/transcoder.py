@@ -154,7 +154,8 @@ class MoltConfig:
     def __post_init__(self) -> None:
         if not self.ranks or len(self.ranks) != len(self.counts) or min(*self.ranks, *self.counts) < 1:
             raise ConfigError(
-                f"ranks is {self.ranks} and counts is {self.counts}; each group needs one of both, of at least 1."
+                f"ranks is {self.ranks} and counts is {self.counts}; each group needs one rank and one count, both at "
+                "least 1."
             )
         _check_shape(self)
 

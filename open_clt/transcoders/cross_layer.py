@@ -70,7 +70,7 @@ class CrossLayerTranscoder(Transcoder):
     def _product(
         self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
     ) -> Product | Float[Tensor, "batch target d_model"]:
-        overridden = type(self).written is not CrossLayerTranscoder.written  # then it may write anything
+        overridden = type(self).written is not CrossLayerTranscoder.written  # an override may write anything
         if overridden or not isinstance(features, SparseFeatures):
             return self.written(features, source, standard)
         return Product(features, self.W_dec[source])
@@ -111,7 +111,7 @@ class CrossLayerTranscoder(Transcoder):
     def _nested(
         self, standard: Float[Tensor, "batch layer d_model"]
     ) -> tuple[list[LayerFeatures], Float[Tensor, "prefix batch layer d_model"]]:
-        """The features, and the sum of what each prefix of them, and at last all of them, write, without offsets."""
+        """The features, and what each prefix of them, and last all of them, write in sum, without offsets."""
         features = self._features(standard)
         bounds = (0, *self.config.prefixes, self.config.n_features)
         written = [_write_groups(active, table, bounds) for active, table in zip(features, self.W_dec, strict=True)]
@@ -121,7 +121,7 @@ class CrossLayerTranscoder(Transcoder):
 
     @torch.no_grad()
     def prefix(self, n_features: int) -> CrossLayerTranscoder:
-        """The transcoder that has the first ``n_features`` features of every layer only.
+        """The transcoder with only the first ``n_features`` features of every layer.
 
         Raises ConfigError for TopK, which ranks these features against those that are cut off.
         """

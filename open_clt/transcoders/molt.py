@@ -42,7 +42,7 @@ class Molt(Transcoder):
         atoms = int(ranks.sum())
         self.W_read = nn.ParameterList([torch.empty(atoms, config.d_model) for _ in range(config.n_layers)])
         self.W_write = nn.ParameterList([torch.empty(atoms, config.d_model) for _ in range(config.n_layers)])
-        # Zero in training; ``folded`` puts the mean of the inputs here.
+        # Zero in training; ``folded`` subtracts here what the atoms read in the mean input.
         self.register_buffer("b_read", torch.zeros(config.n_layers, atoms))
         self.register_buffer("owner", torch.arange(len(ranks)).repeat_interleave(ranks), persistent=False)
         self.register_buffer("first_atom", functional.pad(ranks.cumsum(0), (1, 0)), persistent=False)

@@ -1,9 +1,10 @@
-"""Slices of a transcoder: parts of its features and of a batch's tokens, spread over processes.
+"""Slices of a transcoder: parts of its features (shards) and of a batch's tokens (replicas), one part per process.
 
 A process may hold a slice of every layer's features and see a slice of every batch, while its peers, the other
 processes, hold and see the rest. Three results need all slices: which of the competing features are selected, the sum
-of what all features write, and the counts of active features. For these, a transcoder asks its ``Peers``. By default it
-has none: ``ALONE``. ``open_clt/training/parallel/strategy.py`` has the peers of several processes.
+of what all features write, and the counts of active features. For these, a transcoder asks its ``Peers``: by
+default ``ALONE``, for a single process, and in training on several processes those of
+``open_clt/training/parallel/strategy.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _ROWS = 1024
 
 
 class Part(NamedTuple):
-    """The slice of a larger transcoder's features that a transcoder holds: ``shard``, ``shard + shards``, ..."""
+    """The slice of a transcoder that a process holds: features ``shard``, ``shard + shards``, ... of each layer."""
 
     shard: int = 0
     shards: int = 1
@@ -44,15 +45,15 @@ class Peers(ABC):
     """The processes that hold the other features, or see the other tokens."""
 
     shards: int
-    """Number of processes over which the features of a layer are spread."""
+    """Number of slices (shards) into which the features of a layer are split, one per process."""
     shard: int
-    """Index of the slice of the features that this process holds, counted from 0."""
+    """Index of the slice (shard) of the features that this process holds, counted from 0."""
     replicas: int
     """Number of processes, or of groups of them, over which the tokens of a batch are spread."""
 
     @abstractmethod
     def sum_features(self, partial: Tensor) -> Tensor:
-        """Sum the partial results of all slices of the features; each process gets the gradient of its own."""
+        """Sum the partial results of all slices of the features; each process gets the gradient of its own result."""
 
     @abstractmethod
     def sum_batch(self, partial: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Peers(ABC):
 
     @abstractmethod
     def gather(self, part: Tensor) -> list[Tensor] | None:
-        """The parts of all slices of the features, on the CPU, for the process of slice 0; None for the others."""
+        """The tensors of all slices of the features, on the CPU, for the process of slice 0; None for the others."""
 
     @abstractmethod
     def winners(self, values: Float[Tensor, "batch candidate"], k: int) -> Bool[Tensor, "batch candidate"]:

@@ -31,7 +31,7 @@ from open_clt.transcoders.sparse.codes import active_counts
 from open_clt.transcoders.transcoder import Transcoder
 
 L0_TOLERANCE = 0.01
-"""Largest relative difference from the aim at which a layer's L0 counts as reached."""
+"""Largest relative difference between a layer's L0 and its aim at which the aim counts as reached."""
 _BISECTIONS = 40
 _CHUNK = 4096
 _SMALLEST_THRESHOLD = 1e-6

@@ -274,7 +274,7 @@ class Transcoder(nn.Module, ABC):
 
     @torch.no_grad()
     def _select_jointly(self, layers: list[_Layer]) -> list[SparseFeatures]:
-        """The entries of all layers that the nonlinearity selects, for one in which layers compete."""
+        """The entries of all layers that a nonlinearity selects if its layers compete."""
         norms = self.decoder_norms()
         candidates = [
             self.nonlinearity.candidates(layer.preactivations(), layer.index, norms[layer.index]) for layer in layers

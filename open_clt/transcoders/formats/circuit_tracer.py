@@ -51,7 +51,8 @@ def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
     decoders = _read_layers(directory, _DECODER)
     if not encoders or len(encoders) != len(decoders):
         raise CheckpointError(
-            f"{directory} holds {len(encoders)} encoders and {len(decoders)} decoders; it needs one of both per layer."
+            f"{directory} holds {len(encoders)} encoders and {len(decoders)} decoders; it needs one encoder and one "
+            "decoder per layer."
         )
     config = _config(settings, encoders, directory)
     transcoder = CrossLayerTranscoder(config)

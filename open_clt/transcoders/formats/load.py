@@ -47,5 +47,5 @@ def load_transcoder(
     for layout in LAYOUTS:
         if layout.recognises(directory):
             return layout.load(directory).to(device=device, dtype=dtype).eval()
-    known = " or ".join(layout.name for layout in LAYOUTS)
-    raise CheckpointError(f"{directory} does not hold a transcoder of a known layout; known layouts are {known}.")
+    names = " or ".join(layout.name for layout in LAYOUTS)
+    raise CheckpointError(f"{directory} does not hold a transcoder of a known layout; known layouts are {names}.")

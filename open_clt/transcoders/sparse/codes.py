@@ -30,7 +30,7 @@ class Transposed(NamedTuple):
 
 @final
 class _Entries:
-    """The positions of a batch's active entries. Tensors that follow from them are computed once for all values."""
+    """The indices of a batch's active entries, and tensors that follow from them, computed once for all values."""
 
     def __init__(self, features: Int[Tensor, "active"], offsets: Int[Tensor, "batch_plus_1"], n_features: int) -> None:
         self.features, self.offsets, self.n_features = features, offsets, n_features

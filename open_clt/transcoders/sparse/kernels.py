@@ -39,7 +39,7 @@ class NormGradient(NamedTuple):
 
     @staticmethod
     def of(table: Float[Tensor, "feature columns"], norms: Tensor, gradient: Tensor) -> NormGradient:
-        """Compute it from the norms and their gradient, both (feature,); rows of norm zero get no gradient."""
+        """Compute the gradient from norms and their gradient, both (feature,); it is zero for rows of norm zero."""
         return NormGradient(table, torch.where(norms > 0, gradient / norms, 0.0)[:, None])
 
 
