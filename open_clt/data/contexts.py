@@ -43,7 +43,7 @@ class Place(NamedTuple):
     token: int = 0
     """Number of tokens of that item that lie before the place."""
     used: int = 0
-    """Number of usable tokens that lie before the place, of the batch that begins at ``item`` and ``token``."""
+    """Number of usable tokens before the place in the batch that begins at ``item`` and ``token``."""
 
 
 _BEGINNING = Place()

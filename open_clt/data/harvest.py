@@ -123,7 +123,7 @@ class Harvest:
         return self.contexts.numel() if isinstance(self.contexts, Tensor) else None
 
     def holds_more_than(self, tokens: int) -> bool:
-        """Whether there are more tokens; a stream is read as far as it takes to tell, without running the model."""
+        """Whether there are more than ``tokens`` tokens; a stream is read until this is known, without the model."""
         if self.n_tokens is not None:
             return self.n_tokens > tokens
         counts = accumulate(chunk.contexts.numel() for chunk in self._chunks(_BEGINNING))

@@ -50,7 +50,7 @@ Hook: TypeAlias = tuple[str, HookFunction | Positioned]
 """The full name of a hook, and the function that is called there."""
 
 KeyValues: TypeAlias = Any
-"""The cache of transformers that holds the keys and values of the tokens a model has already read."""
+"""A cache of the library transformers: the keys and values of the tokens that a model has already read."""
 
 _HOOKS = (
     "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "ln2.hook_normalized",

@@ -99,16 +99,16 @@ def read_linear_path(model: LanguageModel, tokens: Int[Tensor, "position"], inpu
 
 def _hook_names(model: LanguageModel, input_hook: InputHook) -> list[str]:
     """Return the names of the hooks that the path reads; optional hooks are left out if the model lacks them."""
-    known = model.bridge.hook_dict
+    hooks = model.bridge.hook_dict
     names = ["embed.hook_out", "ln_final.hook_in", "ln_final.hook_scale"]
-    names += [name for name in ("pos_embed.hook_out",) if name in known]
+    names += [name for name in ("pos_embed.hook_out",) if name in hooks]
     for layer in range(model.n_layers):
         block = f"blocks.{layer}"
         names += [f"{block}.hook_in", f"{block}.attn.hook_pattern", f"{block}.hook_mlp_out"]
         names.append(model.hook_name(layer, input_hook))
         if input_hook == "ln2.hook_normalized":
             names.append(f"{block}.ln2.hook_scale")
-        names += [f"{block}.{norm}.hook_scale" for norm in ("ln1", "ln1_post") if f"{block}.{norm}.hook_scale" in known]
+        names += [f"{block}.{norm}.hook_scale" for norm in ("ln1", "ln1_post") if f"{block}.{norm}.hook_scale" in hooks]
     return list(dict.fromkeys(names))
 
 

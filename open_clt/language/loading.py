@@ -57,7 +57,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         bridge = cast(Any, TransformerBridge).boot_transformers(
             source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype
         )
-    # The bridge adds parameters, such as the split queries, keys and values of GPT-2, so they are frozen after it.
+    # The bridge adds parameters (the split queries, keys and values of GPT-2), so all are frozen after it is made.
     bridge.requires_grad_(False)
     _check_bridge(bridge, source.name)
     return LoadedModel(bridge, tokenizer)
