@@ -131,7 +131,7 @@ def _seed(model: LanguageModel, sources: Sources, graph: AttributionGraph, node:
                 raise AttributionError(f"The graph's file does not say what {node.id} is; attribute the prompt again.")
     if node.kind is not NodeKind.FEATURE:
         raise AttributionError(f"Node {node.id} has no inputs; choose a feature or an output.")
-    columns = (torch.tensor([number], device=model.device) for number in (node.layer, node.position, node.index))
+    columns = (torch.tensor([entry], device=model.device) for entry in (node.layer, node.position, node.index))
     return feature_seeds(sources, *columns)
 
 
@@ -153,10 +153,10 @@ def _below_heads(
 
 
 def _nodes_of_columns(graph: AttributionGraph, sources: Sources) -> Int[Tensor, "column"]:
-    """The number of the node that each column is part of.
+    """The row of the node that each column is part of.
 
     An unexplored feature is part of the error of its layer and position. A column that is not in the graph gets the
-    number after the last node.
+    row after the last node.
     """
     budget = graph.info.settings.max_feature_nodes
     folded = budget is not None and budget < graph.info.n_active_features

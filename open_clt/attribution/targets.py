@@ -188,7 +188,7 @@ def _feature(sources: Sources, position: int, target: FeaturePreactivation, inde
             f"The transcoder has no feature {feature}; it has {config.n_layers} layers of {config.n_features} features."
         )
     device = sources.path.W_U.device
-    columns = (torch.tensor([number], device=device) for number in (feature.layer, position, feature.index))
+    columns = (torch.tensor([entry], device=device) for entry in (feature.layer, position, feature.index))
     seeds = feature_seeds(sources, *columns)
     return _Rows(seeds, _target_node(seeds, index), (f"{feature} at position {position}",))
 

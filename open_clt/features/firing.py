@@ -111,7 +111,7 @@ class ActivationStatistics:
     maximum: Float[Tensor, "layer feature"]
     """Largest activation of each feature."""
     best_contexts: Int[Tensor, "layer feature example"]
-    """Numbers of the contexts in which each feature has its largest activations, largest first."""
+    """Indices of the contexts in which each feature has its largest activations, largest first."""
     best_values: Float[Tensor, "layer feature example"]
     """Largest activation of each feature in each of ``best_contexts``; 0 if it is active in fewer contexts."""
     activity: Float[Tensor, "token layer"]
@@ -240,7 +240,7 @@ def _encode(
 def _encoded_batches(
     model: LanguageModel, transcoder: Transcoder, contexts: Int[Tensor, "context position"], batch_size: int
 ) -> Iterator[tuple[int, list[SparseFeatures]]]:
-    """Yield, for each batch of contexts, the number of its first context and the features of all layers."""
+    """Yield, for each batch of contexts, the index of its first context and the features of all layers."""
     for start in range(0, contexts.shape[0], batch_size):
         yield start, _encode(model, transcoder, contexts[start : start + batch_size])
 

@@ -112,11 +112,11 @@ class AttributionGraph:
         return dense
 
     def influence(self) -> Float[Tensor, "node"]:
-        """Return the influence of each node on the targets, over all paths, without the weights of the targets."""
+        """Return the influence of each node on the outputs, over all paths, without the weights of the outputs."""
         return paths.influence(self.influence_graph).float()
 
     def path_lengths(self) -> Float[Tensor, "length"]:
-        """Return the shares of the tokens' influence that reach the targets over paths of 1, 2, ... edges."""
+        """Return the shares of the tokens' influence that reach the outputs over paths of 1, 2, ... edges."""
         tokens = self.of_kind(NodeKind.EMBEDDING)
         arriving = [step[tokens].sum() for step in paths.path_steps(self.influence_graph)]
         profile = torch.stack(arriving) if arriving else torch.zeros(0, dtype=torch.double)
@@ -132,7 +132,7 @@ class AttributionGraph:
     ) -> AttributionGraph:
         """Return the nodes with ``node_threshold`` of the influence, and the edges with ``edge_threshold`` of it.
 
-        Tokens and targets always stay. With ``keep_errors``, error nodes stay as long as one of their edges stays
+        Tokens and outputs always stay. With ``keep_errors``, error nodes stay as long as one of their edges stays
         (Ameisen et al., 2025); without, they are pruned like features, as circuit-tracer does. By default, the errors
         of compatible graphs are pruned and those of other graphs are kept. The weights of removed edges are added to
         ``nodes.omitted``, and the thresholds are stored in ``info.settings.pruning``. Raises AttributionError if a
@@ -147,9 +147,9 @@ class AttributionGraph:
             exempt=self.of_kind(NodeKind.ERROR) & keep_errors,
             computed=self.of_kind(NodeKind.FEATURE),
         )
-        kept = paths.prune(self.influence_graph, roles, node_threshold, edge_threshold)
-        cumulative = paths.cumulative_influence(self.influence())[kept.nodes]
-        pruned = self.part(kept.nodes, kept.edges)
+        remaining = paths.prune(self.influence_graph, roles, node_threshold, edge_threshold)
+        cumulative = paths.cumulative_influence(self.influence())[remaining.nodes]
+        pruned = self.part(remaining.nodes, remaining.edges)
         pruning = PruningSettings(node_threshold=node_threshold, edge_threshold=edge_threshold, keep_errors=keep_errors)
         info = replace(pruned.info, settings=replace(pruned.info.settings, pruning=pruning))
         return replace(pruned, nodes=replace(pruned.nodes, cumulative=cumulative), info=info)
@@ -191,7 +191,7 @@ class AttributionGraph:
         return Completeness(float(by_row.max()), float(by_total.max()), int(by_row.argmax()))
 
     def missing(self) -> str:
-        """Return a sentence on rows that do not add up to their totals; it is empty if all known totals are reached."""
+        """Return a sentence on rows that do not add up to their totals, or an empty text if there are no such rows."""
         if bool(self.nodes.total.isnan().all()) or (completeness := self.check()).holds:
             return ""
         if self.info.compatible:
@@ -252,7 +252,7 @@ class AttributionGraph:
 
 
 def log_missing(graph: AttributionGraph) -> None:
-    """Log if rows do not add up to their totals: a warning, or information if the graph is compatible by intent."""
+    """Log which rows do not add up to their totals: as a warning, or for a compatible graph as information."""
     if missing := graph.missing():
         logger.log(logging.INFO if graph.info.compatible else logging.WARNING, "%s", missing)
 

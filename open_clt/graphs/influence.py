@@ -93,7 +93,7 @@ class GraphScores(NamedTuple):
 
 
 def path_steps(graph: InfluenceGraph) -> Iterator[Float[Tensor, "node"]]:
-    """Yield the influence of each node over paths of 1, 2, ... edges, until none is left.
+    """Yield the influence of each node over paths of 1, 2, ... edges, until no path is left.
 
     Raises AttributionError if the graph has a cycle.
     """

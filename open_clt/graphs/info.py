@@ -39,7 +39,7 @@ class GraphSettings:
     targets: tuple[Target | None, ...] = ()
     """Targets that the graph explains, with token ids and positions from the prompt's start; empty if not known.
 
-    None stands for a direction in a file of format version 1, which does not store its vector.
+    None is a direction in a file of format version 1, which does not store the direction's vector.
     """
     max_feature_nodes: int | None = None
     """Largest number of features that were attributed; None is all."""

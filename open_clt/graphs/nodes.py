@@ -1,7 +1,8 @@
 """Nodes of an attribution graph: their kinds, their ids, and the table that holds them.
 
 Order of the rows: features by (layer, position, feature); errors by (layer, position); token embeddings by position;
-then, unless the graph is ``compatible``, positional embeddings, biases and MLP outputs; the targets last.
+then, unless the graph is ``compatible``, positional embeddings, biases and MLP outputs; last the outputs, which are
+logits and other targets.
 
 The id of a node is its kind and then its layer, position and index, in this order; parts that the kind does not have
 are left out:
@@ -15,7 +16,7 @@ are left out:
     logit:5:1234    the logit of token 1234 after position 5
     target:5:0      the first target, which is at position 5
 
-Position ``*`` stands for all positions, for comparisons of nodes across positions.
+Position ``*`` means all positions; comparisons of nodes across positions use it.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class NodeId:
     layer: int
     """Layer of the node, or -1."""
     position: int | None
-    """Position of the node; None stands for all positions."""
+    """Position of the node; None means all positions."""
     index: int
     """Feature index, token id or target number, or -1."""
 

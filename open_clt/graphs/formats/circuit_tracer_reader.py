@@ -60,7 +60,7 @@ def read_circuit_tracer(path: str | Path) -> ViewedGraph:
 
 
 def _graph(content: Mapping[str, Any]) -> ViewedGraph:
-    """Make the graph and the view of a file's content."""
+    """Make the graph and the view from a file's content."""
     nodes = [_FileNode.read(node) for node in content["nodes"] if node["feature_type"] in list(FeatureType)]
     nodes.sort(key=lambda node: node.order)
     rows: dict[str, int] = {}
@@ -77,7 +77,7 @@ def _graph(content: Mapping[str, Any]) -> ViewedGraph:
 
 
 def _info(metadata: Mapping[str, Any], nodes: Sequence[_FileNode]) -> GraphInfo:
-    """Make the graph's information of a file's metadata and nodes."""
+    """Make the graph's information from a file's metadata and nodes."""
     outputs = [node for node in nodes if node.kind in (NodeKind.LOGIT, NodeKind.TARGET)]
     layers = [node.layer for node in nodes if node.kind in (NodeKind.FEATURE, NodeKind.ERROR)]
     tokens = {node.position: node.index for node in nodes if node.kind is NodeKind.EMBEDDING}

@@ -34,13 +34,13 @@ class FeatureType(StrEnum):
 
 
 def cantor_pair(feature: Feature) -> int:
-    """Return the number that stands for a feature in the viewer: Cantor's pairing of layer and index."""
+    """Return the number of a feature in the viewer: Cantor's pairing of layer and index."""
     diagonal = feature.layer + feature.index
     return diagonal * (diagonal + 1) // 2 + feature.index
 
 
 def cantor_unpair(number: int) -> Feature:
-    """Return the feature that a number of ``cantor_pair`` stands for."""
+    """Return the feature to which ``cantor_pair`` gives a number."""
     diagonal = (math.isqrt(8 * number + 1) - 1) // 2
     index = number - diagonal * (diagonal + 1) // 2
     return Feature(diagonal - index, index)

@@ -61,23 +61,23 @@ def to_networkx(graph: AttributionGraph) -> NamedGraph:
     return network
 
 
-def from_networkx(found: NamedGraph) -> AttributionGraph:
+def from_networkx(network: NamedGraph) -> AttributionGraph:
     """Read a graph that ``to_networkx`` made; raises CheckpointError if attributes are missing.
 
     Nodes and edges that were removed from it since then do not count in ``omitted``, unlike those that ``prune``
     removes.
     """
     try:
-        stored = cast(dict[str, list[float]], files.parse_json(found.graph.get("vectors", "{}")))
+        stored = cast(dict[str, list[float]], files.parse_json(network.graph.get("vectors", "{}")))
         vectors = {target: torch.tensor(vector) for target, vector in stored.items()}
-        info = read_info(files.parse_json(found.graph["info"]), vectors, found.graph.get("format_version", 1))
-        labels = read_labels(files.parse_json(found.graph["labels"]))
-        nodes: list[tuple[str, dict[str, Any]]] = list(cast(Any, found.nodes)(data=True))
+        info = read_info(files.parse_json(network.graph["info"]), vectors, network.graph.get("format_version", 1))
+        labels = read_labels(files.parse_json(network.graph["labels"]))
+        nodes: list[tuple[str, dict[str, Any]]] = list(cast(Any, network.nodes)(data=True))
         # A graph's targets are its last rows, but other programs may change the order of nodes.
         nodes.sort(key=lambda node: NodeKind[node[1]["kind"].upper()] in _OUTPUTS)
         row_of = {node_id: row for row, (node_id, _) in enumerate(nodes)}
         table = NodeTable(**{f.name: _column([data for _, data in nodes], f.name) for f in fields(NodeTable)})
-        edges = [(row_of[target], row_of[source], data["weight"]) for source, target, data in found.edges(data=True)]
+        edges = [(row_of[target], row_of[source], data["weight"]) for source, target, data in network.edges(data=True)]
         names = tuple(info.target_names[data["target"]] for _, data in nodes if "target" in data)
         return AttributionGraph(table, _edges(edges), replace(info, target_names=names), labels)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
