@@ -140,7 +140,7 @@ class _Measurement:
             accumulator.update(original.logits, replaced.logits(tokens), tokens)
 
     def result(self, batches: list[Tensor]) -> Evaluation:
-        """The evaluation; runs the ablated model on all contexts, whose mean MLP outputs are known now."""
+        """The evaluation; runs the ablated model on all contexts, because the mean MLP outputs are now known."""
         all_layers, *single_layers = (accumulator.result() for accumulator in self._accumulators)
         return Evaluation(
             reconstruction=self._metrics.result(),

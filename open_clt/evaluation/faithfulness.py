@@ -2,11 +2,11 @@
 
 Some of a graph's features, spread evenly over the ranking by influence, are ablated one at a time. The comparisons are
 
-    direct effects       a graph's edges, with changes while MLP outputs are frozen, but attention and norms are not
-    total effects        sums over a graph's paths, with changes while nothing is frozen
-    influence            its logarithm, with that of the KL divergence between predictions before and after the ablation
-    perturbations        changes of the residual stream in the local replacement model, with those in the model itself
-    agreement            predictions of the replacement model on the graph's prompt, with those of the model
+    direct effects       a graph's edges, against changes while MLP outputs are frozen, but attention and norms are not
+    total effects        sums over a graph's paths, against changes while nothing is frozen
+    influence            its logarithm, against that of the KL divergence between predictions before and after
+    perturbations        changes of the residual stream in the local replacement model, against those in the model
+    agreement            predictions of the replacement model on the graph's prompt, against those of the model
 
 If attention and norms were frozen too, direct effects would equal edges by construction (tests/replacement); here they
 are free, because a graph only assumes that they do not change. ``with_faithfulness`` stores the numbers in the graph.
@@ -68,9 +68,9 @@ def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_
     )
 
 
-def with_faithfulness(graph: AttributionGraph, found: Faithfulness) -> AttributionGraph:
-    """A copy of the graph with the numbers in its ``info``, so that every file of the graph holds them."""
-    return replace(graph, info=replace(graph.info, faithfulness=found.report()))
+def with_faithfulness(graph: AttributionGraph, numbers: Faithfulness) -> AttributionGraph:
+    """A copy of the graph with a comparison's numbers in its ``info``, so that every file of the graph holds them."""
+    return replace(graph, info=replace(graph.info, faithfulness=numbers.report()))
 
 
 def predicted_changes(
@@ -78,7 +78,7 @@ def predicted_changes(
 ) -> Float[Tensor, "ablation node"]:
     """The change of every node's total (pre-activation or logit) that a graph predicts for each ablated node.
 
-    Without ``paths``, the change is minus the edge from the ablated node. With them, each feature on a path passes on
+    Without ``paths``, the change is minus the edge from the ablated node. With paths, each feature on a path passes on
     its relative change, which assumes that features neither become active nor become inactive.
     """
     nodes, edges = graph.nodes, graph.edges
@@ -185,8 +185,8 @@ def _measured(
 
 def _effects(predicted: Float[Tensor, "run node"], measured: Float[Tensor, "run node"]) -> Effects:
     """The pairs for which the graph predicts an effect and a run measures it."""
-    known = (predicted != 0) & ~measured.isnan()
-    return Effects(predicted[known], measured[known])
+    comparable = (predicted != 0) & ~measured.isnan()
+    return Effects(predicted[comparable], measured[comparable])
 
 
 def _divergence(run: InterventionRecord, positions: Int[Tensor, "chosen"]) -> float:

@@ -44,5 +44,6 @@ def check_same_contexts(names: Sequence[str], measured: Sequence[MeasuredOn]) ->
         pairs = "; ".join(f"{name} on {record.description}" for name, record in zip(names, measured, strict=True))
         raise ConfigError(
             f"Numbers on different contexts cannot be compared: {pairs}. Give `open-clt compare` the transcoders' "
-            "directories and --text FILE (or, for the embedded model, --seed 0), so that it measures all on the same."
+            "directories and --text FILE (or, for the embedded model, --seed 0), so that it measures all of them "
+            "on the same contexts."
         )

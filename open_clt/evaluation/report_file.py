@@ -36,19 +36,19 @@ class ReportFiles(NamedTuple):
     """CSV file with one row for the transcoder."""
 
 
-def save_report(found: Report, directory: str | Path) -> ReportFiles:
+def save_report(report: Report, directory: str | Path) -> ReportFiles:
     """Write a report as JSON, and its layers and totals as CSV; returns the paths of the files."""
     directory = Path(directory)
     with files.saving(directory) as stage:
-        files.write_rows(stage(_LAYERS), [_layer_row(layer) for layer in found.layers()])
-        files.write_rows(stage(_TOTALS), [total_row(found)])
-        files.write_json(stage(_JSON), {**FORMAT.header(), **found.as_dict()})
+        files.write_rows(stage(_LAYERS), [_layer_row(layer) for layer in report.layers()])
+        files.write_rows(stage(_TOTALS), [total_row(report)])
+        files.write_json(stage(_JSON), {**FORMAT.header(), **report.as_dict()})
     return ReportFiles(everything=directory / _JSON, layers=directory / _LAYERS, totals=directory / _TOTALS)
 
 
-def total_row(found: Report) -> dict[str, Any]:
+def total_row(report: Report) -> dict[str, Any]:
     """The row of a transcoder in a comparison table, with the contexts on which it was measured."""
-    return {**found.row(), "measured_on": found.measured_on.description}
+    return {**report.row(), "measured_on": report.measured_on.description}
 
 
 def _layer_row(layer: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def load_report(path: str | Path) -> Report:
 
 
 def is_report(path: str | Path) -> bool:
-    """Whether a path is a file, or a directory with a report, including reports that cannot be read."""
+    """Whether a path is a file, or a directory with a report; the report may be damaged."""
     path = Path(path)
     report = files.kept(path / _JSON)
     return path.is_file() or (report.is_file() and files.format_of(report) != _RECONSTRUCTION.name)

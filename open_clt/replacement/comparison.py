@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
     cross_entropy_ablated: float
     """Cross-entropy in nats per token when each replaced MLP output is set to its mean over the text."""
     continuations: Continuations | None
-    """What both models write after the text; None if the text leaves no room for more tokens."""
+    """Continuations of the text by both models; None if the text leaves no room for more tokens."""
 
     @property
     def share_recovered(self) -> float | None:

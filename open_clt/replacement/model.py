@@ -1,6 +1,6 @@
 """Replacement models: a language model whose MLP outputs are a transcoder's reconstruction.
 
-"MLP output" stands for the activation at the transcoder's target hook, which usually is an MLP output.
+"MLP output" means the activation at the transcoder's target hook, which usually is an MLP output.
 
 While ``replacing()`` is open, every forward pass does two things in each layer l, with its own activations
 (Ameisen et al. (2025), "From Cross-Layer Transcoder to Replacement Model"):

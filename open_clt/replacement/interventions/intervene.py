@@ -2,14 +2,14 @@
 
 ``intervene`` takes a ReplacementModel and works in three steps:
 
-    1. run it on the prompt without interventions, and keep each layer's inputs and outputs, the attention patterns and
-       the norm denominators
-    2. run it again with the interventions, whose effects spread as far as the patching allows
+    1. run the model on the prompt without interventions, and keep each layer's inputs and outputs, the attention
+       patterns and the norm denominators
+    2. run the model again with the interventions, whose effects spread as far as the patching allows
     3. return both runs and their differences as an ``InterventionRecord``
 
-With ``error_correction``, the model is the language model itself, which attribution graphs describe; without, effects
-are those in the replacement model. Sources: Ameisen et al. (2025), "Intervening on features"; Lindsey et al. (2025),
-"Constrained patching".
+With ``error_correction``, the model is the language model itself, which attribution graphs describe; without it,
+effects are those in the replacement model. Sources: Ameisen et al. (2025), "Intervening on features"; Lindsey et al.
+(2025), "Constrained patching".
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _advance(
     tokens: Int[Tensor, "1 position"],
     key_values: tuple[KeyValues, KeyValues] | None,
 ) -> Advanced:
-    """Advance the model without interventions and the model with them, each with a cache for itself."""
+    """Advance the model without interventions and the model with them, each with its own cache."""
     plain_cache, patched_cache = key_values or (None, None)
     start = 0 if patched_cache is None else int(patched_cache.get_seq_length())
     before = None

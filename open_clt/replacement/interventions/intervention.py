@@ -197,7 +197,7 @@ def _position(position: int | slice | None, length: int, first: int, generating:
         step = position.step or 1
         if step < 1:
             raise ConfigError(f"The step of the intervention's positions is {step}; it must be at least 1.")
-        # Features are not used before ``first``: the slice starts at the first of its own positions from there on.
+        # Features are not used before ``first``, so the slice starts at its first position from ``first`` on.
         return slice(start + -(-max(0, first - start) // step) * step, stop, step)
     from_start = position + length if position < 0 else position
     if from_start < first or (from_start >= length and not generating):
