@@ -17,7 +17,7 @@ backward pass, and the optimizer's update.
 Every measurement runs in a separate process, because three models of shape C do not fit into the memory of a small
 machine together. The sides take turns with the same threads, precision of matrix products and settings of memory, and
 medians are reported. Memory is what a step needs at its peak above the parameters and the optimizer's state. On a
-machine that does other work at the same time, ``--threads 1 --clock processor`` measures the time that a step computes.
+machine that does other work at the same time, ``--threads 1 --clock processor`` measures the processor time of a step.
 The last line is JSON.
 """
 

@@ -89,8 +89,8 @@ def _paragraph(rng: random.Random, *groups: str) -> str:
     name, so that the model sees this token often enough.
     """
     first = rng.choice(_beginning_with_a_name(*groups) if rng.random() < 0.4 else taught(*groups))
-    rest = [rng.choice(taught(*groups)) for _ in range(rng.randint(0, 3))]
-    return " ".join([first.text, *(_sentence(statement, rng) for statement in rest)])
+    further = [rng.choice(taught(*groups)) for _ in range(rng.randint(0, 3))]
+    return " ".join([first.text, *(_sentence(statement, rng) for statement in further)])
 
 
 @cache

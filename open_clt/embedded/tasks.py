@@ -108,7 +108,7 @@ def _attribute(
 
 @cache
 def state_statements() -> tuple[Statement, ...]:
-    """Return one-hop statements: the capital, bird, ... of each state, which training sees all of."""
+    """Return one-hop statements: the capital, bird, ... of each state; training sees all of them."""
     return tuple(
         statement
         for state in facts.STATES
@@ -155,7 +155,7 @@ def two_hop_attribute_statements() -> tuple[Statement, ...]:
 
 @cache
 def opposite_statements() -> tuple[Statement, ...]:
-    """Return every word with its opposite, in every template."""
+    """Return statements of the opposite of every word, in every template."""
     return tuple(
         _fill("opposites", template, opposite, x=word)
         for word, opposite in facts.OPPOSITES.items()
@@ -165,7 +165,7 @@ def opposite_statements() -> tuple[Statement, ...]:
 
 @cache
 def successor_statements() -> tuple[Statement, ...]:
-    """Return what comes next among the days and months, which go round, and among the numbers."""
+    """Return statements of which day or month (both in a cycle) or which number follows another."""
     statements = []
     for kind, words in (("day", facts.DAYS), ("month", facts.MONTHS), ("number", facts.NUMBERS)):
         for index, word in enumerate(words):
