@@ -39,7 +39,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from open_clt.errors import CheckpointError
+from open_clt.errors import CheckpointError, ConfigError
 
 _LARGEST_INTEGER = 2**63 - 1
 """Largest integer that a tensor holds; no file of OpenCLT holds a larger one."""
@@ -181,6 +181,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise unreadable(path, "CSV", error) from error
 
 
+def check_directory(directory: Path) -> None:
+    """Raise ConfigError if files cannot be written to a directory, which need not exist yet; nothing is created."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise ConfigError(f"{directory} cannot be a directory, because {existing} is a file; give another path.")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"{directory} cannot be written, because {existing} is read-only; give another path.")
+
+
+def make_directory(directory: Path) -> Path:
+    """Create a directory and its parents unless they exist, and return it; raises ConfigError if that is impossible."""
+    check_directory(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
 @contextmanager
 def writing(path: Path) -> Generator[Path]:
     """Give a temporary path to write a file to, and rename it to ``path`` at the end; a failure leaves ``path`` alone.
@@ -188,7 +204,7 @@ def writing(path: Path) -> Generator[Path]:
     The temporary path has the same suffix. Missing directories are created, and a symbolic link is followed.
     """
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     part = _part(path)
     try:
         part.unlink(missing_ok=True)
@@ -247,7 +263,7 @@ def saving(directory: Path, *, replaces: Sequence[str] = ()) -> Generator[Stage]
     is the head, which makes the directory valid. ``replaces`` are glob patterns: files that match one of them belong to
     the former artefact and are deleted if the block does not write them again.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     names: list[str] = []
 
     def stage(name: str) -> Path:
@@ -268,7 +284,8 @@ def saving_directory(path: Path) -> Generator[Path]:
     """Give a temporary directory to write to, which replaces the directory ``path`` and its content at the end."""
     part, old = _part(path), _old(path)
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    make_directory(path.parent)
+    part.mkdir()
     try:
         yield part
         if path.exists():

@@ -13,7 +13,7 @@ import networkx as nx
 import pytest
 
 from open_clt import files
-from open_clt.errors import CheckpointError
+from open_clt.errors import CheckpointError, ConfigError
 from open_clt.graphs.formats.networkx import read_graphml, to_networkx
 from open_clt.transcoders.formats.load import load_transcoder
 from tests.artefacts import ARTEFACTS, Artefact, save_in_circuit_tracers_layout, save_native, transcoder_facts
@@ -294,3 +294,19 @@ def test_values_that_json_cannot_hold_are_refused_before_a_file_changes(tmp_path
 def test_a_key_that_a_row_lacks_is_an_empty_cell(tmp_path: Path) -> None:
     path = files.write_rows(tmp_path / "a.csv", [{"step": 1}, {"step": 2, "note": "two\nlines, and a comma"}])
     assert files.read_rows(path) == [{"step": "1", "note": ""}, {"step": "2", "note": "two\nlines, and a comma"}]
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_file_where_a_directory_is_wanted_is_named_and_left_alone(tmp_path: Path, place: str) -> None:
+    (tmp_path / "taken").write_text("the user's own")
+    for write in (files.make_directory, lambda path: files.write_text(path / "a.txt", "x"), files.check_directory):
+        with refuses(ConfigError, str(tmp_path / place)):
+            write(tmp_path / place)
+    with refuses(ConfigError, str(tmp_path / place)), files.saving(tmp_path / place) as stage:
+        stage("a.txt").write_text("x")
+    assert (tmp_path / "taken").read_text() == "the user's own"
+
+
+def test_checking_a_directory_creates_nothing(tmp_path: Path) -> None:
+    files.check_directory(tmp_path / "new" / "directory")
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,6 @@ are written to ``--output``:
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -167,6 +166,8 @@ def _read_labels(path: Path) -> dict[Feature, str]:
 
 def _check_writable(arguments: argparse.Namespace) -> None:
     """Raise ConfigError if the results cannot be written, before anything is computed."""
+    from open_clt.files import check_directory
+
     if arguments.format and arguments.output is None:
         raise ConfigError("--format is given without a directory to write to; add --output.")
     if arguments.figure is not None:
@@ -175,9 +176,7 @@ def _check_writable(arguments: argparse.Namespace) -> None:
         check_suffix(arguments.figure)
     for directory in (arguments.output, arguments.figure and arguments.figure.parent):
         if directory is not None:
-            existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-            if not existing.is_dir() or not os.access(existing, os.W_OK):
-                raise ConfigError(f"{directory} cannot be written, because {existing} is not a writable directory.")
+            check_directory(directory)
 
 
 def _summary(graph: AttributionGraph, pruned: AttributionGraph) -> Iterator[str]:

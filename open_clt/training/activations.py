@@ -115,6 +115,8 @@ def model_on(
         return ModelOnContexts(model, texts_or_contexts)
     if isinstance(texts_or_contexts, str):
         raise TextError(f"texts is one string, {texts_or_contexts[:40]!r}; give a list of strings.")
+    if not isinstance(texts_or_contexts, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TextError(f"texts is {texts_or_contexts!r}; give a list of strings.")
     texts = list(texts_or_contexts)
     digest = hashlib.sha256(repr(texts).encode()).hexdigest()
     origin = {"language_model": model.name, "texts": {"digest": digest, **to_dict(training.texts)}}

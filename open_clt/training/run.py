@@ -298,7 +298,8 @@ def quiet_lightning() -> Generator[None]:
 
 
 def check_output(output: Path, resume: str | Path | None) -> None:
-    """Raise ConfigError if the output directory holds a training run and this run does not resume it."""
+    """Raise ConfigError if the output directory cannot be written, or holds a run that this run does not resume."""
+    files.check_directory(output)
     if resume is None and (output / "checkpoints" / "last").exists():
         raise ConfigError(
             f"{output} already holds a training run; resume it from 'last' (on the command line: --ckpt-path last), or "

@@ -124,6 +124,13 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
         run(output_dir=tmp_path, resume=tmp_path / "elsewhere")
 
 
+def test_an_output_directory_that_cannot_be_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("the user's own")
+    with refuses(ConfigError, str(tmp_path / "taken")):
+        run(PressCtrlC(1), output_dir=tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "the user's own"
+
+
 def test_a_directory_that_holds_a_run_is_refused_for_another_run(tmp_path: Path) -> None:
     result = run(output_dir=tmp_path, max_steps=5)
     with refuses(ConfigError, tmp_path):
