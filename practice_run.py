@@ -34,7 +34,7 @@ from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.features.firing import ActivationStatistics, activation_statistics
 from open_clt.features.labels import label_features
 from open_clt.features.records import feature_records
-from open_clt.files import write_json, write_text
+from open_clt.files import make_directory, write_json, write_text
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.language.language_model import LanguageModel, load_language_model
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cpu":
         keep_freed_memory()
     try:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(options.output_dir)
         model = load_model(options)
         data = load_data(options, model)
         clt, result = train(options, model, data)

@@ -204,6 +204,8 @@ def writing(path: Path) -> Generator[Path]:
     The temporary path has the same suffix. Missing directories are created, and a symbolic link is followed.
     """
     path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise ConfigError(f"{path} cannot be a file, because it is a directory; give another path.")
     make_directory(path.parent)
     part = _part(path)
     try:

@@ -307,6 +307,13 @@ def test_a_file_where_a_directory_is_wanted_is_named_and_left_alone(tmp_path: Pa
     assert (tmp_path / "taken").read_text() == "the user's own"
 
 
+def test_a_directory_where_a_file_is_wanted_is_named_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "below").mkdir(parents=True)
+    with refuses(ConfigError, str(tmp_path / "taken")):
+        files.write_text(tmp_path / "taken", "x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "below"]
+
+
 def test_checking_a_directory_creates_nothing(tmp_path: Path) -> None:
     files.check_directory(tmp_path / "new" / "directory")
     assert not list(tmp_path.iterdir())

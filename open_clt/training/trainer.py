@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from open_clt import files
 from open_clt.config import CheckpointsConfig, TrainingConfig
 from open_clt.errors import ConfigError
 from open_clt.training.callbacks import Checkpoints, ProgressBar, StepLog
@@ -57,7 +58,7 @@ def keep_logs_in(output: Path, loggers: Any) -> None:
     """
     for arguments in (getattr(logger, "init_args", None) for logger in listed(loggers)):
         if arguments is not None and arguments.get("save_dir") == ".":
-            output.mkdir(parents=True, exist_ok=True)  # WandB writes elsewhere if the directory does not exist
+            files.make_directory(output)  # WandB writes elsewhere if the directory does not exist
             arguments["save_dir"] = str(output)
 
 

@@ -328,7 +328,7 @@ class TrainingCLI(LightningCLI):
     def save_config(self) -> None:
         """Write the settings to ``config.yaml`` in the output directory."""
         if self.training_run.trainer.is_global_zero:
-            self.output.mkdir(parents=True, exist_ok=True)
+            files.make_directory(self.output)
             # A new run with the written settings must neither resume this one nor end at once.
             settings: Settings = {**self.config.as_dict(), "ckpt_path": None}
             if settings["trainer"]["max_time"] == _NO_TIME:
