@@ -4,7 +4,7 @@ Some of a graph's features, spread evenly over the ranking by influence, are abl
 
     direct effects       a graph's edges, against changes while MLP outputs are frozen, but attention and norms are not
     total effects        sums over a graph's paths, against changes while nothing is frozen
-    influence            its logarithm, against that of the KL divergence between predictions before and after
+    influence            log of the influence, against log of the KL divergence that the ablation causes
     perturbations        changes of the residual stream in the local replacement model, against those in the model
     agreement            predictions of the replacement model on the graph's prompt, against those of the model
 
