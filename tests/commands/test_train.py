@@ -118,6 +118,7 @@ def hooks(source: str, target: str) -> list[str]:
     return ["--transcoder.reach", "1", "--transcoder.input_hook", source, "--transcoder.target_hook", target]
 
 
+@pytest.mark.slow
 def test_train_writes_the_report_of_evaluate_and_compare_reads_it(
     tmp_path: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

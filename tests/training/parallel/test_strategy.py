@@ -65,6 +65,7 @@ def step_messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_processes(worker.listen, 2, tmp_path_factory.mktemp("messages"), list(LAYOUTS))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "name"), [(layout, name) for layout in LAYOUTS for name in cases(layout)])
 def test_two_processes_equal_one(layout: str, name: str, one_process: OneProcess, two_processes: TwoProcesses) -> None:
     expected = one_process(name)
@@ -98,6 +99,7 @@ def assert_equal(numbers: dict[str, Any], expected: dict[str, Any], *, exact_fvu
         assert numbers["held_out"][name] == pytest.approx(value, rel=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_sharded_step_sums_reconstructions_once_and_no_gradients(name: str, step_messages: dict[str, Any]) -> None:
     expected = traffic(CASES[name].transcoder, CASES[name].training.data.batch_size, LAYOUTS["2"])
@@ -112,6 +114,7 @@ def test_a_sharded_step_sums_reconstructions_once_and_no_gradients(name: str, st
     assert sum(messages.values()) < 64, f"all other messages are a few numbers: {messages}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_step_of_split_batches_sums_gradients(name: str, step_messages: dict[str, Any]) -> None:
     expected = traffic(CASES[name].transcoder, CASES[name].training.data.batch_size, LAYOUTS["ddp"])
@@ -120,6 +123,7 @@ def test_a_step_of_split_batches_sums_gradients(name: str, step_messages: dict[s
     assert reduced == pytest.approx(expected.gradients + expected.counts, abs=64)
 
 
+@pytest.mark.slow
 def test_a_resumed_sharded_run_ends_where_an_uninterrupted_run_does(one_process: OneProcess, tmp_path: Path) -> None:
     results = run_processes(worker.interrupt_and_resume, 2, tmp_path, tmp_path, 5)
     for result in results:
@@ -158,6 +162,7 @@ def assert_same_tensors(transcoder: Transcoder, expected: Transcoder) -> None:
         assert torch.equal(tensors[name], tensor), name
 
 
+@pytest.mark.slow
 def test_features_compete_across_processes_as_in_one(tmp_path: Path) -> None:
     values = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [1e-42, 1e-9, 1, 1, 1e9, 1e30]
