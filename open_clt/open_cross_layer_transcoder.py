@@ -19,7 +19,7 @@ from torch import Tensor
 
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
 from open_clt.config import CrossLayerConfig, NonlinearityConfig, TopKConfig, TrainingConfig
-from open_clt.errors import CheckpointError, OpenCLTError
+from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
 from open_clt.features.firing import FeatureActivations, TopFeature, feature_activations, top_features
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.language.fits import check_fits
@@ -108,6 +108,8 @@ class OpenCrossLayerTranscoder:
         ``settings`` are further settings of ``TrainingConfig.of``, such as ``held_out_contexts`` or ``max_steps``.
         Returns the transcoder, the curves of the training run, and metrics on held-out contexts.
         """
+        if "epochs" in settings:
+            raise ConfigError(f"epochs is {settings['epochs']}; this method calls the setting num_epochs.")
         settings = {"seed": self.seed, **settings}
         training = TrainingConfig.of(batch_size=batch_size, epochs=num_epochs, learning_rate=learning_rate, **settings)
         return self.train_with(training, texts, output_dir=output_dir, progress=progress)

@@ -76,6 +76,11 @@ def test_a_transcoder_of_another_shape_is_refused(tiny_gpt2: LanguageModel) -> N
         clt.load_model(Path(__file__).parent.parent / "open_clt" / "embedded" / "transcoder")
 
 
+def test_a_setting_by_the_name_that_its_config_gives_it_is_refused(tiny_gpt2: LanguageModel) -> None:
+    with refuses(ConfigError, "epochs", 3, "num_epochs"):
+        OpenCrossLayerTranscoder(tiny_gpt2, num_features=8).train_transcoder(["One text."], epochs=3)
+
+
 def test_a_name_without_a_transcoder_that_ships_is_refused() -> None:
     with refuses(CheckpointError, "gpt5", "embedded"):
         OpenCrossLayerTranscoder.from_pretrained("gpt5")
