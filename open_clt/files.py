@@ -286,6 +286,7 @@ def saving_directory(path: Path) -> Generator[Path]:
     """Give a temporary directory to write to, which replaces the directory ``path`` and its content at the end."""
     part, old = _part(path), _old(path)
     shutil.rmtree(part, ignore_errors=True)
+    check_directory(path)
     make_directory(path.parent)
     part.mkdir()
     try:

@@ -282,6 +282,31 @@ def test_writing_to_a_symbolic_link_replaces_the_file_that_it_points_to(tmp_path
     assert files.read_json(tmp_path / "far" / "real.json") == {"a": 1}
 
 
+def test_no_kind_of_artefact_replaces_a_file_where_its_directory_goes(artefact: Artefact, tmp_path: Path) -> None:
+    blocking = files.write_text(tmp_path / "model.pt", "precious")
+    for path in (blocking, blocking / "below"):
+        with refuses(ConfigError, blocking):
+            artefact.save(path, 1)
+    assert blocking.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [blocking]
+
+
+def test_a_file_does_not_replace_a_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "picture.png"
+    directory.mkdir()
+    with refuses(ConfigError, directory):
+        files.write_text(directory, "text")
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_a_directory_saved_as_a_whole_does_not_replace_a_file(tmp_path: Path) -> None:
+    blocking = files.write_text(tmp_path / "last", "precious")
+    with refuses(ConfigError, blocking), files.saving_directory(blocking):
+        pass
+    assert blocking.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [blocking]
+
+
 def test_values_that_json_cannot_hold_are_refused_before_a_file_changes(tmp_path: Path) -> None:
     path = files.write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(TypeError):
