@@ -7,6 +7,9 @@ The output directory contains the folded transcoder (``config.json``, ``transcod
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from open_clt.commands.options import AddParser
@@ -31,16 +34,33 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and evaluate a transcoder; write it with its settings, metrics and curves; print a summary."""
+    from torch import distributed
+
     from open_clt.training.flags.command_line import train_command
 
+    successes: list[bool] = []
+    atexit.register(_end_one_of_several_processes, successes)  # Python runs it last, because it is registered first
     trained = train_command(arguments.settings, keep_memory=True)
-    if not trained.training.first:
-        return 0  # with several processes, only the first one prints and writes the results
-    print(_summary(trained))
-    _draw(trained)
-    _evaluate(trained)
-    print(f"written to {trained.output}: {', '.join(sorted(path.name for path in trained.output.iterdir()))}")
+    if trained.training.first:  # with several processes, only the first one prints and writes the results
+        print(_summary(trained))
+        _draw(trained)
+        _evaluate(trained)
+        print(f"written to {trained.output}: {', '.join(sorted(path.name for path in trained.output.iterdir()))}")
+    if distributed.is_initialized():
+        successes.append(True)
     return 0
+
+
+def _end_one_of_several_processes(successes: list[bool]) -> None:
+    """End this process at once if it trained together with others and has succeeded.
+
+    Otherwise Python would destroy PyTorch's process groups, whose threads sometimes abort the process
+    (docs/log.md, 2026-11-26).
+    """
+    if successes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _summary(trained: CommandResult) -> str:
