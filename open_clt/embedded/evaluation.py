@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from open_clt.embedded import tasks
 from open_clt.embedded.tasks import Statement
+from open_clt.errors import ConfigError
 
 BARS: dict[str, float] = {
     "capitals": 0.95,
@@ -76,10 +77,10 @@ class EvaluationRow(NamedTuple):
 def evaluation_prompts(task: str, limit: int | None = None, seed: int = 0) -> list[EvaluationPrompt]:
     """Return at most ``limit`` held-out prompts of a task, in an order drawn from ``seed``.
 
-    Raises ValueError if there is no such task.
+    Raises ConfigError if the task is not one of ``EVALUATIONS``.
     """
     if task not in BARS:
-        raise ValueError(f"There is no task {task!r}; choose one of {', '.join(EVALUATIONS)}.")
+        raise ConfigError(f"{task!r} is not a task; choose one of {', '.join(EVALUATIONS)}.")
     rng = random.Random(seed)
     statements = _draw_held_out(task, rng) if task in _RANDOM_TASKS else _list_held_out(task)
     rng.shuffle(statements)
@@ -118,7 +119,7 @@ def evaluate(
 
     ``next_token_ids`` returns the most probable next token of each prompt; it must add the beginning-of-sequence token
     itself. ``encode`` returns the tokens of a text without special tokens. Each task asks at most ``limit`` prompts, or
-    all of them for None; ``seed`` draws the order, and the prompts of random tasks. Raises ValueError if an answer is
+    all of them for None; ``seed`` draws the order, and the prompts of random tasks. Raises ConfigError if an answer is
     not a single token, because then the tokenizer is not that of the embedded model.
     """
     rows = []
@@ -135,7 +136,7 @@ def evaluate(
 def _single_token(answer: str, encode: Callable[[str], Sequence[int]]) -> int:
     ids = list(encode(answer))
     if len(ids) != 1:
-        raise ValueError(
+        raise ConfigError(
             f"The answer {answer!r} is {len(ids)} tokens, not one; use the tokenizer of the embedded model."
         )
     return int(ids[0])

@@ -13,6 +13,7 @@ from open_clt.embedded.evaluation import (
     evaluation_prompts,
     format_table,
 )
+from open_clt.errors import ConfigError
 from tests.refusals import refuses
 
 
@@ -45,12 +46,12 @@ def test_a_model_that_always_predicts_the_same_token_fails_every_bar():
 
 
 def test_an_answer_of_two_tokens_is_refused():
-    with refuses(ValueError, 2):
+    with refuses(ConfigError, 2):
         evaluate(lambda prompts: [0] * len(prompts), lambda text: [1, 2], limit=1)
 
 
 def test_an_unknown_task_is_refused_with_the_names_of_the_known_tasks():
-    with refuses(ValueError, "three_hop", "two_hop"):
+    with refuses(ConfigError, "three_hop", "two_hop"):
         evaluation_prompts("three_hop")
 
 
