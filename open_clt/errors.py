@@ -11,12 +11,24 @@ OpenCLTError
 ├── AttributionError       a graph cannot be computed for this prompt, model and transcoder (also a ValueError)
 └── MissingExtraError      an optional dependency is not installed (also an ImportError)
 
-Each message names the value, and says what is wrong with it and what is legal or what to do.
+Each message names the value, and says what is wrong with it and what is legal or what to do. A message is one line of
+at most 300 characters: a longer message loses its middle.
 """
+
+_LONGEST_MESSAGE = 300
+"""Largest number of characters of an error's message."""
 
 
 class OpenCLTError(Exception):
     """Base class of every error that a user of OpenCLT can correct."""
+
+    def __str__(self) -> str:
+        """The message on one line, without its middle if it is longer than 300 characters."""
+        message = " ".join(super().__str__().split())
+        if len(message) <= _LONGEST_MESSAGE:
+            return message
+        kept = (_LONGEST_MESSAGE - len(" ... ")) // 2
+        return f"{message[:kept]} ... {message[-kept:]}"
 
 
 class ConfigError(OpenCLTError, ValueError):

@@ -1,0 +1,45 @@
+"""Places: the directories that files are written to, and the temporary names of files beside them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from open_clt.errors import ConfigError
+
+
+def check_directory(directory: Path) -> None:
+    """Raise ConfigError if files cannot be written to a directory, which need not exist yet; nothing is created."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise ConfigError(f"{directory} cannot be a directory, because {existing} is a file; give another path.")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"{directory} cannot be written, because {existing} is read-only; give another path.")
+
+
+def make_directory(directory: Path) -> Path:
+    """Create a directory and its parents unless they exist, and return it; raises ConfigError if that is impossible."""
+    check_directory(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def part_path(path: Path) -> Path:
+    """The temporary name under which a file is written."""
+    return path.with_name(f".part-{path.name}")
+
+
+def old_path(path: Path) -> Path:
+    """The temporary name of a former file while it is replaced."""
+    return path.with_name(f".old-{path.name}")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or the names of a directory's files, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a directory
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

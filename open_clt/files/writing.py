@@ -1,0 +1,77 @@
+"""Writing: a single file is written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from open_clt.errors import ConfigError
+from open_clt.files.places import flush, make_directory, part_path
+
+
+@contextmanager
+def writing(path: Path) -> Generator[Path]:
+    """Give a temporary path to write a file to, and rename it to ``path`` at the end; a failure leaves ``path`` alone.
+
+    The temporary path has the same suffix. Missing directories are created, and a symbolic link is followed.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise ConfigError(f"{path} cannot be a file, because it is a directory; give another path.")
+    make_directory(path.parent)
+    part = part_path(path)
+    try:
+        part.unlink(missing_ok=True)
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        part.chmod(mode)  # safetensors writes files that other users cannot read
+        flush(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file and return its path."""
+    with writing(path) as part:
+        part.write_bytes(content)
+    return path
+
+
+def write_text(path: Path, content: str) -> Path:
+    """Write a text file in UTF-8 and return its path."""
+    return write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: object, *, strict: bool = False, indent: int | None = 2) -> Path:
+    """Write a JSON file and return its path.
+
+    ``strict`` writes ASCII only and raises ValueError for NaN and infinity, which many other programs cannot read.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=not strict, allow_nan=not strict)
+    return write_text(path, text + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a safetensors file and return its path."""
+    with writing(path) as part:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+    return path
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as a CSV file with a header row and return its path; a key that a row lacks is an empty cell."""
+    with writing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
