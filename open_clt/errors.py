@@ -12,23 +12,37 @@ OpenCLTError
 └── MissingExtraError      an optional dependency is not installed (also an ImportError)
 
 Each message names the value, and says what is wrong with it and what is legal or what to do. A message is one line of
-at most 300 characters: a longer message loses its middle.
+at most 300 characters: in a longer message, long words (paths, values) are cut first, and then its middle.
 """
 
 _LONGEST_MESSAGE = 300
 """Largest number of characters of an error's message."""
+
+_WORD_LENGTHS = (100, 60, 40)
+"""Lengths to which the words of too long a message are cut, one after another until the message is short enough."""
+
+
+def one_line(message: str) -> str:
+    """The message on one line of at most 300 characters. A word that is cut keeps more of its end: a path, its name."""
+    words = message.split()
+    for length in _WORD_LENGTHS:
+        if len(" ".join(words)) <= _LONGEST_MESSAGE:
+            break
+        words = [_without_middle(word, length, length // 4) for word in words]
+    return _without_middle(" ".join(words), _LONGEST_MESSAGE, _LONGEST_MESSAGE // 2)
+
+
+def _without_middle(text: str, length: int, head: int) -> str:
+    """The text if it has at most ``length`` characters, else its first ``head`` and its last characters."""
+    return text if len(text) <= length else f"{text[:head]}...{text[len(text) - (length - head - len('...')) :]}"
 
 
 class OpenCLTError(Exception):
     """Base class of every error that a user of OpenCLT can correct."""
 
     def __str__(self) -> str:
-        """The message on one line, without its middle if it is longer than 300 characters."""
-        message = " ".join(super().__str__().split())
-        if len(message) <= _LONGEST_MESSAGE:
-            return message
-        kept = (_LONGEST_MESSAGE - len(" ... ")) // 2
-        return f"{message[:kept]} ... {message[-kept:]}"
+        """The message on one line of at most 300 characters."""
+        return one_line(super().__str__())
 
 
 class ConfigError(OpenCLTError, ValueError):

@@ -43,7 +43,6 @@ def check_same_contexts(names: Sequence[str], measured: Sequence[MeasuredOn]) ->
     if len({record.fingerprint for record in measured}) > 1:
         pairs = "; ".join(f"{name} on {record.description}" for name, record in zip(names, measured, strict=True))
         raise ConfigError(
-            f"Numbers on different contexts cannot be compared: {pairs}. Give `open-clt compare` the transcoders' "
-            "directories and --text FILE (or, for the embedded model, --seed 0), so that it measures all of them "
-            "on the same contexts."
+            f"Numbers on different contexts cannot be compared: {pairs}. Measure all transcoders on one text: "
+            "`open-clt compare DIRECTORIES --text FILE` (or --seed 0 for the embedded model)."
         )

@@ -2,7 +2,8 @@
 
 The JSON files in this folder hold numbers that the code gave before it: weights after a few training steps, edges and
 scores of graphs, an evaluation, an intervention and a continuation, all of the embedded model. Processors add numbers
-in different orders, which round differently, so most numbers are compared to a few parts in 100,000.
+in different orders, which round differently, so most numbers are compared to a few parts in 100,000. Numbers that
+rounding changes more, such as a count of the active features, are compared less closely.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def test_training_gives_the_same_weights(case: str, tmp_path: Path) -> None:
         assert tensor.flatten()[:2].tolist() == pytest.approx(weights["first"], rel=1e-3, abs=1e-5), name
     held_out = result.summary()["held_out"]
     for name, value in expected["cases"][case]["held_out"].items():
-        assert held_out[name] == pytest.approx(value, rel=1e-4), name
+        # Rounding decides whether an activation beside a threshold counts as active: l0 differs between processors.
+        assert held_out[name] == pytest.approx(value, rel=1e-3 if name.startswith("l0") else 1e-4), name
 
 
 @pytest.mark.parametrize("case", ["budget", "whole", "compatible"])
@@ -90,7 +92,9 @@ def test_a_graph_has_the_same_faithfulness(clt: OpenCrossLayerTranscoder) -> Non
     assert measured["features"] == expected["features"]
     for effects in ("direct", "total"):
         assert measured[effects] == pytest.approx(expected[effects], rel=1e-3)
-    assert measured["influence"]["kl_divergence"] == pytest.approx(expected["influence"]["kl_divergence"], rel=1e-3)
+    # A divergence under 1e-6 is the rounding of the probabilities.
+    expected_divergence = pytest.approx(expected["influence"]["kl_divergence"], rel=3e-3, abs=1e-6)
+    assert measured["influence"]["kl_divergence"] == expected_divergence
 
 
 def test_a_report_has_the_same_numbers(clt: OpenCrossLayerTranscoder, contexts: torch.Tensor) -> None:
