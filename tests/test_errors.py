@@ -20,5 +20,6 @@ def test_a_long_message_is_cut(message: str) -> None:
 def test_long_paths_are_cut_before_the_sentence() -> None:
     paths = [f"/{name}/{'folder/' * 40}graph.json" for name in "ab"]
     message = str(OpenCLTError(f"{paths[0]} and {paths[1]} are two graphs of one prompt. Give the path of one graph."))
-    assert message.startswith("/a/folder/") and "/graph.json and /b/folder/" in message
+    assert message.startswith("/a/folder/")
+    assert "/graph.json and /b/folder/" in message
     assert message.endswith("/graph.json are two graphs of one prompt. Give the path of one graph.")
