@@ -71,19 +71,19 @@ class FeatureFiles:
             ) from error
         if start == end:
             return None
+        path = files.inside(self.folder, filename)
         try:
-            with self._path(filename).open("rb") as file:
+            with files.opened(self._path(filename), unpack=False) as file:
                 file.seek(start)
-                stored = file.read(end - start)
+                stored = file.read(max(0, min(end - start, files.LARGEST_FEATURE)))
             (length,) = _LENGTH.unpack_from(stored)
-            content = zlib.decompress(stored[_LENGTH.size : _LENGTH.size + length])
+            packed = stored[_LENGTH.size : _LENGTH.size + length]
+            content = files.unpacked(packed, "zlib", f"Feature {feature} in {path}", files.LARGEST_FEATURE)
             return _record(files.parse_json(content), feature)
         except FileNotFoundError as error:
-            raise files.missing(self.folder / filename) from error
-        except (OSError, struct.error, zlib.error, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"Feature {feature} in {self.folder / filename} is damaged; write the features again."
-            ) from error
+            raise files.missing(path) from error
+        except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"Feature {feature} in {path} is damaged; write the features again.") from error
 
 
 def write_feature_files(

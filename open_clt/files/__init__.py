@@ -18,11 +18,16 @@ which says that saving was interrupted, and names the former file.
 
 ``saving_directory`` replaces a whole directory, which must belong to one artefact alone.
 
+Readers open regular files only, and stay inside their folder (``opening``). They take no more memory from a file than
+``limits`` allows.
+
 Two processes must not save the same artefact at the same time.
 """
 
 from __future__ import annotations
 
+from open_clt.files.limits import LARGEST_FEATURE, LARGEST_TEXT, unpacked
+from open_clt.files.opening import check_regular, inside, opened, read_lines
 from open_clt.files.places import (
     check_directory,
     make_directory,
@@ -37,6 +42,8 @@ from open_clt.files.reading import (
     read_rows,
     read_tensors,
     read_text,
+    read_unpacked,
+    read_yaml,
     unreadable,
 )
 from open_clt.files.saving import (
@@ -57,23 +64,32 @@ from open_clt.files.writing import (
 )
 
 __all__ = [
+    "LARGEST_FEATURE",
+    "LARGEST_TEXT",
     "FileFormat",
     "Stage",
     "check_directory",
+    "check_regular",
     "format_of",
+    "inside",
     "kept",
     "make_directory",
     "missing",
+    "opened",
     "parse_json",
     "read_bytes",
     "read_json",
+    "read_lines",
     "read_rows",
     "read_tensors",
     "read_text",
+    "read_unpacked",
+    "read_yaml",
     "remove_directory",
     "saved",
     "saving",
     "saving_directory",
+    "unpacked",
     "unreadable",
     "write_bytes",
     "write_json",

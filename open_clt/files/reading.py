@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from open_clt.errors import CheckpointError
+from open_clt.files.limits import (
+    LARGEST_HEADER,
+    LARGEST_JSON,
+    LARGEST_SETTINGS,
+    MOST_SETTINGS,
+    read_at_most,
+    too_large,
+    unpacked,
+)
+from open_clt.files.opening import opened
 from open_clt.files.places import old_path
 
+_PACKINGS = {".gz": "gzip", ".bz2": "bz2"}
+"""How a file is compressed, by the suffix of its name."""
 _LARGEST_INTEGER = 2**63 - 1
 """Largest integer that a tensor holds; no file of OpenCLT holds a larger one."""
 
@@ -79,20 +90,34 @@ def unreadable(path: Path, kind: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is not a readable {kind} file ({reason}); it is damaged or truncated.")
 
 
-def read_bytes(path: Path, kind: str = "binary") -> bytes:
-    """Read a file; raises CheckpointError if it is missing or cannot be read."""
+def read_bytes(path: Path, kind: str = "binary", *, limit: int = LARGEST_JSON) -> bytes:
+    """Read a regular file; raises CheckpointError if it is missing, cannot be read, or holds more than ``limit`` bytes.
+
+    The content is as it is stored; ``read_unpacked`` also decompresses it.
+    """
     try:
-        return path.read_bytes()
+        with opened(path, unpack=False) as file:
+            content = read_at_most(file.read, limit)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(path) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unreadable(path, kind, error) from error
+    if len(content) > limit:
+        raise too_large(path, limit)
+    return content
 
 
-def read_text(path: Path, kind: str = "text") -> str:
-    """Read a text file in UTF-8; raises CheckpointError if it is missing or cannot be read."""
+def read_unpacked(path: Path, kind: str = "binary", *, limit: int = LARGEST_JSON) -> bytes:
+    """Read a file, and decompress it if its suffix is ``.gz`` or ``.bz2``; ``limit`` holds before and after."""
+    content = read_bytes(path, kind, limit=limit)
+    packing = _PACKINGS.get(path.suffix.lower())
+    return content if packing is None else unpacked(content, packing, path, limit)
+
+
+def read_text(path: Path, kind: str = "text", *, limit: int = LARGEST_JSON) -> str:
+    """Read a text file in UTF-8; raises CheckpointError in the cases of ``read_bytes``, and if it is not UTF-8."""
     try:
-        return read_bytes(path, kind).decode()
+        return read_bytes(path, kind, limit=limit).decode()
     except UnicodeDecodeError as error:
         raise unreadable(path, kind, error) from error
 
@@ -109,17 +134,33 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file, or a gzip-compressed one if its suffix is ``.gz``; raises CheckpointError if that fails."""
-    content = read_bytes(path, "JSON")
+    """Read a JSON file, or a compressed one (``.gz``, ``.bz2``); raises CheckpointError if that fails."""
+    content = read_unpacked(path, "JSON")
     try:
-        return parse_json(gzip.decompress(content) if path.suffix == ".gz" else content)
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+        return parse_json(content)
+    except ValueError as error:
         raise unreadable(path, "JSON", error) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of plain values; raises CheckpointError if that fails or if aliases make it too large."""
+    text = read_text(path, "YAML", limit=LARGEST_SETTINGS)
+    try:
+        loader = yaml.SafeLoader(text)
+        document = loader.get_single_node()
+        if _size(document, {}) > MOST_SETTINGS:
+            raise CheckpointError(
+                f"{path} holds more than {MOST_SETTINGS:,} settings, because its aliases repeat others; write them out."
+            )
+        return None if document is None else loader.construct_document(document)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise unreadable(path, "YAML", error) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU; raises CheckpointError if it is missing, truncated or of another kind."""
     try:
+        _check_header(path)
         return load_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(path) from error
@@ -134,6 +175,27 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return [dict(row) for row in csv.DictReader(lines)]
     except csv.Error as error:
         raise unreadable(path, "CSV", error) from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise CheckpointError or SafetensorError if a safetensors file announces a header that it cannot hold."""
+    with opened(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LARGEST_HEADER:
+        raise too_large(f"The header of {path}", LARGEST_HEADER)
+    if length + 8 > path.stat().st_size:
+        raise SafetensorError("its header is longer than the file")
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Number of keys and values of a YAML node, in which an alias counts as much as what it repeats."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_SETTINGS + 1  # for an alias of a node inside itself
+        children = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
 
 
 def _parse_integer(digits: str) -> int:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from xml.etree.ElementTree import ParseError
+from xml.parsers import expat
 
 import networkx as nx
 import torch
@@ -101,13 +104,33 @@ def write_graphml(graph: AttributionGraph, path: str | Path) -> Path:
 
 def read_graphml(path: str | Path) -> AttributionGraph:
     """Read a graph that ``write_graphml`` wrote; raises CheckpointError on anything else."""
+    path = Path(path)
+    content = files.read_unpacked(path, "GraphML")
     try:
-        network = nx.read_graphml(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise files.missing(Path(path)) from error
-    except (ParseError, nx.NetworkXError, OSError, EOFError, ValueError, KeyError) as error:
-        raise files.unreadable(Path(path), "GraphML", error) from error
+        _check_declarations(content)
+        network = nx.read_graphml(BytesIO(content))
+    except (ParseError, expat.ExpatError, nx.NetworkXError, OSError, EOFError, ValueError, KeyError) as error:
+        raise files.unreadable(path, "GraphML", error) from error
     return from_networkx(network)
+
+
+def _check_declarations(content: bytes) -> None:
+    """Raise ValueError if XML declares a document type, whose entities can expand without limit or name other files."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it declares a document type, which GraphML does not need")
+
+    def stop(*_: object) -> None:
+        raise _RootReached
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler, parser.StartElementHandler = refuse, stop
+    with suppress(_RootReached):
+        parser.Parse(content, True)
+
+
+class _RootReached(Exception):
+    """The XML parser has reached the root element; a document type can only stand before it."""
 
 
 def _column(nodes: Sequence[dict[str, Any]], name: str) -> Tensor:

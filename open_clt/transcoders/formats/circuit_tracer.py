@@ -145,10 +145,7 @@ def _decoder_tensors(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tens
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(files.read_text(path, "YAML"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise files.unreadable(path, "YAML", error) from error
+    settings = files.read_yaml(path)
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} does not hold settings; it must name model_kind and the hooks.")
     return cast(dict[str, Any], settings)

@@ -1,0 +1,99 @@
+"""Limits: how much a reader takes from one file, so that a small file of a stranger cannot fill the memory.
+
+Compressed data can unpack to a thousand times its size, and a header can announce tensors that its file does not hold.
+Each reader therefore compares sizes with these limits before it takes memory. The limits are far above the sizes of
+real files. ``SECURITY.md`` lists them.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from typing import NamedTuple
+
+from open_clt.errors import CheckpointError
+
+LARGEST_JSON = 2**30
+"""Largest number of bytes of a JSON, GraphML or CSV file, after it is unpacked."""
+LARGEST_TEXT = 2**30
+"""Largest number of bytes of one text, or of one row of a file of texts, after it is unpacked."""
+LARGEST_SETTINGS = 2**20
+"""Largest number of bytes of a YAML file of settings."""
+MOST_SETTINGS = 10_000
+"""Largest number of keys and values of a YAML file, when each alias counts as often as it is used."""
+LARGEST_FEATURE = 2**26
+"""Largest number of bytes of the record of one feature, after it is unpacked."""
+LARGEST_HEADER = 2**24
+"""Largest number of bytes of the header of a safetensors file; it bounds the number of tensors."""
+LARGEST_ROW_GROUP = 2**33
+"""Largest number of bytes of one column in a row group of a Parquet file, after it is unpacked."""
+
+_CHUNK = 2**20
+"""Number of bytes that are read at once."""
+
+
+class _Packing(NamedTuple):
+    """A way to compress data: a function that unpacks at most ``limit + 1`` bytes, and its errors."""
+
+    unpack: Callable[[bytes, int], bytes]
+    errors: tuple[type[Exception], ...]
+
+
+def too_large(name: object, limit: int) -> CheckpointError:
+    """The error for a file, or a part of one, that is larger than a limit."""
+    return CheckpointError(
+        f"{name} holds more than {limit:,} bytes, which is the limit for a file of this kind; check the path, or split "
+        "the file."
+    )
+
+
+def read_at_most(read: Callable[[int], bytes], limit: int) -> bytes:
+    """Read a file to its end with its method ``read``, or ``limit + 1`` bytes of it; memory grows as they arrive."""
+    content = BytesIO()
+    while chunk := read(min(_CHUNK, limit + 1 - content.tell())):
+        content.write(chunk)
+    return content.getvalue()
+
+
+def unpacked(content: bytes, packing: str, name: object, limit: int) -> bytes:
+    """Decompress ``content`` (``packing`` is gzip, bz2 or zlib), which ``name`` names in errors.
+
+    Raises CheckpointError if it is damaged, or if it unpacks to more than ``limit`` bytes; then it is not unpacked
+    further.
+    """
+    unpack, errors = _PACKINGS[packing]
+    try:
+        result = unpack(content, limit)
+    except errors as error:
+        raise CheckpointError(f"{name} cannot be unpacked with {packing} ({error}); it is damaged.") from error
+    if len(result) > limit:
+        raise too_large(name, limit)
+    return result
+
+
+def _unpack_gzip(content: bytes, limit: int) -> bytes:
+    with gzip.GzipFile(fileobj=BytesIO(content)) as file:
+        return read_at_most(file.read, limit)
+
+
+def _unpack_bz2(content: bytes, limit: int) -> bytes:
+    with bz2.BZ2File(BytesIO(content)) as file:
+        return read_at_most(file.read, limit)
+
+
+def _unpack_zlib(content: bytes, limit: int) -> bytes:
+    stream = zlib.decompressobj()
+    result = stream.decompress(content, limit + 1)
+    if not stream.eof and len(result) <= limit:
+        raise zlib.error("it ends too early")
+    return result
+
+
+_PACKINGS = {
+    "gzip": _Packing(_unpack_gzip, (OSError, EOFError, zlib.error)),
+    "bz2": _Packing(_unpack_bz2, (OSError, EOFError)),
+    "zlib": _Packing(_unpack_zlib, (zlib.error,)),
+}

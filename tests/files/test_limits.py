@@ -1,0 +1,119 @@
+"""Limits: a small file that announces or unpacks to something huge is refused before it takes memory."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from open_clt import files
+from open_clt.errors import CheckpointError
+from open_clt.features.feature_files import INDEX, FeatureFiles, write_feature_files
+from open_clt.files import limits
+from open_clt.graphs.formats.networkx import read_graphml
+from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.load import load_transcoder
+from tests.artefacts import save_in_circuit_tracers_layout
+from tests.features.test_feature_files import RECORDS
+from tests.refusals import refuses
+
+MEGABYTE = 2**20
+PACKED = {"gzip": gzip.compress, "bz2": bz2.compress, "zlib": zlib.compress}
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Check that Python takes at most 24 megabytes more during a test; this makes Python slow."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * MEGABYTE
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_packed_data_is_unpacked_up_to_a_limit(packing: str) -> None:
+    content = bytes(1000)
+    packed = PACKED[packing](content)
+    assert files.unpacked(packed, packing, "x", 1000) == content
+    with refuses(CheckpointError, "x", 999):
+        files.unpacked(packed, packing, "x", 999)
+    for damaged in (packed[:-9], packed[:-1], b"x" * 40):
+        with refuses(CheckpointError, "x"):
+            files.unpacked(damaged, packing, "x", 2000)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_json_file_is_unpacked_up_to_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "bomb.json.gz").write_bytes(gzip.compress(bytes(16 * MEGABYTE)))
+    tracemalloc.reset_peak()
+    with refuses(CheckpointError, tmp_path / "bomb.json.gz"):
+        files.read_unpacked(tmp_path / "bomb.json.gz", limit=MEGABYTE)
+    assert tracemalloc.get_traced_memory()[1] < 8 * MEGABYTE
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_feature_is_unpacked_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGEST_FEATURE", MEGABYTE)
+    folder = write_feature_files(RECORDS, tmp_path, n_layers=1 + max(r.feature.layer for r in RECORDS), n_features=5)
+    packed = zlib.compress(b" " * (8 * MEGABYTE))
+    stored = struct.pack("<I", len(packed)) + packed
+    (folder / "layer_0.bin").write_bytes(stored)
+    index = json.loads(gzip.decompress((folder / INDEX).read_bytes()))
+    index[0]["offsets"] = [0, len(stored)]
+    (folder / INDEX).write_bytes(gzip.compress(json.dumps(index).encode()))
+    tracemalloc.reset_peak()
+    with refuses(CheckpointError, Feature(0, 0), folder / "layer_0.bin"):
+        FeatureFiles(tmp_path).record(Feature(0, 0))
+    assert tracemalloc.get_traced_memory()[1] < 4 * MEGABYTE
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("length", [2**63, limits.LARGEST_HEADER + 1, 1000])
+def test_a_header_that_its_file_cannot_hold_is_refused(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{}")
+    with refuses(CheckpointError, path):
+        files.read_tensors(path)
+
+
+def laughs(levels: int) -> str:
+    """YAML whose aliases repeat one word 10 ** levels times."""
+    lines = ["a0: &a0 ha"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels + 1)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("text", [laughs(9), "&a [*a]", "a: &a {b: *a}", "[" * 900, "9" * 10_000, "- " * 600_000])
+def test_yaml_that_grows_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with refuses(CheckpointError, path):
+        files.read_yaml(path)
+    save_in_circuit_tracers_layout(tmp_path, 1)
+    path.write_text(text)
+    with refuses(CheckpointError, path):
+        load_transcoder(tmp_path)
+
+
+def test_yaml_with_few_aliases_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: &a {b: 1}\nc: [*a, *a]\n")
+    assert files.read_yaml(tmp_path / "x.yaml") == {"a": {"b": 1}, "c": [{"b": 1}, {"b": 1}]}
+    (tmp_path / "x.yaml").write_text("")
+    assert files.read_yaml(tmp_path / "x.yaml") is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_xml_with_entities_is_refused(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.graphml"
+    xml = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [<!ENTITY b "bb">]><graphml><graph/></graphml>'
+    path.write_bytes(xml.encode(encoding))
+    with refuses(CheckpointError, path) as raised:
+        read_graphml(path)
+    assert "document type" in str(raised.value)

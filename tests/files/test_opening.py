@@ -1,0 +1,104 @@
+"""Opening: special files are refused before they are opened, and names in files stay inside their folder."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from open_clt import files
+from open_clt.errors import CheckpointError
+from open_clt.features.feature_files import INDEX, FeatureFiles, write_feature_files
+from open_clt.transcoders.feature import Feature
+from tests.artefacts import ARTEFACTS
+from tests.features.test_feature_files import RECORDS
+from tests.refusals import refuses
+
+READERS = (files.read_bytes, files.read_text, files.read_json, files.read_yaml, files.read_tensors, files.read_rows)
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    """Fail a test that waits for a FIFO, which would otherwise never end."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a reader waits for a FIFO")
+
+    former = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+
+
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_no_reader_waits_for_a_fifo_in_place_of_a_file(name: str, tmp_path: Path) -> None:
+    artefact = ARTEFACTS[name]
+    artefact.save(tmp_path, 1)
+    refused = 0
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        try:
+            artefact.load(tmp_path)  # a file that is written for other programs is not read
+        except CheckpointError as error:
+            assert path.name in str(error)  # noqa: PT017
+            refused += 1
+        path.unlink()
+        path.write_bytes(content)
+    assert refused
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_a_reader_refuses_devices_sockets_and_directories(reader: object, tmp_path: Path) -> None:
+    assert callable(reader)
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for name in ("zero", "folder", "socket"):
+            with refuses(CheckpointError, tmp_path / name):
+                reader(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/dev/zero", "..", "", ".", "..\\x", "C:\\x", "\\\\host\\x", "a\0b", 3, None, ["x"]]
+)
+def test_a_name_that_leaves_its_folder_is_refused(name: object, tmp_path: Path) -> None:
+    with refuses(CheckpointError, tmp_path):
+        files.inside(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["layer_0.bin", "part/layer_0.bin", "...bin", "a..b"])
+def test_a_name_inside_its_folder_is_followed(name: str, tmp_path: Path) -> None:
+    assert files.inside(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../secret.bin"])
+def test_an_index_of_features_cannot_name_files_outside_its_folder(name: str, tmp_path: Path) -> None:
+    folder = write_feature_files(RECORDS, tmp_path / "here", n_layers=3, n_features=5)
+    (tmp_path / "secret.bin").write_bytes((folder / "layer_0.bin").read_bytes())
+    index = json.loads(gzip.decompress((folder / INDEX).read_bytes()))
+    index[0]["filename"] = name
+    (folder / INDEX).write_bytes(gzip.compress(json.dumps(index).encode()))
+    with refuses(CheckpointError, folder, repr(name)):
+        FeatureFiles(tmp_path / "here").record(Feature(0, 3))
+
+
+def test_lines_are_read_from_plain_and_packed_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n") + gzip.compress(b"two"))
+    for name in ("a.txt", "a.txt.gz"):
+        assert list(files.read_lines(tmp_path / name)) == [b"one\n", b"two"]
+        with refuses(CheckpointError, tmp_path / name, 3):
+            list(files.read_lines(tmp_path / name, limit=3))
+    (tmp_path / "half.gz").write_bytes(gzip.compress(b"one\ntwo")[:-9])
+    with refuses(CheckpointError, tmp_path / "half.gz"):
+        list(files.read_lines(tmp_path / "half.gz"))
