@@ -100,19 +100,21 @@ class OpenCrossLayerTranscoder:
         learning_rate: float = 1e-3,
         *,
         output_dir: str | Path | None = None,
+        overwrite: bool = False,
         progress: bool = True,
         **settings: Any,
     ) -> TrainingResult:
         """Train a new transcoder on texts, which replaces the present one; ``batch_size`` is a number of tokens.
 
         ``settings`` are further settings of ``TrainingConfig.of``, such as ``held_out_contexts`` or ``max_steps``.
+        ``overwrite`` replaces a former run in ``output_dir``, and leaves files that OpenCLT did not write alone.
         Returns the transcoder, the curves of the training run, and metrics on held-out contexts.
         """
         if "epochs" in settings:
             raise ConfigError(f"epochs is {settings['epochs']}; this method calls the setting num_epochs.")
         settings = {"seed": self.seed, **settings}
         training = TrainingConfig.of(batch_size=batch_size, epochs=num_epochs, learning_rate=learning_rate, **settings)
-        return self.train_with(training, texts, output_dir=output_dir, progress=progress)
+        return self.train_with(training, texts, output_dir=output_dir, overwrite=overwrite, progress=progress)
 
     def train_with(
         self,
@@ -120,6 +122,7 @@ class OpenCrossLayerTranscoder:
         texts_or_contexts: Iterable[str] | Tensor,
         *,
         output_dir: str | Path | None = None,
+        overwrite: bool = False,
         resume: str | Path | None = None,
         progress: bool = True,
         own: OwnParts | None = None,
@@ -136,6 +139,7 @@ class OpenCrossLayerTranscoder:
             self.transcoder.config,
             training,
             output_dir=output_dir,
+            overwrite=overwrite,
             resume=resume,
             progress=progress,
             own=own,

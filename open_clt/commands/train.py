@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from open_clt.evaluation.report import Report
     from open_clt.training.flags.command_line import CommandResult
 
+_CURVES, _REPORT_FIGURE = "curves.png", "evaluation.png"
+
 
 def add_to(add_parser: AddParser) -> None:
     """Add the command; Lightning's own parser reads its flags, so this parser passes them all on as plain words."""
@@ -36,16 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Train and evaluate a transcoder; write it with its settings, metrics and curves; print a summary."""
     from torch import distributed
 
+    from open_clt.evaluation.report_file import REPORT_FILES
     from open_clt.training.flags.command_line import train_command
 
     successes: list[bool] = []
     atexit.register(_end_one_of_several_processes, successes)  # Python runs it last, because it is registered first
-    trained = train_command(arguments.settings, keep_memory=True)
-    if trained.training.first:  # with several processes, only the first one prints and writes the results
-        print(_summary(trained))
-        _draw(trained)
-        _evaluate(trained)
-        print(f"written to {trained.output}: {', '.join(sorted(path.name for path in trained.output.iterdir()))}")
+    train_command(
+        arguments.settings, keep_memory=True, also_writes=(_CURVES, *REPORT_FILES, _REPORT_FIGURE), then=_finish
+    )
     if distributed.is_initialized():
         successes.append(True)
     return 0
@@ -63,6 +63,16 @@ def _end_one_of_several_processes(successes: list[bool]) -> None:
         os._exit(0)
 
 
+def _finish(trained: CommandResult) -> None:
+    """Print and write the results; with several processes, only the first one does."""
+    if trained.training.first:
+        print(_summary(trained))
+        _draw(trained)
+        _evaluate(trained)
+        names = sorted(path.name for path in trained.output.iterdir() if not path.name.startswith("."))
+        print(f"written to {trained.output}: {', '.join(names)}")
+
+
 def _summary(trained: CommandResult) -> str:
     result, harvest = trained.training, trained.training.harvest
     stopped = "" if result.finished else ", stopped early"
@@ -78,7 +88,7 @@ def _draw(trained: CommandResult) -> None:
     from open_clt.visualization.figures import visualize_training_curves
 
     if trained.training.curves.step:
-        visualize_training_curves(trained.training.curves, save_path=trained.output / "curves.png")
+        visualize_training_curves(trained.training.curves, save_path=trained.output / _CURVES)
 
 
 def _evaluate(trained: CommandResult) -> None:
@@ -98,7 +108,7 @@ def _evaluate(trained: CommandResult) -> None:
         return
     print(comparison_table([report]))
     save_report(report, output)
-    visualize_report(report, save_path=output / "evaluation.png")
+    visualize_report(report, save_path=output / _REPORT_FIGURE)
 
 
 def _report(trained: CommandResult) -> Report:

@@ -22,7 +22,8 @@ FORMAT = files.FileFormat("open-clt-evaluation", newest=2, oldest=2)
 """Format of a report. Version 1 did not say on which contexts a report was measured, and is not read."""
 _RECONSTRUCTION = files.FileFormat("open-clt-reconstruction", newest=2)
 """Format of a file that holds only the reconstruction."""
-_JSON, _LAYERS, _TOTALS = "evaluation.json", "evaluation.csv", "evaluation-totals.csv"
+REPORT_FILES = _JSON, _LAYERS, _TOTALS = "evaluation.json", "evaluation.csv", "evaluation-totals.csv"
+"""Names of the files of a report."""
 
 
 class ReportFiles(NamedTuple):
@@ -61,7 +62,7 @@ def _layer_row(layer: dict[str, Any]) -> dict[str, Any]:
 def load_report(path: str | Path) -> Report:
     """Read a report from its file or its directory; raises CheckpointError if it does not hold a whole report."""
     path = Path(path)
-    path = files.kept(path / _JSON if path.is_dir() else path)
+    path = files.saved(path, _JSON)(_JSON) if path.is_dir() else path
     if files.format_of(path) == _RECONSTRUCTION.name:
         reason = _RECONSTRUCTION.read(path).get("reason")
         raise CheckpointError(f"{path} says only how well the transcoder reconstructs. {reason}")
@@ -78,7 +79,7 @@ def load_report(path: str | Path) -> Report:
 def is_report(path: str | Path) -> bool:
     """Whether a path is a file, or a directory with a report; the report may be damaged."""
     path = Path(path)
-    report = files.kept(path / _JSON)
+    report = files.saved(path, _JSON)(_JSON)
     return path.is_file() or (report.is_file() and files.format_of(report) != _RECONSTRUCTION.name)
 
 

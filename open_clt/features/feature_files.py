@@ -104,7 +104,7 @@ def write_feature_files(
         entries[record.feature] = _LENGTH.pack(len(packed)) + packed
     folder = Path(directory) / FOLDER
     index: list[dict[str, Any]] = []
-    with files.saving(folder, replaces=("layer_*.bin",)) as stage:
+    with files.saving(folder) as stage:
         for layer in range(n_layers):
             parts = [entries.get(Feature(layer, index), b"") for index in range(n_features)]
             files.write_bytes(stage(f"layer_{layer}.bin"), b"".join(parts))

@@ -7,27 +7,36 @@ So a reader finds either the former file or the new file, and never half of one.
 One of these files is the head. It makes the directory valid: without it, readers find no artefact.
 
     1. Every new file is written under its temporary name. A failure in this step leaves the former artefact untouched.
-    2. The former files are renamed to ``.old-NAME``, the head first.
-    3. The new files get their final names, the head last.
-    4. The former files are deleted.
+    2. A journal, ``.saving-HEAD.json``, lists the names of the former and of the new files.
+    3. The former files are renamed to ``.old-NAME``, the head first.
+    4. The new files get their final names, the head last.
+    5. The former files and the journal are deleted.
 
-A failure in step 2 or 3 gives the former files their names back, the head last. A process that is killed in these steps
-leaves a directory without a head, so no reader combines the config of one save with the tensors of another. ``saved``
-then finds every file of the former artefact under either name. A reader that does not use ``saved`` raises an error
-which says that saving was interrupted, and names the former file.
-
-``saving_directory`` replaces a whole directory, which must belong to one artefact alone.
+A failure in these steps gives the former files their names back, the head last. A process that is killed in steps 3 or
+4 leaves a directory without a head, so no other program combines the config of one save with the tensors of another.
+``saved`` then finds every file of the former artefact under either name, and the next save restores these files first.
+``read_saved`` reads again if another process saves meanwhile.
 
 Readers open regular files only, and stay inside their folder (``opening``). They take no more memory from a file than
 ``limits`` allows.
 
-Two processes must not save the same artefact at the same time.
+``ownership`` knows which files OpenCLT wrote and may replace, and ``locked`` lets one run at a time write to a
+directory.
 """
 
 from __future__ import annotations
 
 from open_clt.files.limits import LARGEST_FEATURE, LARGEST_TEXT, unpacked
+from open_clt.files.lock import locked
 from open_clt.files.opening import check_regular, inside, opened, read_lines
+from open_clt.files.ownership import (
+    MANIFEST,
+    check_ours,
+    foreign,
+    is_ours,
+    list_names,
+    listed_names,
+)
 from open_clt.files.places import (
     check_directory,
     make_directory,
@@ -47,12 +56,13 @@ from open_clt.files.reading import (
     unreadable,
 )
 from open_clt.files.saving import (
+    Saved,
     Stage,
-    kept,
-    remove_directory,
+    is_interrupted,
+    read_saved,
+    remove_saved,
     saved,
     saving,
-    saving_directory,
 )
 from open_clt.files.writing import (
     write_bytes,
@@ -66,13 +76,21 @@ from open_clt.files.writing import (
 __all__ = [
     "LARGEST_FEATURE",
     "LARGEST_TEXT",
+    "MANIFEST",
     "FileFormat",
+    "Saved",
     "Stage",
     "check_directory",
+    "check_ours",
     "check_regular",
+    "foreign",
     "format_of",
     "inside",
-    "kept",
+    "is_interrupted",
+    "is_ours",
+    "list_names",
+    "listed_names",
+    "locked",
     "make_directory",
     "missing",
     "opened",
@@ -81,14 +99,14 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_rows",
+    "read_saved",
     "read_tensors",
     "read_text",
     "read_unpacked",
     "read_yaml",
-    "remove_directory",
+    "remove_saved",
     "saved",
     "saving",
-    "saving_directory",
     "unpacked",
     "unreadable",
     "write_bytes",

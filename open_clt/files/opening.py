@@ -11,11 +11,12 @@ import stat
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import BinaryIO, cast
 
 from open_clt.errors import CheckpointError
 from open_clt.files.limits import LARGEST_TEXT, too_large
+from open_clt.files.places import is_inside
 
 _SPECIAL = (
     (stat.S_ISDIR, "a directory"),
@@ -78,10 +79,8 @@ def inside(directory: Path, name: object) -> Path:
 
     Raises CheckpointError if the name is empty, is not a text, is an absolute path, or contains ``..``.
     """
-    if isinstance(name, str) and name and name.isprintable():
-        paths = (PurePosixPath(name), PureWindowsPath(name))
-        if not any(path.anchor or ".." in path.parts or not path.parts for path in paths):
-            return directory / name
+    if is_inside(name):
+        return directory / cast(str, name)
     raise CheckpointError(
         f"A file in {directory} names the file {_short(name)}, which is not a name inside {directory}; such names are "
         "not followed."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from open_clt.errors import ConfigError
 
@@ -22,6 +22,14 @@ def make_directory(directory: Path) -> Path:
     check_directory(directory)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name that stands in a file is relative, and stays inside the directory of that file."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    paths = (PurePosixPath(name), PureWindowsPath(name))
+    return all(path.parts and not path.anchor and ".." not in path.parts for path in paths)
 
 
 def part_path(path: Path) -> Path:

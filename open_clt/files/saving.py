@@ -2,44 +2,89 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast, final
 
-from open_clt.files.places import check_directory, flush, make_directory, old_path, part_path
+from open_clt.errors import CheckpointError
+from open_clt.files.places import flush, is_inside, make_directory, old_path, part_path
+from open_clt.files.reading import FileFormat
+from open_clt.files.writing import write_json
 
 Stage: TypeAlias = Callable[[str], Path]
-"""A function from the name of a file to the path at which it is written or read."""
+"""A function from the name of a file to the path at which it is written."""
+_Content = TypeVar("_Content")
+
+_JOURNAL = FileFormat("open-clt-save", newest=1)
+_TRIES = 20
+"""How often a reader starts again because another process saves the artefact meanwhile."""
 
 
-def kept(path: Path) -> Path:
-    """The path of a file or directory, or its ``.old-`` path if a process was killed while it replaced the file."""
-    return old_path(path) if old_path(path).exists() and not path.exists() else path
+@final
+@dataclass(frozen=True)
+class Saved:
+    """The files of a saved artefact; after an interrupted save, those of the former artefact."""
+
+    directory: Path
+    former: tuple[str, ...] | None
+    """The names of the former artefact's files if a save was interrupted; None otherwise."""
+
+    def __call__(self, name: str) -> Path:
+        """The path of a file of the artefact."""
+        path = self.directory / name
+        return old_path(path) if self.former and name in self.former and old_path(path).exists() else path
+
+    def names(self, pattern: str) -> list[str]:
+        """The names of the artefact's files that match a pattern."""
+        names = [path.name for path in self.directory.glob(pattern)] if self.former is None else self.former
+        return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
-def saved(directory: Path, head: str) -> Stage:
-    """A function from the name of an artefact's file to its path.
+def saved(directory: Path, head: str) -> Saved:
+    """The files of an artefact with this head; if a save of it was interrupted, the files of the former artefact."""
+    if (directory / head).exists() or not is_interrupted(directory, head):
+        return Saved(directory, None)
+    try:
+        return Saved(directory, _read_journal(directory, head).former)
+    except CheckpointError:
+        if is_interrupted(directory, head):
+            raise
+        return Saved(directory, None)  # the save has ended meanwhile
 
-    If a process was killed while it saved, the paths are those of the former artefact.
+
+def is_interrupted(directory: Path, head: str) -> bool:
+    """Whether a save of an artefact with this head is in progress, or was interrupted."""
+    return _journal_path(directory, head).exists()
+
+
+def read_saved(directory: Path, head: str, read: Callable[[Saved], _Content]) -> _Content:
+    """Read an artefact with the function ``read``, and read it again if it was saved meanwhile.
+
+    So the files that ``read`` combines are those of one save. Raises what ``read`` raises.
     """
-    interrupted = kept(directory / head) != directory / head
-
-    def path_of(name: str) -> Path:
-        path = directory / name
-        return old_path(path) if interrupted and old_path(path).exists() else path
-
-    return path_of
+    for _ in range(_TRIES):
+        state = _state(directory, head)
+        try:
+            content = read(saved(directory, head))
+        except CheckpointError:
+            if _state(directory, head) == state:
+                raise
+            continue
+        if _state(directory, head) == state:
+            return content
+    raise CheckpointError(f"{directory / head} is saved so often that it cannot be read; wait, and read it again.")
 
 
 @contextmanager
-def saving(directory: Path, *, replaces: Sequence[str] = ()) -> Generator[Stage]:
+def saving(directory: Path, *, replaces: Iterable[str] = ()) -> Generator[Stage]:
     """Save several files of a directory as one act: all of them or none.
 
     The block gets a function from the name of a file to the path to write it to. The last file that the block asks for
-    is the head, which makes the directory valid. ``replaces`` are glob patterns: files that match one of them belong to
-    the former artefact and are deleted if the block does not write them again.
+    is the head, which makes the directory valid. ``replaces`` are the names of the former artefact's files: those that
+    the block does not write again are deleted.
     """
     make_directory(directory)
     names: list[str] = []
@@ -51,55 +96,46 @@ def saving(directory: Path, *, replaces: Sequence[str] = ()) -> Generator[Stage]
     try:
         yield stage
         if names:
-            _exchange(directory, names, _surplus(directory, names, replaces))
+            for name in names:
+                part_path(directory / name).stat()  # a file that was never written raises before any file is renamed
+            _finish_former_save(directory, names)
+            _exchange(directory, names, [name for name in replaces if name not in names])
     finally:
         for name in names:
             part_path(directory / name).unlink(missing_ok=True)
 
 
-@contextmanager
-def saving_directory(path: Path) -> Generator[Path]:
-    """Give a temporary directory to write to, which replaces the directory ``path`` and its content at the end."""
-    part, old = part_path(path), old_path(path)
-    shutil.rmtree(part, ignore_errors=True)
-    check_directory(path)
-    make_directory(path.parent)
-    part.mkdir()
-    try:
-        yield part
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.replace(old)
-        try:
-            part.replace(path)
-            flush(path.parent)
-        except BaseException:
-            if not part.exists():
-                path.replace(part)
-            if old.exists():
-                old.replace(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def remove_saved(directory: Path, head: str, names: Iterable[str] = ()) -> None:
+    """Delete the files of an artefact, and those that an interrupted save left of them."""
+    names = (head, *names)
+    _write_journal(
+        directory, head, _Journal(former=(), new=names)
+    )  # it says that the files are ours until all are gone
+    for name in names:
+        path = directory / name
+        for leftover in (path, part_path(path), old_path(path)):
+            leftover.unlink(missing_ok=True)
+    _journal_path(directory, head).unlink(missing_ok=True)
 
 
-def remove_directory(path: Path) -> None:
-    """Delete a directory and the directories that an interrupted save left beside it."""
-    for leftover in (part_path(path), old_path(path), path):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+@final
+@dataclass(frozen=True)
+class _Journal:
+    """What a save does: the names of the former files and of the new files, each with the head first."""
+
+    former: tuple[str, ...]
+    new: tuple[str, ...]
 
 
 def _exchange(directory: Path, names: Sequence[str], surplus: Sequence[str]) -> None:
     """Rename the former files, the head first, and give the new files their names, the head last."""
     *body, head = names
-    for name in names:
-        part_path(directory / name).stat()  # a file that was never written raises before any file is renamed
     former = [name for name in (head, *body, *surplus) if (directory / name).exists()]
     for name in former:
         old_path(directory / name).unlink(missing_ok=True)
+    journal = _Journal(tuple(former), (head, *body))
     try:
+        _write_journal(directory, head, journal)
         for name in former:
             (directory / name).replace(old_path(directory / name))
         flush(directory)
@@ -109,23 +145,72 @@ def _exchange(directory: Path, names: Sequence[str], surplus: Sequence[str]) -> 
         part_path(directory / head).replace(directory / head)
         flush(directory)
     except BaseException:
-        _move_back(directory, [head, *body], former)
+        _move_back(directory, journal)
+        _journal_path(directory, head).unlink(missing_ok=True)
         raise
-    for name in (*body, head, *surplus):
-        old_path(directory / name).unlink(missing_ok=True)
+    _end(directory, head, journal)
 
 
-def _move_back(directory: Path, names: Sequence[str], former: Sequence[str]) -> None:
+def _finish_former_save(directory: Path, names: Sequence[str]) -> None:
+    """Undo a save that was interrupted before its head had its name, and delete the files that it left."""
+    head = names[-1]
+    if not is_interrupted(directory, head):
+        return
+    journal = _read_journal(directory, head)
+    if not (directory / head).exists():
+        _move_back(directory, journal)
+    for name in set(journal.new) - set(names):
+        part_path(directory / name).unlink(missing_ok=True)
+    _end(directory, head, journal)
+
+
+def _move_back(directory: Path, journal: _Journal) -> None:
     """Undo an exchange: delete the new files, the head first, and restore the former files, the head last."""
-    for name in names:
-        if not part_path(directory / name).exists():
+    for name in journal.new:
+        if name not in journal.former or old_path(directory / name).exists():
             (directory / name).unlink(missing_ok=True)
-    for name in reversed(former):
+    for name in reversed(journal.former):
         if old_path(directory / name).exists():
             old_path(directory / name).replace(directory / name)
 
 
-def _surplus(directory: Path, names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """Names of files that match a pattern and are not saved again."""
-    matching = sorted({path.name for pattern in patterns for path in directory.glob(pattern)})
-    return [name for name in matching if name not in names and not name.startswith((".part-", ".old-"))]
+def _end(directory: Path, head: str, journal: _Journal) -> None:
+    for name in journal.former:
+        old_path(directory / name).unlink(missing_ok=True)
+    _journal_path(directory, head).unlink(missing_ok=True)
+
+
+def _journal_path(directory: Path, head: str) -> Path:
+    return directory / f".saving-{head}.json"
+
+
+def _write_journal(directory: Path, head: str, journal: _Journal) -> None:
+    write_json(_journal_path(directory, head), {**_JOURNAL.header(), **vars(journal)})
+
+
+def _read_journal(directory: Path, head: str) -> _Journal:
+    path = _journal_path(directory, head)
+    content = _JOURNAL.read(path)
+    match content:
+        case {"former": list(former), "new": list(new)}:
+            names = [*cast(list[Any], former), *cast(list[Any], new)]
+            if all(is_inside(name) for name in names):
+                return _Journal(tuple(cast(list[str], former)), tuple(cast(list[str], new)))
+        case _:
+            pass
+    raise CheckpointError(f"{path} does not name the files of an interrupted save; delete it.")
+
+
+def _state(directory: Path, head: str) -> object:
+    """A value that changes whenever a save of the artefact begins, renames a file of the former artefact, or ends."""
+    former = saved(directory, head).former or ()
+    moved = tuple(old_path(directory / name).exists() for name in former)
+    return _stamp(directory / head), _stamp(_journal_path(directory, head)), moved
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

@@ -217,9 +217,10 @@ class AttributionGraph:
     @staticmethod
     def load(directory: str | Path) -> AttributionGraph:
         """Read a graph that ``save`` wrote; raises CheckpointError on anything else."""
-        path = files.saved(Path(directory), _JSON)
-        content = FORMAT.read(path(_JSON))
-        tensors = {name: _wide(tensor) for name, tensor in files.read_tensors(path(_TENSORS)).items()}
+        content, stored = files.read_saved(
+            Path(directory), _JSON, lambda saved: (FORMAT.read(saved(_JSON)), files.read_tensors(saved(_TENSORS)))
+        )
+        tensors = {name: _wide(tensor) for name, tensor in stored.items()}
         try:
             nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
             edges = Edges(*(tensors[f"edges.{name}"] for name in Edges._fields))

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from open_clt import files
 from open_clt.errors import ConfigError
+from open_clt.training.checkpoint_io import LOWEST_FVU
 from open_clt.training.data import ActivationDataModule, refuse_other_settings
 from open_clt.training.step.module import StepMetrics, TranscoderModule
 from open_clt.training.step.optimization import step_is_complete
@@ -149,7 +150,7 @@ class Checkpoints(Checkpoint):
         self.last = directory / "last"
         self.every = every
         self.best = best
-        self._lowest_file = directory / "best" / "held_out_fvu"
+        self._lowest_file = directory / "best" / LOWEST_FVU
         self.keep_all = keep_all
         self.at_end = at_end
         self.lowest = float("inf")

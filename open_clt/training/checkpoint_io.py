@@ -7,6 +7,7 @@ replaced by its name in ``tensors.safetensors``. Tags mark the types that JSON l
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -19,6 +20,8 @@ from open_clt.errors import CheckpointError
 FORMAT = files.FileFormat("open-clt-training", newest=1)
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
+LOWEST_FVU = "held_out_fvu"
+"""File in the directory of the best checkpoint, with its held-out FVU."""
 
 
 @final
@@ -26,26 +29,32 @@ class SafetensorsCheckpointIO(CheckpointIO):
     """A Trainer plugin that writes and reads Lightning's checkpoints without pickle: ``Trainer(plugins=...)``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint to the directory ``path``, whole or not at all; it replaces a former checkpoint there."""
+        """Write a checkpoint to the directory ``path``, whole or not at all; it replaces a former checkpoint there.
+
+        Raises ConfigError if files of other programs have the names of the checkpoint's files.
+        """
+        if not files.is_ours(Path(path), _STATE, FORMAT):
+            files.check_ours(Path(path), (_STATE, _TENSORS))
         tensors: dict[str, Tensor] = {}
         state = {**FORMAT.header(), "state": _encode(checkpoint, tensors)}
-        with files.saving_directory(Path(path)) as part:
-            files.write_tensors(part / _TENSORS, tensors)
-            files.write_json(part / _STATE, state, indent=None)
+        with files.saving(Path(path)) as stage:
+            files.write_tensors(stage(_TENSORS), tensors)
+            files.write_json(stage(_STATE), state, indent=None)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint onto the CPU; raises CheckpointError if it is missing, damaged, sharded or foreign."""
-        path = files.kept(Path(path))
+        path = Path(path)
         for first_slice in path.glob("shard_0_of_*"):
             shards = first_slice.name.rpartition("_")[2]
             raise CheckpointError(
                 f"{path} is a checkpoint of {shards} processes that share its features; resume with {shards} shards "
                 "(trainer.devices, trainer.strategy), or join them with open_clt.training.parallel.merge_checkpoint."
             )
-        content = FORMAT.read(path / _STATE)
-        tensors = files.read_tensors(path / _TENSORS)
+        content, tensors = files.read_saved(
+            path, _STATE, lambda saved: (FORMAT.read(saved(_STATE)), files.read_tensors(saved(_TENSORS)))
+        )
         try:
             return cast(dict[str, Any], _decode(content["state"], tensors))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -53,7 +62,22 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint if it exists."""
-        files.remove_directory(Path(path))
+        if is_checkpoint(Path(path)):
+            remove_checkpoint(Path(path))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a checkpoint of OpenCLT, of one process or of several that share its features."""
+    return any(files.is_ours(folder, _STATE, FORMAT) for folder in (path, *path.glob("shard_*_of_*")))
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete the files of a checkpoint, and its directories if they hold nothing else."""
+    for folder in (*path.glob("shard_*_of_*"), path):
+        if files.is_ours(folder, _STATE, FORMAT):
+            files.remove_saved(folder, _STATE, (_TENSORS, LOWEST_FVU))
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

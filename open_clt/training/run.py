@@ -35,7 +35,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,22 +46,21 @@ from jaxtyping import Int
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from open_clt import files
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
-from open_clt.errors import CheckpointError, ConfigError
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.training.activations import RunActivations, model_on
 from open_clt.training.callbacks import stop_on_interrupt
 from open_clt.training.data import ActivationDataModule
+from open_clt.training.output import OutputDirectory, checkpoint_path, output_directory
 from open_clt.training.parallel.shards import draw_shard, gather_features
 from open_clt.training.parallel.strategy import FeatureParallelStrategy
 from open_clt.training.result import TrainingResult
 from open_clt.training.step.module import Loss, TranscoderModule, set_encoder_bias
 from open_clt.training.step.optimization import OptimizerMaker
-from open_clt.training.trainer import check_trainer, make_trainer, trainer_settings
+from open_clt.training.trainer import check_trainer, make_trainer, trainer_settings, writes_checkpoints
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder
 from open_clt.transcoders.metrics import MetricsAccumulator, TranscoderMetrics
@@ -103,14 +102,15 @@ class TrainingRun:
         *,
         trainer: Mapping[str, Any],
         own: OwnParts,
-        output: Path | None = None,
+        output: OutputDirectory | None = None,
         resume: str | Path | None = None,
     ) -> None:
         """``trainer`` holds all arguments of Lightning's Trainer, including those of ``own.trainer``."""
         self.activations = activations
         self.training = training
         self.output = output
-        self.checkpoint = _checkpoint(output, resume)
+        path = None if output is None else output.path
+        self.checkpoint = checkpoint_path(path, resume)
         settings = dict(trainer)
         self.data = ActivationDataModule(
             activations.train,
@@ -124,7 +124,7 @@ class TrainingRun:
             settings,
             own.callbacks,
             steps=self.data.steps,
-            output=output,
+            output=path,
             checkpoints=training.checkpoints,
             held_out=activations.held_out is not None,
         )
@@ -144,12 +144,14 @@ class TrainingRun:
 
     def train(self) -> TrainingResult:
         """Train from the beginning or from a checkpoint, save the transcoder, and return the result."""
+        if self.output is not None:
+            self.output.begin()
         result = fit(self.module, self.data, self.trainer, resume=self.checkpoint)
         result = result._replace(held_out=self.activations.contexts)
         if self.output is not None and result.first:
             record = {"settings": to_dict(self.training), **result.summary()}
-            save_transcoder(result.transcoder, self.output, record=record)
-            logger.info("Saved the transcoder to %s.", self.output)
+            save_transcoder(result.transcoder, self.output.path, record=record)
+            logger.info("Saved the transcoder to %s.", self.output.path)
         return result
 
 
@@ -160,6 +162,7 @@ def train_transcoder(
     training_config: TrainingConfig,
     *,
     output_dir: str | Path | None = None,
+    overwrite: bool = False,
     resume: str | Path | None = None,
     progress: bool = True,
     own: OwnParts | None = None,
@@ -169,19 +172,22 @@ def train_transcoder(
     The first contexts are held out, and the result is measured on them (``TextsConfig.held_out_contexts``). With an
     ``output_dir``, the run saves the folded transcoder and its record there, and writes checkpoints at regular steps
     and on Ctrl-C. A later call with the same texts and settings continues from a checkpoint: ``resume`` is ``"last"``,
-    ``"best"``, or the path of a checkpoint.
+    ``"best"``, or the path of a checkpoint. ``overwrite`` replaces a former run in ``output_dir``, and leaves files
+    that OpenCLT did not write alone.
 
-    Raises ConfigError if the transcoder does not fit the model or ``output_dir`` holds another run, TextError if the
-    texts are too short to train on, and CheckpointError if the checkpoint to resume is missing or has other settings.
+    Raises ConfigError if the transcoder does not fit the model, if ``output_dir`` is in use, or if it holds another run
+    or files of other programs under the names that the run writes. Raises TextError if the texts are too short to train
+    on, and CheckpointError if the checkpoint to resume is missing or has other settings.
     """
     check_fits(transcoder_config, model)
     source = model_on(model, texts_or_contexts, training_config)
     return _train(
-        source.activations(transcoder_config, training_config),
+        lambda: source.activations(transcoder_config, training_config),
         transcoder_config,
         training_config,
         device=model.device,
         output_dir=output_dir,
+        overwrite=overwrite,
         resume=resume,
         progress=progress,
         own=own,
@@ -196,17 +202,19 @@ def train_on_activations(
     held_out: ActivationStore | None = None,
     device: torch.device | str = "cpu",
     output_dir: str | Path | None = None,
+    overwrite: bool = False,
     resume: str | Path | None = None,
     progress: bool = True,
     own: OwnParts | None = None,
 ) -> TrainingResult:
     """Train a transcoder on activations from any store; everything else is as in ``train_transcoder``."""
     return _train(
-        RunActivations(train=train, held_out=held_out),
+        lambda: RunActivations(train=train, held_out=held_out),
         transcoder_config,
         training_config,
         device=torch.device(device),
         output_dir=output_dir,
+        overwrite=overwrite,
         resume=resume,
         progress=progress,
         own=own,
@@ -214,12 +222,13 @@ def train_on_activations(
 
 
 def _train(
-    activations: RunActivations,
+    activations: Callable[[], RunActivations],
     transcoder: TranscoderConfig,
     training: TrainingConfig,
     *,
     device: torch.device,
     output_dir: str | Path | None,
+    overwrite: bool,
     resume: str | Path | None,
     progress: bool,
     own: OwnParts | None,
@@ -229,9 +238,12 @@ def _train(
     settings = trainer_settings(device, training, dict(own.trainer))
     settings.setdefault("enable_progress_bar", progress)
     check_trainer(settings)
-    output = None if output_dir is None else Path(output_dir)
-    with quiet_lightning():
-        run = TrainingRun(activations, transcoder, training, trainer=settings, own=own, output=output, resume=resume)
+    checkpoints = training.checkpoints if writes_checkpoints(settings) else None
+    with (
+        quiet_lightning(),
+        output_directory(output_dir, resume=resume, overwrite=overwrite, checkpoints=checkpoints) as output,
+    ):
+        run = TrainingRun(activations(), transcoder, training, trainer=settings, own=own, output=output, resume=resume)
         return run.train()
 
 
@@ -295,28 +307,3 @@ def quiet_lightning() -> Generator[None]:
     finally:
         for lightning_logger, level in zip(lightning_loggers, levels, strict=True):
             lightning_logger.setLevel(level)
-
-
-def check_output(output: Path, resume: str | Path | None) -> None:
-    """Raise ConfigError if the output directory cannot be written, or holds a run that this run does not resume."""
-    files.check_directory(output)
-    if resume is None and (output / "checkpoints" / "last").exists():
-        raise ConfigError(
-            f"{output} already holds a training run; resume it from 'last' (on the command line: --ckpt-path last), or "
-            "give another output directory."
-        )
-
-
-def _checkpoint(output: Path | None, resume: str | Path | None) -> Path | None:
-    """The path of the checkpoint to resume from, if any.
-
-    Raises CheckpointError if the checkpoint does not exist, and ConfigError in the same case as ``check_output``.
-    """
-    if output is not None:
-        check_output(output, resume)
-    if resume is None:
-        return None
-    path = output / "checkpoints" / resume if output is not None and resume in ("last", "best") else Path(resume)
-    if not files.kept(path).is_dir():
-        raise CheckpointError(f"{path} is not a checkpoint; resume from last, best, or the path of a checkpoint.")
-    return path

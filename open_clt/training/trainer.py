@@ -18,6 +18,7 @@ from open_clt.errors import ConfigError
 from open_clt.training.callbacks import Checkpoints, ProgressBar, StepLog
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.metrics_file import MetricsFile
+from open_clt.training.output import CHECKPOINTS, METRICS
 from open_clt.training.step.optimization import check_precision
 
 Settings: TypeAlias = dict[str, Any]
@@ -50,6 +51,11 @@ def trainer_settings(device: torch.device, training: TrainingConfig, own: Settin
     return {**TRAINER_DEFAULTS, **hardware, "gradient_clip_val": training.gradient_clip, **own}
 
 
+def writes_checkpoints(settings: Settings) -> bool:
+    """Whether a run with an output directory writes checkpoints there."""
+    return settings.get("enable_checkpointing") is not False
+
+
 def keep_logs_in(output: Path, loggers: Any) -> None:
     """Make loggers that would write to the current directory, such as WandB's, write to ``output`` instead.
 
@@ -79,12 +85,11 @@ def make_trainer(
     loggers = listed(settings.get("logger"), Logger)
     if settings.get("enable_progress_bar") is not False:
         callbacks.append(ProgressBar())
-    writes_checkpoints = output is not None and settings.get("enable_checkpointing") is not False
     if output is not None:
-        loggers = [MetricsFile(output / "metrics.csv"), *loggers]
-        if writes_checkpoints:
+        loggers = [MetricsFile(output / METRICS), *loggers]
+        if writes_checkpoints(settings):
             choices = {"best": checkpoints.best, "keep_all": checkpoints.keep_all}
-            callbacks.append(Checkpoints(output / "checkpoints", checkpoints.every, at_end=True, **choices))
+            callbacks.append(Checkpoints(output / CHECKPOINTS, checkpoints.every, at_end=True, **choices))
     settings = settings | {
         "max_steps": steps,
         "max_epochs": -1,
@@ -93,7 +98,7 @@ def make_trainer(
         "plugins": [*listed(settings.get("plugins")), SafetensorsCheckpointIO()],
         "default_root_dir": settings.get("default_root_dir") or output,
         "enable_progress_bar": False,
-        "enable_checkpointing": writes_checkpoints,
+        "enable_checkpointing": output is not None and writes_checkpoints(settings),
         "log_every_n_steps": settings.get("log_every_n_steps") or max(1, steps // 400),
     }
     if not held_out:

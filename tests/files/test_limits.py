@@ -96,10 +96,10 @@ def test_yaml_that_grows_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with refuses(CheckpointError, path):
         files.read_yaml(path)
-    save_in_circuit_tracers_layout(tmp_path, 1)
-    path.write_text(text)
-    with refuses(CheckpointError, path):
-        load_transcoder(tmp_path)
+    save_in_circuit_tracers_layout(tmp_path / "saved", 1)
+    path.replace(tmp_path / "saved" / "config.yaml")
+    with refuses(CheckpointError, tmp_path / "saved" / "config.yaml"):
+        load_transcoder(tmp_path / "saved")
 
 
 def test_yaml_with_few_aliases_is_read(tmp_path: Path) -> None:

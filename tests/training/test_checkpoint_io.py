@@ -84,15 +84,6 @@ def test_missing_damaged_and_foreign_checkpoints_are_named(state: dict[str, Any]
         io.load_checkpoint(path)
 
 
-def test_a_checkpoint_that_a_killed_process_had_moved_aside_is_read(state: dict[str, Any], tmp_path: Path) -> None:
-    io = SafetensorsCheckpointIO()
-    io.save_checkpoint(state, tmp_path / "last")
-    (tmp_path / "last").rename(tmp_path / ".old-last")
-    assert equal(io.load_checkpoint(tmp_path / "last"), state)
-    io.remove_checkpoint(tmp_path / "last")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_sharded_checkpoint_is_refused_by_its_number_of_shards(state: dict[str, Any], tmp_path: Path) -> None:
     io = SafetensorsCheckpointIO()
     for shard in range(2):

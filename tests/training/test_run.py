@@ -152,7 +152,7 @@ def test_a_run_pickles_nothing_and_writes_to_its_output_directory_only(
     run(PressCtrlC(5), output_dir="out", max_steps=8)
     run(output_dir="out", resume="last", max_steps=8)
     assert sorted(path.name for path in Path("out").iterdir()) == [
-        "checkpoints", "config.json", "metrics.csv", "transcoder.safetensors",
+        ".open-clt.json", "checkpoints", "config.json", "metrics.csv", "transcoder.safetensors",
     ]  # fmt: skip
     assert [path.name for path in Path().iterdir()] == ["out"]
     printed = capsys.readouterr()

@@ -74,7 +74,7 @@ def write_circuit_tracer(
     content = circuit_tracer_json(graph, card, view)
     log_missing(graph)
     directory = Path(directory)
-    index = files.kept(directory / METADATA_FILE)
+    index = files.saved(directory, METADATA_FILE)(METADATA_FILE)
     listed = cast(list[dict[str, Any]], read_object(index, "graphs")["graphs"]) if index.exists() else []
     entries = [entry for entry in listed if entry.get("slug") != card.slug]
     with files.saving(directory) as stage:

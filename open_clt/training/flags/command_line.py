@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, final
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ActionYesNo, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -62,11 +62,13 @@ from open_clt.training.flags.settings import (
     user_class,
 )
 from open_clt.training.memory import keep_freed_memory
+from open_clt.training.output import OutputDirectory, output_directory
 from open_clt.training.result import TrainingResult
-from open_clt.training.run import OwnParts, TrainingRun, check_output, quiet_lightning
-from open_clt.training.trainer import TRAINER_DEFAULTS, Settings, check_trainer, keep_logs_in
+from open_clt.training.run import OwnParts, TrainingRun, quiet_lightning
+from open_clt.training.trainer import TRAINER_DEFAULTS, Settings, check_trainer, keep_logs_in, writes_checkpoints
 from open_clt.transcoders.make import OwnArchitecture
 
+_CONFIG = "config.yaml"
 _FROM_TRAINER = ("epochs", "max_steps", "seed")
 _NO_TIME = "00:00:00:00"
 """A ``trainer.max_time`` with which a resumed run takes no step: it only saves the transcoder of its checkpoint."""
@@ -85,17 +87,29 @@ class CommandResult(NamedTuple):
     """Directory of all files that the run writes."""
 
 
-def train_command(arguments: Sequence[str], *, keep_memory: bool = False) -> CommandResult:
+def train_command(
+    arguments: Sequence[str],
+    *,
+    keep_memory: bool = False,
+    also_writes: Sequence[str] = (),
+    then: Callable[[CommandResult], None] | None = None,
+) -> CommandResult:
     """Train with the settings of a command line; raises an OpenCLTError that names what is wrong with a setting.
 
     ``keep_memory`` allows a run on a CPU to change the allocator of this process (``memory.keep_freed_memory``).
+    ``then`` is called with the result before another run can use the output directory, and may write files of the names
+    ``also_writes`` there.
     """
-    with quiet_lightning(), _matmul_precision_restored():
-        cli = TrainingCLI(arguments, keep_memory=keep_memory)
-        result = cli.training_run.train()
-        cli.check_time(result)
-        cli.save_config()
-    return CommandResult(result, cli.language_model, cli.prompts, cli.report, cli.output)
+    with ExitStack() as held:
+        with quiet_lightning(), _matmul_precision_restored():
+            cli = TrainingCLI(arguments, held, keep_memory=keep_memory, also_writes=also_writes)
+            result = cli.training_run.train()
+            cli.check_time(result)
+            cli.save_config()
+        trained = CommandResult(result, cli.language_model, cli.prompts, cli.report, cli.output)
+        if then is not None:
+            then(trained)
+    return trained
 
 
 @contextmanager
@@ -113,7 +127,12 @@ class TrainingCLI(LightningCLI):
 
     training_run: TrainingRun
 
-    def __init__(self, arguments: Sequence[str], *, keep_memory: bool = False) -> None:
+    def __init__(
+        self, arguments: Sequence[str], held: ExitStack, *, keep_memory: bool = False, also_writes: Sequence[str] = ()
+    ) -> None:
+        """``held`` receives the lock of the output directory."""
+        self._held = held
+        self._also_writes = (_CONFIG, *also_writes)
         self._keep_memory = keep_memory
         self.language_model: LanguageModel | None = None
         parser_settings = {"prog": "open-clt train", "description": "Train a transcoder.", "exit_on_error": False}
@@ -176,6 +195,12 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(StopAtL0, "early_stop")
         option("--output", type=str, default="transcoder", help="Directory of all files that the run writes.")
         option(
+            "--overwrite",
+            action=ActionYesNo,
+            default=False,
+            help="Replace a former run in the output directory; files that OpenCLT did not write stay.",
+        )
+        option(
             "--ckpt_path",
             "--ckpt-path",
             type=str,
@@ -193,9 +218,9 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the training run from the settings; a mistake in any of them is found here, before training."""
-        check_output(self.output, self.config.ckpt_path)
         check_trainer(self.config.trainer.as_dict())
         settings = self.config.as_dict()
+        output = self._output_directory(settings.get("checkpoints", {}))
         self._prepare_torch(settings.get("training", {}).pop("matmul_precision", None))
         instances = self._instances()
         self.report: ReportConfig = read_settings(ReportConfig, settings.get("report", {}), "report")
@@ -211,8 +236,21 @@ class TrainingCLI(LightningCLI):
             training,
             trainer={**instances["trainer"]},
             own=own,
-            output=self.output,
+            output=output,
             resume=self.config.ckpt_path,
+        )
+
+    def _output_directory(self, checkpoints: Settings) -> OutputDirectory | None:
+        """Check the output directory, and hold its lock until the command ends."""
+        config = read_settings(CheckpointsConfig, checkpoints, "checkpoints")
+        return self._held.enter_context(
+            output_directory(
+                self.output,
+                resume=self.config.ckpt_path,
+                overwrite=self.config.overwrite,
+                checkpoints=config if writes_checkpoints(self.config.trainer.as_dict()) else None,
+                also_writes=self._also_writes,
+            )
         )
 
     def _prepare_torch(self, matmul_precision: str | None) -> None:
@@ -328,11 +366,10 @@ class TrainingCLI(LightningCLI):
     def save_config(self) -> None:
         """Write the settings to ``config.yaml`` in the output directory."""
         if self.training_run.trainer.is_global_zero:
-            files.make_directory(self.output)
-            # A new run with the written settings must neither resume this one nor end at once.
-            settings: Settings = {**self.config.as_dict(), "ckpt_path": None}
+            # A new run with the written settings must neither resume this one, nor overwrite one, nor end at once.
+            settings: Settings = {**self.config.as_dict(), "ckpt_path": None, "overwrite": False}
             if settings["trainer"]["max_time"] == _NO_TIME:
                 settings["trainer"]["max_time"] = None
             with older_names():
                 text = self.parser.dump(Namespace(settings), skip_none=False, skip_validation=True)
-            files.write_text(self.output / "config.yaml", text)
+            files.write_text(self.output / _CONFIG, text)

@@ -5,12 +5,16 @@
                            threshold_{l} [feature] (JumpReLU only)
     W_dec_{l}.safetensors  W_dec_{l} [feature, n_layers - l, d_model]; slice j writes to layer l + j
 
+OpenCLT's ``config.yaml`` begins with a comment that says how many layers OpenCLT wrote, so that a later save replaces
+these files and no others.
+
 The layout has no standardisation, so a transcoder is folded before it is written. In this layout a feature depends on
 its own pre-activation only, so TopK, which ranks features against each other, cannot be written.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,24 +35,27 @@ from open_clt.transcoders.transcoder import Transcoder
 _KIND = "cross_layer_transcoder"
 _SETTINGS = "config.yaml"
 _ENCODER, _DECODER = "W_enc", "W_dec"
+_MARK = "# Written by OpenCLT: {} layers"
 
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a transcoder of this layout, whole or damaged."""
-    return files.kept(directory / f"{_ENCODER}_0.safetensors").is_file()
+    return files.saved(directory, _SETTINGS)(f"{_ENCODER}_0.safetensors").is_file()
 
 
 @torch.no_grad()
 def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
     """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError if the directory has none."""
     directory = Path(directory)
-    settings = _read_settings(directory / _SETTINGS)
+    settings, encoders, decoders = files.read_saved(
+        directory,
+        _SETTINGS,
+        lambda saved: (_read_settings(saved(_SETTINGS)), _read_layers(saved, _ENCODER), _read_layers(saved, _DECODER)),
+    )
     if settings.get("model_kind") != _KIND:
         raise CheckpointError(
             f"{directory} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read from this layout."
         )
-    encoders = _read_layers(directory, _ENCODER)
-    decoders = _read_layers(directory, _DECODER)
     if not encoders or len(encoders) != len(decoders):
         raise CheckpointError(
             f"{directory} holds {len(encoders)} encoders and {len(decoders)} decoders; it needs one encoder and one "
@@ -91,10 +98,13 @@ def _config(settings: dict[str, Any], encoders: list[dict[str, Tensor]], directo
 def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: str = "./features") -> Path:
     """Write a transcoder in circuit-tracer's layout, with its standardisation folded into the weights.
 
-    A limited reach is padded with zeros. The files are written whole or not at all, and files of a former transcoder
-    with more layers are deleted. Raises CheckpointError for what the layout cannot hold: TopK, a skip path, a mixture
-    of linear transforms, and a user's own class.
+    A limited reach is padded with zeros. The files are written whole or not at all. They replace those of a former
+    transcoder that this function wrote, also if it had more layers. Raises ConfigError if they would replace other
+    files, and CheckpointError for what the layout cannot hold: TopK, a skip path, a mixture of linear transforms, and a
+    user's own class.
     """
+    directory = Path(directory)
+    check_place(directory, transcoder.config.n_layers)
     if not isinstance(transcoder, CrossLayerTranscoder):
         raise CheckpointError(
             f"A {type(transcoder).__name__} cannot be written in circuit-tracer's layout, which holds decoders only; "
@@ -122,12 +132,36 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
         "feature_output_hook": transcoder.config.target_hook,
         "scan": scan,
     }
-    with files.saving(Path(directory), replaces=(f"{_ENCODER}_*.safetensors", f"{_DECODER}_*.safetensors")) as stage:
+    with files.saving(directory, replaces=_our_names(directory)) as stage:
         for layer in range(transcoder.config.n_layers):
             files.write_tensors(stage(f"{_ENCODER}_{layer}.safetensors"), _encoder_tensors(folded, layer))
             files.write_tensors(stage(f"{_DECODER}_{layer}.safetensors"), _decoder_tensors(folded, layer))
-        files.write_text(stage(_SETTINGS), yaml.safe_dump(settings, sort_keys=False))
-    return Path(directory)
+        mark = _MARK.format(transcoder.config.n_layers)
+        files.write_text(stage(_SETTINGS), f"{mark}\n{yaml.safe_dump(settings, sort_keys=False)}")
+    return directory
+
+
+def check_place(directory: Path, n_layers: int) -> None:
+    """Raise ConfigError if a transcoder cannot be saved in a directory, because it would replace other files."""
+    files.check_directory(directory)
+    if files.is_interrupted(directory, _SETTINGS):
+        return
+    ours = _our_names(directory)
+    files.check_ours(directory, [name for name in _names(n_layers) if name not in ours])
+
+
+def _names(n_layers: int) -> list[str]:
+    """The names of the files of a transcoder, the head first."""
+    stems = [f"{stem}_{layer}" for layer in range(n_layers) for stem in (_ENCODER, _DECODER)]
+    return [_SETTINGS, *(f"{stem}.safetensors" for stem in stems)]
+
+
+def _our_names(directory: Path) -> list[str]:
+    """The names of the files that ``save_circuit_tracer`` wrote to a directory; none if others wrote its config."""
+    path = files.saved(directory, _SETTINGS)(_SETTINGS)
+    first_line = files.read_text(path, "YAML").partition("\n")[0] if path.is_file() else ""
+    marked = re.fullmatch(_MARK.format(r"(\d{1,6})"), first_line)
+    return _names(int(marked[1])) if marked else []
 
 
 def _encoder_tensors(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
@@ -151,10 +185,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], settings)
 
 
-def _read_layers(directory: Path, stem: str) -> list[dict[str, Tensor]]:
+def _read_layers(saved: files.Saved, stem: str) -> list[dict[str, Tensor]]:
     """The tensors of the files ``{stem}_0``, ``{stem}_1``, ...; raises CheckpointError if a number is missing."""
-    count = sum(1 for _ in directory.glob(f"{stem}_*.safetensors"))
-    return [files.read_tensors(directory / f"{stem}_{layer}.safetensors") for layer in range(count)]
+    count = len(saved.names(f"{stem}_[0-9]*.safetensors"))
+    return [files.read_tensors(saved(f"{stem}_{layer}.safetensors")) for layer in range(count)]
 
 
 def _fill(target: Tensor, tensors: dict[str, Tensor], name: str, directory: Path) -> None:

@@ -31,7 +31,15 @@ _TENSORS = "transcoder.safetensors"
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a transcoder of this layout, whole or damaged."""
-    return files.kept(directory / _TENSORS).exists() or files.format_of(_saved(directory)(_CONFIG)) == FORMAT.name
+    saved = files.saved(directory, _CONFIG)
+    return saved(_TENSORS).exists() or files.format_of(saved(_CONFIG)) == FORMAT.name
+
+
+def check_place(directory: Path) -> None:
+    """Raise ConfigError if a transcoder cannot be saved in a directory, because it would replace other files."""
+    files.check_directory(directory)
+    if not files.is_ours(directory, _CONFIG, FORMAT):
+        files.check_ours(directory, (_CONFIG, _TENSORS))
 
 
 def save_transcoder(
@@ -43,10 +51,14 @@ def save_transcoder(
 ) -> Path:
     """Write a transcoder to a directory, whole or not at all, and return the directory; other files in it stay.
 
+    A former transcoder of OpenCLT is replaced. Raises ConfigError if the directory holds a ``config.json`` or a
+    ``transcoder.safetensors`` of another program, such as the config of a language model.
+
     ``record`` is stored in ``config.json``: plain values on training and evaluation. ``dtype`` stores the weight
     tables in another data type; the outputs of the loaded transcoder are then the same only to that precision.
     """
     directory = Path(directory)
+    check_place(directory)
     tensors = transcoder.state_dict()
     if dtype is not None:
         tensors = {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
@@ -63,8 +75,10 @@ def save_transcoder(
     return directory
 
 
-def _saved(directory: Path) -> files.Stage:
-    return files.saved(directory, _CONFIG)
+def remove_transcoder(directory: Path) -> None:
+    """Delete the files of a transcoder that ``save_transcoder`` wrote; all other files of the directory stay."""
+    if files.is_ours(directory, _CONFIG, FORMAT):
+        files.remove_saved(directory, _CONFIG, (_TENSORS,))
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -74,10 +88,10 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def load_native(directory: Path) -> Transcoder:
     """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError if the directory has none."""
-    path_of = _saved(directory)
-    content = FORMAT.read(path_of(_CONFIG))
+    content, tensors = files.read_saved(
+        directory, _CONFIG, lambda saved: (FORMAT.read(saved(_CONFIG)), files.read_tensors(saved(_TENSORS)))
+    )
     config = _read_config(content, directory)
-    tensors = files.read_tensors(path_of(_TENSORS))
     _check_encoder_shape(config, tensors, directory)
     try:
         transcoder = make_transcoder(config, own=_read_architecture(content, directory))
@@ -92,7 +106,7 @@ def load_native(directory: Path) -> Transcoder:
 
 def read_record(directory: str | Path) -> dict[str, Any]:
     """The ``record`` that ``save_transcoder`` stored with a transcoder."""
-    return cast(dict[str, Any], FORMAT.read(_saved(Path(directory))(_CONFIG)).get("record", {}))
+    return cast(dict[str, Any], FORMAT.read(files.saved(Path(directory), _CONFIG)(_CONFIG)).get("record", {}))
 
 
 def _read_config(content: dict[str, Any], directory: Path) -> TranscoderConfig:
