@@ -18,7 +18,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn, TypeAlias, cast, final
 
 from open_clt.commands import attribute, compare, convert, embedded, evaluate, generate, intervene, train
@@ -31,10 +32,10 @@ _COMMANDS = (embedded, generate, attribute, intervene, train, evaluate, compare,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
-    _allow_imports_from_working_directory()
     try:
         parsed = _parser().parse_args(arguments)
-        status = cast(Command, parsed.command)(parsed)
+        with _importable_working_directory() if parsed.trust_code else nullcontext():
+            status = cast(Command, parsed.command)(parsed)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -50,12 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _allow_imports_from_working_directory() -> None:
-    """Let ``class_path`` name a module of the working directory, which only ``python -m`` allows by itself."""
-    # The working directory comes last, so that a file in it cannot hide an installed package. Python's option -P
-    # leaves the working directory out on purpose.
-    if not sys.flags.safe_path and "" not in sys.path:
-        sys.path.append("")
+@contextmanager
+def _importable_working_directory() -> Generator[None]:
+    """Let ``class_path`` name a module of the working directory, unless Python's option -P forbids it.
+
+    Other commands cannot import from there: the working directory may be one that was downloaded, and libraries look
+    for optional packages whose names its files may have.
+    """
+    if sys.flags.safe_path or "" in sys.path:
+        yield
+        return
+    sys.path.append("")  # at the end, so that a file cannot hide an installed package
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 @final
@@ -68,6 +78,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="open-clt", description="Train, evaluate and use cross-layer transcoders of language models.")
+    parser.set_defaults(trust_code=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands.add_parser)

@@ -211,9 +211,13 @@ class OpenCrossLayerTranscoder:
             logger.warning("The transcoder is saved in a directory named %s, which load_model reads.", directory)
         return directory
 
-    def load_model(self, path: str | Path) -> None:
-        """Load a transcoder from a directory; raise ConfigError if it does not fit the language model."""
-        transcoder = load_transcoder(path, device=self.language_model.device)
+    def load_model(self, path: str | Path, *, own_class: type[Any] | None = None, trust_code: bool = False) -> None:
+        """Load a transcoder from a directory; raise ConfigError if it does not fit the language model.
+
+        ``own_class`` and ``trust_code`` are those of ``load_transcoder``.
+        """
+        device = self.language_model.device
+        transcoder = load_transcoder(path, device=device, own_class=own_class, trust_code=trust_code)
         check_fits(transcoder, self.language_model)
         self.transcoder, self._trained = transcoder, True
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -70,24 +73,38 @@ def test_a_mistake_ends_the_process_with_status_2_and_one_line() -> None:
     assert result.stderr.count("\n") == 1
 
 
+ROOT = Path(__file__).parents[1]
 OWN = {"mine.py": "class Store:\n    pass\n", "safetensors.py": "raise AssertionError('installed packages come first')"}
 
 
-def test_installed_packages_come_before_modules_of_the_working_directory(tmp_path: Path) -> None:
+SEARCH = """
+import importlib.util
+from open_clt.cli import main
+from open_clt.commands import generate, train
+
+def search(arguments):
+    import safetensors
+    print(importlib.util.find_spec("mine") is not None, end=" ")
+    return 0
+
+generate.run = train.run = search
+for words in (["train"], ["generate", "--prompt", "The", "--trust-code"], ["generate", "--prompt", "The"]):
+    main(words)
+"""
+
+
+def test_modules_of_the_working_directory_are_found_last_and_only_if_the_user_trusts_them(tmp_path: Path) -> None:
     for name, content in OWN.items():
         (tmp_path / name).write_text(content)
     script = (
         tmp_path / "bin" / "script.py"
-    )  # an installed script has its own directory, not the working directory, on its path
+    )  # an installed script has its own directory on its path, not the working one
     script.parent.mkdir()
-    script.write_text(
-        "from open_clt.cli import main\nmain(['embedded'])\nimport safetensors, mine\nprint(mine.Store)\n"
-    )
-    for flags, status in (([], 0), (["-P"], 1)):
+    script.write_text(SEARCH)
+    for flags, found in (([], "True True False "), (["-P"], "False False False ")):
         command = [sys.executable, *flags, str(script)]
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-        assert result.returncode == status, result.stderr
-        assert ("mine.Store" in result.stdout) == (status == 0)
+        assert result.stdout == found, result.stderr
 
 
 @pytest.mark.slow
@@ -101,6 +118,22 @@ def test_the_installed_script_imports_classes_of_the_working_directory(tmp_path:
     assert "data.class_path" in result.stderr, result.stderr
     assert "ActivationStore" in result.stderr, result.stderr
     assert result.returncode == 2
+
+
+@pytest.mark.slow
+def test_a_transcoder_of_a_stranger_runs_no_code_unless_it_is_trusted(tmp_path: Path) -> None:
+    embedded = Path(str(files("open_clt"))) / "embedded" / "transcoder"
+    shutil.copytree(embedded, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architecture"] = {"class_path": "stranger.Fancy", "init_args": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("stranger", "gguf", "wandb", "yaml", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text(f"open('ran-{name}', 'w').close()\nraise AssertionError('{name} ran')\n")
+    arguments = ["generate", "--transcoder", ".", "--prompt", "The capital of France"]
+    for trusted in ([], ["--trust-code"]):
+        result = run(*arguments, *trusted, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert [path.name for path in tmp_path.glob("ran-*")] == ["ran-stranger" for _ in trusted], result.stderr
+    assert "stranger ran" in result.stderr
 
 
 def test_the_command_line_imports_no_large_library_before_a_command_runs() -> None:

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_held_out_options, make_report, read_held_out
-from open_clt.commands.options import DEVICE_HELP, MODEL_HELP, AddParser, add_command, transcoder_directory
+from open_clt.commands.options import (
+    DEVICE_HELP,
+    MODEL_HELP,
+    AddParser,
+    add_command,
+    add_trust_option,
+    transcoder_directory,
+)
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ def add_to(add_parser: AddParser) -> None:
     parser.add_argument("transcoders", nargs="+", metavar="DIR", help=_TRANSCODERS)
     parser.add_argument("--model", default=None, help=f"{MODEL_HELP} (default: embedded).")
     parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    add_trust_option(parser)
     add_held_out_options(parser)
     parser.set_defaults(command=run)
 
@@ -107,6 +115,7 @@ def _measure(
     from open_clt.evaluation.measured_on import check_same_contexts, measured_on
     from open_clt.language.language_model import load_language_model
     from open_clt.replacement.model import ReplacementModel
+    from open_clt.transcoders.formats.load import load_transcoder
 
     model = load_language_model(arguments.model or "embedded", arguments.device)
     held_out = read_held_out(arguments, model)
@@ -114,7 +123,8 @@ def _measure(
     stored_contexts = [report.measured_on for report in stored.values()]
     check_same_contexts([*stored, *paths], [*stored_contexts, *new_contexts])
     for name, path in paths.items():
+        transcoder = load_transcoder(path, device=model.device, trust_code=arguments.trust_code)
         try:
-            yield name, make_report(arguments, ReplacementModel(model, path), held_out, name)
+            yield name, make_report(arguments, ReplacementModel(model, transcoder), held_out, name)
         except ConfigError as error:
             raise ConfigError(f"{path} cannot be compared. {error}") from error

@@ -44,6 +44,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "transcoder that ships for the model).",
     )
     parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    add_trust_option(parser)
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets a transcoder's directory name a class to import."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="Import the class that a transcoder's config.json names, from the working directory or an installed "
+        "package; its code runs, so use this option only for transcoders that you trust.",
+    )
 
 
 def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
@@ -53,7 +64,7 @@ def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
     if arguments.transcoder is None:
         return OpenCrossLayerTranscoder.from_pretrained(arguments.model, device=arguments.device)
     clt = OpenCrossLayerTranscoder(arguments.model, device=arguments.device)
-    clt.load_model(transcoder_directory(arguments.transcoder))
+    clt.load_model(transcoder_directory(arguments.transcoder), trust_code=arguments.trust_code)
     return clt
 
 

@@ -31,7 +31,7 @@ def add_to(add_parser: AddParser) -> None:
     )
     parser.prefix_chars = "\0"
     parser.add_argument("settings", nargs="*")
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, trust_code=True)  # settings of training are the user's own
 
 
 def run(arguments: argparse.Namespace) -> int:

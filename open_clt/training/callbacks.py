@@ -229,7 +229,7 @@ def _read_number(path: Path) -> float:
 def _architecture(module: LightningModule) -> dict[str, Any] | None:
     """The user's own class of transcoder and its arguments; None for a built-in class."""
     own = own_architecture(cast(TranscoderModule, module).transcoder)
-    return own and own._asdict()
+    return own and own.as_dict()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from open_clt.config.json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.make import OwnArchitecture, make_transcoder, own_architecture
+from open_clt.transcoders.make import OwnArchitecture, OwnCode, make_transcoder, own_architecture
 from open_clt.transcoders.slices import Part, Peers
 from open_clt.transcoders.transcoder import Transcoder, share_with
 
@@ -123,9 +124,12 @@ def shard_path(checkpoint: str | Path, shard: int, shards: int) -> Path:
     return Path(checkpoint) / f"shard_{shard}_of_{shards}"
 
 
-def merge_checkpoint(checkpoint: str | Path) -> Transcoder:
+def merge_checkpoint(
+    checkpoint: str | Path, *, own_class: type[Any] | None = None, trust_code: bool = False
+) -> Transcoder:
     """Read a sharded checkpoint as one whole transcoder; ``save_transcoder(merge_checkpoint(path).folded(), ...)``.
 
+    ``own_class`` and ``trust_code`` are those of ``load_transcoder``.
     Raises CheckpointError if slices are missing, or of different steps.
     """
     first_slices = sorted(Path(checkpoint).glob("shard_0_of_*"))
@@ -143,8 +147,8 @@ def merge_checkpoint(checkpoint: str | Path) -> Transcoder:
     config = from_dict(CrossLayerConfig, states[0]["settings"]["transcoder"])
     names = [name for name in states[0]["state_dict"] if name.startswith(_PREFIX)]
     slices = {name.removeprefix(_PREFIX): [state["state_dict"][name] for state in states] for name in names}
-    own = states[0].get("architecture")
-    return _merged(config, own and OwnArchitecture(**own), slices)
+    code = OwnCode(own_class=own_class, trust_code=trust_code)
+    return _merged(config, code.architecture(states[0].get("architecture"), first_slices[0]), slices)
 
 
 def _merged(

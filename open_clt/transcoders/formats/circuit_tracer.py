@@ -28,7 +28,7 @@ from open_clt.config import CrossLayerConfig
 from open_clt.config.json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.make import own_architecture
+from open_clt.transcoders.make import NO_CODE, OwnCode, own_architecture
 from open_clt.transcoders.nonlinearities import JumpReLU, ReLU
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -44,9 +44,13 @@ def recognises(directory: Path) -> bool:
 
 
 @torch.no_grad()
-def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
-    """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError if the directory has none."""
+def load_circuit_tracer(directory: str | Path, code: OwnCode = NO_CODE) -> CrossLayerTranscoder:
+    """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError if the directory has none.
+
+    The layout names no classes, so ``code`` must not have one.
+    """
     directory = Path(directory)
+    code.architecture(None, directory)
     settings, encoders, decoders = files.read_saved(
         directory,
         _SETTINGS,

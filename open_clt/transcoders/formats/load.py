@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,7 @@ from open_clt.errors import CheckpointError
 from open_clt.transcoders.formats import circuit_tracer, native
 from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
 from open_clt.transcoders.formats.native import load_native
+from open_clt.transcoders.make import OwnCode
 from open_clt.transcoders.transcoder import Transcoder
 
 
@@ -20,7 +21,7 @@ class Layout(NamedTuple):
 
     name: str
     recognises: Callable[[Path], bool]
-    load: Callable[[Path], Transcoder]
+    load: Callable[[Path, OwnCode], Transcoder]
 
 
 LAYOUTS = (
@@ -36,16 +37,23 @@ def holds_transcoder(directory: str | Path) -> bool:
 
 
 def load_transcoder(
-    directory: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    directory: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    own_class: type[Any] | None = None,
+    trust_code: bool = False,
 ) -> Transcoder:
     """Read a transcoder of any known layout, in inference mode; raises CheckpointError if the directory has none.
 
-    For a transcoder of a user's own class, the module that ``config.json`` names is imported, so the code of that
-    module runs. Nothing is downloaded, and a class that is not a subclass of Transcoder is never called.
+    A transcoder of a user's own class needs ``own_class``, the class. With ``trust_code``, the class that
+    ``config.json`` names is imported instead, so the code of its module runs; use it only for directories that you
+    trust. Otherwise the directory cannot make any code run. Nothing is downloaded.
     """
     directory = Path(directory)
+    code = OwnCode(own_class=own_class, trust_code=trust_code)
     for layout in LAYOUTS:
         if layout.recognises(directory):
-            return layout.load(directory).to(device=device, dtype=dtype).eval()
+            return layout.load(directory, code).to(device=device, dtype=dtype).eval()
     names = " or ".join(layout.name for layout in LAYOUTS)
     raise CheckpointError(f"{directory} does not hold a transcoder of a known layout; known layouts are {names}.")

@@ -17,7 +17,7 @@ from open_clt import files
 from open_clt.config import TranscoderConfig
 from open_clt.config.json import from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.transcoders.make import KINDS, OwnArchitecture, make_transcoder, own_architecture
+from open_clt.transcoders.make import KINDS, NO_CODE, OwnCode, make_transcoder, own_architecture
 from open_clt.transcoders.transcoder import Transcoder
 
 FORMAT = files.FileFormat("open-clt-transcoder", newest=3)
@@ -66,7 +66,7 @@ def save_transcoder(
     content = {
         **FORMAT.header(FORMAT.newest if own else _VERSION_OF_OUR_KINDS),
         "transcoder": to_dict(transcoder.config),
-        **({"architecture": own._asdict()} if own else {}),
+        **({"architecture": own.as_dict()} if own else {}),
         "record": record or {},
     }
     with files.saving(directory) as stage:
@@ -86,15 +86,19 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if name.startswith("W_") else tensor
 
 
-def load_native(directory: Path) -> Transcoder:
-    """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError if the directory has none."""
+def load_native(directory: Path, code: OwnCode = NO_CODE) -> Transcoder:
+    """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError if the directory has none.
+
+    ``code`` says whether the transcoder may be of a class outside OpenCLT.
+    """
     content, tensors = files.read_saved(
         directory, _CONFIG, lambda saved: (FORMAT.read(saved(_CONFIG)), files.read_tensors(saved(_TENSORS)))
     )
     config = _read_config(content, directory)
+    own = code.architecture(content.get("architecture"), directory / _CONFIG)
     _check_encoder_shape(config, tensors, directory)
     try:
-        transcoder = make_transcoder(config, own=_read_architecture(content, directory))
+        transcoder = make_transcoder(config, own=own)
     except (ConfigError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory / _CONFIG} describes a transcoder that cannot be built: {reason}") from error
@@ -124,19 +128,6 @@ def _read_config(content: dict[str, Any], directory: Path) -> TranscoderConfig:
         return from_dict(KINDS[kind].config, values)
     except ConfigError as error:
         raise CheckpointError(f"{directory / _CONFIG} does not describe a transcoder: {error}") from error
-
-
-def _read_architecture(content: dict[str, Any], directory: Path) -> OwnArchitecture | None:
-    match content.get("architecture"):
-        case None:
-            return None
-        case {"class_path": str(class_path), "init_args": dict(init_args)}:
-            return OwnArchitecture(class_path, cast(dict[str, Any], init_args))
-        case value:
-            raise CheckpointError(
-                f"{directory / _CONFIG} has {value!r} as 'architecture'; it must be an object with class_path and "
-                "init_args."
-            )
 
 
 def _check_encoder_shape(config: TranscoderConfig, tensors: dict[str, Tensor], directory: Path) -> None:

@@ -151,7 +151,7 @@ def test_the_last_the_best_and_every_checkpoint_are_kept(settings: Settings, tmp
 def test_a_users_own_class_is_what_its_checkpoints_hold(settings: Settings, tmp_path: Path) -> None:
     settings["transcoder"] |= {"class_path": OWN, "init_args": {"share": 0.25}}
     run = train(settings)
-    stored, inputs = load_transcoder(tmp_path / "out"), torch.randn(9, 3, 32)
+    stored, inputs = load_transcoder(tmp_path / "out", own_class=Muffled), torch.randn(9, 3, 32)
     assert isinstance(stored, Muffled)
     assert torch.equal(stored(inputs).reconstruction, run.training.transcoder(inputs).reconstruction)
     built_in = {name: settings["transcoder"][name] for name in ("n_features", "nonlinearity")}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -193,7 +195,7 @@ def test_a_transcoder_of_a_users_own_class_is_loaded_as_that_class(tmp_path: Pat
     converted = convert_to_jumprelu(own, inputs, inputs).transcoder
     assert isinstance(converted, Muffled)
     for name, saved in {"unchanged": own, "folded": own.folded(), "converted": converted}.items():
-        loaded = load_transcoder(save_transcoder(saved, tmp_path / name))
+        loaded = load_transcoder(save_transcoder(saved, tmp_path / name), own_class=Muffled)
         assert type(loaded) is Muffled
         assert torch.equal(loaded(inputs).reconstruction, saved(inputs).reconstruction), name
     assert (own(inputs).reconstruction - ours(inputs).reconstruction).abs().max() > 0.1
@@ -224,8 +226,52 @@ def test_a_class_that_cannot_be_imported_or_made_is_one_clear_error(stored: obje
     path = save_transcoder(muffled()[0], tmp_path) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": stored}))
     with refuses(CheckpointError, named) as raised:
-        load_transcoder(tmp_path)
+        load_transcoder(tmp_path, trust_code=True)
     assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_imports_a_class_only_if_its_code_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stranger.py").write_text("from tests.training.own import Muffled as Fancy\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = save_transcoder(muffled()[0], tmp_path) / "config.json"
+    stored = {"class_path": "stranger.Fancy", "init_args": {"share": 0.75}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": stored}))
+    with refuses(CheckpointError, path, "'stranger.Fancy'"):
+        load_transcoder(tmp_path)
+    with refuses(ConfigError, "own_class", "Path"):
+        load_transcoder(tmp_path, own_class=cast(Any, Path))
+    given = load_transcoder(tmp_path, own_class=Muffled)
+    assert "stranger" not in sys.modules
+    imported = load_transcoder(tmp_path, trust_code=True)
+    assert "stranger" in sys.modules
+    monkeypatch.delitem(sys.modules, "stranger")
+    assert isinstance(given, Muffled)
+    assert isinstance(imported, Muffled)
+    assert given.share == imported.share == 0.75
+
+
+def test_a_class_that_cannot_be_imported_is_loaded_if_it_is_given(tmp_path: Path) -> None:
+    class Local(CrossLayerTranscoder):
+        pass
+
+    inputs = torch.randn(9, 4, 8)
+    own = Local(make(TopKConfig(k=5)).config).eval()
+    converted = convert_to_jumprelu(own, inputs, inputs).transcoder
+    assert type(converted) is Local
+    loaded = load_transcoder(save_transcoder(converted, tmp_path), own_class=Local)
+    assert type(loaded) is Local
+    assert torch.equal(loaded(inputs).reconstruction, converted(inputs).reconstruction)
+
+
+def test_a_class_that_a_transcoder_does_not_need_is_refused(tmp_path: Path) -> None:
+    save_transcoder(make(TopKConfig(k=5)), tmp_path / "native")
+    save_circuit_tracer(make(ReLUConfig()), tmp_path / "circuit-tracer")
+    for directory in tmp_path.iterdir():
+        with refuses(ConfigError, directory, "own_class"):
+            load_transcoder(directory, own_class=Muffled)
+        load_transcoder(directory, trust_code=True)
 
 
 def test_a_users_own_class_cannot_be_written_in_circuit_tracers_layout(tmp_path: Path) -> None:
