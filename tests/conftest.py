@@ -17,13 +17,21 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from jaxtyping import install_import_hook
 
-# From here on, a call of a function of open_clt with a tensor of the wrong shape is an error.
-install_import_hook("open_clt", "beartype.beartype")
-
 # The fixtures tiny_gpt2 and tiny_llama are small random language models.
 pytest_plugins = ["tests.tiny_models"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _checked_modules() -> list[str]:
+    """The modules whose calls are checked; modules of configs are left out, because configs check their own types."""
+    paths = sorted((REPOSITORY / "open_clt").rglob("*.py"))
+    checked = [path for path in paths if path.stem != "__init__" and "(CheckedConfig)" not in path.read_text()]
+    return [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in checked]
+
+
+# From here on, a call of a function of open_clt with a tensor of the wrong shape is an error.
+install_import_hook(_checked_modules(), "beartype.beartype")
 
 
 def _reference() -> Path:

@@ -1,4 +1,4 @@
-"""Conversion of configs to plain JSON values, and back with every key and value checked.
+"""The types of settings: every config checks them, and is converted to plain JSON values and back.
 
 ``to_dict`` and ``from_dict`` work on any frozen dataclass whose fields are plain values, further such dataclasses, or
 tuples and dicts of these. Among several alternative classes, the ``kind`` of a value chooses one. An unknown key is an
@@ -7,16 +7,42 @@ error that suggests the nearest name.
 
 from __future__ import annotations
 
+import builtins
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, cast
+from functools import cache
+from numbers import Integral, Real
+from os import PathLike
+from typing import Any, TypeVar, cast
 
 from open_clt.errors import ConfigError
 
 Config = TypeVar("Config")
+_LONGEST_VALUE = 60
+"""Largest number of characters of a wrong value in an error."""
+
+
+class CheckedConfig:
+    """Base class of the configs: a wrong type is an error when a config is made, from Python as from a file."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError, which names the field and its value, if the value of a field does not have its type."""
+        for name, hint in _hints(type(self)).items():
+            value = getattr(self, name)
+            checked = _checked(hint, value, f"{type(self).__name__}.{name}")
+            if checked is not value:
+                object.__setattr__(self, name, checked)
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The types of the fields of a config."""
+    hints = typing.get_type_hints(kind)
+    return {entry.name: hints[entry.name] for entry in fields(kind)}
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -31,7 +57,7 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 
     Raises ConfigError for a key that is unknown or missing, and for an illegal value.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     entries = {entry.name: entry for entry in fields(cast(Any, kind))}
     for key in values:
         if key not in entries:
@@ -52,34 +78,62 @@ def _checked(hint: Any, value: Any, setting: str) -> Any:
     """Check ``value`` against a field's type and return it, with dicts turned into the configs that they describe."""
     if is_dataclass(hint) and isinstance(value, dict):
         return from_dict(cast(type[Any], hint), cast(dict[str, Any], value))
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return _alternative(typing.get_args(hint), value, setting)
-    if typing.get_origin(hint) is tuple:
-        item_hint = typing.get_args(hint)[0]
-        if not isinstance(value, list | tuple):
-            name = getattr(item_hint, "__name__", item_hint)
-            raise ConfigError(f"{setting} is {value!r}; it must be a list of {name}.")
-        return tuple(_checked(item_hint, item, setting) for item in cast(Sequence[Any], value))
-    if typing.get_origin(hint) is dict:
-        item_hint = typing.get_args(hint)[1]
-        if not isinstance(value, dict):
-            raise ConfigError(f"{setting} is {value!r}; it must be an object.")
-        items = cast(dict[str, Any], value).items()
-        return {key: _checked(item_hint, item, f"{setting}[{key!r}]") for key, item in items}
+    match typing.get_origin(hint):
+        case typing.Union | types.UnionType:
+            return _alternative(typing.get_args(hint), value, setting)
+        case builtins.tuple:
+            return _checked_tuple(typing.get_args(hint), value, setting)
+        case builtins.dict:
+            return _checked_dict(typing.get_args(hint)[1], value, setting)
+        case typing.Literal:
+            if isinstance(value, str) and value in typing.get_args(hint):
+                return value
+            raise _illegal(setting, value, " or ".join(map(repr, typing.get_args(hint))))
+        case _:
+            return _checked_plain(hint, value, setting)
+
+
+def _checked_tuple(hints: tuple[Any, ...], value: Any, setting: str) -> tuple[Any, ...]:
+    """Check the items of a list or tuple; ``hints`` are one type and an ellipsis, or one type for each item."""
+    item_hint = hints[0]
+    n_items = None if hints[-1] is Ellipsis else len(hints)
+    if not isinstance(value, list | tuple) or len(cast(Sequence[Any], value)) != (n_items or len(value)):
+        count = "" if n_items is None else f"{n_items} values of "
+        raise _illegal(setting, value, f"a list of {count}{getattr(item_hint, '__name__', item_hint)}")
+    return tuple(_checked(item_hint, item, setting) for item in cast(Sequence[Any], value))
+
+
+def _checked_dict(item_hint: Any, value: Any, setting: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _illegal(setting, value, "an object")
+    items = cast(dict[str, Any], value).items()
+    return {key: _checked(item_hint, item, f"{setting}[{key!r}]") for key, item in items}
+
+
+def _checked_plain(hint: Any, value: Any, setting: str) -> Any:
+    """Check a value that is no container; numbers of NumPy become Python's, and paths become texts."""
     if hint is Any:
         return value
-    if typing.get_origin(hint) is Literal:
-        legal = isinstance(value, str) and value in typing.get_args(hint)
-    elif hint is float:
-        legal = isinstance(value, int | float) and not isinstance(value, bool)
-    elif hint is int:
-        legal = isinstance(value, int) and not isinstance(value, bool)
-    else:
-        legal = isinstance(value, cast(type, hint))
-    if not legal:
-        legal_values = " or ".join(map(repr, typing.get_args(hint))) or getattr(hint, "__name__", str(hint))
-        raise ConfigError(f"{setting} is {value!r}; it must be {legal_values}.")
+    is_bool = isinstance(value, bool)
+    if hint is int and isinstance(value, Integral) and not is_bool:
+        if abs(int(value)) < 2**63:
+            return int(value)
+        raise _illegal(setting, value, "an integer of at most 64 bits")
+    if hint is float and isinstance(value, Real) and not is_bool:
+        if math.isfinite(value):
+            return value if isinstance(value, int) else float(value)
+        raise _illegal(setting, value, "a finite number")
+    if hint is str and isinstance(value, PathLike):
+        return str(cast(Any, value))
+    if hint in (int, float) or not isinstance(value, cast(type, hint)):
+        raise _illegal(setting, value, getattr(hint, "__name__", str(hint)))
     return value
+
+
+def _illegal(setting: str, value: Any, legal: str) -> ConfigError:
+    shown = repr(value)
+    shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
+    return ConfigError(f"{setting} is {shown}; it must be {legal}.")
 
 
 def _alternative(hints: tuple[Any, ...], value: Any, setting: str) -> Any:
@@ -90,7 +144,7 @@ def _alternative(hints: tuple[Any, ...], value: Any, setting: str) -> Any:
     if classes and isinstance(value, dict):
         class_of_kind = {cast(Any, config).kind: config for config in classes}
         values = cast(dict[str, Any], value)
-        if values.get("kind") not in class_of_kind:
+        if not isinstance(values.get("kind"), str) or values["kind"] not in class_of_kind:
             kinds = ", ".join(class_of_kind)
             raise ConfigError(f"{setting}.kind is {values.get('kind')!r}; it must be one of {kinds}.")
         return from_dict(cast(type[Any], class_of_kind[values["kind"]]), values)
@@ -99,8 +153,7 @@ def _alternative(hints: tuple[Any, ...], value: Any, setting: str) -> Any:
             return _checked(hint, value, setting)
         except (ConfigError, TypeError):
             continue
-    names = " or ".join(getattr(hint, "__name__", str(hint)) for hint in hints)
-    raise ConfigError(f"{setting} is {value!r}; it must be {names}.")
+    raise _illegal(setting, value, " or ".join(getattr(hint, "__name__", str(hint)) for hint in hints))
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from open_clt.config.checks import check_counts
-from open_clt.errors import ConfigError
+from open_clt.config.checks import check_counts, check_not_negative
+from open_clt.config.json import CheckedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextsConfig:
+class TextsConfig(CheckedConfig):
     """Source of the texts, the way in which contexts are cut from them, and the contexts that are held out."""
 
     source: str | None = None
@@ -32,6 +32,7 @@ class TextsConfig:
     """Largest number of contexts to train on, not counting the held-out ones; None uses all contexts."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(self, "max_contexts")
-        if self.held_out_contexts is not None and self.held_out_contexts < 0:
-            raise ConfigError(f"held_out_contexts is {self.held_out_contexts}; it must be at least 0.")
+        if self.held_out_contexts is not None:
+            check_not_negative(self, "held_out_contexts")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
-from open_clt.config.checks import check_above_zero, check_counts, check_shares
-from open_clt.config.json import nearest_name
+from open_clt.config.checks import check_above_zero, check_counts, check_not_negative, check_seed, check_shares
+from open_clt.config.json import CheckedConfig, nearest_name
 from open_clt.config.texts import TextsConfig
 from open_clt.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TanhSparsityConfig:
+class TanhSparsityConfig(CheckedConfig):
     """``coefficient * sum tanh(steepness * |W_dec| * a)``, a soft count of active features (Ameisen et al., 2025)."""
 
     kind: Literal["tanh"] = "tanh"
@@ -23,9 +23,14 @@ class TanhSparsityConfig:
     warmup: float = 0.5
     """Share of the training steps over which the sparsity coefficient rises linearly from zero."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "coefficient", "warmup")
+        check_above_zero(self, "steepness")
+
 
 @dataclass(frozen=True, kw_only=True)
-class L1SparsityConfig:
+class L1SparsityConfig(CheckedConfig):
     """``coefficient * sum |W_dec| * a``, the sum of activations times decoder norms (Conerly et al., 2024)."""
 
     kind: Literal["l1"] = "l1"
@@ -34,12 +39,16 @@ class L1SparsityConfig:
     warmup: float = 0.5
     """Share of the training steps over which the sparsity coefficient rises linearly from zero."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "coefficient", "warmup")
+
 
 SparsityConfig: TypeAlias = TanhSparsityConfig | L1SparsityConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(CheckedConfig):
     """Terms that are added to the reconstruction loss, and their coefficients."""
 
     sparsity: SparsityConfig | None = None
@@ -55,9 +64,14 @@ class LossConfig:
     dead_after_tokens: int = 50_000
     """Number of tokens after which a feature that has not fired counts as dead."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "preactivation", "auxiliary")
+        check_counts(self, "auxiliary_k", "dead_after_tokens")
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(CheckedConfig):
     """Tokens that a transcoder is trained on, their batches, and the memory for their activations."""
 
     batch_size: int = 1024
@@ -80,12 +94,14 @@ class DataConfig:
     """Seed of the initial weights and of the order of the tokens."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(self, "batch_size", "epochs", "context_length", "harvest_batch_size", "max_steps")
         check_above_zero(self, "memory_limit", "max_norm_ratio")
+        check_seed(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningConfig:
+class LearningConfig(CheckedConfig):
     """Loss, optimizer and learning-rate schedule of a training run."""
 
     loss: LossConfig = field(default_factory=LossConfig)
@@ -106,16 +122,16 @@ class LearningConfig:
     """Set encoder biases from data so that each feature fires on this share of tokens; None starts them at zero."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_shares(self, "warmup_share", "decay_share", "initial_firing_rate")
         check_above_zero(self, "learning_rate")
-        if self.weight_decay < 0:
-            raise ConfigError(f"weight_decay is {self.weight_decay}; it must be at least 0.")
+        check_not_negative(self, "weight_decay")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas is {self.betas}; both must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointsConfig:
+class CheckpointsConfig(CheckedConfig):
     """Checkpoints that a training run keeps in the folder ``checkpoints`` of its output directory."""
 
     every: int = 1000
@@ -126,11 +142,12 @@ class CheckpointsConfig:
     """Keep the checkpoint with the lowest held-out FVU, measured every ``val_check_interval`` batches, as ``best``."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(self, "every")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(CheckedConfig):
     """All settings of a training run: texts, tokens, loss and optimizer, checkpoints, and gradient clipping."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -145,6 +162,7 @@ class TrainingConfig:
     """Gradient clipping: the largest norm of a step's gradient; None does not clip."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_above_zero(self, "gradient_clip")
 
     @staticmethod

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
+from open_clt.config.checks import check_above_zero, check_counts, check_shares
+from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
 
 InputHook: TypeAlias = str
@@ -17,14 +19,14 @@ MLP_OUTPUT_HOOK = "hook_mlp_out"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReLUConfig:
+class ReLUConfig(CheckedConfig):
     """ReLU: ``a = max(pre, 0)``."""
 
     kind: Literal["relu"] = "relu"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JumpReLUConfig:
+class JumpReLUConfig(CheckedConfig):
     """JumpReLU: ``a = pre * 1[pre > threshold]``, one learned threshold per feature (Rajamanoharan et al., 2024)."""
 
     kind: Literal["jumprelu"] = "jumprelu"
@@ -35,9 +37,13 @@ class JumpReLUConfig:
     gradient_to_preactivation: bool = True
     """Let JumpReLU's kernel also pass a gradient to the pre-activation, as in Ameisen et al. (2025)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_above_zero(self, "initial_threshold", "bandwidth")
+
 
 @dataclass(frozen=True, kw_only=True)
-class TopKConfig:
+class TopKConfig(CheckedConfig):
     """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
 
     kind: Literal["topk"] = "topk"
@@ -48,9 +54,14 @@ class TopKConfig:
     anneal_share: float = 0.2
     """Share of the training steps after which ``k`` is reached; it matters only with ``initial_k``."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "k", "initial_k")
+        _check_anneal_share(self)
+
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig:
+class BatchTopKConfig(CheckedConfig):
     """BatchTopK: a batch's ``k * tokens`` largest pre-activations; thresholds at inference (Bussmann et al., 2024)."""
 
     kind: Literal["batchtopk"] = "batchtopk"
@@ -65,13 +76,19 @@ class BatchTopKConfig:
     anneal_share: float = 0.2
     """Share of the training steps after which ``k`` is reached; it matters only with ``initial_k``."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "k", "initial_k")
+        check_shares(self, "threshold_momentum")
+        _check_anneal_share(self)
+
 
 NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | TopKConfig | BatchTopKConfig
 """The config of any nonlinearity; ``make_nonlinearity`` builds one from each."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossLayerConfig:
+class CrossLayerConfig(CheckedConfig):
     """Config of a cross-layer transcoder, whose features have decoders: everything that its tensors do not hold.
 
     The default is a CLT. ``reach=1`` is one transcoder per layer. If that reconstructs the hook which it reads, it is
@@ -107,6 +124,7 @@ class CrossLayerConfig:
     """Train and use features at the first position too, where activations are massive and independent of the text."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reach is not None and not 1 <= self.reach <= self.n_layers:
             raise ConfigError(f"reach is {self.reach}; it must lie between 1 and n_layers = {self.n_layers}.")
         _check_shape(self)
@@ -123,7 +141,7 @@ class CrossLayerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoltConfig:
+class MoltConfig(CheckedConfig):
     """Config of a sparse mixture of linear transforms per layer: ``y_hat = sum_t phi(e_t . x - b_t) U_t V_t x``.
 
     All transforms of a group have the same rank. A transform is a feature, whose value is its gate ``phi(...)``.
@@ -152,6 +170,7 @@ class MoltConfig:
     """Train and use features at the first position too, where activations are massive and independent of the text."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.ranks or len(self.ranks) != len(self.counts) or min(*self.ranks, *self.counts) < 1:
             raise ConfigError(
                 f"ranks is {self.ranks} and counts is {self.counts}; each group needs one rank and one count, both at "
@@ -183,5 +202,8 @@ def _check_shape(config: TranscoderConfig) -> None:
     for name, k in (("k", nonlinearity.k), ("initial_k", nonlinearity.initial_k)):
         if k is not None and not 1 <= k <= config.n_features:
             raise ConfigError(f"{name} is {k}; it must lie between 1 and n_features = {config.n_features}.")
-    if not 0 < nonlinearity.anneal_share <= 1:
-        raise ConfigError(f"anneal_share is {nonlinearity.anneal_share}; it must lie above 0 and be at most 1.")
+
+
+def _check_anneal_share(config: TopKConfig | BatchTopKConfig) -> None:
+    if not 0 < config.anneal_share <= 1:
+        raise ConfigError(f"anneal_share is {config.anneal_share}; it must lie above 0 and be at most 1.")

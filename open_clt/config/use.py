@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
-from open_clt.config.checks import check_counts
+from open_clt.config.checks import check_counts, check_not_negative, check_seed
+from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(CheckedConfig):
     """Attribution graphs in the evaluation report on held-out text."""
 
     prompts: str | None = None
@@ -21,13 +22,13 @@ class ReportConfig:
     """Largest number of features that are attributed in each graph."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(self, "max_feature_nodes")
-        if self.graphs < 0:
-            raise ConfigError(f"graphs is {self.graphs}; it must be at least 0.")
+        check_not_negative(self, "graphs")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(CheckedConfig):
     """Sampling of a continuation from a model's probabilities, and the end of the continuation."""
 
     max_new_tokens: int = 50
@@ -46,10 +47,9 @@ class SamplingConfig:
     """Seed of the draws."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_length", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        super().__post_init__()
+        check_counts(self, "max_new_tokens", "max_length", "top_k")
+        check_seed(self)
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}; it must be at least 0, which is greedy sampling.")
         if not 0 < self.top_p <= 1:

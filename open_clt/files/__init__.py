@@ -43,6 +43,7 @@ from open_clt.files.places import (
 )
 from open_clt.files.reading import (
     FileFormat,
+    check_weights,
     format_of,
     missing,
     parse_json,
@@ -83,6 +84,7 @@ __all__ = [
     "check_directory",
     "check_ours",
     "check_regular",
+    "check_weights",
     "foreign",
     "format_of",
     "inside",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -28,6 +30,7 @@ from open_clt.files.places import old_path
 
 _PACKINGS = {".gz": "gzip", ".bz2": "bz2"}
 """How a file is compressed, by the suffix of its name."""
+_WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LARGEST_INTEGER = 2**63 - 1
 """Largest integer that a tensor holds; no file of OpenCLT holds a larger one."""
 
@@ -166,6 +169,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise missing(path) from error
     except (SafetensorError, OSError) as error:
         raise unreadable(path, "safetensors", error) from error
+
+
+def check_weights(tensors: Mapping[str, Tensor], place: Path) -> None:
+    """Raise CheckpointError, which names the tensor, unless all tensors are finite real numbers; ``place`` has them."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _WEIGHT_TYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_TYPES)
+            raise CheckpointError(f"The tensor {name!r} of {place} has the type {tensor.dtype}; it must be {names}.")
+        # The extremes are found without a copy, and show both NaN and infinity.
+        if tensor.numel() and not bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all()):
+            index = tuple(int(i) for i in (~tensor.isfinite()).nonzero()[0])
+            raise CheckpointError(
+                f"The tensor {name!r} of {place} is not finite: it holds {float(tensor[index])} at {index}."
+            )
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

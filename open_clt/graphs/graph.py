@@ -24,6 +24,7 @@ from open_clt.graphs import influence as paths
 from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph, Roles
 from open_clt.graphs.info import GraphInfo, PruningSettings, info_json, read_info
 from open_clt.graphs.nodes import Node, NodeId, NodeKind, NodeTable
+from open_clt.graphs.validity import problem
 from open_clt.transcoders.feature import Feature, labels_json, read_labels
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,11 @@ class AttributionGraph:
     """The prompt, the models, and the settings of the graph."""
     labels: Mapping[Feature, str] = field(default_factory=dict[Feature, str])
     """Labels of features; a label applies at every position where its feature is active."""
+
+    def __post_init__(self) -> None:
+        """Raise AttributionError if nodes, edges and information do not fit together, or a number is not finite."""
+        if found := problem(self.nodes, self.edges, self.info):
+            raise AttributionError(f"The tables of the attribution graph are not valid: {found}.")
 
     @cached_property
     def influence_graph(self) -> InfluenceGraph:
@@ -176,11 +182,14 @@ class AttributionGraph:
     def check(self) -> Completeness:
         """Measure how far rows are from adding up to their totals; in a complete graph, ``relative_to_row`` is < 1e-5.
 
-        Raises AttributionError if no row has a known total.
+        Raises AttributionError if no row has a known total, or if a node with inputs has none.
         """
         has_row = ~self.nodes.total.isnan()
         if not bool(has_row.any()):
             raise AttributionError("The graph has no rows to check: no node has a known total.")
+        if not bool(has_row[self.edges.target].all()):
+            node = int(self.edges.target[~has_row[self.edges.target]][0])
+            raise AttributionError(f"The row of {self.node(node).id} cannot be checked: its total is not known.")
         zeros = torch.zeros(self.n_nodes, dtype=torch.double)
         weight = self.edges.weight.double()
         row_sum = zeros.index_add(0, self.edges.target, weight) + self.nodes.omitted_sum
@@ -227,9 +236,9 @@ class AttributionGraph:
             vectors = {name.removeprefix(_VECTORS): t for name, t in tensors.items() if name.startswith(_VECTORS)}
             info = read_info(content["info"], vectors, content["format_version"])
             labels = read_labels(content.get("labels", {}))
-        except (LookupError, TypeError, AttributeError, ConfigError) as error:
+            return AttributionGraph(nodes, edges, info, labels)
+        except (LookupError, TypeError, ValueError, AttributeError, AttributionError, ConfigError) as error:
             raise CheckpointError(f"{directory} does not hold a whole attribution graph ({error!r}).") from error
-        return AttributionGraph(nodes, edges, info, labels)
 
     def _label(self, row: int, node: Node) -> str:
         """Return the label of a node, from the user's labels or from the node's kind."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast, final
 
 from torch import Tensor
 
-from open_clt.config.json import from_dict, to_dict
+from open_clt.config.json import CheckedConfig, from_dict, to_dict
 from open_clt.graphs.targets import Direction, Target
 
 _PRUNING = ("node_threshold", "edge_threshold", "keep_errors")
@@ -20,7 +20,7 @@ _PRUNING = ("node_threshold", "edge_threshold", "keep_errors")
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class PruningSettings:
+class PruningSettings(CheckedConfig):
     """The settings that a graph was pruned with; a setting is None if the file of another program lacks it."""
 
     node_threshold: float | None = None
@@ -33,7 +33,7 @@ class PruningSettings:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class GraphSettings:
+class GraphSettings(CheckedConfig):
     """The settings that a graph was computed with."""
 
     targets: tuple[Target | None, ...] = ()
@@ -57,7 +57,7 @@ class GraphSettings:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class GraphInfo:
+class GraphInfo(CheckedConfig):
     """The models, prompt and settings of a graph, and the names of its tokens and targets."""
 
     model: str

@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_clt.config.json import CheckedConfig
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SalientLogits:
+class SalientLogits(CheckedConfig):
     """The logits of the likeliest tokens: as few as hold ``probability`` together, and at most ``max_count``."""
 
     max_count: int = 10
@@ -30,7 +32,7 @@ class SalientLogits:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TokenLogits:
+class TokenLogits(CheckedConfig):
     """The logits of given tokens."""
 
     tokens: tuple[str | int, ...]
@@ -43,7 +45,7 @@ class TokenLogits:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LogitDifference:
+class LogitDifference(CheckedConfig):
     """The logit of one token less the logit of another."""
 
     positive: str | int
@@ -58,7 +60,7 @@ class LogitDifference:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Direction:
+class Direction(CheckedConfig):
     """A direction in the space after the final norm, such as a probe: ``vector . final_norm(stream)``."""
 
     vector: Float[Tensor, "d_model"]
@@ -83,7 +85,7 @@ class Direction:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FeaturePreactivation:
+class FeaturePreactivation(CheckedConfig):
     """The pre-activation of a feature, less its encoder bias; the feature need not be active."""
 
     layer: int

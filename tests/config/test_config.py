@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from open_clt.config import (
+    BatchTopKConfig,
     CrossLayerConfig,
     DataConfig,
+    JumpReLUConfig,
+    L1SparsityConfig,
     LearningConfig,
+    LossConfig,
     MoltConfig,
     ReportConfig,
     SamplingConfig,
+    TanhSparsityConfig,
     TextsConfig,
     TopKConfig,
     TrainingConfig,
 )
+from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
+from open_clt.graphs.info import GraphInfo, GraphSettings, PruningSettings
+from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDifference, SalientLogits, TokenLogits
 from tests.refusals import refuses
 
 SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
@@ -33,7 +46,17 @@ SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
         (lambda: CrossLayerConfig(**{**SHAPE, "d_model": 0}), "d_model 0 1"),
         (lambda: MoltConfig(n_layers=3, d_model=4, ranks=(4, 2), counts=(8,)), "ranks counts"),
         (lambda: DataConfig(batch_size=0), "batch_size 0"),
+        (lambda: BatchTopKConfig(k=5, anneal_share=0.0), "anneal_share 0.0"),
+        (lambda: TopKConfig(k=0), "k 0"),
+        (lambda: JumpReLUConfig(initial_threshold=-0.1), "initial_threshold -0.1"),
+        (lambda: LossConfig(auxiliary=-1.0), "auxiliary -1.0"),
+        (lambda: LossConfig(auxiliary_k=0), "auxiliary_k 0"),
+        (lambda: L1SparsityConfig(coefficient=-1.0), "coefficient -1.0"),
+        (lambda: TanhSparsityConfig(coefficient=1.0, steepness=0.0), "steepness 0.0"),
         (lambda: DataConfig(memory_limit=0.0), "memory_limit 0.0"),
+        (lambda: DataConfig(seed=2**32), f"seed {2**32}"),
+        (lambda: DataConfig(seed=2**70), f"seed {2**70}"),
+        (lambda: SamplingConfig(seed=-1), "seed -1"),
         (lambda: TextsConfig(source="a", held_out_contexts=-1), "held_out_contexts -1"),
         (lambda: LearningConfig(betas=(0.9, 1.0)), "betas"),
         (lambda: TrainingConfig.of(decay_share=1.5), "decay_share 1.5"),
@@ -50,3 +73,67 @@ def test_an_illegal_value_is_named_with_what_is_legal(make_config: Callable[[], 
 def test_no_feature_reaches_beyond_the_last_layer(reach: int | None, expected: list[int]) -> None:
     config = CrossLayerConfig(**SHAPE, reach=reach)
     assert [config.reach_of(source) for source in range(3)] == expected
+
+
+NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
+    CrossLayerConfig: SHAPE,
+    MoltConfig: {"n_layers": 3, "d_model": 4, "ranks": (2,), "counts": (4,), "nonlinearity": TopKConfig(k=2)},
+    TanhSparsityConfig: {"coefficient": 1.0},
+    L1SparsityConfig: {"coefficient": 1.0},
+    TokenLogits: {"tokens": (1,)},
+    LogitDifference: {"positive": 1, "negative": 2},
+    FeaturePreactivation: {"layer": 0, "feature": 1},
+    Direction: {"vector": torch.ones(2)},
+    GraphInfo: {
+        "model": "m", "transcoder": None, "prompt": "a", "tokens": (1,), "token_strings": ("a",), "target_names": (),
+        "n_layers": 1, "n_active_features": 0, "compatible": False,
+    },
+}  # fmt: skip
+"""The settings without a default of those configs that have some."""
+
+
+def test_every_config_checks_its_types() -> None:
+    assert {DataConfig, GraphInfo, GraphSettings, PruningSettings, SalientLogits} < set(CheckedConfig.__subclasses__())
+
+
+@pytest.mark.parametrize("kind", CheckedConfig.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_a_value_of_a_wrong_type_is_named_when_a_config_is_made(kind: type[CheckedConfig]) -> None:
+    needed = NEEDED.get(kind, {})
+    kind(**needed)
+    for entry in fields(kind):  # pyright: ignore[reportArgumentType]
+        for value in (object(), 1j, b"x"):
+            with refuses(ConfigError, f"{kind.__name__}.{entry.name}"):
+                kind(**{**needed, entry.name: value})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 2.5}, {"batch_size": True}, {"batch_size": "8"}, {"learning_rate": "x"}, {"betas": 3},
+        {"learning_rate": float("nan")}, {"learning_rate": float("inf")}, {"betas": (0.9,)}, {"betas": (0.9, "x")},
+        {"held_out_contexts": "3"}, {"seed": 2**70}, {"loss": 3}, {"schedule": "foo"}, {"storage_dtype": "int8"},
+        {"schedule": ["constant"]}, {"every": None}, {"source": 3}, {"streaming": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_setting_of_a_training_run_is_named(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(ConfigError) as raised:
+        TrainingConfig.of(**settings)
+    assert f".{name}" in str(raised.value)
+
+
+def test_numbers_of_numpy_lists_and_paths_become_plain_values() -> None:
+    config = TrainingConfig.of(
+        batch_size=np.int64(8), learning_rate=np.float32(0.5), betas=[0.5, 0.25], source=Path("a/b")
+    )
+    assert (config.data.batch_size, type(config.data.batch_size)) == (8, int)
+    assert (config.learning.learning_rate, type(config.learning.learning_rate)) == (0.5, float)
+    assert config.learning.betas == (0.5, 0.25)
+    assert config.texts.source == str(Path("a/b"))
+
+
+def test_a_long_wrong_value_is_cut() -> None:
+    with refuses(ConfigError, "TextsConfig.column") as raised:
+        TextsConfig(column=["x" * 1000])  # pyright: ignore[reportArgumentType]
+    assert len(str(raised.value)) < 200

@@ -257,7 +257,6 @@ def test_a_checkpoint_of_an_unknown_kind_is_one_clear_error(tmp_path: Path) -> N
         ({"prefixes": (40,)}, "prefixes n_features 40"),
         ({"prefixes": (0, 4)}, "prefixes 1"),
         ({"nonlinearity": TopKConfig(k=5, initial_k=41)}, "initial_k 41"),
-        ({"nonlinearity": BatchTopKConfig(k=5, anneal_share=0.0)}, "anneal_share 0.0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], named: str) -> None:

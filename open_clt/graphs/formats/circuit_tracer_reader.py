@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from open_clt import files
-from open_clt.errors import CheckpointError
+from open_clt.errors import AttributionError, CheckpointError
 from open_clt.graphs.formats.circuit_tracer_schema import (
     FeatureType,
     GraphView,
@@ -53,7 +53,7 @@ def read_circuit_tracer(path: str | Path) -> ViewedGraph:
     content = read_object(path, "metadata", "nodes", "links")
     try:
         return _graph(content)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AttributionError) as error:
         raise CheckpointError(
             f"{path} does not hold a whole attribution graph ({error!r}); export it again."
         ) from error

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from open_clt import files
-from open_clt.errors import CheckpointError, ConfigError
+from open_clt.errors import AttributionError, CheckpointError, ConfigError
 from open_clt.graphs.graph import FORMAT, AttributionGraph, log_missing
 from open_clt.graphs.influence import Edges
 from open_clt.graphs.info import info_json, read_info
@@ -65,11 +65,16 @@ def to_networkx(graph: AttributionGraph) -> NamedGraph:
 
 
 def from_networkx(network: NamedGraph) -> AttributionGraph:
-    """Read a graph that ``to_networkx`` made; raises CheckpointError if attributes are missing.
+    """Read a graph that ``to_networkx`` made; raises CheckpointError if attributes are missing or do not fit together.
 
     Nodes and edges that were removed from it since then do not count in ``omitted``, unlike those that ``prune``
     removes.
     """
+    return _read(network, "The networkx graph")
+
+
+def _read(network: NamedGraph, subject: object) -> AttributionGraph:
+    """Read a graph that ``to_networkx`` made; ``subject`` names it in an error."""
     try:
         stored = cast(dict[str, list[float]], files.parse_json(network.graph.get("vectors", "{}")))
         vectors = {target: torch.tensor(vector) for target, vector in stored.items()}
@@ -83,9 +88,9 @@ def from_networkx(network: NamedGraph) -> AttributionGraph:
         edges = [(row_of[target], row_of[source], data["weight"]) for source, target, data in network.edges(data=True)]
         names = tuple(info.target_names[data["target"]] for _, data in nodes if "target" in data)
         return AttributionGraph(table, _edges(edges), replace(info, target_names=names), labels)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AttributionError, ConfigError) as error:
         raise CheckpointError(
-            f"The networkx graph lacks attributes that to_networkx writes ({error!r}); export the graph again."
+            f"{subject} does not have the attributes that to_networkx writes ({error!r}); export the graph again."
         ) from error
 
 
@@ -111,7 +116,7 @@ def read_graphml(path: str | Path) -> AttributionGraph:
         network = nx.read_graphml(BytesIO(content))
     except (ParseError, expat.ExpatError, nx.NetworkXError, OSError, EOFError, ValueError, KeyError) as error:
         raise files.unreadable(path, "GraphML", error) from error
-    return from_networkx(network)
+    return _read(network, path)
 
 
 def _check_declarations(content: bytes) -> None:

@@ -28,6 +28,7 @@ from open_clt.config import CrossLayerConfig
 from open_clt.config.json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.checks import check_thresholds
 from open_clt.transcoders.make import NO_CODE, OwnCode, own_architecture
 from open_clt.transcoders.nonlinearities import JumpReLU, ReLU
 from open_clt.transcoders.transcoder import Transcoder
@@ -74,8 +75,12 @@ def load_circuit_tracer(directory: str | Path, code: OwnCode = NO_CODE) -> Cross
             _fill(target, encoder, f"{name}_{layer}", directory)
         _fill(transcoder.W_dec[layer], decoder, f"W_dec_{layer}", directory)
         if isinstance(transcoder.nonlinearity, JumpReLU):
-            _fill(transcoder.nonlinearity.log_threshold[layer], encoder, f"threshold_{layer}", directory)
-            transcoder.nonlinearity.log_threshold[layer].log_()
+            thresholds = transcoder.nonlinearity.log_threshold[layer]
+            _fill(thresholds, encoder, f"threshold_{layer}", directory)
+            check_thresholds(thresholds, layer, directory)
+            # The logarithm of 0 is not finite; no pre-activation lies between 0 and the smallest positive number.
+            thresholds[thresholds == 0] = torch.finfo(thresholds.dtype).tiny
+            thresholds.log_()
     return transcoder.eval()
 
 
@@ -192,7 +197,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _read_layers(saved: files.Saved, stem: str) -> list[dict[str, Tensor]]:
     """The tensors of the files ``{stem}_0``, ``{stem}_1``, ...; raises CheckpointError if a number is missing."""
     count = len(saved.names(f"{stem}_[0-9]*.safetensors"))
-    return [files.read_tensors(saved(f"{stem}_{layer}.safetensors")) for layer in range(count)]
+    layers: list[dict[str, Tensor]] = []
+    for layer in range(count):
+        path = saved(f"{stem}_{layer}.safetensors")
+        layers.append(files.read_tensors(path))
+        files.check_weights(layers[-1], path)
+    return layers
 
 
 def _fill(target: Tensor, tensors: dict[str, Tensor], name: str, directory: Path) -> None:

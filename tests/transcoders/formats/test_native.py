@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from open_clt.config import (
     BatchTopKConfig,
@@ -31,6 +31,63 @@ from tests.random_transcoders import architecture, random_architecture
 from tests.refusals import refuses
 from tests.training.own import Muffled
 from tests.transcoders.test_cross_layer import NONLINEARITIES, make, warm
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["W_enc", "b_dec", "W_dec.0", "nonlinearity.log_threshold"])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(name: str, value: float, tmp_path: Path) -> None:
+    transcoder = make(JumpReLUConfig())
+    save_transcoder(transcoder, tmp_path)
+    transcoder.state_dict()[name].view(-1)[3] = value
+    with refuses(CheckpointError, repr(name), value):
+        save_transcoder(transcoder, tmp_path)
+    load_transcoder(tmp_path)
+    save_file(transcoder.state_dict(), tmp_path / "transcoder.safetensors")
+    with refuses(CheckpointError, repr(name), tmp_path / "transcoder.safetensors", value):
+        load_transcoder(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn, torch.bool])
+def test_weights_of_another_type_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    transcoder = make(ReLUConfig())
+    save_transcoder(transcoder, tmp_path)
+    save_file(
+        {**transcoder.state_dict(), "b_enc": transcoder.b_enc.data.to(dtype)}, tmp_path / "transcoder.safetensors"
+    )
+    with refuses(CheckpointError, "'b_enc'", dtype):
+        load_transcoder(tmp_path)
+
+
+def test_negative_thresholds_are_refused_with_layer_and_feature(tmp_path: Path) -> None:
+    transcoder = make(BatchTopKConfig(k=2))
+    save_transcoder(transcoder, tmp_path / "ours")
+    state = transcoder.state_dict()
+    state["nonlinearity.thresholds"][2, 5] = -1.5
+    save_file(state, tmp_path / "ours" / "transcoder.safetensors")
+    with refuses(CheckpointError, 2, 5, -1.5, tmp_path / "ours" / "transcoder.safetensors"):
+        load_transcoder(tmp_path / "ours")
+    save_circuit_tracer(make(JumpReLUConfig()), tmp_path / "theirs")
+    path = tmp_path / "theirs" / "W_enc_2.safetensors"
+    tensors = load_file(path)
+    tensors["threshold_2"][5] = -1.5
+    save_file(tensors, path)
+    with refuses(CheckpointError, 2, 5, -1.5, tmp_path / "theirs"):
+        load_transcoder(tmp_path / "theirs")
+
+
+def test_a_threshold_of_zero_in_circuit_tracers_layout_is_read_and_saved(tmp_path: Path) -> None:
+    save_circuit_tracer(make(JumpReLUConfig()), tmp_path / "theirs")
+    path = tmp_path / "theirs" / "W_enc_2.safetensors"
+    tensors = load_file(path)
+    tensors["threshold_2"].zero_()
+    save_file(tensors, path)
+    transcoder = load_transcoder(tmp_path / "theirs")
+    thresholds = transcoder.nonlinearity.threshold(2)
+    assert thresholds is not None
+    assert 0 < thresholds.max() < 1e-37
+    loaded = load_transcoder(save_transcoder(transcoder, tmp_path / "ours"))
+    inputs = torch.randn(5, 4, 8)
+    assert torch.equal(loaded(inputs).reconstruction, transcoder(inputs).reconstruction)
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)

@@ -1,0 +1,97 @@
+"""Validity: whether the tables of a graph fit together, so that every number computed from them has a meaning.
+
+Graphs come from files of strangers and from users' own code. ``AttributionGraph`` asks once, when it is made, so no
+other function meets a row that does not exist or a number that is not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from open_clt.graphs.influence import Edges
+from open_clt.graphs.info import GraphInfo
+from open_clt.graphs.nodes import NodeKind, NodeTable
+
+_INTEGERS = ("nodes.kind", "nodes.layer", "nodes.position", "nodes.index", "edges.target", "edges.source")
+_MAY_BE_NAN = ("nodes.total", "nodes.cumulative")
+_NOT_NEGATIVE = ("nodes.weight", "nodes.omitted")
+
+
+def problem(nodes: NodeTable, edges: Edges, info: GraphInfo) -> str | None:
+    """What is wrong with the tables of a graph, as the end of a sentence; None if they fit together."""
+    columns = {f"nodes.{entry.name}": getattr(nodes, entry.name) for entry in fields(nodes)}
+    columns |= {f"edges.{name}": column for name, column in edges._asdict().items()}
+    problems = (*_problems_of_types(columns), *_problems_of_info(nodes, info)) or (
+        *_problems_of_ranges(nodes, edges, info),
+        *_problems_of_numbers(columns),
+    )
+    return next(iter(problems), None) or _problem_of_order(nodes, edges)
+
+
+def _problems_of_types(columns: dict[str, Tensor]) -> Iterator[str]:
+    lengths = {"nodes": columns["nodes.kind"].shape, "edges": columns["edges.target"].shape}
+    for name, column in columns.items():
+        table, expected = name.partition(".")[0], torch.int64 if name in _INTEGERS else torch.float32
+        if column.dtype != expected:
+            yield f"{name} has the data type {column.dtype}, not {expected}"
+        if column.ndim != 1 or column.shape != lengths[table]:
+            yield f"{name} has the shape {tuple(column.shape)}, but other columns of {table} {tuple(lengths[table])}"
+
+
+def _problems_of_info(nodes: NodeTable, info: GraphInfo) -> Iterator[str]:
+    if len(info.tokens) != len(info.token_strings):
+        yield f"it has {len(info.tokens)} token ids and {len(info.token_strings)} token strings"
+    if info.n_layers < 0:
+        yield f"n_layers is {info.n_layers}"
+    outputs = int(torch.isin(nodes.kind, torch.tensor([int(NodeKind.LOGIT), int(NodeKind.TARGET)])).sum())
+    if len(info.target_names) != outputs:
+        yield f"it has {outputs} outputs and {len(info.target_names)} names of outputs"
+
+
+def _problems_of_ranges(nodes: NodeTable, edges: Edges, info: GraphInfo) -> Iterator[str]:
+    n_nodes, n_positions = len(nodes), len(info.token_strings)
+    ranges = (
+        ("kind", nodes.kind, 0, len(NodeKind) - 1),
+        ("layer", nodes.layer, -1, info.n_layers),
+        ("position", nodes.position, 0, n_positions - 1),
+        ("index", nodes.index, -1, None),
+        ("layer of a feature or error", nodes.layer[nodes.kind <= NodeKind.ERROR], 0, info.n_layers - 1),
+        ("index of a feature", nodes.index[nodes.kind == NodeKind.FEATURE], 0, None),
+        ("target of an edge", edges.target, 0, n_nodes - 1),
+        ("source of an edge", edges.source, 0, n_nodes - 1),
+    )
+    for name, column, lowest, highest in ranges:
+        if not column.numel():
+            continue
+        smallest, largest = (int(value) for value in torch.aminmax(column))
+        if smallest < lowest or (highest is not None and largest > highest):
+            value = smallest if smallest < lowest else largest
+            yield f"the {name} is {value}, outside {lowest} to {'any number' if highest is None else highest}"
+
+
+def _problems_of_numbers(columns: dict[str, Tensor]) -> Iterator[str]:
+    for name, column in columns.items():
+        if not column.is_floating_point():
+            continue
+        legal = ~column.isinf() if name in _MAY_BE_NAN else column.isfinite()
+        if name in _NOT_NEGATIVE:
+            legal &= column >= 0
+        if not bool(legal.all()):
+            row = int((~legal).int().argmax())
+            yield f"{name} is {float(column[row])} in row {row}"
+
+
+def _problem_of_order(nodes: NodeTable, edges: Edges) -> str | None:
+    """Edges lead from lower to higher layers; only sources without inputs may lie as high as their targets."""
+    has_inputs = torch.zeros(len(nodes), dtype=torch.bool).index_fill(0, edges.target, value=True)
+    wrong = has_inputs[edges.source] & (nodes.layer[edges.target] <= nodes.layer[edges.source])
+    if not bool(wrong.any()):
+        return None
+    edge = int(wrong.int().argmax())
+    return (
+        f"the edge from row {int(edges.source[edge])} to row {int(edges.target[edge])} does not lead to a later layer"
+    )
