@@ -7,8 +7,9 @@ from pathlib import Path
 from jaxtyping import Int
 from torch import Tensor
 
+from open_clt import files
 from open_clt.config import ReportConfig
-from open_clt.errors import TextError
+from open_clt.errors import CheckpointError, TextError
 from open_clt.language.language_model import LanguageModel
 
 _PROMPT_LENGTH = 12
@@ -18,9 +19,9 @@ _PROMPT_LENGTH = 12
 def read_prompts(path: str | Path) -> list[str]:
     """Return the lines of a text file that are not blank; raises TextError if it cannot be read or has no such line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"{path} cannot be read as text ({error}); give a file with one prompt per line.") from error
+        lines = files.read_text(Path(path), "UTF-8 text").splitlines()
+    except CheckpointError as error:
+        raise TextError(f"{error} Give a file with one prompt per line.") from error
     if prompts := [line for line in lines if line.strip()]:
         return prompts
     raise TextError(f"{path} holds no prompts; write one prompt per line.")

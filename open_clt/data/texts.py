@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from open_clt import files
 from open_clt.config import TextsConfig
-from open_clt.errors import TextError
+from open_clt.errors import CheckpointError, TextError
 from open_clt.language.model_source import answers
 
+_ROWS_AT_ONCE = 16
+"""Number of rows that are unpacked at once: few, because equal rows of a Parquet file take no space in the file."""
 _FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 TextSource: TypeAlias = Callable[[], Iterable[str]]
@@ -41,10 +44,8 @@ def read_texts(path: str | Path, *, column: str = "text") -> Iterator[str]:
     reader = readers.get(path.suffix.lower())
     if reader is not None:
         return reader(path, column)
-    try:
-        return iter([path.read_text(encoding="utf-8")])
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path} is not UTF-8 text ({error.reason}); convert it, or give another file.") from error
+    with _as_text_errors():
+        return iter([files.read_text(path, "UTF-8 text", limit=files.LARGEST_TEXT)])
 
 
 def dataset_texts(
@@ -65,7 +66,7 @@ def dataset_texts(
             "downloaded, or give the path of a text, .jsonl or .parquet file."
         )
     try:
-        rows = datasets.load_dataset(name, subset, split=split, streaming=streaming)
+        rows = datasets.load_dataset(name, subset, split=split, streaming=streaming, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError | ConnectionError) and not Path(name).exists():
             raise TextError(
@@ -80,14 +81,14 @@ def dataset_texts(
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for line_number, line in enumerate(lines, start=1):
+    with _as_text_errors():
+        for line_number, line in enumerate(files.read_lines(path), start=1):
             if not line.strip():
                 continue
             row_name = f"{path}, line {line_number}"
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = files.parse_json(line)
+            except ValueError as error:
                 raise TextError(f"{row_name} is not JSON ({error}); each line must be a JSON object.") from error
             if not isinstance(row, dict):
                 raise TextError(f"{row_name} is a JSON {type(row).__name__}; each line must be a JSON object.")
@@ -95,18 +96,28 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException, parquet
 
     try:
-        file = parquet.ParquetFile(path)
-    except ArrowInvalid as error:
-        raise TextError(f"{path} is not a Parquet file ({error}); check how it was written.") from error
-    with file:
-        if column not in file.schema_arrow.names:
-            raise TextError(f"{path} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}.")
-        for batch in file.iter_batches(columns=[column]):
-            for row in batch.to_pylist():
-                yield _text_in(row, column, str(path))
+        with parquet.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise TextError(f"{path} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}.")
+            with _as_text_errors():
+                files.check_row_groups(file.metadata, column, path)
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+                for row in batch.to_pylist():
+                    yield _text_in(row, column, str(path))
+    except (ArrowException, OSError) as error:
+        raise TextError(f"{path} is not a readable Parquet file ({error}); check how it was written.") from error
+
+
+@contextmanager
+def _as_text_errors() -> Generator[None]:
+    """Raise the errors of ``files`` as TextErrors."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise TextError(str(error)) from error
 
 
 def _text_in(row: dict[str, Any], column: str, row_name: str) -> str:

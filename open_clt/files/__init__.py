@@ -26,7 +26,7 @@ directory.
 
 from __future__ import annotations
 
-from open_clt.files.limits import LARGEST_FEATURE, LARGEST_TEXT, unpacked
+from open_clt.files.limits import LARGEST_FEATURE, LARGEST_TEXT, check_row_groups, unpacked
 from open_clt.files.lock import locked
 from open_clt.files.opening import check_regular, inside, opened, read_lines
 from open_clt.files.ownership import (
@@ -84,6 +84,7 @@ __all__ = [
     "check_directory",
     "check_ours",
     "check_regular",
+    "check_row_groups",
     "check_weights",
     "foreign",
     "format_of",

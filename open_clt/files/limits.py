@@ -12,7 +12,8 @@ import gzip
 import zlib
 from collections.abc import Callable
 from io import BytesIO
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from open_clt.errors import CheckpointError
 
@@ -56,6 +57,15 @@ def read_at_most(read: Callable[[int], bytes], limit: int) -> bytes:
     while chunk := read(min(_CHUNK, limit + 1 - content.tell())):
         content.write(chunk)
     return content.getvalue()
+
+
+def check_row_groups(metadata: Any, column: str, path: Path) -> None:
+    """Raise CheckpointError if a column of a Parquet file is too large; ``metadata`` is that of pyarrow."""
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for part in map(row_group.column, range(row_group.num_columns)):
+            if part.path_in_schema == column and part.total_uncompressed_size > LARGEST_ROW_GROUP:
+                raise too_large(f"Row group {group} of {path}", LARGEST_ROW_GROUP)
 
 
 def unpacked(content: bytes, packing: str, name: object, limit: int) -> bytes:

@@ -91,7 +91,9 @@ def saving(directory: Path, *, replaces: Iterable[str] = ()) -> Generator[Stage]
 
     def stage(name: str) -> Path:
         names.append(name)
-        return part_path(directory / name)
+        part = part_path(directory / name)
+        part.unlink(missing_ok=True)  # it may be a link to another file, which writing would follow
+        return part
 
     try:
         yield stage

@@ -37,7 +37,8 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
 
     if not source.local:
         logger.info("%s is not on this machine; it is downloaded from the hub.", source.name)
-    options: dict[str, Any] = {"local_files_only": source.local}
+    # With trust_remote_code=None, transformers would ask on the terminal whether to run a model's own code.
+    options: dict[str, Any] = {"local_files_only": source.local, "trust_remote_code": False}
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
     with _explained(f"The tokenizer of {source.name!r} cannot be read"):
@@ -45,7 +46,12 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         _check_tokenizer(tokenizer, source.name)
     with _explained(f"The language model {source.name!r} cannot be read"), _no_loading_bar():
         model, loading_info = cast(Any, AutoModelForCausalLM).from_pretrained(
-            source.location, dtype=dtype, attn_implementation="eager", output_loading_info=True, **options
+            source.location,
+            dtype=dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+            weights_only=True,  # a .bin file is a pickle, which could run code
+            **options,
         )
         if missing := sorted(loading_info["missing_keys"]):
             raise LanguageModelError(
@@ -55,7 +61,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         model.eval().to(device)
     with _explained(f"TransformerLens cannot express the language model {source.name!r}"):
         bridge = cast(Any, TransformerBridge).boot_transformers(
-            source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype
+            source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype, trust_remote_code=False
         )
     # The bridge adds parameters (the split queries, keys and values of GPT-2), so all are frozen after it is made.
     bridge.requires_grad_(False)
@@ -121,6 +127,11 @@ def _explained(problem: str) -> Generator[None, None, None]:
         raise
     # Loading runs code of several libraries, whose exceptions have no common base.
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise LanguageModelError(
+                f"{problem}: it needs code of its own, which OpenCLT does not run; give a model whose architecture is "
+                "part of transformers, or use 'embedded'."
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise LanguageModelError(
             f"{problem}: {reason}. Check that it is a decoder-only model whose files are complete, or use 'embedded'."

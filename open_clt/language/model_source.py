@@ -14,10 +14,12 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
-from open_clt.errors import HubUnreachableError, LanguageModelError, MissingExtraError
+from open_clt import files
+from open_clt.errors import CheckpointError, HubUnreachableError, LanguageModelError, MissingExtraError
 
 HUB_TIMEOUT = 3.0
 """Seconds within which the hub must answer, including the time to resolve its name."""
@@ -25,6 +27,8 @@ HUB_TIMEOUT = 3.0
 _LOCAL = "a local directory or .gguf file, or 'embedded', the model that needs no network"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""Files that name the files of a model whose weights are divided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ def find_model(name: str) -> ModelSource:
 
 
 def _embedded() -> ModelSource:
-    folder = Path(str(files("open_clt"))) / "embedded" / "model"
+    folder = Path(str(resources.files("open_clt"))) / "embedded" / "model"
     if not (folder / "config.json").is_file():
         raise LanguageModelError(f"The embedded model is missing from {folder}; reinstall the package open-clt.")
     return ModelSource(name="embedded", location=str(folder))
@@ -83,6 +87,7 @@ def _directory(name: str, folder: Path) -> ModelSource:
         raise LanguageModelError(
             f"The directory {folder} has no weights (such as model.safetensors); add them, or give {_LOCAL}."
         )
+    _check_shards(folder)
     return ModelSource(name=name, location=str(folder))
 
 
@@ -90,11 +95,26 @@ def _has_weights(folder: Path) -> bool:
     return any(path.is_file() for pattern in _WEIGHTS for path in folder.glob(pattern))
 
 
+def _check_shards(folder: Path) -> None:
+    """Raise LanguageModelError if an index names files outside its directory, or special files such as devices."""
+    try:
+        for index in (folder / name for name in _INDICES):
+            content = files.read_json(index) if index.is_file() else {}
+            shards = cast(dict[str, Any], content).get("weight_map", {}) if isinstance(content, dict) else None
+            if not isinstance(shards, dict):
+                raise LanguageModelError(f"{index} does not say which file holds which weight; download it again.")
+            for name in cast(dict[str, Any], shards).values():
+                files.check_regular(files.inside(folder, name))
+    except CheckpointError as error:
+        raise LanguageModelError(str(error)) from error
+
+
 def _hub(name: str) -> ModelSource:
     from huggingface_hub import constants, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str) and _has_weights(Path(cached).parent):
+        _check_shards(Path(cached).parent)
         return ModelSource(name=name, location=str(Path(cached).parent))
     if constants.HF_HUB_OFFLINE:
         reason = "the environment variable HF_HUB_OFFLINE forbids asking the hub"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from open_clt.config import ReportConfig
@@ -35,5 +36,8 @@ def test_a_file_without_prompts_or_with_too_long_a_prompt_is_refused(tiny_gpt2: 
         file.write_text(content)
         with refuses(TextError, named):
             report_prompts(ReportConfig(prompts=str(file)), tiny_gpt2, contexts)
-    with refuses(TextError, "nowhere.txt"):
-        read_prompts(tmp_path / "nowhere.txt")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("nowhere.txt", "fifo", "binary"):
+        with refuses(TextError, tmp_path / name):
+            read_prompts(tmp_path / name)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from open_clt.config import TextsConfig
 from open_clt.data.texts import dataset_texts, open_texts, read_texts
 from open_clt.errors import TextError
+from open_clt.files import limits
 from tests.refusals import refuses
 
 ROWS = [{"text": "one two", "topic": "numbers"}, {"text": "three\nfour", "topic": "more"}]
 
 
 def test_texts_are_read_from_text_jsonl_and_parquet(tmp_path: Path) -> None:
-    from pyarrow import Table, parquet
-
     (tmp_path / "a.txt").write_text("A whole file.\n\nOne text.", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text("\n\n".join(map(json.dumps, ROWS)) + "\n", encoding="utf-8")
-    parquet.write_table(Table.from_pylist(ROWS), tmp_path / "c.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "c.parquet")
     assert list(read_texts(tmp_path / "a.txt")) == ["A whole file.\n\nOne text."]
     for name in ("b.jsonl", "c.parquet"):
         assert list(read_texts(tmp_path / name)) == ["one two", "three\nfour"]
@@ -47,6 +50,43 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "fake.parquet").write_bytes(b"not parquet at all")
     with refuses(TextError, "fake.parquet"):
         list(read_texts(tmp_path / "fake.parquet"))
+
+
+def test_deep_or_endless_json_and_special_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for row in ('{"text": ' + "[" * 100_000, '{"text": ' + "9" * 10_000 + "}", '{"text": "\\ud800'):
+        path.write_text(f'{{"text": "first"}}\n{row}\n')
+        texts = read_texts(path)
+        assert next(texts) == "first"
+        with refuses(TextError, path, "line 2"):
+            next(texts)
+    for name in ("a.txt", "b.jsonl", "a.parquet"):
+        os.mkfifo(tmp_path / name)
+        with refuses(TextError, tmp_path / name):
+            list(read_texts(tmp_path / name))
+
+
+def test_equal_rows_of_a_parquet_file_take_little_memory(tmp_path: Path) -> None:
+    """A file of a kilobyte holds a long text a hundred thousand times."""
+    text = "x" * 300_000
+    rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, pyarrow.int32()), pyarrow.array([text]))
+    parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "x.parquet", compression="zstd")
+    tracemalloc.start()
+    before = pyarrow.total_allocated_bytes()
+    texts = read_texts(tmp_path / "x.parquet")
+    assert next(texts) == text
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak + pyarrow.total_allocated_bytes() - before < 100 * len(text)
+
+
+def test_a_parquet_file_with_too_large_a_column_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LARGEST_ROW_GROUP", 1000)
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "other": [str(i) * 2000 for i in range(2)]}), path)
+    assert list(read_texts(path)) == ["a", "b"]
+    with refuses(TextError, path, "1,000"):
+        list(read_texts(path, column="other"))
 
 
 @pytest.mark.parametrize("streaming", [True, False])

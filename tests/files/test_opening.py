@@ -102,3 +102,17 @@ def test_lines_are_read_from_plain_and_packed_files(tmp_path: Path) -> None:
     (tmp_path / "half.gz").write_bytes(gzip.compress(b"one\ntwo")[:-9])
     with refuses(CheckpointError, tmp_path / "half.gz"):
         list(files.read_lines(tmp_path / "half.gz"))
+
+
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_saving_does_not_follow_links_under_its_temporary_names(name: str, tmp_path: Path) -> None:
+    artefact = ARTEFACTS[name]
+    artefact.save(tmp_path / "here", 1)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    for path in [path for path in (tmp_path / "here").rglob("*") if path.is_file()]:
+        for prefix in (".part-", ".old-"):
+            path.with_name(f"{prefix}{path.name}").symlink_to(victim)
+    artefact.save(tmp_path / "here", 2)
+    assert victim.read_bytes() == b"precious"
+    artefact.load(tmp_path / "here")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import json
+import os
 import shutil
 import socket
 import threading
@@ -63,6 +65,57 @@ def test_a_directory_that_lacks_some_weights_is_refused(copy: Path) -> None:
     del tensors["transformer.h.1.mlp.c_fc.weight"]
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     fails(copy, "transformer.h.1.mlp.c_fc.weight")
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/dev/zero", "fifo", "zero", 3, ["x"]])
+def test_an_index_of_weights_that_names_other_files_is_refused(name: object, copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy.parent / "secret.safetensors")
+    (copy / "part.safetensors").touch()
+    os.mkfifo(copy / "fifo")
+    (copy / "zero").symlink_to("/dev/zero")
+    index = {"metadata": {}, "weight_map": {"transformer.wte.weight": name}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    fails(copy, copy)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"weight_map": 3}', "{", "[" * 100_000])
+def test_a_damaged_index_of_weights_is_refused(content: str, copy: Path) -> None:
+    (copy / "model.safetensors.index.json").write_text(content)
+    fails(copy, copy / "model.safetensors.index.json")
+
+
+def test_a_model_whose_weights_are_divided_into_linked_files_is_loaded(copy: Path, tiny_gpt2: LanguageModel) -> None:
+    """In the cache of the Hugging Face hub, a model's files are links to files outside its directory."""
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    names = sorted(weights)
+    weight_map = {name: f"model-{1 + (i % 2)}.safetensors" for i, name in enumerate(names)}
+    for part in set(weight_map.values()):
+        blob = copy.parent / f"blob-{part}"
+        save_file({name: weights[name] for name in names if weight_map[name] == part}, blob, {"format": "pt"})
+        (copy / part).symlink_to(blob)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    tokens = tiny_gpt2.tokenize("The cat")[None]
+    assert torch.equal(load_language_model(copy).logits(tokens), tiny_gpt2.logits(tokens))
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_a_model_that_brings_code_is_refused_and_its_code_does_not_run(part: str, copy: Path) -> None:
+    (copy / "stranger.py").write_text(f"open({str(copy.parent / 'ran')!r}, 'w').close()\n")
+    path = copy / ("config.json" if part == "model" else "tokenizer_config.json")
+    settings = json.loads(path.read_text())
+    if part == "model":
+        settings |= {
+            "model_type": "stranger",
+            "auto_map": {"AutoConfig": "stranger.C", "AutoModelForCausalLM": "stranger.M"},
+        }
+    else:
+        settings |= {"tokenizer_class": "Stranger", "auto_map": {"AutoTokenizer": ["stranger.T", "stranger.T"]}}
+        (copy / "tokenizer.json").unlink()
+    path.write_text(json.dumps(settings))
+    fails(copy, copy, *(["code"] if part == "model" else []))  # transformers tries another tokenizer first
+    assert not (copy.parent / "ran").exists()
 
 
 def test_a_directory_without_a_tokenizer_is_refused(copy: Path) -> None:
@@ -131,7 +184,7 @@ def test_the_embedded_model_loads() -> None:
 
 
 def test_a_missing_embedded_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_source, "files", lambda _: tmp_path)
+    monkeypatch.setattr(model_source.resources, "files", lambda _: tmp_path)
     fails("embedded", tmp_path / "embedded" / "model")
 
 
