@@ -48,12 +48,9 @@ class FeatureFiles:
         self.folder = Path(directory) / FOLDER
         self._path = files.saved(self.folder, INDEX)
         index = files.read_json(self._path(INDEX))
-        try:
-            self._layers = [_Layer(layer["filename"], layer["offsets"]) for layer in index]
-        except (TypeError, KeyError) as error:
-            raise CheckpointError(
-                f"{self.folder / INDEX} is not a list of layers of features ({error!r}); write the features again."
-            ) from error
+        if not isinstance(index, list):
+            raise _not_layers(self.folder)
+        self._layers = [_layer(entry, self.folder) for entry in cast(list[Any], index)]
 
     def record(self, feature: Feature) -> FeatureRecord | None:
         """The record of a feature, or None if it has no record.
@@ -71,7 +68,7 @@ class FeatureFiles:
             ) from error
         if start == end:
             return None
-        path = files.inside(self.folder, filename)
+        path = self.folder / filename
         try:
             with files.opened(self._path(filename), unpack=False) as file:
                 file.seek(start)
@@ -84,6 +81,25 @@ class FeatureFiles:
             raise files.missing(path) from error
         except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"Feature {feature} in {path} is damaged; write the features again.") from error
+
+
+def _layer(entry: object, folder: Path) -> _Layer:
+    """Read an entry of the index of a folder; raises CheckpointError if it is damaged or names a file elsewhere."""
+    match entry:
+        case {"filename": str(filename), "offsets": list(offsets)}:
+            offsets = cast(list[Any], offsets)
+        case _:
+            raise _not_layers(folder)
+    if not all(type(offset) is int for offset in offsets) or offsets != sorted(offsets) or min(offsets, default=0) < 0:
+        raise _not_layers(folder)
+    files.inside(folder, filename)
+    return _Layer(filename, offsets)
+
+
+def _not_layers(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{folder / INDEX} is not a list of layers, each with a filename and rising offsets; write the features again."
+    )
 
 
 def write_feature_files(

@@ -38,13 +38,16 @@ class Molt(Transcoder):
     def __init__(self, config: MoltConfig, *, seed: int = 0) -> None:
         super().__init__(config)
         self.config: MoltConfig = config  # pyright: ignore[reportIncompatibleVariableOverride] (set here only)
-        ranks = torch.tensor(config.ranks).repeat_interleave(torch.tensor(config.counts))
-        atoms = int(ranks.sum())
+        atoms = sum(rank * count for rank, count in zip(config.ranks, config.counts, strict=True))
+        # The sizes are given because a transcoder is also built on the device "meta", where tensors have no values.
+        ranks = torch.tensor(config.ranks).repeat_interleave(torch.tensor(config.counts), output_size=config.n_features)
         self.W_read = nn.ParameterList([torch.empty(atoms, config.d_model) for _ in range(config.n_layers)])
         self.W_write = nn.ParameterList([torch.empty(atoms, config.d_model) for _ in range(config.n_layers)])
         # Zero in training; ``folded`` subtracts here what the atoms read in the mean input.
         self.register_buffer("b_read", torch.zeros(config.n_layers, atoms))
-        self.register_buffer("owner", torch.arange(len(ranks)).repeat_interleave(ranks), persistent=False)
+        self.register_buffer(
+            "owner", torch.arange(len(ranks)).repeat_interleave(ranks, output_size=atoms), persistent=False
+        )
         self.register_buffer("first_atom", functional.pad(ranks.cumsum(0), (1, 0)), persistent=False)
         self._initialise(torch.Generator().manual_seed(seed))
 

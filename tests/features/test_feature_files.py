@@ -112,6 +112,28 @@ def test_the_number_of_a_feature_tells_its_layer_and_index(layer: int, feature: 
     assert cantor_unpair(cantor_pair(Feature(layer, feature))) == Feature(layer, feature)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        3,
+        {"filename": "layer_0.bin"},
+        {"filename": "layer_0.bin", "offsets": 3},
+        {"filename": "layer_0.bin", "offsets": [0, "4"]},
+        {"filename": "layer_0.bin", "offsets": [0, 4.5]},
+        {"filename": "layer_0.bin", "offsets": [4, 0]},
+        {"filename": "layer_0.bin", "offsets": [-4, 0]},
+        {"filename": 3, "offsets": [0, 4]},
+    ],
+)
+def test_an_index_that_is_not_a_list_of_layers_is_refused(layer: object, tmp_path: Path) -> None:
+    (tmp_path / "features").mkdir()
+    path = tmp_path / "features" / "index.json.gz"
+    for content in ([layer], {"layers": [layer]}):
+        path.write_bytes(gzip.compress(json.dumps(content).encode()))
+        with refuses(CheckpointError, path):
+            FeatureFiles(tmp_path)
+
+
 def test_wrong_features_and_damaged_files_raise_different_errors(tmp_path: Path) -> None:
     with refuses(ConfigError, "L2/0", 2, 5):
         write_feature_files(RECORDS, tmp_path, n_layers=2, n_features=5)

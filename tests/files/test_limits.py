@@ -10,8 +10,11 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from open_clt import files
 from open_clt.errors import CheckpointError
@@ -20,8 +23,12 @@ from open_clt.files import limits
 from open_clt.graphs.formats.networkx import read_graphml
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.make import make_transcoder
+from open_clt.transcoders.transcoder import Transcoder
 from tests.artefacts import save_in_circuit_tracers_layout
 from tests.features.test_feature_files import RECORDS
+from tests.random_transcoders import architecture, random_architecture
 from tests.refusals import refuses
 
 MEGABYTE = 2**20
@@ -117,3 +124,44 @@ def test_xml_with_entities_is_refused(encoding: str, tmp_path: Path) -> None:
     with refuses(CheckpointError, path) as raised:
         read_graphml(path)
     assert "document type" in str(raised.value)
+
+
+def built_without_values(*arguments: Any, **keywords: Any) -> Transcoder:
+    """Build a transcoder, and check that it takes no memory for weights."""
+    assert torch.empty(()).device.type == "meta"
+    return make_transcoder(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("changed", [{"n_features": 2**33}, {"n_layers": 10**9}, {"skip": True}, {"reach": 1}])
+def test_a_transcoder_whose_files_do_not_hold_its_tensors_takes_no_memory(
+    changed: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_transcoder(random_architecture(architecture("clt")), tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    config["transcoder"] |= changed
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr("open_clt.transcoders.formats.native.make_transcoder", built_without_values)
+    with refuses(CheckpointError, tmp_path):
+        load_transcoder(tmp_path)
+    (tmp_path / "transcoder.safetensors").write_bytes(save({}))
+    with refuses(CheckpointError, tmp_path, "'W_enc'"):
+        load_transcoder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["W_enc_1", "W_dec_0"])
+def test_files_of_circuit_tracer_that_do_not_fit_together_take_no_memory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_in_circuit_tracers_layout(tmp_path, 1)
+    monkeypatch.setattr("open_clt.transcoders.formats.circuit_tracer.CrossLayerTranscoder", built_without_values)
+    (tmp_path / f"{name}.safetensors").write_bytes(save({}))
+    with refuses(CheckpointError, tmp_path, f"'{name}'"):
+        load_transcoder(tmp_path)
+
+
+def test_the_page_on_security_states_the_limits() -> None:
+    page = (Path(__file__).parents[2] / "SECURITY.md").read_text(encoding="utf-8")
+    sizes = {2**30: "1 GiB", 2**20: "1 MiB", 2**26: "64 MiB", 2**24: "16 MiB", 2**33: "8 GiB", 10_000: "10,000"}
+    for name, limit in vars(limits).items():
+        if name.isupper() and not name.startswith("_"):
+            assert sizes[limit] in page, name

@@ -129,24 +129,28 @@ def merge_checkpoint(
 ) -> Transcoder:
     """Read a sharded checkpoint as one whole transcoder; ``save_transcoder(merge_checkpoint(path).folded(), ...)``.
 
-    ``own_class`` and ``trust_code`` are those of ``load_transcoder``.
-    Raises CheckpointError if slices are missing, or of different steps.
+    ``own_class`` and ``trust_code`` are those of ``load_transcoder``. Raises CheckpointError if slices are missing, or
+    of different steps.
     """
-    first_slices = sorted(Path(checkpoint).glob("shard_0_of_*"))
+    first_slices = [path for path in Path(checkpoint).glob("shard_0_of_*") if path.name.rpartition("_")[2].isdecimal()]
     if len(first_slices) != 1:
         raise CheckpointError(
             f"{checkpoint} holds {len(first_slices)} sharded checkpoints; give a directory that holds one."
         )
     shards = int(first_slices[0].name.rpartition("_")[2])
     states = [SafetensorsCheckpointIO().load_checkpoint(shard_path(checkpoint, i, shards)) for i in range(shards)]
-    if steps := {state["global_step"] for state in states} - {states[0]["global_step"]}:
+    first_step = states[0].get("global_step")
+    if steps := {str(state.get("global_step")) for state in states} - {str(first_step)}:
         raise CheckpointError(
-            f"{checkpoint} holds slices of different steps, {states[0]['global_step']} and "
-            f"{', '.join(map(str, sorted(steps)))}, because saving was interrupted; give another checkpoint."
+            f"{checkpoint} holds slices of different steps, {first_step} and "
+            f"{', '.join(sorted(steps))}, because saving was interrupted; give another checkpoint."
         )
-    config = from_dict(CrossLayerConfig, states[0]["settings"]["transcoder"])
-    names = [name for name in states[0]["state_dict"] if name.startswith(_PREFIX)]
-    slices = {name.removeprefix(_PREFIX): [state["state_dict"][name] for state in states] for name in names}
+    try:
+        config = from_dict(CrossLayerConfig, states[0]["settings"]["transcoder"])
+        names = [name for name in states[0]["state_dict"] if name.startswith(_PREFIX)]
+        slices = {name.removeprefix(_PREFIX): [state["state_dict"][name] for state in states] for name in names}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint} does not hold the slices of a transcoder ({error!r}).") from error
     code = OwnCode(own_class=own_class, trust_code=trust_code)
     return _merged(config, code.architecture(states[0].get("architecture"), first_slices[0]), slices)
 

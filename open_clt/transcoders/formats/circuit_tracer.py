@@ -15,8 +15,9 @@ its own pre-activation only, so TopK, which ranks features against each other, c
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import yaml
@@ -67,21 +68,51 @@ def load_circuit_tracer(directory: str | Path, code: OwnCode = NO_CODE) -> Cross
             "decoder per layer."
         )
     config = _config(settings, encoders, directory)
+    with torch.device("meta"):  # so that wrong shapes are found before a transcoder of this size takes memory
+        empty = CrossLayerTranscoder(config)
+    for target in _targets(empty, encoders, decoders):
+        _check_shape(target, directory)
     transcoder = CrossLayerTranscoder(config)
-    for layer, (encoder, decoder) in enumerate(zip(encoders, decoders, strict=True)):
-        for target, name in (
-            (transcoder.W_enc[layer], "W_enc"), (transcoder.b_enc[layer], "b_enc"), (transcoder.b_dec[layer], "b_dec")
-        ):  # fmt: skip
-            _fill(target, encoder, f"{name}_{layer}", directory)
-        _fill(transcoder.W_dec[layer], decoder, f"W_dec_{layer}", directory)
-        if isinstance(transcoder.nonlinearity, JumpReLU):
-            thresholds = transcoder.nonlinearity.log_threshold[layer]
-            _fill(thresholds, encoder, f"threshold_{layer}", directory)
+    for target in _targets(transcoder, encoders, decoders):
+        target.tensor.copy_(target.stored[target.name])
+    if isinstance(transcoder.nonlinearity, JumpReLU):
+        for layer, thresholds in enumerate(transcoder.nonlinearity.log_threshold):
             check_thresholds(thresholds, layer, directory)
             # The logarithm of 0 is not finite; no pre-activation lies between 0 and the smallest positive number.
             thresholds[thresholds == 0] = torch.finfo(thresholds.dtype).tiny
             thresholds.log_()
     return transcoder.eval()
+
+
+class _Target(NamedTuple):
+    """A tensor of a transcoder, and the stored tensor that fills it: the tensors of a file, and a name."""
+
+    tensor: Tensor
+    stored: dict[str, Tensor]
+    name: str
+
+
+def _targets(
+    transcoder: CrossLayerTranscoder, encoders: list[dict[str, Tensor]], decoders: list[dict[str, Tensor]]
+) -> Iterator[_Target]:
+    for layer, (encoder, decoder) in enumerate(zip(encoders, decoders, strict=True)):
+        yield _Target(transcoder.W_enc[layer], encoder, f"W_enc_{layer}")
+        yield _Target(transcoder.b_enc[layer], encoder, f"b_enc_{layer}")
+        yield _Target(transcoder.b_dec[layer], encoder, f"b_dec_{layer}")
+        yield _Target(transcoder.W_dec[layer], decoder, f"W_dec_{layer}")
+        if isinstance(transcoder.nonlinearity, JumpReLU):
+            yield _Target(transcoder.nonlinearity.log_threshold[layer], encoder, f"threshold_{layer}")
+
+
+def _check_shape(target: _Target, directory: Path) -> None:
+    if target.name not in target.stored:
+        raise CheckpointError(f"{directory} lacks the tensor {target.name!r}.")
+    shape = target.stored[target.name].shape
+    if shape != target.tensor.shape:
+        raise CheckpointError(
+            f"{directory} holds the tensor {target.name!r} with shape {tuple(shape)}; it must have shape "
+            f"{tuple(target.tensor.shape)}."
+        )
 
 
 def _config(settings: dict[str, Any], encoders: list[dict[str, Tensor]], directory: Path) -> CrossLayerConfig:
@@ -203,14 +234,3 @@ def _read_layers(saved: files.Saved, stem: str) -> list[dict[str, Tensor]]:
         layers.append(files.read_tensors(path))
         files.check_weights(layers[-1], path)
     return layers
-
-
-def _fill(target: Tensor, tensors: dict[str, Tensor], name: str, directory: Path) -> None:
-    if name not in tensors:
-        raise CheckpointError(f"{directory} lacks the tensor {name!r}.")
-    if tensors[name].shape != target.shape:
-        raise CheckpointError(
-            f"{directory} holds the tensor {name!r} with shape {tuple(tensors[name].shape)}; it must have shape "
-            f"{tuple(target.shape)}."
-        )
-    target.copy_(tensors[name])

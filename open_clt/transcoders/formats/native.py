@@ -18,7 +18,7 @@ from open_clt.config import TranscoderConfig
 from open_clt.config.json import from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.formats.checks import check_thresholds
-from open_clt.transcoders.make import KINDS, NO_CODE, OwnCode, make_transcoder, own_architecture
+from open_clt.transcoders.make import KINDS, NO_CODE, OwnArchitecture, OwnCode, make_transcoder, own_architecture
 from open_clt.transcoders.transcoder import Transcoder
 
 FORMAT = files.FileFormat("open-clt-transcoder", newest=3)
@@ -101,11 +101,10 @@ def load_native(directory: Path, code: OwnCode = NO_CODE) -> Transcoder:
     config = _read_config(content, directory)
     own = code.architecture(content.get("architecture"), directory / _CONFIG)
     _check_encoder_shape(config, tensors, directory)
-    try:
-        transcoder = make_transcoder(config, own=own)
-    except (ConfigError, RuntimeError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{directory / _CONFIG} describes a transcoder that cannot be built: {reason}") from error
+    if own is None:  # a user's own class may have other tensors, and may compute with them when it is built
+        with torch.device("meta"):
+            _check_tensors(_build(config, None, directory).state_dict(), tensors, directory)
+    transcoder = _build(config, own, directory)
     expected = transcoder.state_dict()
     _check_tensors(expected, tensors, directory)
     files.check_weights(tensors, directory / _TENSORS)
@@ -137,11 +136,29 @@ def _read_config(content: dict[str, Any], directory: Path) -> TranscoderConfig:
         raise CheckpointError(f"{directory / _CONFIG} does not describe a transcoder: {error}") from error
 
 
+def _build(config: TranscoderConfig, own: OwnArchitecture | None, directory: Path) -> Transcoder:
+    try:
+        return make_transcoder(config, own=own)
+    except (ConfigError, RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{directory / _CONFIG} describes a transcoder that cannot be built: {reason}") from error
+
+
 def _check_encoder_shape(config: TranscoderConfig, tensors: dict[str, Tensor], directory: Path) -> None:
-    """Refuse a damaged config before a transcoder of its sizes takes memory."""
+    """Refuse a config of other sizes than the tensors, before a transcoder of its sizes takes time or memory."""
     shape = (config.n_layers, config.n_features, config.d_model)
-    if "W_enc" in tensors and tensors["W_enc"].shape != shape:
+    if "W_enc" not in tensors:
+        raise _missing_tensor("W_enc", directory)
+    if tensors["W_enc"].shape != shape:
         raise _wrong_shape("W_enc", tensors["W_enc"], shape, directory)
+    if config.n_layers > len(tensors):
+        raise CheckpointError(
+            f"{directory} holds {len(tensors)} tensors, which is less than one for each of {config.n_layers} layers."
+        )
+
+
+def _missing_tensor(name: str, directory: Path) -> CheckpointError:
+    return CheckpointError(f"{directory} lacks the tensor {name!r}, which its config needs.")
 
 
 def _wrong_shape(name: str, tensor: Tensor, expected: tuple[int, ...], directory: Path) -> CheckpointError:
@@ -154,7 +171,7 @@ def _wrong_shape(name: str, tensor: Tensor, expected: tuple[int, ...], directory
 def _check_tensors(expected: dict[str, Tensor], stored: dict[str, Tensor], directory: Path) -> None:
     for name in sorted(expected.keys() | stored.keys()):
         if name not in stored:
-            raise CheckpointError(f"{directory} lacks the tensor {name!r}, which its config needs.")
+            raise _missing_tensor(name, directory)
         if name not in expected:
             raise CheckpointError(f"{directory} holds the tensor {name!r}, which its config does not need.")
         if expected[name].shape != stored[name].shape:
