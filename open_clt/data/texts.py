@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, cast
 
 from open_clt import files
 from open_clt.config import TextsConfig
+from open_clt.data.dataset_card import check_card
 from open_clt.errors import CheckpointError, TextError
 from open_clt.language.model_source import answers
 
@@ -65,9 +66,12 @@ def dataset_texts(
             "that name, does not answer; check the connection, set HF_HUB_OFFLINE=1 if the data set is already "
             "downloaded, or give the path of a text, .jsonl or .parquet file."
         )
+    if Path(name).is_dir():
+        with _as_text_errors():
+            check_card(Path(name))
     try:
         rows = datasets.load_dataset(name, subset, split=split, streaming=streaming, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, FileNotFoundError | ConnectionError) and not Path(name).exists():
             raise TextError(
                 f"There is no local file or directory {name!r}, and no data set of that name can be loaded ({error}); "

@@ -26,7 +26,7 @@ directory.
 
 from __future__ import annotations
 
-from open_clt.files.limits import LARGEST_FEATURE, LARGEST_TEXT, check_row_groups, unpacked
+from open_clt.files.limits import LARGEST_FEATURE, LARGEST_SETTINGS, LARGEST_TEXT, check_row_groups, too_large, unpacked
 from open_clt.files.lock import locked
 from open_clt.files.opening import check_regular, inside, opened, read_lines
 from open_clt.files.ownership import (
@@ -76,6 +76,7 @@ from open_clt.files.writing import (
 
 __all__ = [
     "LARGEST_FEATURE",
+    "LARGEST_SETTINGS",
     "LARGEST_TEXT",
     "MANIFEST",
     "FileFormat",
@@ -110,6 +111,7 @@ __all__ = [
     "remove_saved",
     "saved",
     "saving",
+    "too_large",
     "unpacked",
     "unreadable",
     "write_bytes",

@@ -77,7 +77,7 @@ def read_lines(path: Path, *, limit: int = LARGEST_TEXT) -> Iterator[bytes]:
 def inside(directory: Path, name: object) -> Path:
     """The path of a file in a directory, where ``name`` stands in a file that may come from a stranger.
 
-    Raises CheckpointError if the name is empty, is not a text, is an absolute path, or contains ``..``.
+    Raises CheckpointError if the name is empty, is not a text, is an absolute path or a URL, or contains ``..``.
     """
     if is_inside(name):
         return directory / cast(str, name)

@@ -25,8 +25,8 @@ def make_directory(directory: Path) -> Path:
 
 
 def is_inside(name: object) -> bool:
-    """Whether a name that stands in a file is relative, and stays inside the directory of that file."""
-    if not isinstance(name, str) or not name.isprintable():
+    """Whether a name that stands in a file is relative, stays inside the directory of that file, and is not a URL."""
+    if not isinstance(name, str) or not name.isprintable() or "://" in name:
         return False
     paths = (PurePosixPath(name), PureWindowsPath(name))
     return all(path.parts and not path.anchor and ".." not in path.parts for path in paths)

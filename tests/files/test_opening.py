@@ -69,7 +69,23 @@ def test_a_reader_refuses_devices_sockets_and_directories(reader: object, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/dev/zero", "..", "", ".", "..\\x", "C:\\x", "\\\\host\\x", "a\0b", 3, None, ["x"]]
+    "name",
+    [
+        "../x",
+        "a/../../x",
+        "/dev/zero",
+        "..",
+        "",
+        ".",
+        "..\\x",
+        "C:\\x",
+        "\\\\host\\x",
+        "a\0b",
+        "https://x/y",
+        3,
+        None,
+        ["x"],
+    ],
 )
 def test_a_name_that_leaves_its_folder_is_refused(name: object, tmp_path: Path) -> None:
     with refuses(CheckpointError, tmp_path):
