@@ -12,8 +12,14 @@ The run saves its results in one folder: figures, ``metrics.json``, ``comparison
 
 from __future__ import annotations
 
+from open_clt.program import Stopped, end_on_signals, run_program
+
+if __name__ == "__main__":
+    end_on_signals("practice_run")  # before the imports of large libraries, which take seconds
+
 import argparse
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -29,7 +35,7 @@ from open_clt.config import SamplingConfig
 from open_clt.data.contexts import pack_contexts
 from open_clt.data.texts import dataset_texts, read_texts
 from open_clt.embedded.corpus import generate_texts
-from open_clt.errors import HubUnreachableError, OpenCLTError
+from open_clt.errors import HubUnreachableError
 from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.features.firing import ActivationStatistics, activation_statistics
 from open_clt.features.labels import label_features
@@ -57,7 +63,17 @@ MOST_HELD_OUT = 64
 """Largest number of contexts that are held out from training."""
 NAMED_FEATURES = 60
 """Number of features per graph that get labels."""
-console = Console(highlight=False)
+
+
+class Output(Console):
+    """The console of this script; a closed output, as in ``| head``, ends the script as it ends other programs."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again, which rich would replace by its own exit."""
+        raise
+
+
+console = Output(highlight=False)
 
 
 class Data(NamedTuple):
@@ -83,23 +99,24 @@ class Results(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all steps and return the exit status."""
+    return run_program("practice_run", lambda: run(arguments), ends_process=arguments is None)
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run all steps."""
     options = parse(arguments)
     started = time.monotonic()
     if options.device == "cpu":
         keep_freed_memory()
-    try:
-        make_directory(options.output_dir)
-        model = load_model(options)
-        data = load_data(options, model)
-        clt, result = train(options, model, data)
-        evaluation = measure_on_held_out(clt, result)
-        draw_features(options, clt, result)
-        graphs = trace(options, clt, data, result)
-        results = Results(result, evaluation, graphs, comparisons=compare(clt))
-        save(options, data, results, seconds=time.monotonic() - started)
-    except OpenCLTError as error:
-        console.print(f"[red]practice_run:[/] {error}")
-        return 2
+    make_directory(options.output_dir)
+    model = load_model(options)
+    data = load_data(options, model)
+    clt, result = train(options, model, data)
+    evaluation = measure_on_held_out(clt, result)
+    draw_features(options, clt, result)
+    graphs = trace(options, clt, data, result)
+    results = Results(result, evaluation, graphs, comparisons=compare(clt))
+    save(options, data, results, seconds=time.monotonic() - started)
     return 0
 
 
@@ -192,7 +209,7 @@ def texts_of(options: argparse.Namespace) -> Any:
 def train(
     options: argparse.Namespace, model: LanguageModel, data: Data
 ) -> tuple[OpenCrossLayerTranscoder, TrainingResult]:
-    """Train the transcoder; after Ctrl-C, the run continues with the transcoder as it is."""
+    """Train and save the transcoder; after Ctrl-C, the transcoder is saved as it is, and the run ends."""
     heading("Training of the transcoder")
     clt = OpenCrossLayerTranscoder(model, num_features=options.num_features, device=options.device, seed=options.seed)
     config = clt.transcoder.config
@@ -213,7 +230,9 @@ def train(
         progress=sys.stderr.isatty(),
     )
     # Only the transcoder is saved, because the whole state of the training run is many times as large.
-    clt.save_model(options.output_dir / "checkpoint")
+    checkpoint = clt.save_model(options.output_dir / "checkpoint")
+    if result.interrupted:
+        raise Stopped(signal.SIGINT, f"The transcoder is saved in {checkpoint} as it was after {result.steps} steps.")
     console.print(f"{result.steps} steps over {result.tokens:,} tokens in {result.seconds:.0f} s")
     return clt, result
 

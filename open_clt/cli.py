@@ -10,45 +10,40 @@
     open-clt convert --transcoder T --text FILE --output J    convert TopK or BatchTopK to JumpReLU
 
 Each command has its own module in ``commands/``; this module parses the arguments and runs the command. A user's
-mistake gives an error message of one line and exit status 2.
+mistake gives an error message of one line and exit status 2. Modules are imported in functions, after signals are
+handled (``program.py``).
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import NoReturn, TypeAlias, cast, final
+from typing import Any, NoReturn, TypeAlias, cast, final
 
-from open_clt.commands import attribute, compare, convert, embedded, evaluate, generate, intervene, train
-from open_clt.errors import ConfigError, OpenCLTError
+from open_clt.errors import ConfigError
+from open_clt.program import run_program
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
-_COMMANDS = (embedded, generate, attribute, intervene, train, evaluate, compare, convert)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status."""
-    try:
-        parsed = _parser().parse_args(arguments)
-        with _importable_working_directory() if parsed.trust_code else nullcontext():
-            status = cast(Command, parsed.command)(parsed)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # The reader has closed the output, as in `open-clt ... | head`. Without a new stdout, Python would report the
-        # same error again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OpenCLTError as error:
-        print(f"open-clt: {error}", file=sys.stderr)
-    except OSError as error:
-        path = error.filename or "A file"
-        print(f"open-clt: {path} cannot be read or written ({error.strerror or error}).", file=sys.stderr)
-    return 2
+    """Run one command and return the exit status; without ``arguments``, the command of this process."""
+    return run_program("open-clt", lambda: _run(arguments), ends_process=arguments is None)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parsed = _parser().parse_args(arguments)
+    with _importable_working_directory() if parsed.trust_code else nullcontext():
+        return cast(Command, parsed.command)(parsed)
+
+
+def _commands() -> Sequence[Any]:
+    """The module of each command."""
+    from open_clt.commands import attribute, compare, convert, embedded, evaluate, generate, intervene, train
+
+    return embedded, generate, attribute, intervene, train, evaluate, compare, convert
 
 
 @contextmanager
@@ -80,6 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="open-clt", description="Train, evaluate and use cross-layer transcoders of language models.")
     parser.set_defaults(trust_code=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
+    for command in _commands():
         command.add_to(commands.add_parser)
     return parser

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
 from open_clt.commands.options import AddParser
 from open_clt.errors import ConfigError
+from open_clt.program import Stopped
 
 if TYPE_CHECKING:
     from open_clt.evaluation.report import Report
@@ -65,6 +67,10 @@ def _end_one_of_several_processes(successes: list[bool]) -> None:
 
 def _finish(trained: CommandResult) -> None:
     """Print and write the results; with several processes, only the first one does."""
+    from open_clt.training.output import how_to_resume
+
+    if trained.training.interrupted:
+        raise Stopped(signal.SIGINT, how_to_resume(trained.output))
     if trained.training.first:
         print(_summary(trained))
         _draw(trained)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 from collections import deque
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast, final
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -230,52 +224,3 @@ def _architecture(module: LightningModule) -> dict[str, Any] | None:
     """The user's own class of transcoder and its arguments; None for a built-in class."""
     own = own_architecture(cast(TranscoderModule, module).transcoder)
     return own and own.as_dict()
-
-
-@contextmanager
-def stop_on_interrupt(trainer: Trainer) -> Generator[None]:
-    """Make Ctrl-C stop the training after the current step; a second Ctrl-C stops it at once.
-
-    Without it, Lightning ends the process on Ctrl-C. Only the main thread receives signals, so in other threads nothing
-    changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    callbacks = cast(list[Callback], cast(Any, trainer).callbacks)
-    stop_after_step = _StopAfterStep()
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        logger.warning("Interrupted: stopping after this step. Press Ctrl-C again to stop at once.")
-        stop_after_step.requested = True
-        if trainer.world_size == 1 and step_is_complete(trainer):
-            trainer.should_stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    former_handler = signal.signal(signal.SIGINT, stop)
-    callbacks.insert(0, stop_after_step)
-    try:
-        yield
-    finally:
-        callbacks.remove(stop_after_step)
-        signal.signal(signal.SIGINT, former_handler)
-
-
-@final
-class _StopAfterStep(Callback):
-    """Stops the training at the end of a step, because a run cannot resume in the middle of a step.
-
-    Several processes may receive Ctrl-C at different steps, or only one of them receives it. They all stop after the
-    same step: the first complete step at whose end any of them has received it.
-    """
-
-    requested = False
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        peers = cast(TranscoderModule, pl_module).transcoder.peers
-        requests = peers.sum_features(peers.sum_batch(torch.tensor(int(self.requested), device=pl_module.device)))
-        if bool(requests) and step_is_complete(trainer):
-            trainer.should_stop = True

@@ -45,6 +45,14 @@ class OutputDirectory:
         files.list_names(self.path, self.names)
 
 
+def how_to_resume(output: Path | None) -> str:
+    """A sentence on how a run that was stopped goes on."""
+    last = None if output is None else output / CHECKPOINTS / "last"
+    if last is None or not is_checkpoint(last):
+        return "No checkpoint is kept; run it again."
+    return f"The checkpoint {last} is kept; resume from it (--ckpt-path last, or resume='last')."
+
+
 @contextmanager
 def output_directory(
     path: str | Path | None,

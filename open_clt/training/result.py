@@ -39,6 +39,8 @@ class TrainingResult(NamedTuple):
     """Seconds that harvesting the activations took."""
     first: bool = True
     """Whether this process is the first of those that trained; only the first process saves and reports."""
+    interrupted: bool = False
+    """Whether Ctrl-C stopped the run."""
     held_out: Int[Tensor, "context position"] | None = None
     """Tokens of the held-out contexts; None if no contexts were held out, or if the activations came from a store."""
 

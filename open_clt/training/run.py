@@ -51,13 +51,14 @@ from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
+from open_clt.program import Stopped
 from open_clt.training.activations import RunActivations, model_on
-from open_clt.training.callbacks import stop_on_interrupt
 from open_clt.training.data import ActivationDataModule
-from open_clt.training.output import OutputDirectory, checkpoint_path, output_directory
+from open_clt.training.output import OutputDirectory, checkpoint_path, how_to_resume, output_directory
 from open_clt.training.parallel.shards import draw_shard, gather_features
 from open_clt.training.parallel.strategy import FeatureParallelStrategy
 from open_clt.training.result import TrainingResult
+from open_clt.training.signals import stop_on_signals
 from open_clt.training.step.module import Loss, TranscoderModule, set_encoder_bias
 from open_clt.training.step.optimization import OptimizerMaker
 from open_clt.training.trainer import check_trainer, make_trainer, trainer_settings, writes_checkpoints
@@ -146,7 +147,11 @@ class TrainingRun:
         """Train from the beginning or from a checkpoint, save the transcoder, and return the result."""
         if self.output is not None:
             self.output.begin()
-        result = fit(self.module, self.data, self.trainer, resume=self.checkpoint)
+        try:
+            result = fit(self.module, self.data, self.trainer, resume=self.checkpoint)
+        except Stopped as stopped:
+            stopped.advice = how_to_resume(self.output and self.output.path)
+            raise
         result = result._replace(held_out=self.activations.contexts)
         if self.output is not None and result.first:
             record = {"settings": to_dict(self.training), **result.summary()}
@@ -170,10 +175,11 @@ def train_transcoder(
     """Train a transcoder of a language model on texts, or on contexts of tokens that are packed already.
 
     The first contexts are held out, and the result is measured on them (``TextsConfig.held_out_contexts``). With an
-    ``output_dir``, the run saves the folded transcoder and its record there, and writes checkpoints at regular steps
-    and on Ctrl-C. A later call with the same texts and settings continues from a checkpoint: ``resume`` is ``"last"``,
-    ``"best"``, or the path of a checkpoint. ``overwrite`` replaces a former run in ``output_dir``, and leaves files
-    that OpenCLT did not write alone.
+    ``output_dir``, the run saves the folded transcoder and its record there, and writes checkpoints at regular steps,
+    and when Ctrl-C or SIGTERM stops it. After SIGTERM, the process ends once the checkpoint is written. A later call
+    with the same texts and settings continues from a checkpoint: ``resume`` is ``"last"``, ``"best"``, or the path of a
+    checkpoint. ``overwrite`` replaces a former run in ``output_dir``, and leaves files that OpenCLT did not write
+    alone.
 
     Raises ConfigError if the transcoder does not fit the model, if ``output_dir`` is in use, or if it holds another run
     or files of other programs under the names that the run writes. Raises TextError if the texts are too short to train
@@ -253,7 +259,7 @@ def fit(
     """Train with Lightning's Trainer, from the beginning or from a checkpoint, and measure the trained transcoder."""
     started = time.monotonic()
     try:
-        with stop_on_interrupt(trainer):
+        with stop_on_signals(trainer) as stop:
             trainer.fit(module, datamodule=data, ckpt_path=resume)
     finally:
         data.close()
@@ -272,6 +278,7 @@ def fit(
         finished=trainer.global_step >= data.steps,
         harvest=harvest_cost,
         first=trainer.is_global_zero,
+        interrupted=stop.stopped,
     )
 
 

@@ -17,6 +17,8 @@ from open_clt.data.contexts import pack_contexts
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.language.language_model import LanguageModel
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.program import Stopped
+from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.flags.command_line import train_command
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import OwnParts, train_on_activations, train_transcoder
@@ -74,7 +76,7 @@ def test_a_run_that_is_resumed_after_ctrl_c_ends_where_an_uninterrupted_run_does
     handler = signal.getsignal(signal.SIGINT)  # not the default one if the suite runs in the background
     whole = run(memory_limit=memory_limit)
     half = run(PressCtrlC(17), memory_limit=memory_limit, output_dir=tmp_path)
-    assert (half.finished, half.steps) == (False, 17)
+    assert (half.finished, half.interrupted, half.steps) == (False, True, 17)
     assert half.metrics is not None
     stopped = load_transcoder(tmp_path)
     torch.testing.assert_close(stopped.W_enc, half.transcoder.W_enc, rtol=0, atol=0)
@@ -85,6 +87,49 @@ def test_a_run_that_is_resumed_after_ctrl_c_ends_where_an_uninterrupted_run_does
     assert_identical(resumed, whole)
     assert read_record(tmp_path)["curves"]["loss"] == whole.curves.loss
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_run_that_sigterm_stops_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    class Terminate(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step == 5:
+                signal.raise_signal(signal.SIGTERM)
+
+    def receive(number: int, frame: Any) -> None:
+        raise Stopped(number)
+
+    former = signal.signal(signal.SIGTERM, receive)
+    try:
+        with pytest.raises(Stopped) as stopped:
+            run(Terminate(), output_dir=tmp_path, max_steps=8)
+    finally:
+        assert signal.signal(signal.SIGTERM, former) is receive
+    assert str(tmp_path / "checkpoints" / "last") in stopped.value.advice
+    resumed = run(output_dir=tmp_path, resume="last", max_steps=8)
+    assert_identical(resumed, run(max_steps=8))
+
+
+def test_a_second_signal_stops_a_run_at_once_and_keeps_its_former_checkpoint(tmp_path: Path) -> None:
+    class Terminate(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step == 5:
+                signal.raise_signal(signal.SIGTERM)
+
+        def on_save_checkpoint(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step == 6:
+                signal.raise_signal(signal.SIGTERM)
+
+    def receive(number: int, frame: Any) -> None:
+        raise Stopped(number)
+
+    former = signal.signal(signal.SIGTERM, receive)
+    try:
+        with pytest.raises(Stopped):
+            run(Terminate(), output_dir=tmp_path, max_steps=8, every=3)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    state = SafetensorsCheckpointIO().load_checkpoint(tmp_path / "checkpoints" / "last")
+    assert state["global_step"] == 3
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3])

@@ -1,0 +1,158 @@
+"""Programs: how ``open-clt`` and ``practice_run.py`` end, which is with an exit status and at most one line on stderr.
+
+    status 0          success
+    status 2          a mistake that the user can correct, a full disk, or too little memory
+    status 128 + N    signal N ended the program: 130 after Ctrl-C, 143 after SIGTERM, 141 after a closed output
+
+``run_program`` handles signals while a program runs. The first signal raises ``Stopped``, so that files and locks are
+released; the next one ends the process at once. ``open_clt.files`` keeps saved files whole in both cases.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+from open_clt.errors import OpenCLTError, one_line
+
+_NAMES: dict[int, str] = {signal.SIGINT: "Interrupted (Ctrl-C)", signal.SIGTERM: "Terminated (SIGTERM)"}
+_SIGPIPE = 13
+"""Number of the signal of a closed output, which Windows does not name."""
+
+
+class Stopped(BaseException):
+    """A signal asks the program to end; it is not an Exception, so code that handles failures does not catch it."""
+
+    def __init__(self, number: int, advice: str = "") -> None:
+        """``number`` is that of the signal, and ``advice`` a sentence on how to go on."""
+        super().__init__(number)
+        self.number = number
+        self.advice = advice
+
+
+def run_program(name: str, program: Callable[[], int], *, ends_process: bool = False) -> int:
+    """Run a program and return its exit status; ``name`` begins its line on stderr.
+
+    With ``ends_process``, the process ends after the program, so signals are handled until then.
+    """
+    handlers = _Handlers(name)
+    with handlers.installed(keep=ends_process):
+        try:
+            status = program()
+            _flush_output()
+        except BaseException as error:
+            ended = _ended(name, error, handlers.received)
+            if ended is None:
+                raise
+            return ended
+        return status
+
+
+def end_on_signals(name: str) -> None:
+    """Make signals end this process at once, with a line on stderr: for the imports before ``run_program``."""
+    handlers = _Handlers(name)
+    for number in _NAMES:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handlers.stop_at_once)
+
+
+def _flush_output() -> None:
+    """Write what was printed; if that fails, drop it, because Python would report the error again when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _ended(name: str, error: BaseException, received: int | None) -> int | None:
+    """Print the line of a program that an error ended, and return its exit status; None for an error that is a bug."""
+    match error:
+        case Stopped():
+            return _end(name, error)
+        case KeyboardInterrupt():
+            return _end(name, Stopped(signal.SIGINT))
+        case _ if received is not None:  # a library has replaced Stopped with an error of its own
+            return _end(name, Stopped(received))
+        case BrokenPipeError():  # the reader has closed the output, as in `open-clt ... | head`
+            with suppress(OSError):
+                _flush_output()
+            return 128 + _SIGPIPE
+        case OpenCLTError():
+            _say(name, str(error))
+        case OSError():
+            subject = error.filename or "A file or the output"
+            _say(name, f"{subject} cannot be read or written ({error.strerror or error}).")
+        case _:
+            return None
+    return 2
+
+
+def _end(name: str, stopped: Stopped) -> int:
+    """Print the line of a program that a signal ended, and return the exit status."""
+    _say(name, f"{_NAMES[stopped.number]}. {stopped.advice}")
+    return 128 + stopped.number
+
+
+def _say(name: str, message: str) -> None:
+    """Print a line on stderr, if anything still reads it."""
+    with suppress(OSError):
+        sys.stderr.write(f"{name}: {one_line(message)}\n")
+        sys.stderr.flush()
+
+
+class _Handlers:
+    """The handlers of the signals of one program."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.received: int | None = None
+        self._line_is_printed = False
+
+    @contextmanager
+    def installed(self, *, keep: bool) -> Generator[None]:
+        """Handle signals in the block, and with ``keep`` after it; signals that the process ignores stay ignored."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
+            yield
+            return
+        former, former_hook = {number: signal.getsignal(number) for number in _NAMES}, sys.unraisablehook
+        handled = [number for number, handler in former.items() if handler is not signal.SIG_IGN]
+        for number in handled:
+            signal.signal(number, self._stop)
+        sys.unraisablehook = self._unraisable(former_hook)
+        try:
+            yield
+        finally:
+            self._line_is_printed = self.received is not None
+            for number in handled:
+                signal.signal(number, self.stop_at_once if keep else former[number])
+            sys.unraisablehook = former_hook
+
+    def stop_at_once(self, number: int, frame: FrameType | None) -> NoReturn:
+        """End the process; print the line of the signal unless it is printed already."""
+        if not self._line_is_printed:
+            # print could be interrupted by this very handler while it holds the lock of stderr
+            os.write(2, f"{self._name}: {_NAMES[number]}.\n".encode())
+        os._exit(128 + (self.received or number))
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            self.stop_at_once(number, frame)
+        self.received = number
+        raise Stopped(number)
+
+    def _unraisable(self, former: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A hook that ends the process if Stopped was raised where Python discards exceptions, as in ``__del__``."""
+
+        def hook(unraisable: Any) -> None:
+            if isinstance(unraisable.exc_value, Stopped):
+                os._exit(_end(self._name, unraisable.exc_value))
+            former(unraisable)
+
+        return hook

@@ -1,0 +1,135 @@
+"""Programs: the exit status and the line on stderr after signals, mistakes and closed outputs."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from open_clt.errors import ConfigError
+from open_clt.program import Stopped, run_program
+
+SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_not_ignored() -> Iterator[None]:
+    """A suite that runs in the background ignores Ctrl-C, and so would the program."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def received(number: int) -> int:
+    signal.raise_signal(number)
+    return 0
+
+
+def replaced(number: int) -> int:
+    """A library turns the exception into one of its own."""
+    try:
+        return received(number)
+    except BaseException as error:
+        raise RuntimeError("the library failed") from error
+
+
+def exited(number: int) -> int:
+    try:
+        return received(number)
+    except Stopped:
+        sys.exit(1)
+
+
+@SIGNALS
+@pytest.mark.parametrize("program", [received, replaced, exited])
+def test_a_signal_ends_a_program_with_its_status_and_one_line(
+    program: Callable[[int], int], number: int, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert run_program("name", lambda: program(number)) == status
+    printed, error = capsys.readouterr()
+    assert (printed, error.count("\n")) == ("", 1)
+    assert error.startswith("name: ")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_the_line_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        raise Stopped(signal.SIGTERM, "Go on with --more.")
+
+    assert run_program("name", program) == 143
+    assert "Go on with --more." in capsys.readouterr().err
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert run_program("name", lambda: received(signal.SIGINT)) == 0
+
+
+@pytest.mark.parametrize("error", [ConfigError("a mistake"), OSError(28, "No space left on device", "a.txt")])
+def test_a_mistake_is_status_2_and_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        raise error
+
+    assert run_program("name", program) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_program("name", lambda: 1 // 0)
+
+
+LOST = """
+import signal
+class Dying:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+def program():
+    dying = Dying()
+    del dying
+    return 0
+"""
+SWALLOWED = """
+import signal
+def program():
+    for _ in range(2):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            pass
+    return 0
+"""
+LATE = """
+import atexit, signal
+atexit.register(signal.raise_signal, signal.SIGTERM)
+def program():
+    return 0
+"""
+EARLY = """
+import signal
+from open_clt.program import end_on_signals
+end_on_signals("name")
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("script", [LOST, SWALLOWED, LATE, EARLY], ids=["lost", "swallowed", "late", "early"])
+def test_a_signal_ends_a_process_at_any_time_with_one_line(script: str) -> None:
+    end = "from open_clt.program import run_program\nraise SystemExit(run_program('name', program, ends_process=True))"
+    result = subprocess.run([sys.executable, "-c", script + end], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (143, 1), result.stderr
+    assert result.stderr.startswith("name: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_an_output_that_cannot_be_written_is_status_2_and_one_line() -> None:
+    code = "from open_clt.program import run_program\nraise SystemExit(run_program('name', lambda: print('word') or 0))"
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
