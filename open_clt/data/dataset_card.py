@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,18 +13,20 @@ from open_clt import files
 
 _NAMES = ("data_files", "data_dir")
 """Keys of a config in a card; below them, every text is a pattern of names, or the name of a split."""
-_FRONT_MATTER = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:\r\n|\n|$)", re.DOTALL)
 
 
 def check_card(directory: Path) -> None:
     """Raise CheckpointError if a data set's card cannot be read, or names files outside the data set's directory."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
     for path in (directory / "README.md", directory / ".huggingface.yaml"):
         if not os.path.lexists(path):
             continue
         text = files.read_text(path, "UTF-8 text")
         if path.suffix == ".md":
-            front_matter = _FRONT_MATTER.match(text)
-            text = front_matter[1] if front_matter else ""
+            # The library's own pattern, so that no card means one thing here and another thing there.
+            block = REGEX_YAML_BLOCK.search(text)
+            text = block[2] if block else ""
         if len(text) > files.LARGEST_SETTINGS:
             raise files.too_large(path, files.LARGEST_SETTINGS)
         try:

@@ -41,6 +41,15 @@ def test_a_card_that_names_files_elsewhere_is_refused(data_files: object, name: 
         dataset_texts(str(folder))
 
 
+def test_no_card_hides_a_name_behind_odd_ends_of_lines(tmp_path: Path) -> None:
+    folder = write(tmp_path / "rows", "rows.jsonl")
+    for end in ("\r", "\u2028", "\x85"):
+        card = f"---\nnote: 'a{end}---{end}b'\nconfigs:\n- data_files: ../secret.jsonl\n---\n"
+        (folder / "README.md").write_bytes(card.encode())
+        with refuses(TextError, folder.name):
+            dataset_texts(str(folder))
+
+
 def test_a_card_that_names_its_own_files_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = write(tmp_path / "rows", [{"split": "train", "path": ["rows*.jsonl"]}])

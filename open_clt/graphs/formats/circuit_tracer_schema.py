@@ -20,7 +20,7 @@ from open_clt.transcoders.feature import Feature
 
 SCHEMA_VERSION = 1
 METADATA_FILE = "graph-metadata.json"
-_SLUG = re.compile(r"[A-Za-z0-9_.-]+")
+_SLUG = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")
 _SCAN = re.compile(r"(\.?/)?[A-Za-z0-9_.@-]+(/+[A-Za-z0-9_.@-]+)*")
 
 
@@ -95,7 +95,7 @@ class GraphCard:
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.slug):
-            raise ConfigError(f"slug is {self.slug!r}; use letters, digits, '_', '.' and '-' only.")
+            raise ConfigError(f"slug is {self.slug!r}; use letters, digits, '_', '.' and '-', and more than dots.")
         if self.scan is not None and not _SCAN.fullmatch(self.scan):
             raise ConfigError(f"scan is {self.scan!r}; give a model id, a repository or './directory'.")
 

@@ -220,6 +220,8 @@ def test_older_ids_of_errors_are_read(tmp_path: Path) -> None:
 def test_errors_name_wrong_settings_nodes_and_files(tmp_path: Path) -> None:
     with refuses(ConfigError, "slug", "a b"):
         GraphCard(slug="a b")
+    with refuses(ConfigError, "slug", "'..'"):
+        GraphCard(slug="..")
     with refuses(ConfigError, "scan", "a model"):
         GraphCard(slug="a", scan="a model")
     with refuses(AttributionError, "9_9_9"):
