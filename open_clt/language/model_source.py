@@ -70,7 +70,7 @@ def _embedded() -> ModelSource:
 def _gguf(name: str, path: Path) -> ModelSource:
     if not path.is_file():
         raise LanguageModelError(f"There is no file {path}; check the path, or give {_LOCAL}.")
-    with path.open("rb") as file:
+    with files.opened(path, unpack=False) as file:
         if file.read(4) != b"GGUF":
             raise LanguageModelError(f"{path} is not a GGUF file; download it again, or give {_LOCAL}.")
     if importlib.util.find_spec("gguf") is None:

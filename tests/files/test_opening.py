@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import os
@@ -132,3 +133,29 @@ def test_saving_does_not_follow_links_under_its_temporary_names(name: str, tmp_p
     artefact.save(tmp_path / "here", 2)
     assert victim.read_bytes() == b"precious"
     artefact.load(tmp_path / "here")
+
+
+_READING = {"open", "read_text", "read_bytes", "load_file", "safe_open", "loads"}
+"""Names of functions and methods that read files or objects without the checks of ``open_clt.files``."""
+_CHECKED = {"files", "os"}
+"""Modules whose functions of these names are allowed: OpenCLT's own, and ``os.open``, which opens a null device."""
+
+
+def calls_that_read(path: Path) -> Iterator[str]:
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match call:
+            case ast.Call(func=ast.Name(id=name)) if name in _READING:
+                yield f"{path}:{call.lineno}"
+            case ast.Call(func=ast.Attribute(value=owner, attr=name)) if name in _READING:
+                if not (isinstance(owner, ast.Name) and owner.id in _CHECKED):
+                    yield f"{path}:{call.lineno}"
+            case _:
+                pass
+
+
+def test_only_the_room_of_files_opens_files() -> None:
+    package = Path(files.__file__).parents[1]
+    modules = [path for path in package.rglob("*.py") if "files" not in path.relative_to(package).parts]
+    assert len(modules) > 100
+    assert [call for path in modules for call in calls_that_read(path)] == []
+    assert list(calls_that_read(package / "files" / "opening.py"))
