@@ -9,6 +9,7 @@ OpenCLTError
 ├── CheckpointError        a stored artefact is missing, damaged, written by another program, or of another version
 │                          or shape
 ├── AttributionError       a graph cannot be computed for this prompt, model and transcoder (also a ValueError)
+├── ResourceError          a disk is full, a file cannot be written, or memory is too small
 └── MissingExtraError      an optional dependency is not installed (also an ImportError)
 
 Each message names the value, and says what is wrong with it and what is legal or what to do. A message is one line of
@@ -67,6 +68,10 @@ class CheckpointError(OpenCLTError):
 
 class AttributionError(OpenCLTError, ValueError):
     """A graph cannot be computed for this prompt, model and transcoder."""
+
+
+class ResourceError(OpenCLTError):
+    """A disk is full, a file cannot be written, or memory is too small."""
 
 
 class MissingExtraError(OpenCLTError, ImportError):

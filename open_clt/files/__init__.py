@@ -20,6 +20,8 @@ A failure in these steps gives the former files their names back, the head last.
 Readers open regular files only, and stay inside their folder (``opening``). They take no more memory from a file than
 ``limits`` allows.
 
+A file that cannot be written, because a disk is full or read-only, raises ResourceError (``disk_errors``).
+
 ``ownership`` knows which files OpenCLT wrote and may replace, and ``locked`` lets one run at a time write to a
 directory.
 """

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from open_clt.errors import ConfigError
+from open_clt.files.disk_errors import disk_errors
 from open_clt.files.places import make_directory
 
 try:
@@ -45,7 +46,8 @@ def locked(directory: Path) -> Generator[None]:
 def _lock(path: Path) -> int | None:
     """Lock a file, which is created if it does not exist; return None on a system or file system without locks."""
     while fcntl is not None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with disk_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from open_clt.errors import ConfigError
+from open_clt.files.disk_errors import PART, disk_errors
 
 
 def check_directory(directory: Path) -> None:
@@ -20,7 +21,8 @@ def check_directory(directory: Path) -> None:
 def make_directory(directory: Path) -> Path:
     """Create a directory and its parents unless they exist, and return it; raises ConfigError if that is impossible."""
     check_directory(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
@@ -34,7 +36,7 @@ def is_inside(name: object) -> bool:
 
 def part_path(path: Path) -> Path:
     """The temporary name under which a file is written."""
-    return path.with_name(f".part-{path.name}")
+    return path.with_name(f"{PART}{path.name}")
 
 
 def old_path(path: Path) -> Path:

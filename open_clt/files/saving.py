@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast, final
 
 from open_clt.errors import CheckpointError
+from open_clt.files.disk_errors import disk_errors
 from open_clt.files.places import flush, is_inside, make_directory, old_path, part_path
 from open_clt.files.reading import FileFormat
 from open_clt.files.writing import write_json
@@ -100,8 +101,9 @@ def saving(directory: Path, *, replaces: Iterable[str] = ()) -> Generator[Stage]
         if names:
             for name in names:
                 part_path(directory / name).stat()  # a file that was never written raises before any file is renamed
-            _finish_former_save(directory, names)
-            _exchange(directory, names, [name for name in replaces if name not in names])
+            with disk_errors(directory):
+                _finish_former_save(directory, names)
+                _exchange(directory, names, [name for name in replaces if name not in names])
     finally:
         for name in names:
             part_path(directory / name).unlink(missing_ok=True)

@@ -14,14 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from open_clt.errors import ConfigError
+from open_clt.files.disk_errors import disk_errors
 from open_clt.files.places import flush, make_directory, part_path
 
 
 @contextmanager
-def writing(path: Path) -> Generator[Path]:
+def writing(path: Path, *, needed: int | None = None) -> Generator[Path]:
     """Give a temporary path to write a file to, and rename it to ``path`` at the end; a failure leaves ``path`` alone.
 
-    The temporary path has the same suffix. Missing directories are created, and a symbolic link is followed.
+    The temporary path has the same suffix. Missing directories are created, and a symbolic link is followed. Raises
+    ResourceError if the disk is full or cannot be written; ``needed`` is the number of bytes of the file, if known.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
@@ -29,20 +31,21 @@ def writing(path: Path) -> Generator[Path]:
     make_directory(path.parent)
     part = part_path(path)
     try:
-        part.unlink(missing_ok=True)
-        part.touch()
-        mode = part.stat().st_mode
-        yield part
-        part.chmod(mode)  # safetensors writes files that other users cannot read
-        flush(part)
-        part.replace(path)
+        with disk_errors(part, needed):
+            part.unlink(missing_ok=True)
+            part.touch()
+            mode = part.stat().st_mode
+            yield part
+            part.chmod(mode)  # safetensors writes files that other users cannot read
+            flush(part)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file and return its path."""
-    with writing(path) as part:
+    with writing(path, needed=len(content)) as part:
         part.write_bytes(content)
     return path
 
@@ -63,7 +66,7 @@ def write_json(path: Path, content: object, *, strict: bool = False, indent: int
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     """Write a safetensors file and return its path."""
-    with writing(path) as part:
+    with writing(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as part:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
     return path
 

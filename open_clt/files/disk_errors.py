@@ -1,0 +1,69 @@
+"""Disk errors: a file that cannot be written is one sentence, whichever library writes it."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from open_clt.errors import ResourceError
+
+PART = ".part-"
+"""Beginning of the temporary name under which a file is written; errors leave it out."""
+
+_TOO_SMALL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of disk space is used up",
+    errno.EFBIG: "the system limits the size of a file (ulimit -f)",
+}
+_FORBIDDEN = {
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+}
+
+
+@contextmanager
+def disk_errors(path: Path, needed: int | None = None) -> Generator[None]:
+    """Turn errors of the disk in the block, which writes the file or directory ``path``, into ResourceError.
+
+    ``needed`` is the number of bytes to be written, if it is known. Other errors are raised as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _number(error)
+        if number in _TOO_SMALL:
+            numbers = ", ".join(_bytes_needed(needed) + _bytes_free(path))
+            reason = f"{_TOO_SMALL[number]}{f' ({numbers})' if numbers else ''}"
+            ways = "delete files that are not needed, or give a path on another disk"
+        elif number in _FORBIDDEN:
+            reason, ways = _FORBIDDEN[number], "give another path, or change its permissions"
+        else:
+            raise
+        final = path.with_name(re.sub(f"^({re.escape(PART)})+", "", path.name))  # a save has parts of parts
+        raise ResourceError(f"{final} cannot be written, because {reason}; {ways}.") from error
+
+
+def _number(error: Exception) -> int | None:
+    """The system's number of an error; safetensors, which is written in Rust, states it in its message only."""
+    if isinstance(error, OSError):
+        return error.errno
+    stated = re.search(r"\(os error (\d+)\)", str(error))
+    return int(stated[1]) if stated else None
+
+
+def _bytes_needed(needed: int | None) -> list[str]:
+    return [] if needed is None else [f"{needed:,} bytes are needed"]
+
+
+def _bytes_free(path: Path) -> list[str]:
+    """The free bytes of a file's disk, including those that its own unfinished copy takes."""
+    try:
+        written = path.stat().st_blocks * 512 if path.is_file() else 0
+        return [f"{shutil.disk_usage(path.parent).free + written:,} bytes are free"]
+    except (OSError, AttributeError):  # Windows does not count blocks
+        return []
