@@ -33,16 +33,35 @@ class CheckedConfig:
         """Raise ConfigError, which names the field and its value, if the value of a field does not have its type."""
         for name, hint in _hints(type(self)).items():
             value = getattr(self, name)
-            checked = _checked(hint, value, f"{type(self).__name__}.{name}")
+            setting = f"{type(self).__name__}.{name}"
+            checked = _checked(hint, value, setting)
+            numbers = cast(tuple[Any, ...], checked) if isinstance(checked, tuple) else (checked,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise _illegal(setting, value, "finite")
             if checked is not value:
                 object.__setattr__(self, name, checked)
 
 
+def check_record(record: object) -> None:
+    """Raise ConfigError if a field of a NamedTuple or dataclass, or of one inside it, does not have its type."""
+    for name, hint in _hints(type(record)).items():
+        _check_records(hint, getattr(record, name), f"{type(record).__name__}.{name}")
+
+
+def _check_records(hint: Any, value: Any, name: str) -> None:
+    """Check a value and every record in it."""
+    _checked(hint, value, name)
+    for item in cast(tuple[Any, ...], value) if type(value) is tuple else (value,):
+        if hasattr(item, "_fields"):
+            check_record(item)
+
+
 @cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
-    """The types of the fields of a config."""
+    """The types of the fields of a config or a record."""
     hints = typing.get_type_hints(kind)
-    return {entry.name: hints[entry.name] for entry in fields(kind)}
+    names = [entry.name for entry in fields(kind)] if is_dataclass(kind) else cast(Any, kind)._fields
+    return {name: hints[name] for name in names}
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -120,9 +139,7 @@ def _checked_plain(hint: Any, value: Any, setting: str) -> Any:
             return int(value)
         raise _illegal(setting, value, "an integer of at most 64 bits")
     if hint is float and isinstance(value, Real) and not is_bool:
-        if math.isfinite(value):
-            return value if isinstance(value, int) else float(value)
-        raise _illegal(setting, value, "a finite number")
+        return value if isinstance(value, int) else float(value)
     if hint is str and isinstance(value, PathLike):
         return str(cast(Any, value))
     if hint in (int, float) or not isinstance(value, cast(type, hint)):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.sources import attributable
-from open_clt.config.json import to_dict
+from open_clt.config.json import check_record, to_dict
 from open_clt.errors import AttributionError, ConfigError
 from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.evaluation.measured_on import MeasuredOn, check_same_contexts, measured_on
@@ -107,8 +107,11 @@ class Report(NamedTuple):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Report:
-        """Rebuild a report from ``as_dict``; raises KeyError or TypeError if the content is not that of a report."""
-        return cls(
+        """Rebuild a report from ``as_dict``.
+
+        Raises KeyError, TypeError, ValueError, ArithmeticError or ConfigError if the content is not that of a report.
+        """
+        rebuilt = cls(
             name=content["name"],
             model=content["model"],
             settings=content["settings"],
@@ -118,6 +121,11 @@ class Report(NamedTuple):
             decoder_norms=tuple(tuple(layer["decoder_norms"]) for layer in content["layers"]),
             graphs=tuple(GraphReport(**graph) for graph in content["graphs"]),
         )
+        check_record(rebuilt)
+        # These two raise if there are no layers, or if layers and norms differ in number.
+        rebuilt.row()
+        rebuilt.layers()
+        return rebuilt
 
 
 @torch.no_grad()

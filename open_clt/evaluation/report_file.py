@@ -70,7 +70,7 @@ def load_report(path: str | Path) -> Report:
     content = {key: value for key, value in content.items() if key not in FORMAT.header()}
     try:
         return Report.from_dict(content)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path} does not hold a whole evaluation report ({error!r}); `open-clt evaluate --output` writes one."
         ) from error

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, cast, final
 import torch
 
 from open_clt import files
+from open_clt.config.json import check_record
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.graphs.formats.circuit_tracer_schema import cantor_pair, read_object
@@ -76,10 +77,10 @@ class FeatureFiles:
             (length,) = _LENGTH.unpack_from(stored)
             packed = stored[_LENGTH.size : _LENGTH.size + length]
             content = files.unpacked(packed, "zlib", f"Feature {feature} in {path}", files.LARGEST_FEATURE)
-            return _record(files.parse_json(content), feature)
+            return _record(files.parse_json(content, finite=True), feature)
         except FileNotFoundError as error:
             raise files.missing(path) from error
-        except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
+        except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"Feature {feature} in {path} is damaged; write the features again.") from error
 
 
@@ -146,7 +147,7 @@ def read_feature_json(directory: str | Path, feature: Feature) -> FeatureRecord:
     content = read_object(path, "examples_quantiles")
     try:
         return _record(content, feature)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not describe a whole feature ({error!r}); write it again.") from error
 
 
@@ -179,23 +180,28 @@ def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
 
 
 def _record(entry: Mapping[str, Any], feature: Feature) -> FeatureRecord:
-    """The record that the viewer's JSON describes."""
-    examples = [example for quantile in entry["examples_quantiles"] for example in quantile["examples"]]
-    return FeatureRecord(
+    """The record that the viewer's JSON describes; what the file lacks is NaN."""
+    record = FeatureRecord(
         feature=feature,
         density=float(entry.get("activation_frequency", math.nan)),
         max_activation=float(entry.get("act_max", math.nan)),
-        examples=tuple(
-            FeatureExample(
-                tuple(example["tokens"]),
-                torch.tensor(example["tokens_acts_list"], dtype=torch.float32),
-                int(example["train_token_ind"]),
-            )
-            for example in examples
-        ),
+        examples=tuple(_example(example) for part in entry["examples_quantiles"] for example in part["examples"]),
         top_tokens=_effects(entry, "top"),
         bottom_tokens=_effects(entry, "bottom"),
     )
+    check_record(record)
+    if math.isinf(record.density) or math.isinf(record.max_activation):
+        raise ValueError(f"its density is {record.density} and its largest activation {record.max_activation}")
+    return record
+
+
+def _example(entry: Mapping[str, Any]) -> FeatureExample:
+    """An example; raises ValueError if its tokens, activations and peak do not fit together."""
+    tokens, peak = tuple(entry["tokens"]), int(entry["train_token_ind"])
+    activations = torch.tensor(entry["tokens_acts_list"], dtype=torch.float32)
+    if activations.shape != (len(tokens),) or not bool(activations.isfinite().all()) or not 0 <= peak < len(tokens):
+        raise ValueError(f"an example of {len(tokens)} tokens has other activations, or its peak is {peak}")
+    return FeatureExample(tokens, activations, peak)
 
 
 def _effects(entry: Mapping[str, Any], side: str) -> tuple[TokenEffect, ...]:

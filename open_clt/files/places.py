@@ -18,6 +18,12 @@ def check_directory(directory: Path) -> None:
         raise ConfigError(f"{directory} cannot be written, because {existing} is read-only; give another path.")
 
 
+def check_file(path: Path) -> None:
+    """Raise ConfigError if a file cannot be written to a path, because a directory is there."""
+    if path.is_dir():
+        raise ConfigError(f"{path} cannot be a file, because it is a directory; give another path.")
+
+
 def make_directory(directory: Path) -> Path:
     """Create a directory and its parents unless they exist, and return it; raises ConfigError if that is impossible."""
     check_directory(directory)

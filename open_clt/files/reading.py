@@ -125,22 +125,23 @@ def read_text(path: Path, kind: str = "text", *, limit: int = LARGEST_JSON) -> s
         raise unreadable(path, kind, error) from error
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     """Parse JSON.
 
-    Raises ValueError for text that is not JSON, is nested too deeply, or holds an integer of more than 64 bits.
+    Raises ValueError for text that is not JSON, is nested too deeply, or holds an integer of more than 64 bits; with
+    ``finite`` also for the numbers NaN and Infinity, which Python writes although JSON does not have them.
     """
     try:
-        return json.loads(text, parse_int=_parse_integer)
+        return json.loads(text, parse_int=_parse_integer, parse_constant=_refuse_constant if finite else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file, or a compressed one (``.gz``, ``.bz2``); raises CheckpointError if that fails."""
+def read_json(path: Path, *, finite: bool = False) -> Any:
+    """Read a JSON file, or a compressed one (``.gz``, ``.bz2``); raises CheckpointError where ``parse_json`` fails."""
     content = read_unpacked(path, "JSON")
     try:
-        return parse_json(content)
+        return parse_json(content, finite=finite)
     except ValueError as error:
         raise unreadable(path, "JSON", error) from error
 
@@ -213,6 +214,10 @@ def _size(node: Any, known: dict[int, int]) -> int:
         children = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
         known[id(node)] = 1 + sum(_size(child, known) for child in children)
     return known[id(node)]
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds the number {name}")
 
 
 def _parse_integer(digits: str) -> int:

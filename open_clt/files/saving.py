@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar, cast, final
 
 from open_clt.errors import CheckpointError
 from open_clt.files.disk_errors import disk_errors
-from open_clt.files.places import flush, is_inside, make_directory, old_path, part_path
+from open_clt.files.places import check_file, flush, is_inside, make_directory, old_path, part_path
 from open_clt.files.reading import FileFormat
 from open_clt.files.writing import write_json
 
@@ -91,6 +91,7 @@ def saving(directory: Path, *, replaces: Iterable[str] = ()) -> Generator[Stage]
     names: list[str] = []
 
     def stage(name: str) -> Path:
+        check_file(directory / name)
         names.append(name)
         part = part_path(directory / name)
         part.unlink(missing_ok=True)  # it may be a link to another file, which writing would follow

@@ -13,9 +13,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from open_clt.errors import ConfigError
 from open_clt.files.disk_errors import disk_errors
-from open_clt.files.places import flush, make_directory, part_path
+from open_clt.files.places import check_file, flush, make_directory, part_path
 
 
 @contextmanager
@@ -26,8 +25,7 @@ def writing(path: Path, *, needed: int | None = None) -> Generator[Path]:
     ResourceError if the disk is full or cannot be written; ``needed`` is the number of bytes of the file, if known.
     """
     path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise ConfigError(f"{path} cannot be a file, because it is a directory; give another path.")
+    check_file(path)
     make_directory(path.parent)
     part = part_path(path)
     try:

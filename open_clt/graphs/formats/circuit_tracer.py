@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 
 from open_clt import files
+from open_clt.errors import CheckpointError
 from open_clt.graphs.formats.circuit_tracer_schema import (
     METADATA_FILE,
     SCHEMA_VERSION,
@@ -75,8 +76,10 @@ def write_circuit_tracer(
     log_missing(graph)
     directory = Path(directory)
     index = files.saved(directory, METADATA_FILE)(METADATA_FILE)
-    listed = cast(list[dict[str, Any]], read_object(index, "graphs")["graphs"]) if index.exists() else []
-    entries = [entry for entry in listed if entry.get("slug") != card.slug]
+    listed = read_object(index, "graphs")["graphs"] if index.exists() else []
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in cast(list[Any], listed)):
+        raise CheckpointError(f"{index} does not hold a list of graphs; repair it, or give another directory.")
+    entries = [entry for entry in cast(list[dict[str, Any]], listed) if entry.get("slug") != card.slug]
     with files.saving(directory) as stage:
         files.write_json(stage(f"{card.slug}.json"), content, strict=True)
         files.write_json(stage(METADATA_FILE), {"graphs": [*entries, content["metadata"]]}, strict=True)
