@@ -43,7 +43,10 @@ class CheckedConfig:
 
 
 def check_record(record: object) -> None:
-    """Raise ConfigError if a field of a NamedTuple or dataclass, or of one inside it, does not have its type."""
+    """Raise ConfigError if a field of a NamedTuple or dataclass, or of one inside it, does not have its type.
+
+    A number may be NaN, which says that it is not known, but not infinite.
+    """
     for name, hint in _hints(type(record)).items():
         _check_records(hint, getattr(record, name), f"{type(record).__name__}.{name}")
 
@@ -54,6 +57,8 @@ def _check_records(hint: Any, value: Any, name: str) -> None:
     for item in cast(tuple[Any, ...], value) if type(value) is tuple else (value,):
         if hasattr(item, "_fields"):
             check_record(item)
+        elif isinstance(item, float) and math.isinf(item):
+            raise _illegal(name, value, "finite")
 
 
 @cache

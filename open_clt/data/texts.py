@@ -111,7 +111,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
                 for row in batch.to_pylist():
                     yield _text_in(row, column, str(path))
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise TextError(f"{path} is not a readable Parquet file ({error}); check how it was written.") from error
 
 
@@ -131,4 +131,8 @@ def _text_in(row: dict[str, Any], column: str, row_name: str) -> str:
     text = row[column]
     if not isinstance(text, str):
         raise TextError(f"Column {column!r} of {row_name} holds {text!r}, which is not text; choose another column.")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise TextError(
+            f"Column {column!r} of {row_name} holds half a character (a lone surrogate), which is not text."
+        )
     return text

@@ -190,8 +190,6 @@ def _record(entry: Mapping[str, Any], feature: Feature) -> FeatureRecord:
         bottom_tokens=_effects(entry, "bottom"),
     )
     check_record(record)
-    if math.isinf(record.density) or math.isinf(record.max_activation):
-        raise ValueError(f"its density is {record.density} and its largest activation {record.max_activation}")
     return record
 
 

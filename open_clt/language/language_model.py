@@ -114,7 +114,14 @@ class LanguageModel:
         if not texts:
             return []
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
-        return cast(list[list[int]], encoded["input_ids"])
+        ids = cast(list[list[int]], encoded["input_ids"])
+        for token in (max(of_text, default=0) for of_text in (*ids, [self.bos_token_id])):
+            if token >= self.vocab_size:
+                raise LanguageModelError(
+                    f"The tokenizer of {self.name} gives token {token}, but the model has {self.vocab_size} tokens; "
+                    "use the tokenizer that belongs to the model."
+                )
+        return ids
 
     def tokenize(self, text: str, prepend_bos: bool = True) -> Int[Tensor, "position"]:
         """Return the tokens of one text; raises TextError if it is empty, or longer than the context."""

@@ -56,7 +56,10 @@ class SafetensorsCheckpointIO(CheckpointIO):
             path, _STATE, lambda saved: (FORMAT.read(saved(_STATE)), files.read_tensors(saved(_TENSORS)))
         )
         try:
-            return cast(dict[str, Any], _decode(content["state"], tensors))
+            state = _decode(content["state"], tensors)
+            if not isinstance(state, dict) or not all(isinstance(key, str) for key in cast(dict[Any, Any], state)):
+                raise TypeError("it is not an object of names and values")
+            return cast(dict[str, Any], state)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} does not hold the complete state of a training run ({error!r}).") from error
 

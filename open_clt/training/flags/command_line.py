@@ -55,6 +55,7 @@ from open_clt.training.flags.settings import (
     add_class,
     add_settings,
     as_user_error,
+    check_config_files,
     in_one_line,
     named_class,
     older_names,
@@ -211,6 +212,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the command line; raises ConfigError where argparse would print its usage and exit."""
+        check_config_files(args)
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
@@ -290,7 +292,7 @@ class TrainingCLI(LightningCLI):
     def _source(self, data: Settings) -> Source:
         """The source of activations: a store, or a language model on texts; its settings are removed from ``data``."""
         texts: Settings = data.setdefault("texts", {})
-        name, dtype = data.pop("language_model"), data.pop("dtype")
+        name, dtype = data.pop("language_model", None), data.pop("dtype", "float32")
         origin = {"language_model": name, "texts": dict(texts), "activations": data.get("class_path")}
         own_store, own_texts = user_class(data, "data"), user_class(texts, "data.texts")
         if own_store is not None:
@@ -301,6 +303,8 @@ class TrainingCLI(LightningCLI):
                     "has n_tokens and __iter__."
                 )
             return OwnStore(store, origin)
+        if not isinstance(name, str):
+            raise ConfigError(f"data.language_model is {name!r}; it must be the name of a language model.")
         if own_texts is None and texts.get("source") is None:
             raise ConfigError("data.texts.source is missing; name a file or a data set of texts.")
         texts_config: TextsConfig = read_settings(TextsConfig, texts, "data.texts")

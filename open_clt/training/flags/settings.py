@@ -21,18 +21,22 @@ import traceback
 import types
 import typing
 import warnings
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, cast
 
 from jsonargparse import ArgumentParser
 
+from open_clt import files
 from open_clt.config.json import from_dict
 from open_clt.errors import ConfigError, MissingExtraError, OpenCLTError
 from open_clt.training.trainer import Settings, listed
 
+_GROUPS = ("transcoder", "training", "data", "trainer", "checkpoints", "report")
+"""Groups of the settings of a training run."""
 _EXTRAS = ("tensorboard", "wandb")
 
 
@@ -107,6 +111,30 @@ def user_class(values: Settings, key: str) -> Callable[..., Any] | None:
             raise ConfigError(f"{path} cannot be called with init_args {init_args}: {error}.") from error
 
     return make
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Raise CheckpointError or ConfigError, which names the file, if a ``--config`` file does not hold settings."""
+    for number, argument in enumerate(arguments):
+        flag, separator, value = argument.partition("=")
+        if flag != "--config":
+            continue
+        path = Path(value if separator else "".join(arguments[number + 1 : number + 2]))
+        if path.exists():
+            _check_names_of(files.read_yaml(path), path)
+
+
+def _check_names_of(settings: Any, path: Path) -> None:
+    """Raise ConfigError if the content of a file is not an object of settings, or a group of settings is not one."""
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} does not hold settings; it must be a YAML file of names and values.")
+    for name, value in cast(dict[Any, Any], settings).items():
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{path} has a setting named {name!r}; names are words, such as data or trainer.")
+        if name in (*_GROUPS, "texts", "loss") and not isinstance(value, dict):
+            raise ConfigError(f"{path} has {value!r} as {name}, which is a group of settings with names and values.")
+        if isinstance(value, dict):
+            _check_names_of(value, path)
 
 
 def in_one_line(error: argparse.ArgumentError, parser: ArgumentParser) -> str:

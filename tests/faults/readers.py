@@ -1,0 +1,251 @@
+"""Readers: every function of the package that reads a file which somebody else may have written.
+
+A reader of the table reads an artefact and then uses what it read, because a fault that is found only at first use
+comes too late. ``test_readers.py`` damages the artefacts (``mutations.py``), and fails when a module of the package
+reads files and is not in the table.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from open_clt.config import BatchTopKConfig, CrossLayerConfig, JumpReLUConfig, MoltConfig, TopKConfig
+from open_clt.data.prompts import read_prompts
+from open_clt.data.texts import read_texts
+from open_clt.errors import TextError
+from open_clt.evaluation.report_file import load_report, save_report
+from open_clt.features.feature_files import FeatureFiles, read_feature_json, write_feature_files, write_feature_json
+from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
+from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
+from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
+from open_clt.graphs.formats.networkx import read_graphml, write_graphml
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.language.language_model import load_language_model
+from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
+from open_clt.training.flags.command_line import train_command
+from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.make import make_transcoder
+from tests.artefacts import graph_of, record_of, report_of
+from tests.tiny_models import write_gpt2
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A function that reads and uses an artefact, and one that writes a valid artefact for it."""
+
+    write: Callable[[Path], object]
+    read: Callable[[Path], Iterable[Tensor | float]]
+    """Reads the artefact in a folder, uses it, and returns those of its numbers that must be finite."""
+    module: str
+    """Module of the package that holds the reader, such as ``graphs.graph``."""
+    names: str = ""
+    """Regular expression of what a message may name instead of the file, such as a setting that the file holds."""
+    slow: bool = False
+    """Whether one call takes a large part of a second; such readers are left out of the default tier."""
+
+
+def _transcoder_config(**settings: Any) -> CrossLayerConfig:
+    return CrossLayerConfig(**{"n_layers": 2, "d_model": 4, "n_features": 6, **settings})
+
+
+def _read_transcoder(folder: Path) -> Iterable[Tensor]:
+    transcoder = load_transcoder(folder)
+    numbers = [tensor.float() for tensor in transcoder.state_dict().values()]
+    if max((float(tensor.abs().max()) for tensor in numbers if tensor.numel()), default=0.0) < 1e6:
+        inputs = torch.linspace(-1, 1, 3 * transcoder.config.n_layers * transcoder.config.d_model)
+        transcoder(inputs.view(3, transcoder.config.n_layers, transcoder.config.d_model))
+    return numbers
+
+
+def _use_graph(graph: AttributionGraph) -> Iterable[Tensor]:
+    graph.ids()
+    graph.adjacency()
+    graph.scores()
+    graph.influence()
+    repr(graph)
+    if not bool(graph.nodes.total.isnan().all()):
+        graph.check()
+    graph.prune()
+    [graph.label(node_id) for node_id in graph.ids()] if hasattr(graph, "label") else None
+    return graph.edges.weight, graph.nodes.value, graph.nodes.omitted
+
+
+def _read_features(folder: Path) -> Iterable[float]:
+    feature_files = FeatureFiles(folder)
+    for layer, index in ((0, 0), (0, 2), (1, 1)):
+        record = feature_files.record(Feature(layer, index))
+        if record is not None:
+            yield from _record_numbers(record)
+
+
+def _record_numbers(record: Any) -> Iterable[float]:
+    repr(record)
+    # NaN means that the file of another program does not say it.
+    return [number for number in (record.density, record.max_activation) if not math.isnan(number)]
+
+
+def _read_report(folder: Path) -> Iterable[float]:
+    report = load_report(folder)
+    report.layers()
+    numbers = [value for value in report.row().values() if isinstance(value, float)]
+    return [value for value in numbers if not math.isnan(value)]
+
+
+def _read_checkpoint(folder: Path) -> Iterable[Tensor]:
+    state = SafetensorsCheckpointIO().load_checkpoint(folder / "last")
+    repr(state)
+    return ()
+
+
+def _write_rows(path: Path) -> None:
+    rows = [{"text": "The cat sat."}, {"text": "Ein Hund, natürlich."}, {"text": "line\nbreak"}]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def _write_parquet(folder: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["The cat sat.", "A dog."]}), folder / "text.parquet")
+
+
+def _texts(name: str) -> Callable[[Path], Iterable[float]]:
+    def read(folder: Path) -> Iterable[float]:
+        for text in read_texts(folder / name):
+            text.encode()
+        return ()
+
+    return read
+
+
+def _write_settings(folder: Path) -> None:
+    settings = {
+        "transcoder": {"n_features": 64, "nonlinearity": {"kind": "batchtopk", "k": 4}},
+        "training": {"learning_rate": 2e-3, "loss": {"auxiliary": 1.0, "dead_after_tokens": 20000}},
+        "data": {"language_model": "embedded", "texts": {"source": "missing.txt"}, "context_length": 16},
+        "trainer": {"max_steps": 3, "val_check_interval": 2},
+        "checkpoints": {"every": 2},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def _read_settings(folder: Path) -> Iterable[float]:
+    """Read the settings of a training run, which then finds that its text is missing."""
+    flags = ["--config", str(folder / "config.yaml"), "--data.texts.source", str(folder / "missing.txt")]
+    try:
+        train_command([*flags, "--output", str(folder / "output")])
+    except TextError as error:
+        if "missing.txt" not in str(error):
+            raise
+    return ()
+
+
+def _use_language_model(folder: Path) -> Iterable[Tensor]:
+    model = load_language_model(str(folder))
+    return (model.logits(model.tokenize("The cat sat")[None]),)
+
+
+def _nothing(read: Callable[[Path], object]) -> Callable[[Path], Iterable[float]]:
+    def call(folder: Path) -> Iterable[float]:
+        read(folder)
+        return ()
+
+    return call
+
+
+def _native(**settings: Any) -> Callable[[Path], object]:
+    return lambda folder: save_transcoder(make_transcoder(_transcoder_config(**settings), seed=1), folder)
+
+
+_MOLT = MoltConfig(n_layers=2, d_model=4, ranks=(2,), counts=(6,), nonlinearity=TopKConfig(k=3))
+
+_SETTING = (
+    r"\b(transcoder|training|data|trainer|checkpoints|report|output|init_args)\b|Config\.\w+ is "
+    r"|There is no setting|The language model"
+)
+
+READERS: dict[str, Reader] = {
+    "transcoder": Reader(_native(nonlinearity=JumpReLUConfig()), _read_transcoder, "transcoders.formats.native"),
+    "transcoder with k": Reader(
+        _native(nonlinearity=BatchTopKConfig(k=2), skip=True, reach=1), _read_transcoder, "transcoders.formats.native"
+    ),
+    "MOLT": Reader(
+        lambda folder: save_transcoder(make_transcoder(_MOLT, seed=1), folder),
+        _read_transcoder,
+        "transcoders.formats.native",
+    ),
+    "transcoder of circuit-tracer": Reader(
+        lambda folder: save_circuit_tracer(
+            make_transcoder(_transcoder_config(nonlinearity=JumpReLUConfig()), seed=1), folder
+        ),
+        _read_transcoder,
+        "transcoders.formats.circuit_tracer",
+    ),
+    "graph": Reader(
+        lambda folder: graph_of(1).save(folder),
+        lambda folder: _use_graph(AttributionGraph.load(folder)),
+        "graphs.graph",
+    ),
+    "graph as GraphML": Reader(
+        lambda folder: write_graphml(graph_of(1), folder / "cat.graphml"),
+        lambda folder: _use_graph(read_graphml(folder / "cat.graphml")),
+        "graphs.formats.networkx",
+    ),
+    "graph of circuit-tracer": Reader(
+        lambda folder: write_circuit_tracer(graph_of(1), folder, GraphCard(slug="cat")),
+        lambda folder: _use_graph(read_circuit_tracer(folder / "cat.json").graph),
+        "graphs.formats.circuit_tracer_reader",
+    ),
+    "list of graphs": Reader(
+        lambda folder: write_circuit_tracer(graph_of(1), folder, GraphCard(slug="cat")),
+        _nothing(lambda folder: write_circuit_tracer(graph_of(2), folder, GraphCard(slug="dog"))),
+        "graphs.formats.circuit_tracer_schema",
+    ),
+    "report": Reader(lambda folder: save_report(report_of(1), folder), _read_report, "evaluation.report_file"),
+    "features": Reader(
+        lambda folder: write_feature_files([record_of(0, 1), record_of(2, 1)], folder, n_layers=2, n_features=3),
+        _read_features,
+        "features.feature_files",
+    ),
+    "feature as JSON": Reader(
+        lambda folder: write_feature_json([record_of(0, 1)], folder),
+        lambda folder: _record_numbers(read_feature_json(folder, Feature(0, 0))),
+        "features.feature_files",
+    ),
+    "checkpoint": Reader(
+        lambda folder: SafetensorsCheckpointIO().save_checkpoint(
+            {"step": 1, "weights": torch.ones(2), "loops": {"a": (1, [2.0, None])}}, folder / "last"
+        ),
+        _read_checkpoint,
+        "training.checkpoint_io",
+    ),
+    "text": Reader(
+        lambda folder: (folder / "text.txt").write_text("The cat sat.\nEin Hund, natürlich.\n"),
+        _texts("text.txt"),
+        "data.texts",
+    ),
+    "rows": Reader(lambda folder: _write_rows(folder / "text.jsonl"), _texts("text.jsonl"), "data.texts"),
+    "columns": Reader(_write_parquet, _texts("text.parquet"), "data.texts"),
+    "prompts": Reader(
+        lambda folder: (folder / "prompts.txt").write_text("The cat\nA dog\n"),
+        _nothing(lambda folder: read_prompts(folder / "prompts.txt")),
+        "data.prompts",
+    ),
+    "settings": Reader(_write_settings, _read_settings, "training.flags.settings", names=_SETTING, slow=True),
+    "language model": Reader(write_gpt2, _use_language_model, "language.loading", slow=True),
+}
+"""Every reader of the package. A new reader is a line here."""

@@ -1,0 +1,63 @@
+"""Every reader answers every damaged file with an error of ours that names it, or reads it if the damage is harmless.
+
+``make soak`` tries 100,000 mutations; docs/results.md has the figures of the last run.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import open_clt
+from tests.faults.outcomes import attack
+from tests.faults.readers import READERS
+
+FAST = [name for name, reader in READERS.items() if not reader.slow]
+READS = re.compile(
+    r"files\.(read_\w+|opened|parse_json)\(|FORMAT\.read\(|\.read_(text|bytes)\(|[ .]open\(|load_dataset\("
+    r"|[^(]from_pretrained\(\S"
+)
+NOT_READERS = {
+    "__init__": "shows a call in its docstring",
+    "cli": "opens the null device",
+    "open_cross_layer_transcoder": "defines from_pretrained",
+    "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
+    "language.model_source": "reads the config of a model's directory before language.loading reads it again",
+    "training.callbacks": "reads one number that belongs to a checkpoint, when a run is resumed",
+}
+"""Modules that match READS and have no reader of their own, with the reason."""
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_damaged_files_are_refused_or_read(name: str, tmp_path: Path) -> None:
+    tally = attack(name, range(500 // len(FAST) + 1), tmp_path)
+    assert not tally.faults
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_many_damaged_files_are_refused_or_read(name: str, tmp_path: Path) -> None:
+    number = 30 if READERS[name].slow else 10_000 // len(FAST)
+    tally = attack(name, range(1000, 1000 + number), tmp_path)
+    assert not tally.faults
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", READERS)
+def test_very_many_damaged_files_are_refused_or_read(name: str, tmp_path: Path) -> None:
+    number = 300 if READERS[name].slow else 100_000 // len(FAST)
+    tally = attack(name, range(100_000, 100_000 + number), tmp_path)
+    assert not tally.faults
+
+
+def test_every_module_that_reads_files_is_in_the_table() -> None:
+    package = Path(open_clt.__file__).parent
+    reading: set[str] = set()
+    for path in package.rglob("*.py"):
+        name = ".".join(path.relative_to(package).with_suffix("").parts)
+        if not name.startswith("files.") and READS.search(path.read_text()):
+            reading.add(name)
+    assert {reader.module for reader in READERS.values()} <= reading
+    assert reading - {reader.module for reader in READERS.values()} == NOT_READERS.keys()
