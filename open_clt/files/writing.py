@@ -49,14 +49,15 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, content: str) -> Path:
-    """Write a text file in UTF-8 and return its path."""
-    return write_bytes(path, content.encode())
+    """Write a text file in UTF-8 and return its path; half a character (a lone surrogate) is written as its number."""
+    return write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: object, *, strict: bool = False, indent: int | None = 2) -> Path:
     """Write a JSON file and return its path.
 
-    ``strict`` writes ASCII only and raises ValueError for NaN and infinity, which many other programs cannot read.
+    ``strict`` writes letters as they are, not as their numbers, and raises ValueError for NaN and infinity, which many
+    other programs cannot read.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=not strict, allow_nan=not strict)
     return write_text(path, text + "\n")
@@ -71,7 +72,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows as a CSV file with a header row and return its path; a key that a row lacks is an empty cell."""
-    with writing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+    with writing(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)

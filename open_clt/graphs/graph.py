@@ -182,14 +182,11 @@ class AttributionGraph:
     def check(self) -> Completeness:
         """Measure how far rows are from adding up to their totals; in a complete graph, ``relative_to_row`` is < 1e-5.
 
-        Raises AttributionError if no row has a known total, or if a node with inputs has none.
+        Raises AttributionError if no row has a known total.
         """
         has_row = ~self.nodes.total.isnan()
         if not bool(has_row.any()):
             raise AttributionError("The graph has no rows to check: no node has a known total.")
-        if not bool(has_row[self.edges.target].all()):
-            node = int(self.edges.target[~has_row[self.edges.target]][0])
-            raise AttributionError(f"The row of {self.node(node).id} cannot be checked: its total is not known.")
         zeros = torch.zeros(self.n_nodes, dtype=torch.double)
         weight = self.edges.weight.double()
         row_sum = zeros.index_add(0, self.edges.target, weight) + self.nodes.omitted_sum

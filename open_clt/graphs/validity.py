@@ -29,7 +29,7 @@ def problem(nodes: NodeTable, edges: Edges, info: GraphInfo) -> str | None:
         *_problems_of_ranges(nodes, edges, info),
         *_problems_of_numbers(columns),
     )
-    return next(iter(problems), None) or _problem_of_order(nodes, edges)
+    return next(iter(problems), None) or _problem_of_totals(nodes, edges) or _problem_of_order(nodes, edges)
 
 
 def _problems_of_types(columns: dict[str, Tensor]) -> Iterator[str]:
@@ -83,6 +83,15 @@ def _problems_of_numbers(columns: dict[str, Tensor]) -> Iterator[str]:
         if not bool(legal.all()):
             row = int((~legal).int().argmax())
             yield f"{name} is {float(column[row])} in row {row}"
+
+
+def _problem_of_totals(nodes: NodeTable, edges: Edges) -> str | None:
+    """The totals of all nodes with inputs are known, or none is, as in files of other programs."""
+    unknown = nodes.total.isnan()
+    unchecked = unknown[edges.target]
+    if bool(unknown.all()) or not bool(unchecked.any()):
+        return None
+    return f"nodes.total is nan in row {int(edges.target[unchecked][0])}, which has inputs"
 
 
 def _problem_of_order(nodes: NodeTable, edges: Edges) -> str | None:

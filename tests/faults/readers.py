@@ -20,6 +20,7 @@ import yaml
 from torch import Tensor
 
 from open_clt.config import BatchTopKConfig, CrossLayerConfig, JumpReLUConfig, MoltConfig, TopKConfig
+from open_clt.data.dataset_card import check_card
 from open_clt.data.prompts import read_prompts
 from open_clt.data.texts import read_texts
 from open_clt.errors import TextError
@@ -121,6 +122,12 @@ def _write_parquet(folder: Path) -> None:
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"text": ["The cat sat.", "A dog."]}), folder / "text.parquet")
+
+
+def _write_data_set(folder: Path) -> None:
+    _write_rows(folder / "rows.jsonl")
+    card = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "rows.jsonl"}]}]}
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# Rows\n")
 
 
 def _texts(name: str) -> Callable[[Path], Iterable[float]]:
@@ -240,6 +247,7 @@ READERS: dict[str, Reader] = {
     ),
     "rows": Reader(lambda folder: _write_rows(folder / "text.jsonl"), _texts("text.jsonl"), "data.texts"),
     "columns": Reader(_write_parquet, _texts("text.parquet"), "data.texts"),
+    "card of a data set": Reader(_write_data_set, _nothing(lambda folder: check_card(folder)), "data.dataset_card"),
     "prompts": Reader(
         lambda folder: (folder / "prompts.txt").write_text("The cat\nA dog\n"),
         _nothing(lambda folder: read_prompts(folder / "prompts.txt")),

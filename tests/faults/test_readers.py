@@ -21,7 +21,7 @@ READS = re.compile(
 )
 NOT_READERS = {
     "__init__": "shows a call in its docstring",
-    "cli": "opens the null device",
+    "program": "opens the null device",
     "open_cross_layer_transcoder": "defines from_pretrained",
     "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
     "language.model_source": "reads the config of a model's directory before language.loading reads it again",
