@@ -28,7 +28,15 @@ directory.
 
 from __future__ import annotations
 
-from open_clt.files.limits import LARGEST_FEATURE, LARGEST_SETTINGS, LARGEST_TEXT, check_row_groups, too_large, unpacked
+from open_clt.files.limits import (
+    LARGEST_FEATURE,
+    LARGEST_SETTINGS,
+    LARGEST_TEXT,
+    check_row_groups,
+    check_values,
+    too_large,
+    unpacked,
+)
 from open_clt.files.lock import locked
 from open_clt.files.opening import check_regular, inside, opened, read_lines
 from open_clt.files.ownership import (
@@ -88,6 +96,7 @@ __all__ = [
     "check_ours",
     "check_regular",
     "check_row_groups",
+    "check_values",
     "check_weights",
     "foreign",
     "format_of",

@@ -19,6 +19,8 @@ from open_clt.errors import CheckpointError
 
 LARGEST_JSON = 2**30
 """Largest number of bytes of a JSON, GraphML or CSV file, after it is unpacked."""
+MOST_VALUES = 50_000_000
+"""Largest number of values of a JSON, GraphML or CSV file; a value takes more memory than its bytes in the file."""
 LARGEST_TEXT = 2**30
 """Largest number of bytes of one text, or of one row of a file of texts, after it is unpacked."""
 LARGEST_SETTINGS = 2**20
@@ -57,6 +59,13 @@ def read_at_most(read: Callable[[int], bytes], limit: int) -> bytes:
     while chunk := read(min(_CHUNK, limit + 1 - content.tell())):
         content.write(chunk)
     return content.getvalue()
+
+
+def check_values(content: str | bytes, marks: str) -> None:
+    """Raise ValueError if a file holds too many values, each of which begins or ends with one of the marks."""
+    counts = (content.count(m) if isinstance(content, str) else content.count(m.encode()) for m in marks)
+    if sum(counts) > MOST_VALUES:
+        raise ValueError(f"it holds more than {MOST_VALUES:,} values")
 
 
 def check_row_groups(metadata: Any, column: str, path: Path) -> None:

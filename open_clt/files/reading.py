@@ -21,6 +21,7 @@ from open_clt.files.limits import (
     LARGEST_JSON,
     LARGEST_SETTINGS,
     MOST_SETTINGS,
+    check_values,
     read_at_most,
     too_large,
     unpacked,
@@ -128,9 +129,11 @@ def read_text(path: Path, kind: str = "text", *, limit: int = LARGEST_JSON) -> s
 def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     """Parse JSON.
 
-    Raises ValueError for text that is not JSON, is nested too deeply, or holds an integer of more than 64 bits; with
-    ``finite`` also for the numbers NaN and Infinity, which Python writes although JSON does not have them.
+    Raises ValueError for text that is not JSON, is nested too deeply, holds too many values, or holds an integer of
+    more than 64 bits; with ``finite`` also for the numbers NaN and Infinity, which Python writes although JSON does not
+    have them.
     """
+    check_values(text, "[{,")
     try:
         return json.loads(text, parse_int=_parse_integer, parse_constant=_refuse_constant if finite else None)
     except RecursionError as error:
@@ -187,11 +190,13 @@ def check_weights(tensors: Mapping[str, Tensor], place: Path) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file with a header row; raises CheckpointError if that fails."""
-    lines = read_text(path, "CSV").splitlines(keepends=True)
+    """Read the rows of a CSV file with a header row; raises CheckpointError if that fails or rows differ in length."""
+    text = read_text(path, "CSV")
     try:
-        return [dict(row) for row in csv.DictReader(lines)]
-    except csv.Error as error:
+        check_values(text, ",\n")
+        rows = [row for row in csv.reader(text.splitlines(keepends=True)) if row]
+        return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    except (csv.Error, ValueError) as error:
         raise unreadable(path, "CSV", error) from error
 
 

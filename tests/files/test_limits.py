@@ -8,7 +8,7 @@ import json
 import struct
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tests.random_transcoders import architecture, random_architecture
 from tests.refusals import refuses
 
 MEGABYTE = 2**20
+READERS = {".json": files.read_json, ".csv": files.read_rows, ".graphml": read_graphml}
 PACKED = {"gzip": gzip.compress, "bz2": bz2.compress, "zlib": zlib.compress}
 
 
@@ -64,6 +65,40 @@ def test_a_json_file_is_unpacked_up_to_a_limit(tmp_path: Path) -> None:
     with refuses(CheckpointError, tmp_path / "bomb.json.gz"):
         files.read_unpacked(tmp_path / "bomb.json.gz", limit=MEGABYTE)
     assert tracemalloc.get_traced_memory()[1] < 8 * MEGABYTE
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("lists.json", f"[{'[],' * 100}0]"),
+        ("objects.json", f"[{'{},' * 100}0]"),
+        ("numbers.json", f"[{'0,' * 100}0]"),
+        ("rows.csv", "a\n" + "1\n" * 100),
+        ("columns.csv", "a\n" + "," * 100),
+        ("elements.graphml", f"<graphml>{'<a/>' * 100}</graphml>"),
+    ],
+)
+def test_a_file_with_too_many_values_is_refused(
+    name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text(content)
+    monkeypatch.setattr(limits, "MOST_VALUES", 99)
+    read: Callable[[Path], object] = READERS[Path(name).suffix]
+    with refuses(CheckpointError, tmp_path / name, 99):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("row", ["1", "1,2,3"])
+def test_each_row_of_a_table_has_the_length_of_the_header(row: str, tmp_path: Path) -> None:
+    """Otherwise short rows under a long header would take memory for every column."""
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n\n3,4\n")
+    assert files.read_rows(path) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    path.write_text(f"a,b\n1,2\n{row}\n")
+    with refuses(CheckpointError, path):
+        files.read_rows(path)
+    path.write_text("")
+    assert files.read_rows(path) == []
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -161,7 +196,15 @@ def test_files_of_circuit_tracer_that_do_not_fit_together_take_no_memory(
 
 def test_the_page_on_security_states_the_limits() -> None:
     page = (Path(__file__).parents[2] / "SECURITY.md").read_text(encoding="utf-8")
-    sizes = {2**30: "1 GiB", 2**20: "1 MiB", 2**26: "64 MiB", 2**24: "16 MiB", 2**33: "8 GiB", 10_000: "10,000"}
+    sizes = {
+        2**30: "1 GiB",
+        2**20: "1 MiB",
+        2**26: "64 MiB",
+        2**24: "16 MiB",
+        2**33: "8 GiB",
+        10_000: "10,000",
+        50_000_000: "50,000,000",
+    }
     for name, limit in vars(limits).items():
         if name.isupper() and not name.startswith("_"):
             assert sizes[limit] in page, name

@@ -112,6 +112,7 @@ def read_graphml(path: str | Path) -> AttributionGraph:
     path = Path(path)
     content = files.read_unpacked(path, "GraphML")
     try:
+        files.check_values(content, "<")
         _check_declarations(content)
         network = nx.read_graphml(BytesIO(content))
     except (ParseError, expat.ExpatError, nx.NetworkXError, OSError, EOFError, ValueError, KeyError) as error:
