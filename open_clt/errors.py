@@ -8,6 +8,7 @@ OpenCLTError
 ├── TextError              a text is empty, too long, or missing (also a ValueError)
 ├── CheckpointError        a stored artefact is missing, damaged, written by another program, or of another version
 │                          or shape
+├── NotFiniteError         a loss, an activation or another number is NaN or infinite (also an ArithmeticError)
 ├── AttributionError       a graph cannot be computed for this prompt, model and transcoder (also a ValueError)
 ├── ResourceError          a disk is full, a file cannot be written, or memory is too small
 └── MissingExtraError      an optional dependency is not installed (also an ImportError)
@@ -64,6 +65,10 @@ class TextError(OpenCLTError, ValueError):
 
 class CheckpointError(OpenCLTError):
     """A stored artefact is missing, damaged, written by another program, or of another version or shape."""
+
+
+class NotFiniteError(OpenCLTError, ArithmeticError):
+    """A loss, an activation or another number that must be finite is NaN or infinite."""
 
 
 class AttributionError(OpenCLTError, ValueError):

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from open_clt.config import InputHook
 from open_clt.data.contexts import ContextStream, PackedContexts, Place
-from open_clt.errors import TextError
+from open_clt.errors import NotFiniteError, TextError
+from open_clt.finite import find_not_finite
 from open_clt.language.language_model import LanguageModel
 
 _BEGINNING = Place()
@@ -160,15 +161,29 @@ def harvest(
     )
 
 
+def check_activations(batch: ActivationBatch) -> None:
+    """Raise NotFiniteError, which names layer, token and position, if inputs or targets hold NaN or infinity."""
+    for name, activations in (("inputs", batch.inputs), ("targets", batch.targets)):
+        if (wrong := find_not_finite(activations)) is not None:
+            row, layer, _ = wrong.place
+            raise NotFiniteError(
+                f"The activations of the language model ({name} of layer {layer}) are {wrong.value} for token "
+                f"{int(batch.tokens[row])} at position {int(batch.positions[row])} of its context; load the model in "
+                "float32, or leave out the texts that hold this token."
+            )
+
+
 def without_outliers(
     batch: ActivationBatch, *, first_position: int, largest_norm: Float[Tensor, "layer"] | None = None
 ) -> ActivationBatch:
     """Leave out tokens with massive activations.
 
     These are the tokens at positions before ``first_position``, and the tokens whose inputs have, in any layer, a norm
-    above ``largest_norm`` of that layer.
+    above ``largest_norm`` of that layer. Raises NotFiniteError if an activation from ``first_position`` on is not
+    finite.
     """
     keep = batch.positions >= first_position
+    check_activations(batch if bool(keep.all()) else batch.take(keep))
     if largest_norm is not None:
         keep &= (input_norms(batch) <= largest_norm).all(1)
     return batch if bool(keep.all()) else batch.take(keep)

@@ -28,6 +28,7 @@ from open_clt.files.limits import (
 )
 from open_clt.files.opening import opened
 from open_clt.files.places import old_path
+from open_clt.finite import check_finite, layer_axis
 
 _PACKINGS = {".gz": "gzip", ".bz2": "bz2"}
 """How a file is compressed, by the suffix of its name."""
@@ -175,18 +176,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise unreadable(path, "safetensors", error) from error
 
 
-def check_weights(tensors: Mapping[str, Tensor], place: Path) -> None:
-    """Raise CheckpointError, which names the tensor, unless all tensors are finite real numbers; ``place`` has them."""
+def check_weights(tensors: Mapping[str, Tensor], place: Path, n_layers: int) -> None:
+    """Raise CheckpointError unless all tensors are real numbers that are finite in float32; ``place`` has them.
+
+    The error names the tensor and, if it holds all ``n_layers`` layers, the layer.
+    """
     for name, tensor in tensors.items():
         if tensor.dtype not in _WEIGHT_TYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_TYPES)
             raise CheckpointError(f"The tensor {name!r} of {place} has the type {tensor.dtype}; it must be {names}.")
-        # The extremes are found without a copy, and show both NaN and infinity.
-        if tensor.numel() and not bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all()):
-            index = tuple(int(i) for i in (~tensor.isfinite()).nonzero()[0])
-            raise CheckpointError(
-                f"The tensor {name!r} of {place} is not finite: it holds {float(tensor[index])} at {index}."
-            )
+        axes = layer_axis(name, tensor, n_layers)
+        check_finite(tensor, f"The tensor {name!r} of {place}", axes=axes, error=CheckpointError)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -29,6 +29,7 @@ from open_clt.data.harvest import (
     Block,
     MemoryStore,
     blocks,
+    check_activations,
     collect,
     input_norms,
     keep_rows,
@@ -74,7 +75,8 @@ def prepare(store: ActivationStore, config: DataConfig, *, use_first_position: b
     """Read a store once: find outliers, estimate statistics, and keep the tokens if all of them fit the memory limit.
 
     If they do not fit, reading stops as soon as there are enough tokens for the statistics. First positions are left
-    out unless ``use_first_position`` is set. Raises TextError if no token is left.
+    out unless ``use_first_position`` is set. Raises TextError if no token is left, and NotFiniteError if an activation
+    is not finite.
     """
     limit, dtype = config.memory_limit * 1e9, _dtype(config)
     block, complete, capacity = collect(store, max_bytes=limit, enough=_STATISTICS_TOKENS, dtype=dtype)
@@ -86,6 +88,8 @@ def prepare(store: ActivationStore, config: DataConfig, *, use_first_position: b
             "Every token is at the first position of its context, which is left out; give longer texts, or set "
             "use_first_position."
         )
+    for rows in keep.nonzero().flatten().split(_CHUNK):
+        check_activations(block.take(rows))
     largest_norm = None
     if config.max_norm_ratio is not None:
         largest_norm = config.max_norm_ratio * norms[keep].median(dim=0).values

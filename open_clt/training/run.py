@@ -59,6 +59,7 @@ from open_clt.training.parallel.shards import draw_shard, gather_features
 from open_clt.training.parallel.strategy import FeatureParallelStrategy
 from open_clt.training.result import TrainingResult
 from open_clt.training.signals import stop_on_signals
+from open_clt.training.step.finite import check_weights
 from open_clt.training.step.module import Loss, TranscoderModule, set_encoder_bias
 from open_clt.training.step.optimization import OptimizerMaker
 from open_clt.training.trainer import check_trainer, make_trainer, trainer_settings, writes_checkpoints
@@ -183,7 +184,8 @@ def train_transcoder(
 
     Raises ConfigError if the transcoder does not fit the model, if ``output_dir`` is in use, or if it holds another run
     or files of other programs under the names that the run writes. Raises TextError if the texts are too short to train
-    on, and CheckpointError if the checkpoint to resume is missing or has other settings.
+    on, CheckpointError if the checkpoint to resume is missing or has other settings, and NotFiniteError at the first
+    step whose loss is not finite; what was saved before that step is kept.
     """
     check_fits(transcoder_config, model)
     source = model_on(model, texts_or_contexts, training_config)
@@ -256,13 +258,17 @@ def _train(
 def fit(
     module: TranscoderModule, data: ActivationDataModule, trainer: Trainer, *, resume: str | Path | None = None
 ) -> TrainingResult:
-    """Train with Lightning's Trainer, from the beginning or from a checkpoint, and measure the trained transcoder."""
+    """Train with Lightning's Trainer, from the beginning or from a checkpoint, and measure the trained transcoder.
+
+    Raises NotFiniteError at the first step whose loss is not finite.
+    """
     started = time.monotonic()
     try:
         with stop_on_signals(trainer) as stop:
             trainer.fit(module, datamodule=data, ckpt_path=resume)
     finally:
         data.close()
+    check_weights(module.transcoder, trainer.global_step)
     harvest_cost = data.cost
     transcoder = module.transcoder.to(trainer.strategy.root_device).eval()
     metrics = evaluate(transcoder, data)

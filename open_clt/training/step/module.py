@@ -23,6 +23,7 @@ from open_clt.training.data import refuse_other_settings
 from open_clt.training.parallel.shards import shard_features
 from open_clt.training.parallel.strategy import clip_gradients, peers_of
 from open_clt.training.step import losses
+from open_clt.training.step.finite import check_loss, check_weights
 from open_clt.training.step.optimization import OptimizerMaker, ramp, scheduled_optimizer, step_is_complete
 from open_clt.transcoders.metrics import MetricsAccumulator
 from open_clt.transcoders.slices import ALONE
@@ -104,6 +105,7 @@ class TranscoderModule(LightningModule):
         self.register_buffer("_recent", torch.zeros(len(StepMetrics._fields)))
         self.curves = Curves([], [], [], [], [], [])
         self.latest: StepMetrics | None = None
+        self._residuals = torch.zeros(shape[0])
 
     @property
     def dead(self) -> Bool[Tensor, "layer feature"]:
@@ -198,6 +200,7 @@ class TranscoderModule(LightningModule):
         self.silent_tokens[counts > 0] = 0
         deviation = torch.linalg.vector_norm(targets - targets.mean(0), dim=(0, 2))
         residual = torch.linalg.vector_norm(errors, dim=(0, 2)) * self.transcoder.standardisation.target_scale
+        self._residuals = residual
         fvu = (residual / deviation.clamp(min=1e-6)).square().mean()
         loss, fvu = peers.sum_batch(torch.stack([loss, fvu])) / peers.replicas
         l0 = peers.sum_features(counts.sum() / (tokens * counts.shape[0]))
@@ -216,6 +219,19 @@ class TranscoderModule(LightningModule):
             for curve, value in zip(self.curves[1:], (*means, learning_rate), strict=True):
                 curve.append(value)
             self._recent.zero_()
+
+    def on_train_start(self) -> None:
+        """Raise NotFiniteError if the weights to start from, such as those of a checkpoint, are not finite."""
+        check_weights(self.transcoder, self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: ActivationBatch, batch_idx: int) -> None:
+        """Raise NotFiniteError if the numbers of the batch are not finite."""
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        if self.latest is not None:
+            step = self.global_step + (not step_is_complete(self.trainer))
+            check_loss(self.transcoder, torch.stack([self.latest.loss, self.latest.fvu]), self._residuals, step)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its learning-rate schedule."""
@@ -255,7 +271,12 @@ class TranscoderModule(LightningModule):
         self.log_dict({"held_out_fvu": metrics.fvu, "held_out_l0": metrics.l0})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the curves, and the settings that a resumed run must have, to the checkpoint."""
+        """Add the curves, and the settings that a resumed run must have, to the checkpoint.
+
+        Raises NotFiniteError, before anything is written, if the loss or the weights are not finite.
+        """
+        self._check_loss()
+        check_weights(self.transcoder, self.global_step)
         checkpoint["curves"] = self.curves._asdict()
         checkpoint["settings"] = self._settings()
 

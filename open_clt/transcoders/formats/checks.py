@@ -8,6 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_clt.errors import CheckpointError
+from open_clt.transcoders.transcoder import Transcoder
+
+
+def check_numbers(transcoder: Transcoder, place: Path) -> None:
+    """Raise CheckpointError if a threshold or a scale that was read from ``place`` makes no sense; names the layer."""
+    for layer in range(transcoder.config.n_layers):
+        check_thresholds(transcoder.nonlinearity.threshold(layer), layer, place)
+    for name in ("input_scale", "target_scale"):
+        scales = getattr(transcoder.standardisation, name)
+        if not bool((scales > 0).all()):
+            layer = int((scales > 0).int().argmin())
+            raise CheckpointError(
+                f"The {name} of layer {layer} in {place} is {float(scales[layer])}; it must be above 0."
+            )
 
 
 def check_thresholds(thresholds: Float[Tensor, "feature"] | None, layer: int, place: Path) -> None:

@@ -140,8 +140,8 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
 
     A limited reach is padded with zeros. The files are written whole or not at all. They replace those of a former
     transcoder that this function wrote, also if it had more layers. Raises ConfigError if they would replace other
-    files, and CheckpointError for what the layout cannot hold: TopK, a skip path, a mixture of linear transforms, and a
-    user's own class.
+    files, and CheckpointError for what the layout cannot hold: TopK, a skip path, a mixture of linear transforms, a
+    user's own class, and weights that are not finite.
     """
     directory = Path(directory)
     check_place(directory, transcoder.config.n_layers)
@@ -165,6 +165,7 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
             "JumpReLU first."
         )
     folded = transcoder.folded()
+    files.check_weights(folded.state_dict(), directory, transcoder.config.n_layers)
     settings = {
         "model_name": transcoder.config.language_model or "unknown",
         "model_kind": _KIND,
@@ -232,5 +233,5 @@ def _read_layers(saved: files.Saved, stem: str) -> list[dict[str, Tensor]]:
     for layer in range(count):
         path = saved(f"{stem}_{layer}.safetensors")
         layers.append(files.read_tensors(path))
-        files.check_weights(layers[-1], path)
+        files.check_weights(layers[-1], path, count)
     return layers

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.transcoders.formats import circuit_tracer, native
 from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
@@ -54,6 +55,9 @@ def load_transcoder(
     code = OwnCode(own_class=own_class, trust_code=trust_code)
     for layout in LAYOUTS:
         if layout.recognises(directory):
-            return layout.load(directory, code).to(device=device, dtype=dtype).eval()
+            transcoder = layout.load(directory, code).to(device=device, dtype=dtype).eval()
+            if dtype == torch.float16:  # its largest number is 65,504
+                files.check_weights(transcoder.state_dict(), directory, transcoder.config.n_layers)
+            return transcoder
     names = " or ".join(layout.name for layout in LAYOUTS)
     raise CheckpointError(f"{directory} does not hold a transcoder of a known layout; known layouts are {names}.")

@@ -17,7 +17,7 @@ from open_clt import files
 from open_clt.config import TranscoderConfig
 from open_clt.config.json import from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.transcoders.formats.checks import check_thresholds
+from open_clt.transcoders.formats.checks import check_numbers
 from open_clt.transcoders.make import KINDS, NO_CODE, OwnArchitecture, OwnCode, make_transcoder, own_architecture
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -55,7 +55,7 @@ def save_transcoder(
     A former transcoder of OpenCLT is replaced. Raises ConfigError if the directory holds a ``config.json`` or a
     ``transcoder.safetensors`` of another program, such as the config of a language model.
 
-    Raises CheckpointError if a weight is not finite.
+    Raises CheckpointError if a weight is not finite in the data type that it is stored in.
 
     ``record`` is stored in ``config.json``: plain values on training and evaluation. ``dtype`` stores the weight
     tables in another data type; the outputs of the loaded transcoder are then the same only to that precision.
@@ -63,9 +63,9 @@ def save_transcoder(
     directory = Path(directory)
     check_place(directory)
     tensors = transcoder.state_dict()
-    files.check_weights(tensors, directory / _TENSORS)
     if dtype is not None:
         tensors = {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
+    files.check_weights(tensors, directory / _TENSORS, transcoder.config.n_layers)
     own = own_architecture(transcoder)
     content = {
         **FORMAT.header(FORMAT.newest if own else _VERSION_OF_OUR_KINDS),
@@ -107,10 +107,9 @@ def load_native(directory: Path, code: OwnCode = NO_CODE) -> Transcoder:
     transcoder = _build(config, own, directory)
     expected = transcoder.state_dict()
     _check_tensors(expected, tensors, directory)
-    files.check_weights(tensors, directory / _TENSORS)
+    files.check_weights(tensors, directory / _TENSORS, config.n_layers)
     transcoder.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
-    for layer in range(config.n_layers):
-        check_thresholds(transcoder.nonlinearity.threshold(layer), layer, directory / _TENSORS)
+    check_numbers(transcoder, directory / _TENSORS)
     return transcoder
 
 

@@ -234,3 +234,11 @@ def test_the_parts_of_a_batch_hold_each_token_once() -> None:
 def test_what_cannot_be_sharded_is_named(config: Any, named: str) -> None:
     with refuses(ConfigError, *named.split()):
         shard_config(config, 2)
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_the_same_step_if_the_loss_of_one_is_not_finite(tmp_path: Path) -> None:
+    results = run_processes(worker.stop_at_nan, 2, tmp_path, tmp_path)
+    for errors in results:
+        assert len(errors) == 2
+        assert all("step 6" in error for error in errors)

@@ -31,13 +31,14 @@ from open_clt.config import (
     TrainingConfig,
     TranscoderConfig,
 )
+from open_clt.errors import NotFiniteError
 from open_clt.training.callbacks import Checkpoints
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.data import ActivationDataModule
 from open_clt.training.parallel.strategy import FeatureParallelStrategy, MeshPeers, make_mesh
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import fit, quiet_lightning, set_from_data
-from open_clt.training.step.module import TranscoderModule
+from open_clt.training.step.module import Loss, Step, TranscoderModule
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder
 from tests.training.synthetic import D_MODEL, FEATURES, LAYERS, quick_training, relu_mlps, small_transcoder
@@ -51,6 +52,7 @@ class Case(NamedTuple):
     transcoder: TranscoderConfig
     training: TrainingConfig
     own: OwnArchitecture | None
+    loss: Loss | None = None
 
 
 def case(loss: LossConfig, own: OwnArchitecture | None = None, **transcoder: Any) -> Case:
@@ -144,7 +146,7 @@ def train(case: Case, *callbacks: Callback, resume: Path | None = None, **settin
             enable_model_summary=False,
             **settings,
         )
-        return fit(TranscoderModule(transcoder, case.training.learning), data, trainer, resume=resume)
+        return fit(TranscoderModule(transcoder, case.training.learning, loss=case.loss), data, trainer, resume=resume)
 
 
 def summary(result: TrainingResult) -> dict[str, Any]:
@@ -252,6 +254,28 @@ def interrupt_and_resume(folder: Path, step: int) -> dict[str, Any]:
         save_transcoder(stopped.transcoder, folder / "stopped")
     resumed = train(case, resume=folder / "last", strategy=strategy("2"), devices=devices)
     return {"stopped_after": stopped.steps, "summary": summary(resumed)}
+
+
+def stop_at_nan(folder: Path) -> list[str]:
+    """Train with a loss that becomes NaN in the last process only; return the errors of this process, by layout."""
+    errors: list[str] = []
+    for layout in ("2", "ddp"):
+        try:
+            train(
+                CASES["topk"]._replace(loss=nan_in_last_process),
+                Checkpoints(folder / layout, every=1),
+                strategy=strategy(layout),
+                devices=dist.get_world_size(),
+            )
+        except NotFiniteError as error:
+            errors.append(str(error))
+    return errors
+
+
+def nan_in_last_process(step: Step) -> torch.Tensor:
+    """The reconstruction loss, which is NaN in the last process from the middle of the run on."""
+    is_nan = step.progress > 0.5 and dist.get_rank() == dist.get_world_size() - 1
+    return step.errors[-1].square().sum((1, 2)).mean() * (torch.nan if is_nan else 1.0)
 
 
 def compete(values: list[list[float]], k: int, ranks: list[int]) -> dict[str, Any]:

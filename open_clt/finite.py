@@ -1,0 +1,79 @@
+"""Finite numbers: the one place that finds NaN and infinity in tensors, and says where they are.
+
+NaN loses every comparison, so a number that is computed from it can look right: a feature whose pre-activation is NaN
+is merely not active. Numbers are therefore checked where they enter: weights, activations, losses, and the values of
+interventions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from open_clt.errors import NotFiniteError, OpenCLTError
+
+_CHUNK = 2**20
+"""Number of entries that are searched at once, so that the search needs little memory."""
+
+
+class NotFinite(NamedTuple):
+    """An entry of a tensor that is NaN or infinite, or too large for float32."""
+
+    value: float
+    place: tuple[int, ...]
+    """Index of the entry along each axis."""
+
+    def describe(self, axes: Sequence[str] = ()) -> str:
+        """Describe the entry, such as ``nan at layer 2, index [5, 3]``; ``axes`` are names of the first axes."""
+        named, others = self.place[: len(axes)], list(self.place[len(axes) :])
+        places = [f"{axis} {number}" for axis, number in zip(axes, named, strict=False)]
+        places += [f"index {others}"] if others else []
+        return f"{self.value} at {', '.join(places)}" if places else str(self.value)
+
+
+def is_finite(*tensors: Tensor) -> bool:
+    """Whether all numbers of tensors on one device are finite in float32; one value is copied from the device.
+
+    The extremes of a tensor are NaN if any entry is, and are found without a copy of the tensor.
+    """
+    extremes = [torch.stack(torch.aminmax(tensor.detach())).float() for tensor in tensors if tensor.numel()]
+    return not extremes or bool(torch.stack(extremes).isfinite().all())
+
+
+def find_not_finite(tensor: Tensor) -> NotFinite | None:
+    """The first entry of a tensor that is not finite in float32; None if there is none."""
+    if is_finite(tensor):
+        return None
+    flat = tensor.detach().flatten()
+    for start in range(0, flat.numel(), _CHUNK):
+        wrong = ~flat[start : start + _CHUNK].float().isfinite()
+        if bool(wrong.any()):
+            position = start + wrong.int().argmax()
+            return NotFinite(float(flat[position]), tuple(map(int, torch.unravel_index(position, tensor.shape))))
+    return None
+
+
+def check_finite(
+    tensor: Tensor,
+    name: str,
+    *,
+    axes: Sequence[str] = (),
+    error: type[OpenCLTError] = NotFiniteError,
+    advice: str = "",
+) -> None:
+    """Raise ``error``, which names the tensor and the entry, unless all numbers of a tensor are finite.
+
+    ``axes`` are names of the tensor's first axes, and ``advice`` is the end of the message.
+    """
+    if (wrong := find_not_finite(tensor)) is not None:
+        ending = f"; {advice}." if advice else "."
+        raise error(f"{name} must be finite, but it holds {wrong.describe(axes)}{ending}")
+
+
+def layer_axis(name: str, tensor: Tensor, n_layers: int) -> tuple[str, ...]:
+    """The name of a weight's first axis, if it is the layer; tensors of one layer have its number in their ``name``."""
+    is_stacked = tensor.ndim > 0 and tensor.shape[0] == n_layers and not name[-1:].isdigit()
+    return ("layer",) if is_stacked else ()

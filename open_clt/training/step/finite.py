@@ -1,0 +1,51 @@
+"""Finite steps: the checks that stop a training run whose loss or weights are not finite, in all its processes at once.
+
+The loss is checked at the end of every step, where Ctrl-C is checked too, so that a GPU is not made to wait once more.
+The weights are checked before each checkpoint, and at the end of the run: nothing that is saved is replaced by NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from open_clt.errors import NotFiniteError
+from open_clt.finite import check_finite, is_finite, layer_axis
+from open_clt.transcoders.transcoder import Transcoder
+
+_ADVICE = (
+    "lower the learning rate or the norm to which gradients are clipped, and start again or resume from a checkpoint "
+    "(what was saved before is kept)"
+)
+
+
+def check_loss(
+    transcoder: Transcoder, numbers: Float[Tensor, "number"], residuals: Float[Tensor, "layer"], step: int
+) -> None:
+    """Raise NotFiniteError in all processes if one of them has numbers of a step (its loss) that are not finite.
+
+    ``residuals`` are the sizes of the errors of each layer, which show where the reconstruction is not finite.
+    """
+    if not _anywhere(transcoder, ~numbers.isfinite().all()):
+        return
+    layers = (~residuals.isfinite()).nonzero().flatten().tolist()
+    place = f", and the reconstruction of layer {layers[0]} is not finite" if layers else ""
+    raise NotFiniteError(f"The loss of step {step} is {float(numbers[0])}{place}; {_ADVICE}.")
+
+
+def check_weights(transcoder: Transcoder, step: int) -> None:
+    """Raise NotFiniteError in all processes if one of them has weights that are not finite; all must call it."""
+    weights = {name: tensor for name, tensor in transcoder.state_dict().items() if tensor.is_floating_point()}
+    if not _anywhere(transcoder, torch.tensor(not is_finite(*weights.values()), device=transcoder.device)):
+        return
+    for name, tensor in weights.items():
+        axes = layer_axis(name, tensor, transcoder.config.n_layers)
+        check_finite(tensor, f"After step {step}, the weight {name}", axes=axes, advice=_ADVICE)
+    raise NotFiniteError(f"After step {step}, weights of another process are not finite; {_ADVICE}.")
+
+
+def _anywhere(transcoder: Transcoder, problem: Bool[Tensor, ""]) -> bool:
+    """Whether any of the processes that train together has a problem."""
+    peers = transcoder.peers
+    return bool(peers.sum_features(peers.sum_batch(problem.int())))

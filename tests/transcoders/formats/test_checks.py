@@ -1,0 +1,56 @@
+"""Numbers that a data type cannot hold, and scales that cannot be, are refused when a transcoder is saved or read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from open_clt.config import JumpReLUConfig, ReLUConfig
+from open_clt.errors import CheckpointError
+from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from tests.refusals import refuses
+from tests.transcoders.test_cross_layer import make
+
+
+def test_numbers_beyond_float32_are_refused_with_tensor_and_layer(tmp_path: Path) -> None:
+    transcoder = make(ReLUConfig())
+    save_transcoder(transcoder, tmp_path)
+    path = tmp_path / "transcoder.safetensors"
+    weights = transcoder.W_enc.detach().double()
+    weights[2, 5, 1] = 1e300
+    save_file({**transcoder.state_dict(), "W_enc": weights}, path)
+    with refuses(CheckpointError, "'W_enc'", "layer 2", path):
+        load_transcoder(tmp_path)
+
+
+def test_numbers_beyond_float16_are_neither_saved_nor_loaded_in_float16(tmp_path: Path) -> None:
+    transcoder = make(ReLUConfig())
+    transcoder.W_enc.data[1, 0, 0] = 1e5
+    with refuses(CheckpointError, "'W_enc'", "layer 1", "inf"):
+        save_transcoder(transcoder, tmp_path / "half", dtype=torch.float16)
+    save_transcoder(transcoder, tmp_path / "single")
+    with refuses(CheckpointError, "'W_enc'", "layer 1", tmp_path / "single"):
+        load_transcoder(tmp_path / "single", dtype=torch.float16)
+    load_transcoder(tmp_path / "single")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_scales_that_are_not_positive_are_refused_with_layer(value: float, tmp_path: Path) -> None:
+    transcoder = make(ReLUConfig())
+    transcoder.standardisation.input_scale[3] = value
+    save_transcoder(transcoder, tmp_path)
+    with refuses(CheckpointError, "input_scale", "layer 3", value, tmp_path / "transcoder.safetensors"):
+        load_transcoder(tmp_path)
+
+
+def test_circuit_tracers_layout_is_not_written_with_weights_that_are_not_finite(tmp_path: Path) -> None:
+    transcoder = make(JumpReLUConfig())
+    transcoder.b_enc.data[2, 7] = torch.nan
+    with refuses(CheckpointError, "'b_enc'", "layer 2", "nan"):
+        save_circuit_tracer(transcoder, tmp_path)
+    assert not list(tmp_path.iterdir())
