@@ -24,6 +24,7 @@ from open_clt.features.firing import FeatureActivations, TopFeature, feature_act
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.memory import memory_errors
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
@@ -77,7 +78,8 @@ class OpenCrossLayerTranscoder:
             language_model=self.language_model.name,
             use_first_position=use_first_position,
         )
-        self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
+        with memory_errors(f"A transcoder of {num_features:,} features per layer", "use a smaller num_features"):
+            self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
         self._trained = False
 
     @classmethod

@@ -20,8 +20,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from open_clt.errors import OpenCLTError, one_line
+from open_clt.memory import failed_request, is_failed_allocation
 
 _NAMES: dict[int, str] = {signal.SIGINT: "Interrupted (Ctrl-C)", signal.SIGTERM: "Terminated (SIGTERM)"}
+_WAYS_OUT = "use shorter texts, smaller batches or fewer features, or a machine with more memory"
 _SIGPIPE = 13
 """Number of the signal of a closed output, which Windows does not name."""
 
@@ -86,6 +88,8 @@ def _ended(name: str, error: BaseException, received: int | None) -> int | None:
             return 128 + _SIGPIPE
         case OpenCLTError():
             _say(name, str(error))
+        case Exception() if is_failed_allocation(error):
+            _say(name, f"The memory of the machine is too small{failed_request(error)}; {_WAYS_OUT}.")
         case OSError():
             subject = error.filename or "A file or the output"
             _say(name, f"{subject} cannot be read or written ({error.strerror or error}).")

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from open_clt.attribution.budget import Explored, explore
+from open_clt.attribution.budget import MEMORY_WAYS, Explored, explore
 from open_clt.attribution.sources import Sources, attributable, find_sources
 from open_clt.attribution.targets import Resolved, resolve_targets
 from open_clt.errors import AttributionError, OpenCLTError
@@ -39,6 +39,7 @@ from open_clt.graphs.targets import SalientLogits, Target
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
+from open_clt.memory import memory_errors
 from open_clt.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class AttributionSettings(TypedDict, total=False):
     batch_size: int
 
 
+@memory_errors("The attribution graph", MEMORY_WAYS)
 @torch.no_grad()
 def attribute(
     model: LanguageModel,
@@ -83,7 +85,8 @@ def attribute(
     (``benchmarks/attribution.py``).
 
     Raises ConfigError if the transcoder does not fit the model, AttributionError if the prompt, the targets or the
-    transcoder cannot be used, and LanguageModelError if the frozen model is not linear.
+    transcoder cannot be used, LanguageModelError if the frozen model is not linear, and ResourceError if memory is too
+    small.
     """
     tokens = _tokens(model, prompt)
     transcoder = attributable(transcoder)

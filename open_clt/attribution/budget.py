@@ -25,7 +25,10 @@ from open_clt.attribution.adjoint import Seeds, attribute_rows, feature_seeds
 from open_clt.attribution.sources import Sources
 from open_clt.attribution.targets import Resolved
 from open_clt.graphs.influence import Edges
+from open_clt.memory import check_memory
 
+MEMORY_WAYS = "use a smaller max_feature_nodes (--max-feature-nodes), or a shorter prompt"
+"""What a user can do if a graph does not fit into memory."""
 _ROUNDS = 4
 """Number of parts in which a budget is spent.
 
@@ -67,6 +70,7 @@ def explore(sources: Sources, resolved: Resolved, budget: int | None, *, batch_s
     """Compute the rows of the targets, then rows of active features until the budget is spent."""
     active = sources.features.value.shape[0]
     budget = active if budget is None else min(budget, active)
+    _check_memory(sources, budget)
     mask, totals = torch.zeros(active, dtype=torch.bool), torch.full((active,), torch.nan)
     outputs = torch.cat([torch.zeros(sources.n_columns), resolved.nodes.weight])
     numbers = sources.n_columns + torch.arange(len(resolved.seeds))
@@ -79,6 +83,13 @@ def explore(sources: Sources, resolved: Resolved, budget: int | None, *, batch_s
         mask[chosen], totals[chosen] = True, seeds.total.cpu()
         blocks += _blocks(sources, seeds, chosen, batch_size, compatible)
     return Explored(_edges(sources, blocks, mask), mask, totals)
+
+
+def _check_memory(sources: Sources, budget: int) -> None:
+    """Raise ResourceError if even the smallest rows that the budget allows do not fit into memory."""
+    visible = sources.starts[sources.features.position.cpu(), -1]
+    needed = int(visible.sort().values[:budget].sum()) * torch.float32.itemsize
+    check_memory(f"An attribution graph with rows of {budget:,} features", needed, MEMORY_WAYS)
 
 
 def _seeds(sources: Sources, chosen: Int[Tensor, "chosen"]) -> Seeds:

@@ -29,10 +29,12 @@ from open_clt.files.limits import (
 from open_clt.files.opening import opened
 from open_clt.files.places import old_path
 from open_clt.finite import check_finite, layer_axis
+from open_clt.memory import check_memory, memory_errors
 
 _PACKINGS = {".gz": "gzip", ".bz2": "bz2"}
 """How a file is compressed, by the suffix of its name."""
 _WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MEMORY_WAYS = "close other programs, or use a machine with more memory"
 _LARGEST_INTEGER = 2**63 - 1
 """Largest integer that a tensor holds; no file of OpenCLT holds a larger one."""
 
@@ -166,10 +168,15 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU; raises CheckpointError if it is missing, truncated or of another kind."""
+    """Read a safetensors file onto the CPU; raises CheckpointError if it is missing, truncated or of another kind.
+
+    Raises ResourceError if memory is too small.
+    """
     try:
         _check_header(path)
-        return load_file(path)
+        check_memory(f"Reading {path}", path.stat().st_size, _MEMORY_WAYS)
+        with memory_errors(f"Reading {path}", _MEMORY_WAYS):
+            return load_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(path) from error
     except (SafetensorError, OSError) as error:

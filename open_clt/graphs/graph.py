@@ -25,6 +25,7 @@ from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph, Roles
 from open_clt.graphs.info import GraphInfo, PruningSettings, info_json, read_info
 from open_clt.graphs.nodes import Node, NodeId, NodeKind, NodeTable
 from open_clt.graphs.validity import problem
+from open_clt.memory import check_memory
 from open_clt.transcoders.feature import Feature, labels_json, read_labels
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,12 @@ class AttributionGraph:
         return replace(self, labels={**self.labels, **labels})
 
     def adjacency(self) -> Float[Tensor, "target source"]:
-        """Return all edges as a dense matrix, which is practical for small graphs only."""
+        """Return all edges as a dense matrix, which is practical for small graphs only.
+
+        Raises ResourceError if memory is too small.
+        """
+        needed = self.n_nodes**2 * self.edges.weight.element_size()
+        check_memory(f"A dense matrix of {self.n_nodes:,} nodes", needed, "prune the graph first, or use its edges")
         dense = self.edges.weight.new_zeros(self.n_nodes, self.n_nodes)
         dense[self.edges.target, self.edges.source] = self.edges.weight
         return dense

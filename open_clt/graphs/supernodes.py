@@ -24,6 +24,7 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import NodeQuery, find_nodes, node_numbers
+from open_clt.memory import check_memory
 from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
@@ -200,6 +201,8 @@ def _edges_between(edges: Edges, group_of: Tensor, n_groups: int) -> Edges:
 
 def _edge_similarity(graph: AttributionGraph, features: Tensor) -> tuple[Float[Tensor, "some some"], Tensor]:
     """Return the cosines of the features' edges, and which feature reaches which over any path between features."""
+    needed = graph.n_nodes**2 * torch.double.itemsize
+    check_memory(f"Comparing {graph.n_nodes:,} nodes", needed, "prune the graph first, or prune it further")
     shares = torch.zeros(graph.n_nodes, graph.n_nodes, dtype=torch.double)
     edges = graph.edges
     shares[edges.target, edges.source] = graph.influence_graph.shares * edges.weight.sign()

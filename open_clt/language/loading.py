@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError
+from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, ResourceError
 from open_clt.language.model_source import ModelSource
+from open_clt.memory import is_failed_allocation
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,10 @@ def _explained(problem: str) -> Generator[None, None, None]:
             raise LanguageModelError(
                 f"{problem}: it needs code of its own, which OpenCLT does not run; give a model whose architecture is "
                 "part of transformers, or use 'embedded'."
+            ) from error
+        if is_failed_allocation(error):
+            raise ResourceError(
+                f"{problem}: memory is too small; use a smaller model, dtype 'bfloat16', or a machine with more memory."
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise LanguageModelError(

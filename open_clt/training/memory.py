@@ -1,4 +1,4 @@
-"""Memory of the process: what a training step frees is kept for the next step.
+"""Memory of a training run: whether it is enough, and how what a step frees is kept for the next step.
 
 A training step on a CPU frees hundreds of megabytes, and the next step allocates them again. By default glibc returns
 large blocks to the operating system, which then hands out new pages and fills each with zeros when it is first used.
@@ -12,8 +12,28 @@ import os
 import platform
 import sys
 
+import torch
+
+from open_clt.config import TranscoderConfig
+from open_clt.memory import check_memory
+from open_clt.transcoders.make import make_transcoder
+
+MEMORY_WAYS = "use fewer features (n_features), or a smaller batch_size or memory_limit"
+"""What a user can do if a training run does not fit into memory."""
+_NUMBERS_PER_PARAMETER = 3
+"""The parameter and the two moments of Adam; gradients need not exist all at once."""
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 _NEVER = -1
+
+
+def check_training_memory(config: TranscoderConfig, device: torch.device) -> None:
+    """Raise ResourceError if the parameters and the optimizer's state do not fit into the memory of the device."""
+    with torch.device("meta"):  # a transcoder without memory of its own
+        parameters = sum(parameter.numel() for parameter in make_transcoder(config).parameters())
+    needed = parameters * torch.float32.itemsize * _NUMBERS_PER_PARAMETER
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    check_memory(f"Training {parameters:,} parameters", needed, MEMORY_WAYS, available=available)
 
 
 def keep_freed_memory() -> bool:

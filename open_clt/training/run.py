@@ -51,9 +51,11 @@ from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
+from open_clt.memory import memory_errors
 from open_clt.program import Stopped
 from open_clt.training.activations import RunActivations, model_on
 from open_clt.training.data import ActivationDataModule
+from open_clt.training.memory import MEMORY_WAYS, check_training_memory
 from open_clt.training.output import OutputDirectory, checkpoint_path, how_to_resume, output_directory
 from open_clt.training.parallel.shards import draw_shard, gather_features
 from open_clt.training.parallel.strategy import FeatureParallelStrategy
@@ -134,11 +136,17 @@ class TrainingRun:
 
     def _module(self, config: TranscoderConfig, own: OwnParts) -> TranscoderModule:
         """The Lightning module that trains the new transcoder, or this process's slice of it."""
+        with memory_errors("The training run", MEMORY_WAYS):
+            return self._built(config, own)
+
+    def _built(self, config: TranscoderConfig, own: OwnParts) -> TranscoderModule:
         strategy, seed = self.trainer.strategy, self.training.data.seed
         if own.architecture is None and isinstance(strategy, FeatureParallelStrategy):
             part = strategy.part(self.trainer.global_rank, self.trainer.world_size)
             transcoder = draw_shard(config, part, seed=seed)
         else:
+            if own.architecture is None:
+                check_training_memory(config, strategy.root_device)
             transcoder = make_transcoder(config, seed=seed, own=own.architecture)
         learning = self.training.learning
         transcoder = set_from_data(transcoder, self.data, learning.initial_firing_rate)
@@ -149,7 +157,8 @@ class TrainingRun:
         if self.output is not None:
             self.output.begin()
         try:
-            result = fit(self.module, self.data, self.trainer, resume=self.checkpoint)
+            with memory_errors("The training run", MEMORY_WAYS):
+                result = fit(self.module, self.data, self.trainer, resume=self.checkpoint)
         except Stopped as stopped:
             stopped.advice = how_to_resume(self.output and self.output.path)
             raise

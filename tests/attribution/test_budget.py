@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from open_clt import memory
 from open_clt.attribution.adjoint import attribute_rows, feature_seeds
 from open_clt.attribution.budget import Block, block_influence, explore
 from open_clt.attribution.sources import Sources, find_sources
 from open_clt.attribution.targets import Resolved, resolve_targets
+from open_clt.errors import ResourceError
 from open_clt.graphs.influence import Edges, InfluenceGraph, influence
 from open_clt.graphs.targets import SalientLogits
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
 from tests.attribution.cases import KINDS, PROMPT
 from tests.random_transcoders import random_architecture
+from tests.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -103,3 +106,13 @@ def test_totals_are_known_only_for_explored_features(sources: Sources, resolved:
     assert torch.equal(~explored.totals.isnan(), explored.mask)
     chosen = explored.mask.nonzero().flatten()
     torch.testing.assert_close(dense_rows(sources)[chosen].sum(1), explored.totals[chosen], atol=1e-4, rtol=1e-5)
+
+
+def test_rows_that_do_not_fit_into_memory_are_refused_before_they_are_computed(
+    sources: Sources, resolved: Resolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = dense_rows(sources)[:, : sources.columns.errors.start] != 0
+    monkeypatch.setattr(memory, "available_memory", lambda: 4 * int(entries.sum()) - 1)
+    with refuses(ResourceError, "max_feature_nodes"):
+        explore(sources, resolved, None, batch_size=5, compatible=False)
+    explore(sources, resolved, 1, batch_size=5, compatible=False)

@@ -10,6 +10,7 @@ import torch
 
 from open_clt import files
 from open_clt.errors import CheckpointError
+from open_clt.memory import memory_errors
 from open_clt.transcoders.formats import circuit_tracer, native
 from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
 from open_clt.transcoders.formats.native import load_native
@@ -55,7 +56,10 @@ def load_transcoder(
     code = OwnCode(own_class=own_class, trust_code=trust_code)
     for layout in LAYOUTS:
         if layout.recognises(directory):
-            transcoder = layout.load(directory, code).to(device=device, dtype=dtype).eval()
+            with memory_errors(
+                f"The transcoder {directory}", "close other programs, or use a machine with more memory"
+            ):
+                transcoder = layout.load(directory, code).to(device=device, dtype=dtype).eval()
             if dtype == torch.float16:  # its largest number is 65,504
                 files.check_weights(transcoder.state_dict(), directory, transcoder.config.n_layers)
             return transcoder

@@ -1,0 +1,88 @@
+"""Memory: a job that does not fit is one sentence, whichever library cannot allocate."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from open_clt import memory
+from open_clt.config import CrossLayerConfig, ReLUConfig
+from open_clt.errors import ConfigError, ResourceError
+from open_clt.memory import available_memory, check_memory, memory_errors
+from open_clt.program import run_program
+from open_clt.training.memory import check_training_memory
+from tests.graphs.hand_graph import hand_graph
+from tests.refusals import refuses
+
+TOO_LARGE = 2**55
+ALLOCATIONS = {
+    "Python": lambda: bytearray(TOO_LARGE),
+    "NumPy": lambda: np.zeros(TOO_LARGE, dtype=np.uint8),
+    "PyTorch": lambda: torch.zeros(TOO_LARGE, dtype=torch.uint8),
+}
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 10 bytes of memory."""
+    monkeypatch.setattr(memory, "available_memory", lambda: 10)
+
+
+@pytest.mark.parametrize("allocate", ALLOCATIONS.values(), ids=ALLOCATIONS)
+def test_a_failed_allocation_is_one_sentence(
+    allocate: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with refuses(ResourceError, "The job", "do less"), memory_errors("The job", "do less"):
+        allocate()
+    assert run_program("name", lambda: allocate() and 0) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("unable to mmap 20 bytes from file <a>: Cannot allocate memory (12)"),
+    ],
+    ids=str,
+)
+def test_other_forms_of_failed_allocations_are_known(error: Exception) -> None:
+    with refuses(ResourceError, "The job"), memory_errors("The job", "do less"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ConfigError("k is 0")], ids=str)
+def test_other_errors_are_raised_as_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, memory_errors("The job", "do less"):
+        raise error
+    assert raised.value is error
+
+
+def test_a_job_starts_only_if_its_memory_is_available() -> None:
+    check_memory("The job", 100, "do less", available=100)
+    with refuses(ResourceError, "The job", 101, 100, "do less"):
+        check_memory("The job", 101, "do less", available=100)
+
+
+def test_the_limit_of_the_process_is_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = available_memory()
+    if free is None:
+        pytest.skip("the system does not say how much memory is available")
+    assert 0 < free < TOO_LARGE
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (0, 0))
+    assert available_memory() == 0
+
+
+@pytest.mark.usefixtures("full")
+def test_large_jobs_are_refused_before_they_start() -> None:
+    with refuses(ResourceError, hand_graph().n_nodes):
+        hand_graph().adjacency()
+    with refuses(ResourceError, "n_features"):
+        check_training_memory(
+            CrossLayerConfig(n_layers=2, d_model=4, n_features=6, nonlinearity=ReLUConfig()), torch.device("cpu")
+        )
