@@ -40,7 +40,8 @@ from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.features.firing import ActivationStatistics, activation_statistics
 from open_clt.features.labels import label_features
 from open_clt.features.records import feature_records
-from open_clt.files import make_directory, write_json, write_text
+from open_clt.files import list_names, results, write_json, write_text
+from open_clt.graphs import graph as graph_files
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.language.language_model import LanguageModel, load_language_model
@@ -49,9 +50,10 @@ from open_clt.replacement.comparison import Comparison
 from open_clt.training.memory import keep_freed_memory
 from open_clt.training.result import TrainingResult
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats import native
 from open_clt.visualization.figures import visualize_training_curves
 from open_clt.visualization.graph.figure import visualize_attribution_graph
-from open_clt.visualization.suite import run_visualization_suite
+from open_clt.visualization.suite import run_visualization_suite, suite_paths
 
 EMBEDDED_PROMPTS = (
     "The capital of the state containing Dallas is",
@@ -63,6 +65,10 @@ MOST_HELD_OUT = 64
 """Largest number of contexts that are held out from training."""
 NAMED_FEATURES = 60
 """Number of features per graph that get labels."""
+GRAPH_PICTURES = ("attribution_graph.png", "attribution_graph_2.png", "attribution_graph_3.png")
+SUITE = tuple(path.name for path in suite_paths(".").paths)
+FILES = ("training_curves.png", "metrics.json", "comparison.md", *GRAPH_PICTURES, *SUITE)
+"""Names of the files that a run writes to its output directory, apart from the transcoder and the graph."""
 
 
 class Output(Console):
@@ -108,15 +114,18 @@ def run(arguments: Sequence[str] | None) -> int:
     started = time.monotonic()
     if options.device == "cpu":
         keep_freed_memory()
-    make_directory(options.output_dir)
-    model = load_model(options)
-    data = load_data(options, model)
-    clt, result = train(options, model, data)
-    evaluation = measure_on_held_out(clt, result)
-    draw_features(options, clt, result)
-    graphs = trace(options, clt, data, result)
-    results = Results(result, evaluation, graphs, comparisons=compare(clt))
-    save(options, data, results, seconds=time.monotonic() - started)
+    with results(options.output_dir, FILES):
+        native.check_place(options.output_dir / "checkpoint")
+        graph_files.check_place(options.output_dir / "graph")
+        model = load_model(options)
+        data = load_data(options, model)
+        clt, result = train(options, model, data)
+        list_names(options.output_dir, FILES)
+        evaluation = measure_on_held_out(clt, result)
+        draw_features(options, clt, result)
+        graphs = trace(options, clt, data, result)
+        everything = Results(result, evaluation, graphs, comparisons=compare(clt))
+        save(options, data, everything, seconds=time.monotonic() - started)
     return 0
 
 
@@ -295,8 +304,8 @@ def trace(
             f"replacement score {scores.replacement:.2f}, largest missing share of a row "
             f"{graph.check().relative_to_row:.0e}"
         )
-        name = "attribution_graph" if index == 0 else f"attribution_graph_{index + 1}"
-        visualize_attribution_graph(with_labels(clt, pruned, statistics), save_path=options.output_dir / f"{name}.png")
+        picture = options.output_dir / GRAPH_PICTURES[index]
+        visualize_attribution_graph(with_labels(clt, pruned, statistics), save_path=picture)
         graphs.append(graph)
     graphs[0].save(options.output_dir / "graph")
     return graphs

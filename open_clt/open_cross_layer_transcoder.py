@@ -21,7 +21,7 @@ from open_clt.attribution.attribute import AttributionSettings, attribute, attri
 from open_clt.config import CrossLayerConfig, NonlinearityConfig, TopKConfig, TrainingConfig
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
 from open_clt.features.firing import FeatureActivations, TopFeature, feature_activations, top_features
-from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.graph import AttributionGraph, check_place
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.memory import memory_errors
@@ -172,7 +172,11 @@ class OpenCrossLayerTranscoder:
         is a directory for the graph, which ``AttributionGraph.load`` reads.
         """
         from open_clt.visualization.graph.figure import visualize_attribution_graph
+        from open_clt.visualization.style import check_save_path
 
+        if save_path is not None:
+            check = check_save_path if Path(save_path).suffix else check_place
+            check(Path(save_path))
         graph = self.attribute(text).prune(node_threshold=threshold)
         if save_path is not None and Path(save_path).suffix:
             visualize_attribution_graph(graph, save_path=save_path)

@@ -88,15 +88,24 @@ def _add_check(option: AddOption) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Check the options and the output directory, then compute the graphs."""
+    from open_clt.files import results
+
+    prompts = _prompts(arguments)
+    cards = _cards(arguments, prompts)
+    with results(arguments.output):
+        _check_writable(arguments, cards)
+        _attribute(arguments, prompts, cards)
+    return 0
+
+
+def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Sequence[GraphCard]) -> None:
     """Compute the graph of each prompt, check, save and draw it, and print its sizes and scores."""
     from open_clt.attribution.attribute import attribute_all
     from open_clt.attribution.targets import read_target
     from open_clt.graphs.targets import SalientLogits
 
-    prompts = _prompts(arguments)
-    cards = _cards(arguments, prompts)
     labels = {} if arguments.labels is None else _read_labels(arguments.labels)
-    _check_writable(arguments)
     clt = load(arguments)
     model, replacement = clt.language_model, clt.replacement_model()
     likeliest = SalientLogits(
@@ -123,7 +132,6 @@ def run(arguments: argparse.Namespace) -> int:
         for line in (*_summary(graph, pruned), report, *_write(arguments, graph, pruned, card, len(prompts) > 1)):
             if line:
                 print(line)
-    return 0
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -164,19 +172,36 @@ def _read_labels(path: Path) -> dict[Feature, str]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _check_writable(arguments: argparse.Namespace) -> None:
+def _check_writable(arguments: argparse.Namespace, cards: Sequence[GraphCard]) -> None:
     """Raise ConfigError if the results cannot be written, before anything is computed."""
-    from open_clt.files import check_directory
+    from open_clt.graphs import graph
+    from open_clt.graphs.formats import circuit_tracer, networkx
 
     if arguments.format and arguments.output is None:
         raise ConfigError("--format is given without a directory to write to; add --output.")
     if arguments.figure is not None:
-        from open_clt.visualization.style import check_suffix
+        from open_clt.visualization.style import check_save_path
 
-        check_suffix(arguments.figure)
-    for directory in (arguments.output, arguments.figure and arguments.figure.parent):
-        if directory is not None:
-            check_directory(directory)
+        for card in cards:
+            check_save_path(_figure_path(arguments.figure, card, several=len(cards) > 1))
+    directory: Path | None = arguments.output
+    if directory is None:
+        return
+    for file_format in arguments.format or ["native"]:
+        match file_format:
+            case "native":
+                for card in cards:
+                    graph.check_place(directory / card.slug if len(cards) > 1 else directory)
+            case "circuit-tracer":
+                circuit_tracer.check_place(directory, [card.slug for card in cards])
+            case _:
+                for card in cards:
+                    networkx.check_place(directory / f"{card.slug}.graphml")
+
+
+def _figure_path(figure: Path, card: GraphCard, *, several: bool) -> Path:
+    """The path of a graph's picture, which has the graph's slug in its name if there are several."""
+    return figure.with_name(f"{figure.stem}-{card.slug}{figure.suffix}") if several else figure
 
 
 def _summary(graph: AttributionGraph, pruned: AttributionGraph) -> Iterator[str]:
@@ -215,6 +240,6 @@ def _write(
     if figure is not None:
         from open_clt.visualization.graph.figure import visualize_attribution_graph
 
-        path = figure.with_name(f"{figure.stem}-{card.slug}{figure.suffix}") if several else figure
+        path = _figure_path(figure, card, several=several)
         visualize_attribution_graph(pruned, save_path=path)
         yield f"figure: {path}"

@@ -28,6 +28,7 @@ from open_clt.errors import ConfigError
 if TYPE_CHECKING:
     from open_clt.evaluation.report import Report
 
+_FILES = _TABLE, _FIGURE = "comparison.csv", "comparison.png"
 _TRANSCODERS = (
     "Directory of a transcoder, 'embedded' for the one that ships with the package, or a report of `open-clt evaluate`."
 )
@@ -45,25 +46,38 @@ def add_to(add_parser: AddParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Check the output directory, then measure, compare and save."""
+    from open_clt.evaluation.report_file import check_place
+    from open_clt.files import results
+
+    paths = _paths_by_name(arguments.transcoders)
+    with results(arguments.output, _FILES):
+        if arguments.output is not None:
+            for name in paths:
+                check_place(arguments.output / name)
+        _compare(arguments, paths)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace, paths: Mapping[str, Path]) -> None:
     """Measure the transcoders that have no report, print the table, and save the table, the figure and the reports."""
     from open_clt.evaluation.report import comparison_table
     from open_clt.evaluation.report_file import save_report, total_row
-    from open_clt.files import write_rows
+    from open_clt.files import list_names, write_rows
     from open_clt.visualization.report_figures import visualize_comparison
 
-    paths = _paths_by_name(arguments.transcoders)
     stored = _stored_reports(arguments, paths)
     unmeasured = {name: path for name, path in paths.items() if name not in stored}
     measured = dict(_measure(arguments, unmeasured, stored)) if unmeasured else {}
     reports = [(stored | measured)[name] for name in paths]
     print(comparison_table(reports))
     if arguments.output is not None:
+        list_names(arguments.output, _FILES)
         for report in reports:
             save_report(report, arguments.output / report.name)
-        table = write_rows(arguments.output / "comparison.csv", [total_row(report) for report in reports])
-        visualize_comparison(reports, save_path=arguments.output / "comparison.png")
-        print(f"written: {table}, {arguments.output / 'comparison.png'}")
-    return 0
+        table = write_rows(arguments.output / _TABLE, [total_row(report) for report in reports])
+        visualize_comparison(reports, save_path=arguments.output / _FIGURE)
+        print(f"written: {table}, {arguments.output / _FIGURE}")
 
 
 def _paths_by_name(transcoders: Sequence[str]) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from open_clt.commands.held_out import add_text_options, read_contexts
 from open_clt.commands.options import AddParser, add_command, add_model_options, load
 from open_clt.config import BatchTopKConfig, TopKConfig
+from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clt.transcoders.transcoder import Transcoder
@@ -35,10 +36,40 @@ def add_to(add_parser: AddParser) -> None:
         default="native",
         help="File format of the converted transcoder (default: native).",
     )
+    option(
+        "--overwrite",
+        action="store_true",
+        help="Replace a transcoder in the output directory; files that OpenCLT did not write stay.",
+    )
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Check the output directory, then convert and save."""
+    from open_clt.files import results
+
+    with results(arguments.output):
+        _check_output(arguments)
+        _convert(arguments)
+    return 0
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError if the output directory holds other files, or a transcoder that must not be replaced."""
+    from open_clt.transcoders.formats import circuit_tracer, native
+
+    output: Path = arguments.output
+    layout, other = (native, circuit_tracer) if arguments.format == "native" else (circuit_tracer, native)
+    layout.check_place(output)
+    if other.recognises(output):
+        raise ConfigError(f"{output} holds a transcoder in another file format; give another output directory.")
+    if layout.recognises(output) and not arguments.overwrite:
+        raise ConfigError(
+            f"{output} holds a transcoder; replace it with --overwrite, or give another output directory."
+        )
+
+
+def _convert(arguments: argparse.Namespace) -> None:
     """Convert the transcoder, print what changed, and save it."""
     from open_clt.evaluation.conversion import convert_transcoder
     from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
@@ -58,7 +89,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         save_circuit_tracer(converted, arguments.output)
     print(f"written: {arguments.output}")
-    return 0
 
 
 def _with_unit_decoders(transcoder: Transcoder) -> Transcoder:

@@ -12,6 +12,8 @@ from pathlib import Path
 from open_clt.commands.held_out import add_held_out_options, make_report, read_held_out
 from open_clt.commands.options import AddParser, add_command, add_model_options, load
 
+_FIGURE = "evaluation.png"
+
 
 def add_to(add_parser: AddParser) -> None:
     """Add the command and its options."""
@@ -22,9 +24,22 @@ def add_to(add_parser: AddParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Check the output directory, then measure and save."""
+    from open_clt.evaluation.report_file import check_place
+    from open_clt.files import results
+
+    with results(arguments.output, [_FIGURE]):
+        if arguments.output is not None:
+            check_place(arguments.output)
+        _evaluate(arguments)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
     """Measure the transcoder, print two tables, and save the report and its figure."""
     from open_clt.evaluation.report import comparison_table, layer_table
     from open_clt.evaluation.report_file import save_report
+    from open_clt.files import list_names
     from open_clt.visualization.report_figures import visualize_report
 
     clt = load(arguments)
@@ -33,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(layer_table(report))
     print(comparison_table([report]))
     if arguments.output is not None:
-        paths = (*save_report(report, arguments.output), arguments.output / "evaluation.png")
+        list_names(arguments.output, [_FIGURE])
+        paths = (*save_report(report, arguments.output), arguments.output / _FIGURE)
         visualize_report(report, save_path=paths[-1])
         print("written: " + ", ".join(map(str, paths)))
-    return 0

@@ -38,13 +38,22 @@ class ReportFiles(NamedTuple):
 
 
 def save_report(report: Report, directory: str | Path) -> ReportFiles:
-    """Write a report as JSON, and its layers and totals as CSV; returns the paths of the files."""
+    """Write a report as JSON, and its layers and totals as CSV; returns the paths of the files.
+
+    A former report is replaced; raises ConfigError if files of other programs have these names.
+    """
     directory = Path(directory)
+    check_place(directory)
     with files.saving(directory) as stage:
         files.write_rows(stage(_LAYERS), [_layer_row(layer) for layer in report.layers()])
         files.write_rows(stage(_TOTALS), [total_row(report)])
         files.write_json(stage(_JSON), {**FORMAT.header(), **report.as_dict()})
     return ReportFiles(everything=directory / _JSON, layers=directory / _LAYERS, totals=directory / _TOTALS)
+
+
+def check_place(directory: Path) -> None:
+    """Raise ConfigError if a report cannot be saved in a directory, because it would replace other files."""
+    files.check_artefact(directory, REPORT_FILES, FORMAT, _RECONSTRUCTION)
 
 
 def total_row(report: Report) -> dict[str, Any]:

@@ -41,14 +41,18 @@ from open_clt.files.lock import locked
 from open_clt.files.opening import check_regular, inside, opened, read_lines
 from open_clt.files.ownership import (
     MANIFEST,
+    check_artefact,
     check_ours,
+    check_results,
     foreign,
     is_ours,
     list_names,
     listed_names,
+    results,
 )
 from open_clt.files.places import (
     check_directory,
+    check_file,
     make_directory,
 )
 from open_clt.files.reading import (
@@ -92,9 +96,12 @@ __all__ = [
     "FileFormat",
     "Saved",
     "Stage",
+    "check_artefact",
     "check_directory",
+    "check_file",
     "check_ours",
     "check_regular",
+    "check_results",
     "check_row_groups",
     "check_values",
     "check_weights",
@@ -120,6 +127,7 @@ __all__ = [
     "read_unpacked",
     "read_yaml",
     "remove_saved",
+    "results",
     "saved",
     "saving",
     "too_large",

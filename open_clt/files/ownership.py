@@ -3,17 +3,22 @@
 A file is ours if its format says so (its artefact's JSON file states a format of OpenCLT), or if the directory's
 manifest lists it. The manifest, ``.open-clt.json``, lists the names of files whose format has no such mark, such as CSV
 files and pictures. Names are relative to the directory of the manifest.
+
+Results that are computed again by nature, such as reports and figures, replace files of the same names. If a directory
+has a manifest, they replace only the files that it lists; a directory without one holds results of an older version.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.files.places import is_inside
+from open_clt.files.lock import locked
+from open_clt.files.places import check_directory, is_inside
 from open_clt.files.reading import FileFormat, format_of
 from open_clt.files.saving import is_interrupted
 from open_clt.files.writing import write_json
@@ -53,8 +58,41 @@ def check_ours(directory: Path, names: Iterable[str]) -> None:
             raise foreign(directory / name)
 
 
+def check_artefact(directory: Path, names: Sequence[str], *formats: FileFormat) -> None:
+    """Raise ConfigError if an artefact cannot be saved in a directory, because it would replace other files.
+
+    ``names`` are the names of the artefact's files. The first is its head, which states one of the formats.
+    """
+    check_directory(directory)
+    if not is_ours(directory, names[0], *formats):
+        check_ours(directory, names)
+
+
+def check_results(directory: Path, names: Iterable[str]) -> None:
+    """Raise ConfigError if results of these names cannot be written, because they would replace other files."""
+    check_directory(directory)
+    has_manifest = (directory / MANIFEST).exists()
+    for name in names:
+        if has_manifest:
+            check_ours(directory, [name])
+        if (directory / name).is_dir():
+            raise foreign(directory / name)
+
+
+@contextmanager
+def results(directory: Path | None, names: Iterable[str] = ()) -> Generator[None]:
+    """Check a directory of results (``check_results``), and hold its lock; None means that nothing is written."""
+    if directory is None:
+        yield
+        return
+    with locked(directory):
+        check_results(directory, names)
+        yield
+
+
 def foreign(path: Path) -> ConfigError:
     """The error for a file or directory that would be replaced, although OpenCLT did not write it."""
     return ConfigError(
-        f"{path} would be replaced, but OpenCLT did not write it; move it, or give another output directory."
+        f"{path} would be replaced, but OpenCLT did not write it for this purpose; move it, or give another output "
+        "directory."
     )

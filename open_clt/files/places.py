@@ -19,9 +19,11 @@ def check_directory(directory: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise ConfigError if a file cannot be written to a path, because a directory is there."""
+    """Raise ConfigError if a file cannot be written to a path; nothing is created."""
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ConfigError(f"{path} cannot be a file, because it is a directory; give another path.")
+    check_directory(path.parent)
 
 
 def make_directory(directory: Path) -> Path:

@@ -213,9 +213,13 @@ class AttributionGraph:
         return f"{reason}: up to {completeness.relative_to_row:.2g} of a row is missing."
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``graph.json`` and ``graph.safetensors`` to a directory, both or neither, and return the directory."""
+        """Write ``graph.json`` and ``graph.safetensors`` to a directory, both or neither, and return the directory.
+
+        A former graph is replaced; raises ConfigError if files of other programs have these names.
+        """
         log_missing(self)
         directory = Path(directory)
+        check_place(directory)
         tensors = {f"nodes.{f.name}": getattr(self.nodes, f.name) for f in fields(self.nodes)}
         tensors |= {f"edges.{name}": column for name, column in self.edges._asdict().items()}
         facts, vectors = info_json(self.info)
@@ -262,6 +266,11 @@ class AttributionGraph:
             case NodeKind.LOGIT | NodeKind.TARGET:
                 name = self.info.target_names[row - self.n_nodes]
                 return f"output {name!r} (p={node.weight:.3f})" if node.kind is NodeKind.LOGIT else name
+
+
+def check_place(directory: Path) -> None:
+    """Raise ConfigError if a graph cannot be saved in a directory, because it would replace other files."""
+    files.check_artefact(directory, (_JSON, _TENSORS), FORMAT)
 
 
 def log_missing(graph: AttributionGraph) -> None:

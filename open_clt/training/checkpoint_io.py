@@ -33,8 +33,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
         Raises ConfigError if files of other programs have the names of the checkpoint's files.
         """
-        if not files.is_ours(Path(path), _STATE, FORMAT):
-            files.check_ours(Path(path), (_STATE, _TENSORS))
+        files.check_artefact(Path(path), (_STATE, _TENSORS), FORMAT)
         tensors: dict[str, Tensor] = {}
         state = {**FORMAT.header(), "state": _encode(checkpoint, tensors)}
         with files.saving(Path(path)) as stage:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from open_clt.errors import ConfigError
-from open_clt.files import writing
+from open_clt.files import check_file, writing
 
 Array: TypeAlias = npt.NDArray[Any] | Tensor
 """Type of the values that figures draw: NumPy arrays or tensors."""
@@ -91,11 +91,11 @@ def figure_of(ax: Axes) -> Figure:
 
 @contextmanager
 def styled(save_path: str | Path | None) -> Generator[None]:
-    """Use the package's style within the block; raise ConfigError if the suffix of ``save_path`` is not supported.
+    """Use the package's style within the block; raise ConfigError if ``save_path`` cannot be a picture.
 
-    The suffix is checked before anything is drawn, so a misspelled suffix does not waste a long computation.
+    The path is checked before anything is drawn, so a misspelled suffix does not waste a long computation.
     """
-    check_suffix(save_path)
+    check_save_path(save_path)
     with mpl.rc_context(cast(Any, _STYLE)):
         yield
 
@@ -110,10 +110,13 @@ def drawing(ax: Axes | None, size: tuple[float, float], save_path: str | Path | 
         save(figure_of(ax), save_path)
 
 
-def check_suffix(save_path: str | Path | None) -> None:
-    """Raise ConfigError if ``save_path`` does not end in .png, .svg or .pdf; None is accepted."""
-    if save_path is not None and Path(save_path).suffix.lower() not in _SUFFIXES:
+def check_save_path(save_path: str | Path | None) -> None:
+    """Raise ConfigError if ``save_path`` does not end in .png, .svg or .pdf, or cannot be written; None is accepted."""
+    if save_path is None:
+        return
+    if Path(save_path).suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"{str(save_path)!r} does not end in a picture format; use one of {', '.join(_SUFFIXES)}.")
+    check_file(Path(save_path))
 
 
 def save(figure: Figure, save_path: str | Path | None) -> None:

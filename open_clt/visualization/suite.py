@@ -13,6 +13,7 @@ from open_clt.errors import TextError
 from open_clt.features.embedding import EmbeddingMethod
 from open_clt.features.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, transcoded_model
 from open_clt.features.firing import feature_activations, layer_activity
+from open_clt.files import check_results
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.transcoder import Transcoder
 from open_clt.visualization.figures import (
@@ -23,7 +24,7 @@ from open_clt.visualization.figures import (
     visualize_feature_importance,
     visualize_layer_activity,
 )
-from open_clt.visualization.style import check_suffix
+from open_clt.visualization.style import check_save_path
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +79,19 @@ def run_visualization_suite(
     ``model`` can be left out if ``transcoder`` is an object that holds both, such as an OpenCrossLayerTranscoder. The
     heatmaps show the beginning of ``prompt``, which defaults to the first text. All other figures use at most
     ``max_contexts`` contexts of 64 tokens; all texts are read first, so limit a stream with ``itertools.islice``.
-    Returns the paths of the pictures. Raises ConfigError if ``model`` or ``transcoder`` is missing or ``suffix`` is not
-    supported, and TextError if there are no texts or the texts hold too few tokens.
+    Returns the paths of the pictures. Raises ConfigError if ``model`` or ``transcoder`` is missing, ``suffix`` is not
+    supported, or a picture would replace a file of another program, and TextError if there are no texts or the texts
+    hold too few tokens.
     """
     source = transcoded_model(model, transcoder)
-    check_suffix(f"figure{suffix}")
+    paths = suite_paths(output_dir, suffix)
+    check_save_path(paths.feature_heatmap)
+    check_results(Path(output_dir), [path.name for path in paths])
     if isinstance(texts, str):
         raise TextError(f"texts is the single string {texts[:40]!r}; give a list of strings.")
     texts = list(texts)
     if not texts:
         raise TextError("texts is empty; give at least one text.")
-    paths = VisualizationSuite(*(Path(output_dir) / f"{name}{suffix}" for name in VisualizationSuite._fields))
     _draw_text(source, prompt or texts[0], top_n, paths)
     features = FeaturesOnTexts(source, texts, max_contexts=max_contexts)
     logger.info("Drawing the figures of %d tokens into %s.", features.statistics.tokens, output_dir)
@@ -99,6 +102,11 @@ def run_visualization_suite(
     _draw_correlations(features, n_correlated, paths)
     _draw_embeddings(features.embedding(n_embedded), seed, paths)
     return paths
+
+
+def suite_paths(output_dir: str | Path, suffix: str = ".png") -> VisualizationSuite:
+    """The paths of the pictures that ``run_visualization_suite`` writes to a directory."""
+    return VisualizationSuite(*(Path(output_dir) / f"{name}{suffix}" for name in VisualizationSuite._fields))
 
 
 def _draw_text(source: TranscodedModel, text: str, top_n: int, paths: VisualizationSuite) -> None:

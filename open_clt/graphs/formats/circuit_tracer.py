@@ -11,8 +11,9 @@ a token, and ``7_1234_5`` a logit of a model with six layers.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ from open_clt.graphs.operations import node_numbers
 from open_clt.graphs.targets import SalientLogits
 from open_clt.transcoders.feature import Feature
 
+_GENERATOR = "OpenCLT"
 _TYPES = {
     NodeKind.FEATURE: FeatureType.FEATURE,
     NodeKind.ERROR: FeatureType.ERROR,
@@ -71,19 +73,51 @@ def circuit_tracer_json(graph: AttributionGraph, card: GraphCard, view: GraphVie
 def write_circuit_tracer(
     graph: AttributionGraph, directory: str | Path, card: GraphCard, view: GraphView | None = None
 ) -> Path:
-    """Write ``<slug>.json``, list it in the directory's ``graph-metadata.json``, and return its path."""
+    """Write ``<slug>.json``, list it in the directory's ``graph-metadata.json``, and return its path.
+
+    A former graph that OpenCLT wrote is replaced; raises ConfigError if another program wrote ``<slug>.json``.
+    """
     content = circuit_tracer_json(graph, card, view)
     log_missing(graph)
     directory = Path(directory)
-    index = files.saved(directory, METADATA_FILE)(METADATA_FILE)
-    listed = read_object(index, "graphs")["graphs"] if index.exists() else []
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in cast(list[Any], listed)):
-        raise CheckpointError(f"{index} does not hold a list of graphs; repair it, or give another directory.")
-    entries = [entry for entry in cast(list[dict[str, Any]], listed) if entry.get("slug") != card.slug]
+    check_place(directory, [card.slug])
+    entries = [entry for entry in _listed(directory) if entry.get("slug") != card.slug]
     with files.saving(directory) as stage:
         files.write_json(stage(f"{card.slug}.json"), content, strict=True)
         files.write_json(stage(METADATA_FILE), {"graphs": [*entries, content["metadata"]]}, strict=True)
     return directory / f"{card.slug}.json"
+
+
+def check_place(directory: Path, slugs: Iterable[str]) -> None:
+    """Raise an OpenCLTError if graphs of these slugs cannot be written, because they would replace other files."""
+    files.check_directory(directory)
+    _listed(directory)
+    for slug in slugs:
+        path = directory / f"{slug}.json"
+        if os.path.lexists(path) and not _is_ours(path):
+            raise files.foreign(path)
+
+
+def _listed(directory: Path) -> list[dict[str, Any]]:
+    """The entries of a directory's ``graph-metadata.json``; none if it does not exist."""
+    index = files.saved(directory, METADATA_FILE)(METADATA_FILE)
+    listed = read_object(index, "graphs")["graphs"] if index.exists() else []
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in cast(list[Any], listed)):
+        raise CheckpointError(f"{index} does not hold a list of graphs; repair it, or give another directory.")
+    return cast(list[dict[str, Any]], listed)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the file of a graph states that OpenCLT wrote it."""
+    try:
+        metadata = read_object(path, "metadata")["metadata"]
+    except CheckpointError:
+        return False
+    match metadata:
+        case {"info": {"generator": {"name": name}}}:
+            return name == _GENERATOR
+        case _:
+            return False
 
 
 def _viewer_id(graph: AttributionGraph, row: int) -> str:
@@ -115,7 +149,7 @@ def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
         "creator_name": card.creator,
         "creator_url": card.creator_url,
         "source_urls": list(card.source_urls),
-        "generator": _without_nulls({"name": "OpenCLT", "version": info.versions.get("open-clt")}),
+        "generator": _without_nulls({"name": _GENERATOR, "version": info.versions.get("open-clt")}),
         "create_time_ms": card.created and int(card.created.timestamp() * 1000),
     }
     details = _without_nulls({"feature_json_base_url": card.feature_url, "neuronpedia_source_set": card.source_set})

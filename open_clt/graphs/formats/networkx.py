@@ -7,6 +7,7 @@ targets that are directions) and ``labels`` hold JSON text.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -35,6 +36,8 @@ else:
     NamedGraph = nx.DiGraph
 
 _OUTPUTS = (NodeKind.LOGIT, NodeKind.TARGET)
+_BEGINNING = 2**14
+"""Number of bytes at the beginning of a GraphML file that name the attributes."""
 _INTEGERS = ("kind", "layer", "position", "index")
 
 
@@ -105,6 +108,16 @@ def write_graphml(graph: AttributionGraph, path: str | Path) -> Path:
     with files.writing(path) as part:
         nx.write_graphml(network, part)
     return path
+
+
+def check_place(path: Path) -> None:
+    """Raise ConfigError if a path holds a file that is not a graph of OpenCLT as GraphML."""
+    files.check_file(path)
+    if os.path.lexists(path):
+        with files.opened(path) as file:
+            beginning = file.read(_BEGINNING)
+        if not all(f'attr.name="{name}"'.encode() in beginning for name in ("info", "labels")):
+            raise files.foreign(path)
 
 
 def read_graphml(path: str | Path) -> AttributionGraph:

@@ -14,6 +14,7 @@ its own pre-activation only, so TopK, which ranks features against each other, c
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ from open_clt.transcoders.transcoder import Transcoder
 _KIND = "cross_layer_transcoder"
 _SETTINGS = "config.yaml"
 _ENCODER, _DECODER = "W_enc", "W_dec"
+_NAME = re.compile(r"config\.yaml|W_(enc|dec)_\d+\.safetensors")
+"""Names of the layout's files; a reader counts the encoders and decoders by their names."""
 _MARK = "# Written by OpenCLT: {} layers"
 
 
@@ -144,7 +147,7 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
     user's own class, and weights that are not finite.
     """
     directory = Path(directory)
-    check_place(directory, transcoder.config.n_layers)
+    check_place(directory)
     if not isinstance(transcoder, CrossLayerTranscoder):
         raise CheckpointError(
             f"A {type(transcoder).__name__} cannot be written in circuit-tracer's layout, which holds decoders only; "
@@ -182,13 +185,15 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
     return directory
 
 
-def check_place(directory: Path, n_layers: int) -> None:
+def check_place(directory: Path) -> None:
     """Raise ConfigError if a transcoder cannot be saved in a directory, because it would replace other files."""
     files.check_directory(directory)
     if files.is_interrupted(directory, _SETTINGS):
         return
     ours = _our_names(directory)
-    files.check_ours(directory, [name for name in _names(n_layers) if name not in ours])
+    for path in (directory / _SETTINGS, *sorted(directory.glob("W_*"))):
+        if _NAME.fullmatch(path.name) and path.name not in ours and os.path.lexists(path):
+            raise files.foreign(path)
 
 
 def _names(n_layers: int) -> list[str]:

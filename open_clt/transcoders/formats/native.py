@@ -38,9 +38,7 @@ def recognises(directory: Path) -> bool:
 
 def check_place(directory: Path) -> None:
     """Raise ConfigError if a transcoder cannot be saved in a directory, because it would replace other files."""
-    files.check_directory(directory)
-    if not files.is_ours(directory, _CONFIG, FORMAT):
-        files.check_ours(directory, (_CONFIG, _TENSORS))
+    files.check_artefact(directory, (_CONFIG, _TENSORS), FORMAT)
 
 
 def save_transcoder(
