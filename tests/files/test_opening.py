@@ -139,6 +139,8 @@ _READING = {"open", "read_text", "read_bytes", "load_file", "safe_open", "loads"
 """Names of functions and methods that read files or objects without the checks of ``open_clt.files``."""
 _CHECKED = {"files", "os"}
 """Modules whose functions of these names are allowed: OpenCLT's own, and ``os.open``, which opens a null device."""
+_READS_THE_SYSTEM = "memory.py"
+"""Module that reads what the operating system says about its memory, in files that no user names."""
 
 
 def calls_that_read(path: Path) -> Iterator[str]:
@@ -157,5 +159,6 @@ def test_only_the_room_of_files_opens_files() -> None:
     package = Path(files.__file__).parents[1]
     modules = [path for path in package.rglob("*.py") if "files" not in path.relative_to(package).parts]
     assert len(modules) > 100
+    modules = [path for path in modules if path != package / _READS_THE_SYSTEM]
     assert [call for path in modules for call in calls_that_read(path)] == []
     assert list(calls_that_read(package / "files" / "opening.py"))
