@@ -20,6 +20,7 @@ import argparse
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, cast, final
 
 from open_clt.errors import ConfigError
@@ -63,9 +64,20 @@ def _importable_working_directory() -> Generator[None]:
         sys.path.remove("")
 
 
+def _path(text: str) -> Path:
+    """The type of options that are paths; an empty text is refused because it would mean the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; write . for the working directory")
+    return Path(text)
+
+
 @final
 class _Parser(argparse.ArgumentParser):
     """A parser that raises ConfigError, so that its mistakes are reported in one line as all others are."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; `{self.prog} --help` lists all options.")

@@ -131,7 +131,7 @@ def _measure(
     from open_clt.replacement.model import ReplacementModel
     from open_clt.transcoders.formats.load import load_transcoder
 
-    model = load_language_model(arguments.model or "embedded", arguments.device)
+    model = load_language_model("embedded" if arguments.model is None else arguments.model, arguments.device)
     held_out = read_held_out(arguments, model)
     new_contexts = [measured_on(held_out.contexts, held_out.text)] * len(paths)
     stored_contexts = [report.measured_on for report in stored.values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from open_clt.commands.options import AddParser, add_command
+from open_clt.commands.options import AddParser, add_command, integer
 
 
 def add_to(add_parser: AddParser) -> None:
@@ -14,7 +14,10 @@ def add_to(add_parser: AddParser) -> None:
     summary = "Measure the accuracy of the embedded model on every task; the exit status is 1 if one is too low."
     evaluate = add_command(actions.add_parser, "evaluate", summary)
     evaluate.add_argument(
-        "--limit", type=int, default=None, help="Largest number of prompts of each task (default: all)."
+        "--limit",
+        type=integer(least=1),
+        default=None,
+        help="Largest number of prompts of each task (default: all).",
     )
     evaluate.set_defaults(command=run)
 

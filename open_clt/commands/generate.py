@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.replacement:
         print(generate_patched(replacement, arguments.prompt, interventions, sampling=sampling).text)
         return 0
-    print(replacement.compare(arguments.prompt, sampling).summary())
+    lines = [replacement.compare(arguments.prompt, sampling).summary()]
     if interventions:
         generation = generate_patched(corrected(clt), arguments.prompt, interventions, sampling=sampling)
-        print(f"changed        {generation.text!r}")
+        lines.append(f"changed        {generation.text!r}")
+    print("\n".join(lines))
     return 0

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+from open_clt.commands.options import integer, seed
 from open_clt.config import ReportConfig, TextsConfig
 from open_clt.errors import ConfigError
 
@@ -53,18 +54,23 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     option("--text", default=None, help=_TEXT)
     option(
         "--column",
-        default="text",
+        default=None,
         help="Column of the .jsonl or .parquet file or data set that holds the texts (default: text).",
     )
-    option("--split", default="train", help="Split of the data set (default: train).")
-    option("--max-tokens", type=int, default=16_384, help="Largest number of tokens to measure on (default: 16384).")
+    option("--split", default=None, help="Split of the data set (default: train).")
+    option(
+        "--max-tokens",
+        type=integer(least=_FEWEST_TOKENS),
+        default=16_384,
+        help="Largest number of tokens to measure on (default: 16384).",
+    )
     option(
         "--context-length",
-        type=int,
+        type=integer(least=_FEWEST_TOKENS),
         default=None,
         help="Number of tokens in a context (default: 128, or 40 for generated sentences).",
     )
-    option("--seed", type=int, default=0, help="Seed that selects the contexts of a longer text (default: 0).")
+    option("--seed", type=seed, default=0, help="Seed that selects the contexts of a longer text (default: 0).")
 
 
 def add_held_out_options(parser: argparse.ArgumentParser) -> None:
@@ -115,9 +121,6 @@ def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor
 
     # The embedded model was trained on short contexts that begin where a document begins.
     length = arguments.context_length or (_SENTENCE_TOKENS if arguments.text is None else _CONTEXT_TOKENS)
-    for name, value in (("max-tokens", arguments.max_tokens), ("context-length", length)):
-        if value < _FEWEST_TOKENS:
-            raise ConfigError(f"--{name} is {value}; give at least {_FEWEST_TOKENS}.")
     length = min(length, model.context_length)
     count = max(1, arguments.max_tokens // length)
     contexts = pack_contexts(
@@ -145,10 +148,13 @@ def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Iterable[str]
     from open_clt.data.texts import open_texts
     from open_clt.embedded.corpus import generate_texts
 
+    place = {name: getattr(arguments, name) for name in ("column", "split") if getattr(arguments, name) is not None}
     if arguments.text is None:
+        for name, value in place.items():
+            raise ConfigError(f"--{name} is {value!r}, but no text is given; name it with --text.")
         if model.name != "embedded":
             raise ConfigError(
                 f"The model {model.name!r} needs a text to measure on; give a file or a data set with --text."
             )
         return islice(generate_texts(20_000, seed=arguments.seed + 1), 20_000)
-    return open_texts(TextsConfig(source=arguments.text, column=arguments.column, split=arguments.split))
+    return open_texts(TextsConfig(source=arguments.text, **place))

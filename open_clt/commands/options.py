@@ -28,6 +28,25 @@ _FEATURE_NOTATION = (
 )
 
 
+def integer(*, least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A type of an option: an integer between two bounds; the parser reports other texts with the option's name."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer between {least} and {most}")
+        return value
+
+    return read
+
+
+seed = integer(least=0, most=2**32 - 2)
+"""The type of options that are seeds; generated sentences use the next seed, too."""
+
+
 def add_command(add_parser: AddParser, name: str, summary: str) -> argparse.ArgumentParser:
     """Add a command whose summary is shown in the list of commands and at the top of its help."""
     return add_parser(name, help=summary, description=summary)

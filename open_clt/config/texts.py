@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from open_clt.config.checks import check_counts, check_not_negative
 from open_clt.config.json import CheckedConfig
+from open_clt.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class TextsConfig(CheckedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.source is not None and not self.source.strip():
+            raise ConfigError(f"source is {self.source!r}; it must name a file, a directory or a data set of texts.")
         check_counts(self, "max_contexts")
         if self.held_out_contexts is not None:
             check_not_negative(self, "held_out_contexts")

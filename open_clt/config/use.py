@@ -9,6 +9,9 @@ from open_clt.config.checks import check_counts, check_not_negative, check_seed
 from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
 
+_LEAST_TEMPERATURE = 1e-6
+"""Least temperature above 0: logits that are divided by less overflow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(CheckedConfig):
@@ -50,8 +53,11 @@ class SamplingConfig(CheckedConfig):
         super().__post_init__()
         check_counts(self, "max_new_tokens", "max_length", "top_k")
         check_seed(self)
-        if self.temperature < 0:
-            raise ConfigError(f"temperature is {self.temperature}; it must be at least 0, which is greedy sampling.")
+        if self.temperature != 0 and self.temperature < _LEAST_TEMPERATURE:
+            raise ConfigError(
+                f"temperature is {self.temperature}; it must be 0, which is greedy sampling, or at least "
+                f"{_LEAST_TEMPERATURE:g}."
+            )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must lie above 0 and be at most 1.")
 

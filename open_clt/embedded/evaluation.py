@@ -77,10 +77,12 @@ class EvaluationRow(NamedTuple):
 def evaluation_prompts(task: str, limit: int | None = None, seed: int = 0) -> list[EvaluationPrompt]:
     """Return at most ``limit`` held-out prompts of a task, in an order drawn from ``seed``.
 
-    Raises ConfigError if the task is not one of ``EVALUATIONS``.
+    Raises ConfigError if the task is not one of ``EVALUATIONS``, or ``limit`` is below 1.
     """
     if task not in BARS:
         raise ConfigError(f"{task!r} is not a task; choose one of {', '.join(EVALUATIONS)}.")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; it must be at least 1, or None for all prompts.")
     rng = random.Random(seed)
     statements = _draw_held_out(task, rng) if task in _RANDOM_TASKS else _list_held_out(task)
     rng.shuffle(statements)

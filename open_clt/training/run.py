@@ -64,7 +64,13 @@ from open_clt.training.signals import stop_on_signals
 from open_clt.training.step.finite import check_weights
 from open_clt.training.step.module import Loss, TranscoderModule, set_encoder_bias
 from open_clt.training.step.optimization import OptimizerMaker
-from open_clt.training.trainer import check_trainer, make_trainer, trainer_settings, writes_checkpoints
+from open_clt.training.trainer import (
+    check_own_trainer,
+    check_trainer,
+    make_trainer,
+    trainer_settings,
+    writes_checkpoints,
+)
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder
 from open_clt.transcoders.metrics import MetricsAccumulator, TranscoderMetrics
@@ -252,6 +258,7 @@ def _train(
 ) -> TrainingResult:
     """Make a training run with the settings of a call from Python, and train."""
     own = own or OwnParts()
+    check_own_trainer(dict(own.trainer))
     settings = trainer_settings(device, training, dict(own.trainer))
     settings.setdefault("enable_progress_bar", progress)
     check_trainer(settings)

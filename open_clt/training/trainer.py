@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 
@@ -32,15 +34,87 @@ TRAINER_DEFAULTS: Settings = {
     "check_val_every_n_epoch": None,
 }
 """Our defaults for settings of Lightning's Trainer, where they differ from Lightning's defaults."""
+_OF_DATA = {"max_steps": "data.max_steps", "max_epochs": "data.epochs"}
+"""Settings of the Trainer that belong to ``TrainingConfig``, and their names there."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _whole(value: Any) -> bool:
+    """Whether a limit is the share 1.0; the integer 1 means one batch."""
+    return isinstance(value, float) and value == 1.0
+
+
+def _duration(value: Any) -> bool:
+    try:
+        seconds = Timer(duration=value).time_remaining()
+    except (MisconfigurationException, TypeError, ValueError, OverflowError):
+        return False
+    return seconds is not None and seconds >= 0
+
+
+class _Rule(NamedTuple):
+    """The legal values of a setting of the Trainer, other than None, which is Lightning's default."""
+
+    legal: Callable[[Any], bool]
+    advice: str
+
+
+_NO_LIMIT = "a run takes all its batches; set max_steps to take fewer"
+_NO_TESTS = "a training run neither tests nor predicts; remove this setting"
+_RULES: dict[str, _Rule] = {
+    "fast_dev_run": _Rule(
+        lambda value: value is False or value == 0,
+        "it would save a transcoder of a few steps that looks like any other; set max_steps to 3 and a new output "
+        "directory to try settings out",
+    ),
+    "limit_train_batches": _Rule(_whole, _NO_LIMIT),
+    "overfit_batches": _Rule(lambda value: _number(value) and value == 0, _NO_LIMIT),
+    "limit_test_batches": _Rule(_whole, _NO_TESTS),
+    "limit_predict_batches": _Rule(_whole, _NO_TESTS),
+    "accumulate_grad_batches": _Rule(_count, "it must be an integer of at least 1"),
+    "log_every_n_steps": _Rule(_count, "it must be an integer of at least 1"),
+    "gradient_clip_val": _Rule(lambda value: _number(value) and value >= 0, "it must be at least 0; 0 does not clip"),
+    "max_steps": _Rule(lambda value: _count(value) or value == -1, "it must be at least 1; -1 sets no limit"),
+    "max_epochs": _Rule(_count, "it must be an integer of at least 1"),
+    "max_time": _Rule(
+        _duration, "it must be a time of at least 0, such as 00:02:30:00 for days, hours, minutes, seconds"
+    ),
+    "min_steps": _Rule(lambda value: _count(value) or value == 0, "it must be an integer of at least 0"),
+    "min_epochs": _Rule(
+        lambda value: value in (0, 1), "all epochs of a run are one for Lightning; set min_steps instead"
+    ),
+    "val_check_interval": _Rule(_count, "it must be a number of batches, of at least 1"),
+    "check_val_every_n_epoch": _Rule(
+        lambda value: False, "all epochs of a run are one for Lightning, so set val_check_interval instead"
+    ),
+    "reload_dataloaders_every_n_epochs": _Rule(
+        lambda value: value == 0, "all epochs of a run are one for Lightning; remove this setting"
+    ),
+}
+"""Settings whose values Lightning would accept, although a training run would ignore them or make no sense."""
 
 
 def check_trainer(settings: Settings) -> None:
-    """Raise ConfigError for settings of Lightning's Trainer that do not produce a usable transcoder."""
+    """Raise ConfigError for settings of Lightning's Trainer that a training run would ignore or could not keep."""
     check_precision(settings.get("precision"))
-    if fast_dev_run := settings.get("fast_dev_run"):
+    for name, (legal, advice) in _RULES.items():
+        if name in settings and settings[name] is not None and not legal(settings[name]):
+            raise ConfigError(f"trainer.{name} is {settings[name]!r}; {advice}.")
+
+
+def check_own_trainer(own: Settings) -> None:
+    """Raise ConfigError for settings of the Trainer that a call from Python gives as fields of TrainingConfig."""
+    for name in own.keys() & _OF_DATA.keys():
         raise ConfigError(
-            f"trainer.fast_dev_run is {fast_dev_run!r}; it would save a transcoder of a few steps that looks like any "
-            "other. To try settings out, give --trainer.max_steps 3 and a new --output."
+            f"trainer.{name} is {own[name]!r}, but TrainingConfig decides the length of a run; set its "
+            f"{_OF_DATA[name]}."
         )
 
 

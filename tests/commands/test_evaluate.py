@@ -209,6 +209,12 @@ def test_a_transcoder_that_cannot_replace_anything_is_named_with_the_reason(
     [
         (["--text", "missing.txt"], ["missing.txt"]),
         (["--max-tokens", "2"], ["--max-tokens", 2]),
+        (["--max-tokens", "9" * 23], ["--max-tokens", "9" * 23]),
+        (["--context-length", "0"], ["--context-length", 0]),
+        (["--seed=-1"], ["--seed", -1]),
+        (["--seed", "9" * 23], ["--seed", "9" * 23]),
+        (["--text", ""], ["source", "''"]),
+        (["--output", ""], ["--output"]),
         (["--graphs=-1"], ["graphs", -1]),
         (["--transcoder", "nowhere"], ["nowhere"]),
     ],
@@ -225,3 +231,8 @@ def test_every_model_but_the_embedded_one_needs_a_text(
 ) -> None:
     command = ["evaluate", "--model", str(tiny_gpt2_folder), "--transcoder", str(tiny / "clt")]
     assert_mistake(capsys, command, "--text")
+
+
+@pytest.mark.parametrize("option", ["--column", "--split"])
+def test_a_place_in_a_text_needs_a_text(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_mistake(capsys, ["evaluate", option, "story"], option, "story", "--text")

@@ -345,7 +345,7 @@ class TrainingCLI(LightningCLI):
         """The length of training from the Trainer's settings, under the names of ``DataConfig``."""
         trainer = self.config.trainer
         steps = {} if trainer.max_steps in (None, -1) else {"max_steps": trainer.max_steps}
-        return {**steps, "epochs": trainer.max_epochs or 1}
+        return {**steps, "epochs": 1 if trainer.max_epochs is None else trainer.max_epochs}
 
     @property
     def _seed(self) -> int:
