@@ -82,6 +82,10 @@ class OpenCrossLayerTranscoder:
             self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
         self._trained = False
 
+    def __repr__(self) -> str:
+        trained = "" if self._trained else ", untrained"
+        return f"{type(self).__name__}({self.language_model!r}, {self.transcoder!r}{trained})"
+
     @classmethod
     def from_pretrained(cls, name: str = "embedded", device: str = "cpu") -> OpenCrossLayerTranscoder:
         """Load a language model and the transcoder that ships with the package; ``embedded`` needs no network."""

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.attribution.sources import Sources
+from open_clt.short_repr import short_repr
 
 _BATCH_NUMBERS = 2**24
 """Largest number of entries in one batch's cotangents (64 MB in float32); the walk needs a few times as much memory."""
@@ -56,6 +57,8 @@ class Seeds:
             self.total[chosen],
         )
 
+    __repr__ = short_repr
+
 
 class Batch(NamedTuple):
     """The dense rows of one batch of targets."""
@@ -64,6 +67,8 @@ class Batch(NamedTuple):
     """Indices of the batch's targets among all seeds."""
     rows: Float[Tensor, "target column"]
     """Row of each target in the batch."""
+
+    __repr__ = short_repr
 
 
 def feature_seeds(sources: Sources, layer: Tensor, position: Tensor, index: Tensor) -> Seeds:

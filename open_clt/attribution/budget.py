@@ -26,6 +26,7 @@ from open_clt.attribution.sources import Sources
 from open_clt.attribution.targets import Resolved
 from open_clt.graphs.influence import Edges
 from open_clt.memory import check_memory
+from open_clt.short_repr import short_repr
 
 MEMORY_WAYS = "use a smaller max_feature_nodes (--max-feature-nodes), or a shorter prompt"
 """What a user can do if a graph does not fit into memory."""
@@ -50,6 +51,8 @@ class Explored(NamedTuple):
     totals: Float[Tensor, "feature"]
     """Value that the entries of each explored feature's complete row add up to; NaN for other features."""
 
+    __repr__ = short_repr
+
 
 class Block(NamedTuple):
     """The rows of one batch of targets, highest level first, on the CPU."""
@@ -64,6 +67,8 @@ class Block(NamedTuple):
     """All requested columns after the feature columns."""
     mass: Float[Tensor, "target"]
     """Absolute sum of each row."""
+
+    __repr__ = short_repr
 
 
 def explore(sources: Sources, resolved: Resolved, budget: int | None, *, batch_size: int, compatible: bool) -> Explored:

@@ -26,6 +26,7 @@ from open_clt.graphs.nodes import Node, NodeId, NodeKind
 from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDifference, TokenLogits
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.transcoder import Transcoder
 
 
@@ -36,6 +37,8 @@ class EdgeParts(NamedTuple):
     """Part that each head carries."""
     direct: float
     """Part that no head carries."""
+
+    __repr__ = short_repr
 
 
 class HeadContributions(NamedTuple):
@@ -49,6 +52,8 @@ class HeadContributions(NamedTuple):
     def edge(self, source: int) -> EdgeParts:
         """The parts of the edge from one node."""
         return EdgeParts(self.heads[:, :, source], float(self.direct[source]))
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK
 from open_clt.errors import AttributionError
 from open_clt.graphs.nodes import NodeKind, NodeTable
 from open_clt.language.linear_path import LinearPath
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
@@ -44,6 +45,8 @@ class Written(NamedTuple):
     spans: list[slice]
     """Slice of feature columns that each position's rows belong to."""
 
+    __repr__ = short_repr
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,8 @@ class ActiveFeatures:
     """Index of each active feature in its layer."""
     value: Float[Tensor, "feature"]
     """Activation of each active feature."""
+
+    __repr__ = short_repr
 
 
 class Columns(NamedTuple):
@@ -170,6 +175,8 @@ class Sources:
         """Encoder rows of some features of one layer, for inputs in raw units."""
         rows = self.transcoder.W_enc[layer][index] / self.transcoder.standardisation.input_scale[layer]
         return rows.to(self.errors.dtype)
+
+    __repr__ = short_repr
 
 
 def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:

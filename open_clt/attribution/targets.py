@@ -23,6 +23,7 @@ from open_clt.graphs.targets import (
     TokenLogits,
 )
 from open_clt.language.language_model import LanguageModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature, FeaturePlace
 
 _MINUS = "--"
@@ -72,6 +73,8 @@ class Resolved(NamedTuple):
     """One node for each seed."""
     names: tuple[str, ...]
     """One name for each seed."""
+
+    __repr__ = short_repr
 
 
 class _Rows(NamedTuple):

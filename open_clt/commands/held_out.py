@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from open_clt.commands.options import integer, seed
 from open_clt.config import ReportConfig, TextsConfig
 from open_clt.errors import ConfigError
+from open_clt.short_repr import short_repr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,8 @@ class HeldOut(NamedTuple):
     """Description of where the contexts come from."""
     prompts: list[str]
     """Prompts of the attribution graphs that are scored."""
+
+    __repr__ = short_repr
 
 
 @final

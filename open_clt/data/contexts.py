@@ -24,6 +24,7 @@ from open_clt.config import TextsConfig
 from open_clt.data.texts import TextSource
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
+from open_clt.short_repr import short_repr
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class PackedContexts(NamedTuple):
 
     place: Place
     contexts: Int[Tensor, "context position"]
+
+    __repr__ = short_repr
 
 
 def pack_contexts(
@@ -160,6 +163,8 @@ class SplitContexts(NamedTuple):
 
     held_out: Int[Tensor, "held_out position"]
     trained: Int[Tensor, "trained position"]
+
+    __repr__ = short_repr
 
 
 def split_contexts(contexts: Int[Tensor, "context position"], config: TextsConfig) -> SplitContexts:

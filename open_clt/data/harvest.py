@@ -23,6 +23,7 @@ from open_clt.data.contexts import ContextStream, PackedContexts, Place
 from open_clt.errors import NotFiniteError, TextError
 from open_clt.finite import find_not_finite
 from open_clt.language.language_model import LanguageModel
+from open_clt.short_repr import short_repr
 
 _BEGINNING = Place()
 
@@ -45,6 +46,8 @@ class ActivationBatch(NamedTuple):
     def take(self, rows: Tensor | slice) -> ActivationBatch:
         """Return the rows that an index, a mask or a slice selects."""
         return ActivationBatch(*(field[rows] for field in self))
+
+    __repr__ = short_repr
 
 
 @runtime_checkable

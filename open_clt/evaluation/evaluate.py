@@ -18,6 +18,7 @@ from torch import Tensor
 from open_clt.language.language_model import Captured
 from open_clt.replacement.comparison import LogitAccumulator, LogitComparison, cross_entropies, share_recovered
 from open_clt.replacement.model import ReplacementModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.metrics import LayerMetrics, MetricsAccumulator, TranscoderMetrics
 
 
@@ -81,6 +82,8 @@ class Evaluation(NamedTuple):
                 LogitComparison(original, row["ce_alone"], row["kl_alone"], row["top1_agreement_alone"]) for row in rows
             ),
         )
+
+    __repr__ = short_repr
 
 
 def measure(

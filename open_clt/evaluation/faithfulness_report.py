@@ -10,6 +10,8 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from open_clt.short_repr import short_repr
+
 _SMALLEST = 1e-12
 """Smallest influence and divergence of which a logarithm is taken; smaller values are raised to it."""
 
@@ -39,6 +41,8 @@ class Effects:
         """The statistics, ready for JSON."""
         return {"spearman": self.spearman, "slope": self.slope, "pairs": len(self.predicted)}
 
+    __repr__ = short_repr
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,8 @@ class InfluenceCheck:
         """The statistics and all pairs, ready for JSON."""
         scatter = {"influence": self.influence.tolist(), "kl_divergence": self.kl_divergence.tolist()}
         return {"pearson_of_logarithms": self.pearson, "spearman": self.spearman, **scatter}
+
+    __repr__ = short_repr
 
 
 class Perturbation(NamedTuple):
@@ -135,6 +141,8 @@ class Faithfulness:
             "perturbations": [row._asdict() for row in self.perturbations],
             "agreement": self.agreement._asdict(),
         }
+
+    __repr__ = short_repr
 
 
 def pearson(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:

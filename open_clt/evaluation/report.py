@@ -29,6 +29,7 @@ from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.evaluation.measured_on import MeasuredOn, check_same_contexts, measured_on
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,8 @@ class Report(NamedTuple):
         rebuilt.row()
         rebuilt.layers()
         return rebuilt
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

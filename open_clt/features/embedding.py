@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.errors import ConfigError
+from open_clt.short_repr import short_repr
 
 EmbeddingMethod: TypeAlias = Literal["pca", "tsne"]
 
@@ -21,6 +22,8 @@ class Embedding(NamedTuple):
     """Coordinates of each vector's point."""
     explained: tuple[float, float] | None
     """Share of the variance along each axis; None for t-SNE, whose axes have no meaning."""
+
+    __repr__ = short_repr
 
 
 def embed(

@@ -30,6 +30,7 @@ from open_clt.features.firing import (
     most_important,
 )
 from open_clt.language.language_model import LanguageModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -72,6 +73,8 @@ class FeatureDirections(NamedTuple):
     n_layers: int
     """Number of layers of the transcoder, including those without a feature in this selection."""
 
+    __repr__ = short_repr
+
 
 class Correlations(NamedTuple):
     """The correlations of features, or of layers, with each other."""
@@ -82,6 +85,8 @@ class Correlations(NamedTuple):
     """Name of each row's feature or layer."""
     layers: list[int] | None = None
     """Layer of each row in ascending order; None if each row is a whole layer."""
+
+    __repr__ = short_repr
 
 
 def transcoded_model(model: object, transcoder: object) -> TranscodedModel:

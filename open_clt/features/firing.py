@@ -19,6 +19,7 @@ from open_clt.data.contexts import pack_contexts
 from open_clt.errors import TextError
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.sparse.codes import SparseFeatures, active_counts
 from open_clt.transcoders.transcoder import Transcoder
@@ -48,6 +49,8 @@ class FeatureActivations:
             entries = active.features == feature.index
             activations[row, active.rows[entries].cpu()] = active.values[entries].float().cpu()
         return activations
+
+    __repr__ = short_repr
 
 
 class TopFeature(NamedTuple):
@@ -116,6 +119,8 @@ class ActivationStatistics:
     """Largest activation of each feature in each of ``best_contexts``; 0 if it is active in fewer contexts."""
     activity: Float[Tensor, "token layer"]
     """Amount that the features of each layer write at each token: the sum of activation times decoder norm."""
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from open_clt.features.firing import ActivationStatistics, feature_activations
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.unembedding import logit_effects
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
@@ -27,6 +28,8 @@ class FeatureExample(NamedTuple):
     """Activation at each position."""
     peak: int
     """Position of the largest activation."""
+
+    __repr__ = short_repr
 
 
 class TokenEffect(NamedTuple):
@@ -55,6 +58,8 @@ class FeatureRecord:
     """Output tokens that the sum of the feature's decoders raises most, strongest first."""
     bottom_tokens: tuple[TokenEffect, ...]
     """Output tokens that the sum of the feature's decoders lowers most, strongest first."""
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from open_clt.graphs.info import GraphInfo, PruningSettings, info_json, read_inf
 from open_clt.graphs.nodes import Node, NodeId, NodeKind, NodeTable
 from open_clt.graphs.validity import problem
 from open_clt.memory import check_memory
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature, labels_json, read_labels
 
 logger = logging.getLogger(__name__)
@@ -266,6 +267,8 @@ class AttributionGraph:
             case NodeKind.LOGIT | NodeKind.TARGET:
                 name = self.info.target_names[row - self.n_nodes]
                 return f"output {name!r} (p={node.weight:.3f})" if node.kind is NodeKind.LOGIT else name
+
+    __repr__ = short_repr
 
 
 def check_place(directory: Path) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from open_clt.errors import AttributionError
+from open_clt.short_repr import short_repr
 
 
 class Edges(NamedTuple):
@@ -31,6 +32,8 @@ class Edges(NamedTuple):
     """Row of the node that each edge comes from."""
     weight: Float[Tensor, "edge"]
     """Signed part of the target's pre-activation (or logit) that the source contributes."""
+
+    __repr__ = short_repr
 
 
 @final
@@ -62,6 +65,8 @@ class InfluenceGraph:
         edges = Edges(*(column[kept] for column in self.edges))
         return InfluenceGraph(edges, self.outputs, torch.zeros_like(self.omitted), self.level)
 
+    __repr__ = short_repr
+
 
 class Roles(NamedTuple):
     """Masks of the nodes that pruning treats differently."""
@@ -73,6 +78,8 @@ class Roles(NamedTuple):
     computed: Bool[Tensor, "node"]
     """Nodes that are computed from others (features); they are removed when no edge leads to them."""
 
+    __repr__ = short_repr
+
 
 class Pruning(NamedTuple):
     """Masks of the nodes and edges that pruning keeps."""
@@ -81,6 +88,8 @@ class Pruning(NamedTuple):
     """Mask of the nodes that stay."""
     edges: Bool[Tensor, "edge"]
     """Mask of the edges that stay."""
+
+    __repr__ = short_repr
 
 
 class GraphScores(NamedTuple):

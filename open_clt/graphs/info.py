@@ -14,6 +14,7 @@ from torch import Tensor
 
 from open_clt.config.json import CheckedConfig, from_dict, to_dict
 from open_clt.graphs.targets import Direction, Target
+from open_clt.short_repr import short_repr
 
 _PRUNING = ("node_threshold", "edge_threshold", "keep_errors")
 
@@ -85,6 +86,8 @@ class GraphInfo(CheckedConfig):
     faithfulness: dict[str, Any] | None = None
     """Numbers of the test against interventions (``evaluation.faithfulness``); None if it was not run."""
 
+    __repr__ = short_repr
+
 
 class InfoJson(NamedTuple):
     """A graph's information in the form that files store."""
@@ -93,6 +96,8 @@ class InfoJson(NamedTuple):
     """The information as plain values, without the vectors."""
     vectors: dict[str, Tensor]
     """Vectors of the targets that are directions, by the target's number."""
+
+    __repr__ = short_repr
 
 
 def info_json(info: GraphInfo) -> InfoJson:

@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.errors import AttributionError, ConfigError
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature, FeaturePlace
 
 
@@ -262,3 +263,5 @@ class NodeTable:
         """Concatenate several tables."""
         columns = {f.name: torch.cat([getattr(table, f.name) for table in tables]) for f in fields(NodeTable)}
         return NodeTable(**columns)
+
+    __repr__ = short_repr

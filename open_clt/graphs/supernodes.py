@@ -25,6 +25,7 @@ from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import NodeQuery, find_nodes, node_numbers
 from open_clt.memory import check_memory
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
@@ -91,6 +92,8 @@ class GroupedGraph:
                 return level
             level = higher
         raise AttributionError("The groups form a cycle, so influence is not defined; split one of the supernodes.")
+
+    __repr__ = short_repr
 
 
 def supernode(graph: AttributionGraph, label: str, query: NodeQuery) -> Supernode:

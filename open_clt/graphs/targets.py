@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_clt.config.json import CheckedConfig
+from open_clt.short_repr import short_repr
 
 
 @final
@@ -81,6 +82,8 @@ class Direction(CheckedConfig):
 
     def __hash__(self) -> int:
         return hash((self.name, self.position))
+
+    __repr__ = short_repr
 
 
 @final

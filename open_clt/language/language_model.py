@@ -31,6 +31,7 @@ from open_clt.config import MLP_OUTPUT_HOOK, InputHook
 from open_clt.errors import LanguageModelError, TextError
 from open_clt.language.loading import check_device, check_dtype, load_model
 from open_clt.language.model_source import find_model
+from open_clt.short_repr import short_repr
 
 HookFunction: TypeAlias = Callable[[Tensor], Tensor | None]
 """A function of an activation; unless it returns None, its result replaces the activation."""
@@ -66,6 +67,8 @@ class Captured(NamedTuple):
     logits: Float[Tensor, "batch position vocab"] | None
     """Logits after every token, or None if they were not asked for."""
 
+    __repr__ = short_repr
+
 
 class Cached(NamedTuple):
     """Logits, and the activations at the hooks that were asked for, by the name of the hook."""
@@ -73,12 +76,16 @@ class Cached(NamedTuple):
     logits: Float[Tensor, "batch position vocab"]
     activations: dict[str, Tensor]
 
+    __repr__ = short_repr
+
 
 class Advanced(NamedTuple):
     """One step of generation: logits after the last token, and the cache that the next step continues from."""
 
     logits: Float[Tensor, "batch vocab"]
     key_values: KeyValues
+
+    __repr__ = short_repr
 
 
 @final
@@ -108,6 +115,10 @@ class LanguageModel:
         self._lock = RLock()
         # Position at which the running pass begins, for its hooks; read and set only while the lock is held.
         self._start = 0
+
+    def __repr__(self) -> str:
+        shape = f"n_layers={self.n_layers}, d_model={self.d_model}"
+        return f"{type(self).__name__}({self.name!r}, {shape}, device={str(self.device)!r})"
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of each text, without BOS; the texts may be longer than the context."""

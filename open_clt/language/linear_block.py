@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from open_clt.short_repr import short_repr
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class FrozenNorm:
         scaled = cotangents / scale if self.weight is None else cotangents * (self.weight / scale)
         return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
 
+    __repr__ = short_repr
+
 
 class AttentionFactors(NamedTuple):
     """The linear part of attention as three factors, into which the norms before and after attention are folded.
@@ -67,6 +71,8 @@ class AttentionFactors(NamedTuple):
     values: Float[Tensor, "d_model kv_width"]
     pattern: Float[Tensor, "head query key"]
     outputs: Float[Tensor, "head_width d_model"]
+
+    __repr__ = short_repr
 
 
 @final
@@ -185,3 +191,5 @@ class LinearBlock:
         output = torch.einsum("hqk,hke,hed->qd", self.pattern, values, self.W_O)
         output = output if self.b_O is None else output + self.b_O
         return output if self.post_norm is None else self.post_norm.forward(output)
+
+    __repr__ = short_repr

@@ -26,6 +26,7 @@ from open_clt.config import InputHook
 from open_clt.errors import LanguageModelError
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_block import FrozenNorm, LinearBlock
+from open_clt.short_repr import short_repr
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest allowed deviation from the model's own activations, relative to their norm, by the dtype of the model."""
@@ -67,6 +68,8 @@ class LinearPath:
         """Return the model's probabilities of the next token after one position."""
         logits, cap = self.logits[position], self.logit_cap
         return (logits if cap is None else cap * torch.tanh(logits / cap)).softmax(-1)
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

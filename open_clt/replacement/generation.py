@@ -16,6 +16,7 @@ from torch import Tensor
 from open_clt.config import SamplingConfig
 from open_clt.errors import TextError
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
+from open_clt.short_repr import short_repr
 
 Prompt: TypeAlias = str | Tensor
 """A text, or its tokens as a tensor of shape (position,) or (1, position), with the BOS token."""
@@ -40,6 +41,8 @@ class Generation(NamedTuple):
     def text(self) -> str:
         """Prompt and continuation in one text."""
         return self.prompt + self.continuation
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

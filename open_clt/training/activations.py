@@ -17,6 +17,7 @@ from open_clt.data.harvest import ActivationStore, Harvest
 from open_clt.data.texts import TextSource
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
+from open_clt.short_repr import short_repr
 
 
 @final
@@ -30,6 +31,8 @@ class RunActivations:
     """Tokens of the held-out contexts; None if no contexts are held out, or if the activations come from a store."""
     origin: dict[str, Any] = field(default_factory=dict[str, Any])
     """Plain values that say where the activations come from; a resumed run must have the same values."""
+
+    __repr__ = short_repr
 
 
 class Shape(NamedTuple):
@@ -80,6 +83,8 @@ class ModelOnContexts:
         origin = {"language_model": self.model.name, "texts": {"tokens": digest, **to_dict(training.texts)}}
         harvester = _Harvester(self.model, transcoder, training.data.harvest_batch_size)
         return harvester.activations(train, held_out, origin)
+
+    __repr__ = short_repr
 
 
 @final

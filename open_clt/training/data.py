@@ -39,6 +39,7 @@ from open_clt.data.harvest import (
 )
 from open_clt.data.prefetch import Ahead
 from open_clt.errors import CheckpointError, ConfigError, TextError
+from open_clt.short_repr import short_repr
 from open_clt.training.parallel.strategy import batch_share
 from open_clt.transcoders.standardisation import Statistics, StatisticsEstimator
 
@@ -69,6 +70,8 @@ class Prepared(NamedTuple):
     targets: Statistics
     sample: ActivationBatch
     """A few thousand random tokens, from which encoder biases are set."""
+
+    __repr__ = short_repr
 
 
 def prepare(store: ActivationStore, config: DataConfig, *, use_first_position: bool = False) -> Prepared:

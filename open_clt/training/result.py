@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
+from open_clt.short_repr import short_repr
 from open_clt.training.data import HarvestCost
 from open_clt.training.step.module import Curves
 from open_clt.transcoders.metrics import TranscoderMetrics
@@ -50,3 +51,5 @@ class TrainingResult(NamedTuple):
         scalars = {name: getattr(self, name) for name in ("dead_share", "steps", "tokens", "seconds", "finished")}
         harvest = {**self.harvest._asdict(), "share": self.harvest.share}
         return {**scalars, "harvest_seconds": harvest, "held_out": held_out, "curves": self.curves._asdict()}
+
+    __repr__ = short_repr

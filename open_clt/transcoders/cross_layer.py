@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from open_clt.config import BatchTopKConfig, CrossLayerConfig, NonlinearityConfig, TopKConfig
 from open_clt.errors import ConfigError
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.slices import WHOLE, Part
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.products import Product, row_norms, write
@@ -31,6 +32,8 @@ class NestedOutput(NamedTuple):
     features: list[LayerFeatures]
     reconstructions: Float[Tensor, "prefix batch layer d_model"]
     """The reconstruction by each of the config's ``prefixes`` of the features, and then by all features."""
+
+    __repr__ = short_repr
 
 
 class CrossLayerTranscoder(Transcoder):

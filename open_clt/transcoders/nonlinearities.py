@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from open_clt.config import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
 from open_clt.errors import ConfigError
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.slices import ALONE, Peers
 from open_clt.transcoders.sparse.codes import SparseFeatures
 
@@ -295,6 +296,8 @@ class Largest(NamedTuple):
 
     values: Float[Tensor, "batch k"]
     indices: Int[Tensor, "batch k"]
+
+    __repr__ = short_repr
 
 
 def largest(values: Float[Tensor, "batch feature"], k: int) -> Largest:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from open_clt.short_repr import short_repr
+
 _SMALLEST_SCALE = 1e-6
 
 
@@ -21,6 +23,8 @@ class Statistics(NamedTuple):
 
     mean: Float[Tensor, "layer d_model"]
     scale: Float[Tensor, "layer"]
+
+    __repr__ = short_repr
 
 
 @final

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from open_clt.config import BatchTopKConfig, JumpReLUConfig, TopKConfig
 from open_clt.errors import ConfigError
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.make import make_transcoder, own_architecture
 from open_clt.transcoders.metrics import MetricsAccumulator, TranscoderMetrics
 from open_clt.transcoders.nonlinearities import JumpReLU
@@ -65,6 +66,8 @@ class Conversion(NamedTuple):
             f"FVU         {before.fvu:.4f} -> {after.fvu:.4f} ({after.fvu - before.fvu:+.4f}), "
             f"worst layer {before.worst_fvu:.4f} -> {after.worst_fvu:.4f}",
         ])  # fmt: skip
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from open_clt.config import TranscoderConfig
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.nonlinearities import Nonlinearity, make_nonlinearity
 from open_clt.transcoders.slices import ALONE, WHOLE, Part, Peers
 from open_clt.transcoders.sparse.codes import DENSE_ABOVE, LayerFeatures, SparseFeatures
@@ -36,6 +37,8 @@ class TranscoderOutput(NamedTuple):
     features: list[LayerFeatures]
     reconstruction: Float[Tensor, "batch layer d_model"]
 
+    __repr__ = short_repr
+
 
 class TranscoderErrors(NamedTuple):
     """The result of a forward pass in training: everything that losses are computed from."""
@@ -46,6 +49,8 @@ class TranscoderErrors(NamedTuple):
     the one of all features."""
     decoder_norms: Float[Tensor, "layer feature"] | None
     """Decoder norm of each feature, or None if the caller did not ask for the norms."""
+
+    __repr__ = short_repr
 
 
 class Transcoder(nn.Module, ABC):
@@ -103,6 +108,9 @@ class Transcoder(nn.Module, ABC):
     @abstractmethod
     def _divide_decoders(self, factors: Float[Tensor, "layer feature"]) -> None:
         """Divide each feature's decoder by its factor, in place."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r})"
 
     def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
         """Encode and decode all layers of a batch of tokens."""

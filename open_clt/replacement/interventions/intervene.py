@@ -39,6 +39,7 @@ from open_clt.replacement.interventions.intervention import (
 from open_clt.replacement.interventions.observation import Observed, inference, observe, observed, recording, running
 from open_clt.replacement.interventions.patching import patched
 from open_clt.replacement.model import ReplacementModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
@@ -66,6 +67,8 @@ class FeatureChanges(NamedTuple):
     """Activation without interventions."""
     after: Float[Tensor, "change"]
     """Activation with the interventions."""
+
+    __repr__ = short_repr
 
 
 @final
@@ -127,6 +130,8 @@ class InterventionRecord:
         for layer, position, feature, before, after in rows:
             lines.append(f"  {Feature(layer, feature)} at {position}: {before:.3f} -> {after:.3f}")
         return "\n".join(lines)
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from open_clt.language.frozen_hooks import frozen_hooks
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.generation import Prompt, prompt_tokens
 from open_clt.replacement.model import ReplacedPass, ReplacementModel, unused_positions
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import SparseFeatures
 
 
@@ -42,6 +43,8 @@ class Observed:
     """Features of each layer, one row per position; rows are empty at positions where features are not used."""
     frozen: dict[str, Tensor]
     """Attention patterns and norm denominators, which patching may freeze, by the name of their hook."""
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()

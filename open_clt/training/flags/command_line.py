@@ -49,6 +49,7 @@ from open_clt.data.prompts import report_prompts
 from open_clt.data.texts import open_texts
 from open_clt.errors import ConfigError
 from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.short_repr import short_repr
 from open_clt.training.activations import ModelOnTexts, OwnStore, Shape, Source
 from open_clt.training.callbacks import StopAtL0
 from open_clt.training.flags.settings import (
@@ -86,6 +87,8 @@ class CommandResult(NamedTuple):
     report: ReportConfig
     output: Path
     """Directory of all files that the run writes."""
+
+    __repr__ = short_repr
 
 
 def train_command(

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from open_clt.config import LearningConfig
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationBatch
+from open_clt.short_repr import short_repr
 from open_clt.training.data import refuse_other_settings
 from open_clt.training.parallel.shards import shard_features
 from open_clt.training.parallel.strategy import clip_gradients, peers_of
@@ -48,6 +49,8 @@ class Step(NamedTuple):
     progress: float
     """Share of the training steps that are done, from 0 up to, not including, 1."""
 
+    __repr__ = short_repr
+
 
 Loss: TypeAlias = Callable[[Step], Tensor]
 """A user's own loss, which replaces all terms of the built-in loss: a scalar with a gradient."""
@@ -64,6 +67,8 @@ class StepMetrics(NamedTuple):
     dead_share: Float[Tensor, ""]
     """Share of all features that have been silent for ``dead_after_tokens`` tokens."""
 
+    __repr__ = short_repr
+
 
 class Curves(NamedTuple):
     """The numbers of a training run over its steps; each entry is a mean over the steps since the previous entry."""
@@ -76,6 +81,8 @@ class Curves(NamedTuple):
     dead_share: list[float]
     learning_rate: list[float]
     """Learning rate at each entry's step, not a mean."""
+
+    __repr__ = short_repr
 
 
 @final

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from open_clt.short_repr import short_repr
+
 DENSE_ABOVE = 1 / 5
 """Share of active features above which dense products are faster than sparse ones.
 
@@ -26,6 +28,8 @@ class Transposed(NamedTuple):
     features: Int[Tensor, "active"]
     rows: Int[Tensor, "active"]
     offsets: Int[Tensor, "features_plus_1"]
+
+    __repr__ = short_repr
 
 
 @final
@@ -118,6 +122,8 @@ class SparseFeatures:
         rows, features = mask.nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=dense.shape[0])
         return SparseFeatures(dense[rows, features], features, functional.pad(counts.cumsum(0), (1, 0)), dense.shape[1])
+
+    __repr__ = short_repr
 
 
 LayerFeatures: TypeAlias = SparseFeatures | Tensor

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import SparseFeatures, Transposed
 
 _CACHED_COLUMNS = 192
@@ -41,6 +42,8 @@ class NormGradient(NamedTuple):
     def of(table: Float[Tensor, "feature columns"], norms: Tensor, gradient: Tensor) -> NormGradient:
         """Compute the gradient from norms and their gradient, both (feature,); it is zero for rows of norm zero."""
         return NormGradient(table, torch.where(norms > 0, gradient / norms, 0.0)[:, None])
+
+    __repr__ = short_repr
 
 
 def bag(table: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import Function, FunctionCtx
 
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.kernels import (
     NormGradient,
@@ -34,6 +35,8 @@ class Product(NamedTuple):
     features: SparseFeatures
     table: Float[Tensor, "feature target d_model"]
 
+    __repr__ = short_repr
+
 
 class Written(NamedTuple):
     """The sum of what all source layers write, and the decoder norms of their features."""
@@ -50,6 +53,8 @@ class Written(NamedTuple):
     def taken_from(self, start: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch layer d_model"]:
         """The difference ``start - written``, in the memory of ``start``."""
         return cast(Tensor, _Join.apply(start, self.blocks, -1))
+
+    __repr__ = short_repr
 
 
 def write(

@@ -1,0 +1,47 @@
+"""Short representations: records print the shapes of their tensors, never the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+_MOST_ITEMS = 5
+"""Largest number of items of a sequence or mapping that are printed."""
+_LONGEST = 100
+"""Largest number of characters of one value."""
+
+
+def short_repr(self: Any) -> str:
+    """The name of a record and its fields; a class of records uses it as ``__repr__ = short_repr``."""
+    names = [field.name for field in fields(self) if field.repr] if is_dataclass(self) else self._fields
+    values = ", ".join(f"{name}={_short(getattr(self, name))}" for name in names)
+    return f"{type(self).__name__}({values})"
+
+
+def _short(value: Any) -> str:
+    match value:
+        case Tensor():
+            return f"<tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}>"
+        case str() | bytes():
+            text = repr(value)
+            return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+        case nn.Module():
+            return f"<{type(value).__name__}>"
+        case tuple() | list() if not hasattr(cast(Any, value), "_fields"):
+            items = cast(Sequence[Any], value)
+            return _listed(
+                [_short(item) for item in items[:_MOST_ITEMS]], len(items), "()" if type(value) is tuple else "[]"
+            )
+        case Mapping():
+            pairs = list(cast(Mapping[Any, Any], value).items())
+            return _listed([f"{_short(key)}: {_short(item)}" for key, item in pairs[:_MOST_ITEMS]], len(pairs), "{}")
+        case _:
+            return repr(value)
+
+
+def _listed(items: list[str], total: int, brackets: str) -> str:
+    rest = [f"... {total} in total"] if total > len(items) else []
+    return f"{brackets[0]}{', '.join(items + rest)}{brackets[1]}"
