@@ -39,6 +39,7 @@ from open_clt.graphs.targets import SalientLogits, Target
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
+from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.memory import memory_errors
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -61,7 +62,7 @@ class AttributionSettings(TypedDict, total=False):
 def attribute(
     model: LanguageModel,
     transcoder: Transcoder,
-    prompt: str | Sequence[int] | Int[Tensor, "position"],
+    prompt: Prompt,
     *,
     targets: Target | Sequence[Target] | None = None,
     max_feature_nodes: int | None = None,
@@ -115,7 +116,7 @@ def attribute(
 def attribute_all(
     model: LanguageModel,
     transcoder: Transcoder,
-    prompts: Sequence[str | Sequence[int] | Int[Tensor, "_"]],
+    prompts: Sequence[Prompt],
     *,
     progress: bool = True,
     **settings: Unpack[AttributionSettings],
@@ -150,7 +151,7 @@ def _progress_bar(*, shown: bool) -> Progress:
 
 
 @contextmanager
-def _naming_prompt(prompts: Sequence[str | Sequence[int] | Tensor], index: int) -> Generator[None, None, None]:
+def _naming_prompt(prompts: Sequence[Prompt], index: int) -> Generator[None, None, None]:
     """Add the prompt to the message of an error that the block raises, if there are several prompts."""
     try:
         yield
@@ -162,26 +163,14 @@ def _naming_prompt(prompts: Sequence[str | Sequence[int] | Tensor], index: int) 
         raise AttributionError(f"Prompt {index + 1} of {len(prompts)}{excerpt}: {error}") from error
 
 
-def _tokens(model: LanguageModel, prompt: str | Sequence[int] | Tensor) -> Int[Tensor, "position"]:
+def _tokens(model: LanguageModel, prompt: Prompt) -> Int[Tensor, "position"]:
     """The prompt's tokens; raises TextError or AttributionError if the prompt cannot be attributed."""
-    if isinstance(prompt, str):
-        tokens = model.tokenize(prompt)
-        if tokens.shape[0] == 2:
-            # Nothing but the token itself could explain the prediction. It can still be given as token ids, with BOS.
-            raise AttributionError(f"The prompt {prompt!r} is one token; give a prompt of at least two.")
-    else:
-        tokens = torch.as_tensor(prompt, dtype=torch.long, device=model.device)
-    if tokens.ndim != 1 or tokens.shape[0] < 2:
-        raise AttributionError(f"The prompt's shape is {tuple(tokens.shape)}; give one list of at least two tokens.")
-    if tokens.shape[0] > model.context_length:
-        raise AttributionError(
-            f"The prompt has {tokens.shape[0]} tokens; {model.name} reads {model.context_length} at most; shorten it."
-        )
-    if not 0 <= int(tokens.min()) <= int(tokens.max()) < model.vocab_size:
-        raise AttributionError(
-            f"The prompt has token ids from {int(tokens.min())} to {int(tokens.max())}; {model.name} has ids 0 to "
-            f"{model.vocab_size - 1}."
-        )
+    tokens = prompt_tokens(model, prompt)
+    if isinstance(prompt, str) and len(tokens) == 2:
+        # Nothing but the token itself could explain the prediction. It can still be given as token ids, with BOS.
+        raise AttributionError(f"The prompt {prompt!r} is one token; give a prompt of at least two.")
+    if len(tokens) < 2:
+        raise AttributionError(f"The prompt has {len(tokens)} token; give at least two, BOS among them.")
     return tokens
 
 

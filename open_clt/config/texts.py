@@ -23,6 +23,8 @@ class TextsConfig(CheckedConfig):
     """Split of the Hugging Face data set."""
     streaming: bool = True
     """Download a Hugging Face data set row by row while it is read, instead of as a whole."""
+    bad_rows: int = 100
+    """Largest number of rows without a text, such as null or damaged ones, that are skipped; one more is an error."""
     from_start: bool = False
     """Begin every context at the start of a text, and drop the part of a text that does not fit; for short texts."""
     held_out_contexts: int | None = None
@@ -37,5 +39,6 @@ class TextsConfig(CheckedConfig):
         if self.source is not None and not self.source.strip():
             raise ConfigError(f"source is {self.source!r}; it must name a file, a directory or a data set of texts.")
         check_counts(self, "max_contexts")
+        check_not_negative(self, "bad_rows")
         if self.held_out_contexts is not None:
             check_not_negative(self, "held_out_contexts")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -11,11 +14,13 @@ from open_clt import files
 from open_clt.config import TextsConfig
 from open_clt.data.dataset_card import check_card
 from open_clt.errors import CheckpointError, TextError
+from open_clt.language.language_model import is_text
 from open_clt.language.model_source import answers
+
+logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 16
 """Number of rows that are unpacked at once: few, because equal rows of a Parquet file take no space in the file."""
-_FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 TextSource: TypeAlias = Callable[[], Iterable[str]]
 """A function that returns the same texts from the first to the last, each time it is called."""
@@ -25,37 +30,54 @@ def open_texts(config: TextsConfig) -> Iterator[str]:
     """Return the texts of the file or data set that a config names; raises TextError if they cannot be read."""
     if config.source is None:
         raise TextError("The source of texts is missing; give a file or a Hugging Face data set.")
-    if Path(config.source).is_file() or Path(config.source).suffix in _FILE_SUFFIXES:
-        return read_texts(config.source, column=config.column)
+    if Path(config.source).is_file() or _suffix(Path(config.source)) in (*_READERS, ".txt"):
+        return read_texts(config.source, column=config.column, bad_rows=config.bad_rows)
     return dataset_texts(
-        config.source, subset=config.subset, split=config.split, column=config.column, streaming=config.streaming
+        config.source,
+        subset=config.subset,
+        split=config.split,
+        column=config.column,
+        streaming=config.streaming,
+        bad_rows=config.bad_rows,
     )
 
 
-def read_texts(path: str | Path, *, column: str = "text") -> Iterator[str]:
-    """Return the texts of a file: one per row of a ``.jsonl`` or ``.parquet`` file, or one text for any other file.
+def read_texts(path: str | Path, *, column: str = "text", bad_rows: int = TextsConfig.bad_rows) -> Iterator[str]:
+    """Return the texts of a file: one per row of a file of rows, or one text for any other file.
 
-    ``column`` names the column that holds the text of a row. Raises TextError if the file is missing, has another
-    format than its name says, or lacks the column.
+    The suffix names a file of rows: ``.jsonl`` (an object on each line), ``.json`` (an array of objects or texts),
+    ``.csv``, ``.tsv`` and ``.parquet``. With a further suffix ``.gz``, a file is unpacked as it is read. Text is UTF-8,
+    with or without a byte-order mark. ``column`` names the column that holds the text of a row; at most ``bad_rows``
+    rows without a text are skipped. Raises TextError if the file is missing, has another format than its name says,
+    lacks the column, or has more bad rows.
     """
     path = Path(path)
     if not path.is_file():
-        raise TextError(f"There is no file {path}; give the path of a text, .jsonl or .parquet file.")
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
+        raise TextError(f"There is no file {path}; give the path of a text, .jsonl, .json, .csv or .parquet file.")
+    reader = _READERS.get(_suffix(path))
     if reader is not None:
-        return reader(path, column)
+        return _without_bad_rows(reader(path, column), path, bad_rows)
     with _as_text_errors():
-        return iter([files.read_text(path, "UTF-8 text", limit=files.LARGEST_TEXT)])
+        content = files.read_unpacked(path, "UTF-8 text", limit=files.LARGEST_TEXT)
+    try:
+        return iter([content.decode("utf-8-sig")])
+    except UnicodeDecodeError as error:
+        raise TextError(f"{path} is not UTF-8 text ({error.reason}); convert it, or give another file.") from error
 
 
 def dataset_texts(
-    name: str, *, subset: str | None = None, split: str = "train", column: str = "text", streaming: bool = True
+    name: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    column: str = "text",
+    streaming: bool = True,
+    bad_rows: int = TextsConfig.bad_rows,
 ) -> Iterator[str]:
     """Return the texts of a Hugging Face data set, given by its name on the hub or by its local directory.
 
-    With ``streaming``, rows are downloaded as they are needed. Raises TextError if the data set cannot be reached, or
-    lacks the subset, split or column.
+    With ``streaming``, rows are downloaded as they are needed. At most ``bad_rows`` rows without a text are skipped.
+    Raises TextError if the data set cannot be reached, lacks the subset, split or column, or has more bad rows.
     """
     import datasets
     from huggingface_hub import constants
@@ -81,10 +103,39 @@ def dataset_texts(
             f"The data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded: {error}. "
             "Check its name, subset and split."
         ) from error
-    return (_text_in(cast(dict[str, Any], row), column, name) for row in rows)
+    named = ((f"{name}, row {number}", row) for number, row in enumerate(rows, start=1))
+    return _without_bad_rows((_text_in(row, column, row_name) for row_name, row in named), name, bad_rows)
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+def _suffix(path: Path) -> str:
+    """The suffix that says the format of a file: the last one, without ``.gz``."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def _without_bad_rows(rows: Iterable[str | TextError], source: object, limit: int) -> Iterator[str]:
+    """Yield the texts of rows; a row without a text is a TextError, and more than ``limit`` of them end the reading."""
+    errors = texts = 0
+    first: TextError | None = None
+    for row in rows:
+        if isinstance(row, str):
+            texts += 1
+            yield row
+            continue
+        errors += 1
+        if first is None:
+            first = row
+            logger.warning("A row without a text is skipped. %s", row)
+        if errors > limit:
+            reason = f"More than {limit} rows hold no text (the setting bad_rows). The first: {first}"
+            raise row if limit == 0 else TextError(reason)
+    if first is not None and not texts:
+        raise first
+    if errors:
+        logger.warning("%s: %d rows without a text were skipped, and %d texts were read.", source, errors, texts)
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[str | TextError]:
     with _as_text_errors():
         for line_number, line in enumerate(files.read_lines(path), start=1):
             if not line.strip():
@@ -93,15 +144,42 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
             try:
                 row = files.parse_json(line)
             except ValueError as error:
-                raise TextError(f"{row_name} is not JSON ({error}); each line must be a JSON object.") from error
-            if not isinstance(row, dict):
-                raise TextError(f"{row_name} is a JSON {type(row).__name__}; each line must be a JSON object.")
-            yield _text_in(cast(dict[str, Any], row), column, row_name)
+                yield TextError(f"{row_name} is not JSON ({error}); each line must be a JSON object.")
+                continue
+            yield _text_in(row, column, row_name)
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
+def _read_json(path: Path, column: str) -> Iterator[str | TextError]:
+    with _as_text_errors():
+        rows = files.read_json(path)
+    if not isinstance(rows, list):
+        raise TextError(f"{path} is not a JSON array of rows; write an array, or one object on each line of a .jsonl.")
+    for number, row in enumerate(cast(list[Any], rows), start=1):
+        row_name = f"{path}, row {number}"
+        yield _text_in({column: row} if isinstance(row, str) else row, column, row_name)
+
+
+def _read_csv(path: Path, column: str) -> Iterator[str | TextError]:
+    csv.field_size_limit(max(csv.field_size_limit(), files.LARGEST_TEXT))
+    with _as_text_errors():
+        # Bytes that are not UTF-8 become lone surrogates, which make their row a bad one.
+        lines = (line.decode(errors="surrogateescape") for line in files.read_lines(path))
+        first = next(lines, "").removeprefix("\ufeff")
+        delimiter = "\t" if _suffix(path) == ".tsv" else ","
+        reader = csv.DictReader(chain([first], lines), delimiter=delimiter)
+        try:
+            if column not in (names := reader.fieldnames or []):
+                raise TextError(f"{path} has no column {column!r}; it has {', '.join(names)}.")
+            for row in reader:
+                yield _text_in(row, column, f"{path}, line {reader.line_num}")
+        except csv.Error as error:
+            raise TextError(f"{path} is not a readable CSV file ({error}); check how it was written.") from error
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[str | TextError]:
     from pyarrow import ArrowException, parquet
 
+    number = 0
     try:
         with parquet.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
@@ -110,9 +188,21 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
                 files.check_row_groups(file.metadata, column, path)
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
                 for row in batch.to_pylist():
-                    yield _text_in(row, column, str(path))
+                    number += 1
+                    yield _text_in(row, column, f"{path}, row {number}")
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise TextError(f"{path} is not a readable Parquet file ({error}); check how it was written.") from error
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[str | TextError]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+"""The readers of files of rows, by suffix; each yields a text, or the error of a row without a text."""
 
 
 @contextmanager
@@ -124,15 +214,16 @@ def _as_text_errors() -> Generator[None]:
         raise TextError(str(error)) from error
 
 
-def _text_in(row: dict[str, Any], column: str, row_name: str) -> str:
-    """Return the text in a column of a row; raises TextError, which names the columns of the row, if there is none."""
+def _text_in(row: Any, column: str, row_name: str) -> str | TextError:
+    """The text in a column of a row, or the error that the row has none."""
+    if not isinstance(row, dict):
+        return TextError(f"{row_name} is a JSON {type(row).__name__}; each row must be an object.")
     if column not in row:
-        raise TextError(f"{row_name} has no column {column!r}; it has {', '.join(row)}.")
-    text = row[column]
+        names = ", ".join(map(str, cast(dict[Any, Any], row)))
+        return TextError(f"{row_name} has no column {column!r}; it has {names}.")
+    text: Any = row[column]
     if not isinstance(text, str):
-        raise TextError(f"Column {column!r} of {row_name} holds {text!r}, which is not text; choose another column.")
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise TextError(
-            f"Column {column!r} of {row_name} holds half a character (a lone surrogate), which is not text."
-        )
+        return TextError(f"Column {column!r} of {row_name} holds {text!r}, which is not text; choose another column.")
+    if not is_text(text):
+        return TextError(f"Column {column!r} of {row_name} holds bytes that are not UTF-8, or half a character.")
     return text

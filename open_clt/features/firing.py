@@ -19,6 +19,7 @@ from open_clt.data.contexts import pack_contexts
 from open_clt.errors import TextError
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
+from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.sparse.codes import SparseFeatures, active_counts
@@ -67,11 +68,9 @@ class TopFeature(NamedTuple):
 
 
 @torch.no_grad()
-def feature_activations(
-    model: LanguageModel, transcoder: Transcoder, text: str | Int[Tensor, "position"]
-) -> FeatureActivations:
+def feature_activations(model: LanguageModel, transcoder: Transcoder, text: Prompt) -> FeatureActivations:
     """Encode a text, or its tokens; raises TextError if it is empty or longer than the model's context."""
-    tokens = model.tokenize(text) if isinstance(text, str) else text
+    tokens = prompt_tokens(model, text)
     features = _encode(model, transcoder, tokens[None])
     # Positions that are not encoded get a row without entries.
     unused = transcoder.first_position

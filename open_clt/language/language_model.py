@@ -88,6 +88,11 @@ class Advanced(NamedTuple):
     __repr__ = short_repr
 
 
+def is_text(text: str) -> bool:
+    """Whether a Python string can be written as UTF-8: it holds no half of a character (no lone surrogate)."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 @final
 class LanguageModel:
     """A decoder-only transformer with MLP blocks, its tokenizer, and access to its activations."""
@@ -121,9 +126,19 @@ class LanguageModel:
         return f"{type(self).__name__}({self.name!r}, {shape}, device={str(self.device)!r})"
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each text, without BOS; the texts may be longer than the context."""
+        """Return the tokens of each text, without a BOS at its beginning; the texts may be longer than the context.
+
+        Raises TextError for what is not a text, and LanguageModelError if the tokenizer belongs to another model.
+        """
+        return [ids[1:] if ids[:1] == [self.bos_token_id] else ids for ids in self._ids(texts)]
+
+    def _ids(self, texts: Sequence[object]) -> list[list[int]]:
+        """The tokens of each text as it is written, with BOS only where the text has it."""
         if not texts:
             return []
+        for text in texts:
+            if not isinstance(text, str) or not is_text(text):
+                raise TextError(f"{text!r} is not a text, or holds half a character; give texts.")
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
         ids = cast(list[list[int]], encoded["input_ids"])
         for token in (max(of_text, default=0) for of_text in (*ids, [self.bos_token_id])):
@@ -135,12 +150,13 @@ class LanguageModel:
         return ids
 
     def tokenize(self, text: str, prepend_bos: bool = True) -> Int[Tensor, "position"]:
-        """Return the tokens of one text; raises TextError if it is empty, or longer than the context."""
+        """Return the tokens of one text; raises TextError if it is empty, or longer than the context.
+
+        With ``prepend_bos``, the tokens begin with exactly one BOS, also if the text is written with one.
+        """
         if not text:
             raise TextError("The text is empty; give at least one word.")
-        ids = self.token_ids([text])[0]
-        if prepend_bos:
-            ids = [self.bos_token_id, *ids]
+        ids = [self.bos_token_id, *self.token_ids([text])[0]] if prepend_bos else self._ids([text])[0]
         if len(ids) > self.context_length:
             raise TextError(
                 f"The text has {len(ids)} tokens, but {self.name} reads at most {self.context_length}; shorten it."

@@ -16,10 +16,8 @@ from torch import Tensor
 from open_clt.config import SamplingConfig
 from open_clt.errors import TextError
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
+from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.short_repr import short_repr
-
-Prompt: TypeAlias = str | Tensor
-"""A text, or its tokens as a tensor of shape (position,) or (1, position), with the BOS token."""
 
 Advance: TypeAlias = Callable[[Tensor, KeyValues | None], Advanced]
 """A step like ``LanguageModel.advance``: it takes new tokens of shape (1, position) and the cache of earlier tokens."""
@@ -76,16 +74,6 @@ def generate(
             break
         pending = tokens.new_tensor([drawn[-1:]])
     return _generation(model, tokens, drawn)
-
-
-def prompt_tokens(model: LanguageModel, prompt: Prompt) -> Int[Tensor, "position"]:
-    """Return a prompt's tokens; the BOS token is added to a text, and not to tokens."""
-    if isinstance(prompt, str):
-        return model.tokenize(prompt)
-    tokens = prompt[0] if prompt.ndim == 2 and prompt.shape[0] == 1 else prompt
-    if tokens.ndim != 1 or not len(tokens):
-        raise TextError(f"The prompt has shape {tuple(prompt.shape)}; give a text, or the tokens of one text.")
-    return tokens.to(model.device)
 
 
 def room_after(model: LanguageModel, tokens: Int[Tensor, "position"], sampling: SamplingConfig) -> int:

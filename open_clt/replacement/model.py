@@ -31,6 +31,7 @@ from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import Hook, LanguageModel, Positioned, load_language_model
+from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.replacement.comparison import (
     Comparison,
     Continuations,
@@ -38,7 +39,7 @@ from open_clt.replacement.comparison import (
     cosines,
     cross_entropies,
 )
-from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens, room_after
+from open_clt.replacement.generation import Generation, generate, room_after
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder

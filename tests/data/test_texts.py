@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -40,7 +44,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read_texts(tmp_path / "binary.txt")
     (tmp_path / "half.jsonl").write_text('{"text": "fine"}\n{"text": ', encoding="utf-8")
     with refuses(TextError, "half.jsonl", "line 2"):
-        list(read_texts(tmp_path / "half.jsonl"))
+        list(read_texts(tmp_path / "half.jsonl", bad_rows=0))
     (tmp_path / "list.jsonl").write_text("[1]\n", encoding="utf-8")
     with refuses(TextError, "list.jsonl", "line 1"):
         list(read_texts(tmp_path / "list.jsonl"))
@@ -52,11 +56,96 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         list(read_texts(tmp_path / "fake.parquet"))
 
 
+GOOD = ["one", "zwei, drei", "four\nlines"]
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    """Write rows of a column ``text`` in the format that the suffix names."""
+    if path.name.endswith(".parquet"):
+        parquet.write_table(pyarrow.table({"text": rows}), path)
+        return path
+    match path.name.removesuffix(".gz").rpartition(".")[2]:
+        case "jsonl" | "ndjson":
+            content = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+        case "json":
+            content = json.dumps([{"text": row} for row in rows])
+        case suffix:
+            file = io.StringIO()
+            csv.writer(file, delimiter="\t" if suffix == "tsv" else ",").writerows([("n", "text"), *enumerate(rows)])
+            content = file.getvalue()
+    data = b"\xef\xbb\xbf" + content.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+ROW_FILES = [
+    "a.jsonl",
+    "a.ndjson",
+    "a.json",
+    "a.csv",
+    "a.tsv",
+    "a.CSV",
+    "a.jsonl.gz",
+    "a.json.gz",
+    "a.csv.gz",
+    "a.parquet",
+]
+
+
+@pytest.mark.parametrize("name", ROW_FILES)
+def test_files_of_rows_are_read_with_a_byte_order_mark_and_packed(name: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / name, GOOD)
+    assert list(open_texts(TextsConfig(source=str(path)))) == GOOD
+    with refuses(TextError, path, "'body'"):
+        list(read_texts(path, column="body"))
+
+
+def test_a_byte_order_mark_is_not_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfText")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfText"))
+    (tmp_path / "c.json").write_bytes(b'\xef\xbb\xbf["Text"]')
+    for name in ("a.txt", "b.txt.gz", "c.json"):
+        assert list(read_texts(tmp_path / name)) == ["Text"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_rows_without_a_text_are_skipped_and_counted(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_rows(tmp_path / name, [None, "one", None, "two"])
+    assert list(read_texts(path)) == ["one", "two"]
+    assert "None" in caplog.records[0].getMessage()
+    assert [argument for argument in caplog.records[1].args or () if isinstance(argument, int)] == [2, 2]
+    assert list(read_texts(path, bad_rows=2)) == ["one", "two"]
+    with refuses(TextError, path, 1, "bad_rows"):
+        list(read_texts(path, bad_rows=1))
+
+
+@pytest.mark.parametrize("row", [b'{"text": "\xff"}', b'{"text": "\\ud83d"}', b"\xff\xfe", b"3", b'{"text": 1}', b"{"])
+def test_a_damaged_line_is_named_and_does_not_end_the_reading(row: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n' + row + b'\n{"text": "two"}\n')
+    assert list(read_texts(path)) == ["one", "two"]
+    with refuses(TextError, path, "line 2"):
+        list(read_texts(path, bad_rows=0))
+
+
+def test_a_row_of_a_csv_file_that_is_not_utf_8_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text\none\n\xff\ntwo\n")
+    assert list(read_texts(tmp_path / "a.csv")) == ["one", "two"]
+
+
+def test_a_json_file_that_is_not_an_array_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"text": "one"}')
+    with refuses(TextError, tmp_path / "a.json"):
+        list(read_texts(tmp_path / "a.json"))
+
+
 def test_deep_or_endless_json_and_special_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     for row in ('{"text": ' + "[" * 100_000, '{"text": ' + "9" * 10_000 + "}", '{"text": "\\ud800'):
         path.write_text(f'{{"text": "first"}}\n{row}\n')
-        texts = read_texts(path)
+        texts = read_texts(path, bad_rows=0)
         assert next(texts) == "first"
         with refuses(TextError, path, "line 2"):
             next(texts)

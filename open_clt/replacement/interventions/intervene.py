@@ -26,8 +26,9 @@ from torch import Tensor
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
+from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.replacement.comparison import kl_divergences
-from open_clt.replacement.generation import Generation, Prompt, generate, prompt_tokens
+from open_clt.replacement.generation import Generation, generate
 from open_clt.replacement.interventions.intervention import (
     Constrained,
     Intervention,

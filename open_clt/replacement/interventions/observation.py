@@ -16,7 +16,7 @@ from torch.nn import functional
 from open_clt.errors import ConfigError
 from open_clt.language.frozen_hooks import frozen_hooks
 from open_clt.language.language_model import LanguageModel
-from open_clt.replacement.generation import Prompt, prompt_tokens
+from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.replacement.model import ReplacedPass, ReplacementModel, unused_positions
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import SparseFeatures
