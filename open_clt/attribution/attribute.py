@@ -86,8 +86,8 @@ def attribute(
     (``benchmarks/attribution.py``).
 
     Raises ConfigError if the transcoder does not fit the model, AttributionError if the prompt, the targets or the
-    transcoder cannot be used, LanguageModelError if the frozen model is not linear, and ResourceError if memory is too
-    small.
+    transcoder cannot be used, LanguageModelError if the frozen model is not linear, ResourceError if memory is too
+    small, and NotFiniteError if the model or the transcoder does not compute finite numbers for the prompt.
     """
     tokens = _tokens(model, prompt)
     transcoder = attributable(transcoder)

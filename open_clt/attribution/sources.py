@@ -24,6 +24,7 @@ from torch import Tensor
 
 from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK
 from open_clt.errors import AttributionError
+from open_clt.finite import check_finite
 from open_clt.graphs.nodes import NodeKind, NodeTable
 from open_clt.language.linear_path import LinearPath
 from open_clt.short_repr import short_repr
@@ -197,13 +198,17 @@ def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
 
 @torch.no_grad()
 def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
-    """Encode the prompt, and split each MLP output into features, biases and an error."""
+    """Encode the prompt, and split each MLP output into features, biases and an error.
+
+    Raises NotFiniteError if the model, or the transcoder, does not compute finite numbers for the prompt.
+    """
     first = transcoder.first_position
     inputs = path.inputs.transpose(0, 1)[first:].to(transcoder.dtype)
     encoded = transcoder.encode(inputs)
     outputs = torch.stack([block.mlp_output for block in path.blocks])
     errors = torch.zeros_like(outputs)
     errors[:, first:] = outputs[:, first:] - transcoder.decode(encoded, inputs).transpose(0, 1).to(outputs.dtype)
+    check_finite(errors, "The difference between an MLP output and its reconstruction", axes=("layer", "position"))
     features = _active(encoded, first)
     zero_input = inputs.new_zeros(1, inputs.shape[2])
     stats, layers = transcoder.standardisation, range(len(path.blocks))

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_clt.config.json import CheckedConfig
+from open_clt.errors import ConfigError
+from open_clt.finite import check_finite
 from open_clt.short_repr import short_repr
 
 
@@ -72,6 +74,10 @@ class Direction(CheckedConfig):
     """Position of the residual stream; negative positions count from the prompt's end."""
     kind: Literal["direction"] = "direction"
     """Name of this kind of target in files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_finite(self.vector, f"The vector of the direction {self.name!r}", error=ConfigError)
 
     def __eq__(self, other: object) -> bool:
         """Whether two directions have the same name, position and vector."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.errors import TextError
+from open_clt.finite import check_finite
 from open_clt.replacement.generation import Generation
 
 
@@ -108,7 +109,11 @@ class LogitAccumulator:
         replacement: Float[Tensor, "batch position vocab"],
         tokens: Int[Tensor, "batch position"],
     ) -> None:
-        """Add one batch of contexts; raises TextError if they are too short to hold a prediction to compare."""
+        """Add one batch of contexts.
+
+        Raises TextError if they are too short to hold a prediction to compare, and NotFiniteError if a prediction of
+        one of the models is not finite.
+        """
         losses = [cross_entropies(logits, tokens, self._first) for logits in (original, replacement)]
         original, replacement = (logits[:, self._first : -1] for logits in (original, replacement))
         columns = (*losses, kl_divergences(original, replacement), agreements(original, replacement))
@@ -137,7 +142,7 @@ def cross_entropies(
 ) -> Float[Tensor, "batch prediction"]:
     """Cross-entropy in nats of the prediction made at each position from ``first`` on, except the last position.
 
-    Raises TextError if there is no such position.
+    Raises TextError if there is no such position, and NotFiniteError if a logit is not finite.
     """
     next_tokens = tokens[:, first + 1 :].to(logits.device)
     if not next_tokens.numel():
@@ -146,15 +151,22 @@ def cross_entropies(
             f"give at least {first + 2}."
         )
     predictions = logits[:, first:-1].float().flatten(0, 1)
-    return functional.cross_entropy(predictions, next_tokens.flatten(), reduction="none").view(next_tokens.shape)
+    losses = functional.cross_entropy(predictions, next_tokens.flatten(), reduction="none").view(next_tokens.shape)
+    check_finite(losses, "The cross-entropy of a prediction", axes=("context", "prediction"))
+    return losses
 
 
 def kl_divergences(
     original: Float[Tensor, "*position vocab"], changed: Float[Tensor, "*position vocab"]
 ) -> Float[Tensor, "*position"]:
-    """KL(original || changed) of the predictions for the next token at each position, in nats."""
+    """KL(original || changed) of the predictions for the next token at each position, in nats.
+
+    Raises NotFiniteError if a logit is not finite.
+    """
     before, after = original.float().log_softmax(-1), changed.float().log_softmax(-1)
-    return (before.exp() * (before - after)).sum(-1)
+    divergences = (before.exp() * (before - after)).sum(-1)
+    check_finite(divergences, "The KL divergence of two predictions")
+    return divergences
 
 
 def agreements(

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from open_clt.config import SamplingConfig
 from open_clt.errors import TextError
+from open_clt.finite import check_finite
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.short_repr import short_repr
 
 Advance: TypeAlias = Callable[[Tensor, KeyValues | None], Advanced]
 """A step like ``LanguageModel.advance``: it takes new tokens of shape (1, position) and the cache of earlier tokens."""
+
+_ADVICE = "load the language model in float32, and check the weights of the transcoder"
 
 
 class Generation(NamedTuple):
@@ -83,7 +86,11 @@ def room_after(model: LanguageModel, tokens: Int[Tensor, "position"], sampling: 
 
 
 def draw(logits: Float[Tensor, "vocab"], sampling: SamplingConfig, generator: torch.Generator) -> int:
-    """Draw one token: apply the temperature, then keep the top-k tokens, then the top-p of these."""
+    """Draw one token: apply the temperature, then keep the top-k tokens, then the top-p of these.
+
+    Raises NotFiniteError if the largest logit is not finite.
+    """
+    check_finite(logits.max(), "The largest logit", advice=_ADVICE)
     if sampling.temperature == 0:
         return int(logits.argmax())
     ranked, order = (logits.float().cpu() / sampling.temperature).sort(descending=True, stable=True)

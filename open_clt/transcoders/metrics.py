@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_clt.finite import check_finite
 from open_clt.transcoders.sparse.codes import active_counts
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -140,7 +141,10 @@ class MetricsAccumulator:
         return self._sum / self.tokens
 
     def result(self) -> TranscoderMetrics:
-        """The metrics of all tokens added so far; raises ValueError if there are none."""
+        """The metrics of all tokens added so far.
+
+        Raises ValueError if there are none, and NotFiniteError if the reconstruction of a layer is not finite.
+        """
         if self.tokens == 0:
             raise ValueError("The metrics have no tokens; call update with at least one.")
         variance = self._squares - self._sum.square().sum(1) / self.tokens
@@ -148,6 +152,7 @@ class MetricsAccumulator:
         density, peers = self._active.double() / self.tokens, self._transcoder.peers
         shares = [mask.double().mean(1) / peers.shards for mask in (density == 0, density > DENSE_FEATURE_DENSITY)]
         l0, dead, dense = peers.sum_features(torch.stack([density.sum(1), *shares]))
+        check_finite(fvu, "The FVU (fraction of variance unexplained)", axes=("layer",))
         edges = torch.tensor([0.0, *DENSITY_EDGES[1:]], dtype=torch.float64)  # the first bin also holds lower densities
         histogram = peers.sum_features(torch.histogram(density[density > 0], edges).hist)
         rows = zip(*(column.tolist() for column in (fvu, l0, dead, dense)), strict=True)

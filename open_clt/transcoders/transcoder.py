@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from open_clt.config import TranscoderConfig
+from open_clt.finite import check_finite
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.nonlinearities import Nonlinearity, make_nonlinearity
 from open_clt.transcoders.slices import ALONE, WHOLE, Part, Peers
@@ -28,6 +29,7 @@ from open_clt.transcoders.sparse.codes import DENSE_ABOVE, LayerFeatures, Sparse
 from open_clt.transcoders.sparse.products import Product, Written, preactivations, sum_written
 from open_clt.transcoders.standardisation import Standardisation
 
+_ADVICE = "check the weights of the transcoder, and load the language model in float32"
 TranscoderType = TypeVar("TranscoderType", bound="Transcoder")
 
 
@@ -144,10 +146,14 @@ class Transcoder(nn.Module, ABC):
         return TranscoderErrors(features, [errors], self._norms_of(total) if norms else None)
 
     def encode_layer(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> SparseFeatures:
-        """Features of one layer, computed from that layer's raw inputs."""
+        """Features of one layer, computed from that layer's raw inputs.
+
+        Raises NotFiniteError if a pre-activation is not finite, because the feature would be inactive without a word.
+        """
         standard = self._standard_input(inputs, layer)
         with torch.no_grad():
             dense = functional.linear(standard, self.W_enc[layer], self.b_enc[layer])
+            check_finite(dense, f"The pre-activations of layer {layer}", axes=("token", "feature"), advice=_ADVICE)
             selected = self.nonlinearity.select(dense, layer)
         values = self.nonlinearity.values(selected.values, selected.features, layer)
         features = selected.with_values(values)

@@ -16,18 +16,20 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, final, runtime_checkable
 
 from open_clt.config import TranscoderConfig
+from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
+from open_clt.finite import check_finite
 from open_clt.transcoders.feature import Feature, FeaturePlace
 from open_clt.transcoders.sparse.codes import SparseFeatures
 
 
 @final
 @dataclass(frozen=True)
-class Intervention:
+class Intervention(CheckedConfig):
     """Set one feature to ``value``, or multiply it by ``scale``, at one position, a slice of positions, or all of them.
 
     Interventions on the same feature are applied in their order. Raises ConfigError unless exactly one of ``value`` and
-    ``scale`` is given.
+    ``scale`` is given, as a finite number.
     """
 
     layer: int
@@ -45,6 +47,7 @@ class Intervention:
     """Factor that the feature's activation is multiplied by."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.value is None) == (self.scale is None):
             raise ConfigError(
                 f"The intervention has value {self.value} and scale {self.scale}; give exactly one of them "
@@ -171,7 +174,8 @@ def changes(
 ) -> SparseFeatures | None:
     """Return what resolved interventions add to the features of one layer; None if no intervention is on this layer.
 
-    Rows of ``features`` are the positions ``start``, ``start + 1``, ... of one text.
+    Rows of ``features`` are the positions ``start``, ``start + 1``, ... of one text. Raises NotFiniteError if a changed
+    feature is not finite, because a value or a scale is too large.
     """
     on_layer = [intervention for intervention in interventions if intervention.layer == layer]
     if not on_layer:
@@ -181,9 +185,10 @@ def changes(
     for intervention in on_layer:
         rows = [row for row in range(features.batch) if intervention.covers(start + row)]
         if intervention.value is not None:
-            after[rows, intervention.feature] = intervention.value
+            after[rows, intervention.feature] = after.new_tensor(intervention.value)
         elif intervention.scale is not None:
             after[rows, intervention.feature] *= intervention.scale
+        check_finite(after[:, intervention.feature], f"The feature of the intervention {intervention.describe()}")
     return SparseFeatures.from_dense(after - before)
 
 
