@@ -20,6 +20,7 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from open_clt.finite import check_finite
 from open_clt.graphs import influence as paths
 from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph, Roles
 from open_clt.graphs.info import GraphInfo, PruningSettings, info_json, read_info
@@ -37,6 +38,8 @@ _JSON = "graph.json"
 _TENSORS = "graph.safetensors"
 _VECTORS = "targets."
 """Prefix of a tensor's name that holds the vector of a target; the target's number follows."""
+_INTEGERS = (torch.int16, torch.int32, torch.int64)
+"""Data types that a file stores integers in."""
 _ROUNDING = 1e-5
 """Largest relative residual of a row that rounding in float32 explains."""
 
@@ -189,7 +192,7 @@ class AttributionGraph:
     def check(self) -> Completeness:
         """Measure how far rows are from adding up to their totals; in a complete graph, ``relative_to_row`` is < 1e-5.
 
-        Raises AttributionError if no row has a known total.
+        Raises AttributionError if no row has a known total, or if a row with a known total is not finite.
         """
         has_row = ~self.nodes.total.isnan()
         if not bool(has_row.any()):
@@ -200,6 +203,7 @@ class AttributionGraph:
         scale = zeros.index_add(0, self.edges.target, weight.abs()) + self.nodes.omitted
         residual = (row_sum - self.nodes.total.double()).abs()
         by_row = (residual / scale.clamp(min=1e-30)).where(has_row, zeros)
+        check_finite(by_row, "The graph's relative residual", axes=("row",), error=AttributionError)
         by_total = (residual / self.nodes.total.abs().maximum(1e-3 * scale).clamp(min=1e-30)).where(has_row, zeros)
         return Completeness(float(by_row.max()), float(by_total.max()), int(by_row.argmax()))
 
@@ -287,10 +291,9 @@ def _narrow(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point() or not tensor.numel():
         return tensor
     largest = max(int(tensor.max()), -1 - int(tensor.min()))
-    types = (torch.int16, torch.int32, torch.int64)
-    return tensor.to(next(dtype for dtype in types if largest <= torch.iinfo(dtype).max))
+    return tensor.to(next(dtype for dtype in _INTEGERS if largest <= torch.iinfo(dtype).max))
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Read integers that ``_narrow`` stored as 64-bit integers."""
-    return tensor if tensor.is_floating_point() else tensor.long()
+    """Read integers that ``_narrow`` stored as 64-bit integers; other types stay, and are refused."""
+    return tensor.long() if tensor.dtype in _INTEGERS else tensor

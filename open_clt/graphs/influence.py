@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from open_clt.errors import AttributionError
+from open_clt.finite import check_finite
 from open_clt.short_repr import short_repr
 
 
@@ -118,7 +119,8 @@ def path_steps(graph: InfluenceGraph) -> Iterator[Float[Tensor, "node"]]:
 def influence(graph: InfluenceGraph) -> Float[Tensor, "node"]:
     """Return the influence of every node on the outputs, over paths of all lengths.
 
-    One pass from the highest level down follows every path. The result equals the sum of ``path_steps``.
+    One pass from the highest level down follows every path. The result equals the sum of ``path_steps``. Raises
+    AttributionError if an edge is not finite.
     """
     edges, weighted = graph.edges, graph.outputs.double()
     total = torch.zeros_like(weighted)
@@ -127,6 +129,7 @@ def influence(graph: InfluenceGraph) -> Float[Tensor, "node"]:
         at_level = (levels == level).nonzero().flatten()
         target, source = edges.target[at_level], edges.source[at_level]
         total.index_add_(0, source, graph.shares[at_level] * (total + weighted)[target])
+    check_finite(total, "The influence", axes=("node",), error=AttributionError)
     return total
 
 

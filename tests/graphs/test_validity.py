@@ -51,6 +51,11 @@ CHANGES: dict[str, Change] = {
     "nodes.value shape": lambda tensors: tensors.update({"nodes.value": tensors["nodes.value"][None]}),
     "nodes.value dtype": lambda tensors: tensors.update({"nodes.value": tensors["nodes.value"].half()}),
     "edges.target dtype": lambda tensors: tensors.update({"edges.target": tensors["edges.target"].float()}),
+    "edges.weight complex": lambda tensors: tensors.update(
+        {"edges.weight": tensors["edges.weight"].to(torch.complex64)}
+    ),
+    "edges.target bool": lambda tensors: tensors.update({"edges.target": tensors["edges.target"].bool()}),
+    "edges.target unsigned": lambda tensors: tensors.update({"edges.target": tensors["edges.target"].to(torch.uint64)}),
     "edges.weight missing": lambda tensors: tensors.pop("edges.weight"),
 }
 
@@ -96,3 +101,12 @@ def test_a_row_with_inputs_and_without_a_total_is_refused() -> None:
         replace(graph, nodes=replace(graph.nodes, total=total))
     unknown = replace(graph, nodes=replace(graph.nodes, total=torch.full_like(total, torch.nan)))
     assert unknown.scores() == graph.scores(), "files of other programs have no totals"
+
+
+@pytest.mark.parametrize("number", ["check", "scores", "influence"])
+def test_no_number_of_a_graph_passes_over_nan(number: str) -> None:
+    """A graph cannot be made with NaN, but its tensors can be changed afterwards."""
+    graph = hand_graph()
+    graph.edges.weight[0] = torch.nan
+    with refuses(AttributionError, "nan"):
+        getattr(graph, number)()
