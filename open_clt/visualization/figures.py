@@ -111,7 +111,7 @@ def visualize_feature_heatmap(
         names = names or [str(feature) for feature in features]
         values = numbers(activations.of(features))
     else:
-        values = _array("activations", activations)
+        values = _array("activations", activations, "feature", "position")
     tokens, names = _labels("tokens", tokens, values.shape[1]), _labels("names", names, values.shape[0])
     return _token_heatmap(values, tokens, names, "activation", title=title, ax=ax, save_path=save_path)
 
@@ -156,7 +156,7 @@ def visualize_feature_embedding(
         features = FeaturesOnTexts(vectors, layers).embedding()
         vectors, layers = features.directions, features.layers
         sizes, n_layers = features.importance if sizes is None else sizes, n_layers or features.n_layers
-    values = _array("vectors", vectors)
+    values = _array("vectors", vectors, "feature", "d_model")
     if isinstance(layers, str) or any(isinstance(layer, str) for layer in layers):
         raise ConfigError(f"layers is {layers!r}, but vectors is an array; give the layer number of each vector.")
     layer_of_point = np.asarray(layers, dtype=int)
@@ -194,7 +194,7 @@ def visualize_cross_layer_correlations(
     """
     if isinstance(matrix, TranscodedModel):
         matrix, names, layers = FeaturesOnTexts(matrix, names).layer_correlations()
-    values = _array("matrix", matrix)
+    values = _array("matrix", matrix, "row", "row")
     names = _labels("names", names, len(values))
     side = float(np.clip(1.6 + 0.2 * len(values), 4, 11))
     with drawing(ax, (side + 0.9, side), save_path) as ax:
@@ -230,7 +230,7 @@ def visualize_feature_importance(
     """
     if isinstance(importance, TranscodedModel):
         importance, texts = FeaturesOnTexts(importance, texts).importance, None
-    values = _array("importance", importance)
+    values = _array("importance", importance, "layer", "feature")
     if texts is not None:
         raise ConfigError(
             f"texts is {texts!r}, but importance is an array; leave texts out, or give a model with its transcoder."
@@ -343,12 +343,16 @@ def _token_heatmap(
     return figure_of(ax)
 
 
-def _array(name: str, values: object) -> npt.NDArray[Any]:
-    """Return the values as a NumPy array; raise ConfigError if they are not an array."""
+def _array(name: str, values: object, *axes: str) -> npt.NDArray[Any]:
+    """Return the values as a NumPy array; raise ConfigError if they are not an array of these axes, or it is empty."""
     if not isinstance(values, np.ndarray | torch.Tensor):
         raise ConfigError(
             f"{name} is of type {type(values).__name__}; give an array, or an object that holds a language model and "
             "its transcoder, such as an OpenCrossLayerTranscoder."
+        )
+    if len(values.shape) != len(axes) or 0 in values.shape:
+        raise ConfigError(
+            f"{name} has the shape {tuple(values.shape)}; give an array ({', '.join(axes)}) that is not empty."
         )
     return numbers(values)
 

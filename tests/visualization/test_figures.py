@@ -136,6 +136,17 @@ def test_a_wrong_number_of_labels_is_refused() -> None:
         visualize_feature_heatmap(HEAT, TOKENS, NAMES[1:])
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_an_empty_array_is_refused(shape: tuple[int, int]) -> None:
+    values = np.zeros(shape)
+    with refuses(ConfigError, "activations", *shape):
+        visualize_feature_heatmap(values, [""] * shape[1])
+    with refuses(ConfigError, "importance", *shape):
+        visualize_feature_importance(values)
+    with refuses(ConfigError, "vectors", *shape):
+        visualize_feature_embedding(values, [0] * shape[0])
+
+
 def test_importance_shows_the_most_important_feature_first() -> None:
     importance = np.array([[0.1, 0.0], [0.6, 0.3]])
     ax = visualize_feature_importance(importance, top_n=3).axes[0]
