@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ from open_clt.transcoders.feature import Feature
 
 FOLDER = "features"
 INDEX = "index.json.gz"
+_TOP_EFFECTS = "top_logit_effects"
 _LENGTH = struct.Struct("<I")
 
 
@@ -132,19 +134,32 @@ def write_feature_files(
 
 
 def write_feature_json(records: Iterable[FeatureRecord], directory: str | Path, *, name: str = "") -> Path:
-    """Write one ``{number}.json`` per record and return the directory, which a viewer's ``scan`` can name."""
+    """Write one ``{number}.json`` per record and return the directory, which a viewer's ``scan`` can name.
+
+    Former files that OpenCLT wrote are replaced; raises ConfigError if another program wrote a file of such a name.
+    """
     directory = Path(directory)
     with files.saving(directory) as stage:
         for record in records:
-            path = stage(f"{cantor_pair(record.feature)}.json")
-            files.write_bytes(path, _dumped(_entry(record, name)))
+            filename = f"{cantor_pair(record.feature)}.json"
+            _check_place(directory / filename)
+            files.write_bytes(stage(filename), _dumped(_entry(record, name)))
     return directory
+
+
+def _check_place(path: Path) -> None:
+    """Raise ConfigError if a path holds anything but the JSON of a feature that OpenCLT wrote."""
+    if os.path.lexists(path):
+        try:
+            read_object(path, "examples_quantiles", _TOP_EFFECTS)
+        except CheckpointError as error:
+            raise files.foreign(path) from error
 
 
 def read_feature_json(directory: str | Path, feature: Feature) -> FeatureRecord:
     """Read a record that ``write_feature_json`` wrote; raises CheckpointError if its file is missing or damaged."""
     path = Path(directory) / f"{cantor_pair(feature)}.json"
-    content = read_object(path, "examples_quantiles")
+    content = read_object(files.saved_file(path), "examples_quantiles")
     try:
         return _record(content, feature)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
@@ -169,7 +184,7 @@ def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
         "top_logits": [effect.token for effect in record.top_tokens],
         "bottom_logits": [effect.token for effect in record.bottom_tokens],
         # Only OpenCLT reads the effects. Other programs ignore these two keys and show the tokens alone.
-        "top_logit_effects": [effect.effect for effect in record.top_tokens],
+        _TOP_EFFECTS: [effect.effect for effect in record.top_tokens],
         "bottom_logit_effects": [effect.effect for effect in record.bottom_tokens],
         "act_min": 0.0,
         "act_max": record.max_activation,

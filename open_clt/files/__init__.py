@@ -77,6 +77,7 @@ from open_clt.files.saving import (
     read_saved,
     remove_saved,
     saved,
+    saved_file,
     saving,
 )
 from open_clt.files.writing import (
@@ -129,6 +130,7 @@ __all__ = [
     "remove_saved",
     "results",
     "saved",
+    "saved_file",
     "saving",
     "too_large",
     "unpacked",

@@ -56,6 +56,12 @@ def saved(directory: Path, head: str) -> Saved:
         return Saved(directory, None)  # the save has ended meanwhile
 
 
+def saved_file(path: Path) -> Path:
+    """The path of a file that is read without the others of its save; if a save was interrupted, of the former file."""
+    former = old_path(path)
+    return former if former.exists() and not path.exists() else path
+
+
 def is_interrupted(directory: Path, head: str) -> bool:
     """Whether a save of an artefact with this head is in progress, or was interrupted."""
     return _journal_path(directory, head).exists()

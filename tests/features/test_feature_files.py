@@ -154,3 +154,13 @@ def test_wrong_features_and_damaged_files_raise_different_errors(tmp_path: Path)
         files.record(Feature(2, 4))
     with refuses(CheckpointError, "0.json"):
         read_feature_json(tmp_path, Feature(0, 0))
+
+
+@pytest.mark.parametrize("content", ["mine", "{}", '{"examples_quantiles": []}'])
+def test_a_file_of_another_program_is_not_replaced_by_the_json_of_a_feature(content: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{cantor_pair(RECORDS[0].feature)}.json"
+    path.write_text(content)
+    with refuses(ConfigError, path):
+        write_feature_json(RECORDS, tmp_path)
+    assert [inside.name for inside in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == content
