@@ -75,7 +75,7 @@ def load_report(path: str | Path) -> Report:
     if files.format_of(path) == _RECONSTRUCTION.name:
         reason = _RECONSTRUCTION.read(path).get("reason")
         raise CheckpointError(f"{path} says only how well the transcoder reconstructs. {reason}")
-    content = FORMAT.read(path)
+    content = FORMAT.read(path, finite=True)
     content = {key: value for key, value in content.items() if key not in FORMAT.header()}
     try:
         return Report.from_dict(content)

@@ -52,12 +52,12 @@ class FileFormat:
         """The first keys of a file: the name of the format, and a version, by default the newest."""
         return {"format": self.name, "format_version": self.newest if version is None else version}
 
-    def read(self, path: Path) -> dict[str, Any]:
-        """Read a file of this format.
+    def read(self, path: Path, *, finite: bool = False) -> dict[str, Any]:
+        """Read a file of this format; with ``finite``, it may not hold NaN or Infinity.
 
         Raises CheckpointError if the file is missing, damaged, of another format, or of a version that is not read.
         """
-        content = read_json(path)
+        content = read_json(path, finite=finite)
         if not isinstance(content, dict) or cast(dict[str, Any], content).get("format") != self.name:
             raise CheckpointError(f"{path} does not have the format {self.name!r}; check the path.")
         content = cast(dict[str, Any], content)

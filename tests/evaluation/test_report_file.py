@@ -128,3 +128,13 @@ def test_a_file_with_only_the_reconstruction_is_not_a_report_and_says_why(tmp_pa
     assert is_report(path)
     with refuses(CheckpointError, "There was no language model"):
         load_report(path)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+def test_a_report_with_a_number_that_is_not_finite_is_refused(value: str, measured: Report, tmp_path: Path) -> None:
+    path = save_report(measured, tmp_path).everything
+    content = json.loads(path.read_text())
+    content["layers"][0]["fvu"] = float(value)
+    path.write_text(json.dumps(content))
+    with refuses(CheckpointError, path, value):
+        load_report(path)
