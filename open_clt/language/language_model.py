@@ -16,8 +16,10 @@ It may also use any other hook of the blocks that carries ``d_model`` numbers pe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple, TypeAlias, cast, final
@@ -118,8 +120,10 @@ class LanguageModel:
         self._tokenizer = tokenizer
         # Hooks see every forward pass, from any thread, so a second thread waits until the hooks are removed.
         self._lock = RLock()
-        # Position at which the running pass begins, for its hooks; read and set only while the lock is held.
+        # Position at which the running pass begins, and the shape of its tokens, for its hooks; read and set only
+        # while the lock is held.
         self._start = 0
+        self._shape = torch.Size((0, 0))
 
     def __repr__(self) -> str:
         shape = f"n_layers={self.n_layers}, d_model={self.d_model}"
@@ -209,11 +213,12 @@ class LanguageModel:
         """Run one forward pass on tokens that begin at position ``start``, which ``Positioned`` hooks receive."""
         self._check_length(tokens, start)
         with self._lock:
-            outer_start, self._start = self._start, start  # the function of a hook may run another pass
+            outer = self._start, self._shape  # the function of a hook may run another pass
+            self._start, self._shape = start, tokens.shape
             try:
                 return self.bridge.forward(tokens.to(self.device), **settings)
             finally:
-                self._start = outer_start
+                self._start, self._shape = outer
 
     def capture(
         self,
@@ -279,15 +284,19 @@ class LanguageModel:
         if the model lacks a hook. After the ``with`` the model is exactly as before.
         """
 
-        def adapt(function: HookFunction | Positioned) -> Callable[..., Tensor | None]:
-            if isinstance(function, Positioned):
-                return lambda activation, hook: function.function(activation, self._start)
-            return lambda activation, hook: function(activation)
-
         for name, function in hooks:
             self._check_hook(name, function)
-        with self._lock, self.bridge.hooks(fwd_hooks=[(name, adapt(function)) for name, function in hooks]):
+        adapted = [(name, partial(self._call, function)) for name, function in hooks]
+        edits_norms = any(name.endswith((".hook_scale", ".hook_normalized")) for name, _ in hooks)
+        with self._lock, _quiet() if edits_norms else nullcontext(), self.bridge.hooks(fwd_hooks=adapted):
             yield
+
+    def _call(self, function: HookFunction | Positioned, activation: Tensor, hook: Any) -> Tensor | None:
+        """Call the function of a hook; where a model has joined batch and positions (OPT), it sees them apart."""
+        rows = activation.ndim == 2 and activation.shape[0] == self._shape.numel()
+        seen = activation.view(*self._shape, -1) if rows else activation
+        result = function.function(seen, self._start) if isinstance(function, Positioned) else function(seen)
+        return result.reshape(activation.shape[0], -1) if rows and result is not None else result
 
     def _check_hook(self, name: str, function: HookFunction | Positioned) -> None:
         point = self.bridge.get_hook_point(name)
@@ -328,6 +337,14 @@ def load_language_model(
     source = find_model(str(name))
     loaded = load_model(source, device, dtype)
     return LanguageModel(source.name, loaded.bridge, loaded.tokenizer)
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Hide warnings of TransformerLens that hooks change norms, which is what the hooks are for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"transformer_lens\.model_bridge\.")
+        yield
 
 
 def _as_list(tokens: Tensor | Sequence[int]) -> list[int]:

@@ -23,12 +23,12 @@ from open_clt.short_repr import short_repr
 class FrozenNorm:
     """LayerNorm (``centred``) or RMSNorm with its denominators frozen: ``(x - mean(x)) / scale * weight + bias``."""
 
-    scale: Float[Tensor, "position 1"]
+    scale: Float[Tensor, "*batch position 1"]
     weight: Float[Tensor, "d_model"] | None
     bias: Float[Tensor, "d_model"] | None
     centred: bool
 
-    def forward(self, inputs: Float[Tensor, "position d_model"]) -> Float[Tensor, "position d_model"]:
+    def forward(self, inputs: Float[Tensor, "*batch position d_model"]) -> Float[Tensor, "*batch position d_model"]:
         """Normalise a residual stream with the denominators of the prompt."""
         centred = inputs - inputs.mean(-1, keepdim=True) if self.centred else inputs
         weighted = centred / self.scale if self.weight is None else centred / self.scale * self.weight

@@ -24,12 +24,10 @@ from torch import Tensor
 
 from open_clt.config import InputHook
 from open_clt.errors import LanguageModelError
+from open_clt.language.frozen_hooks import TOLERANCE, read_norm
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_block import FrozenNorm, LinearBlock
 from open_clt.short_repr import short_repr
-
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest allowed deviation from the model's own activations, relative to their norm, by the dtype of the model."""
 
 
 @final
@@ -77,7 +75,6 @@ def read_linear_path(model: LanguageModel, tokens: Int[Tensor, "position"], inpu
     """Run a model once and read its linear path; raises LanguageModelError if the path cannot express the model."""
     names = _hook_names(model, input_hook)
     logits, cache = model.run_with_cache(tokens[None], list(names))
-    # Some architectures (OPT) compute positional embeddings without a batch axis.
     values = {name: (value[0] if value.shape[0] == 1 else value).float() for name, value in cache.items()}
     bridge = model.bridge
     cap = getattr(bridge.cfg, "output_logits_soft_cap", None)
@@ -88,7 +85,7 @@ def read_linear_path(model: LanguageModel, tokens: Int[Tensor, "position"], inpu
         embedding=values["embed.hook_out"],
         positional=values.get("pos_embed.hook_out"),
         blocks=tuple(_read_block(model, layer, values, input_hook) for layer in range(model.n_layers)),
-        final_norm=_read_norm(bridge.ln_final, values["ln_final.hook_scale"]),
+        final_norm=read_norm(bridge.ln_final, values["ln_final.hook_scale"]),
         W_U=bridge.W_U.float(),
         b_U=_optional(bridge.b_U),
         inputs=torch.stack([values[model.hook_name(layer, input_hook)] for layer in range(model.n_layers)]),
@@ -121,7 +118,7 @@ def _read_block(model: LanguageModel, layer: int, values: dict[str, Tensor], inp
 
     def norm(name: str) -> FrozenNorm | None:
         scale = values.get(f"{prefix}.{name}.hook_scale")
-        return None if scale is None else _read_norm(getattr(block, name), scale)
+        return None if scale is None else read_norm(getattr(block, name), scale)
 
     try:
         attention = block.attn
@@ -146,14 +143,6 @@ def _read_block(model: LanguageModel, layer: int, values: dict[str, Tensor], inp
     )
 
 
-def _read_norm(norm: Any, scale: Float[Tensor, "position 1"]) -> FrozenNorm:
-    weight = norm.weight.float()
-    if norm.uses_weight_offset:
-        weight = weight + 1
-    bias = None if norm.uses_rms_norm else _optional(getattr(norm.original_component, "bias", None))
-    return FrozenNorm(scale, weight, bias, centred=not norm.uses_rms_norm)
-
-
 def _optional(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().float()
 
@@ -175,7 +164,7 @@ def _verify(model: LanguageModel, path: LinearPath, streams: list[Tensor]) -> No
 
 def _compare(model: LanguageModel, part: str, computed: Tensor, expected: Tensor) -> None:
     deviation = float((computed - expected).norm() / expected.norm().clamp(min=1e-30))
-    if not deviation <= _TOLERANCE.get(model.dtype, 1e-3):
+    if not deviation <= TOLERANCE.get(model.dtype, 1e-3):
         raise _inexpressible(model, part, f"it deviates from the model's own activations by {deviation:.1e}")
 
 

@@ -64,6 +64,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         bridge = cast(Any, TransformerBridge).boot_transformers(
             source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype, trust_remote_code=False
         )
+    _complete_norms(bridge)
     # The bridge adds parameters (the split queries, keys and values of GPT-2), so all are frozen after it is made.
     bridge.requires_grad_(False)
     _check_bridge(bridge, source.name)
@@ -95,6 +96,16 @@ def _check_tokenizer(tokenizer: Any, name: str) -> None:
         raise LanguageModelError(f"{name!r} has no tokenizer; add its tokenizer.json.")
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise LanguageModelError(f"The tokenizer of {name!r} has neither a BOS nor an EOS token; add one of them.")
+
+
+def _complete_norms(bridge: Any) -> None:
+    """Give norms without weights (OLMo's) the weight one, which readers of norms and TransformerLens's hooks need."""
+    for norm in bridge.modules():
+        original = getattr(norm, "original_component", None)
+        if hasattr(norm, "hook_scale") and original is not None and getattr(original, "weight", None) is None:
+            shape = getattr(original, "normalized_shape", (bridge.cfg.d_model,))
+            device = next(bridge.original_model.parameters()).device
+            original.weight = torch.nn.Parameter(torch.ones(shape, device=device, dtype=torch.float32))
 
 
 def _check_bridge(bridge: Any, name: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from open_clt.errors import ConfigError
-from open_clt.language.frozen_hooks import PATTERN, SCALE
+from open_clt.language.frozen_hooks import PATTERN, SCALE, freezing
 from open_clt.language.language_model import Hook, LanguageModel
 from open_clt.replacement.interventions.intervention import Constrained, Intervention, Iterative, Patching, changes
 from open_clt.replacement.interventions.observation import Observed, recording, running
@@ -69,11 +69,7 @@ def _freezes(model: LanguageModel, patching: Patching, before: Observed) -> list
         freeze_norms = len(_held_layers(model, patching)) == model.n_layers
     choices = ((PATTERN, patching.freeze_attention), (SCALE, freeze_norms))
     endings = tuple(ending for ending, freeze in choices if freeze)
-    return [(name, partial(_constant, value)) for name, value in before.frozen.items() if name.endswith(endings)]
-
-
-def _constant(value: Tensor, _: Tensor) -> Tensor:
-    return value
+    return freezing(model, {name: value for name, value in before.frozen.items() if name.endswith(endings)})
 
 
 def _held_layers(model: LanguageModel, patching: Constrained) -> range:
