@@ -94,6 +94,7 @@ for words in (["train"], ["generate", "--prompt", "The", "--trust-code"], ["gene
 """
 
 
+@pytest.mark.slow
 def test_modules_of_the_working_directory_are_found_last_and_only_if_the_user_trusts_them(tmp_path: Path) -> None:
     for name, content in OWN.items():
         (tmp_path / name).write_text(content)

@@ -159,6 +159,7 @@ def test_names_that_repeat_get_their_parents_names(
     assert list(compared(capsys)) == ["clt", "a-last-t", "b-last-t"]
 
 
+@pytest.mark.slow
 def test_embedded_is_the_name_of_the_transcoder_that_ships(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

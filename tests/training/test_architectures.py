@@ -81,9 +81,9 @@ def planted(seed: int, *, layers: int = 2, tokens: int = 8000) -> tuple[torch.Te
             TanhSparsityConfig(coefficient=1.0, steepness=2.0, warmup=0.3),
         ),
         (TopKConfig(k=3), None),
-        (TopKConfig(k=3, initial_k=10), None),
+        pytest.param(TopKConfig(k=3, initial_k=10), None, marks=pytest.mark.slow),
         (BatchTopKConfig(k=3), None),
-        (BatchTopKConfig(k=3, across_layers=True), None),
+        pytest.param(BatchTopKConfig(k=3, across_layers=True), None, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "kind", "none"),
 )
@@ -99,6 +99,7 @@ def test_planted_directions_are_recovered(nonlinearity: NonlinearityConfig, spar
         assert (write[layer] @ learned.T).max(dim=1).values.mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_the_first_features_of_a_matryoshka_transcoder_reconstruct_on_their_own() -> None:
     """The first half of its features leaves less unexplained than the first half of an ordinary transcoder's."""
     unexplained: dict[tuple[int, ...], float] = {}

@@ -30,6 +30,7 @@ print("kept" if keep else "given back", resource.getrusage(resource.RUSAGE_SELF)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")
+@pytest.mark.slow
 def test_freed_memory_is_used_again_without_new_pages() -> None:
     small_pages = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", FAULTS], env=small_pages, capture_output=True, text=True)

@@ -70,10 +70,11 @@ PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=5
             0.15,
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             small_transcoder(nonlinearity=BatchTopKConfig(k=8, across_layers=True)),
             replace(AUXILIARY, auxiliary=1.0),
             0.2,
+            marks=pytest.mark.slow,
         ),
         (small_transcoder(nonlinearity=ReLUConfig()), PREACTIVATION, 0.15),
     ],
@@ -158,11 +159,11 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
 @pytest.mark.parametrize(
     ("nonlinearity", "sparsity"),
     [
-        (ReLUConfig(), 1.0),
+        pytest.param(ReLUConfig(), 1.0, marks=pytest.mark.slow),
         (JumpReLUConfig(bandwidth=0.5), 1.0),
-        (TopKConfig(k=4), 0.0),
+        pytest.param(TopKConfig(k=4), 0.0, marks=pytest.mark.slow),
         (BatchTopKConfig(k=4), 0.0),
-        (BatchTopKConfig(k=4, across_layers=True), 0.0),
+        pytest.param(BatchTopKConfig(k=4, across_layers=True), 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_every_nonlinearity_learns(nonlinearity: NonlinearityConfig, sparsity: float) -> None:
