@@ -98,3 +98,12 @@ def load_family(family: str, folder: Path) -> LanguageModel:
             parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     return load_language_model(str(write_tokenizer(folder)))
+
+
+def own_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits of the model in a folder, computed by transformers alone."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        return model(tokens).logits

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK
+from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, PARALLEL_INPUT_HOOK
 from open_clt.errors import AttributionError
 from open_clt.finite import check_finite
 from open_clt.graphs.nodes import NodeKind, NodeTable
@@ -188,10 +188,11 @@ def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
             f"The transcoder is a {type(transcoder).__name__}, whose features have no linear edges; give a "
             f"{CrossLayerTranscoder.__name__}."
         )
-    if config.input_hook not in MLP_INPUT_HOOKS or config.target_hook != MLP_OUTPUT_HOOK:
+    hooks = (*MLP_INPUT_HOOKS, PARALLEL_INPUT_HOOK)
+    if config.input_hook not in hooks or config.target_hook != MLP_OUTPUT_HOOK:
         raise AttributionError(
             f"The transcoder reads {config.input_hook!r} and writes {config.target_hook!r}; give a transcoder that "
-            f"reads {' or '.join(map(repr, MLP_INPUT_HOOKS))} and writes {MLP_OUTPUT_HOOK!r}."
+            f"reads {' or '.join(map(repr, hooks))} and writes {MLP_OUTPUT_HOOK!r}."
         )
     return transcoder
 

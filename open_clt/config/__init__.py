@@ -18,6 +18,7 @@ from open_clt.config.training import (
 from open_clt.config.transcoder import (
     MLP_INPUT_HOOKS,
     MLP_OUTPUT_HOOK,
+    PARALLEL_INPUT_HOOK,
     BatchTopKConfig,
     CrossLayerConfig,
     InputHook,
@@ -33,6 +34,7 @@ from open_clt.config.use import ReportConfig, SamplingConfig, SamplingSettings
 __all__ = [
     "MLP_INPUT_HOOKS",
     "MLP_OUTPUT_HOOK",
+    "PARALLEL_INPUT_HOOK",
     "BatchTopKConfig",
     "CheckpointsConfig",
     "CrossLayerConfig",

@@ -24,7 +24,7 @@ from torch import Tensor
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.sources import attributable
 from open_clt.config.json import check_record, to_dict
-from open_clt.errors import AttributionError, ConfigError
+from open_clt.errors import AttributionError, ConfigError, LanguageModelError
 from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.evaluation.measured_on import MeasuredOn, check_same_contexts, measured_on
 from open_clt.language.language_model import LanguageModel
@@ -181,7 +181,7 @@ def _graphs(
     for prompt in prompts:
         try:
             graph = attribute(model, transcoder, prompt, max_feature_nodes=max_feature_nodes)
-        except AttributionError as error:
+        except (AttributionError, LanguageModelError) as error:
             logger.warning("The graph of prompt %r cannot be computed: %s", prompt, error)
             continue
         reports.append(GraphReport(prompt, *graph.scores(), max_feature_nodes))

@@ -16,12 +16,10 @@ from torch import Tensor
 from open_clt.errors import LanguageModelError
 from open_clt.language.language_model import Hook, LanguageModel
 from open_clt.language.linear_block import FrozenNorm
+from open_clt.language.loading import TOLERANCE
 
 PATTERN, SCALE = "attn.hook_pattern", ".hook_scale"
 """Endings of the names of hooks that carry an attention pattern, and of hooks that carry the denominator of a norm."""
-
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest allowed deviation from the model's own activations, relative to their norm, by the dtype of the model."""
 
 
 def frozen_hooks(model: LanguageModel) -> list[str]:

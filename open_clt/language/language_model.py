@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from open_clt.config import MLP_OUTPUT_HOOK, InputHook
+from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, PARALLEL_INPUT_HOOK, InputHook
 from open_clt.errors import LanguageModelError, TextError
 from open_clt.language.loading import check_device, check_dtype, load_model
 from open_clt.language.model_source import find_model
@@ -54,11 +54,6 @@ Hook: TypeAlias = tuple[str, HookFunction | Positioned]
 
 KeyValues: TypeAlias = Any
 """A cache of the library transformers: the keys and values of the tokens that a model has already read."""
-
-_HOOKS = (
-    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "ln2.hook_normalized",
-)  # fmt: skip
-"""The hooks that an error message suggests."""
 
 
 class Captured(NamedTuple):
@@ -272,6 +267,13 @@ class LanguageModel:
             logits = self.logits(tokens)
         return Cached(logits, activations)
 
+    @property
+    def input_hooks(self) -> tuple[str, ...]:
+        """Hooks of this model at the inputs of its MLPs, which encoders can read where a transcoder replaces MLPs."""
+        parallel = bool(getattr(self.bridge.cfg, "parallel_attn_mlp", False))
+        hooks = (PARALLEL_INPUT_HOOK, MLP_INPUT_HOOKS[1]) if parallel else MLP_INPUT_HOOKS
+        return tuple(hook for hook in hooks if self.bridge.get_hook_point(self.hook_name(0, hook)) is not None)
+
     def hook_name(self, layer: int, hook: str) -> str:
         """Return the full name of a hook: ``hook_name(3, "hook_mlp_out")`` is ``"blocks.3.hook_mlp_out"``."""
         return f"blocks.{layer}.{hook}"
@@ -300,6 +302,11 @@ class LanguageModel:
 
     def _check_hook(self, name: str, function: HookFunction | Positioned) -> None:
         point = self.bridge.get_hook_point(name)
+        if point is None and not name.startswith("blocks."):
+            raise LanguageModelError(
+                f"{self.name} has no hook {name!r}, which attribution and interventions read; use another language "
+                "model."
+            )
         if point is None:
             parallel = name.endswith("hook_resid_mid")
             reason = " (its attention and MLP run in parallel, with no residual stream between)" if parallel else ""
@@ -313,8 +320,7 @@ class LanguageModel:
 
     def _suggestion(self) -> str:
         """The end of an error message: hooks of this model at which a transcoder can read and write."""
-        usable = [hook for hook in _HOOKS if self.bridge.get_hook_point(self.hook_name(0, hook)) is not None]
-        return f"use a hook that carries {self.d_model} numbers per token, such as {', '.join(usable)}"
+        return f"encoders can read {' or '.join(self.input_hooks)}, and a transcoder can replace {MLP_OUTPUT_HOOK}"
 
     def _check_length(self, tokens: Tensor, start: int) -> None:
         length = start + tokens.shape[1]

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from open_clt.config import InputHook
 from open_clt.errors import LanguageModelError
-from open_clt.language.frozen_hooks import TOLERANCE, read_norm
+from open_clt.language.frozen_hooks import read_norm
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_block import FrozenNorm, LinearBlock
+from open_clt.language.loading import TOLERANCE
 from open_clt.short_repr import short_repr
 
 
@@ -73,6 +74,11 @@ class LinearPath:
 @torch.no_grad()
 def read_linear_path(model: LanguageModel, tokens: Int[Tensor, "position"], input_hook: InputHook) -> LinearPath:
     """Run a model once and read its linear path; raises LanguageModelError if the path cannot express the model."""
+    if input_hook not in model.input_hooks:
+        raise LanguageModelError(
+            f"{input_hook!r} is not the input of an MLP of {model.name}; attribution needs a transcoder that reads "
+            f"{' or '.join(model.input_hooks)}."
+        )
     names = _hook_names(model, input_hook)
     logits, cache = model.run_with_cache(tokens[None], list(names))
     values = {name: (value[0] if value.shape[0] == 1 else value).float() for name, value in cache.items()}

@@ -19,6 +19,9 @@ from open_clt.memory import is_failed_allocation
 
 logger = logging.getLogger(__name__)
 
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest allowed deviation from the model's own activations, relative to their norm, by the dtype of the model."""
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -60,6 +63,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
                 "'embedded'."
             )
         model.eval().to(device)
+        logits = _few_logits(model)
     with _explained(f"TransformerLens cannot express the language model {source.name!r}"):
         bridge = cast(Any, TransformerBridge).boot_transformers(
             source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype, trust_remote_code=False
@@ -68,7 +72,20 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     # The bridge adds parameters (the split queries, keys and values of GPT-2), so all are frozen after it is made.
     bridge.requires_grad_(False)
     _check_bridge(bridge, source.name)
+    deviation = float((_few_logits(bridge) - logits).norm() / logits.norm().clamp(min=1e-30))
+    if not deviation <= TOLERANCE[dtype]:
+        raise LanguageModelError(
+            f"TransformerLens cannot express the language model {source.name!r}: its logits deviate from the model's "
+            f"own by {deviation:.1e}; use another language model."
+        )
     return LoadedModel(bridge, tokenizer)
+
+
+@torch.no_grad()
+def _few_logits(model: Any) -> torch.Tensor:
+    """The logits of a few tokens, which a model has with and without its bridge."""
+    output = model(torch.arange(8, device=next(model.parameters()).device)[None])
+    return getattr(output, "logits", output).float()
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -148,7 +165,7 @@ def _explained(problem: str) -> Generator[None, None, None]:
             raise ResourceError(
                 f"{problem}: memory is too small; use a smaller model, dtype 'bfloat16', or a machine with more memory."
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200].rstrip(".")
         raise LanguageModelError(
             f"{problem}: {reason}. Check that it is a decoder-only model whose files are complete, or use 'embedded'."
         ) from error

@@ -183,7 +183,7 @@ def test_an_unusable_hook_is_refused_with_the_names_of_usable_ones(
 ) -> None:
     tokens = tiny_gpt2.tokenize(TEXT)[None]
     before = tiny_gpt2.logits(tokens)
-    with refuses(LanguageModelError, named, 32, "hook_resid_post"):
+    with refuses(LanguageModelError, named, "hook_resid_mid", "ln2.hook_normalized", "hook_mlp_out"):
         tiny_gpt2.capture(tokens, hook, "hook_mlp_out")
     assert torch.equal(tiny_gpt2.logits(tokens), before)
     for usable in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "ln2.hook_normalized"):
