@@ -58,7 +58,7 @@ def measured(family: str, folder: Path) -> Row:
         return Row(family, (), _sentence(error, str(folder)), "", "", "")
     tokens = model.tokenize(PROMPT)[None]
     cells = [_exact(_relative(model.logits(tokens), own_logits(folder, tokens)))]
-    transcoders = [transcoder_of(model, hook) for hook in model.input_hooks]
+    transcoders = [transcoder_of(model, hook) for hook in model.input_hooks or ("hook_resid_mid",)]
     for measure in (_replace, _attribute, _patch):
         cells.append(_cell(measure, model, transcoders, str(folder)))
     return Row(family, model.input_hooks, *cells)

@@ -31,6 +31,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Ernie4_5": _HEADS,
     "Exaone4": _GROUPED,
     "Falcon": {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4},
+    "Falcon (ALiBi)": {
+        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "alibi": True,
+        "multi_query": False,
+        "parallel_attn": False,
+    },
     "GPT2": _GPT2,
     "GPTBigCode": _GPT2,
     "GPTJ": {**_GPT2, "rotary_dim": 4},
@@ -65,6 +73,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": CONTEXT_LENGTH,
         "word_embed_proj_dim": 32,
     },
+    "OPT (norms after)": {
+        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "word_embed_proj_dim": 16,
+        "do_layer_norm_before": False,
+    },
     "Olmo": _PLAIN,
     "Olmo2": _GROUPED,
     "OpenAIGPT": _GPT2,
@@ -83,14 +100,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Starcoder2": _GROUPED,
     "XGLM": {"d_model": 32, "num_layers": 3, "attention_heads": 4, "ffn_dim": 48},
 }
-"""Settings of a family's config, by the name of its config in transformers without ``Config``."""
+"""Settings of a family's config, by the name of its config in transformers without ``Config``, and a variant."""
 
 
 def load_family(family: str, folder: Path) -> LanguageModel:
     """Write a tiny random model of a family into a folder, and load it."""
     import transformers
 
-    config = getattr(transformers, f"{family}Config")(**_TOKENS, **FAMILIES[family])
+    config = getattr(transformers, f"{family.split()[0]}Config")(**_TOKENS, **FAMILIES[family])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)

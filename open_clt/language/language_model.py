@@ -269,7 +269,12 @@ class LanguageModel:
 
     @property
     def input_hooks(self) -> tuple[str, ...]:
-        """Hooks of this model at the inputs of its MLPs, which encoders can read where a transcoder replaces MLPs."""
+        """Hooks of this model at the inputs of its MLPs, which encoders can read where a transcoder replaces MLPs.
+
+        There are none if norms come after the MLP and none comes before the unembedding (GPT-1).
+        """
+        if self.bridge.get_hook_point("ln_final.hook_in") is None:
+            return ()
         parallel = bool(getattr(self.bridge.cfg, "parallel_attn_mlp", False))
         hooks = (PARALLEL_INPUT_HOOK, MLP_INPUT_HOOKS[1]) if parallel else MLP_INPUT_HOOKS
         return tuple(hook for hook in hooks if self.bridge.get_hook_point(self.hook_name(0, hook)) is not None)
@@ -320,6 +325,8 @@ class LanguageModel:
 
     def _suggestion(self) -> str:
         """The end of an error message: hooks of this model at which a transcoder can read and write."""
+        if not self.input_hooks:
+            return "use another language model"
         return f"encoders can read {' or '.join(self.input_hooks)}, and a transcoder can replace {MLP_OUTPUT_HOOK}"
 
     def _check_length(self, tokens: Tensor, start: int) -> None:

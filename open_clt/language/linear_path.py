@@ -74,7 +74,7 @@ class LinearPath:
 @torch.no_grad()
 def read_linear_path(model: LanguageModel, tokens: Int[Tensor, "position"], input_hook: InputHook) -> LinearPath:
     """Run a model once and read its linear path; raises LanguageModelError if the path cannot express the model."""
-    if input_hook not in model.input_hooks:
+    if model.input_hooks and input_hook not in model.input_hooks:
         raise LanguageModelError(
             f"{input_hook!r} is not the input of an MLP of {model.name}; attribution needs a transcoder that reads "
             f"{' or '.join(model.input_hooks)}."

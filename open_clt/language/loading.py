@@ -63,7 +63,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
                 "'embedded'."
             )
         model.eval().to(device)
-        logits = _few_logits(model)
+        logits = _few_logits(model, model.config)
     with _explained(f"TransformerLens cannot express the language model {source.name!r}"):
         bridge = cast(Any, TransformerBridge).boot_transformers(
             source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype, trust_remote_code=False
@@ -72,20 +72,27 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     # The bridge adds parameters (the split queries, keys and values of GPT-2), so all are frozen after it is made.
     bridge.requires_grad_(False)
     _check_bridge(bridge, source.name)
-    deviation = float((_few_logits(bridge) - logits).norm() / logits.norm().clamp(min=1e-30))
-    if not deviation <= TOLERANCE[dtype]:
-        raise LanguageModelError(
-            f"TransformerLens cannot express the language model {source.name!r}: its logits deviate from the model's "
-            f"own by {deviation:.1e}; use another language model."
-        )
+    _check_logits(_few_logits(bridge, model.config), logits, source.name, dtype)
     return LoadedModel(bridge, tokenizer)
 
 
 @torch.no_grad()
-def _few_logits(model: Any) -> torch.Tensor:
-    """The logits of a few tokens, which a model has with and without its bridge."""
-    output = model(torch.arange(8, device=next(model.parameters()).device)[None])
+def _few_logits(model: Any, config: Any) -> torch.Tensor:
+    """The logits of a few tokens, which a model must have with and without its bridge."""
+    length = min(8, getattr(config, "max_position_embeddings", None) or 8)
+    tokens = torch.arange(length, device=next(model.parameters()).device) % config.get_text_config().vocab_size
+    output = model(tokens[None])
     return getattr(output, "logits", output).float()
+
+
+def _check_logits(bridged: torch.Tensor, own: torch.Tensor, name: str, dtype: torch.dtype) -> None:
+    # Logits that are not finite are found where they are used.
+    deviation = float((bridged - own).norm() / own.norm().clamp(min=1e-30))
+    if deviation > TOLERANCE[dtype]:
+        raise LanguageModelError(
+            f"TransformerLens cannot express the language model {name!r}: its logits deviate from the model's own by "
+            f"{deviation:.1e}; use another language model."
+        )
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from open_clt.attribution.attribute import attribute
 from open_clt.errors import AttributionError, LanguageModelError
-from open_clt.language.language_model import LanguageModel
+from open_clt.language import loading
+from open_clt.language.language_model import LanguageModel, load_language_model
 from tests.measured_families import Row, measured, read_table, transcoder_of
 from tests.model_families import FAMILIES, load_family
 from tests.refusals import refuses
@@ -47,3 +49,17 @@ def test_attribution_refuses_hooks_that_are_not_the_input_of_an_mlp(tiny_gpt2: L
         attribute(model, transcoder_of(model, "hook_resid_pre"), "The cat")
     with refuses(AttributionError, "hook_attn_out"):
         attribute(model, transcoder_of(model, "hook_attn_out"), "The cat")
+
+
+def test_a_model_whose_bridge_changes_its_logits_is_refused(
+    tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete_norms = loading._complete_norms
+
+    def change_a_weight(bridge: Any) -> None:
+        complete_norms(bridge)
+        bridge.ln_final.weight.data *= 1.1
+
+    monkeypatch.setattr(loading, "_complete_norms", change_a_weight)
+    with refuses(LanguageModelError, str(tiny_gpt2_folder)):
+        load_language_model(str(tiny_gpt2_folder))
