@@ -202,7 +202,7 @@ class AttributionGraph:
         row_sum = zeros.index_add(0, self.edges.target, weight) + self.nodes.omitted_sum
         scale = zeros.index_add(0, self.edges.target, weight.abs()) + self.nodes.omitted
         residual = (row_sum - self.nodes.total.double()).abs()
-        by_row = (residual / scale.clamp(min=1e-30)).where(has_row, zeros)
+        by_row = (residual / scale.clamp(min=1e-30)).clamp(max=1e30).where(has_row, zeros)
         check_finite(by_row, "The graph's relative residual", axes=("row",), error=AttributionError)
         by_total = (residual / self.nodes.total.abs().maximum(1e-3 * scale).clamp(min=1e-30)).where(has_row, zeros)
         return Completeness(float(by_row.max()), float(by_total.max()), int(by_row.argmax()))

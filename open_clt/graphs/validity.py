@@ -25,11 +25,14 @@ def problem(nodes: NodeTable, edges: Edges, info: GraphInfo) -> str | None:
     """What is wrong with the tables of a graph, as the end of a sentence; None if they fit together."""
     columns = {f"nodes.{entry.name}": getattr(nodes, entry.name) for entry in fields(nodes)}
     columns |= {f"edges.{name}": column for name, column in edges._asdict().items()}
-    problems = (*_problems_of_types(columns), *_problems_of_info(nodes, info)) or (
-        *_problems_of_ranges(nodes, edges, info),
-        *_problems_of_numbers(columns),
+    return (  # each step relies on the steps before it
+        next(_problems_of_types(columns), None)
+        or next(_problems_of_info(nodes, info), None)
+        or next(_problems_of_ranges(nodes, edges, info), None)
+        or next(_problems_of_numbers(columns), None)
+        or _problem_of_totals(nodes, edges)
+        or _problem_of_order(nodes, edges)
     )
-    return next(iter(problems), None) or _problem_of_totals(nodes, edges) or _problem_of_order(nodes, edges)
 
 
 def _problems_of_types(columns: dict[str, Tensor]) -> Iterator[str]:
