@@ -185,7 +185,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str | TextError]:
             if column not in file.schema_arrow.names:
                 raise TextError(f"{path} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}.")
             with _as_text_errors():
-                files.check_row_groups(file.metadata, column, path)
+                files.check_row_groups(file.metadata, path)
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
                 for row in batch.to_pylist():
                     number += 1

@@ -32,7 +32,7 @@ LARGEST_FEATURE = 2**26
 LARGEST_HEADER = 2**24
 """Largest number of bytes of the header of a safetensors file; it bounds the number of tensors."""
 LARGEST_ROW_GROUP = 2**33
-"""Largest number of bytes of one column in a row group of a Parquet file, after it is unpacked."""
+"""Largest number of bytes of a row group of a Parquet file, after it is unpacked."""
 
 _CHUNK = 2**20
 """Number of bytes that are read at once."""
@@ -68,13 +68,14 @@ def check_values(content: str | bytes, marks: str) -> None:
         raise ValueError(f"it holds more than {MOST_VALUES:,} values")
 
 
-def check_row_groups(metadata: Any, column: str, path: Path) -> None:
-    """Raise CheckpointError if a column of a Parquet file is too large; ``metadata`` is that of pyarrow."""
+def check_row_groups(metadata: Any, path: Path) -> None:
+    """Raise CheckpointError if a row group of a Parquet file is too large; ``metadata`` is that of pyarrow.
+
+    The columns of a row group are not asked for their sizes: on damaged metadata, pyarrow ends the process there.
+    """
     for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for part in map(row_group.column, range(row_group.num_columns)):
-            if part.path_in_schema == column and part.total_uncompressed_size > LARGEST_ROW_GROUP:
-                raise too_large(f"Row group {group} of {path}", LARGEST_ROW_GROUP)
+        if metadata.row_group(group).total_byte_size > LARGEST_ROW_GROUP:
+            raise too_large(f"Row group {group} of {path}", LARGEST_ROW_GROUP)
 
 
 def unpacked(content: bytes, packing: str, name: object, limit: int) -> bytes:
