@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, ResourceError
+from open_clt.finite import check_finite
 from open_clt.language.model_source import ModelSource
 from open_clt.memory import is_failed_allocation
 
@@ -63,7 +64,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
                 "'embedded'."
             )
         model.eval().to(device)
-        logits = _few_logits(model, model.config)
+        logits = _check_numbers(model, source.name)
     with _explained(f"TransformerLens cannot express the language model {source.name!r}"):
         bridge = cast(Any, TransformerBridge).boot_transformers(
             source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype, trust_remote_code=False
@@ -76,6 +77,15 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     return LoadedModel(bridge, tokenizer)
 
 
+def _check_numbers(model: Any, name: str) -> torch.Tensor:
+    """Return a few logits of a model; raises LanguageModelError if they, or its weights, are not finite."""
+    for weight, values in model.named_parameters():
+        check_finite(values, f"The weight {weight} of {name!r}", error=LanguageModelError)
+    logits = _few_logits(model, model.config)
+    check_finite(logits, f"The logits of {name!r}", error=LanguageModelError, advice="its weights may be too large")
+    return logits
+
+
 @torch.no_grad()
 def _few_logits(model: Any, config: Any) -> torch.Tensor:
     """The logits of a few tokens, which a model must have with and without its bridge."""
@@ -86,7 +96,6 @@ def _few_logits(model: Any, config: Any) -> torch.Tensor:
 
 
 def _check_logits(bridged: torch.Tensor, own: torch.Tensor, name: str, dtype: torch.dtype) -> None:
-    # Logits that are not finite are found where they are used.
     deviation = float((bridged - own).norm() / own.norm().clamp(min=1e-30))
     if deviation > TOLERANCE[dtype]:
         raise LanguageModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from open_clt.errors import ConfigError, LanguageModelError, TextError
 from open_clt.language.language_model import LanguageModel, Positioned, load_language_model
@@ -292,3 +294,19 @@ def test_a_pretrained_model_knows_paris(real_model_folder: Path) -> None:
     assert captured.inputs.shape == captured.targets.shape == (1, len(tokens), model.n_layers, model.d_model)
     assert captured.logits is not None
     assert model.decode(captured.logits[0, -1].argmax()[None]) == " Paris"
+
+
+def test_weights_that_are_not_finite_are_named_when_a_model_is_loaded(tiny_gpt2_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_gpt2_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = "transformer.h.1.mlp.c_fc.weight"
+    for value in (torch.nan, torch.inf):
+        weights[name][2, 3] = value
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        with refuses(LanguageModelError, name, str(folder), value, [2, 3]):
+            load_language_model(str(folder))
+    weights[name].fill_(1e38)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with refuses(LanguageModelError, "logits", str(folder)):
+        load_language_model(str(folder))
