@@ -46,9 +46,13 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _whole(value: Any) -> bool:
-    """Whether a limit is the share 1.0; the integer 1 means one batch."""
-    return isinstance(value, float) and value == 1.0
+def _never(value: Any) -> bool:
+    """Accept no value.
+
+    A limit of all batches is refused too: jsonargparse can read the text 1, which means one batch, as the share 1.0,
+    because Python's typing confuses ``int | float`` with ``float | int``.
+    """
+    return False
 
 
 def _duration(value: Any) -> bool:
@@ -66,7 +70,7 @@ class _Rule(NamedTuple):
     advice: str
 
 
-_NO_LIMIT = "a run takes all its batches; set max_steps to take fewer"
+_NO_LIMIT = "a run takes all its batches; remove this setting, and set max_steps to take fewer"
 _NO_TESTS = "a training run neither tests nor predicts; remove this setting"
 _RULES: dict[str, _Rule] = {
     "fast_dev_run": _Rule(
@@ -74,10 +78,10 @@ _RULES: dict[str, _Rule] = {
         "it would save a transcoder of a few steps that looks like any other; set max_steps to 3 and a new output "
         "directory to try settings out",
     ),
-    "limit_train_batches": _Rule(_whole, _NO_LIMIT),
+    "limit_train_batches": _Rule(_never, _NO_LIMIT),
     "overfit_batches": _Rule(lambda value: _number(value) and value == 0, _NO_LIMIT),
-    "limit_test_batches": _Rule(_whole, _NO_TESTS),
-    "limit_predict_batches": _Rule(_whole, _NO_TESTS),
+    "limit_test_batches": _Rule(_never, _NO_TESTS),
+    "limit_predict_batches": _Rule(_never, _NO_TESTS),
     "accumulate_grad_batches": _Rule(_count, "it must be an integer of at least 1"),
     "log_every_n_steps": _Rule(_count, "it must be an integer of at least 1"),
     "gradient_clip_val": _Rule(lambda value: _number(value) and value >= 0, "it must be at least 0; 0 does not clip"),
@@ -92,7 +96,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "val_check_interval": _Rule(_count, "it must be a number of batches, of at least 1"),
     "check_val_every_n_epoch": _Rule(
-        lambda value: False, "all epochs of a run are one for Lightning, so set val_check_interval instead"
+        _never, "all epochs of a run are one for Lightning, so set val_check_interval instead"
     ),
     "reload_dataloaders_every_n_epochs": _Rule(
         lambda value: value == 0, "all epochs of a run are one for Lightning; remove this setting"

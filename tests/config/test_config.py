@@ -31,6 +31,7 @@ from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
 from open_clt.graphs.info import GraphInfo, GraphSettings, PruningSettings
 from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDifference, SalientLogits, TokenLogits
+from open_clt.replacement.interventions.intervention import Intervention
 from tests.refusals import refuses
 
 SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
@@ -84,6 +85,7 @@ NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
     LogitDifference: {"positive": 1, "negative": 2},
     FeaturePreactivation: {"layer": 0, "feature": 1},
     Direction: {"vector": torch.ones(2)},
+    Intervention: {"layer": 0, "position": 1, "feature": 2, "value": 0.0},
     GraphInfo: {
         "model": "m", "transcoder": None, "prompt": "a", "tokens": (1,), "token_strings": ("a",), "target_names": (),
         "n_layers": 1, "n_active_features": 0, "compatible": False,

@@ -24,6 +24,7 @@ def run(trainer: dict[str, Any]) -> TrainingResult:
     ("name", "value"),
     [
         ("limit_train_batches", 1),
+        ("limit_train_batches", 1.0),
         ("limit_train_batches", 0.5),
         ("limit_test_batches", 3),
         ("limit_predict_batches", 3),

@@ -232,7 +232,7 @@ WRONG_ARGUMENTS = {
         (["--trainer.precision", "bf16-true"], ConfigError, ["trainer.precision", "'bf16-true'", "'bf16-mixed'"]),
         (["--trainer.precision", "16-true"], ConfigError, ["trainer.precision", "'16-true'"]),
         (["--trainer.fast_dev_run", "1"], ConfigError, ["trainer.fast_dev_run"]),
-        (["--trainer.limit_train_batches", "1"], ConfigError, ["trainer.limit_train_batches", 1]),
+        (["--trainer.limit_train_batches", "1"], ConfigError, ["trainer.limit_train_batches"]),
         (["--trainer.accumulate_grad_batches", "0"], ConfigError, ["trainer.accumulate_grad_batches", 0]),
         (["--trainer.gradient_clip_val=-1"], ConfigError, ["trainer.gradient_clip_val", -1]),
         (["--trainer.max_steps", "0"], ConfigError, ["trainer.max_steps", 0]),
