@@ -40,6 +40,7 @@ from open_clt.visualization.style import (
     DIVERGING,
     INK,
     Array,
+    NotebookFigure,
     add_layer_key,
     drawing,
     figure_of,
@@ -291,7 +292,8 @@ def visualize_training_curves(
         )
     with styled(save_path):
         if axes is None:
-            panels: list[Axes] = list(Figure(figsize=(7.2, 4.4), layout="constrained").subplots(2, 2, sharex=True).flat)
+            figure = NotebookFigure(figsize=(7.2, 4.4), layout="constrained")
+            panels: list[Axes] = list(figure.subplots(2, 2, sharex=True).flat)
         else:
             panels = list(axes)
         figure = figure_of(panels[0])

@@ -15,7 +15,7 @@ from open_clt.errors import ConfigError
 from open_clt.evaluation.report import NORM_QUANTILES, Report
 from open_clt.replacement.comparison import LogitComparison
 from open_clt.transcoders.metrics import DENSITY_EDGES
-from open_clt.visualization.style import BLUE, GREY, VERMILLION, save, styled
+from open_clt.visualization.style import BLUE, GREY, VERMILLION, NotebookFigure, save, styled
 
 _MARKERS = "osD^vP*X"
 
@@ -23,7 +23,7 @@ _MARKERS = "osD^vP*X"
 def visualize_report(report: Report, *, title: str | None = None, save_path: str | Path | None = None) -> Figure:
     """Draw the report of one transcoder in six panels: FVU, L0, density, decoder norms, cross-entropy and graphs."""
     with styled(save_path):
-        figure = Figure(figsize=(10, 5.6), layout="constrained")
+        figure = NotebookFigure(figsize=(10, 5.6), layout="constrained")
         panels = figure.subplots(2, 3).flat
         figure.suptitle(title or report.name, ha="left", x=0.01, fontsize=9.5, parse_math=False)
         _per_layer(next(panels), "FVU", report.evaluation.reconstruction.fvu_per_layer, share=True)
@@ -45,7 +45,7 @@ def visualize_comparison(reports: Sequence[Report], *, save_path: str | Path | N
     if not reports:
         raise ConfigError("reports is empty; give at least one report.")
     with styled(save_path):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        figure = NotebookFigure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
         sparsity = [report.evaluation.reconstruction.l0 for report in reports]

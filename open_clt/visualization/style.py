@@ -1,11 +1,12 @@
-"""The style of all figures: fonts, colours that colour-blind readers can tell apart, and how a figure is saved."""
+"""The style of all figures: fonts, colours for colour-blind readers, and how a figure is shown and saved."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, final
 
 import matplotlib as mpl
 import numpy as np
@@ -30,6 +31,8 @@ DIVERGING = "RdBu"
 """Colour map for signed values: red is negative and blue is positive, as in attribution graphs."""
 
 _SUFFIXES = (".png", ".svg", ".pdf")
+_SHOWN_DPI = 96
+"""Number of pixels of a notebook per inch of a figure, as in CSS."""
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -56,6 +59,19 @@ _STYLE: dict[str, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "open-clt",
 }
+
+
+@final
+class NotebookFigure(Figure):
+    """A figure that a notebook shows as a picture, whether or not pyplot is used."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """The picture and its size in pixels; it has more pixels than are shown, so that letters are sharp."""
+        png = BytesIO()
+        with mpl.rc_context(cast(Any, _STYLE)):
+            self.savefig(png, format="png", dpi=2 * _SHOWN_DPI)
+        width, height = self.get_size_inches()
+        return png.getvalue(), {"width": round(width * _SHOWN_DPI), "height": round(height * _SHOWN_DPI)}
 
 
 def numbers(values: Array) -> npt.NDArray[Any]:
@@ -105,7 +121,7 @@ def drawing(ax: Axes | None, size: tuple[float, float], save_path: str | Path | 
     """Yield ``ax``, or the axes of a new figure of ``size`` inches; at the end, save the figure if a path is given."""
     with styled(save_path):
         if ax is None:
-            ax = Figure(figsize=size, layout="constrained").add_subplot()
+            ax = NotebookFigure(figsize=size, layout="constrained").add_subplot()
         yield ax
         save(figure_of(ax), save_path)
 

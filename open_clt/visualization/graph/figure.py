@@ -34,7 +34,7 @@ from open_clt.visualization.graph.ink import (
 from open_clt.visualization.graph.layout import Item, Output, Page, PlacedGraph, Size, place
 from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
 from open_clt.visualization.labels import text_size, token_label
-from open_clt.visualization.style import figure_of, save, styled
+from open_clt.visualization.style import NotebookFigure, figure_of, save, styled
 
 
 def visualize_attribution_graph(
@@ -62,7 +62,7 @@ def visualize_attribution_graph(
         if ax is None:
             placed = _layout(picture, Page())
             size = placed.width + borders[0], placed.height + borders[1]
-            ax = Figure(figsize=(size[0] / 72, size[1] / 72)).add_axes((0, 0, 1, 1))
+            ax = NotebookFigure(figsize=(size[0] / 72, size[1] / 72)).add_axes((0, 0, 1, 1))
         else:
             box = ax.get_window_extent()
             size = box.width / figure_of(ax).dpi * 72, box.height / figure_of(ax).dpi * 72
