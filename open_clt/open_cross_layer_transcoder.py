@@ -83,8 +83,9 @@ class OpenCrossLayerTranscoder:
         self._trained = False
 
     def __repr__(self) -> str:
+        transcoder = f"<{type(self.transcoder).__name__} of {self.transcoder.config.n_features} features per layer>"
         trained = "" if self._trained else ", untrained"
-        return f"{type(self).__name__}({self.language_model!r}, {self.transcoder!r}{trained})"
+        return f"{type(self).__name__}({self.language_model!r}, {transcoder}{trained})"
 
     @classmethod
     def from_pretrained(cls, name: str = "embedded", device: str = "cpu") -> OpenCrossLayerTranscoder:

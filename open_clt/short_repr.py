@@ -11,14 +11,24 @@ from torch import Tensor, nn
 _MOST_ITEMS = 5
 """Largest number of items of a sequence or mapping that are printed."""
 _LONGEST = 100
-"""Largest number of characters of one value."""
+"""Largest number of characters of a text."""
+_LONGEST_RECORD = 360
+"""Largest number of characters of all fields of a record."""
 
 
 def short_repr(self: Any) -> str:
     """The name of a record and its fields; a class of records uses it as ``__repr__ = short_repr``."""
     names = [field.name for field in fields(self) if field.repr] if is_dataclass(self) else self._fields
-    values = ", ".join(f"{name}={_short(getattr(self, name))}" for name in names)
-    return f"{type(self).__name__}({values})"
+    values = [f"{name}={_short(getattr(self, name))}" for name in names]
+    return f"{type(self).__name__}({', '.join(_fitting(values))})"
+
+
+def _fitting(values: list[str]) -> list[str]:
+    """Cut the longest values, all to one length, so that the values of a record fit into its line."""
+    longest = _LONGEST_RECORD - 2 * len(values)
+    while sum(min(len(value), longest) for value in values) + 2 * len(values) > _LONGEST_RECORD:
+        longest -= 1
+    return [value if len(value) <= longest else f"{value[: longest - 3]}..." for value in values]
 
 
 def _short(value: Any) -> str:
@@ -44,4 +54,5 @@ def _short(value: Any) -> str:
 
 def _listed(items: list[str], total: int, brackets: str) -> str:
     rest = [f"... {total} in total"] if total > len(items) else []
-    return f"{brackets[0]}{', '.join(items + rest)}{brackets[1]}"
+    comma = "," if brackets == "()" and total == 1 else ""
+    return f"{brackets[0]}{', '.join(items + rest)}{comma}{brackets[1]}"

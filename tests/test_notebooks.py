@@ -21,3 +21,18 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
         resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute()
+
+
+CELLS = """
+from open_clt import OpenCrossLayerTranscoder
+clt = OpenCrossLayerTranscoder.from_pretrained("embedded")
+clt.visualize_feature_activations("The capital of France is")
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_a_picture_and_no_advice_of_libraries() -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELLS)])
+    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=280).execute()
+    (shown,) = notebook.cells[0].outputs  # and nothing on standard error
+    assert "image/png" in shown["data"]

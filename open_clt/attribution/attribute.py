@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -23,8 +22,6 @@ from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Int
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from open_clt.attribution.budget import MEMORY_WAYS, Explored, explore
@@ -41,6 +38,7 @@ from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
 from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.memory import memory_errors
+from open_clt.progress import progress_bar
 from open_clt.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
@@ -131,23 +129,11 @@ def attribute_all(
     for index, prompt in enumerate(prompts):
         with _naming_prompt(prompts, index):
             _tokens(model, prompt)
-    with _progress_bar(shown=progress and len(prompts) > 1) as bar:
+    with progress_bar("attributing", shown=progress and len(prompts) > 1, transient=True) as bar:
         for index, prompt in enumerate(bar.track(prompts)):
             with _naming_prompt(prompts, index):
                 graph = attribute(model, transcoder, prompt, **settings)
             yield graph
-
-
-def _progress_bar(*, shown: bool) -> Progress:
-    """A progress bar on standard error.
-
-    If standard output is a terminal too, text that is printed meanwhile appears above the bar.
-    """
-    console = Console(stderr=True)
-    columns = (TextColumn("attributing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    visible = shown and (console.is_terminal or console.is_jupyter)
-    redirect = sys.stdout.isatty()
-    return Progress(*columns, console=console, transient=True, disable=not visible, redirect_stdout=redirect)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from open_clt.data.dataset_card import check_card
 from open_clt.errors import CheckpointError, TextError
 from open_clt.language.language_model import is_text
 from open_clt.language.model_source import answers
+from open_clt.progress import without_widget_advice
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def dataset_texts(
     With ``streaming``, rows are downloaded as they are needed. At most ``bad_rows`` rows without a text are skipped.
     Raises TextError if the data set cannot be reached, lacks the subset, split or column, or has more bad rows.
     """
+    without_widget_advice()
     import datasets
     from huggingface_hub import constants
 

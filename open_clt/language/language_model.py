@@ -33,6 +33,7 @@ from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, PARALLEL_INPUT_HOO
 from open_clt.errors import LanguageModelError, TextError
 from open_clt.language.loading import check_device, check_dtype, load_model
 from open_clt.language.model_source import find_model
+from open_clt.progress import without_widget_advice
 from open_clt.short_repr import short_repr
 
 HookFunction: TypeAlias = Callable[[Tensor], Tensor | None]
@@ -347,6 +348,7 @@ def load_language_model(
     used.
     """
     device, dtype = check_device(device), check_dtype(dtype)
+    without_widget_advice()
     source = find_model(str(name))
     loaded = load_model(source, device, dtype)
     return LanguageModel(source.name, loaded.bridge, loaded.tokenizer)

@@ -7,7 +7,7 @@ of many kinds; here each becomes one sentence that says what is wrong with the m
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -149,16 +149,24 @@ def _check_bridge(bridge: Any, name: str) -> None:
         raise LanguageModelError(f"{name!r} is not a decoder-only model with MLP blocks; use a model that is.")
 
 
+def _without_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+    return items
+
+
 @contextmanager
 def _no_loading_bar() -> Generator[None, None, None]:
-    """Hide the progress bar that transformers shows while it reads weights."""
+    """Hide the progress bars that transformers shows while it reads weights."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging as transformers_logging
 
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    gguf_bar = cast(Any, gguf_reader).tqdm
+    cast(Any, gguf_reader).tqdm = _without_bar  # this bar has no switch
     try:
         yield
     finally:
+        cast(Any, gguf_reader).tqdm = gguf_bar
         if was_enabled:
             transformers_logging.enable_progress_bar()
 

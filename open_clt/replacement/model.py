@@ -137,6 +137,10 @@ class ReplacementModel:
         self.layers = _layers(self.model, layers)
         self.error_correction = error_correction
 
+    def __repr__(self) -> str:
+        transcoder = f"<{type(self.transcoder).__name__} of {self.transcoder.config.n_features} features per layer>"
+        return f"{type(self).__name__}({self.model!r}, {transcoder}, {len(self.layers)} layers replaced)"
+
     @property
     def sources(self) -> list[int]:
         """Layers whose features write to at least one MLP output that is replaced."""

@@ -9,10 +9,11 @@ from typing import Any, cast, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from open_clt import files
 from open_clt.errors import ConfigError
+from open_clt.progress import progress_bar
 from open_clt.training.checkpoint_io import LOWEST_FVU
 from open_clt.training.data import ActivationDataModule, refuse_other_settings
 from open_clt.training.step.module import StepMetrics, TranscoderModule
@@ -27,19 +28,13 @@ class ProgressBar(Callback):
     """A progress bar in one line: steps, time, loss, FVU, L0, and the share of dead features."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-        )
+        self._progress = progress_bar("training", TextColumn("{task.fields[metrics]}"))
         self._every = 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar; in a resumed run it starts at the step of the checkpoint."""
         self._every = max(1, trainer.max_steps // 1000)
+        self._progress.disable |= not trainer.is_global_zero
         task = self._progress.add_task("", total=trainer.max_steps, completed=trainer.global_step, metrics="")
         self._task = task
         self._progress.start()
@@ -48,7 +43,7 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update the bar; the numbers are copied from the device only when they are shown."""
-        latest = cast(TranscoderModule, pl_module).latest
+        latest = None if self._progress.disable else cast(TranscoderModule, pl_module).latest
         if latest is not None and (trainer.global_step % self._every == 0 or trainer.global_step == trainer.max_steps):
             self._progress.update(self._task, completed=trainer.global_step, metrics=_metrics_line(latest))
 

@@ -141,10 +141,11 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_gguf_file_gives_the_model_that_it_was_written_from(
-    tiny_llama: LanguageModel, tiny_llama_folder: Path, tmp_path: Path
+    tiny_llama: LanguageModel, tiny_llama_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("gguf")
     model = load_language_model(write_gguf(tmp_path / "tiny.gguf", tiny_llama_folder))
+    assert capfd.readouterr() == ("", "")
     tokens = tiny_llama.tokenize("The cat sat on the mat")
     assert model.tokenize("The cat sat on the mat").tolist() == tokens.tolist()
     assert (model.bos_token_id, model.eos_token_id, model.context_length) == (0, 0, 64)

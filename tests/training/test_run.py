@@ -204,9 +204,14 @@ def test_a_run_pickles_nothing_and_writes_to_its_output_directory_only(
     assert printed.out == printed.err == ""
 
 
-def test_progress_shows_loss_fvu_l0_and_dead_share(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_loss_fvu_l0_and_dead_share(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat standard error as a terminal
     train_on_activations(relu_mlps(300), small_transcoder(), quick_training())
-    output = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    output = " ".join(printed.err.split())
     for name in ("loss", "FVU", "L0", "dead"):
         assert name in output
 
