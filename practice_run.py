@@ -12,10 +12,10 @@ The run saves its results in one folder: figures, ``metrics.json``, ``comparison
 
 from __future__ import annotations
 
-from open_clt.program import Stopped, end_on_signals, run_program
+from open_clt.interrupts import end_on_signals
 
 if __name__ == "__main__":
-    end_on_signals("practice_run")  # before the imports of large libraries, which take seconds
+    end_on_signals("practice_run")
 
 import argparse
 import logging
@@ -46,6 +46,7 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.program import Stopped, run_program
 from open_clt.replacement.comparison import Comparison
 from open_clt.training.memory import keep_freed_memory
 from open_clt.training.result import TrainingResult

@@ -10,9 +10,11 @@ is fast: it imports neither torch nor a library of language models.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # the module typing takes longer to import than all others that a program needs at its start
 if TYPE_CHECKING:
+    from typing import Any
+
     from open_clt.attribution.attribute import attribute, attribute_all
     from open_clt.config import CrossLayerConfig, MoltConfig, TrainingConfig, TranscoderConfig
     from open_clt.errors import OpenCLTError

@@ -1,12 +1,16 @@
-"""The entry point of ``python -m open_clt``, which does the same as the command ``open-clt``."""
+"""The program ``open-clt``, which is also ``python -m open_clt``; only programs import this module."""
 
+import os
 import sys
-from pathlib import Path
 
-from open_clt.cli import main
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:  # noqa: PTH109
+    del sys.path[0]  # `python -m` puts the working directory first, where a file could hide a module
+
+from open_clt.interrupts import end_on_signals
+
+end_on_signals("open-clt")
+
+from open_clt.cli import main  # noqa: E402, because signals during this import are handled
 
 if __name__ == "__main__":
-    # `python -m` puts the working directory first, where a file could hide an installed package.
-    if not sys.flags.safe_path and sys.path[:1] == [str(Path.cwd())]:
-        del sys.path[0]
     raise SystemExit(main())

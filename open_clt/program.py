@@ -5,7 +5,8 @@
     status 128 + N    signal N ended the program: 130 after Ctrl-C, 143 after SIGTERM, 141 after a closed output
 
 ``run_program`` handles signals while a program runs. The first signal raises ``Stopped``, so that files and locks are
-released; the next one ends the process at once. ``open_clt.files`` keeps saved files whole in both cases.
+released; the next one ends the process at once, and so does the first one during an import, where libraries discard
+exceptions or crash. ``open_clt.files`` keeps saved files whole in all cases.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from open_clt.errors import OpenCLTError, one_line
+from open_clt.interrupts import NAMES
 from open_clt.memory import failed_request, is_failed_allocation
 
-_NAMES: dict[int, str] = {signal.SIGINT: "Interrupted (Ctrl-C)", signal.SIGTERM: "Terminated (SIGTERM)"}
 _WAYS_OUT = "use shorter texts, smaller batches or fewer features, or a machine with more memory"
 _SIGPIPE = 13
 """Number of the signal of a closed output, which Windows does not name."""
@@ -54,14 +55,6 @@ def run_program(name: str, program: Callable[[], int], *, ends_process: bool = F
                 raise
             return ended
         return status
-
-
-def end_on_signals(name: str) -> None:
-    """Make signals end this process at once, with a line on stderr: for the imports before ``run_program``."""
-    handlers = _Handlers(name)
-    for number in _NAMES:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handlers.stop_at_once)
 
 
 def _flush_output() -> None:
@@ -100,7 +93,7 @@ def _ended(name: str, error: BaseException, received: int | None) -> int | None:
 
 def _end(name: str, stopped: Stopped) -> int:
     """Print the line of a program that a signal ended, and return the exit status."""
-    _say(name, f"{_NAMES[stopped.number]}. {stopped.advice}")
+    _say(name, f"{NAMES[stopped.number]}. {stopped.advice}")
     return 128 + stopped.number
 
 
@@ -109,6 +102,15 @@ def _say(name: str, message: str) -> None:
     with suppress(OSError):
         sys.stderr.write(f"{name}: {one_line(message)}\n")
         sys.stderr.flush()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a program imports a module in this frame or in one that called it."""
+    while frame is not None and frame.f_code is not run_program.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Handlers:
@@ -125,7 +127,7 @@ class _Handlers:
         if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
             yield
             return
-        former, former_hook = {number: signal.getsignal(number) for number in _NAMES}, sys.unraisablehook
+        former, former_hook = {number: signal.getsignal(number) for number in NAMES}, sys.unraisablehook
         handled = [number for number, handler in former.items() if handler is not signal.SIG_IGN]
         for number in handled:
             signal.signal(number, self._stop)
@@ -142,11 +144,11 @@ class _Handlers:
         """End the process; print the line of the signal unless it is printed already."""
         if not self._line_is_printed:
             # print could be interrupted by this very handler while it holds the lock of stderr
-            os.write(2, f"{self._name}: {_NAMES[number]}.\n".encode())
+            os.write(2, f"{self._name}: {NAMES[number]}.\n".encode())
         os._exit(128 + (self.received or number))
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None or _is_importing(frame):
             self.stop_at_once(number, frame)
         self.received = number
         raise Stopped(number)

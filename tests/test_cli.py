@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -162,3 +163,30 @@ def test_a_closed_output_is_not_an_error() -> None:
         command = [sys.executable, "-c", TALK]
         result = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
+
+
+FIRST_IMPORT = """
+import sys
+class Signal:
+    def find_spec(self, name, path=None, target=None):
+        if name == "open_clt.cli":
+            import signal
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Signal())
+import open_clt.__main__
+"""
+
+
+def test_ctrl_c_during_the_first_imports_is_status_130_and_one_line() -> None:
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # the suite may run in the background
+    try:
+        command = [sys.executable, "-c", FIRST_IMPORT]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (130, "", 1), result.stderr
+
+
+def test_the_installed_program_handles_signals_before_it_imports_its_commands(repository: Path) -> None:
+    scripts = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"open-clt": "open_clt.__main__:main"}

@@ -112,9 +112,21 @@ def program():
 """
 EARLY = """
 import signal
-from open_clt.program import end_on_signals
+from open_clt.interrupts import end_on_signals
 end_on_signals("name")
 signal.raise_signal(signal.SIGTERM)
+"""
+
+
+IMPORTING = """
+import sys
+sys.path.insert(0, {folder!r})
+def program():
+    try:
+        import discards
+    except BaseException:
+        pass
+    return 0
 """
 
 
@@ -124,6 +136,11 @@ def test_a_signal_ends_a_process_at_any_time_with_one_line(script: str) -> None:
     result = subprocess.run([sys.executable, "-c", script + end], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (143, 1), result.stderr
     assert result.stderr.startswith("name: ")
+
+
+def test_a_signal_during_an_import_ends_a_process_although_libraries_discard_exceptions(tmp_path: Path) -> None:
+    (tmp_path / "discards.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
+    test_a_signal_ends_a_process_at_any_time_with_one_line(IMPORTING.format(folder=str(tmp_path)))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
