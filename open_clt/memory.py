@@ -12,8 +12,12 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from open_clt.errors import OpenCLTError, ResourceError
+
+if TYPE_CHECKING:
+    import torch
 
 try:
     import resource
@@ -39,6 +43,15 @@ def check_memory(job: str, needed: int, ways: str, *, available: int | None = No
         raise ResourceError(
             f"{job} needs at least {needed:,} bytes of memory, and {available:,} bytes are available; {ways}."
         )
+
+
+def available_on(device: torch.device) -> int | None:
+    """Number of bytes that this process can still allocate on a device; None if the system does not say."""
+    if device.type != "cuda":
+        return available_memory()
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
 
 
 @contextmanager

@@ -16,13 +16,15 @@ import torch
 from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, ResourceError
 from open_clt.finite import check_finite
 from open_clt.language.model_source import ModelSource
-from open_clt.memory import is_failed_allocation
+from open_clt.memory import available_on, check_memory, is_failed_allocation
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest allowed deviation from the model's own activations, relative to their norm, by the dtype of the model."""
 
+_MEMORY_WAYS = "use a smaller model, dtype 'bfloat16', or a machine with more memory"
+"""What a user can do if a language model does not fit into memory."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -50,6 +52,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
         _check_tokenizer(tokenizer, source.name)
     with _explained(f"The language model {source.name!r} cannot be read"), _no_loading_bar():
+        _check_memory(source, options, device, dtype)
         model, loading_info = cast(Any, AutoModelForCausalLM).from_pretrained(
             source.location,
             dtype=dtype,
@@ -84,6 +87,21 @@ def _check_numbers(model: Any, name: str) -> torch.Tensor:
     logits = _few_logits(model, model.config)
     check_finite(logits, f"The logits of {name!r}", error=LanguageModelError, advice="its weights may be too large")
     return logits
+
+
+def _check_memory(source: ModelSource, options: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ResourceError if the weights of a model do not fit into memory, before they are downloaded or read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source.location, **options)
+    if getattr(config, "quantization_config", None):  # its weights need less memory than the config's sizes say
+        return
+    with torch.device("meta"):  # a model without memory of its own
+        model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=dtype, trust_remote_code=False)
+    needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    for holder in dict.fromkeys([torch.device("cpu"), device]):  # the memory of the CPU holds the weights first
+        job = f"The language model {source.name!r} on device {str(holder)!r}"
+        check_memory(job, needed, _MEMORY_WAYS, available=available_on(holder))
 
 
 @torch.no_grad()
@@ -186,9 +204,7 @@ def _explained(problem: str) -> Generator[None, None, None]:
                 "part of transformers, or use 'embedded'."
             ) from error
         if is_failed_allocation(error):
-            raise ResourceError(
-                f"{problem}: memory is too small; use a smaller model, dtype 'bfloat16', or a machine with more memory."
-            ) from error
+            raise ResourceError(f"{problem}: memory is too small; {_MEMORY_WAYS}.") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200].rstrip(".")
         raise LanguageModelError(
             f"{problem}: {reason}. Check that it is a decoder-only model whose files are complete, or use 'embedded'."

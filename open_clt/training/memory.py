@@ -15,7 +15,7 @@ import sys
 import torch
 
 from open_clt.config import TranscoderConfig
-from open_clt.memory import check_memory
+from open_clt.memory import available_on, check_memory
 from open_clt.transcoders.make import make_transcoder
 
 MEMORY_WAYS = "use fewer features (n_features), or a smaller batch_size or memory_limit"
@@ -32,8 +32,7 @@ def check_training_memory(config: TranscoderConfig, device: torch.device) -> Non
     with torch.device("meta"):  # a transcoder without memory of its own
         parameters = sum(parameter.numel() for parameter in make_transcoder(config).parameters())
     needed = parameters * torch.float32.itemsize * _NUMBERS_PER_PARAMETER
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    check_memory(f"Training {parameters:,} parameters", needed, MEMORY_WAYS, available=available)
+    check_memory(f"Training {parameters:,} parameters", needed, MEMORY_WAYS, available=available_on(device))
 
 
 def keep_freed_memory() -> bool:

@@ -16,7 +16,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from open_clt.errors import HubUnreachableError, LanguageModelError
+from open_clt import memory
+from open_clt.errors import HubUnreachableError, LanguageModelError, ResourceError
 from open_clt.language import model_source
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.language.model_source import find_model
@@ -150,6 +151,21 @@ def test_a_gguf_file_gives_the_model_that_it_was_written_from(
     assert model.tokenize("The cat sat on the mat").tolist() == tokens.tolist()
     assert (model.bos_token_id, model.eos_token_id, model.context_length) == (0, 0, 64)
     torch.testing.assert_close(model.logits(tokens[None]), tiny_llama.logits(tokens[None]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_does_not_fit_into_memory_is_refused_before_its_weights_are_read(
+    dtype: torch.dtype, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").write_bytes(b"not weights")
+    needed = sum(weight.numel() for weight in weights.values()) * dtype.itemsize
+    monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
+    with refuses(ResourceError, copy, f"{needed:,}", "bfloat16"):
+        load_language_model(copy, dtype=dtype)
+    monkeypatch.setattr(memory, "available_memory", lambda: needed)
+    with refuses(LanguageModelError, copy):
+        load_language_model(copy, dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", ["Mamba", "Bert"])
