@@ -237,7 +237,6 @@ def train(
         # The activations of a large model take much memory: 2 bytes per number, at most 4 GB in total.
         storage_dtype="float32" if small else "bfloat16",
         memory_limit=4.0,
-        progress=sys.stderr.isatty(),
     )
     # Only the transcoder is saved, because the whole state of the training run is many times as large.
     checkpoint = clt.save_model(options.output_dir / "checkpoint")

@@ -32,11 +32,15 @@ _SIGPIPE = 13
 class Stopped(BaseException):
     """A signal asks the program to end; it is not an Exception, so code that handles failures does not catch it."""
 
-    def __init__(self, number: int, advice: str = "") -> None:
-        """``number`` is that of the signal, and ``advice`` a sentence on how to go on."""
+    def __init__(self, number: int, advice: str = "", *, silent: bool = False) -> None:
+        """``number`` is that of the signal, and ``advice`` a sentence on how to go on.
+
+        Processes that stop together are ``silent``, except the first of them.
+        """
         super().__init__(number)
         self.number = number
         self.advice = advice
+        self.silent = silent
 
 
 def run_program(name: str, program: Callable[[], int], *, ends_process: bool = False) -> int:
@@ -92,8 +96,9 @@ def _ended(name: str, error: BaseException, received: int | None) -> int | None:
 
 
 def _end(name: str, stopped: Stopped) -> int:
-    """Print the line of a program that a signal ended, and return the exit status."""
-    _say(name, f"{NAMES[stopped.number]}. {stopped.advice}")
+    """Print the line of a program that a signal ended, unless another process prints it, and return the exit status."""
+    if not stopped.silent:
+        _say(name, f"{NAMES[stopped.number]}. {stopped.advice}")
     return 128 + stopped.number
 
 

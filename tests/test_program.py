@@ -65,6 +65,16 @@ def test_the_line_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Go on with --more." in capsys.readouterr().err
 
 
+def test_of_several_processes_that_stop_together_only_the_first_prints_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def program() -> int:
+        raise Stopped(signal.SIGTERM, silent=True)
+
+    assert run_program("name", program) == 143
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert run_program("name", lambda: received(signal.SIGINT)) == 0

@@ -70,7 +70,7 @@ def _finish(trained: CommandResult) -> None:
     from open_clt.training.output import how_to_resume
 
     if trained.training.interrupted:
-        raise Stopped(signal.SIGINT, how_to_resume(trained.output))
+        raise Stopped(signal.SIGINT, how_to_resume(trained.output), silent=not trained.training.first)
     if trained.training.first:
         print(_summary(trained))
         _draw(trained)

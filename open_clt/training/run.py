@@ -167,6 +167,7 @@ class TrainingRun:
                 result = fit(self.module, self.data, self.trainer, resume=self.checkpoint)
         except Stopped as stopped:
             stopped.advice = how_to_resume(self.output and self.output.path)
+            stopped.silent = self.trainer.should_stop and not self.trainer.is_global_zero
             raise
         result = result._replace(held_out=self.activations.contexts)
         if self.output is not None and result.first:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,32 @@ def test_two_processes_train_the_same_transcoder_as_one(tmp_path: Path) -> None:
     train(tmp_path, "sharded", *save_only, launcher=TORCHRUN)
     for key, tensor in load_transcoder(tmp_path / "sharded").state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["first", "all"])
+def test_sigterm_ends_two_processes_with_one_line_and_keeps_their_checkpoint(whom: str, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(300, seed=1)), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
+    endless = ["--config", "run.yaml", "--output", "out", "--trainer.max_steps", "1000000", "--checkpoints.every", "5"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "open_clt", "train", *endless, *two],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        last = tmp_path / "out" / "checkpoints" / "last"
+        while not last.exists() and run.poll() is None:
+            time.sleep(0.1)
+        send = os.kill if whom == "first" else os.killpg
+        send(run.pid, signal.SIGTERM)
+        printed, error = run.communicate(timeout=120)
+    assert (run.returncode, printed, error.count("\n")) == (143, "", 1), error
+    assert str(Path("out") / "checkpoints" / "last") in error
+    assert last.exists()
 
 
 def train(folder: Path, output: str, *settings: str, launcher: list[str] | None = None) -> None:
