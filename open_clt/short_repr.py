@@ -1,4 +1,4 @@
-"""Short representations: records print the shapes of their tensors, never the numbers."""
+"""Short representations: records print the shapes of their tensors and arrays, never the numbers."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def _short(value: Any) -> str:
         case Mapping():
             pairs = list(cast(Mapping[Any, Any], value).items())
             return _listed([f"{_short(key)}: {_short(item)}" for key, item in pairs[:_MOST_ITEMS]], len(pairs), "{}")
+        case _ if getattr(value, "shape", ()):
+            return f"<array {tuple(value.shape)} {value.dtype}>"
         case _:
             return repr(value)
 

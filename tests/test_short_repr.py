@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 import open_clt
 from open_clt.config import CrossLayerConfig, MoltConfig, ReLUConfig, TopKConfig
+from open_clt.config.json import CheckedConfig
 from open_clt.language.language_model import LanguageModel
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.model import ReplacementModel
@@ -18,28 +21,40 @@ from open_clt.short_repr import short_repr
 from open_clt.transcoders.make import make_transcoder
 from tests.graphs.hand_graph import hand_graph
 
-CALLABLES = {"Positioned"}
-"""Records whose annotations name tensors, but which hold only functions on them."""
+SMALL = {"Country", "GraphCard", "Kind", "NodeQuery", "NotFinite", "OwnArchitecture", "Positioned", "Saved", "State"}
+"""Records that hold functions or a few settings, which print as they are."""
+LARGE = r"Tensor|NDArray|\.\.\.|dict\[|(Mapping|Sequence)\["
+"""Annotations of fields whose values may be large."""
 
 
-def records() -> list[type[Any]]:
-    """All public classes of records whose fields hold tensors."""
-    found: dict[str, type[Any]] = {}
+def records() -> dict[type[Any], str]:
+    """All public classes of records with the annotations of their fields, except configs and small records."""
+    found: dict[type[Any], str] = {}
     for module in pkgutil.walk_packages(open_clt.__path__, "open_clt."):
         if module.name.endswith("__main__"):
             continue
         for name, value in vars(import_module(module.name)).items():
             is_record = isinstance(value, type) and (is_dataclass(value) or hasattr(value, "_fields"))
-            if is_record and value.__module__.startswith("open_clt.") and not name.startswith("_"):
-                hints = " ".join(map(str, vars(value).get("__annotations__", {}).values()))
-                if "Tensor" in hints and name not in CALLABLES:
-                    found[f"{value.__module__}.{name}"] = value
-    return list(found.values())
+            is_public = getattr(value, "__module__", "").startswith("open_clt.") and not name.startswith("_")
+            if is_record and is_public and name not in SMALL and not issubclass(value, CheckedConfig):
+                found[value] = " ".join(map(str, vars(value).get("__annotations__", {}).values()))
+    return found
 
 
-def test_every_record_with_tensors_prints_their_shapes_only() -> None:
-    classes = records()
-    assert len(classes) > 40
+def large_records() -> set[type[Any]]:
+    """The records that have a large field, or a field that holds a large record."""
+    annotations = records()
+    large = {cls for cls, hints in annotations.items() if re.search(LARGE, hints)}
+    size = 0
+    while size < len(large):
+        size, names = len(large), "|".join(cls.__name__ for cls in large)
+        large |= {cls for cls, hints in annotations.items() if re.search(rf"\b({names})\b", hints)}
+    return large
+
+
+def test_every_record_that_may_be_large_prints_shapes_and_few_items_only() -> None:
+    classes = large_records()
+    assert len(classes) > 60
     assert [cls.__name__ for cls in classes if cls.__repr__ is not short_repr] == []
 
 
@@ -82,6 +97,7 @@ def test_long_values_are_cut_and_nested_records_are_printed_in_the_same_way() ->
     assert repr(Pair({"a": torch.zeros(1)}, Pair(1, ("x",)))) == (
         "Pair(left={'a': <tensor (1,) float32>}, right=Pair(left=1, right=('x',)))"
     )
+    assert repr(Pair(np.zeros((2, 3)), 1)) == "Pair(left=<array (2, 3) float64>, right=1)"
     assert len(repr(Pair("x" * 1000, 1))) < 200
 
 

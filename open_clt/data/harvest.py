@@ -68,6 +68,8 @@ class Placed(NamedTuple):
     place: Place
     batch: ActivationBatch
 
+    __repr__ = short_repr
+
 
 @runtime_checkable
 class SeekableStore(ActivationStore, Protocol):
@@ -203,6 +205,8 @@ class Block(NamedTuple):
     place: Place
     tokens: ActivationBatch
 
+    __repr__ = short_repr
+
 
 def blocks(
     read: Iterable[Placed],
@@ -256,6 +260,8 @@ class Collected(NamedTuple):
     complete: bool
     capacity: int
     """Number of tokens that fit in memory."""
+
+    __repr__ = short_repr
 
 
 def collect(

@@ -12,6 +12,7 @@ from open_clt.errors import TextError
 from open_clt.evaluation.evaluate import Evaluation, measure_each
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.to_jumprelu import Conversion, convert_to_jumprelu
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -25,6 +26,8 @@ class ConversionRecord(NamedTuple):
     """Evaluation of the original transcoder."""
     after: Evaluation
     """Evaluation of the converted transcoder."""
+
+    __repr__ = short_repr
 
     @property
     def transcoder(self) -> Transcoder:

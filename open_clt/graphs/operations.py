@@ -16,6 +16,7 @@ from torch import Tensor
 from open_clt.errors import AttributionError
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeId, NodeKind
+from open_clt.short_repr import short_repr
 
 
 @final
@@ -120,6 +121,8 @@ class GraphComparison:
     """Edges of the first graph that the second lacks."""
     edges_only_second: tuple[EdgePair, ...]
     """Edges of the second graph that the first lacks."""
+
+    __repr__ = short_repr
 
     @property
     def node_overlap(self) -> float:

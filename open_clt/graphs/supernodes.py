@@ -44,6 +44,8 @@ class Supernode:
     members: tuple[str, ...]
     """Ids of the nodes in the group."""
 
+    __repr__ = short_repr
+
 
 @final
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from open_clt.errors import TextError
 from open_clt.finite import check_finite
 from open_clt.replacement.generation import Generation
+from open_clt.short_repr import short_repr
 
 
 class LogitComparison(NamedTuple):
@@ -48,6 +49,8 @@ class Continuations(NamedTuple):
     replacement: Generation
     """Text and tokens that the replacement model wrote."""
 
+    __repr__ = short_repr
+
 
 class Comparison(NamedTuple):
     """The numbers that compare a language model with its replacement model on one text."""
@@ -62,6 +65,8 @@ class Comparison(NamedTuple):
     """Cross-entropy in nats per token when each replaced MLP output is set to its mean over the text."""
     continuations: Continuations | None
     """Continuations of the text by both models; None if the text leaves no room for more tokens."""
+
+    __repr__ = short_repr
 
     @property
     def share_recovered(self) -> float | None:

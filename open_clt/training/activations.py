@@ -51,6 +51,8 @@ class ModelOnTexts:
     texts: TextSource
     origin: dict[str, Any]
 
+    __repr__ = short_repr
+
     @property
     def shape(self) -> Shape:
         """Number of layers and width of the language model."""
@@ -94,6 +96,8 @@ class OwnStore:
 
     store: ActivationStore
     origin: dict[str, Any]
+
+    __repr__ = short_repr
 
     @property
     def shape(self) -> Shape:

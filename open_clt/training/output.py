@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from open_clt import files
 from open_clt.config import CheckpointsConfig
 from open_clt.errors import CheckpointError, ConfigError
+from open_clt.short_repr import short_repr
 from open_clt.training.checkpoint_io import is_checkpoint, remove_checkpoint
 from open_clt.transcoders.formats import native
 
@@ -35,6 +36,8 @@ class OutputDirectory:
     """Names of the files that the run writes and that do not state their format."""
     overwrite: bool
     """Whether the run replaces a former run."""
+
+    __repr__ = short_repr
 
     def begin(self) -> None:
         """Delete the former run if it is to be overwritten, and list the files of the new run in the manifest."""

@@ -53,6 +53,7 @@ from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.memory import memory_errors
 from open_clt.program import Stopped
+from open_clt.short_repr import short_repr
 from open_clt.training.activations import RunActivations, model_on
 from open_clt.training.data import ActivationDataModule
 from open_clt.training.memory import MEMORY_WAYS, check_training_memory
@@ -94,6 +95,8 @@ class OwnParts:
     """Lightning callbacks in addition to the built-in ones."""
     trainer: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Arguments of Lightning's Trainer, such as ``accumulate_grad_batches``."""
+
+    __repr__ = short_repr
 
 
 @final

@@ -15,6 +15,7 @@ from open_clt.features.figure_data import FeatureDirections, FeaturesOnTexts, Tr
 from open_clt.features.firing import feature_activations, layer_activity
 from open_clt.files import check_results
 from open_clt.language.language_model import LanguageModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.transcoder import Transcoder
 from open_clt.visualization.figures import (
     visualize_cross_layer_correlations,
@@ -51,6 +52,8 @@ class VisualizationSuite(NamedTuple):
     """Bars of the most important features."""
     feature_density: Path
     """Histograms of how often features fire, by layer."""
+
+    __repr__ = short_repr
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -27,6 +27,7 @@ from open_clt.graphs.info import GraphInfo, GraphSettings, PruningSettings
 from open_clt.graphs.nodes import NodeKind, NodeTable
 from open_clt.graphs.supernodes import Supernode
 from open_clt.graphs.targets import SalientLogits
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class ViewedGraph(NamedTuple):
     """The graph."""
     view: GraphView
     """The nodes that the file's author pinned, grouped and clicked."""
+
+    __repr__ = short_repr
 
 
 def read_circuit_tracer(path: str | Path) -> ViewedGraph:

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, final
 from open_clt import files
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.graphs.supernodes import Supernode
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 
 SCHEMA_VERSION = 1
@@ -63,6 +64,8 @@ class GraphView:
     """Places that the pinned nodes were dragged to, in the viewer's notation (``sg_pos``)."""
     pruning_threshold: float | None = None
     """Share of the influence that the viewer shows at first; None shows the whole file."""
+
+    __repr__ = short_repr
 
 
 @final

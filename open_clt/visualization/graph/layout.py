@@ -18,6 +18,8 @@ from typing import NamedTuple, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+from open_clt.short_repr import short_repr
+
 Size: TypeAlias = tuple[float, float]
 """A width and a height, in points."""
 Cell: TypeAlias = tuple[int, float]
@@ -91,6 +93,8 @@ class PlacedGraph:
     """Bottom and top of each row's band."""
     upright_tokens: bool
     """Whether tokens are written upwards because columns are narrow; if so, the boxes of tokens are turned too."""
+
+    __repr__ = short_repr
 
 
 def place(

@@ -16,6 +16,7 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.influence import Edges
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.supernodes import GroupedGraph
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.visualization.labels import token_label
 
@@ -67,6 +68,8 @@ class GraphPicture:
     """Line that warns of rows that do not add up; empty if they do."""
     alarming: bool = False
     """Whether ``missing`` reports an error, because the rows of this kind of graph should add up."""
+
+    __repr__ = short_repr
 
     def of(self, *shapes: Shape) -> list[int]:
         """Return the indices of the nodes that have one of these shapes."""
