@@ -7,6 +7,7 @@ of many kinds; here each becomes one sentence that says what is wrong with the m
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -173,12 +174,18 @@ def _without_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
 
 @contextmanager
 def _no_loading_bar() -> Generator[None, None, None]:
-    """Hide the progress bars that transformers shows while it reads weights."""
+    """Hide the progress bars that transformers shows while it reads weights; bars of downloads are shown as before."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging as transformers_logging
 
     was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    downloads_are_shown = not are_progress_bars_disabled()
+    with warnings.catch_warnings():  # the hub warns if HF_HUB_DISABLE_PROGRESS_BARS=0 keeps its bars
+        warnings.simplefilter("ignore")
+        transformers_logging.disable_progress_bar()
+    if downloads_are_shown:  # transformers has disabled these bars too
+        enable_progress_bars()
     gguf_bar = cast(Any, gguf_reader).tqdm
     cast(Any, gguf_reader).tqdm = _without_bar  # this bar has no switch
     try:

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 
 from open_clt import memory
 from open_clt.errors import HubUnreachableError, LanguageModelError, ResourceError
 from open_clt.language import model_source
 from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.language.loading import _no_loading_bar
 from open_clt.language.model_source import find_model
 from tests.refusals import refuses
 from tests.tiny_models import write_gguf, write_tokenizer
@@ -151,6 +153,15 @@ def test_a_gguf_file_gives_the_model_that_it_was_written_from(
     assert model.tokenize("The cat sat on the mat").tolist() == tokens.tolist()
     assert (model.bos_token_id, model.eos_token_id, model.context_length) == (0, 0, 64)
     torch.testing.assert_close(model.logits(tokens[None]), tiny_llama.logits(tokens[None]), atol=1e-5, rtol=1e-5)
+
+
+def test_loading_hides_the_bars_of_weights_and_shows_those_of_downloads() -> None:
+    from transformers.utils.logging import is_progress_bar_enabled
+
+    states = is_progress_bar_enabled(), are_progress_bars_disabled()
+    with _no_loading_bar():
+        assert (is_progress_bar_enabled(), are_progress_bars_disabled()) == (False, states[1])
+    assert (is_progress_bar_enabled(), are_progress_bars_disabled()) == states
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
