@@ -110,7 +110,9 @@ def write_feature_files(
 ) -> Path:
     """Write records into ``directory/features`` and return that folder; ``name`` names their transcoder.
 
-    Features without a record do not take space. Raises ConfigError if a feature lies outside the given shape.
+    Features without a record do not take space. Former feature files are replaced, and the folder's manifest lists the
+    new ones. Raises ConfigError if a feature lies outside the given shape, or if a file would be replaced that the
+    manifest does not list.
     """
     entries: dict[Feature, bytes] = {}
     for record in records:
@@ -123,13 +125,17 @@ def write_feature_files(
         entries[record.feature] = _LENGTH.pack(len(packed)) + packed
     folder = Path(directory) / FOLDER
     index: list[dict[str, Any]] = []
-    with files.saving(folder) as stage:
-        for layer in range(n_layers):
-            parts = [entries.get(Feature(layer, index), b"") for index in range(n_features)]
-            files.write_bytes(stage(f"layer_{layer}.bin"), b"".join(parts))
-            index.append({"filename": f"layer_{layer}.bin", "offsets": [0, *accumulate(map(len, parts))]})
-        # Without a time stamp, the same records always give the same bytes.
-        files.write_bytes(stage(INDEX), gzip.compress(_dumped(index), mtime=0))
+    layers = [f"layer_{layer}.bin" for layer in range(n_layers)]
+    with files.results(folder, [*layers, INDEX]):
+        former = files.listed_names(folder)
+        files.list_names(folder, [*layers, INDEX])
+        with files.saving(folder, replaces=former) as stage:
+            for layer, filename in enumerate(layers):
+                parts = [entries.get(Feature(layer, index), b"") for index in range(n_features)]
+                files.write_bytes(stage(filename), b"".join(parts))
+                index.append({"filename": filename, "offsets": [0, *accumulate(map(len, parts))]})
+            # Without a time stamp, the same records always give the same bytes.
+            files.write_bytes(stage(INDEX), gzip.compress(_dumped(index), mtime=0))
     return folder
 
 

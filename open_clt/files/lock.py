@@ -35,8 +35,10 @@ def locked(directory: Path) -> Generator[None]:
             yield
         finally:
             if descriptor is not None:
-                path.unlink(missing_ok=True)
-                os.close(descriptor)
+                try:
+                    path.unlink(missing_ok=True)
+                finally:
+                    os.close(descriptor)
     finally:
         with suppress(OSError):  # the first directory that is not empty ends the loop
             for empty in created:

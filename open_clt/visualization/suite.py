@@ -13,7 +13,7 @@ from open_clt.errors import TextError
 from open_clt.features.embedding import EmbeddingMethod
 from open_clt.features.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, transcoded_model
 from open_clt.features.firing import feature_activations, layer_activity
-from open_clt.files import check_results
+from open_clt.files import check_results, list_names
 from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.transcoder import Transcoder
@@ -82,19 +82,22 @@ def run_visualization_suite(
     ``model`` can be left out if ``transcoder`` is an object that holds both, such as an OpenCrossLayerTranscoder. The
     heatmaps show the beginning of ``prompt``, which defaults to the first text. All other figures use at most
     ``max_contexts`` contexts of 64 tokens; all texts are read first, so limit a stream with ``itertools.islice``.
-    Returns the paths of the pictures. Raises ConfigError if ``model`` or ``transcoder`` is missing, ``suffix`` is not
-    supported, or a picture would replace a file of another program, and TextError if there are no texts or the texts
-    hold too few tokens.
+    Returns the paths of the pictures, which the directory's manifest lists.
+
+    Raises ConfigError if ``model`` or ``transcoder`` is missing, ``suffix`` is not supported, or a picture would replace
+    a file of another program, and TextError if there are no texts or the texts hold too few tokens.
     """
     source = transcoded_model(model, transcoder)
     paths = suite_paths(output_dir, suffix)
     check_save_path(paths.feature_heatmap)
-    check_results(Path(output_dir), [path.name for path in paths])
+    names = [path.name for path in paths]
+    check_results(Path(output_dir), names)
     if isinstance(texts, str):
         raise TextError(f"texts is the single string {texts[:40]!r}; give a list of strings.")
     texts = list(texts)
     if not texts:
         raise TextError("texts is empty; give at least one text.")
+    list_names(Path(output_dir), names)
     _draw_text(source, prompt or texts[0], top_n, paths)
     features = FeaturesOnTexts(source, texts, max_contexts=max_contexts)
     logger.info("Drawing the figures of %d tokens into %s.", features.statistics.tokens, output_dir)

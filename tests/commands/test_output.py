@@ -12,8 +12,8 @@ from open_clt.cli import main
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
 from open_clt.graphs.formats.networkx import write_graphml
-from tests.artefacts import graph_of, report_of, save_in_circuit_tracers_layout, save_native, save_report
 from tests.commands.mistakes import assert_mistake
+from tests.faults.artefacts import graph_of, report_of, save_in_circuit_tracers_layout, save_native, save_report
 
 PROMPT = ["attribute", "--prompt", "one", "--slug", "cat"]
 TWO_PROMPTS = ["attribute", "--prompt", "one", "--prompt", "two"]

@@ -39,7 +39,7 @@ from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
-from tests.artefacts import graph_of, record_of, report_of
+from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
 
 

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from open_clt import files
 from open_clt.errors import ResourceError
 from open_clt.visualization.style import save
-from tests.artefacts import ARTEFACTS
 from tests.refusals import refuses
 
 resource = pytest.importorskip("resource")
@@ -49,20 +48,6 @@ def test_a_file_that_cannot_be_written_is_one_sentence_and_leaves_the_former_fil
         write(path)
     assert path.read_text() == "former"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("name", ARTEFACTS)
-def test_an_artefact_that_cannot_be_written_is_one_sentence_and_leaves_the_former_one(
-    name: str, tmp_path: Path
-) -> None:
-    artefact = ARTEFACTS[name]
-    artefact.save(tmp_path, 1)
-    former = artefact.load(tmp_path)
-    with largest_file(8), pytest.raises(ResourceError) as raised:
-        artefact.save(tmp_path, 2)
-    assert str(tmp_path) in str(raised.value)
-    assert ".part-" not in str(raised.value)
-    assert artefact.load(tmp_path) == former
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])

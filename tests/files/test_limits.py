@@ -26,7 +26,7 @@ from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.transcoder import Transcoder
-from tests.artefacts import save_in_circuit_tracers_layout
+from tests.faults.artefacts import save_in_circuit_tracers_layout
 from tests.features.test_feature_files import RECORDS
 from tests.random_transcoders import architecture, random_architecture
 from tests.refusals import refuses

@@ -17,7 +17,7 @@ from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.features.feature_files import INDEX, FeatureFiles, write_feature_files
 from open_clt.transcoders.feature import Feature
-from tests.artefacts import ARTEFACTS
+from tests.faults.artefacts import ARTEFACTS
 from tests.features.test_feature_files import RECORDS
 from tests.refusals import refuses
 

@@ -10,7 +10,7 @@ import pytest
 from open_clt import files
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.formats.native import FORMAT
-from tests.artefacts import save_in_circuit_tracers_layout, save_native, transcoder_facts
+from tests.faults.artefacts import save_in_circuit_tracers_layout, save_native, transcoder_facts
 from tests.refusals import refuses
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from open_clt import files
 from open_clt.config import CrossLayerConfig, TopKConfig
-from open_clt.errors import TextError
+from open_clt.errors import ConfigError, TextError
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.visualization.suite import run_visualization_suite
@@ -28,9 +29,22 @@ def test_the_suite_draws_all_pictures(
 ) -> None:
     suite = run_visualization_suite(tiny_gpt2, transcoder, iter(TEXTS), tmp_path / "pictures", suffix=".svg")
     assert len(suite.paths) == 8
-    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {path.name for path in suite.paths}
+    names = {path.name for path in suite.paths}
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {*names, files.MANIFEST}
+    assert files.listed_names(tmp_path / "pictures") == names
     assert all(path.read_bytes().startswith(b"<?xml") for path in suite.paths)
     assert suite.feature_heatmap.name == "feature_heatmap.svg"
+
+
+def test_a_picture_of_another_program_is_named_before_anything_is_drawn(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path
+) -> None:
+    files.list_names(tmp_path, ["feature_heatmap.png"])
+    foreign = files.write_text(tmp_path / "embedding_pca.png", "mine")
+    with refuses(ConfigError, foreign):
+        run_visualization_suite(tiny_gpt2, transcoder, TEXTS, tmp_path)
+    assert foreign.read_text() == "mine"
+    assert not (tmp_path / "feature_heatmap.png").exists()
 
 
 @pytest.mark.parametrize("texts", [[], "one string"])

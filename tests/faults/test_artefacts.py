@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import pytest
 
+import open_clt
 from open_clt import files
-from open_clt.errors import CheckpointError, ConfigError
+from open_clt.errors import CheckpointError, ConfigError, OpenCLTError, ResourceError
 from open_clt.graphs.formats.networkx import read_graphml, to_networkx
-from tests.artefacts import ARTEFACTS, Artefact, save_in_circuit_tracers_layout, save_native, transcoder_facts
+from tests.faults.artefacts import ARTEFACTS, Artefact, save_in_circuit_tracers_layout, save_native, transcoder_facts
 from tests.graphs.hand_graph import hand_graph
 from tests.refusals import refuses
+
+resource = pytest.importorskip("resource")
+WRITES = re.compile(
+    r"\b(saving|writing|write_(bytes|json|rows|tensors|text)|savefig|save_file|to_csv|write_image|dump_stats)\("
+    r"|open\(.*[\"'][wax]b?[\"']"
+)
+PACKAGE = Path(open_clt.__file__).parent
 
 
 @pytest.fixture(params=ARTEFACTS)
@@ -272,14 +283,6 @@ def test_graphml_with_an_integer_too_large_for_a_tensor_is_refused(tmp_path: Pat
         read_graphml(tmp_path / "large.graphml")
 
 
-def test_writing_to_a_symbolic_link_replaces_the_file_that_it_points_to(tmp_path: Path) -> None:
-    (tmp_path / "far").mkdir()
-    (tmp_path / "near.json").symlink_to(tmp_path / "far" / "real.json")
-    files.write_json(tmp_path / "near.json", {"a": 1})
-    assert (tmp_path / "near.json").is_symlink()
-    assert files.read_json(tmp_path / "far" / "real.json") == {"a": 1}
-
-
 def test_no_kind_of_artefact_replaces_a_file_where_its_directory_goes(artefact: Artefact, tmp_path: Path) -> None:
     blocking = files.write_text(tmp_path / "model.pt", "precious")
     for path in (blocking, blocking / "below"):
@@ -289,46 +292,65 @@ def test_no_kind_of_artefact_replaces_a_file_where_its_directory_goes(artefact: 
     assert list(tmp_path.iterdir()) == [blocking]
 
 
-def test_a_file_does_not_replace_a_directory(tmp_path: Path) -> None:
-    directory = tmp_path / "picture.png"
-    directory.mkdir()
-    with refuses(ConfigError, directory):
-        files.write_text(directory, "text")
-    assert list(tmp_path.iterdir()) == [directory]
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """The system refuses files of more than 8 bytes, as it refuses every file on a full disk."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
-def test_values_that_json_cannot_hold_are_refused_before_a_file_changes(tmp_path: Path) -> None:
-    path = files.write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(TypeError):
-        files.write_json(path, {"a": object()})
-    with refuses(ValueError):
-        files.write_json(path, {"a": float("nan")}, strict=True)
-    assert files.read_json(path) == {"a": 1}
+@contextmanager
+def read_only_disk() -> Iterator[None]:
+    """The system refuses to create files, although the permissions of directories allow it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("touch", "write_bytes"):
+            patch.setattr(Path, name, refuse)
+        yield
 
 
-def test_a_key_that_a_row_lacks_is_an_empty_cell(tmp_path: Path) -> None:
-    path = files.write_rows(tmp_path / "a.csv", [{"step": 1}, {"step": 2, "note": "two\nlines, and a comma"}])
-    assert files.read_rows(path) == [{"step": "1", "note": ""}, {"step": "2", "note": "two\nlines, and a comma"}]
+@pytest.mark.parametrize("bad_disk", [full_disk, read_only_disk])
+def test_an_artefact_that_cannot_be_written_is_one_sentence_and_leaves_the_former_one(
+    bad_disk: Callable[[], Any], artefact: Artefact, tmp_path: Path
+) -> None:
+    artefact.save(tmp_path, 1)
+    former = artefact.load(tmp_path)
+    with bad_disk(), refuses(ResourceError, tmp_path) as raised:
+        artefact.save(tmp_path, 2)
+    assert ".part-" not in str(raised.value)
+    assert artefact.load(tmp_path) == former
+    assert temporary_files(tmp_path) == []
 
 
-@pytest.mark.parametrize("place", ["taken", "taken/below"])
-def test_a_file_where_a_directory_is_wanted_is_named_and_left_alone(tmp_path: Path, place: str) -> None:
-    (tmp_path / "taken").write_text("the user's own")
-    for write in (files.make_directory, lambda path: files.write_text(path / "a.txt", "x"), files.check_directory):
-        with refuses(ConfigError, str(tmp_path / place)):
-            write(tmp_path / place)
-    with refuses(ConfigError, str(tmp_path / place)), files.saving(tmp_path / place) as stage:
-        stage("a.txt").write_text("x")
-    assert (tmp_path / "taken").read_text() == "the user's own"
+@pytest.mark.parametrize("name", [name for name, artefact in ARTEFACTS.items() if not artefact.named_by_user])
+def test_a_save_names_a_file_of_another_program_and_leaves_it(name: str, tmp_path: Path) -> None:
+    artefact, probe = ARTEFACTS[name], tmp_path / "probe"
+    artefact.save(probe, 1)
+    written = sorted(path.relative_to(probe) for path in probe.rglob("*") if path.is_file())
+    names = [path for path in written if path.name != files.MANIFEST]
+    for number, path in enumerate(names):
+        directory = tmp_path / str(number)
+        foreign = files.write_text(directory / path, '{"mine": 1}')
+        if path.with_name(files.MANIFEST) in written:
+            files.list_names(foreign.parent, ["something else"])
+        with refuses(OpenCLTError, foreign):
+            artefact.save(directory, 1)
+        assert foreign.read_text() == '{"mine": 1}'
+        assert [other for other in directory.rglob("*") if other.is_file() and other.name != files.MANIFEST] == [
+            foreign
+        ]
 
 
-def test_a_directory_where_a_file_is_wanted_is_named_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "taken" / "below").mkdir(parents=True)
-    with refuses(ConfigError, str(tmp_path / "taken")):
-        files.write_text(tmp_path / "taken", "x")
-    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "below"]
-
-
-def test_checking_a_directory_creates_nothing(tmp_path: Path) -> None:
-    files.check_directory(tmp_path / "new" / "directory")
-    assert not list(tmp_path.iterdir())
+def test_every_module_that_writes_files_is_in_the_table() -> None:
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    modules["practice_run"] = PACKAGE.parent / "practice_run.py"
+    writing = {name for name, path in modules.items() if WRITES.search(path.read_text())}
+    in_the_table = {module for artefact in ARTEFACTS.values() for module in artefact.modules}
+    assert {name for name in writing if not name.startswith("files.")} == in_the_table

@@ -42,8 +42,12 @@ class Artefact(NamedTuple):
     save: Callable[[Path, int], object]
     load: Callable[[Path], object]
     """Returns values that are equal for the same version only; raises CheckpointError without a whole artefact."""
+    modules: tuple[str, ...]
+    """The modules of the package that write this kind of artefact."""
     json: str | None = None
     """Name of the artefact's JSON file, if it has one."""
+    named_by_user: bool = False
+    """Whether the user names the single file, or the caller checks its place: a save replaces any file there."""
 
 
 def transcoder_facts(directory: Path) -> object:
@@ -122,35 +126,76 @@ def save_figure(directory: Path, version: int) -> None:
 
 
 ARTEFACTS = {
-    "transcoder": Artefact(save_native, transcoder_facts, "config.json"),
-    "transcoder for circuit-tracer": Artefact(save_in_circuit_tracers_layout, transcoder_facts),
-    "graph": Artefact(lambda d, v: graph_of(v).save(d), lambda d: graph_facts(AttributionGraph.load(d)), "graph.json"),
+    "transcoder": Artefact(save_native, transcoder_facts, ("transcoders.formats.native",), "config.json"),
+    "transcoder for circuit-tracer": Artefact(
+        save_in_circuit_tracers_layout, transcoder_facts, ("transcoders.formats.circuit_tracer",)
+    ),
+    "graph": Artefact(
+        lambda d, v: graph_of(v).save(d),
+        lambda d: graph_facts(AttributionGraph.load(d)),
+        ("graphs.graph",),
+        "graph.json",
+    ),
     "graph for viewers": Artefact(
-        lambda d, v: write_circuit_tracer(graph_of(v), d, GraphCard(slug="cat")), viewer_facts, "cat.json"
+        lambda d, v: write_circuit_tracer(graph_of(v), d, GraphCard(slug="cat")),
+        viewer_facts,
+        ("graphs.formats.circuit_tracer",),
+        "cat.json",
     ),
     "graph as GraphML": Artefact(
         lambda d, v: write_graphml(graph_of(v), d / "cat.graphml"),
         lambda d: graph_facts(read_graphml(d / "cat.graphml")),
+        ("graphs.formats.networkx",),
+        named_by_user=True,
     ),
-    "report": Artefact(lambda d, v: save_report(report_of(v), d), report_facts, "evaluation.json"),
+    "report": Artefact(
+        lambda d, v: save_report(report_of(v), d), report_facts, ("evaluation.report_file",), "evaluation.json"
+    ),
     "reconstruction": Artefact(
-        lambda d, v: save_reconstruction({"fvu": v}, d, reason="none"), lambda d: files.read_json(d / "evaluation.json")
+        lambda d, v: save_reconstruction({"fvu": v}, d, reason="none"),
+        lambda d: files.read_json(d / "evaluation.json"),
+        ("evaluation.report_file",),
     ),
     "features": Artefact(
         lambda d, v: write_feature_files([record_of(0, v)], d, n_layers=v, n_features=3),
         feature_facts,
+        ("features.feature_files",),
     ),
     "feature as JSON": Artefact(
         lambda d, v: write_feature_json([record_of(0, v)], d),
         lambda d: vars(read_feature_json(d, Feature(0, 0))),
+        ("features.feature_files",),
         "0.json",
     ),
     "checkpoint": Artefact(
         lambda d, v: SafetensorsCheckpointIO().save_checkpoint({"step": v, "weights": torch.full((2,), v)}, d / "last"),
         checkpoint_facts,
+        ("training.checkpoint_io",),
         "last/state.json",
     ),
-    "metrics": Artefact(save_metrics, lambda d: files.read_rows(d / "metrics.csv")),
-    "figure": Artefact(save_figure, lambda d: files.read_bytes(d / "figure.png")),
+    "metrics": Artefact(
+        save_metrics, lambda d: files.read_rows(d / "metrics.csv"), ("training.metrics_file",), named_by_user=True
+    ),
+    "figure": Artefact(
+        save_figure, lambda d: files.read_bytes(d / "figure.png"), ("visualization.style",), named_by_user=True
+    ),
+    "text": Artefact(
+        lambda d, v: files.write_text(d / "config.yaml", f"seed_everything: {v}"),
+        lambda d: files.read_text(d / "config.yaml"),
+        ("training.flags.command_line", "practice_run"),
+        named_by_user=True,
+    ),
+    "JSON": Artefact(
+        lambda d, v: files.write_json(d / "metrics.json", {"fvu": v}),
+        lambda d: files.read_json(d / "metrics.json"),
+        ("practice_run",),
+        named_by_user=True,
+    ),
+    "table": Artefact(
+        lambda d, v: files.write_rows(d / "comparison.csv", [{"held_out_fvu": v}]),
+        lambda d: files.read_rows(d / "comparison.csv"),
+        ("commands.compare",),
+        named_by_user=True,
+    ),
 }
 """Every kind of artefact that the package writes and reads. A new kind is a line here."""

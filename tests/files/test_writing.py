@@ -1,0 +1,64 @@
+"""Writing: single files and directories, and what stands in their place stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from open_clt import files
+from open_clt.errors import ConfigError
+from tests.refusals import refuses
+
+
+def test_writing_to_a_symbolic_link_replaces_the_file_that_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near.json").symlink_to(tmp_path / "far" / "real.json")
+    files.write_json(tmp_path / "near.json", {"a": 1})
+    assert (tmp_path / "near.json").is_symlink()
+    assert files.read_json(tmp_path / "far" / "real.json") == {"a": 1}
+
+
+def test_a_file_does_not_replace_a_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "picture.png"
+    directory.mkdir()
+    with refuses(ConfigError, directory):
+        files.write_text(directory, "text")
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_values_that_json_cannot_hold_are_refused_before_a_file_changes(tmp_path: Path) -> None:
+    path = files.write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json(path, {"a": object()})
+    with refuses(ValueError):
+        files.write_json(path, {"a": float("nan")}, strict=True)
+    assert files.read_json(path) == {"a": 1}
+
+
+def test_a_key_that_a_row_lacks_is_an_empty_cell(tmp_path: Path) -> None:
+    path = files.write_rows(tmp_path / "a.csv", [{"step": 1}, {"step": 2, "note": "two\nlines, and a comma"}])
+    assert files.read_rows(path) == [{"step": "1", "note": ""}, {"step": "2", "note": "two\nlines, and a comma"}]
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_file_where_a_directory_is_wanted_is_named_and_left_alone(tmp_path: Path, place: str) -> None:
+    (tmp_path / "taken").write_text("the user's own")
+    for write in (files.make_directory, lambda path: files.write_text(path / "a.txt", "x"), files.check_directory):
+        with refuses(ConfigError, str(tmp_path / place)):
+            write(tmp_path / place)
+    with refuses(ConfigError, str(tmp_path / place)), files.saving(tmp_path / place) as stage:
+        stage("a.txt").write_text("x")
+    assert (tmp_path / "taken").read_text() == "the user's own"
+
+
+def test_a_directory_where_a_file_is_wanted_is_named_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "taken" / "below").mkdir(parents=True)
+    with refuses(ConfigError, str(tmp_path / "taken")):
+        files.write_text(tmp_path / "taken", "x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "below"]
+
+
+def test_checking_a_directory_creates_nothing(tmp_path: Path) -> None:
+    files.check_directory(tmp_path / "new" / "directory")
+    assert not list(tmp_path.iterdir())
