@@ -11,10 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import TextColumn
 
-from open_clt import files
 from open_clt.errors import ConfigError
 from open_clt.progress import progress_bar
-from open_clt.training.checkpoint_io import LOWEST_FVU
+from open_clt.training.checkpoint_io import is_checkpoint, read_values
 from open_clt.training.data import ActivationDataModule, refuse_other_settings
 from open_clt.training.step.module import StepMetrics, TranscoderModule
 from open_clt.training.step.optimization import step_is_complete
@@ -139,7 +138,6 @@ class Checkpoints(Checkpoint):
         self.last = directory / "last"
         self.every = every
         self.best = best
-        self._lowest_file = directory / "best" / LOWEST_FVU
         self.keep_all = keep_all
         self.at_end = at_end
         self.lowest = float("inf")
@@ -164,8 +162,6 @@ class Checkpoints(Checkpoint):
         if self.best and fvu is not None and float(fvu) < self.lowest:
             self.lowest = float(fvu)
             trainer.save_checkpoint(self.last.with_name("best"))
-            if trainer.is_global_zero:
-                files.write_text(self._lowest_file, repr(self.lowest))
         self._delay_stop(trainer)
         if trainer.should_stop and trainer.global_step < trainer.max_steps:
             self._save(trainer)
@@ -201,18 +197,12 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the lowest held-out FVU so far.
 
-        The file beside ``best`` may hold a lower one: if ``last`` and ``best`` are of the same step, ``last`` was
-        written before that step was measured.
+        ``best`` may hold a lower one: if ``last`` and ``best`` are of the same step, ``last`` was written before that
+        step was measured.
         """
-        best_fvu = _read_number(self._lowest_file) if self._lowest_file.is_file() else float("inf")
-        self.lowest = min(state_dict["lowest"], best_fvu)
-
-
-def _read_number(path: Path) -> float:
-    try:
-        return float(files.read_text(path))
-    except ValueError as error:
-        raise files.unreadable(path, "number", error) from error
+        best = self.last.with_name("best")
+        states = read_values(best).get("callbacks", {}) if is_checkpoint(best) else {}
+        self.lowest = min(state_dict["lowest"], states.get(self.state_key, {}).get("lowest", float("inf")))
 
 
 def _architecture(module: LightningModule) -> dict[str, Any] | None:

@@ -7,10 +7,13 @@ replaced by its name in ``tensors.safetensors``. Tags mark the types that JSON l
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast, final
 
+import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 
@@ -20,8 +23,8 @@ from open_clt.errors import CheckpointError
 FORMAT = files.FileFormat("open-clt-training", newest=1)
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
-LOWEST_FVU = "held_out_fvu"
-"""File in the directory of the best checkpoint, with its held-out FVU."""
+_LOWEST_FVU = "held_out_fvu"
+"""File that older versions wrote beside the best checkpoint; it is deleted with the checkpoint."""
 
 
 @final
@@ -54,18 +57,30 @@ class SafetensorsCheckpointIO(CheckpointIO):
         content, tensors = files.read_saved(
             path, _STATE, lambda saved: (FORMAT.read(saved(_STATE)), files.read_tensors(saved(_TENSORS)))
         )
-        try:
-            state = _decode(content["state"], tensors)
-            if not isinstance(state, dict) or not all(isinstance(key, str) for key in cast(dict[Any, Any], state)):
-                raise TypeError("it is not an object of names and values")
-            return cast(dict[str, Any], state)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} does not hold the complete state of a training run ({error!r}).") from error
+        return _state(path, content, tensors)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint if it exists."""
         if is_checkpoint(Path(path)):
             remove_checkpoint(Path(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without its tensors, each of which is empty; of several processes, read the first slice."""
+    path = next(iter(sorted(path.glob("shard_0_of_*"))), path)
+    content = files.read_saved(path, _STATE, lambda saved: FORMAT.read(saved(_STATE)))
+    return _state(path, content, defaultdict(lambda: torch.empty(0)))
+
+
+def _state(path: Path, content: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state of a training run whose JSON form and tensors were read from ``path``."""
+    try:
+        state = _decode(content["state"], tensors)
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in cast(dict[Any, Any], state)):
+            raise TypeError("it is not an object of names and values")
+        return cast(dict[str, Any], state)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} does not hold the complete state of a training run ({error!r}).") from error
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -77,7 +92,7 @@ def remove_checkpoint(path: Path) -> None:
     """Delete the files of a checkpoint, and its directories if they hold nothing else."""
     for folder in (*path.glob("shard_*_of_*"), path):
         if files.is_ours(folder, _STATE, FORMAT):
-            files.remove_saved(folder, _STATE, (_TENSORS, LOWEST_FVU))
+            files.remove_saved(folder, _STATE, (_TENSORS, _LOWEST_FVU))
         with suppress(OSError):
             folder.rmdir()
 
@@ -104,7 +119,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
             )
 
 
-def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The value whose JSON form ``_encode`` made."""
     match value:
         case {"tensor": name}:

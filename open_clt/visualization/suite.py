@@ -84,8 +84,8 @@ def run_visualization_suite(
     ``max_contexts`` contexts of 64 tokens; all texts are read first, so limit a stream with ``itertools.islice``.
     Returns the paths of the pictures, which the directory's manifest lists.
 
-    Raises ConfigError if ``model`` or ``transcoder`` is missing, ``suffix`` is not supported, or a picture would replace
-    a file of another program, and TextError if there are no texts or the texts hold too few tokens.
+    Raises ConfigError if ``model`` or ``transcoder`` is missing, ``suffix`` is not supported, or a picture would
+    replace a file of another program, and TextError if there are no texts or the texts hold too few tokens.
     """
     source = transcoded_model(model, transcoder)
     paths = suite_paths(output_dir, suffix)

@@ -26,7 +26,6 @@ NOT_READERS = {
     "open_cross_layer_transcoder": "defines from_pretrained",
     "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
     "language.model_source": "reads the config of a model's directory before language.loading reads it again",
-    "training.callbacks": "reads one number that belongs to a checkpoint, when a run is resumed",
 }
 """Modules that match READS and have no reader of their own, with the reason."""
 

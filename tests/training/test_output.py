@@ -16,7 +16,7 @@ from open_clt.training.output import output_directory
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import OwnParts, train_on_activations
 from open_clt.transcoders.formats.load import load_transcoder
-from tests.artefacts import save_native
+from tests.faults.artefacts import save_native
 from tests.refusals import refuses
 from tests.training.synthetic import quick_training, relu_mlps, small_transcoder
 
