@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from open_clt import Intervention, OpenCrossLayerTranscoder, intervene
+from open_clt.cli import main
 from open_clt.config import SamplingConfig
 
 PROMPT = "The cat sat on the mat"
 
 
-def test_training_replacement_attribution_and_figures_make_no_noise(
+def test_training_replacement_figures_and_commands_make_no_noise(
     tiny_llama_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.WARNING):
@@ -25,6 +26,9 @@ def test_training_replacement_attribution_and_figures_make_no_noise(
         clt.visualize_feature_activations(PROMPT, save_path=tmp_path / "features.png")
         clt.replacement_model().compare(PROMPT, SamplingConfig(max_new_tokens=2))
         intervene(clt.replacement_model(), PROMPT, Intervention(layer=0, position=1, feature=2, value=9.0))
+        assert capfd.readouterr() == ("", "")
+        options = ["--model", str(tiny_llama_folder), "--transcoder", str(tmp_path / "run"), "--prompt", PROMPT]
+        assert main(["attribute", *options, "--output", str(tmp_path / "graph")]) == 0
     assert [str(warning.message) for warning in warned] == []
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr().err == ""
     assert [record.name for record in caplog.records if not record.name.startswith("open_clt")] == []
