@@ -19,6 +19,7 @@ from torch import Tensor
 
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
 from open_clt.config import CrossLayerConfig, NonlinearityConfig, TopKConfig, TrainingConfig
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
 from open_clt.features.firing import FeatureActivations, TopFeature, feature_activations, top_features
 from open_clt.graphs.graph import AttributionGraph, check_place
@@ -53,6 +54,7 @@ class OpenCrossLayerTranscoder:
     ``load_model`` before any method that uses it.
     """
 
+    @checked_arguments
     def __init__(
         self,
         model_name: str | Path | LanguageModel = "gpt2",
@@ -88,6 +90,7 @@ class OpenCrossLayerTranscoder:
         return f"{type(self).__name__}({self.language_model!r}, {transcoder}{trained})"
 
     @classmethod
+    @checked_arguments
     def from_pretrained(cls, name: str = "embedded", device: str = "cpu") -> OpenCrossLayerTranscoder:
         """Load a language model and the transcoder that ships with the package; ``embedded`` needs no network."""
         if name not in _PRETRAINED:
@@ -99,6 +102,7 @@ class OpenCrossLayerTranscoder:
         clt.load_model(_PRETRAINED[name])
         return clt
 
+    @checked_arguments
     def train_transcoder(
         self,
         texts: Iterable[str],
@@ -123,6 +127,7 @@ class OpenCrossLayerTranscoder:
         training = TrainingConfig.of(batch_size=batch_size, epochs=num_epochs, learning_rate=learning_rate, **settings)
         return self.train_with(training, texts, output_dir=output_dir, overwrite=overwrite, progress=progress)
 
+    @checked_arguments
     def train_with(
         self,
         training: TrainingConfig,
@@ -154,20 +159,24 @@ class OpenCrossLayerTranscoder:
         self.transcoder, self._trained = result.transcoder, True
         return result
 
+    @checked_arguments
     def get_feature_activations(self, text: str) -> FeatureActivations:
         """Compute the active features at every position and layer of a text."""
         return feature_activations(self.language_model, self._ready(), text)
 
+    @checked_arguments
     def get_top_features(self, text: str, top_n: int = 10) -> list[TopFeature]:
         """Return the ``top_n`` features with the largest activations on a text, strongest first."""
         return top_features(self.get_feature_activations(text), top_n)
 
+    @checked_arguments
     def visualize_feature_activations(self, text: str, top_n: int = 20, save_path: str | Path | None = None) -> Figure:
         """Draw a heatmap of the ``top_n`` most active features of a text; ``save_path`` ends in .png, .svg or .pdf."""
         from open_clt.visualization.figures import visualize_feature_heatmap
 
         return visualize_feature_heatmap(self.get_feature_activations(text), top_n=top_n, save_path=save_path)
 
+    @checked_arguments
     def create_attribution_graph(
         self, text: str, threshold: float = 0.8, save_path: str | Path | None = None
     ) -> AttributionGraph:
@@ -189,16 +198,19 @@ class OpenCrossLayerTranscoder:
             graph.save(save_path)
         return graph
 
+    @checked_arguments
     def attribute(self, text: str, **settings: Unpack[AttributionSettings]) -> AttributionGraph:
         """Compute the whole attribution graph of a text, without pruning; ``settings`` are those of ``attribute``."""
         return attribute(self.language_model, self._ready(), text, **settings)
 
+    @checked_arguments
     def attribute_all(
         self, texts: Sequence[str], *, progress: bool = True, **settings: Unpack[AttributionSettings]
     ) -> Iterator[AttributionGraph]:
         """Yield the attribution graph of each text, one after the other, with a progress bar."""
         return attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)
 
+    @checked_arguments
     def faithfulness(self, graph: AttributionGraph, *, max_features: int = 32) -> Faithfulness:
         """Compare the predictions of a graph with the effects of ablating up to ``max_features`` of its features."""
         from open_clt.evaluation.faithfulness import faithfulness
@@ -211,6 +223,7 @@ class OpenCrossLayerTranscoder:
 
         return ReplacementModel(self.language_model, self._ready())
 
+    @checked_arguments
     def save_model(self, path: str | Path) -> Path:
         """Save the transcoder, without the language model, in a directory; return the directory.
 
@@ -222,6 +235,7 @@ class OpenCrossLayerTranscoder:
             logger.warning("The transcoder is saved in a directory named %s, which load_model reads.", directory)
         return directory
 
+    @checked_arguments
     def load_model(self, path: str | Path, *, own_class: type[Any] | None = None, trust_code: bool = False) -> None:
         """Load a transcoder from a directory; raise ConfigError if it does not fit the language model.
 

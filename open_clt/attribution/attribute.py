@@ -27,6 +27,7 @@ from torch import Tensor
 from open_clt.attribution.budget import MEMORY_WAYS, Explored, explore
 from open_clt.attribution.sources import Sources, attributable, find_sources
 from open_clt.attribution.targets import Resolved, resolve_targets
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError, OpenCLTError
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.influence import Edges
@@ -55,6 +56,7 @@ class AttributionSettings(TypedDict, total=False):
     batch_size: int
 
 
+@checked_arguments
 @memory_errors("The attribution graph", MEMORY_WAYS)
 @torch.no_grad()
 def attribute(
@@ -111,6 +113,7 @@ def attribute(
     return _graph(sources, resolved, explored, info)
 
 
+@checked_arguments
 def attribute_all(
     model: LanguageModel,
     transcoder: Transcoder,

@@ -20,6 +20,7 @@ from os import PathLike
 from typing import Any, TypeVar, cast
 
 from open_clt.errors import ConfigError
+from open_clt.short_repr import short_value
 
 Config = TypeVar("Config")
 _LONGEST_VALUE = 60
@@ -153,7 +154,10 @@ def _checked_plain(hint: Any, value: Any, setting: str) -> Any:
 
 
 def _illegal(setting: str, value: Any, legal: str) -> ConfigError:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:  # Python refuses to print the longest integers
+        shown = short_value(value)
     shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
     return ConfigError(f"{setting} is {shown}; it must be {legal}.")
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.attribution.sources import attributable
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError
 from open_clt.evaluation.faithfulness_report import Agreement, Effects, Faithfulness, InfluenceCheck, Perturbation
 from open_clt.graphs.graph import AttributionGraph
@@ -42,6 +43,7 @@ _FREE = Iterative()
 _LOCAL = Iterative(freeze_attention=True, freeze_norms=True, freeze_errors=True)
 
 
+@checked_arguments
 @torch.no_grad()
 def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_features: int = 32) -> Faithfulness:
     """Ablate up to ``max_features`` of a graph's features, and compare the effects with the graph's predictions.

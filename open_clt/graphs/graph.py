@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from open_clt import files
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
 from open_clt.finite import check_finite
 from open_clt.graphs import influence as paths
@@ -94,10 +95,12 @@ class AttributionGraph:
         """Number of edges."""
         return self.edges.weight.shape[0]
 
+    @checked_arguments
     def of_kind(self, *kinds: NodeKind) -> Bool[Tensor, "node"]:
         """Return a mask of the nodes that have one of the given kinds."""
         return torch.isin(self.nodes.kind, torch.tensor([int(kind) for kind in kinds]))
 
+    @checked_arguments
     def node(self, number: int) -> Node:
         """Return the node in row ``number``, with its id and label."""
         nodes = self.nodes
@@ -112,6 +115,7 @@ class AttributionGraph:
         """Return the ids of all nodes, in the notation of ``nodes.py``."""
         return list(map(str, self.nodes.ids()))
 
+    @checked_arguments
     def with_labels(self, labels: Mapping[Feature, str]) -> AttributionGraph:
         """Return the same graph with more labels of features; they replace older labels of the same features."""
         return replace(self, labels={**self.labels, **labels})
@@ -143,6 +147,7 @@ class AttributionGraph:
         tokens, errors = self.of_kind(NodeKind.EMBEDDING), self.of_kind(NodeKind.ERROR)
         return paths.scores(self.influence_graph, tokens, errors)
 
+    @checked_arguments
     def prune(
         self, node_threshold: float = 0.8, edge_threshold: float = 0.98, *, keep_errors: bool | None = None
     ) -> AttributionGraph:
@@ -170,6 +175,7 @@ class AttributionGraph:
         info = replace(pruned.info, settings=replace(pruned.info.settings, pruning=pruning))
         return replace(pruned, nodes=replace(pruned.nodes, cumulative=cumulative), info=info)
 
+    @checked_arguments
     def part(self, nodes: Bool[Tensor, "node"], edges: Bool[Tensor, "edge"] | None = None) -> AttributionGraph:
         """Return some nodes and the edges between them, only those of ``edges`` if that mask is given.
 
@@ -217,6 +223,7 @@ class AttributionGraph:
             reason = f"Rows do not add up to their totals; the worst is that of {self.node(completeness.node).id}"
         return f"{reason}: up to {completeness.relative_to_row:.2g} of a row is missing."
 
+    @checked_arguments
     def save(self, directory: str | Path) -> Path:
         """Write ``graph.json`` and ``graph.safetensors`` to a directory, both or neither, and return the directory.
 
@@ -236,6 +243,7 @@ class AttributionGraph:
         return directory
 
     @staticmethod
+    @checked_arguments
     def load(directory: str | Path) -> AttributionGraph:
         """Read a graph that ``save`` wrote; raises CheckpointError on anything else."""
         content, stored = files.read_saved(

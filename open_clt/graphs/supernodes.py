@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError
 from open_clt.graphs import influence as paths
 from open_clt.graphs.graph import AttributionGraph
@@ -132,6 +133,7 @@ def group(graph: AttributionGraph, supernodes: Sequence[Supernode]) -> GroupedGr
     )
 
 
+@checked_arguments
 def suggest_supernodes(
     graph: AttributionGraph,
     transcoder: Transcoder | None = None,

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, PARALLEL_INPUT_HOOK, InputHook
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import LanguageModelError, TextError
 from open_clt.language.loading import check_device, check_dtype, load_model
 from open_clt.language.model_source import find_model
@@ -338,6 +339,7 @@ class LanguageModel:
             )
 
 
+@checked_arguments
 def load_language_model(
     name: str | Path = "gpt2", device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32"
 ) -> LanguageModel:

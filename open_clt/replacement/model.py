@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.config import SamplingConfig, SamplingSettings
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import Hook, LanguageModel, Positioned, load_language_model
@@ -65,6 +66,7 @@ class ReplacedPass:
     reconstruction: (batch, position, d_model). What a ``change`` of features writes is not part of the error.
     """
 
+    @checked_arguments
     def __init__(self, transcoder: Transcoder, *, error_correction: bool, change: FeatureChange | None = None) -> None:
         self.features: dict[int, SparseFeatures] = {}
         self.errors: dict[int, Tensor] = {}
@@ -147,6 +149,7 @@ class ReplacementModel:
         config = self.transcoder.config
         return [s for s in range(config.n_layers) if not self.layers.isdisjoint(range(s, s + config.reach_of(s)))]
 
+    @checked_arguments
     @contextmanager
     def replacing(self, change: FeatureChange | None = None) -> Generator[ReplacedPass, None, None]:
         """While this is open, forward passes of the language model are those of the replacement model.
@@ -177,6 +180,7 @@ class ReplacementModel:
         finally:
             self.transcoder.train(was_training)
 
+    @checked_arguments
     @contextmanager
     def ablating(self, means: Float[Tensor, "layer d_model"]) -> Generator[None, None, None]:
         """While this is open, the MLP outputs that the transcoder would replace are constant, as a baseline."""
@@ -191,12 +195,14 @@ class ReplacementModel:
         with self.model.hooks(hooks):
             yield
 
+    @checked_arguments
     @torch.no_grad()
     def logits(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
         """Return the replacement model's logits after every token."""
         with self.replacing():
             return self.model.logits(tokens)
 
+    @checked_arguments
     def generate(
         self,
         prompt: Prompt | None = None,
@@ -218,6 +224,7 @@ class ReplacementModel:
         with self.replacing():
             return generate(self.model, prompts[0], sampling)
 
+    @checked_arguments
     @torch.no_grad()
     def compare(self, prompt: Prompt, sampling: SamplingConfig | None = None) -> Comparison:
         """Compare the predictions of both models on a text, and their continuations of it.

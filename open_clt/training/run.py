@@ -47,6 +47,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from open_clt.config import TrainingConfig, TranscoderConfig
+from open_clt.config.arguments import checked_arguments
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
 from open_clt.language.fits import check_fits
@@ -180,6 +181,7 @@ class TrainingRun:
         return result
 
 
+@checked_arguments
 def train_transcoder(
     model: LanguageModel,
     texts_or_contexts: Iterable[str] | Int[Tensor, "context position"],

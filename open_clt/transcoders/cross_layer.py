@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from open_clt.config import BatchTopKConfig, CrossLayerConfig, NonlinearityConfig, TopKConfig
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.slices import WHOLE, Part
@@ -39,6 +40,7 @@ class NestedOutput(NamedTuple):
 class CrossLayerTranscoder(Transcoder):
     """``y_hat[t] = b_dec[t] + sum_{s = t - reach + 1 .. t} a[s] W_dec[s -> t] (+ W_skip[t] x[t])``."""
 
+    @checked_arguments
     def __init__(self, config: CrossLayerConfig, *, seed: int = 0, part: Part = WHOLE) -> None:
         """Draw the weights from ``seed``.
 
@@ -122,6 +124,7 @@ class CrossLayerTranscoder(Transcoder):
         groups = self._sum(written, rows).added_to(rows)
         return features, groups.unflatten(0, (-1, len(bounds) - 1)).cumsum(1).transpose(0, 1)
 
+    @checked_arguments
     @torch.no_grad()
     def prefix(self, n_features: int) -> CrossLayerTranscoder:
         """The transcoder with only the first ``n_features`` features of every layer.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, final
 
 from open_clt.config import CrossLayerConfig, MoltConfig, TranscoderConfig
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.molt import Molt
@@ -99,6 +100,7 @@ NO_CODE = OwnCode()
 """No code outside OpenCLT."""
 
 
+@checked_arguments
 def make_transcoder(config: TranscoderConfig, *, seed: int = 0, own: OwnArchitecture | None = None) -> Transcoder:
     """Build an untrained transcoder of any kind, with weights drawn from ``seed``.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from open_clt.config import MoltConfig
+from open_clt.config.arguments import checked_arguments
 from open_clt.transcoders.sparse.codes import DENSE_ABOVE, LayerFeatures, SparseFeatures, dense
 from open_clt.transcoders.sparse.products import preactivations, row_products, write
 from open_clt.transcoders.transcoder import Transcoder
@@ -35,6 +36,7 @@ class Molt(Transcoder):
     owner: Tensor
     first_atom: Tensor
 
+    @checked_arguments
     def __init__(self, config: MoltConfig, *, seed: int = 0) -> None:
         super().__init__(config)
         self.config: MoltConfig = config  # pyright: ignore[reportIncompatibleVariableOverride] (set here only)

@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.features.embedding import EmbeddingMethod, embed
 from open_clt.features.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
@@ -86,6 +87,7 @@ _MOST_ANNOTATED = 16
 """Number of rows up to which the values of a matrix are also written as numbers."""
 
 
+@checked_arguments
 def visualize_feature_heatmap(
     activations: TranscodedModel | FeatureActivations | Float[Array, "feature position"],
     tokens: str | Sequence[str] | None = None,
@@ -117,6 +119,7 @@ def visualize_feature_heatmap(
     return _token_heatmap(values, tokens, names, "activation", title=title, ax=ax, save_path=save_path)
 
 
+@checked_arguments
 def visualize_layer_activity(
     activity: Float[Array, "layer position"],
     tokens: Sequence[str],
@@ -133,6 +136,7 @@ def visualize_layer_activity(
     return _token_heatmap(values, tokens, names, quantity, title=title, ax=ax, save_path=save_path)
 
 
+@checked_arguments
 def visualize_feature_embedding(
     vectors: TranscodedModel | Float[Array, "feature d_model"],
     layers: str | Sequence[str] | Sequence[int] | Int[Array, "feature"],
@@ -178,6 +182,7 @@ def visualize_feature_embedding(
     return figure_of(ax)
 
 
+@checked_arguments
 def visualize_cross_layer_correlations(
     matrix: TranscodedModel | Float[Array, "row row"],
     names: str | Sequence[str],
@@ -215,6 +220,7 @@ def visualize_cross_layer_correlations(
     return figure_of(ax)
 
 
+@checked_arguments
 def visualize_feature_importance(
     importance: TranscodedModel | Float[Array, "layer feature"],
     texts: str | Iterable[str] | None = None,
@@ -251,6 +257,7 @@ def visualize_feature_importance(
     return figure_of(ax)
 
 
+@checked_arguments
 def visualize_feature_density(
     density: Float[Array, "layer feature"],
     *,
@@ -275,6 +282,7 @@ def visualize_feature_density(
     return figure_of(ax)
 
 
+@checked_arguments
 def visualize_training_curves(
     curves: TrainingCurves,
     *,

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import TextError
 from open_clt.features.embedding import EmbeddingMethod
 from open_clt.features.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, transcoded_model
@@ -61,6 +62,7 @@ class VisualizationSuite(NamedTuple):
         return tuple(self)
 
 
+@checked_arguments
 def run_visualization_suite(
     model: LanguageModel | None = None,
     transcoder: Transcoder | TranscodedModel | None = None,

@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 
 from open_clt import files
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import CheckpointError
 from open_clt.graphs.formats.circuit_tracer_schema import (
     METADATA_FILE,
@@ -70,6 +71,7 @@ def circuit_tracer_json(graph: AttributionGraph, card: GraphCard, view: GraphVie
     }
 
 
+@checked_arguments
 def write_circuit_tracer(
     graph: AttributionGraph, directory: str | Path, card: GraphCard, view: GraphView | None = None
 ) -> Path:

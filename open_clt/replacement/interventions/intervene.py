@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.config import SamplingConfig, SamplingSettings
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
@@ -135,6 +136,7 @@ class InterventionRecord:
     __repr__ = short_repr
 
 
+@checked_arguments
 @torch.no_grad()
 def intervene(
     replacement: ReplacementModel,

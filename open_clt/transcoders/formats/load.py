@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from open_clt import files
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import CheckpointError
 from open_clt.memory import memory_errors
 from open_clt.transcoders.formats import circuit_tracer, native
@@ -38,6 +39,7 @@ def holds_transcoder(directory: str | Path) -> bool:
     return any(layout.recognises(Path(directory)) for layout in LAYOUTS)
 
 
+@checked_arguments
 def load_transcoder(
     directory: str | Path,
     *,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.config import TranscoderConfig
+from open_clt.config.arguments import checked_arguments
 from open_clt.config.json import from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.formats.checks import check_numbers
@@ -41,6 +42,7 @@ def check_place(directory: Path) -> None:
     files.check_artefact(directory, (_CONFIG, _TENSORS), FORMAT)
 
 
+@checked_arguments
 def save_transcoder(
     transcoder: Transcoder,
     directory: str | Path,

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from open_clt.config.arguments import checked_arguments
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.visualization.graph.ink import (
@@ -37,6 +38,7 @@ from open_clt.visualization.labels import text_size, token_label
 from open_clt.visualization.style import NotebookFigure, figure_of, save, styled
 
 
+@checked_arguments
 def visualize_attribution_graph(
     graph: AttributionGraph | GroupedGraph | GraphPicture,
     *,

@@ -1,0 +1,175 @@
+"""The types of arguments: public functions check what they are given, as configs check their fields.
+
+    @checked_arguments
+    def load_graph(directory: str | Path) -> Graph: ...
+
+    load_graph(3)       ConfigError: The argument directory of load_graph is 3; it must be a path.
+
+The annotations are the rules. An integer has at most 64 bits, a number is finite, and a path is not empty. Values are
+checked, never converted. Annotations that exist for type checkers only are not checked here: such a function passes the
+value on to one that has the type. What an array holds, and which numbers are legal, the function checks itself.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
+from numbers import Integral, Real
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+from open_clt.errors import ConfigError
+from open_clt.short_repr import short_value
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+_UNIONS = (typing.Union, types.UnionType)
+_MOST_ITEMS = 1000
+"""Number of items of a sequence whose types are checked."""
+
+
+def checked_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Make a function raise ConfigError, which names the argument and its value, if an argument has a wrong type."""
+    signature = inspect.signature(function)
+    hints = cache(lambda: _hints(function, signature))
+
+    @wraps(function)
+    def checked(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        try:
+            bound = signature.bind_partial(*arguments, **named)
+        except TypeError:
+            return function(*arguments, **named)  # Python's own error names the unknown parameter
+        values = {**bound.arguments, **cast(dict[str, Any], bound.arguments.get("settings", {}))}
+        for name, hint in hints().items():
+            if name in values and not _has_type(hint, values[name]):
+                legal = " or ".join(_legal(hint))
+                raise ConfigError(
+                    f"The argument {name} of {_name(function)} is {short_value(values[name])}; it must be {legal}."
+                )
+        return function(*arguments, **named)
+
+    return checked
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """The name under which a user calls a function: a class is called by its own name."""
+    return function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+
+def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
+    """The types of a function's parameters by name; of keyword arguments that it passes on, those of each."""
+    hints: dict[str, Any] = {}
+    namespace = inspect.unwrap(function).__globals__
+    for name, parameter in signature.parameters.items():
+        if parameter.annotation is inspect.Parameter.empty:
+            continue
+        try:
+            stand_in = cast(Any, types.SimpleNamespace(__annotations__={name: parameter.annotation}))
+            hint = typing.get_type_hints(stand_in, namespace)[name]
+        except NameError:  # a type that is imported for type checkers only
+            continue
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            hints[name] = tuple[hint, ...] if parameter.kind is inspect.Parameter.VAR_POSITIONAL else hint
+        elif typing.get_origin(hint) is typing.Unpack:
+            hints |= typing.get_type_hints(typing.get_args(hint)[0])
+    return hints
+
+
+def _has_type(hint: Any, value: Any) -> bool:
+    """Whether a value has the type that an annotation states; an annotation that cannot be checked allows any value."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return True
+    if origin in _UNIONS:
+        return _is_path(value) if Path in parts and isinstance(value, str) else any(_has_type(p, value) for p in parts)
+    if origin is typing.Literal:
+        return isinstance(value, str) and value in parts
+    if origin is type:
+        return isinstance(value, type)
+    if isinstance(origin, type):
+        return isinstance(value, origin) and _items_have_types(origin, parts, value)
+    return _is_plain(hint, value)
+
+
+def _items_have_types(origin: type[Any], parts: tuple[Any, ...], value: Any) -> bool:
+    """Whether the items of a list, tuple or other sequence have their types; iterators are not consumed."""
+    if not issubclass(origin, Sequence) or isinstance(value, str):
+        return True
+    return all(_has_type(parts[0], item) for item in value[:_MOST_ITEMS])
+
+
+def _is_plain(hint: Any, value: Any) -> bool:
+    """Whether a value has a type without parameters."""
+    if hint is type(None) or hint is None:
+        return value is None
+    if hint is Path:
+        return _is_path(value)
+    if hint is int:
+        return type(value) is not bool and isinstance(value, Integral) and abs(int(value)) < 2**63
+    if hint is float:
+        return _is_finite(value)
+    try:
+        return isinstance(value, hint)
+    except TypeError:  # a protocol that is not for run time, or a form of annotation that has no instances
+        return True
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    try:
+        return type(value) is not bool and isinstance(value, Real) and math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value is a path: an empty text would mean the working directory, and no name of a file has a null."""
+    if not isinstance(value, str | PathLike):
+        return False
+    text = str(fspath(cast(Any, value)))
+    return text != "" and "\0" not in text
+
+
+def _legal(hint: Any) -> list[str]:
+    """The alternatives that an annotation allows, in words."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in _UNIONS:
+        words = [word for part in parts if not (part is str and Path in parts) for word in _legal(part)]
+        return list(dict.fromkeys(words))
+    if origin is typing.Literal:
+        return [repr(part) for part in parts]
+    if isinstance(origin, type):
+        item = f" of {_legal(parts[0])[0]}" if parts and issubclass(origin, Sequence | Iterable) else ""
+        return [f"{_KINDS.get(origin, origin.__name__)}{item}"]
+    return [_WORDS.get(hint) or _array(hint) or getattr(hint, "__name__", str(hint))]
+
+
+def _array(hint: Any) -> str | None:
+    """The words for an array of jaxtyping."""
+    return f"an array ({hint.dim_str})" if hasattr(hint, "dim_str") else None
+
+
+_WORDS: dict[Any, str] = {
+    int: "an integer of at most 64 bits",
+    float: "a finite number",
+    str: "a text",
+    bool: "True or False",
+    Path: "a path ('.' is the working directory)",
+    type(None): "None",
+}
+_KINDS: dict[Any, str] = {
+    list: "a list",
+    tuple: "a list",
+    dict: "a dict",
+    type: "a class",
+    collections.abc.Sequence: "a list",
+    collections.abc.Iterable: "an iterable",
+    collections.abc.Mapping: "a mapping",
+    Mapping: "a mapping",
+}
