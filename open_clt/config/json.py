@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
 from os import PathLike
@@ -41,6 +41,19 @@ class CheckedConfig:
                 raise _illegal(setting, value, "finite")
             if checked is not value:
                 object.__setattr__(self, name, checked)
+
+    def __repr__(self) -> str:
+        """The settings that differ from their defaults, as Python code that makes the config."""
+        settings = [
+            f"{entry.name}={getattr(self, entry.name)!r}"
+            for entry in fields(cast(Any, self))
+            if entry.init and getattr(self, entry.name) != _default(entry)
+        ]
+        return f"{type(self).__name__}({', '.join(settings)})"
+
+
+def _default(entry: Field[Any]) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def check_record(record: object) -> None:

@@ -9,7 +9,7 @@ from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TextsConfig(CheckedConfig):
     """Source of the texts, the way in which contexts are cut from them, and the contexts that are held out."""
 

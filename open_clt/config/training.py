@@ -11,7 +11,7 @@ from open_clt.config.texts import TextsConfig
 from open_clt.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TanhSparsityConfig(CheckedConfig):
     """``coefficient * sum tanh(steepness * |W_dec| * a)``, a soft count of active features (Ameisen et al., 2025)."""
 
@@ -29,7 +29,7 @@ class TanhSparsityConfig(CheckedConfig):
         check_above_zero(self, "steepness")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class L1SparsityConfig(CheckedConfig):
     """``coefficient * sum |W_dec| * a``, the sum of activations times decoder norms (Conerly et al., 2024)."""
 
@@ -47,7 +47,7 @@ class L1SparsityConfig(CheckedConfig):
 SparsityConfig: TypeAlias = TanhSparsityConfig | L1SparsityConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LossConfig(CheckedConfig):
     """Terms that are added to the reconstruction loss, and their coefficients."""
 
@@ -70,7 +70,7 @@ class LossConfig(CheckedConfig):
         check_counts(self, "auxiliary_k", "dead_after_tokens")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DataConfig(CheckedConfig):
     """Tokens that a transcoder is trained on, their batches, and the memory for their activations."""
 
@@ -100,7 +100,7 @@ class DataConfig(CheckedConfig):
         check_seed(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LearningConfig(CheckedConfig):
     """Loss, optimizer and learning-rate schedule of a training run."""
 
@@ -130,7 +130,7 @@ class LearningConfig(CheckedConfig):
             raise ConfigError(f"betas is {self.betas}; both must be at least 0 and below 1.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CheckpointsConfig(CheckedConfig):
     """Checkpoints that a training run keeps in the folder ``checkpoints`` of its output directory."""
 
@@ -146,7 +146,7 @@ class CheckpointsConfig(CheckedConfig):
         check_counts(self, "every")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainingConfig(CheckedConfig):
     """All settings of a training run: texts, tokens, loss and optimizer, checkpoints, and gradient clipping."""
 

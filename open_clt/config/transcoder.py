@@ -20,14 +20,14 @@ MLP_OUTPUT_HOOK = "hook_mlp_out"
 """Hook at the output of an MLP."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReLUConfig(CheckedConfig):
     """ReLU: ``a = max(pre, 0)``."""
 
     kind: Literal["relu"] = "relu"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class JumpReLUConfig(CheckedConfig):
     """JumpReLU: ``a = pre * 1[pre > threshold]``, one learned threshold per feature (Rajamanoharan et al., 2024)."""
 
@@ -44,7 +44,7 @@ class JumpReLUConfig(CheckedConfig):
         check_above_zero(self, "initial_threshold", "bandwidth")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TopKConfig(CheckedConfig):
     """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
 
@@ -62,7 +62,7 @@ class TopKConfig(CheckedConfig):
         _check_anneal_share(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BatchTopKConfig(CheckedConfig):
     """BatchTopK: a batch's ``k * tokens`` largest pre-activations; thresholds at inference (Bussmann et al., 2024)."""
 
@@ -89,7 +89,7 @@ NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | TopKConfig | Batch
 """The config of any nonlinearity; ``make_nonlinearity`` builds one from each."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CrossLayerConfig(CheckedConfig):
     """Config of a cross-layer transcoder, whose features have decoders: everything that its tensors do not hold.
 
@@ -142,7 +142,7 @@ class CrossLayerConfig(CheckedConfig):
         return min(self.reach or self.n_layers, self.n_layers - source)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MoltConfig(CheckedConfig):
     """Config of a sparse mixture of linear transforms per layer: ``y_hat = sum_t phi(e_t . x - b_t) U_t V_t x``.
 

@@ -13,7 +13,7 @@ _LEAST_TEMPERATURE = 1e-6
 """Least temperature above 0: logits that are divided by less overflow."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReportConfig(CheckedConfig):
     """Attribution graphs in the evaluation report on held-out text."""
 
@@ -30,7 +30,7 @@ class ReportConfig(CheckedConfig):
         check_not_negative(self, "graphs")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SamplingConfig(CheckedConfig):
     """Sampling of a continuation from a model's probabilities, and the end of the continuation."""
 

@@ -112,7 +112,7 @@ class Transcoder(nn.Module, ABC):
         """Divide each feature's decoder by its factor, in place."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({short_repr(self.config)})"
+        return f"{type(self).__name__}({self.config!r})"
 
     def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
         """Encode and decode all layers of a batch of tokens."""

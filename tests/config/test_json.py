@@ -15,6 +15,7 @@ from open_clt.config import (
     L1SparsityConfig,
     LossConfig,
     MoltConfig,
+    TopKConfig,
     TrainingConfig,
 )
 from open_clt.config.json import from_dict, to_dict
@@ -112,3 +113,19 @@ def test_configs_within_tuples_and_dicts_are_read_as_they_were_written() -> None
         from_dict(Whole, {"parts": [{"naem": "a"}], "best": None, "counts": {}})
     with refuses(ConfigError, "one"):
         from_dict(Whole, {"parts": [], "best": None, "counts": {"a": "one"}})
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (TrainingConfig(), "TrainingConfig()"),
+        (TrainingConfig.of(batch_size=3), "TrainingConfig(data=DataConfig(batch_size=3))"),
+        (
+            CrossLayerConfig(n_layers=2, n_features=6, d_model=4, nonlinearity=TopKConfig(k=2)),
+            "CrossLayerConfig(n_layers=2, n_features=6, d_model=4, nonlinearity=TopKConfig(k=2))",
+        ),
+    ],
+    ids=["defaults", "nested", "required"],
+)
+def test_a_config_prints_the_settings_that_differ_from_their_defaults(config: object, text: str) -> None:
+    assert repr(config) == text
