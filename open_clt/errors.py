@@ -17,8 +17,14 @@ Each message names the value, and says what is wrong with it and what is legal o
 at most 300 characters: in a longer message, long words (paths, values) are cut first, and then its middle.
 """
 
+from pathlib import PurePath
+from typing import Any, cast
+
 _LONGEST_MESSAGE = 300
 """Largest number of characters of an error's message."""
+
+_LONGEST_VALUE = 60
+"""Largest number of characters of a wrong value in an error."""
 
 _WORD_LENGTHS = (100, 60, 40)
 """Lengths to which the words of too long a message are cut, one after another until the message is short enough."""
@@ -32,6 +38,24 @@ def one_line(message: str) -> str:
             break
         words = [_without_middle(word, length, length // 4) for word in words]
     return _without_middle(" ".join(words), _LONGEST_MESSAGE, _LONGEST_MESSAGE // 2)
+
+
+def short_value(value: Any) -> str:
+    """A wrong value as an error shows it: a number, a text or a path, cut to 60 characters; of others, the kind."""
+    match value:
+        case int() if abs(value) >= 10**_LONGEST_VALUE:  # Python refuses to print the longest integers
+            return f"an integer of more than {_LONGEST_VALUE} digits"
+        case None | bool() | int() | float() | complex() | str() | bytes() | PurePath():
+            text = repr(str(value) if isinstance(value, PurePath) else value)
+            return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+        case tuple() | list() | dict() | set() if not value:
+            return repr(cast(Any, value))
+        case type():
+            return f"the class {cast(Any, value).__name__}"
+        case _ if hasattr(value, "shape") and hasattr(value, "dtype"):
+            return f"an array of shape {tuple(value.shape)} and type {value.dtype}"
+        case _:
+            return f"of the type {type(value).__name__}"
 
 
 def _without_middle(text: str, length: int, head: int) -> str:

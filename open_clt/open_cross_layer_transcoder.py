@@ -19,7 +19,7 @@ from torch import Tensor
 
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
 from open_clt.config import CrossLayerConfig, NonlinearityConfig, TopKConfig, TrainingConfig
-from open_clt.config.arguments import checked_arguments
+from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
 from open_clt.features.firing import FeatureActivations, TopFeature, feature_activations, top_features
 from open_clt.graphs.graph import AttributionGraph, check_place
@@ -58,7 +58,7 @@ class OpenCrossLayerTranscoder:
     def __init__(
         self,
         model_name: str | Path | LanguageModel = "gpt2",
-        num_features: int = 512,
+        num_features: Count = 512,
         device: str = "cpu",
         *,
         nonlinearity: NonlinearityConfig | None = None,
@@ -165,12 +165,14 @@ class OpenCrossLayerTranscoder:
         return feature_activations(self.language_model, self._ready(), text)
 
     @checked_arguments
-    def get_top_features(self, text: str, top_n: int = 10) -> list[TopFeature]:
+    def get_top_features(self, text: str, top_n: Count = 10) -> list[TopFeature]:
         """Return the ``top_n`` features with the largest activations on a text, strongest first."""
         return top_features(self.get_feature_activations(text), top_n)
 
     @checked_arguments
-    def visualize_feature_activations(self, text: str, top_n: int = 20, save_path: str | Path | None = None) -> Figure:
+    def visualize_feature_activations(
+        self, text: str, top_n: Count = 20, save_path: str | Path | None = None
+    ) -> Figure:
         """Draw a heatmap of the ``top_n`` most active features of a text; ``save_path`` ends in .png, .svg or .pdf."""
         from open_clt.visualization.figures import visualize_feature_heatmap
 
@@ -211,7 +213,7 @@ class OpenCrossLayerTranscoder:
         return attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)
 
     @checked_arguments
-    def faithfulness(self, graph: AttributionGraph, *, max_features: int = 32) -> Faithfulness:
+    def faithfulness(self, graph: AttributionGraph, *, max_features: Count = 32) -> Faithfulness:
         """Compare the predictions of a graph with the effects of ablating up to ``max_features`` of its features."""
         from open_clt.evaluation.faithfulness import faithfulness
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import PurePath
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 _MOST_ITEMS = 5
 """Largest number of items of a sequence or mapping that are printed."""
-_LONGEST_SHOWN = 60
-"""Largest number of characters of a wrong value in an error."""
 _LONGEST = 100
 """Largest number of characters of a text."""
 _LONGEST_RECORD = 360
@@ -32,24 +29,6 @@ def _fitting(values: list[str]) -> list[str]:
     while sum(min(len(value), longest) for value in values) + 2 * len(values) > _LONGEST_RECORD:
         longest -= 1
     return [value if len(value) <= longest else f"{value[: longest - 3]}..." for value in values]
-
-
-def short_value(value: Any) -> str:
-    """A wrong value as an error shows it: a number, a text or a path, cut to 60 characters; of others, the kind."""
-    match value:
-        case Tensor():
-            return f"a tensor of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
-        case int() if abs(value) >= 10**_LONGEST_SHOWN:  # Python refuses to print the longest integers
-            return "an integer of more than 60 digits"
-        case None | bool() | int() | float() | complex() | str() | bytes() | PurePath():
-            text = repr(str(value) if isinstance(value, PurePath) else value)
-            return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-        case tuple() | list() | dict() | set() if not value:
-            return repr(cast(Any, value))
-        case type():
-            return f"the class {cast(Any, value).__name__}"
-        case _:
-            return f"of the type {type(value).__name__}"
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,8 @@
 
 The annotations are the rules. An integer has at most 64 bits, a number is finite, and a path is not empty. Values are
 checked, never converted. Annotations that exist for type checkers only are not checked here: such a function passes the
-value on to one that has the type. What an array holds, and which numbers are legal, the function checks itself.
+value on to one that has the type. ``Count``,
+``Seed`` and the like also bound a number. What an array holds the function checks itself.
 """
 
 from __future__ import annotations
@@ -22,10 +23,24 @@ from functools import cache, wraps
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
-from open_clt.errors import ConfigError
-from open_clt.short_repr import short_value
+from open_clt.errors import ConfigError, short_value
+
+
+class Bounds(NamedTuple):
+    """The legal values of a number, in an annotation ``Annotated[int, Bounds(...)]``."""
+
+    least: float
+    most: float
+    words: str
+    """The legal values in words, after "it must be"."""
+
+
+Count: TypeAlias = Annotated[int, Bounds(1, math.inf, "an integer of at least 1")]
+NotNegative: TypeAlias = Annotated[int, Bounds(0, math.inf, "an integer of at least 0")]
+Seed: TypeAlias = Annotated[int, Bounds(0, 2**32 - 1, "an integer of at least 0 and below 2**32")]
+Perplexity: TypeAlias = Annotated[float, Bounds(1, math.inf, "a finite number of at least 1")]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -71,13 +86,13 @@ def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
             continue
         try:
             stand_in = cast(Any, types.SimpleNamespace(__annotations__={name: parameter.annotation}))
-            hint = typing.get_type_hints(stand_in, namespace)[name]
+            hint = typing.get_type_hints(stand_in, namespace, include_extras=True)[name]
         except NameError:  # a type that is imported for type checkers only
             continue
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             hints[name] = tuple[hint, ...] if parameter.kind is inspect.Parameter.VAR_POSITIONAL else hint
         elif typing.get_origin(hint) is typing.Unpack:
-            hints |= typing.get_type_hints(typing.get_args(hint)[0])
+            hints |= typing.get_type_hints(typing.get_args(hint)[0], include_extras=True)
     return hints
 
 
@@ -86,6 +101,9 @@ def _has_type(hint: Any, value: Any) -> bool:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, TypeVar):
         return True
+    if origin is Annotated:
+        bounds = cast(Bounds, parts[1])
+        return _has_type(parts[0], value) and bounds.least <= value <= bounds.most
     if origin in _UNIONS:
         return _is_path(value) if Path in parts and isinstance(value, str) else any(_has_type(p, value) for p in parts)
     if origin is typing.Literal:
@@ -142,6 +160,8 @@ def _legal(hint: Any) -> list[str]:
     if origin in _UNIONS:
         words = [word for part in parts if not (part is str and Path in parts) for word in _legal(part)]
         return list(dict.fromkeys(words))
+    if origin is Annotated:
+        return [parts[1].words]
     if origin is typing.Literal:
         return [repr(part) for part in parts]
     if isinstance(origin, type):

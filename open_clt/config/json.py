@@ -19,8 +19,7 @@ from numbers import Integral, Real
 from os import PathLike
 from typing import Any, TypeVar, cast
 
-from open_clt.errors import ConfigError
-from open_clt.short_repr import short_value
+from open_clt.errors import ConfigError, short_value
 
 Config = TypeVar("Config")
 _LONGEST_VALUE = 60

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from open_clt.attribution.sources import attributable
-from open_clt.config.arguments import checked_arguments
+from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import AttributionError
 from open_clt.evaluation.faithfulness_report import Agreement, Effects, Faithfulness, InfluenceCheck, Perturbation
 from open_clt.graphs.graph import AttributionGraph
@@ -45,7 +45,7 @@ _LOCAL = Iterative(freeze_attention=True, freeze_norms=True, freeze_errors=True)
 
 @checked_arguments
 @torch.no_grad()
-def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_features: int = 32) -> Faithfulness:
+def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_features: Count = 32) -> Faithfulness:
     """Ablate up to ``max_features`` of a graph's features, and compare the effects with the graph's predictions.
 
     ``replacement`` holds the model and the transcoder that the graph was made with; its other settings are ignored.

@@ -18,10 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
@@ -29,12 +28,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from open_clt.config.arguments import checked_arguments
+from open_clt.config.arguments import Count, Perplexity, Seed, checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.features.embedding import EmbeddingMethod, embed
 from open_clt.features.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
 from open_clt.features.firing import FeatureActivations, top_features
 from open_clt.transcoders.feature import Feature
+from open_clt.visualization.inputs import array, labels, layer_numbers
 from open_clt.visualization.labels import fit_tick_labels, token_label
 from open_clt.visualization.style import (
     BLUE,
@@ -93,7 +93,7 @@ def visualize_feature_heatmap(
     tokens: str | Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     *,
-    top_n: int = 20,
+    top_n: Count = 20,
     title: str | None = None,
     ax: Axes | None = None,
     save_path: str | Path | None = None,
@@ -114,8 +114,8 @@ def visualize_feature_heatmap(
         names = names or [str(feature) for feature in features]
         values = numbers(activations.of(features))
     else:
-        values = _array("activations", activations, "feature", "position")
-    tokens, names = _labels("tokens", tokens, values.shape[1]), _labels("names", names, values.shape[0])
+        values = array("activations", activations, "feature", "position")
+    tokens, names = labels("tokens", tokens, values.shape[1]), labels("names", names, values.shape[0])
     return _token_heatmap(values, tokens, names, "activation", title=title, ax=ax, save_path=save_path)
 
 
@@ -131,7 +131,7 @@ def visualize_layer_activity(
 ) -> Figure:
     """Draw the activity of each layer (rows, the first at the bottom) at each token; ``quantity`` names the values."""
     values = numbers(activity)[::-1]
-    tokens = _labels("tokens", tokens, values.shape[1])
+    tokens = labels("tokens", tokens, values.shape[1])
     names = [f"L{layer}" for layer in range(len(values))][::-1]
     return _token_heatmap(values, tokens, names, quantity, title=title, ax=ax, save_path=save_path)
 
@@ -139,13 +139,13 @@ def visualize_layer_activity(
 @checked_arguments
 def visualize_feature_embedding(
     vectors: TranscodedModel | Float[Array, "feature d_model"],
-    layers: str | Sequence[str] | Sequence[int] | Int[Array, "feature"],
+    layers: str | Sequence[str] | Sequence[int] | Int[Array, "feature"] | None = None,
     *,
     method: EmbeddingMethod = "pca",
-    perplexity: float = 30.0,
-    seed: int = 0,
+    perplexity: Perplexity = 30.0,
+    seed: Seed = 0,
     sizes: Float[Array, "feature"] | None = None,
-    n_layers: int | None = None,
+    n_layers: Count | None = None,
     title: str | None = None,
     ax: Axes | None = None,
     save_path: str | Path | None = None,
@@ -161,10 +161,8 @@ def visualize_feature_embedding(
         features = FeaturesOnTexts(vectors, layers).embedding()
         vectors, layers = features.directions, features.layers
         sizes, n_layers = features.importance if sizes is None else sizes, n_layers or features.n_layers
-    values = _array("vectors", vectors, "feature", "d_model")
-    if isinstance(layers, str) or any(isinstance(layer, str) for layer in layers):
-        raise ConfigError(f"layers is {layers!r}, but vectors is an array; give the layer number of each vector.")
-    layer_of_point = np.asarray(layers, dtype=int)
+    values = array("vectors", vectors, "feature", "d_model")
+    layer_of_point = layer_numbers(layers, len(values))
     embedding = embed(torch.as_tensor(values.copy()), method, perplexity=perplexity, seed=seed)
     x, y = numbers(embedding.points).T
     with drawing(ax, (5.6, 4.4), save_path) as ax:
@@ -185,7 +183,7 @@ def visualize_feature_embedding(
 @checked_arguments
 def visualize_cross_layer_correlations(
     matrix: TranscodedModel | Float[Array, "row row"],
-    names: str | Sequence[str],
+    names: str | Sequence[str] | None = None,
     *,
     layers: Sequence[int] | None = None,
     title: str | None = None,
@@ -200,8 +198,8 @@ def visualize_cross_layer_correlations(
     """
     if isinstance(matrix, TranscodedModel):
         matrix, names, layers = FeaturesOnTexts(matrix, names).layer_correlations()
-    values = _array("matrix", matrix, "row", "row")
-    names = _labels("names", names, len(values))
+    values = array("matrix", matrix, "row", "row")
+    names = labels("names", names, len(values))
     side = float(np.clip(1.6 + 0.2 * len(values), 4, 11))
     with drawing(ax, (side + 0.9, side), save_path) as ax:
         image = ax.imshow(values, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
@@ -225,7 +223,7 @@ def visualize_feature_importance(
     importance: TranscodedModel | Float[Array, "layer feature"],
     texts: str | Iterable[str] | None = None,
     *,
-    top_n: int = 20,
+    top_n: Count = 20,
     title: str | None = None,
     ax: Axes | None = None,
     save_path: str | Path | None = None,
@@ -237,7 +235,7 @@ def visualize_feature_importance(
     """
     if isinstance(importance, TranscodedModel):
         importance, texts = FeaturesOnTexts(importance, texts).importance, None
-    values = _array("importance", importance, "layer", "feature")
+    values = array("importance", importance, "layer", "feature")
     if texts is not None:
         raise ConfigError(
             f"texts is {texts!r}, but importance is an array; leave texts out, or give a model with its transcoder."
@@ -351,30 +349,6 @@ def _token_heatmap(
         _set_title(ax, title)
         fit_tick_labels(ax, [token_label(token) for token in tokens], [token_label(name, 24) for name in names])
     return figure_of(ax)
-
-
-def _array(name: str, values: object, *axes: str) -> npt.NDArray[Any]:
-    """Return the values as a NumPy array; raise ConfigError if they are not an array of these axes, or it is empty."""
-    if not isinstance(values, np.ndarray | torch.Tensor):
-        raise ConfigError(
-            f"{name} is of type {type(values).__name__}; give an array, or an object that holds a language model and "
-            "its transcoder, such as an OpenCrossLayerTranscoder."
-        )
-    if len(values.shape) != len(axes) or 0 in values.shape:
-        raise ConfigError(
-            f"{name} has the shape {tuple(values.shape)}; give an array ({', '.join(axes)}) that is not empty."
-        )
-    return numbers(values)
-
-
-def _labels(parameter: str, labels: str | Sequence[str] | None, count: int) -> Sequence[str]:
-    """Return the labels; raise ConfigError unless there are ``count`` of them."""
-    if isinstance(labels, str):
-        raise ConfigError(f"{parameter} is the single text {labels!r}; the array needs a list of {count} strings.")
-    if labels is None or len(labels) != count:
-        given = "missing" if labels is None else f"a list of {len(labels)} strings"
-        raise ConfigError(f"{parameter} is {given}; the array needs a list of {count} strings.")
-    return labels
 
 
 def _layer_boundaries(layers: Sequence[int]) -> list[float]:

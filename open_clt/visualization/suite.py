@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from open_clt.config.arguments import checked_arguments
+from open_clt.config.arguments import Count, Seed, checked_arguments
 from open_clt.errors import TextError
 from open_clt.features.embedding import EmbeddingMethod
 from open_clt.features.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, transcoded_model
@@ -70,11 +70,11 @@ def run_visualization_suite(
     output_dir: str | Path = "visualizations",
     *,
     prompt: str | None = None,
-    top_n: int = 20,
-    n_embedded: int = 500,
-    n_correlated: int = 40,
-    max_contexts: int = 256,
-    seed: int = 0,
+    top_n: Count = 20,
+    n_embedded: Count = 500,
+    n_correlated: Count = 40,
+    max_contexts: Count = 256,
+    seed: Seed = 0,
     suffix: Literal[".png", ".svg", ".pdf"] = ".png",
 ) -> VisualizationSuite:
     """Draw every figure of a transcoder from the activations of its features on ``texts``.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import open_clt
 from open_clt import visualization_utils
-from open_clt.config.arguments import checked_arguments
+from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import ConfigError
 from tests.refusals import refuses
 
@@ -64,7 +64,7 @@ def test_a_wrong_type_is_refused_by_name(function: Callable[..., Any], name: str
 
 
 class Settings(TypedDict, total=False):
-    width: int
+    width: Count | None
 
 
 @checked_arguments
@@ -118,6 +118,7 @@ def test_legal_arguments_are_passed_on_unchanged(legal: dict[str, Any]) -> None:
         ("tokens", torch.zeros(0), (0,)),
         ("lengths", [1, 2.5], "lengths"),
         ("width", "wide", "wide"),
+        ("width", 0, 0),
     ],
 )
 def test_an_illegal_argument_is_named_with_its_value(name: str, value: Any, shown: object) -> None:

@@ -147,6 +147,21 @@ def test_an_empty_array_is_refused(shape: tuple[int, int]) -> None:
         visualize_feature_embedding(values, [0] * shape[0])
 
 
+def test_an_array_without_its_labels_is_refused() -> None:
+    vectors = RNG.normal(size=(4, 8))
+    for layers in (None, [0, 1, 2], ["a"] * 4, [0, 0, 0, -1]):
+        with refuses(ConfigError, "layers"):
+            visualize_feature_embedding(vectors, layers)
+    with refuses(ConfigError, "names"):
+        visualize_cross_layer_correlations(CORRELATIONS)
+
+
+@pytest.mark.parametrize("top_n", [0, -1, 2**70])
+def test_at_least_one_feature_is_drawn(top_n: int) -> None:
+    with refuses(ConfigError, "top_n", top_n):
+        visualize_feature_importance(SPARSE, top_n=top_n)
+
+
 def test_importance_shows_the_most_important_feature_first() -> None:
     importance = np.array([[0.1, 0.0], [0.6, 0.3]])
     ax = visualize_feature_importance(importance, top_n=3).axes[0]

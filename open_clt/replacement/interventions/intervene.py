@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.config import SamplingConfig, SamplingSettings
-from open_clt.config.arguments import checked_arguments
+from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
@@ -144,7 +144,7 @@ def intervene(
     interventions: Intervention | Sequence[Intervention],
     patching: Patching | None = None,
     *,
-    top: int = 5,
+    top: Count = 5,
 ) -> InterventionRecord:
     """Run a model on a prompt with interventions, and compare this run with the one without them.
 

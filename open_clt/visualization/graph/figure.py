@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from open_clt.config.arguments import checked_arguments
+from open_clt.config.arguments import NotNegative, checked_arguments
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.visualization.graph.ink import (
@@ -42,8 +42,8 @@ from open_clt.visualization.style import NotebookFigure, figure_of, save, styled
 def visualize_attribution_graph(
     graph: AttributionGraph | GroupedGraph | GraphPicture,
     *,
-    max_nodes: int = 60,
-    max_edges: int = 160,
+    max_nodes: NotNegative = 60,
+    max_edges: NotNegative = 160,
     kinds: Sequence[Shape] = ("feature", "error", "other"),
     title: str | None = None,
     ax: Axes | None = None,
