@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -58,6 +59,29 @@ class ProgressBar(Callback):
 def _metrics_line(metrics: StepMetrics) -> str:
     loss, fvu, l0, dead_share = (value.item() for value in metrics)
     return f"loss {loss:.3g}  FVU {fvu:.3f}  L0 {l0:.1f}  dead {dead_share:.1%}"
+
+
+@final
+class FirstStep(Callback):
+    """Calls a function once, at the end of the first batch: by then, the run has shown that it can train.
+
+    The function may replace the files of a former run, which a run that fails in its first step leaves alone. Several
+    processes wait for each other.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._called = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Call the function, before Lightning writes metrics and checkpoints of this batch."""
+        if not self._called:
+            self._called = True
+            cast(TranscoderModule, pl_module).check_step()
+            self._function()
+            trainer.strategy.barrier()
 
 
 @final

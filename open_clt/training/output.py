@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -18,34 +17,40 @@ from lightning.pytorch.utilities import rank_zero_only
 from open_clt import files
 from open_clt.config import CheckpointsConfig
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.short_repr import short_repr
 from open_clt.training.checkpoint_io import is_checkpoint, remove_checkpoint
 from open_clt.transcoders.formats import native
 
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
+PROFILE = "profile"
+"""Folder for the files of Lightning's profilers."""
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
 class OutputDirectory:
     """The output directory of a training run that holds its lock."""
 
-    path: Path
-    names: Sequence[str]
-    """Names of the files that the run writes and that do not state their format."""
-    overwrite: bool
-    """Whether the run replaces a former run."""
+    def __init__(self, path: Path, names: Sequence[str], *, overwrite: bool) -> None:
+        """``names`` are the files that the run writes and that do not state their format.
 
-    __repr__ = short_repr
+        ``overwrite`` says whether the run replaces a former run.
+        """
+        self.path = path
+        self._names = names
+        self._overwrite = overwrite
+        self._begun = False
 
     def begin(self) -> None:
-        """Delete the former run if it is to be overwritten, and list the files of the new run in the manifest."""
-        if not _is_first_process():
+        """Delete the former run if it is to be overwritten, and list the files of the new run in the manifest.
+
+        A run calls this method when it is about to write its first file; later calls do nothing.
+        """
+        if self._begun or not _is_first_process():
             return
-        if self.overwrite:
+        if self._overwrite:
             _remove_run(self.path)
-        files.list_names(self.path, self.names)
+        files.list_names(self.path, self._names)
+        self._begun = True
 
 
 def how_to_resume(output: Path | None) -> str:
@@ -89,7 +94,7 @@ def output_directory(
         _check_names(output, names, checkpoints, is_resumed=is_resumed)
         if not (is_resumed or overwrite):
             _refuse_former_run(output, names)
-        yield OutputDirectory(path=output, names=names, overwrite=overwrite)
+        yield OutputDirectory(output, names, overwrite=overwrite)
 
 
 def _is_first_process() -> bool:
@@ -146,6 +151,10 @@ def _remove_run(output: Path) -> None:
     for path in (output / CHECKPOINTS).glob("*"):
         if is_checkpoint(path):
             remove_checkpoint(path)
-    for name in files.listed_names(output):
-        if (output / name).is_file():
-            (output / name).unlink()
+    for name in sorted(files.listed_names(output), reverse=True):  # the files of a folder, and then the folder
+        path = output / name
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # it holds other files, too
+                path.rmdir()
+        elif os.path.lexists(path):
+            path.unlink()

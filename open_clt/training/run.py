@@ -56,6 +56,7 @@ from open_clt.memory import memory_errors
 from open_clt.program import Stopped
 from open_clt.short_repr import short_repr
 from open_clt.training.activations import RunActivations, model_on
+from open_clt.training.callbacks import FirstStep
 from open_clt.training.data import ActivationDataModule
 from open_clt.training.memory import MEMORY_WAYS, check_training_memory
 from open_clt.training.output import OutputDirectory, checkpoint_path, how_to_resume, output_directory
@@ -136,7 +137,7 @@ class TrainingRun:
         )
         self.trainer = make_trainer(
             settings,
-            own.callbacks,
+            [*([] if output is None else [FirstStep(output.begin)]), *own.callbacks],
             steps=self.data.steps,
             output=path,
             checkpoints=training.checkpoints,
@@ -164,8 +165,6 @@ class TrainingRun:
 
     def train(self) -> TrainingResult:
         """Train from the beginning or from a checkpoint, save the transcoder, and return the result."""
-        if self.output is not None:
-            self.output.begin()
         try:
             with memory_errors("The training run", MEMORY_WAYS):
                 result = fit(self.module, self.data, self.trainer, resume=self.checkpoint)
@@ -174,6 +173,8 @@ class TrainingRun:
             stopped.silent = self.trainer.should_stop and not self.trainer.is_global_zero
             raise
         result = result._replace(held_out=self.activations.contexts)
+        if self.output is not None:
+            self.output.begin()  # a resumed run may have no steps left
         if self.output is not None and result.first:
             record = {"settings": to_dict(self.training), **result.summary()}
             save_transcoder(result.transcoder, self.output.path, record=record)
@@ -200,8 +201,9 @@ def train_transcoder(
     ``output_dir``, the run saves the folded transcoder and its record there, and writes checkpoints at regular steps,
     and when Ctrl-C or SIGTERM stops it. After SIGTERM, the process ends once the checkpoint is written. A later call
     with the same texts and settings continues from a checkpoint: ``resume`` is ``"last"``, ``"best"``, or the path of a
-    checkpoint. ``overwrite`` replaces a former run in ``output_dir``, and leaves files that OpenCLT did not write
-    alone.
+    checkpoint. ``overwrite`` replaces a former run in ``output_dir`` at the end of the first step, so a run that cannot
+    start leaves it as it is. All files of the former run are deleted, also those that you changed since; files that
+    OpenCLT did not write stay.
 
     Raises ConfigError if the transcoder does not fit the model, if ``output_dir`` is in use, or if it holds another run
     or files of other programs under the names that the run writes. Raises TextError if the texts are too short to train

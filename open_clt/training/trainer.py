@@ -20,7 +20,7 @@ from open_clt.errors import ConfigError
 from open_clt.training.callbacks import Checkpoints, ProgressBar, StepLog
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.metrics_file import MetricsFile
-from open_clt.training.output import CHECKPOINTS, METRICS
+from open_clt.training.output import CHECKPOINTS, METRICS, PROFILE
 from open_clt.training.step.optimization import check_precision
 
 Settings: TypeAlias = dict[str, Any]
@@ -191,14 +191,28 @@ def make_trainer(
 
 
 def _write_profile(trainer: Trainer, output: Path) -> None:
-    """Make a profiler without a file of its own write to the output directory.
+    """Make a profiler without a directory of its own write to the folder ``profile`` of the output directory.
 
-    Without a file it would write to Lightning's log, which ``quiet_lightning`` silences.
+    Lightning would append its summary to a file that may be the user's, and other files would replace the user's.
+    Raises ConfigError if another program has made such a folder.
     """
     profiler = cast(Any, trainer).profiler
-    profiles = not isinstance(profiler, PassThroughProfiler)  # the class that Lightning uses when no profiler is set
-    if profiles and profiler.dirpath is None and profiler.filename is None:
-        profiler.dirpath, profiler.filename = output, "profile"
+    if isinstance(profiler, PassThroughProfiler) or profiler.dirpath is not None:
+        return  # Lightning uses PassThroughProfiler when no profiler is set
+    files.check_ours(output, [PROFILE])
+    folder, name = output / PROFILE, profiler.filename or "summary"
+    profiler.dirpath, profiler.filename = folder, None
+    former = {path.name for path in folder.glob("*")}
+
+    def describe() -> None:
+        if summary := profiler.summary():
+            rank = f"-{trainer.global_rank}" if trainer.global_rank else ""
+            files.write_text(folder / f"{name}{rank}.txt", summary)
+        written = {path.name for path in folder.glob("*")} - former
+        if trainer.is_global_zero and written:
+            files.list_names(output, [PROFILE, *(f"{PROFILE}/{name}" for name in written)])
+
+    profiler.describe = describe
 
 
 def listed(value: Any, kind: type[Any] = object) -> list[Any]:

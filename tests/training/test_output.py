@@ -10,11 +10,12 @@ import torch
 
 from open_clt import files
 from open_clt.config import CheckpointsConfig
-from open_clt.errors import ConfigError
+from open_clt.errors import ConfigError, NotFiniteError
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.output import output_directory
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import OwnParts, train_on_activations
+from open_clt.training.step.module import Step
 from open_clt.transcoders.formats.load import load_transcoder
 from tests.faults.artefacts import save_native
 from tests.refusals import refuses
@@ -45,7 +46,11 @@ def save_checkpoint(path: Path) -> None:
 
 
 def contents(directory: Path) -> dict[str, str]:
-    return {str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes().decode("latin-1")
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -128,6 +133,18 @@ def test_a_former_run_is_kept_until_the_settings_of_the_new_one_are_checked(tmp_
     with refuses(ConfigError, "'nonsense'"):
         run(tmp_path, overwrite=True, own=OwnParts(trainer={"nonsense": 1}))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def not_finite(step: Step) -> torch.Tensor:
+    return step.errors[-1].sum() * float("nan")
+
+
+def test_a_former_run_is_kept_if_the_new_one_fails_in_its_first_step(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(NotFiniteError):
+        run(tmp_path, overwrite=True, own=OwnParts(loss=not_finite))
+    assert contents(tmp_path) == before
 
 
 def test_a_directory_is_in_use_from_the_start_to_the_end_of_a_run(tmp_path: Path) -> None:

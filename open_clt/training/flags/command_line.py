@@ -30,7 +30,6 @@ from typing import Any, Literal, NamedTuple, cast, final
 import torch
 from jsonargparse import ActionYesNo, Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import Tensor
 
@@ -51,7 +50,7 @@ from open_clt.errors import ConfigError
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.short_repr import short_repr
 from open_clt.training.activations import ModelOnTexts, OwnStore, Shape, Source
-from open_clt.training.callbacks import StopAtL0
+from open_clt.training.callbacks import FirstStep, StopAtL0
 from open_clt.training.flags.settings import (
     add_class,
     add_settings,
@@ -202,7 +201,8 @@ class TrainingCLI(LightningCLI):
             "--overwrite",
             action=ActionYesNo,
             default=False,
-            help="Replace a former run in the output directory; files that OpenCLT did not write stay.",
+            help="Replace a former run in the output directory at the end of the first step; its files are deleted, "
+            "also those that you changed since. Files that OpenCLT did not write stay.",
         )
         option(
             "--ckpt_path",
@@ -283,8 +283,8 @@ class TrainingCLI(LightningCLI):
         transcoder, training = settings.get("transcoder", {}), settings.get("training", {})
         architecture = named_class(transcoder, "transcoder")
         loss = user_class(training.get("loss", {}), "training.loss")
-        # A refused run must not leave its settings in the directory, so they are written when training starts.
-        save_config = LambdaCallback(on_train_start=lambda *_: self.save_config())
+        # A refused run must not leave its settings in the directory, so they are written after the first step.
+        save_config = FirstStep(self.save_config)
         return OwnParts(
             architecture=architecture and OwnArchitecture(*architecture),
             loss=None if loss is None else loss(),

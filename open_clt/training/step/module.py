@@ -233,9 +233,10 @@ class TranscoderModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: ActivationBatch, batch_idx: int) -> None:
         """Raise NotFiniteError if the numbers of the batch are not finite."""
-        self._check_loss()
+        self.check_step()
 
-    def _check_loss(self) -> None:
+    def check_step(self) -> None:
+        """Raise NotFiniteError if the numbers of the latest batch are not finite; all processes must call it."""
         if self.latest is not None:
             step = self.global_step + (not step_is_complete(self.trainer))
             check_loss(self.transcoder, torch.stack([self.latest.loss, self.latest.fvu]), self._residuals, step)
@@ -282,7 +283,7 @@ class TranscoderModule(LightningModule):
 
         Raises NotFiniteError, before anything is written, if the loss or the weights are not finite.
         """
-        self._check_loss()
+        self.check_step()
         check_weights(self.transcoder, self.global_step)
         checkpoint["curves"] = self.curves._asdict()
         checkpoint["settings"] = self._settings()

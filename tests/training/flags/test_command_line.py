@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from open_clt import files
 from open_clt.config import (
     CrossLayerConfig,
     DataConfig,
@@ -154,9 +155,19 @@ def test_the_precision_of_matrix_products_is_set_during_training_only(settings: 
 
 def test_a_profile_is_written_to_the_output_directory(settings: Settings, tmp_path: Path) -> None:
     train(settings, "--trainer.profiler", "simple")
-    assert "run_training_batch" in (tmp_path / "out" / "fit-profile.txt").read_text()
-    train(settings, "--output", str(tmp_path / "other"))
-    assert not list((tmp_path / "other").glob("*profile*"))
+    profile = tmp_path / "out" / "profile" / "summary.txt"
+    assert "run_training_batch" in profile.read_text()
+    assert {"profile", "profile/summary.txt"} <= files.listed_names(tmp_path / "out")
+    mine = files.write_text(profile.with_name("notes.txt"), "mine")
+    train(settings, "--overwrite")
+    assert [*profile.parent.iterdir()] == [mine]
+
+
+def test_a_profile_does_not_replace_a_folder_of_another_program(settings: Settings, tmp_path: Path) -> None:
+    mine = files.write_text(tmp_path / "out" / "profile" / "summary.txt", "mine")
+    with refuses(ConfigError, mine.parent):
+        train(settings, "--trainer.profiler", "simple")
+    assert mine.read_text() == "mine"
 
 
 def test_loggers_write_to_the_output_directory_unless_a_directory_is_set(
