@@ -71,7 +71,10 @@ def _layer_row(layer: dict[str, Any]) -> dict[str, Any]:
 def load_report(path: str | Path) -> Report:
     """Read a report from its file or its directory; raises CheckpointError if it does not hold a whole report."""
     path = Path(path)
-    path = files.saved(path, _JSON)(_JSON) if path.is_dir() else path
+    return files.read_saved_file(path / _JSON if path.is_dir() else path, _read_report)
+
+
+def _read_report(path: Path) -> Report:
     if files.format_of(path) == _RECONSTRUCTION.name:
         reason = _RECONSTRUCTION.read(path).get("reason")
         raise CheckpointError(f"{path} says only how well the transcoder reconstructs. {reason}")
@@ -88,8 +91,11 @@ def load_report(path: str | Path) -> Report:
 def is_report(path: str | Path) -> bool:
     """Whether a path is a file, or a directory with a report; the report may be damaged."""
     path = Path(path)
-    report = files.saved(path, _JSON)(_JSON)
-    return path.is_file() or (report.is_file() and files.format_of(report) != _RECONSTRUCTION.name)
+    if path.is_file():
+        return True
+    return files.read_saved(
+        path, _JSON, lambda saved: saved(_JSON).is_file() and files.format_of(saved(_JSON)) != _RECONSTRUCTION.name
+    )
 
 
 def save_reconstruction(numbers: Mapping[str, Any], directory: str | Path, *, reason: str) -> Path:

@@ -49,17 +49,34 @@ class FeatureFiles:
 
     def __init__(self, directory: str | Path) -> None:
         self.folder = Path(directory) / FOLDER
-        self._path = files.saved(self.folder, INDEX)
-        index = files.read_json(self._path(INDEX))
-        if not isinstance(index, list):
-            raise _not_layers(self.folder)
-        self._layers = [_layer(entry, self.folder) for entry in cast(list[Any], index)]
+        self._index = b""
+        self._layers: list[_Layer] = []
+        files.read_saved(self.folder, INDEX, self._read_index)
 
     def record(self, feature: Feature) -> FeatureRecord | None:
-        """The record of a feature, or None if it has no record.
+        """The record of a feature, or None if it has no record; files that were written again are read anew.
 
         Raises ConfigError if the feature lies outside the files, CheckpointError if its bytes are damaged.
         """
+        return files.read_saved(self.folder, INDEX, lambda saved: self._read(saved, feature))
+
+    def _read_index(self, saved: files.Saved) -> None:
+        """Read the index, unless it is the one that was read before."""
+        path = saved(INDEX)
+        packed = files.read_bytes(path, "gzip")
+        if packed == self._index:
+            return
+        try:
+            index = files.parse_json(files.unpacked(packed, "gzip", path, files.LARGEST_JSON))
+        except ValueError as error:
+            raise files.unreadable(path, "JSON", error) from error
+        if not isinstance(index, list):
+            raise _not_layers(self.folder)
+        self._layers = [_layer(entry, self.folder) for entry in cast(list[Any], index)]
+        self._index = packed
+
+    def _read(self, saved: files.Saved, feature: Feature) -> FeatureRecord | None:
+        self._read_index(saved)
         try:
             if min(feature) < 0:
                 raise IndexError(feature)
@@ -73,7 +90,7 @@ class FeatureFiles:
             return None
         path = self.folder / filename
         try:
-            with files.opened(self._path(filename), unpack=False) as file:
+            with files.opened(saved(filename), unpack=False) as file:
                 file.seek(start)
                 stored = file.read(max(0, min(end - start, files.LARGEST_FEATURE)))
             (length,) = _LENGTH.unpack_from(stored)
@@ -165,7 +182,7 @@ def _check_place(path: Path) -> None:
 def read_feature_json(directory: str | Path, feature: Feature) -> FeatureRecord:
     """Read a record that ``write_feature_json`` wrote; raises CheckpointError if its file is missing or damaged."""
     path = Path(directory) / f"{cantor_pair(feature)}.json"
-    content = read_object(files.saved_file(path), "examples_quantiles")
+    content = read_object(path, "examples_quantiles")
     try:
         return _record(content, feature)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:

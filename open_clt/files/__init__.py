@@ -15,7 +15,7 @@ One of these files is the head. It makes the directory valid: without it, reader
 A failure in these steps gives the former files their names back, the head last. A process that is killed in steps 3 or
 4 leaves a directory without a head, so no other program combines the config of one save with the tensors of another.
 ``saved`` then finds every file of the former artefact under either name, and the next save restores these files first.
-``read_saved`` reads again if another process saves meanwhile.
+``read_saved`` and, for one file alone, ``read_saved_file`` read again if another process saves meanwhile.
 
 Readers open regular files only, and stay inside their folder (``opening``). They take no more memory from a file than
 ``limits`` allows.
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from open_clt.files.limits import (
     LARGEST_FEATURE,
+    LARGEST_JSON,
     LARGEST_SETTINGS,
     LARGEST_TEXT,
     check_row_groups,
@@ -75,9 +76,9 @@ from open_clt.files.saving import (
     Stage,
     is_interrupted,
     read_saved,
+    read_saved_file,
     remove_saved,
     saved,
-    saved_file,
     saving,
 )
 from open_clt.files.writing import (
@@ -91,6 +92,7 @@ from open_clt.files.writing import (
 
 __all__ = [
     "LARGEST_FEATURE",
+    "LARGEST_JSON",
     "LARGEST_SETTINGS",
     "LARGEST_TEXT",
     "MANIFEST",
@@ -123,6 +125,7 @@ __all__ = [
     "read_lines",
     "read_rows",
     "read_saved",
+    "read_saved_file",
     "read_tensors",
     "read_text",
     "read_unpacked",
@@ -130,7 +133,6 @@ __all__ = [
     "remove_saved",
     "results",
     "saved",
-    "saved_file",
     "saving",
     "too_large",
     "unpacked",

@@ -179,7 +179,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise missing(path) from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError if another process has just deleted it
         raise unreadable(path, "safetensors", error) from error
 
 

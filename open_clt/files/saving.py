@@ -56,12 +56,6 @@ def saved(directory: Path, head: str) -> Saved:
         return Saved(directory, None)  # the save has ended meanwhile
 
 
-def saved_file(path: Path) -> Path:
-    """The path of a file that is read without the others of its save; if a save was interrupted, of the former file."""
-    former = old_path(path)
-    return former if former.exists() and not path.exists() else path
-
-
 def is_interrupted(directory: Path, head: str) -> bool:
     """Whether a save of an artefact with this head is in progress, or was interrupted."""
     return _journal_path(directory, head).exists()
@@ -82,7 +76,27 @@ def read_saved(directory: Path, head: str, read: Callable[[Saved], _Content]) ->
             continue
         if _state(directory, head) == state:
             return content
-    raise CheckpointError(f"{directory / head} is saved so often that it cannot be read; wait, and read it again.")
+    raise _saved_too_often(directory / head)
+
+
+def read_saved_file(path: Path, read: Callable[[Path], _Content]) -> _Content:
+    """Read one file of an artefact without the others, and read it again if it was saved meanwhile.
+
+    ``read`` gets the path, or that of the former file if a save was interrupted. Raises what ``read`` raises.
+    """
+    former = old_path(path)
+    for _ in range(_TRIES):
+        state = _stamp(path), _stamp(former)
+        try:
+            return read(former if state[0] is None and state[1] is not None else path)
+        except CheckpointError:
+            if (_stamp(path), _stamp(former)) == state:
+                raise
+    raise _saved_too_often(path)
+
+
+def _saved_too_often(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is saved so often that it cannot be read; wait, and read it again.")
 
 
 @contextmanager

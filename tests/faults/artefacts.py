@@ -81,9 +81,11 @@ def graph_facts(graph: AttributionGraph) -> object:
 
 
 def viewer_facts(directory: Path) -> object:
-    path_of = files.saved(directory, METADATA_FILE)
-    entries = files.read_json(path_of(METADATA_FILE))["graphs"]
-    return [entry["prompt"] for entry in entries], graph_facts(read_circuit_tracer(path_of("cat.json")).graph)
+    def read(saved: files.Saved) -> object:
+        prompts = [entry["prompt"] for entry in files.read_json(saved(METADATA_FILE))["graphs"]]
+        return prompts, graph_facts(read_circuit_tracer(saved("cat.json")).graph)
+
+    return files.read_saved(directory, METADATA_FILE, read)
 
 
 def report_of(version: int) -> Report:
@@ -95,7 +97,9 @@ def report_of(version: int) -> Report:
 
 
 def report_facts(directory: Path) -> object:
-    return load_report(directory), files.read_rows(files.saved(directory, "evaluation.json")("evaluation.csv"))
+    return files.read_saved(
+        directory, "evaluation.json", lambda saved: (load_report(directory), files.read_rows(saved("evaluation.csv")))
+    )
 
 
 def record_of(feature: int, version: int) -> FeatureRecord:

@@ -104,8 +104,11 @@ class GraphCard:
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object; raises CheckpointError if it cannot be read or lacks one of the given keys."""
-    content = files.read_json(path, finite=True)
+    """Read a JSON object; raises CheckpointError if it cannot be read or lacks one of the given keys.
+
+    After an interrupted save, the former object is read.
+    """
+    content = files.read_saved_file(path, lambda path: files.read_json(path, finite=True))
     absent = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
     if absent or not isinstance(content, dict):
         raise CheckpointError(f"{path} lacks {', '.join(absent)}; it is not a file in circuit-tracer's format.")

@@ -45,7 +45,7 @@ _MARK = "# Written by OpenCLT: {} layers"
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a transcoder of this layout, whole or damaged."""
-    return files.saved(directory, _SETTINGS)(f"{_ENCODER}_0.safetensors").is_file()
+    return files.read_saved(directory, _SETTINGS, lambda saved: saved(f"{_ENCODER}_0.safetensors").is_file())
 
 
 @torch.no_grad()

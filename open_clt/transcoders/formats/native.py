@@ -33,8 +33,11 @@ _TENSORS = "transcoder.safetensors"
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a transcoder of this layout, whole or damaged."""
-    saved = files.saved(directory, _CONFIG)
-    return saved(_TENSORS).exists() or files.format_of(saved(_CONFIG)) == FORMAT.name
+    return files.read_saved(
+        directory,
+        _CONFIG,
+        lambda saved: saved(_TENSORS).exists() or files.format_of(saved(_CONFIG)) == FORMAT.name,
+    )
 
 
 def check_place(directory: Path) -> None:
@@ -115,7 +118,8 @@ def load_native(directory: Path, code: OwnCode = NO_CODE) -> Transcoder:
 
 def read_record(directory: str | Path) -> dict[str, Any]:
     """The ``record`` that ``save_transcoder`` stored with a transcoder."""
-    return cast(dict[str, Any], FORMAT.read(files.saved(Path(directory), _CONFIG)(_CONFIG)).get("record", {}))
+    content = files.read_saved(Path(directory), _CONFIG, lambda saved: FORMAT.read(saved(_CONFIG)))
+    return cast(dict[str, Any], content.get("record", {}))
 
 
 def _read_config(content: dict[str, Any], directory: Path) -> TranscoderConfig:
