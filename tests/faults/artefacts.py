@@ -186,7 +186,7 @@ ARTEFACTS = {
     "text": Artefact(
         lambda d, v: files.write_text(d / "config.yaml", f"seed_everything: {v}"),
         lambda d: files.read_text(d / "config.yaml"),
-        ("training.flags.command_line", "practice_run"),
+        ("training.flags.command_line", "training.trainer", "practice_run"),
         named_by_user=True,
     ),
     "JSON": Artefact(
