@@ -3,7 +3,7 @@
 #
 #   make run                        run practice_run.py from start to finish   (make run ARGS="--help")
 #   make test                       lint, formatting, types, import contracts, the default tests (minutes)
-#   make slow                       the slow tests: long runs, notebooks, installation (under 20 minutes)
+#   make slow                       all tests with shapes checked, also long runs and notebooks (under 20 minutes)
 #   make soak                       the longest tests, started by hand; docs/results.md has their figures
 #   make check PYTEST="-x -k text"  the checks of `make test` without the installation; PYTEST is passed to pytest
 #   make format                     let ruff rewrite what it can
@@ -41,7 +41,7 @@ check:
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST)
+	OPEN_CLT_CHECK_SHAPES=1 $(BIN)/python -m pytest $(PARALLEL) -m "not soak and not real_model and not gpu" $(PYTEST)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST) || test $$? -eq 5  # pytest's status 5: no test has the marker

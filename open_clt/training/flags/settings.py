@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, cast
@@ -265,6 +266,7 @@ def _field_docs(config: type[Any]) -> dict[str, str]:
     return docs
 
 
+@cache
 def _own_field_docs(config: type[Any]) -> dict[str, str]:
     """The string below each field in the body of a class; Python keeps these strings in the source only."""
     try:
