@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from open_clt.commands.options import AddOption, AddParser, add_command, add_model_options, load
+from open_clt.commands.options import AddOption, AddParser, add_command, add_model_options, integer, load
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ def _add_output(option: AddOption) -> None:
 
 def _add_check(option: AddOption) -> None:
     option("--no-faithfulness", action="store_true", help=_NO_FAITHFULNESS)
-    option("--max-features", type=int, default=16, help="Largest number of features to ablate (default: 16).")
+    option(
+        "--max-features", type=integer(least=1), default=16, help="Largest number of features to ablate (default: 16)."
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

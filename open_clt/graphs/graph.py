@@ -102,8 +102,10 @@ class AttributionGraph:
 
     @checked_arguments
     def node(self, number: int) -> Node:
-        """Return the node in row ``number``, with its id and label."""
+        """Return the node in row ``number``, with its id and label; raises AttributionError if there is no such row."""
         nodes = self.nodes
+        if not 0 <= number < len(nodes.kind):
+            raise AttributionError(f"The graph has no node {number}; its {len(nodes.kind)} nodes count from 0.")
         kind = NodeKind(int(nodes.kind[number]))
         layer, position, index = int(nodes.layer[number]), int(nodes.position[number]), int(nodes.index[number])
         name = str(NodeId.of(kind, layer, position, index))

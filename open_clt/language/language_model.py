@@ -31,8 +31,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, PARALLEL_INPUT_HOOK, InputHook
 from open_clt.config.arguments import checked_arguments
+from open_clt.device import check_device
 from open_clt.errors import LanguageModelError, TextError
-from open_clt.language.loading import check_device, check_dtype, load_model
+from open_clt.language.loading import check_dtype, load_model
 from open_clt.language.model_source import find_model
 from open_clt.progress import without_widget_advice
 from open_clt.short_repr import short_repr

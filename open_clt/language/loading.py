@@ -123,17 +123,6 @@ def _check_logits(bridged: torch.Tensor, own: torch.Tensor, name: str, dtype: to
         )
 
 
-def check_device(device: str | torch.device) -> torch.device:
-    """Return the device with this name; raises ConfigError if PyTorch does not have it."""
-    try:
-        checked = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device is {device!r}, which PyTorch does not know; use 'cpu' or 'cuda'.") from error
-    if checked.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {str(device)!r}, but PyTorch finds no CUDA device; use 'cpu'.")
-    return checked
-
-
 def check_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Return the dtype with this name; raises ConfigError if it is neither float32 nor bfloat16."""
     checked = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype

@@ -111,8 +111,14 @@ def _check_shards(folder: Path) -> None:
 
 def _hub(name: str) -> ModelSource:
     from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(name, "config.json")
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise LanguageModelError(
+            f"{name!r} is not a name of the Hugging Face hub; check it, or give {_LOCAL}."
+        ) from error
     if isinstance(cached, str) and _has_weights(Path(cached).parent):
         _check_shards(Path(cached).parent)
         return ModelSource(name=name, location=str(Path(cached).parent))

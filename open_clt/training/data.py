@@ -87,6 +87,11 @@ def prepare(store: ActivationStore, config: DataConfig, *, use_first_position: b
     norms = torch.cat([input_norms(block.take(slice(i, i + _CHUNK))) for i in range(0, tokens_read, _CHUNK)])
     keep = block.positions >= int(not use_first_position)
     if not bool(keep.any()):
+        if not complete:
+            raise ConfigError(
+                f"memory_limit is {config.memory_limit} GB, which holds {tokens_read} tokens, all at first positions; "
+                "raise it."
+            )
         raise TextError(
             "Every token is at the first position of its context, which is left out; give longer texts, or set "
             "use_first_position."

@@ -264,7 +264,7 @@ def visualize_feature_density(
     save_path: str | Path | None = None,
 ) -> Figure:
     """Draw how often features fire: one histogram of log density per layer, titled with the share that never fires."""
-    values = numbers(density)
+    values = array("density", density, "layer", "feature")
     alive = values[values > 0]
     lowest = min(float(np.log10(alive.min())), -1) if alive.size else -1.0
     edges = np.linspace(lowest, 0, 25)

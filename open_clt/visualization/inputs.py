@@ -24,7 +24,10 @@ def array(name: str, values: object, *axes: str) -> npt.NDArray[Any]:
         raise ConfigError(
             f"{name} has the shape {tuple(values.shape)}; give an array ({', '.join(axes)}) that is not empty."
         )
-    return numbers(values)
+    checked = numbers(values)
+    if wrong := np.argwhere(~np.isfinite(checked)).tolist():
+        raise ConfigError(f"{name} must be finite, but it holds {checked[tuple(wrong[0])]} at index {wrong[0]}.")
+    return checked
 
 
 def layer_numbers(layers: Any, count: int) -> npt.NDArray[Any]:

@@ -130,6 +130,7 @@ def test_a_supernode_without_features_answers_no_question_about_it_with_yes(scri
     assert all(held[name] for name in ("all_share", "capital_share"))
 
 
+@pytest.mark.slow
 def test_the_last_line_holds_the_figures(scripts: Modules, capsys: pytest.CaptureFixture[str]) -> None:
     scripts.known_circuits.main(["--limit", "2"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

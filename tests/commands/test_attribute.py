@@ -147,7 +147,7 @@ MISTAKES = [
     (PROMPT, ["--target", "0:*:1"], ["0:*:1"]),
     (PROMPT, ["--position", "-10"], ["position", -10]),
     (PROMPT, ["--max-feature-nodes", "0"], ["max_feature_nodes", 0]),
-    (PROMPT, ["--max-features", "0"], ["max_features", 0]),
+    (PROMPT, ["--max-features", "0"], ["--max-features", 0]),
     (PROMPT, ["--max-logits", "0"], ["max_count", 0]),
     (PROMPT, ["--threshold", "2", "--no-faithfulness"], ["node_threshold", 2]),
     (PROMPT, ["--figure", "graph.bmp"], ["graph.bmp", ".png", ".svg", ".pdf"]),

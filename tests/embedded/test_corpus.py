@@ -34,6 +34,7 @@ def test_the_text_does_not_depend_on_the_hash_seed_of_the_process():
     assert len(outputs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", evaluation.EVALUATIONS)
 def test_no_held_out_prompt_is_in_the_text(task: str, sample: list[str]):
     text = " ".join(sample)

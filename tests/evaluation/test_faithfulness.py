@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from open_clt.attribution.attribute import attribute
-from open_clt.errors import AttributionError
+from open_clt.errors import AttributionError, ConfigError
 from open_clt.evaluation.faithfulness import faithfulness, predicted_changes, with_faithfulness
 from open_clt.evaluation.faithfulness_report import pearson, spearman
 from open_clt.graphs.graph import AttributionGraph
@@ -118,7 +118,7 @@ def test_a_graph_of_another_transcoder_is_refused(
     replacement = ReplacementModel(exact.model, random_transcoder(exact.model))
     with refuses(AttributionError):
         faithfulness(graph, replacement)
-    with refuses(AttributionError, "max_features", 0):
+    with refuses(ConfigError, "max_features", 0):
         faithfulness(graph, exact, max_features=0)
 
 

@@ -30,6 +30,12 @@ def graph(request: pytest.FixtureRequest, tiny_gpt2: LanguageModel) -> Attributi
     return attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT, compatible=request.param, max_logits=4)
 
 
+def test_a_row_that_a_graph_does_not_have_is_refused(graph: AttributionGraph) -> None:
+    for number in (-1, len(graph.nodes.kind)):
+        with refuses(AttributionError, number):
+            graph.node(number)
+
+
 def test_influence_is_the_sum_of_all_powers_of_the_shares(graph: AttributionGraph) -> None:
     shares = graph.adjacency().double().abs()
     shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-30)

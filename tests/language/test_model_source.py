@@ -40,7 +40,7 @@ def fails(name: str | Path, *named: object, kind: type[LanguageModelError] = Lan
     assert error.type is kind
 
 
-@pytest.mark.parametrize("name", ["no/such/name", "not a name", "", ".", "/no/such/folder", "a\nb", "../x"])
+@pytest.mark.parametrize("name", ["no/such/name", "not a name", "-1", "a--b", ".", "/no/such/folder", "a\nb", "../x"])
 def test_a_name_that_cannot_be_a_model_is_refused(name: str) -> None:
     fails(name)
 

@@ -45,7 +45,9 @@ def test_thirty_steps_lower_the_loss(name: str) -> None:
     assert sum(loss[-5:]) < 0.8 * sum(loss[:5])
 
 
-@pytest.mark.parametrize("name", ["sae", "matryoshka sae", "matryoshka skip", "molt"])
+@pytest.mark.parametrize(
+    "name", ["sae", pytest.param("matryoshka sae", marks=pytest.mark.slow), "matryoshka skip", "molt"]
+)
 def test_from_texts_to_an_evaluated_replacement_model(name: str, tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
     config = architecture(name, n_layers=3, d_model=32, nonlinearity=BatchTopKConfig(k=8))
     settings = quick_training(max_steps=40, context_length=16)
@@ -75,14 +77,16 @@ def planted(seed: int, *, layers: int = 2, tokens: int = 8000) -> tuple[torch.Te
     ("nonlinearity", "sparsity"),
     [
         (ReLUConfig(), L1SparsityConfig(coefficient=0.3, warmup=0.2)),
-        (ReLUConfig(), TanhSparsityConfig(coefficient=1.0, steepness=1.0, warmup=0.3)),
+        pytest.param(
+            ReLUConfig(), TanhSparsityConfig(coefficient=1.0, steepness=1.0, warmup=0.3), marks=pytest.mark.slow
+        ),
         (
             JumpReLUConfig(bandwidth=0.5, initial_threshold=0.1),
             TanhSparsityConfig(coefficient=1.0, steepness=2.0, warmup=0.3),
         ),
         (TopKConfig(k=3), None),
         pytest.param(TopKConfig(k=3, initial_k=10), None, marks=pytest.mark.slow),
-        (BatchTopKConfig(k=3), None),
+        pytest.param(BatchTopKConfig(k=3), None, marks=pytest.mark.slow),
         pytest.param(BatchTopKConfig(k=3, across_layers=True), None, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "kind", "none"),

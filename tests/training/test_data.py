@@ -207,6 +207,8 @@ def test_data_without_usable_tokens_is_refused() -> None:
     batch = next(iter(relu_mlps(16)))
     with refuses(TextError, "use_first_position"):
         prepare(MemoryStore([batch.take(slice(1))]), quick_data())
+    with refuses(ConfigError, "memory_limit", 1e-12):
+        prepare(MemoryStore([batch.take(slice(1)), batch]), quick_data(memory_limit=1e-12))
 
 
 @pytest.mark.parametrize(

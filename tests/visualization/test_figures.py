@@ -96,7 +96,10 @@ def test_labels_do_not_overlap_in_a_small_figure(draw: Draw, arrays: Any, settin
     assert overlapping(figure, ax.get_yticklabels()) == []
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("suffix", "magic"),
+    [(".png", b"\x89PNG"), (".svg", b"<?xml"), pytest.param(".pdf", b"%PDF", marks=pytest.mark.slow)],
+)
 def test_every_picture_format_is_written_the_same_every_time(tmp_path: Path, suffix: str, magic: bytes) -> None:
     contents: list[bytes] = []
     for folder in ("one", "two"):
@@ -145,6 +148,18 @@ def test_an_empty_array_is_refused(shape: tuple[int, int]) -> None:
         visualize_feature_importance(values)
     with refuses(ConfigError, "vectors", *shape):
         visualize_feature_embedding(values, [0] * shape[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_array_that_is_not_finite_is_refused(value: float) -> None:
+    values = np.ones((3, 4))
+    values[1, 2] = value
+    with refuses(ConfigError, "activations", value, [1, 2]):
+        visualize_feature_heatmap(values, [""] * 4)
+    with refuses(ConfigError, "importance", value, [1, 2]):
+        visualize_feature_importance(values)
+    with refuses(ConfigError, "density", value, [1, 2]):
+        visualize_feature_density(values)
 
 
 def test_an_array_without_its_labels_is_refused() -> None:

@@ -56,7 +56,7 @@ def test_measured_text_is_at_most_a_quarter_wider_than_drawn_text_and_never_narr
         assert drawn <= text_size(words, 6.5)[0] <= 1.25 * drawn
 
 
-@pytest.mark.parametrize("count", [3, 9, 20, 60])
+@pytest.mark.parametrize("count", [3, 9, 20, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("width", [2.5, 6.0])
 def test_tick_labels_never_overlap(count: int, width: float) -> None:
     """Labels are horizontal, slanted, upright or left out; they never overlap, and some are always shown."""

@@ -24,6 +24,7 @@ def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
     )
 
 
+@pytest.mark.slow
 def test_the_suite_draws_all_pictures(
     tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder, tmp_path: Path
 ) -> None:

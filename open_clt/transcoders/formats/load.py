@@ -10,6 +10,7 @@ import torch
 
 from open_clt import files
 from open_clt.config.arguments import checked_arguments
+from open_clt.device import check_device
 from open_clt.errors import CheckpointError
 from open_clt.memory import memory_errors
 from open_clt.transcoders.formats import circuit_tracer, native
@@ -54,7 +55,7 @@ def load_transcoder(
     ``config.json`` names is imported instead, so the code of its module runs; use it only for directories that you
     trust. Otherwise the directory cannot make any code run. Nothing is downloaded.
     """
-    directory = Path(directory)
+    directory, device = Path(directory), check_device(device)
     code = OwnCode(own_class=own_class, trust_code=trust_code)
     for layout in LAYOUTS:
         if layout.recognises(directory):

@@ -51,30 +51,20 @@ AUXILIARY = LossConfig(auxiliary=1 / 32, auxiliary_k=8, dead_after_tokens=500)
 PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "loss", "largest_dead_share"),
     [
         (small_transcoder(nonlinearity=TopKConfig(k=4)), AUXILIARY, 0.15),
         # A few transforms of high rank do most of the work, so that fewer of the others revive.
-        pytest.param(
-            architecture("molt", n_layers=LAYERS, d_model=D_MODEL),
-            replace(AUXILIARY, auxiliary=1.0),
-            0.4,
-            marks=pytest.mark.slow,
-        ),
+        (architecture("molt", n_layers=LAYERS, d_model=D_MODEL), replace(AUXILIARY, auxiliary=1.0), 0.4),
         (small_transcoder(nonlinearity=JumpReLUConfig(bandwidth=0.1)), PREACTIVATION, 0.15),
         # Features that compete over a whole batch need a larger coefficient, because a few can take all places.
-        pytest.param(
-            small_transcoder(nonlinearity=BatchTopKConfig(k=8)),
-            replace(AUXILIARY, auxiliary=1.0),
-            0.15,
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
+        (small_transcoder(nonlinearity=BatchTopKConfig(k=8)), replace(AUXILIARY, auxiliary=1.0), 0.15),
+        (
             small_transcoder(nonlinearity=BatchTopKConfig(k=8, across_layers=True)),
             replace(AUXILIARY, auxiliary=1.0),
             0.2,
-            marks=pytest.mark.slow,
         ),
         (small_transcoder(nonlinearity=ReLUConfig()), PREACTIVATION, 0.15),
     ],
@@ -156,14 +146,15 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert rates[30:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nonlinearity", "sparsity"),
     [
-        pytest.param(ReLUConfig(), 1.0, marks=pytest.mark.slow),
+        (ReLUConfig(), 1.0),
         (JumpReLUConfig(bandwidth=0.5), 1.0),
-        pytest.param(TopKConfig(k=4), 0.0, marks=pytest.mark.slow),
+        (TopKConfig(k=4), 0.0),
         (BatchTopKConfig(k=4), 0.0),
-        pytest.param(BatchTopKConfig(k=4, across_layers=True), 0.0, marks=pytest.mark.slow),
+        (BatchTopKConfig(k=4, across_layers=True), 0.0),
     ],
 )
 def test_every_nonlinearity_learns(nonlinearity: NonlinearityConfig, sparsity: float) -> None:

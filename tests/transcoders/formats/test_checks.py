@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from open_clt.config import JumpReLUConfig, ReLUConfig
-from open_clt.errors import CheckpointError
+from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
@@ -54,3 +54,9 @@ def test_circuit_tracers_layout_is_not_written_with_weights_that_are_not_finite(
     with refuses(CheckpointError, "'b_enc'", "layer 2", "nan"):
         save_circuit_tracer(transcoder, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["", "x", "cpu:nan"])
+def test_a_device_that_pytorch_does_not_know_is_refused(device: str) -> None:
+    with refuses(ConfigError, "device", repr(device)):
+        load_transcoder("missing", device=device)
