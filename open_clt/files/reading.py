@@ -218,8 +218,14 @@ def _check_header(path: Path) -> None:
 
 
 def _size(node: Any, known: dict[int, int]) -> int:
-    """Number of keys and values of a YAML node, in which an alias counts as much as what it repeats."""
-    if node is None or isinstance(node, yaml.ScalarNode):
+    """Number of keys and values of a YAML node, in which an alias counts as much as what it repeats.
+
+    Raises ValueError if a value holds half a character (a lone surrogate), which other readers of YAML refuse.
+    """
+    if node is None:
+        return 1
+    if isinstance(node, yaml.ScalarNode):
+        node.value.encode()
         return 1
     if id(node) not in known:
         known[id(node)] = MOST_SETTINGS + 1  # for an alias of a node inside itself

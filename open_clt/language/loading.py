@@ -73,11 +73,11 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         bridge = cast(Any, TransformerBridge).boot_transformers(
             source.location, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype, trust_remote_code=False
         )
-    _complete_norms(bridge)
-    # The bridge adds parameters (the split queries, keys and values of GPT-2), so all are frozen after it is made.
-    bridge.requires_grad_(False)
-    _check_bridge(bridge, source.name)
-    _check_logits(_few_logits(bridge, model.config), logits, source.name, dtype)
+        _complete_norms(bridge)
+        # The bridge adds parameters (the split queries, keys and values of GPT-2), so all are frozen after it is made.
+        bridge.requires_grad_(False)
+        _check_bridge(bridge, source.name)
+        _check_logits(_few_logits(bridge, model.config), logits, source.name, dtype)
     return LoadedModel(bridge, tokenizer)
 
 

@@ -1,66 +1,70 @@
 """Mutations: random damage to one file of an artefact, the same for the same seed.
 
 Damage has four ways: the bytes of a file; the values of JSON and YAML; the tensors of safetensors; and the file itself,
-which becomes a directory, a FIFO, a link to an endless device, or nothing.
+which becomes a directory, a FIFO, a socket, a link to an endless device or to itself, another file of the artefact, or
+nothing. Sometimes two files are damaged.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
-import torch
-import yaml
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from tests.faults.value_mutations import OF_TENSORS, OF_VALUES
 
 Mutation: TypeAlias = Callable[[Path, Random], None]
 
 SHARES = {"bytes": 3, "text": 2, "values": 6, "file": 1}
 """How often each way of damage is chosen; files without values (pictures) have their bytes damaged instead."""
 
-EXTREME_VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1, 2, 10**6, 2**31, -(2**63), 2**63, 10**30, 0.5, -0.0, 1e-300, 1e300, 1e39),
-    *(float("nan"), float("inf"), float("-inf")),
-    *("", "nan", "x", "../../x", "/dev/zero", "a" * 5000, "\ud800", "\x00", "os.system"),
-    *([], {}, [[]], [None], {"": None}, {"kind": "relu"}, {"class_path": "os.system", "init_args": {}}),
-)
-"""Values that replace a value of a JSON or YAML file."""
+SECOND_DAMAGE = 0.15
+"""How often a second file, or the same one again, is damaged too."""
 
 BYTE_SEQUENCES = (b"", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\r", b"\x1f\x8b", b"NaN", b"1e999", b"-", b'"', b"{" * 3000)
 BYTE_SEQUENCES = (*BYTE_SEQUENCES, b"9" * 5000, b"\xed\xa0\x80", b"&a ", b"*a ", b"!!python/object:os.system ")
 
-DTYPES = (torch.int8, torch.int64, torch.bool, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn)
-DTYPES = (*DTYPES, torch.complex64)
-
 
 def mutate(folder: Path, random: Random) -> str:
-    """Damage one file below ``folder``, and return what was done to it."""
-    path = random.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    """Damage one or two files below ``folder``, and return what was done to them."""
+    damage = _mutate_one(folder, random)
+    while random.random() < SECOND_DAMAGE and _files(folder):
+        # The first damage may have made a file unreadable for the second one.
+        with suppress(Exception):
+            damage += f" and {_mutate_one(folder, random)}"
+    return damage
+
+
+def _mutate_one(folder: Path, random: Random) -> str:
+    path = random.choice(_files(folder))
     way = random.choices(list(SHARES), list(SHARES.values()))[0]
     mutations: dict[str, tuple[Mutation, ...]] = {
         "bytes": (_cut, _overwrite_bytes, _insert_bytes, _repeat_bytes, _empty),
         "text": (_byte_order_mark, _swap_lines, _drop_line, _duplicate_line, _encode_again),
         "values": _value_mutations(path),
-        "file": (_remove, _make_directory, _make_fifo, _make_endless, _compress),
+        "file": (*_FILE_MUTATIONS, _swap_files),
     }
     mutation = random.choice(mutations[way])
     mutation(path, random)
     return f"{mutation.__name__.strip('_')} of {path.relative_to(folder)}"
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 def _value_mutations(path: Path) -> tuple[Mutation, ...]:
     match path.suffix:
         case ".json" | ".yaml" | ".gz":
-            return _replace_value, _replace_value, _remove_key, _add_key, _nest
+            return OF_VALUES
         case ".safetensors":
-            return _drop_tensor, _change_dtype, _change_shape, _set_element, _fill_tensor, _change_header
+            return OF_TENSORS
         case _:
             return _replace_number, _overwrite_bytes
 
@@ -139,143 +143,44 @@ def _make_endless(path: Path, random: Random) -> None:
     path.symlink_to("/dev/zero")
 
 
+def _make_socket(path: Path, random: Random) -> None:
+    path.unlink()
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+def _make_loop(path: Path, random: Random) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def _link_to_former_name(path: Path, random: Random) -> None:
+    """Move a file to the name under which an interrupted save leaves it, with or without a link to it."""
+    former = path.with_name(f".old-{path.name}")
+    path.rename(former)
+    if random.random() < 0.5:
+        path.symlink_to(former.name)
+
+
+def _make_unreadable_name(path: Path, random: Random) -> None:
+    path.rename(path.with_name(random.choice(("\udcff", "a\nb", " ", "x" * 250, f"{path.name} ", path.name.upper()))))
+
+
+def _swap_files(path: Path, random: Random) -> None:
+    """Exchange the contents of two files, or replace a file by another one if there is only one."""
+    others = sorted(other for other in path.parent.iterdir() if other.is_file() and other != path)
+    if others:
+        other = random.choice(others)
+        first, second = path.read_bytes(), other.read_bytes()
+        path.write_bytes(second)
+        other.write_bytes(first)
+
+
 def _compress(path: Path, random: Random) -> None:
     path.write_bytes(gzip.compress(path.read_bytes()))
 
 
-def _read_values(path: Path) -> Any:
-    content = path.read_bytes()
-    if path.suffix == ".yaml":
-        return yaml.safe_load(content)
-    return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-
-
-def _write_values(path: Path, values: Any) -> None:
-    if path.suffix == ".yaml":
-        path.write_text(yaml.safe_dump(values, allow_unicode=False), errors="surrogatepass")
-        return
-    content = json.dumps(values).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def _places(values: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) below a JSON value."""
-    items: list[tuple[Any, Any]] = []
-    if isinstance(values, dict):
-        items = list(cast(dict[Any, Any], values).items())
-    elif isinstance(values, list):
-        items = list(enumerate(cast(list[Any], values)))
-    return [place for key, value in items for place in ((values, key), *_places(value))]
-
-
-def _change_values(change: Callable[[Any, Any, Random], None], path: Path, random: Random) -> None:
-    """Read the values, change them at a random place, and write them; without any place, replace the whole value."""
-    values = _read_values(path)
-    places = _places(values)
-    if places:
-        container, key = random.choice(places)
-        change(container, key, random)
-    else:
-        values = random.choice(EXTREME_VALUES)
-    _write_values(path, values)
-
-
-def _replace_value(path: Path, random: Random) -> None:
-    def replace(container: Any, key: Any, random: Random) -> None:
-        container[key] = random.choice(EXTREME_VALUES)
-
-    _change_values(replace, path, random)
-
-
-def _remove_key(path: Path, random: Random) -> None:
-    def remove(container: Any, key: Any, random: Random) -> None:
-        del container[key]
-
-    _change_values(remove, path, random)
-
-
-def _add_key(path: Path, random: Random) -> None:
-    def add(container: Any, key: Any, random: Random) -> None:
-        if isinstance(container, list):
-            cast(list[Any], container).insert(key, random.choice(EXTREME_VALUES))
-        else:
-            container[random.choice(("extra", "", "kind", "a" * 500))] = random.choice(EXTREME_VALUES)
-
-    _change_values(add, path, random)
-
-
-def _nest(path: Path, random: Random) -> None:
-    def nest(container: Any, key: Any, random: Random) -> None:
-        for _ in range(random.choice((1, 200))):
-            container[key] = [container[key]]
-
-    _change_values(nest, path, random)
-
-
-def _change_tensors(change: Callable[[dict[str, Tensor], str, Random], None], path: Path, random: Random) -> None:
-    tensors = load_file(path)
-    if tensors:
-        change(tensors, random.choice(sorted(tensors)), random)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _drop_tensor(path: Path, random: Random) -> None:
-    def drop(tensors: dict[str, Tensor], name: str, random: Random) -> None:
-        del tensors[name]
-
-    _change_tensors(drop, path, random)
-
-
-def _change_dtype(path: Path, random: Random) -> None:
-    def change(tensors: dict[str, Tensor], name: str, random: Random) -> None:
-        tensors[name] = tensors[name].to(random.choice(DTYPES))
-
-    _change_tensors(change, path, random)
-
-
-def _change_shape(path: Path, random: Random) -> None:
-    def change(tensors: dict[str, Tensor], name: str, random: Random) -> None:
-        tensor = tensors[name]
-        shapes = (tensor.flatten(), tensor[None], tensor.mT if tensor.ndim > 1 else tensor[:0], tensor.flatten()[:-1])
-        tensors[name] = random.choice(shapes).clone()
-
-    _change_tensors(change, path, random)
-
-
-def _set_element(path: Path, random: Random) -> None:
-    """Set one element: to a value that is not finite, or that is negative, or that is too large for an index."""
-
-    def change(tensors: dict[str, Tensor], name: str, random: Random) -> None:
-        flat = tensors[name].flatten()
-        if not len(flat):
-            return
-        if flat.is_floating_point():
-            flat[random.randrange(len(flat))] = random.choice((float("nan"), float("inf"), float("-inf"), -1e30))
-        elif flat.dtype != torch.bool:
-            flat[random.randrange(len(flat))] = random.choice((-1, 100, -100))
-        tensors[name] = flat.reshape(tensors[name].shape)
-
-    _change_tensors(change, path, random)
-
-
-def _fill_tensor(path: Path, random: Random) -> None:
-    def change(tensors: dict[str, Tensor], name: str, random: Random) -> None:
-        value = float("nan") if tensors[name].is_floating_point() else 77
-        tensors[name] = torch.full_like(tensors[name], value)
-
-    _change_tensors(change, path, random)
-
-
-def _change_header(path: Path, random: Random) -> None:
-    """Change the length of the header, or a number or a name in it."""
-    content = bytearray(path.read_bytes())
-    length = int.from_bytes(content[:8], "little")
-    if random.random() < 0.3:
-        content[:8] = random.choice((0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1)).to_bytes(8, "little")
-    else:
-        place = 8 + random.randrange(max(1, length))
-        content[place : place + 1] = random.choice((b"0", b"9", b"F", b'"', b",", b"}", b"-"))
-    path.write_bytes(content)
+_FILE_MUTATIONS = (_remove, _make_directory, _make_fifo, _make_endless, _make_socket, _make_loop, _compress)
+_FILE_MUTATIONS = (*_FILE_MUTATIONS, _link_to_former_name, _make_unreadable_name)
 
 
 def _replace_number(path: Path, random: Random) -> None:

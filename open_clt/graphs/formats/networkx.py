@@ -128,7 +128,7 @@ def read_graphml(path: str | Path) -> AttributionGraph:
         files.check_values(content, "<")
         _check_declarations(content)
         network = nx.read_graphml(BytesIO(content))
-    except (ParseError, expat.ExpatError, nx.NetworkXError, OSError, EOFError, ValueError, KeyError) as error:
+    except (ParseError, expat.ExpatError, nx.NetworkXError, OSError, EOFError, ValueError, LookupError) as error:
         raise files.unreadable(path, "GraphML", error) from error
     return _read(network, path)
 
