@@ -17,9 +17,10 @@ import pytest
 
 import open_clt
 from open_clt import files
-from open_clt.errors import CheckpointError, ConfigError, OpenCLTError, ResourceError
+from open_clt.errors import CheckpointError, ConfigError, ResourceError
 from open_clt.graphs.formats.networkx import read_graphml, to_networkx
 from tests.faults.artefacts import ARTEFACTS, Artefact, save_in_circuit_tracers_layout, save_native, transcoder_facts
+from tests.faults.interrupted import Faults, Killed, faults_until_success, kill_saves, save_over_foreign_files
 from tests.graphs.hand_graph import hand_graph
 from tests.refusals import refuses
 
@@ -64,44 +65,6 @@ def test_a_save_replaces_the_former_artefact_and_leaves_other_files_alone(
     assert temporary_files(directory) == []
     assert (directory / "notes.txt").read_text() == "mine"
     assert {stat.S_IMODE(path.stat().st_mode) for path in directory.rglob("*") if path.is_file()} == {ordinary_mode}
-
-
-class Killed(BaseException):
-    """Simulates a killed process: every later call that would change files raises this too."""
-
-
-class Faults:
-    """Counts calls of functions of ``os``, and makes one of them fail, or that one and all later ones."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
-        self.calls, self.failing_call, self.error, self.only_once = 0, 0, OSError("no space left"), True
-        monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # flushing takes time and changes nothing here
-        for name in names:
-            monkeypatch.setattr(os, name, self._guarded(getattr(os, name)))
-
-    def arm(self, failing_call: int, error: BaseException, *, only_once: bool) -> None:
-        self.calls, self.failing_call, self.error, self.only_once = 0, failing_call, error, only_once
-
-    def disarm(self) -> None:
-        self.failing_call = 0
-
-    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.calls += 1
-            is_later = self.calls > self.failing_call and not self.only_once
-            if self.failing_call and (self.calls == self.failing_call or is_later):
-                raise self.error
-            return function(*arguments, **options)
-
-        return call
-
-
-def faults_until_success(save_once: Callable[[int], bool]) -> int:
-    """Let the first call fail, then the second, and so on until a save succeeds; return how many saves failed."""
-    failing_call = 1
-    while not save_once(failing_call):
-        failing_call += 1
-    return failing_call - 1
 
 
 def test_a_save_that_fails_leaves_the_former_artefact(
@@ -149,35 +112,10 @@ def test_a_first_save_that_fails_leaves_nothing_to_load(
     assert faults_until_success(save_once) >= 2
 
 
-def cut_unfinished_files(directory: Path) -> None:
-    """Leave half of each file that has a temporary name, as if the process was killed while it wrote the file."""
-    for path in directory.rglob(".part-*"):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def test_a_process_that_is_killed_leaves_the_former_artefact_or_the_new_one(
-    artefact: Artefact, loaded_versions: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faults = Faults(monkeypatch, ("replace", "unlink", "rmdir", "fsync"))
-
-    def save_once(failing_call: int) -> bool:
-        directory = tmp_path / f"killed {failing_call}"
-        faults.disarm()
-        artefact.save(directory, 1)
-        faults.arm(failing_call, Killed(), only_once=False)
-        try:
-            artefact.save(directory, 2)
-        except Killed:
-            faults.disarm()
-            cut_unfinished_files(directory)
-            assert artefact.load(directory) in loaded_versions, f"call {failing_call}"
-            artefact.save(directory, 2)
-            assert artefact.load(directory) == loaded_versions[1], "leftover files do not prevent another save"
-            return False
-        faults.disarm()
-        return True
-
-    assert faults_until_success(save_once) >= 2
+def test_a_process_that_is_killed_leaves_the_former_artefact_or_the_new_one(artefact: Artefact, tmp_path: Path) -> None:
+    tries = kill_saves(artefact, tmp_path)
+    assert tries.number >= 2
+    assert not tries.faults
 
 
 def kill_after_renaming(monkeypatch: pytest.MonkeyPatch, name: str) -> Faults:
@@ -331,21 +269,9 @@ def test_an_artefact_that_cannot_be_written_is_one_sentence_and_leaves_the_forme
 
 @pytest.mark.parametrize("name", [name for name, artefact in ARTEFACTS.items() if not artefact.named_by_user])
 def test_a_save_names_a_file_of_another_program_and_leaves_it(name: str, tmp_path: Path) -> None:
-    artefact, probe = ARTEFACTS[name], tmp_path / "probe"
-    artefact.save(probe, 1)
-    written = sorted(path.relative_to(probe) for path in probe.rglob("*") if path.is_file())
-    names = [path for path in written if path.name != files.MANIFEST]
-    for number, path in enumerate(names):
-        directory = tmp_path / str(number)
-        foreign = files.write_text(directory / path, '{"mine": 1}')
-        if path.with_name(files.MANIFEST) in written:
-            files.list_names(foreign.parent, ["something else"])
-        with refuses(OpenCLTError, foreign):
-            artefact.save(directory, 1)
-        assert foreign.read_text() == '{"mine": 1}'
-        assert [other for other in directory.rglob("*") if other.is_file() and other.name != files.MANIFEST] == [
-            foreign
-        ]
+    tries = save_over_foreign_files(ARTEFACTS[name], tmp_path)
+    assert tries.number >= 1
+    assert not tries.faults
 
 
 def test_every_module_that_writes_files_is_in_the_table() -> None:
