@@ -5,10 +5,10 @@
 
     load_graph(3)       ConfigError: The argument directory of load_graph is 3; it must be a path.
 
-The annotations are the rules. An integer has at most 64 bits, a number is finite, and a path is not empty. Values are
-checked, never converted. Annotations that exist for type checkers only are not checked here: such a function passes the
-value on to one that has the type. ``Count``,
-``Seed`` and the like also bound a number. What an array holds the function checks itself.
+The annotations are the rules. An integer has at most 64 bits, a number is finite, and a path is not empty; ``Count``,
+``Seed`` and the like also bound a number. Values are checked, never converted. An annotation that exists for type
+checkers only is not checked, because such a function passes the value on to one that has the type. The function itself
+checks what an array holds.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def _checked_dict(item_hint: Any, value: Any, setting: str) -> dict[str, Any]:
 
 
 def _checked_plain(hint: Any, value: Any, setting: str) -> Any:
-    """Check a value that is no container; numbers of NumPy become Python's, and paths become texts."""
+    """Check a value that is not a container; numbers of NumPy become Python's, and paths become texts."""
     if hint is Any:
         return value
     is_bool = isinstance(value, bool)

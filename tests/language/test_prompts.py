@@ -58,7 +58,7 @@ def test_a_text_has_one_bos(tiny_gpt2: LanguageModel) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_prompt_is_named(prompt: Any, named: str, tiny_gpt2: LanguageModel) -> None:
+def test_what_is_not_a_prompt_is_named(prompt: Any, named: str, tiny_gpt2: LanguageModel) -> None:
     with pytest.raises(TextError) as raised:
         prompt_tokens(tiny_gpt2, prompt)
     assert named in str(raised.value)
