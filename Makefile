@@ -41,7 +41,8 @@ check:
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 slow: $(VENV)/.installed-dev
-	OPEN_CLT_CHECK_SHAPES=1 $(BIN)/python -m pytest $(PARALLEL) -m "not soak and not real_model and not gpu" $(PYTEST)
+	OPEN_CLT_CHECK_SHAPES=1 $(BIN)/python -m pytest $(PARALLEL) -m "not soak and not real_model and not gpu" \
+		--timeout 900 $(PYTEST)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST) || test $$? -eq 5  # pytest's status 5: no test has the marker
