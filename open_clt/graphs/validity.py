@@ -19,6 +19,8 @@ from open_clt.graphs.nodes import NodeKind, NodeTable
 _INTEGERS = ("nodes.kind", "nodes.layer", "nodes.position", "nodes.index", "edges.target", "edges.source")
 _MAY_BE_NAN = ("nodes.total", "nodes.cumulative")
 _NOT_NEGATIVE = ("nodes.weight", "nodes.omitted")
+_LARGEST_SUM_OF_WEIGHTS = 1e30
+"""Largest sum of the weights of all outputs; influence, which is the sum over many paths, is then finite too."""
 
 
 def problem(nodes: NodeTable, edges: Edges, info: GraphInfo) -> str | None:
@@ -86,6 +88,9 @@ def _problems_of_numbers(columns: dict[str, Tensor]) -> Iterator[str]:
         if not bool(legal.all()):
             row = int((~legal).int().argmax())
             yield f"{name} is {float(column[row])} in row {row}"
+    sum_of_weights = float(columns["nodes.weight"].double().sum())
+    if sum_of_weights > _LARGEST_SUM_OF_WEIGHTS:
+        yield f"nodes.weight adds up to {sum_of_weights:.1e}, more than {_LARGEST_SUM_OF_WEIGHTS:.0e}"
 
 
 def _problem_of_totals(nodes: NodeTable, edges: Edges) -> str | None:

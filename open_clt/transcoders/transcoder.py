@@ -115,7 +115,8 @@ class Transcoder(nn.Module, ABC):
         return f"{type(self).__name__}({self.config!r})"
 
     def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
-        """Encode and decode all layers of a batch of tokens."""
+        """Encode and decode all layers of a batch of tokens; raises NotFiniteError if an input is not finite."""
+        check_finite(inputs, "The transcoder's input", axes=("token", "layer"))
         standard = self.standardisation.inputs(inputs)
         features = self._features(standard)
         written = self._written_by_layers(features, standard)

@@ -182,7 +182,7 @@ _MOLT = MoltConfig(n_layers=2, d_model=4, ranks=(2,), counts=(6,), nonlinearity=
 
 _SETTING = (
     r"\b(transcoder|training|data|trainer|checkpoints|report|output|init_args)\b|Config\.\w+ is "
-    r"|There is no setting|The language model|\bk is "
+    r"|There is no setting|The language model|^\w+ is [^ ]+; it must "
 )
 
 READERS: dict[str, Reader] = {

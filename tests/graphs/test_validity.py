@@ -43,6 +43,7 @@ CHANGES: dict[str, Change] = {
     "edges.weight inf": _set("edges.weight", torch.inf),
     "nodes.value": _set("nodes.value", -torch.inf),
     "nodes.weight": _set("nodes.weight", -1.0),
+    "nodes.weight too large": _set("nodes.weight", 2e38),
     "nodes.omitted": _set("nodes.omitted", -1.0),
     "nodes.omitted_sum": _set("nodes.omitted_sum", torch.nan),
     "nodes.total": _set("nodes.total", torch.inf),

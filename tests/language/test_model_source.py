@@ -56,6 +56,11 @@ def test_a_directory_without_weights_is_refused(copy: Path) -> None:
     fails(copy, copy)
 
 
+def test_a_directory_with_an_adapter_is_refused(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/else", "peft_type": "LORA"}')
+    fails(copy, copy, "adapter")
+
+
 def test_a_directory_with_truncated_weights_is_refused(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])

@@ -17,7 +17,7 @@ from open_clt.config import (
     ReLUConfig,
     TopKConfig,
 )
-from open_clt.errors import CheckpointError, ConfigError
+from open_clt.errors import CheckpointError, ConfigError, NotFiniteError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
@@ -59,6 +59,13 @@ def test_the_forward_pass_equals_a_double_loop(
     assert all(isinstance(layer, SparseFeatures) and (layer.values != 0).all() for layer in codes)
     torch.testing.assert_close(torch.stack([layer.dense() for layer in codes], dim=1), features)
     torch.testing.assert_close(transcoder.decode(codes, inputs), expected, atol=1e-5, rtol=1e-4)
+
+
+@each_architecture
+def test_an_input_that_is_not_finite_is_named(name: str, inputs: torch.Tensor) -> None:
+    inputs[3, 1, 5] = torch.nan
+    with refuses(NotFiniteError, "token 3", "layer 1", "nan"):
+        random_architecture(architecture(name))(inputs)
 
 
 @each_architecture
