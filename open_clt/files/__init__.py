@@ -74,6 +74,7 @@ from open_clt.files.reading import (
 from open_clt.files.saving import (
     Saved,
     Stage,
+    can_be_read,
     is_interrupted,
     read_saved,
     read_saved_file,
@@ -99,6 +100,7 @@ __all__ = [
     "FileFormat",
     "Saved",
     "Stage",
+    "can_be_read",
     "check_artefact",
     "check_directory",
     "check_file",

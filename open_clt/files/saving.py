@@ -56,6 +56,11 @@ def saved(directory: Path, head: str) -> Saved:
         return Saved(directory, None)  # the save has ended meanwhile
 
 
+def can_be_read(directory: Path, head: str) -> bool:
+    """Whether an artefact with this head is there; a first save that was interrupted leaves none."""
+    return saved(directory, head)(head).exists()
+
+
 def is_interrupted(directory: Path, head: str) -> bool:
     """Whether a save of an artefact with this head is in progress, or was interrupted."""
     return _journal_path(directory, head).exists()

@@ -14,7 +14,7 @@ from rich.progress import TextColumn
 
 from open_clt.errors import ConfigError
 from open_clt.progress import progress_bar
-from open_clt.training.checkpoint_io import is_checkpoint, read_values
+from open_clt.training.checkpoint_io import holds_checkpoint, read_values
 from open_clt.training.data import ActivationDataModule, refuse_other_settings
 from open_clt.training.step.module import StepMetrics, TranscoderModule
 from open_clt.training.step.optimization import step_is_complete
@@ -225,7 +225,7 @@ class Checkpoints(Checkpoint):
         step was measured.
         """
         best = self.last.with_name("best")
-        states = read_values(best).get("callbacks", {}) if is_checkpoint(best) else {}
+        states = read_values(best).get("callbacks", {}) if holds_checkpoint(best) else {}
         self.lowest = min(state_dict["lowest"], states.get(self.state_key, {}).get("lowest", float("inf")))
 
 

@@ -67,7 +67,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
 
 def read_values(path: Path) -> dict[str, Any]:
     """Read a checkpoint without its tensors, each of which is empty; of several processes, read the first slice."""
-    path = next(iter(sorted(path.glob("shard_0_of_*"))), path)
+    path = _first_slice(path)
     content = files.read_saved(path, _STATE, lambda saved: FORMAT.read(saved(_STATE)))
     return _state(path, content, defaultdict(lambda: torch.empty(0)))
 
@@ -83,8 +83,18 @@ def _state(path: Path, content: dict[str, Any], tensors: Mapping[str, Tensor]) -
         raise CheckpointError(f"{path} does not hold the complete state of a training run ({error!r}).") from error
 
 
+def holds_checkpoint(path: Path) -> bool:
+    """Whether a directory holds a checkpoint that can be read; a first save that was interrupted leaves none."""
+    return is_checkpoint(path) and files.can_be_read(_first_slice(path), _STATE)
+
+
+def _first_slice(path: Path) -> Path:
+    """The directory of the state of a checkpoint; of several processes, that of the first one."""
+    return next(iter(sorted(path.glob("shard_0_of_*"))), path)
+
+
 def is_checkpoint(path: Path) -> bool:
-    """Whether a directory is a checkpoint of OpenCLT, of one process or of several that share its features."""
+    """Whether a directory is a checkpoint of OpenCLT, of one process or of several, or the start of one."""
     return any(files.is_ours(folder, _STATE, FORMAT) for folder in (path, *path.glob("shard_*_of_*")))
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from open_clt import files
 from open_clt.config import CheckpointsConfig
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.training.checkpoint_io import is_checkpoint, remove_checkpoint
+from open_clt.training.checkpoint_io import holds_checkpoint, is_checkpoint, remove_checkpoint
 from open_clt.transcoders.formats import native
 
 METRICS = "metrics.csv"
@@ -56,7 +56,7 @@ class OutputDirectory:
 def how_to_resume(output: Path | None) -> str:
     """A sentence on how a run that was stopped goes on."""
     last = None if output is None else output / CHECKPOINTS / "last"
-    if last is None or not is_checkpoint(last):
+    if last is None or not holds_checkpoint(last):
         return "No checkpoint is kept; run it again."
     return f"The checkpoint {last} is kept; resume from it (--ckpt-path last, or resume='last')."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
@@ -15,6 +16,7 @@ from open_clt.training.result import TrainingResult
 from open_clt.training.run import fit, quiet_lightning, set_from_data
 from open_clt.training.step.module import Step, TranscoderModule
 from open_clt.transcoders.make import make_transcoder
+from tests.faults.interrupted import Faults, Killed, faults_until_success
 from tests.training.synthetic import quick_training, relu_mlps, small_transcoder
 
 STEPS = 24
@@ -86,3 +88,25 @@ def test_the_lowest_fvu_comes_from_the_best_checkpoint_if_last_is_older(tmp_path
     assert checkpoints.lowest == 0.25
     checkpoints.load_state_dict({"lowest": 0.125})
     assert checkpoints.lowest == 0.125
+
+
+def test_a_first_best_checkpoint_whose_save_was_killed_counts_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"callbacks": {"Checkpoints": {"lowest": 0.25}}, "weights": torch.zeros(2)}
+    faults = Faults(monkeypatch, ("replace", "unlink"))
+
+    def save_once(failing_call: int) -> bool:
+        faults.arm(failing_call, Killed(), only_once=False)
+        try:
+            SafetensorsCheckpointIO().save_checkpoint(state, tmp_path / str(failing_call) / "best")
+        except Killed:
+            faults.disarm()
+            checkpoints = Checkpoints(tmp_path / str(failing_call), 16, best=True)
+            checkpoints.load_state_dict({"lowest": 0.5})
+            assert checkpoints.lowest in (0.5, 0.25)
+            return False
+        faults.disarm()
+        return True
+
+    assert faults_until_success(save_once) > 2
