@@ -128,7 +128,7 @@ def saving(directory: Path, *, replaces: Iterable[str] = ()) -> Generator[Stage]
             for name in names:
                 part_path(directory / name).stat()  # a file that was never written raises before any file is renamed
             with disk_errors(directory):
-                _finish_former_save(directory, names)
+                finish_save(directory, names[-1], next_names=names)
                 _exchange(directory, names, [name for name in replaces if name not in names])
     finally:
         for name in names:
@@ -181,15 +181,17 @@ def _exchange(directory: Path, names: Sequence[str], surplus: Sequence[str]) -> 
     _end(directory, head, journal)
 
 
-def _finish_former_save(directory: Path, names: Sequence[str]) -> None:
-    """Undo a save that was interrupted before its head had its name, and delete the files that it left."""
-    head = names[-1]
+def finish_save(directory: Path, head: str, *, next_names: Sequence[str] = ()) -> None:
+    """Undo a save that was interrupted before its head had its name, and delete the files that it left.
+
+    ``next_names`` are the files of the next save, which may be written already. Without such a save, nothing changes.
+    """
     if not is_interrupted(directory, head):
         return
     journal = _read_journal(directory, head)
     if not (directory / head).exists():
         _move_back(directory, journal)
-    for name in set(journal.new) - set(names):
+    for name in set(journal.new) - set(next_names):
         part_path(directory / name).unlink(missing_ok=True)
     _end(directory, head, journal)
 

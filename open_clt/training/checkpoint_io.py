@@ -98,6 +98,12 @@ def is_checkpoint(path: Path) -> bool:
     return any(files.is_ours(folder, _STATE, FORMAT) for folder in (path, *path.glob("shard_*_of_*")))
 
 
+def finish_checkpoints(directory: Path) -> None:
+    """Finish interrupted saves of the checkpoints in a directory: each is then the former or the new one."""
+    for journal in (*directory.glob("*/.saving-*"), *directory.glob("*/shard_*_of_*/.saving-*")):
+        files.finish_save(journal.parent, _STATE)
+
+
 def remove_checkpoint(path: Path) -> None:
     """Delete the files of a checkpoint, and its directories if they hold nothing else."""
     for folder in (*path.glob("shard_*_of_*"), path):

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from open_clt import files
 from open_clt.config import CheckpointsConfig
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.training.checkpoint_io import holds_checkpoint, is_checkpoint, remove_checkpoint
+from open_clt.training.checkpoint_io import finish_checkpoints, holds_checkpoint, is_checkpoint, remove_checkpoint
 from open_clt.transcoders.formats import native
 
 METRICS = "metrics.csv"
@@ -49,6 +49,7 @@ class OutputDirectory:
             return
         if self._overwrite:
             _remove_run(self.path)
+        finish_checkpoints(self.path / CHECKPOINTS)
         files.list_names(self.path, self._names)
         self._begun = True
 
