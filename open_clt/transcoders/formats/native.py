@@ -58,7 +58,8 @@ def save_transcoder(
     A former transcoder of OpenCLT is replaced. Raises ConfigError if the directory holds a ``config.json`` or a
     ``transcoder.safetensors`` of another program, such as the config of a language model.
 
-    Raises CheckpointError if a weight is not finite in the data type that it is stored in.
+    Raises CheckpointError if a weight is not finite in the data type that it is stored in, or if a threshold or a scale
+    is one that ``load_transcoder`` refuses.
 
     ``record`` is stored in ``config.json``: plain values on training and evaluation. ``dtype`` stores the weight
     tables in another data type; the outputs of the loaded transcoder are then the same only to that precision.
@@ -69,6 +70,7 @@ def save_transcoder(
     if dtype is not None:
         tensors = {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
     files.check_weights(tensors, directory / _TENSORS, transcoder.config.n_layers)
+    check_numbers(transcoder, directory / _TENSORS)
     own = own_architecture(transcoder)
     content = {
         **FORMAT.header(FORMAT.newest if own else _VERSION_OF_OUR_KINDS),

@@ -42,10 +42,13 @@ def test_numbers_beyond_float16_are_neither_saved_nor_loaded_in_float16(tmp_path
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_scales_that_are_not_positive_are_refused_with_layer(value: float, tmp_path: Path) -> None:
     transcoder = make(ReLUConfig())
-    transcoder.standardisation.input_scale[3] = value
     save_transcoder(transcoder, tmp_path)
-    with refuses(CheckpointError, "input_scale", "layer 3", value, tmp_path / "transcoder.safetensors"):
-        load_transcoder(tmp_path)
+    transcoder.standardisation.input_scale[3] = value
+    save_file(transcoder.state_dict(), tmp_path / "transcoder.safetensors")
+    for act in (lambda: load_transcoder(tmp_path), lambda: save_transcoder(transcoder, tmp_path / "other")):
+        with refuses(CheckpointError, "input_scale", "layer 3", value):
+            act()
+    assert not (tmp_path / "other").exists()
 
 
 def test_circuit_tracers_layout_is_not_written_with_weights_that_are_not_finite(tmp_path: Path) -> None:
@@ -53,6 +56,15 @@ def test_circuit_tracers_layout_is_not_written_with_weights_that_are_not_finite(
     transcoder.b_enc.data[2, 7] = torch.nan
     with refuses(CheckpointError, "'b_enc'", "layer 2", "nan"):
         save_circuit_tracer(transcoder, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_transcoder_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
+    transcoder = make(JumpReLUConfig())
+    with torch.no_grad():
+        next(iter(transcoder.nonlinearity.parameters()))[1, 3] = 100  # the logarithm of a threshold
+    with refuses(CheckpointError, "layer 1", "inf"):
+        save_transcoder(transcoder, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
