@@ -220,6 +220,8 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise ConfigError(in_one_line(error, parser)) from error
+        if not 0 <= self._seed < 2**32:
+            raise ConfigError(f"seed_everything is {self._seed}; it must lie between 0 and {2**32 - 1}.")
 
     def instantiate_classes(self) -> None:
         """Make the training run from the settings; a mistake in any of them is found here, before training."""

@@ -151,10 +151,12 @@ def in_one_line(error: argparse.ArgumentError, parser: ArgumentParser) -> str:
         return f"{group} is a group of settings and takes no value; set {' or '.join(members)}."
     if match := re.search(r'Parser key "(\S+)":(.*?)(?:Given value: (.*))?$', message, re.DOTALL):
         key, reason, value = match[1], " ".join(match[2].split()), match[3]
-        expected = re.findall(r"Expected an? (.+?)(?= -|\. Got|$| Given)", reason)
+        expected = re.findall(r"Expected an? (?!path but)(.+?)(?= -|\. Got|$| Given)", reason)
         legal = " or ".join(dict.fromkeys(map(_plain_type, expected)))
         value = value or (re.search(r"Got value: (.*)", reason) or [None, None])[1]
-        return f"{key} is {value!r}; it must be {legal}." if legal and value else f"{key}: {reason}"
+        if value is None and "Given value type: <class 'str'>" in reason:
+            value = ""  # jsonargparse does not print an empty value
+        return f"{key}: {reason}" if value is None or not legal else f"{key} is {value!r}; it must be {legal}."
     return " ".join(message.split())
 
 
@@ -201,11 +203,16 @@ def _nearest(typed: str, known: list[str]) -> str:
     return f"did you mean {near[0].removeprefix('--')!r}?" if near else "`open-clt train --help` lists all settings."
 
 
+_TYPES = {"NoneType": "null", "int": "a whole number", "float": "a number", "list": "a list", "Iterable": "a list"}
+
+
 def _plain_type(expected: str) -> str:
     """Plain words for a type in jsonargparse's messages: ``<class 'int'>`` or ``typing.Literal['a', 'b']``."""
-    type_name = re.search(r"<class '(\w+)'>", expected)
+    type_name = re.search(r"<class '(?:[\w.]+\.)?(\w+)'>", expected)
     if type_name:
-        return {"NoneType": "null", "int": "a whole number", "float": "a number"}.get(type_name[1], type_name[1])
+        return _TYPES.get(type_name[1], type_name[1])
+    if expected.startswith("dot import path"):
+        return "the path of a class"
     literal = re.search(r"Literal\[(.*)\]", expected)
     return literal[1].replace(", ", " or ") if literal else expected
 

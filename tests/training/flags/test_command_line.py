@@ -230,6 +230,9 @@ WRONG_ARGUMENTS = {
     [
         (["--transcoder.n_featurs", "3"], ConfigError, ["transcoder.n_featurs", "transcoder.n_features"]),
         (["--transcoder.n_features", "many"], ConfigError, ["transcoder.n_features", "'many'"]),
+        (["--seed_everything=-1"], ConfigError, ["seed_everything", -1]),
+        (["--seed_everything", str(2**32)], ConfigError, ["seed_everything", 2**32]),
+        (["--trainer.precision="], ConfigError, ["trainer.precision", "''"]),
         (["--transcoder.nonlinearity.kind", "jump"], ConfigError, ["'relu'", "'jumprelu'", "'topk'", "'batchtopk'"]),
         (["--transcoder.nonlinearity.kind", "relu"], ConfigError, ["transcoder.nonlinearity.k", "'relu'"]),
         (["--transcoder.kind", "molt"], ConfigError, ["transcoder.n_features", "'molt'", "ranks"]),
