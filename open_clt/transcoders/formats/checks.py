@@ -7,16 +7,23 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.transcoders.transcoder import Transcoder
 
 
+def check_all(transcoder: Transcoder, place: Path) -> None:
+    """Raise CheckpointError unless all weights, thresholds and scales of a transcoder are legal; ``place`` has it."""
+    files.check_weights(transcoder.state_dict(), place, transcoder.config.n_layers)
+    check_numbers(transcoder, place)
+
+
 def check_numbers(transcoder: Transcoder, place: Path) -> None:
-    """Raise CheckpointError if a threshold or a scale that was read from ``place`` makes no sense; names the layer."""
+    """Raise CheckpointError if a threshold or a scale is illegal in its type or in float32; names the layer."""
     for layer in range(transcoder.config.n_layers):
         check_thresholds(transcoder.nonlinearity.threshold(layer), layer, place)
     for name in ("input_scale", "target_scale"):
-        scales = getattr(transcoder.standardisation, name)
+        scales = getattr(transcoder.standardisation, name).float()
         if not bool((scales > 0).all()):
             layer = int((scales > 0).int().argmin())
             raise CheckpointError(
@@ -28,7 +35,7 @@ def check_thresholds(thresholds: Float[Tensor, "feature"] | None, layer: int, pl
     """Raise CheckpointError if a threshold of a layer is negative or not finite; ``place`` holds the transcoder."""
     if thresholds is None:
         return
-    legal = (thresholds >= 0) & thresholds.isfinite()
+    legal = (thresholds >= 0) & thresholds.float().isfinite()
     if not bool(legal.all()):
         feature = int((~legal).int().argmax())
         raise CheckpointError(

@@ -30,7 +30,7 @@ from open_clt.config import CrossLayerConfig
 from open_clt.config.json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.checks import check_thresholds
+from open_clt.transcoders.formats.checks import check_all, check_thresholds
 from open_clt.transcoders.make import NO_CODE, OwnCode, own_architecture
 from open_clt.transcoders.nonlinearities import JumpReLU, ReLU
 from open_clt.transcoders.transcoder import Transcoder
@@ -168,7 +168,7 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
             "JumpReLU first."
         )
     folded = transcoder.folded()
-    files.check_weights(folded.state_dict(), directory, transcoder.config.n_layers)
+    check_all(folded, directory)
     settings = {
         "model_name": transcoder.config.language_model or "unknown",
         "model_kind": _KIND,

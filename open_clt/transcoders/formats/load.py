@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from open_clt import files
 from open_clt.config.arguments import checked_arguments
 from open_clt.device import check_device
 from open_clt.errors import CheckpointError
 from open_clt.memory import memory_errors
 from open_clt.transcoders.formats import circuit_tracer, native
+from open_clt.transcoders.formats.checks import check_all
 from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
 from open_clt.transcoders.formats.native import load_native
 from open_clt.transcoders.make import OwnCode
@@ -21,16 +21,25 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 class Layout(NamedTuple):
-    """A layout of a stored transcoder: its name, and the functions that recognise and read a directory of it."""
+    """A layout of a stored transcoder: its names, and the functions that recognise and read a directory of it."""
 
     name: str
+    tensors: str
+    """Name of the files that hold the tensors."""
     recognises: Callable[[Path], bool]
     load: Callable[[Path, OwnCode], Transcoder]
 
 
 LAYOUTS = (
-    Layout("OpenCLT's (config.json and transcoder.safetensors)", native.recognises, load_native),
-    Layout("circuit-tracer's (config.yaml, W_enc_0.safetensors, ...)", circuit_tracer.recognises, load_circuit_tracer),
+    Layout(
+        "OpenCLT's (config.json and transcoder.safetensors)", "transcoder.safetensors", native.recognises, load_native
+    ),
+    Layout(
+        "circuit-tracer's (config.yaml, W_enc_0.safetensors, ...)",
+        "W_*.safetensors",
+        circuit_tracer.recognises,
+        load_circuit_tracer,
+    ),
 )
 """Every layout, in the order in which they are tried. A new layout is its own file and a line here."""
 
@@ -62,9 +71,11 @@ def load_transcoder(
             with memory_errors(
                 f"The transcoder {directory}", "close other programs, or use a machine with more memory"
             ):
-                transcoder = layout.load(directory, code).to(device=device, dtype=dtype).eval()
-            if dtype == torch.float16:  # its largest number is 65,504
-                files.check_weights(transcoder.state_dict(), directory, transcoder.config.n_layers)
+                transcoder = layout.load(directory, code)
+                stored_in = transcoder.dtype
+                transcoder = transcoder.to(device=device, dtype=dtype).eval()
+            if dtype != stored_in:  # the largest number of float16 is 65,504; readers check before the conversion
+                check_all(transcoder, directory / layout.tensors)
             return transcoder
     names = " or ".join(layout.name for layout in LAYOUTS)
     raise CheckpointError(f"{directory} does not hold a transcoder of a known layout; known layouts are {names}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.transcoder import Transcoder
 from tests.refusals import refuses
 from tests.transcoders.test_cross_layer import make
 
@@ -37,6 +39,39 @@ def test_numbers_beyond_float16_are_neither_saved_nor_loaded_in_float16(tmp_path
     with refuses(CheckpointError, "'W_enc'", "layer 1", tmp_path / "single"):
         load_transcoder(tmp_path / "single", dtype=torch.float16)
     load_transcoder(tmp_path / "single")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "dtype"),
+    [
+        ("W_enc", 3.4e38, torch.bfloat16),
+        ("standardisation.input_scale", 1e-9, torch.float16),
+        ("nonlinearity.log_threshold", 12.0, torch.float16),
+    ],
+)
+def test_numbers_that_become_illegal_in_another_type_are_not_loaded_in_it(
+    tensor: str, value: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    transcoder = make(JumpReLUConfig())
+    transcoder.state_dict()[tensor][1] = value
+    save_transcoder(transcoder, tmp_path)
+    load_transcoder(tmp_path)
+    with refuses(CheckpointError, "layer 1", tensor.partition(".")[2].removeprefix("log_") or tensor, tmp_path):
+        load_transcoder(tmp_path, dtype=dtype)
+
+
+@pytest.mark.parametrize("save", [save_transcoder, save_circuit_tracer])
+@pytest.mark.parametrize(
+    ("tensor", "value"), [("standardisation.input_scale", 1e-50), ("nonlinearity.log_threshold", 200.0)]
+)
+def test_numbers_of_float64_that_are_illegal_in_float32_are_not_saved(
+    tensor: str, value: float, save: Callable[[Transcoder, Path], Path], tmp_path: Path
+) -> None:
+    transcoder = make(JumpReLUConfig()).double()
+    transcoder.state_dict()[tensor][1] = value
+    with refuses(CheckpointError, "layer 1"):
+        save(transcoder, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
