@@ -157,12 +157,22 @@ def _checked_plain(hint: Any, value: Any, setting: str) -> Any:
             return int(value)
         raise _illegal(setting, value, "an integer of at most 64 bits")
     if hint is float and isinstance(value, Real) and not is_bool:
-        return value if isinstance(value, int) else float(value)
+        return _number(value, setting)
     if hint is str and isinstance(value, PathLike):
         return str(cast(Any, value))
     if hint in (int, float) or not isinstance(value, cast(type, hint)):
         raise _illegal(setting, value, getattr(hint, "__name__", str(hint)))
     return value
+
+
+def _number(value: Any, setting: str) -> float:
+    """A number as a file can hold it: an integer of at most 64 bits, or the nearest number of float64."""
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise _illegal(setting, value, "a number that float64 can hold") from error
 
 
 def _illegal(setting: str, value: Any, legal: str) -> ConfigError:

@@ -10,7 +10,8 @@ and the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,14 +41,18 @@ class ReportFiles(NamedTuple):
 def save_report(report: Report, directory: str | Path) -> ReportFiles:
     """Write a report as JSON, and its layers and totals as CSV; returns the paths of the files.
 
-    A former report is replaced; raises ConfigError if files of other programs have these names.
+    A former report is replaced; raises ConfigError if files of other programs have these names, and CheckpointError if
+    the report holds a number that is not finite, or lacks numbers that ``load_report`` needs.
     """
     directory = Path(directory)
     check_place(directory)
+    with _whole(directory / _JSON):
+        content = report.as_dict()
+        Report.from_dict(content)
     with files.saving(directory) as stage:
         files.write_rows(stage(_LAYERS), [_layer_row(layer) for layer in report.layers()])
         files.write_rows(stage(_TOTALS), [total_row(report)])
-        files.write_json(stage(_JSON), {**FORMAT.header(), **report.as_dict()})
+        files.write_json(stage(_JSON), {**FORMAT.header(), **content}, finite=True)
     return ReportFiles(everything=directory / _JSON, layers=directory / _LAYERS, totals=directory / _TOTALS)
 
 
@@ -80,8 +85,15 @@ def _read_report(path: Path) -> Report:
         raise CheckpointError(f"{path} says only how well the transcoder reconstructs. {reason}")
     content = FORMAT.read(path, finite=True)
     content = {key: value for key, value in content.items() if key not in FORMAT.header()}
-    try:
+    with _whole(path):
         return Report.from_dict(content)
+
+
+@contextmanager
+def _whole(path: Path) -> Generator[None]:
+    """Raise CheckpointError, which names the file of a report, if the block finds that the report is not whole."""
+    try:
+        yield
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path} does not hold a whole evaluation report ({error!r}); `open-clt evaluate --output` writes one."

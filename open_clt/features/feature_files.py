@@ -11,7 +11,6 @@ number of a feature.
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import os
 import struct
@@ -138,7 +137,7 @@ def write_feature_files(
                 f"Feature {record.feature} lies outside {n_layers} layers of {n_features} features; "
                 "give the n_layers and n_features of its transcoder."
             )
-        packed = zlib.compress(_dumped(_entry(record, name)))
+        packed = zlib.compress(_content(record, name))
         entries[record.feature] = _LENGTH.pack(len(packed)) + packed
     folder = Path(directory) / FOLDER
     index: list[dict[str, Any]] = []
@@ -152,7 +151,7 @@ def write_feature_files(
                 files.write_bytes(stage(filename), b"".join(parts))
                 index.append({"filename": filename, "offsets": [0, *accumulate(map(len, parts))]})
             # Without a time stamp, the same records always give the same bytes.
-            files.write_bytes(stage(INDEX), gzip.compress(_dumped(index), mtime=0))
+            files.write_bytes(stage(INDEX), gzip.compress(files.json_text(index, INDEX, indent=None).encode(), mtime=0))
     return folder
 
 
@@ -166,7 +165,7 @@ def write_feature_json(records: Iterable[FeatureRecord], directory: str | Path, 
         for record in records:
             filename = f"{cantor_pair(record.feature)}.json"
             _check_place(directory / filename)
-            files.write_bytes(stage(filename), _dumped(_entry(record, name)))
+            files.write_bytes(stage(filename), _content(record, name))
     return directory
 
 
@@ -190,7 +189,7 @@ def read_feature_json(directory: str | Path, feature: Feature) -> FeatureRecord:
 
 
 def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
-    """The viewer's JSON for one feature; keys for which a record has no data are empty."""
+    """The viewer's JSON for one feature; keys for which a record has no data are empty, and numbers are left out."""
     examples = [
         {
             "tokens": list(example.tokens),
@@ -200,6 +199,7 @@ def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
         }
         for example in record.examples
     ]
+    numbers = {"act_max": _number(record.max_activation), "activation_frequency": _number(record.density)}
     return {
         "transcoder_id": name,
         "index": record.feature.index,
@@ -207,14 +207,18 @@ def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
         "top_logits": [effect.token for effect in record.top_tokens],
         "bottom_logits": [effect.token for effect in record.bottom_tokens],
         # Only OpenCLT reads the effects. Other programs ignore these two keys and show the tokens alone.
-        _TOP_EFFECTS: [effect.effect for effect in record.top_tokens],
-        "bottom_logit_effects": [effect.effect for effect in record.bottom_tokens],
+        _TOP_EFFECTS: [_number(effect.effect) for effect in record.top_tokens],
+        "bottom_logit_effects": [_number(effect.effect) for effect in record.bottom_tokens],
         "act_min": 0.0,
-        "act_max": record.max_activation,
         "quantile_values": [],
         "histogram": [],
-        "activation_frequency": record.density,
+        **{key: value for key, value in numbers.items() if value is not None},
     }
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON holds it: None if it is NaN, which says that it is not known."""
+    return None if math.isnan(value) else float(value)
 
 
 def _record(entry: Mapping[str, Any], feature: Feature) -> FeatureRecord:
@@ -244,8 +248,9 @@ def _effects(entry: Mapping[str, Any], side: str) -> tuple[TokenEffect, ...]:
     """The tokens of one side, top or bottom, with their effects; NaN where the file has no effects."""
     tokens = cast(Sequence[str], entry.get(f"{side}_logits", []))
     # Other programs write tokens without their effects.
-    effects = cast(Sequence[float], entry.get(f"{side}_logit_effects", [math.nan] * len(tokens)))
-    return tuple(TokenEffect(token, effect) for token, effect in zip(tokens, effects, strict=True))
+    effects = cast(Sequence[float | None], entry.get(f"{side}_logit_effects", [None] * len(tokens)))
+    pairs = zip(tokens, effects, strict=True)
+    return tuple(TokenEffect(token, math.nan if effect is None else effect) for token, effect in pairs)
 
 
 def _short(value: float) -> float:
@@ -253,6 +258,13 @@ def _short(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _dumped(content: Any) -> bytes:
-    """Compact JSON as UTF-8."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+def _content(record: FeatureRecord, name: str) -> bytes:
+    """The viewer's JSON for one feature, in UTF-8; raises CheckpointError for a record that cannot be read back."""
+    subject = f"The record of feature {record.feature}"
+    try:
+        entry = _entry(record, name)
+        _record(entry, record.feature)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{subject} cannot be written ({error}); measure the feature again.") from error
+    # Half a character (a lone surrogate) is written as its number.
+    return files.json_text(entry, subject, strict=True, indent=None).encode(errors="backslashreplace")

@@ -84,11 +84,13 @@ from open_clt.files.saving import (
     saving,
 )
 from open_clt.files.writing import (
+    json_text,
     write_bytes,
     write_json,
     write_rows,
     write_tensors,
     write_text,
+    write_yaml,
     writing,
 )
 
@@ -117,6 +119,7 @@ __all__ = [
     "inside",
     "is_interrupted",
     "is_ours",
+    "json_text",
     "list_names",
     "listed_names",
     "locked",
@@ -146,5 +149,6 @@ __all__ = [
     "write_rows",
     "write_tensors",
     "write_text",
+    "write_yaml",
     "writing",
 ]

@@ -44,8 +44,12 @@ def disk_errors(path: Path, needed: int | None = None) -> Generator[None]:
             reason, ways = _FORBIDDEN[number], "give another path, or change its permissions"
         else:
             raise
-        final = path.with_name(re.sub(f"^({re.escape(PART)})+", "", path.name))  # a save has parts of parts
-        raise ResourceError(f"{final} cannot be written, because {reason}; {ways}.") from error
+        raise ResourceError(f"{final_path(path)} cannot be written, because {reason}; {ways}.") from error
+
+
+def final_path(path: Path) -> Path:
+    """The path that a file has when it is written; errors name it instead of the temporary path."""
+    return path.with_name(re.sub(f"^({re.escape(PART)})+", "", path.name))  # a save has parts of parts
 
 
 def _number(error: Exception) -> int | None:

@@ -154,7 +154,13 @@ def read_json(path: Path, *, finite: bool = False) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file of plain values; raises CheckpointError if that fails or if aliases make it too large."""
-    text = read_text(path, "YAML", limit=LARGEST_SETTINGS)
+    return parse_yaml(read_text(path, "YAML", limit=LARGEST_SETTINGS), path)
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """Parse the YAML text of a file of plain values; raises CheckpointError in the cases of ``read_yaml``."""
+    if len(text.encode(errors="surrogatepass")) > LARGEST_SETTINGS:
+        raise too_large(path, LARGEST_SETTINGS)
     try:
         loader = yaml.SafeLoader(text)
         document = loader.get_single_node()

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from open_clt.files.disk_errors import disk_errors
+from open_clt.errors import CheckpointError
+from open_clt.files.disk_errors import disk_errors, final_path
 from open_clt.files.places import check_file, flush, make_directory, part_path
+from open_clt.files.reading import parse_json, parse_yaml
 
 
 @contextmanager
@@ -53,14 +56,41 @@ def write_text(path: Path, content: str) -> Path:
     return write_bytes(path, content.encode(errors="backslashreplace"))
 
 
-def write_json(path: Path, content: object, *, strict: bool = False, indent: int | None = 2) -> Path:
-    """Write a JSON file and return its path.
+def json_text(
+    content: object, subject: object, *, finite: bool = False, strict: bool = False, indent: int | None = 2
+) -> str:
+    """Return values as JSON that ``parse_json`` reads; raises CheckpointError, which names the subject, if it cannot.
 
-    ``strict`` writes letters as they are, not as their numbers, and raises ValueError for NaN and infinity, which many
-    other programs cannot read.
+    ``finite`` refuses NaN and infinity. ``strict`` does so too, because many other programs cannot read them, and
+    writes letters as they are, not as their numbers. Without ``indent``, the text has no spaces between values.
     """
-    text = json.dumps(content, indent=indent, ensure_ascii=not strict, allow_nan=not strict)
-    return write_text(path, text + "\n")
+    finite = finite or strict
+    separators = (",", ":") if indent is None else None
+    try:
+        text = json.dumps(content, indent=indent, separators=separators, ensure_ascii=not strict, allow_nan=not finite)
+        parse_json(text, finite=finite)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{subject} cannot be written as JSON ({error}); give plain values, and integers of at most 64 bits."
+        ) from error
+    return text
+
+
+def write_json(
+    path: Path, content: object, *, finite: bool = False, strict: bool = False, indent: int | None = 2
+) -> Path:
+    """Write a JSON file and return its path; raises CheckpointError for values that ``json_text`` refuses."""
+    return write_text(path, json_text(content, final_path(path), finite=finite, strict=strict, indent=indent) + "\n")
+
+
+def write_yaml(path: Path, content: object, *, comment: str) -> Path:
+    """Write a YAML file of plain values that begins with a comment, and return its path.
+
+    Raises CheckpointError for values that ``read_yaml`` refuses.
+    """
+    text = f"# {comment}\n{yaml.safe_dump(content, sort_keys=False)}"
+    parse_yaml(text, final_path(path))
+    return write_text(path, text)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:

@@ -29,7 +29,7 @@ from open_clt.graphs.nodes import Node, NodeId, NodeKind, NodeTable
 from open_clt.graphs.validity import problem
 from open_clt.memory import check_memory
 from open_clt.short_repr import short_repr
-from open_clt.transcoders.feature import Feature, labels_json, read_labels
+from open_clt.transcoders.feature import Feature, check_labels, labels_json, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,13 @@ class AttributionGraph:
     """Labels of features; a label applies at every position where its feature is active."""
 
     def __post_init__(self) -> None:
-        """Raise AttributionError if nodes, edges and information do not fit together, or a number is not finite."""
+        """Raise AttributionError if nodes, edges and information do not fit together, or a number is not finite.
+
+        Raises ConfigError for a label that is not a text, or not that of a feature.
+        """
         if found := problem(self.nodes, self.edges, self.info):
             raise AttributionError(f"The tables of the attribution graph are not valid: {found}.")
+        check_labels(self.labels)
 
     @cached_property
     def influence_graph(self) -> InfluenceGraph:

@@ -118,7 +118,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     match value:
         case None | bool() | int() | float() | str():
             return value
-        case Tensor():
+        case Tensor() if value.layout == torch.strided:
             name = str(len(tensors))
             tensors[name] = value.detach().cpu().clone().contiguous()
             return {"tensor": name}

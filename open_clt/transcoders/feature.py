@@ -68,6 +68,15 @@ class FeaturePlace(NamedTuple):
         )
 
 
+def check_labels(labels: Mapping[Any, Any]) -> None:
+    """Raise ConfigError unless all keys are features, which count from 0, and all labels are texts."""
+    for feature, label in labels.items():
+        if not isinstance(feature, Feature) or min(feature) < 0:
+            raise ConfigError(f"A label belongs to {feature!r}; give a Feature, whose numbers are at least 0.")
+        if not isinstance(label, str):
+            raise ConfigError(f"The label of {str(feature)!r} is {label!r}; it must be a string.")
+
+
 def labels_json(labels: Mapping[Feature, str]) -> dict[str, str]:
     """The labels of features as a JSON file holds them: ``{"L2/417": "Texas"}``."""
     return {str(feature): label for feature, label in labels.items()}

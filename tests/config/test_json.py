@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, is_dataclass
 
+import numpy as np
 import pytest
 
+from open_clt import files
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
@@ -36,6 +38,18 @@ from tests.refusals import refuses
 )
 def test_to_json_and_back_is_the_identity(config: CrossLayerConfig | MoltConfig | TrainingConfig) -> None:
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("value", [10**30, 2**63, np.float32(0.5), 3])
+def test_a_number_is_written_as_its_reader_accepts_it(value: float) -> None:
+    config = JumpReLUConfig(bandwidth=value)
+    assert files.parse_json(files.json_text(to_dict(config), "config")) == to_dict(config)
+    assert config.bandwidth == float(value)
+
+
+def test_a_number_that_float64_cannot_hold_is_refused() -> None:
+    with refuses(ConfigError, "learning_rate"):
+        TrainingConfig.of(learning_rate=10**400)
 
 
 @pytest.mark.parametrize(

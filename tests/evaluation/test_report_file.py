@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from open_clt.data.contexts import pack_contexts
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.evaluation.measured_on import measured_on
-from open_clt.evaluation.report import Report, comparison_table, report
+from open_clt.evaluation.report import GraphReport, Report, comparison_table, report
 from open_clt.evaluation.report_file import is_report, load_report, save_reconstruction, save_report
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
@@ -128,6 +130,24 @@ def test_a_file_with_only_the_reconstruction_is_not_a_report_and_says_why(tmp_pa
     assert is_report(path)
     with refuses(CheckpointError, "There was no language model"):
         load_report(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decoder_norms": ((math.nan,) * 7,) * 3},
+        {"decoder_norms": ()},
+        {"parameters": 10**30},
+        {"parameters": "many"},
+        {"graphs": (GraphReport("a", math.inf, 0.5),)},
+        {"settings": {"bandwidth": math.nan}},
+    ],
+    ids=str,
+)
+def test_a_report_that_could_not_be_read_is_not_saved(change: dict[str, Any], measured: Report, tmp_path: Path) -> None:
+    with refuses(CheckpointError, "evaluation.json"):
+        save_report(measured._replace(**change), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity"])

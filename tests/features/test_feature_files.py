@@ -7,7 +7,9 @@ import json
 import math
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,7 @@ def record(layer: int, feature: int) -> FeatureRecord:
 
 
 RECORDS = [record(0, 3), record(2, 0), record(2, 4)]
+EXAMPLE = RECORDS[0].examples[0]
 
 
 def assert_same(actual: FeatureRecord | None, expected: FeatureRecord) -> None:
@@ -105,6 +108,39 @@ def test_features_that_other_programs_wrote_are_read_without_effects(tmp_path: P
     loaded = read_feature_json(folder, Feature(0, 3))
     assert [effect.token for effect in loaded.top_tokens] == [" cat", '"']
     assert math.isnan(loaded.density)
+
+
+def test_numbers_that_are_not_known_are_read_back_as_such(tmp_path: Path) -> None:
+    unknown = replace(RECORDS[0], density=math.nan, max_activation=math.nan, top_tokens=(TokenEffect("a", math.nan),))
+    write_feature_json([unknown], tmp_path)
+    write_feature_json([unknown], tmp_path)  # the file is still recognised as ours
+    write_feature_files([unknown], tmp_path, n_layers=1, n_features=4)
+    for loaded in (read_feature_json(tmp_path, unknown.feature), FeatureFiles(tmp_path).record(unknown.feature)):
+        assert loaded is not None
+        assert all(map(math.isnan, (loaded.density, loaded.max_activation, loaded.top_tokens[0].effect)))
+        assert loaded.bottom_tokens == unknown.bottom_tokens
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"density": math.inf},
+        {"max_activation": 10**400},
+        {"density": "often"},
+        {"top_tokens": (TokenEffect("a", -math.inf),)},
+        {"examples": (EXAMPLE._replace(peak=9),)},
+        {"examples": (EXAMPLE._replace(activations=torch.full((4,), math.nan)),)},
+        {"examples": (EXAMPLE._replace(tokens=("a", "b")),)},
+    ],
+    ids=str,
+)
+def test_a_record_that_could_not_be_read_is_not_written(change: dict[str, Any], tmp_path: Path) -> None:
+    damaged = replace(RECORDS[0], **change)
+    with refuses(CheckpointError, damaged.feature):
+        write_feature_json([damaged], tmp_path)
+    with refuses(CheckpointError, damaged.feature):
+        write_feature_files([damaged], tmp_path, n_layers=1, n_features=4)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("layer", "feature"), [(0, 0), (0, 1), (1, 0), (3, 5), (25, 16383), (61, 2**17 - 1)])

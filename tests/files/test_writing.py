@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from open_clt import files
-from open_clt.errors import ConfigError
+from open_clt.errors import CheckpointError, ConfigError
 from tests.refusals import refuses
 
 
@@ -29,10 +29,14 @@ def test_a_file_does_not_replace_a_directory(tmp_path: Path) -> None:
 
 def test_values_that_json_cannot_hold_are_refused_before_a_file_changes(tmp_path: Path) -> None:
     path = files.write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(TypeError):
-        files.write_json(path, {"a": object()})
-    with refuses(ValueError):
-        files.write_json(path, {"a": float("nan")}, strict=True)
+    for value in (object(), 10**400, 2**63, {(1, 2): 3}):
+        with refuses(CheckpointError, path):
+            files.write_json(path, {"a": value})
+    for settings in ({"strict": True}, {"finite": True}):
+        with refuses(CheckpointError, path):
+            files.write_json(path, {"a": float("nan")}, **settings)
+    with refuses(CheckpointError, path):
+        files.write_yaml(path, {"a": "\ud800"}, comment="half a character")
     assert files.read_json(path) == {"a": 1}
 
 

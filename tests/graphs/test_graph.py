@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from open_clt.attribution.attribute import attribute
-from open_clt.errors import AttributionError, CheckpointError
+from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
+from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
+from open_clt.graphs.formats.networkx import write_graphml
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.influence import Edges, InfluenceGraph, path_steps, smallest_kept
 from open_clt.graphs.info import GraphSettings, PruningSettings
@@ -275,6 +280,27 @@ def test_a_label_replaces_the_features_number(graph: AttributionGraph) -> None:
     labelled = graph.with_labels({Feature(feature.layer, feature.index): "plural nouns"})
     assert labelled.node(0).label == "plural nouns"
     assert graph.node(0).label == feature.label
+
+
+@pytest.mark.parametrize("labels", [{Feature(0, 5): 3}, {(0, 5): "cat"}, {Feature(-1, 5): "cat"}], ids=str)
+def test_labels_that_could_not_be_read_are_refused(labels: Any) -> None:
+    with refuses(ConfigError, -1 if Feature(-1, 5) in labels else 5):
+        replace(hand_graph(), labels=labels)
+
+
+@pytest.mark.parametrize("value", [10**30, object(), torch.tensor(1.0)], ids=lambda value: type(value).__name__)
+def test_values_that_no_file_holds_are_one_error_of_every_writer(value: object, tmp_path: Path) -> None:
+    graph = hand_graph()
+    graph = replace(graph, info=replace(graph.info, faithfulness={"slope": value}))
+    writers: list[Callable[[], object]] = [
+        lambda: graph.save(tmp_path / "graph"),
+        lambda: write_graphml(graph, tmp_path / "graph.graphml"),
+        lambda: write_circuit_tracer(graph, tmp_path / "viewer", GraphCard(slug="cat")),
+    ]
+    for write in writers:
+        with refuses(CheckpointError):
+            write()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_ids_of_nodes_are_unique(graph: AttributionGraph) -> None:

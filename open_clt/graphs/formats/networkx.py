@@ -6,7 +6,6 @@ targets that are directions) and ``labels`` hold JSON text.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -49,9 +48,9 @@ def to_networkx(graph: AttributionGraph) -> NamedGraph:
     facts, vectors = info_json(graph.info)
     network = nx.DiGraph(
         format_version=FORMAT.newest,
-        info=json.dumps(facts),
-        vectors=json.dumps({target: vector.tolist() for target, vector in vectors.items()}),
-        labels=json.dumps(labels_json(graph.labels)),
+        info=files.json_text(facts, "The graph's information"),
+        vectors=files.json_text({target: vector.tolist() for target, vector in vectors.items()}, "The graph's vectors"),
+        labels=files.json_text(labels_json(graph.labels), "The graph's labels"),
     )
     columns = {f.name: getattr(graph.nodes, f.name).tolist() for f in fields(NodeTable)}
     ids = graph.ids()

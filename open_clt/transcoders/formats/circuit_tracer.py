@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional
 
@@ -40,7 +39,7 @@ _SETTINGS = "config.yaml"
 _ENCODER, _DECODER = "W_enc", "W_dec"
 _NAME = re.compile(r"config\.yaml|W_(enc|dec)_\d+\.safetensors")
 """Names of the layout's files; a reader counts the encoders and decoders by their names."""
-_MARK = "# Written by OpenCLT: {} layers"
+_MARK = "Written by OpenCLT: {} layers"
 
 
 def recognises(directory: Path) -> bool:
@@ -180,8 +179,7 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
         for layer in range(transcoder.config.n_layers):
             files.write_tensors(stage(f"{_ENCODER}_{layer}.safetensors"), _encoder_tensors(folded, layer))
             files.write_tensors(stage(f"{_DECODER}_{layer}.safetensors"), _decoder_tensors(folded, layer))
-        mark = _MARK.format(transcoder.config.n_layers)
-        files.write_text(stage(_SETTINGS), f"{mark}\n{yaml.safe_dump(settings, sort_keys=False)}")
+        files.write_yaml(stage(_SETTINGS), settings, comment=_MARK.format(transcoder.config.n_layers))
     return directory
 
 
@@ -206,7 +204,7 @@ def _our_names(directory: Path) -> list[str]:
     """The names of the files that ``save_circuit_tracer`` wrote to a directory; none if others wrote its config."""
     path = files.saved(directory, _SETTINGS)(_SETTINGS)
     first_line = files.read_text(path, "YAML").partition("\n")[0] if path.is_file() else ""
-    marked = re.fullmatch(_MARK.format(r"(\d{1,6})"), first_line)
+    marked = re.fullmatch("# " + _MARK.format(r"(\d{1,6})"), first_line)
     return _names(int(marked[1])) if marked else []
 
 
