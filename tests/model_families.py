@@ -117,6 +117,20 @@ def load_family(family: str, folder: Path) -> LanguageModel:
     return load_language_model(str(write_tokenizer(folder)))
 
 
+def own_outputs(folder: Path, tokens: torch.Tensor, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The outputs of modules of every block of the model in a folder, (position, layer, d_model), by their names."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for path, module in model.named_modules():
+        if (name := path.rpartition(".")[2]) in outputs:
+            module.register_forward_hook(lambda _, __, output, name=name: outputs[name].append(output[0]))
+    with torch.no_grad():
+        model(tokens)
+    return {name: torch.stack(of_blocks, dim=1) for name, of_blocks in outputs.items()}
+
+
 def own_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     """The logits of the model in a folder, computed by transformers alone."""
     import transformers

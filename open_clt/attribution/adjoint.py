@@ -40,7 +40,7 @@ class Seeds:
     cotangent: Float[Tensor, "target d_model"]
     """Coefficients of each function."""
     bias: Float[Tensor, "target"]
-    """Constant that the biases of the final norm and of the unembedding add to each target."""
+    """Constant that biases add to each target: those of the norm that it reads through, and of the unembedding."""
     total: Float[Tensor, "target"]
     """Value that the entries of each target's complete row add up to."""
 
@@ -72,19 +72,20 @@ class Batch(NamedTuple):
 
 
 def feature_seeds(sources: Sources, layer: Tensor, position: Tensor, index: Tensor) -> Seeds:
-    """Seeds of features: their encoder rows, taken through the frozen norm if the encoder reads the normalised stream.
+    """Seeds of features: their encoder rows, taken through the frozen norm if the encoder reads the output of a norm.
 
     Each total is the pre-activation without the encoder bias. The features do not have to be active.
     """
     cotangent = sources.errors.new_empty(layer.shape[0], sources.path.d_model)
-    total = sources.errors.new_empty(layer.shape[0])
+    bias, total = (sources.errors.new_empty(layer.shape[0]) for _ in range(2))
     for level in layer.unique().tolist():
         chosen = layer == level
         rows, positions = sources.encoder_rows(level, index[chosen]), position[chosen]
         total[chosen] = (rows * sources.path.inputs[level, positions]).sum(-1)
-        reader = sources.path.blocks[level].reader
-        cotangent[chosen] = rows if reader is None else reader.adjoint_at(rows, positions)
-    return Seeds(layer, position, cotangent, torch.zeros_like(total), total)
+        reader = sources.path.readers[level]
+        cotangent[chosen] = reader.adjoint_at(rows, positions)
+        bias[chosen] = rows @ reader.bias if reader.bias is not None else 0.0
+    return Seeds(layer, position, cotangent, bias, total)
 
 
 def attribute_rows(sources: Sources, seeds: Seeds, *, batch_size: int) -> Iterator[Batch]:
@@ -110,7 +111,7 @@ def _walk(sources: Sources, seeds: Seeds) -> Float[Tensor, "target column"]:
     cotangents[every_row, seeds.position] = seeds.cotangent
     entries = torch.where(seeds.level < sources.n_layers, read_by(seeds.level), before(seeds.level))
     rows = walk(sources, cotangents, entries, positions=seeds.position)
-    _grid(rows, sources.columns.biases, sources.path.n_positions)[every_row, -1, seeds.position] += seeds.bias
+    _grid(rows, sources.columns.biases, sources.path.n_positions)[every_row, seeds.level, seeds.position] += seeds.bias
     return rows
 
 
@@ -145,19 +146,19 @@ def walk(
     rows = sources.errors.new_zeros(cotangents.shape[0], sources.n_columns)
     spread = 0  # how many cotangents attention has spread over positions; they are the first ones
     for level in reversed(range(sources.n_layers)):
-        parallel = sources.path.blocks[level].parallel
+        before_attention = sources.path.readers[level].before_attention
         above = int((entries >= before(level + 1)).sum())
-        attended = above if parallel else int((entries >= read_by(level)).sum())
+        attended = above if before_attention else int((entries >= read_by(level)).sum())
         _add_mlp(sources, level, cotangents[:above], rows[:above])
         skipped = _skipped(sources, level, cotangents[:above])
-        if skipped is not None and not parallel:
+        if skipped is not None and not before_attention:
             cotangents[:above] += skipped
         _add_attention_bias(sources, level, cotangents[:attended], rows[:attended])
         if through_attention:
             single = entries[:0] if positions is None else positions[spread:attended]
             _attend(sources, level, cotangents[:attended], single, rows[:attended])
             spread = attended
-        if skipped is not None and parallel:
+        if skipped is not None and before_attention:
             cotangents[:above] += skipped
     _add_embeddings(sources, rows, cotangents, sources.path.embedding, sources.path.positional)
     return rows
@@ -252,9 +253,8 @@ def _skipped(
     """The adjoint of a block's skip path applied to the cotangents, or None without a skip path."""
     if sources.W_skip is None:
         return None
-    first, reader = sources.first, sources.path.blocks[level].reader
-    skipped = cotangents @ sources.W_skip[level]
-    skipped = skipped if reader is None else reader.adjoint(skipped)
+    first = sources.first
+    skipped = sources.path.readers[level].adjoint(cotangents @ sources.W_skip[level])
     skipped[:, :first] = 0  # neither features nor skip paths are used at these positions
     return skipped
 

@@ -93,7 +93,7 @@ def attribute(
     transcoder = attributable(transcoder)
     check_fits(transcoder, model, same_device=True)
     _check_counts(max_feature_nodes, batch_size)
-    path = read_linear_path(model, tokens, transcoder.config.input_hook)
+    path = read_linear_path(model, tokens, transcoder.config.input_hook, transcoder.config.target_hook)
     sources = find_sources(path, transcoder)
     if not sources.features.value.numel():
         raise AttributionError("No feature is active on this prompt; use another prompt, or a transcoder that fires.")

@@ -87,7 +87,8 @@ def every_head_contribution(
 def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph) -> Sources:
     """The sources of a graph's prompt."""
     transcoder = attributable(transcoder)
-    path = read_linear_path(model, torch.tensor(graph.info.tokens, device=model.device), transcoder.config.input_hook)
+    tokens = torch.tensor(graph.info.tokens, device=model.device)
+    path = read_linear_path(model, tokens, transcoder.config.input_hook, transcoder.config.target_hook)
     if graph.info.settings.use_first_position != transcoder.config.use_first_position:
         raise AttributionError(
             f"use_first_position is {transcoder.config.use_first_position} in the transcoder's config and "
@@ -112,11 +113,11 @@ def _split(
     entry = torch.tensor([before(level) if level == model.n_layers else read_by(level)], device=model.device)
     below_heads = _below_heads(sources, direct[0], level)
     levels = torch.tensor(sorted(below_heads, reverse=True), dtype=torch.long, device=model.device)
-    # In a model with parallel blocks, no head comes before the first layer's encoder; there are no parts then.
+    # If encoders read the stream before attention, no head comes before that of the first layer; it has no parts.
     parts = torch.cat([direct[:0], *(below_heads[layer] for layer in levels.tolist())])
     rows = walk(sources, parts, before(levels.repeat_interleave(model.n_heads)))
     without_heads = walk(sources, direct, entry, through_attention=False)
-    without_heads[:, sources.columns.biases][0, model.n_layers * path.n_positions + node.position] += seed.bias[0]
+    without_heads[:, sources.columns.biases][0, level * path.n_positions + node.position] += seed.bias[0]
     heads = rows.new_zeros(model.n_layers, model.n_heads, n_nodes)
     heads[levels] = _by_node(rows, columns, n_nodes).unflatten(0, (-1, model.n_heads))
     # Pruning also removes edges between nodes that stay in the graph; such an edge has no parts.
@@ -148,12 +149,13 @@ def _below_heads(
     stream = direct.clone()[None]
     for level in reversed(range(min(top + 1, sources.n_layers))):
         block, is_reader = sources.path.blocks[level], level == top
+        before_attention = sources.path.readers[level].before_attention
         unskipped = stream.clone()
         if not is_reader:
             add_skipped(sources, level, stream)
-        # In a parallel block, the encoder and the attention read the same stream, so no head comes in between.
-        if not (block.parallel and is_reader):
-            by_level[level] = block.head_adjoints(unskipped[0] if block.parallel else stream[0])
+        # No head of this block comes before an encoder that reads the stream before attention.
+        if not (before_attention and is_reader):
+            by_level[level] = block.head_adjoints(unskipped[0] if before_attention else stream[0])
     return by_level
 
 

@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, PARALLEL_INPUT_HOOK
 from open_clt.errors import AttributionError
 from open_clt.finite import check_finite
 from open_clt.graphs.nodes import NodeKind, NodeTable
@@ -93,7 +92,7 @@ class Sources:
     errors: Float[Tensor, "layer position d_model"]
     """Difference between each MLP output and its reconstruction."""
     b_dec: Float[Tensor, "layer d_model"]
-    """Decoder bias of each layer, in raw units."""
+    """Constant part of each layer's reconstruction, in raw units: the decoder bias, and what a skip path adds to it."""
     attention_bias: Float[Tensor, "layer position d_model"]
     """Vector that the biases of each attention layer add."""
     W_skip: Float[Tensor, "layer d_model d_model"] | None
@@ -182,17 +181,10 @@ class Sources:
 
 def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
     """Return the transcoder if attribution can use it; raises AttributionError if not."""
-    config = transcoder.config
     if not isinstance(transcoder, CrossLayerTranscoder):
         raise AttributionError(
             f"The transcoder is a {type(transcoder).__name__}, whose features have no linear edges; give a "
             f"{CrossLayerTranscoder.__name__}."
-        )
-    hooks = (*MLP_INPUT_HOOKS, PARALLEL_INPUT_HOOK)
-    if config.input_hook not in hooks or config.target_hook != MLP_OUTPUT_HOOK:
-        raise AttributionError(
-            f"The transcoder reads {config.input_hook!r} and writes {config.target_hook!r}; give a transcoder that "
-            f"reads {' or '.join(map(repr, hooks))} and writes {MLP_OUTPUT_HOOK!r}."
         )
     return transcoder
 
@@ -211,8 +203,7 @@ def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
     errors[:, first:] = outputs[:, first:] - transcoder.decode(encoded, inputs).transpose(0, 1).to(outputs.dtype)
     check_finite(errors, "The difference between an MLP output and its reconstruction", axes=("layer", "position"))
     features = _active(encoded, first)
-    zero_input = inputs.new_zeros(1, inputs.shape[2])
-    stats, layers = transcoder.standardisation, range(len(path.blocks))
+    stats = transcoder.standardisation
     scale = (stats.target_scale / stats.input_scale)[:, None, None]
     return Sources(
         path=path,
@@ -220,10 +211,17 @@ def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
         features=features,
         starts=_starts(features, path),
         errors=errors,
-        b_dec=torch.cat([transcoder.offset(zero_input, layer) for layer in layers]).to(outputs.dtype),
+        b_dec=_constants(path, transcoder),
         attention_bias=torch.stack([block.attention_bias() for block in path.blocks]),
         W_skip=None if transcoder.W_skip is None else (transcoder.W_skip * scale).to(outputs.dtype),
     )
+
+
+def _constants(path: LinearPath, transcoder: CrossLayerTranscoder) -> Float[Tensor, "layer d_model"]:
+    """The constant part of each reconstruction: the decoder bias, and the skip path of the bias of a norm."""
+    biases = [path.embedding.new_zeros(path.d_model) if reader.bias is None else reader.bias for reader in path.readers]
+    offsets = [transcoder.offset(bias[None].to(transcoder.dtype), layer) for layer, bias in enumerate(biases)]
+    return torch.cat(offsets).to(path.embedding.dtype)
 
 
 def _active(encoded: list[SparseFeatures], first: int) -> ActiveFeatures:

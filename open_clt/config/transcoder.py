@@ -12,8 +12,9 @@ from open_clt.errors import ConfigError
 
 InputHook: TypeAlias = str
 """Name, within a block, of the hook that encoders read: any hook of width ``d_model``."""
-MLP_INPUT_HOOKS = ("hook_resid_mid", "ln2.hook_normalized")
-"""Hooks at the input of an MLP: the residual stream before the norm, and the normalised input before its weight."""
+MLP_INPUT_HOOKS = ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in")
+"""Hooks at the input of an MLP: the residual stream before the norm, the normalised stream before the weight and bias
+of the norm, and the output of the norm, which the MLP reads."""
 PARALLEL_INPUT_HOOK = "hook_resid_pre"
 """Hook at the input of an MLP that runs in parallel with attention: the residual stream before the block."""
 MLP_OUTPUT_HOOK = "hook_mlp_out"

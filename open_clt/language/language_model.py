@@ -9,6 +9,7 @@ A transcoder reads and writes at these hooks, which have TransformerLens's names
 
     blocks.{l}.hook_resid_mid        the residual stream before the norm of the MLP
     blocks.{l}.ln2.hook_normalized   the normalised MLP input, before the weight and bias of the norm
+    blocks.{l}.mlp.hook_in           the input of the MLP, which is the output of the norm before it
     blocks.{l}.hook_mlp_out          the output of the MLP
 
 It may also use any other hook of the blocks that carries ``d_model`` numbers per token, such as ``hook_resid_post``.
@@ -279,7 +280,7 @@ class LanguageModel:
         if self.bridge.get_hook_point("ln_final.hook_in") is None:
             return ()
         parallel = bool(getattr(self.bridge.cfg, "parallel_attn_mlp", False))
-        hooks = (PARALLEL_INPUT_HOOK, MLP_INPUT_HOOKS[1]) if parallel else MLP_INPUT_HOOKS
+        hooks = (PARALLEL_INPUT_HOOK, *MLP_INPUT_HOOKS[1:]) if parallel else MLP_INPUT_HOOKS
         return tuple(hook for hook in hooks if self.bridge.get_hook_point(self.hook_name(0, hook)) is not None)
 
     def hook_name(self, layer: int, hook: str) -> str:

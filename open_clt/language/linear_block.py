@@ -88,11 +88,7 @@ class LinearBlock:
     b_O: Float[Tensor, "d_model"] | None
     post_norm: FrozenNorm | None
     """Norm of the output of attention, or None for models without one."""
-    reader: FrozenNorm | None
-    """Norm, without weight and bias, between residual stream and encoder; None if the encoder reads the stream."""
     mlp_output: Float[Tensor, "position d_model"]
-    parallel: bool
-    """Whether attention and MLP run in parallel, so that the MLP reads the stream before attention."""
 
     def attention(self, inputs: Float[Tensor, "position d_model"]) -> Float[Tensor, "position d_model"]:
         """Return the output of attention on a residual stream, with the patterns and denominators of the prompt."""

@@ -4,9 +4,10 @@ With attention patterns and norm denominators frozen at their values on the prom
 residual stream is a linear function of the embeddings, the MLP outputs and the biases:
 
     mid^l  = pre^l + Norm_post(sum_h pattern_h (Norm_1(pre^l) W_V,h + b_V,h) W_O,h + b_O)
-    pre^{l+1} = mid^l + mlp^l          (blocks with parallel attention: the MLP reads pre^l instead of mid^l)
+    pre^{l+1} = mid^l + mlp^l
     logits = Norm_final(pre^L) W_U + b_U
 
+An encoder reads mid^l or pre^l, either directly or through a norm (``readers.py``).
 ``read_linear_path`` reads these weights and the activations of one forward pass as plain tensors. It verifies block by
 block that they give the model's own activations. A model that the path cannot express raises an error that names the
 block, and never gives a wrong graph. Every architecture whose blocks pass the check is supported: with LayerNorm or
@@ -16,18 +17,19 @@ RMSNorm, before or after attention, with learned or rotary positions, with or wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_clt.config import InputHook
-from open_clt.errors import LanguageModelError
+from open_clt.config import MLP_OUTPUT_HOOK, InputHook
+from open_clt.errors import AttributionError, LanguageModelError
 from open_clt.language.frozen_hooks import read_norm
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_block import FrozenNorm, LinearBlock
 from open_clt.language.loading import TOLERANCE
+from open_clt.language.readers import Reader, find_readers, read_block_norm
 from open_clt.short_repr import short_repr
 
 
@@ -41,6 +43,8 @@ class LinearPath:
     positional: Float[Tensor, "position d_model"] | None
     """Learned positional embeddings, or None if positions enter through attention alone."""
     blocks: tuple[LinearBlock, ...]
+    readers: tuple[Reader, ...]
+    """The way from the residual stream to the encoder of each layer."""
     final_norm: FrozenNorm
     W_U: Float[Tensor, "d_model vocab"]
     b_U: Float[Tensor, "vocab"] | None
@@ -72,25 +76,33 @@ class LinearPath:
 
 
 @torch.no_grad()
-def read_linear_path(model: LanguageModel, tokens: Int[Tensor, "position"], input_hook: InputHook) -> LinearPath:
-    """Run a model once and read its linear path; raises LanguageModelError if the path cannot express the model."""
-    if model.input_hooks and input_hook not in model.input_hooks:
-        raise LanguageModelError(
-            f"{input_hook!r} is not the input of an MLP of {model.name}; attribution needs a transcoder that reads "
-            f"{' or '.join(model.input_hooks)}."
-        )
-    names = _hook_names(model, input_hook)
+def read_linear_path(
+    model: LanguageModel,
+    tokens: Int[Tensor, "position"],
+    input_hook: InputHook,
+    target_hook: str = MLP_OUTPUT_HOOK,
+) -> LinearPath:
+    """Run a model once and read its linear path, for a transcoder that reads and writes at these hooks.
+
+    Raises LanguageModelError if the path cannot express the model, and AttributionError if the input is not a linear
+    function of the residual stream before the MLP once norms are frozen, or if the target is not the output of the MLP.
+    """
+    names = _hook_names(model, input_hook, target_hook)
     logits, cache = model.run_with_cache(tokens[None], list(names))
     values = {name: (value[0] if value.shape[0] == 1 else value).float() for name, value in cache.items()}
     bridge = model.bridge
     cap = getattr(bridge.cfg, "output_logits_soft_cap", None)
     cap = float(cap) if cap is not None and cap > 0 else None
+    _check_target(model, values, target_hook)
     streams = [values[f"blocks.{layer}.hook_in"] for layer in range(model.n_layers)] + [values["ln_final.hook_in"]]
+    blocks = tuple(_read_block(model, layer, values) for layer in range(model.n_layers))
+    after_attention = _after_attention(model, blocks, streams)
     path = LinearPath(
         tokens=tokens,
         embedding=values["embed.hook_out"],
         positional=values.get("pos_embed.hook_out"),
-        blocks=tuple(_read_block(model, layer, values, input_hook) for layer in range(model.n_layers)),
+        blocks=blocks,
+        readers=find_readers(model, streams[:-1], after_attention, values, input_hook),
         final_norm=read_norm(bridge.ln_final, values["ln_final.hook_scale"]),
         W_U=bridge.W_U.float(),
         b_U=_optional(bridge.b_U),
@@ -99,53 +111,51 @@ def read_linear_path(model: LanguageModel, tokens: Int[Tensor, "position"], inpu
         logits=logits[0].float() if cap is None else cap * torch.atanh(logits[0].float() / cap),
         logit_cap=cap,
     )
-    _verify(model, path, streams)
+    _verify(model, path, streams[0])
     return path
 
 
-def _hook_names(model: LanguageModel, input_hook: InputHook) -> list[str]:
+def _hook_names(model: LanguageModel, input_hook: InputHook, target_hook: str) -> list[str]:
     """Return the names of the hooks that the path reads; optional hooks are left out if the model lacks them."""
     hooks = model.bridge.hook_dict
     names = ["embed.hook_out", "ln_final.hook_in", "ln_final.hook_scale"]
     names += [name for name in ("pos_embed.hook_out",) if name in hooks]
     for layer in range(model.n_layers):
         block = f"blocks.{layer}"
-        names += [f"{block}.hook_in", f"{block}.attn.hook_pattern", f"{block}.hook_mlp_out"]
-        names.append(model.hook_name(layer, input_hook))
-        if input_hook == "ln2.hook_normalized":
-            names.append(f"{block}.ln2.hook_scale")
-        names += [f"{block}.{norm}.hook_scale" for norm in ("ln1", "ln1_post") if f"{block}.{norm}.hook_scale" in hooks]
+        names += [f"{block}.hook_in", f"{block}.attn.hook_pattern"]
+        names += [model.hook_name(layer, hook) for hook in (MLP_OUTPUT_HOOK, input_hook, target_hook)]
+        norms = (f"{block}.{norm}.hook_scale" for norm in ("ln1", "ln1_post", "ln2"))
+        names += [scale for scale in norms if scale in hooks]
     return list(dict.fromkeys(names))
 
 
-def _read_block(model: LanguageModel, layer: int, values: dict[str, Tensor], input_hook: InputHook) -> LinearBlock:
-    block: Any = model.bridge.blocks[layer]
-    prefix = f"blocks.{layer}"
+def _check_target(model: LanguageModel, values: dict[str, Tensor], target_hook: str) -> None:
+    """Raise AttributionError if a target hook does not carry what the MLPs add to the residual stream."""
+    for layer in range(model.n_layers):
+        output, target = (values.get(model.hook_name(layer, hook)) for hook in (MLP_OUTPUT_HOOK, target_hook))
+        if output is not None and (target is None or not torch.equal(target, output)):
+            raise AttributionError(
+                f"{target_hook!r} of {model.name} is not what an MLP adds to the residual stream; attribution needs a "
+                f"transcoder that writes {MLP_OUTPUT_HOOK}."
+            )
 
-    def norm(name: str) -> FrozenNorm | None:
-        scale = values.get(f"{prefix}.{name}.hook_scale")
-        return None if scale is None else read_norm(getattr(block, name), scale)
 
+def _read_block(model: LanguageModel, layer: int, values: dict[str, Tensor]) -> LinearBlock:
     try:
-        attention = block.attn
+        attention = model.bridge.blocks[layer].attn
         weights = attention.W_V.float(), attention.W_O.float(), attention.b_V, attention.b_O
     except AttributeError as error:
         raise _inexpressible(model, f"the attention of block {layer}", str(error)) from error
     W_V, W_O, b_V, b_O = weights
-    reader = None
-    if input_hook == "ln2.hook_normalized":
-        reader = FrozenNorm(values[f"{prefix}.ln2.hook_scale"], None, None, centred=not block.ln2.uses_rms_norm)
     return LinearBlock(
-        attention_norm=norm("ln1"),
-        pattern=values[f"{prefix}.attn.hook_pattern"],
+        attention_norm=read_block_norm(model, layer, "ln1", values),
+        pattern=values[f"blocks.{layer}.attn.hook_pattern"],
         W_V=W_V,
         b_V=_optional(b_V),
         W_O=W_O,
         b_O=_optional(b_O),
-        post_norm=norm("ln1_post"),
-        reader=reader,
-        mlp_output=values[f"{prefix}.hook_mlp_out"],
-        parallel=bool(getattr(model.bridge.cfg, "parallel_attn_mlp", False)),
+        post_norm=read_block_norm(model, layer, "ln1_post", values),
+        mlp_output=values[model.hook_name(layer, MLP_OUTPUT_HOOK)],
     )
 
 
@@ -153,16 +163,20 @@ def _optional(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().float()
 
 
-def _verify(model: LanguageModel, path: LinearPath, streams: list[Tensor]) -> None:
-    """Compare the path with the model's own residual stream and logits, part by part."""
-    embedded = path.embedding if path.positional is None else path.embedding + path.positional
-    _compare(model, "the embedding", embedded, streams[0])
-    for layer, block in enumerate(path.blocks):
+def _after_attention(model: LanguageModel, blocks: tuple[LinearBlock, ...], streams: list[Tensor]) -> list[Tensor]:
+    """The stream of each block after attention; compares each block with the model's own residual stream."""
+    after: list[Tensor] = []
+    for layer, block in enumerate(blocks):
         attention = block.attention(streams[layer])
-        mlp_input = streams[layer] if block.parallel else streams[layer] + attention
-        mlp_input = mlp_input if block.reader is None else block.reader.forward(mlp_input)
         _compare(model, f"block {layer}", attention + block.mlp_output, streams[layer + 1] - streams[layer])
-        _compare(model, f"the MLP input of block {layer}", mlp_input, path.inputs[layer])
+        after.append(streams[layer] + attention)
+    return after
+
+
+def _verify(model: LanguageModel, path: LinearPath, first_stream: Tensor) -> None:
+    """Compare the embedding and the unembedding of the path with the model's own stream and logits."""
+    embedded = path.embedding if path.positional is None else path.embedding + path.positional
+    _compare(model, "the embedding", embedded, first_stream)
     last_logits = path.final_norm.forward(path.final)[-1:] @ path.W_U
     last_logits = last_logits if path.b_U is None else last_logits + path.b_U
     _compare(model, "the unembedding", last_logits, path.logits[-1:])

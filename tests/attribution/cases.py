@@ -33,3 +33,4 @@ _kind("normalised clt", BatchTopKConfig(k=3), "ln2.hook_normalized", None, False
 _kind("per-layer", JumpReLUConfig(initial_threshold=0.5), "ln2.hook_normalized", 1, False)
 _kind("skip, reach 2", ReLUConfig(), "hook_resid_mid", 2, True)
 _kind("normalised skip", TopKConfig(k=3), "ln2.hook_normalized", 1, True)
+_kind("skip from the input of the MLP", TopKConfig(k=3), "mlp.hook_in", None, True)

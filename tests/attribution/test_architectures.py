@@ -50,10 +50,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def kinds(model: LanguageModel) -> list[str]:
-    """The kinds of transcoder whose input hook the model has: the mid-block residual stream or the normalised input."""
+    """The kinds of transcoder whose input hook the model has."""
     hooks = model.bridge.hook_dict
     kinds = ["clt", "skip, reach 2"] if "blocks.0.hook_resid_mid" in hooks else []
-    return kinds + (["normalised clt", "normalised skip"] if "blocks.0.ln2.hook_normalized" in hooks else [])
+    kinds += ["normalised clt", "normalised skip"] if "blocks.0.ln2.hook_normalized" in hooks else []
+    return [*kinds, "skip from the input of the MLP"]
 
 
 def test_rows_are_complete(model: LanguageModel) -> None:

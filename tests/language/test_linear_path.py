@@ -61,18 +61,17 @@ def test_adjoints_satisfy_their_definition(model: LanguageModel) -> None:
     path = read_linear_path(model, model.tokenize(TEXT), "ln2.hook_normalized")
     generator = torch.Generator().manual_seed(0)
     stream, cotangent = torch.randn(2, path.n_positions, path.d_model, generator=generator)
-    for block in path.blocks:
+    for block, reader in zip(path.blocks, path.readers, strict=True):
         attention = block.attention(stream) - block.attention_bias()
         adjoint = block.attention_adjoint(cotangent[None])[0]
         torch.testing.assert_close((attention * cotangent).sum(), (adjoint * stream).sum(), atol=1e-3, rtol=1e-4)
         cropped = block.attention_adjoint(torch.cat([cotangent[:3], torch.zeros_like(cotangent[3:])])[None])[0]
         torch.testing.assert_close(block.attention_adjoint(cotangent[None, :3])[0], cropped[:3], atol=1e-5, rtol=1e-4)
-        assert block.reader is not None
-        normed = block.reader.forward(stream)
-        adjoint = block.reader.adjoint(cotangent)
+        normed = reader.forward(stream)
+        adjoint = reader.adjoint(cotangent)
         torch.testing.assert_close((normed * cotangent).sum(), (adjoint * stream).sum(), atol=1e-3, rtol=1e-4)
         positions = torch.tensor([2, 0])
-        adjoint_at = block.reader.adjoint_at(cotangent[positions], positions)
+        adjoint_at = reader.adjoint_at(cotangent[positions], positions)
         torch.testing.assert_close(adjoint_at, adjoint[positions])
 
 

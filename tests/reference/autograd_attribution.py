@@ -45,7 +45,7 @@ class SlowAttribution:
         self.biases = {
             name: parameter
             for name, parameter in model.bridge.original_model.named_parameters()
-            if name.endswith("bias") and ".mlp." not in name and ".ln_2." not in name
+            if name.endswith("bias") and ".mlp." not in name
         }
         for parameter in self.biases.values():
             parameter.requires_grad_(True)
