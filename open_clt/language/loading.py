@@ -7,6 +7,7 @@ of many kinds; here each becomes one sentence that says what is wrong with the m
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 _MEMORY_WAYS = "use a smaller model, dtype 'bfloat16', or a machine with more memory"
 """What a user can do if a language model does not fit into memory."""
+_UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
+"""Errors of libraries that are not meant for users: the library does not expect a part or a setting of the model."""
+_MOST_LAYERS = 10_000
+"""Largest number of layers of a model; a damaged config may state more, and building them would not end."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -49,24 +54,23 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     options: dict[str, Any] = {"local_files_only": source.local, "trust_remote_code": False}
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
+    with _explained(f"The config.json of {source.name!r} cannot be read"):
+        config = _read_config(source, options)
     with _explained(f"The tokenizer of {source.name!r} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
         _check_tokenizer(tokenizer, source.name)
     with _explained(f"The language model {source.name!r} cannot be read"), _no_loading_bar():
-        _check_memory(source, options, device, dtype)
+        _check_memory(source.name, config, device, dtype)
         model, loading_info = cast(Any, AutoModelForCausalLM).from_pretrained(
             source.location,
             dtype=dtype,
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with their names
             weights_only=True,  # a .bin file is a pickle, which could run code
             **options,
         )
-        if missing := sorted(loading_info["missing_keys"]):
-            raise LanguageModelError(
-                f"{source.name!r} lacks {len(missing)} weights, the first of which is {missing[0]}; add them, or use "
-                "'embedded'."
-            )
+        _check_complete(loading_info, source.name)
         model.eval().to(device)
         logits = _check_numbers(model, source.name)
     with _explained(f"TransformerLens cannot express the language model {source.name!r}"):
@@ -81,6 +85,20 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     return LoadedModel(bridge, tokenizer)
 
 
+def _check_complete(loading_info: dict[str, Any], name: str) -> None:
+    """Raise LanguageModelError if weights are missing or have other shapes; transformers gives them random values."""
+    if wrong := sorted(loading_info["mismatched_keys"]):
+        weight, stored, expected = wrong[0]
+        raise LanguageModelError(
+            f"The weight {weight} of {name!r} has the shape {tuple(stored)}, but config.json needs {tuple(expected)}; "
+            "download both again, or use 'embedded'."
+        )
+    if missing := sorted(loading_info["missing_keys"]):
+        raise LanguageModelError(
+            f"{name!r} lacks {len(missing)} weights, the first of which is {missing[0]}; add them, or use 'embedded'."
+        )
+
+
 def _check_numbers(model: Any, name: str) -> torch.Tensor:
     """Return a few logits of a model; raises LanguageModelError if they, or its weights, are not finite."""
     for weight, values in model.named_parameters():
@@ -90,18 +108,42 @@ def _check_numbers(model: Any, name: str) -> torch.Tensor:
     return logits
 
 
-def _check_memory(source: ModelSource, options: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ResourceError if the weights of a model do not fit into memory, before they are downloaded or read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _read_config(source: ModelSource, options: dict[str, Any]) -> Any:
+    """Read the config of a model; raises LanguageModelError for an adapter, and for a model with quantised weights."""
+    from transformers import AutoConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
 
+    # The config of an adapter would make transformers load another model.
+    if find_adapter_config_file(source.location, local_files_only=source.local):
+        raise LanguageModelError(
+            f"{source.name!r} holds an adapter of peft, which changes another model; merge both with peft, save the "
+            "result, and give its directory."
+        )
     config = AutoConfig.from_pretrained(source.location, **options)
-    if getattr(config, "quantization_config", None):  # its weights need less memory than the config's sizes say
-        return
+    settings = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if settings is not None:
+        method = cast(dict[str, Any], settings).get("quant_method") if isinstance(settings, dict) else None
+        raise LanguageModelError(
+            f"The weights of {source.name!r} are quantised ({method or 'by an unknown method'}), so products with them "
+            "are not exact; give the model that was quantised, or save a copy after model.dequantize()."
+        )
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise LanguageModelError(f"The config.json of {source.name!r} states {layers} layers; download it again.")
+    return config
+
+
+def _check_memory(name: str, config: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ResourceError if the weights of a model do not fit into memory, before they are downloaded or read."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):  # a model without memory of its own
         model = cast(Any, AutoModelForCausalLM).from_config(config, dtype=dtype, trust_remote_code=False)
     needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     for holder in dict.fromkeys([torch.device("cpu"), device]):  # the memory of the CPU holds the weights first
-        job = f"The language model {source.name!r} on device {str(holder)!r}"
+        job = f"The language model {name!r} on device {str(holder)!r}"
         check_memory(job, needed, _MEMORY_WAYS, available=available_on(holder))
 
 
@@ -201,7 +243,20 @@ def _explained(problem: str) -> Generator[None, None, None]:
             ) from error
         if is_failed_allocation(error):
             raise ResourceError(f"{problem}: memory is too small; {_MEMORY_WAYS}.") from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200].rstrip(".")
         raise LanguageModelError(
-            f"{problem}: {reason}. Check that it is a decoder-only model whose files are complete, or use 'embedded'."
+            f"{problem}: {_reason(error)}. Check that it is a decoder-only model whose files are complete, or use "
+            "'embedded'."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a library's error; of an error that is not meant for users, where and how it arose."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    text = text.split(". ")[0][:200].rstrip(".")
+    if text and not isinstance(error, _UNEXPECTED):
+        return text
+    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    library = str(frame.f_globals.get("__name__", "Python")).partition(".")[0]
+    ending = f": {text}" if text else ""
+    return f"the library {library} stops in its function {frame.f_code.co_name} with {type(error).__name__}{ending}"

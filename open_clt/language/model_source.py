@@ -83,22 +83,12 @@ def _directory(name: str, folder: Path) -> ModelSource:
     if not (folder / "config.json").is_file():
         advice = f"did you mean the file {folder / ggufs[0]}?" if ggufs else f"give {_LOCAL}."
         raise LanguageModelError(f"The directory {folder} has no config.json, so it is not a language model; {advice}")
-    _refuse_adapter(folder)
     if not _has_weights(folder):
         raise LanguageModelError(
             f"The directory {folder} has no weights (such as model.safetensors); add them, or give {_LOCAL}."
         )
     _check_shards(folder)
     return ModelSource(name=name, location=str(folder))
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Raise LanguageModelError for a directory of peft, whose config would make transformers load another model."""
-    if (folder / "adapter_config.json").exists():
-        raise LanguageModelError(
-            f"The directory {folder} holds an adapter of peft, which changes another model; merge both with peft, save "
-            f"the result, and give its directory, or {_LOCAL}."
-        )
 
 
 def _has_weights(folder: Path) -> bool:
@@ -130,7 +120,6 @@ def _hub(name: str) -> ModelSource:
             f"{name!r} is not a name of the Hugging Face hub; check it, or give {_LOCAL}."
         ) from error
     if isinstance(cached, str) and _has_weights(Path(cached).parent):
-        _refuse_adapter(Path(cached).parent)
         _check_shards(Path(cached).parent)
         return ModelSource(name=name, location=str(Path(cached).parent))
     if constants.HF_HUB_OFFLINE:

@@ -33,6 +33,12 @@ def copy(tiny_gpt2_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_gpt2_folder, tmp_path / "model")
 
 
+def change_config(folder: Path, **settings: object) -> None:
+    """Change settings in the ``config.json`` of a model."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
 def fails(name: str | Path, *named: object, kind: type[LanguageModelError] = LanguageModelError) -> None:
     """Check that loading raises an error of exactly this kind that names all these things."""
     with refuses(kind, *named) as error:
@@ -59,6 +65,34 @@ def test_a_directory_without_weights_is_refused(copy: Path) -> None:
 def test_a_directory_with_an_adapter_is_refused(copy: Path) -> None:
     (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/else", "peft_type": "LORA"}')
     fails(copy, copy, "adapter")
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8"])
+def test_a_model_with_quantised_weights_is_refused_before_they_are_read(method: str, copy: Path) -> None:
+    change_config(copy, quantization_config={"quant_method": method, "load_in_4bit": True})
+    (copy / "model.safetensors").write_bytes(b"not weights")
+    fails(copy, copy, method)
+
+
+def test_weights_of_other_shapes_than_the_config_states_are_named(copy: Path) -> None:
+    change_config(copy, n_inner=7)
+    fails(copy, "transformer.h.0.mlp.c_fc.bias", 7)
+
+
+@pytest.mark.timeout(20)  # building so many layers would not end
+def test_a_config_that_states_too_many_layers_is_refused(copy: Path) -> None:
+    change_config(copy, n_layer=10**9)
+    fails(copy, copy, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"), [({"auto_map": 3}, "TypeError"), ({"activation_function": "x"}, "KeyError")]
+)
+def test_an_error_that_is_not_meant_for_users_is_named_with_its_library(
+    settings: dict[str, object], kind: str, copy: Path
+) -> None:
+    change_config(copy, **settings)
+    fails(copy, "transformers", kind)
 
 
 def test_a_directory_with_truncated_weights_is_refused(copy: Path) -> None:
@@ -198,6 +232,16 @@ def test_a_model_that_cannot_have_a_transcoder_is_refused(kind: str, tmp_path: P
         load_language_model(tmp_path)
 
 
+def test_a_part_that_transformer_lens_does_not_expect_is_named(tmp_path: Path) -> None:
+    """TransformerLens divides the biases of GPT-NeoX's attention by an assertion without a message."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = GPTNeoXConfig(vocab_size=300, attention_bias=False, **sizes)
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
+    fails(write_tokenizer(tmp_path), tmp_path, "transformer_lens", "split_qkv_matrix", "AssertionError")
+
+
 def test_parallel_blocks_have_no_stream_between_attention_and_mlp(tmp_path: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -242,12 +286,21 @@ def test_a_model_in_the_cache_needs_no_hub(
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """A hub that has one model, and fails when it is asked for another."""
+    """A hub that has the model ``known`` and an adapter, which are their config alone, and fails for another name."""
 
     def do_HEAD(self) -> None:
-        status = {"known": 200, "broken": 503}.get(self.path.split("/")[1], 404)
+        name, file = self.path.split("/")[1], self.path.split("/")[-1]
+        has_file = file == "config.json" or (name, file) == ("adapted", "adapter_config.json")
+        status = {"known": 200, "adapted": 200 if has_file else 404, "broken": 503}.get(name, 404)
         self.send_response(status)
+        self.send_header("ETag", '"abc"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", "2" if self.command == "GET" and status == 200 else "0")
         self.end_headers()
+        if self.command == "GET" and status == 200:
+            self.wfile.write(b"{}")
+
+    do_GET = do_HEAD
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -270,6 +323,14 @@ def test_a_name_on_a_hub_that_answers_is_left_to_the_hub() -> None:
         assert (source.location, source.local) == (name, False)
     with refuses(HubUnreachableError, "broken"):
         find_model("broken")
+
+
+@pytest.mark.usefixtures("hub")
+def test_an_adapter_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    fails("adapted", "adapted", "adapter")
 
 
 @pytest.mark.timeout(20)  # a library that waited for the hub would take longer
