@@ -4,6 +4,8 @@
     status 2          a mistake that the user can correct, a full disk, or too little memory
     status 128 + N    signal N ended the program: 130 after Ctrl-C, 143 after SIGTERM, 141 after a closed output
 
+Of several processes that torchrun started on a machine, only the first one to end prints its line.
+
 ``run_program`` handles signals while a program runs. The first signal raises ``Stopped``, so that files and locks are
 released; the next one ends the process at once, and so does the first one during an import, where libraries discard
 exceptions or crash. ``open_clt.files`` keeps saved files whole in all cases.
@@ -17,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -105,8 +108,27 @@ def _end(name: str, stopped: Stopped) -> int:
 def _say(name: str, message: str) -> None:
     """Print a line on stderr, if anything still reads it."""
     with suppress(OSError):
-        sys.stderr.write(f"{name}: {one_line(message)}\n")
-        sys.stderr.flush()
+        if _is_first_to_speak():
+            sys.stderr.write(f"{name}: {one_line(message)}\n")
+            sys.stderr.flush()
+
+
+def _is_first_to_speak() -> bool:
+    """Whether no other process that torchrun started on this machine with this one has printed its line.
+
+    All processes meet the same mistake, or torchrun ends them because one of them has. Any of them may be the first
+    one, so the mark is a directory in torchrun's own temporary directory, which the processes share.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # such as .../attempt_0/1/error.json, of process 1
+    if error_file is None:
+        return True
+    try:
+        (Path(error_file).parents[1] / "open-clt-has-printed").mkdir()
+    except FileExistsError:
+        return False
+    except (OSError, IndexError):
+        return True
+    return True
 
 
 def _is_importing(frame: FrameType | None) -> bool:

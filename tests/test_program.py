@@ -89,6 +89,23 @@ def test_a_mistake_is_status_2_and_one_line(error: Exception, capsys: pytest.Cap
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_of_several_processes_of_torchrun_the_first_to_end_prints_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors: list[BaseException] = [ConfigError("first"), ConfigError("second"), Stopped(signal.SIGTERM)]
+    lines: list[str] = []
+    for rank, error in enumerate(errors):
+
+        def program(error: BaseException = error) -> int:
+            raise error
+
+        (tmp_path / str(rank)).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
+        assert run_program("name", program) == (143 if isinstance(error, Stopped) else 2)
+        lines += capsys.readouterr().err.splitlines()
+    assert lines == ["name: first"]
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_program("name", lambda: 1 // 0)
