@@ -69,16 +69,9 @@ class CrossLayerTranscoder(Transcoder):
 
     def written(
         self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
-    ) -> Float[Tensor, "batch target d_model"]:
-        return write(features, self.W_dec[source])
-
-    def _product(
-        self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
     ) -> Product | Float[Tensor, "batch target d_model"]:
-        overridden = type(self).written is not CrossLayerTranscoder.written  # an override may write anything
-        if overridden or not isinstance(features, SparseFeatures):
-            return self.written(features, source, standard)
-        return Product(features, self.W_dec[source])
+        table = self.W_dec[source]
+        return Product(features, table) if isinstance(features, SparseFeatures) else write(features, table)
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
         return torch.stack([row_norms(table) for table in self.W_dec])

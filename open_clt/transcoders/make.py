@@ -142,6 +142,8 @@ def _import_class(class_path: str) -> type[Transcoder]:
     module, _, name = class_path.rpartition(".")
     try:
         imported = getattr(importlib.import_module(module), name)
+    except ConfigError:  # the class itself is illegal
+        raise
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"The transcoder's class {class_path!r} cannot be imported ({error}); add the directory of its module to "

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from open_clt.config import TranscoderConfig
+from open_clt.errors import ConfigError
 from open_clt.finite import check_finite
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.nonlinearities import Nonlinearity, make_nonlinearity
 from open_clt.transcoders.slices import ALONE, WHOLE, Part, Peers
 from open_clt.transcoders.sparse.codes import DENSE_ABOVE, LayerFeatures, SparseFeatures
-from open_clt.transcoders.sparse.products import Product, Written, preactivations, sum_written
+from open_clt.transcoders.sparse.products import Product, Written, multiplied, preactivations, sum_written
 from open_clt.transcoders.standardisation import Standardisation
 
 _ADVICE = "check the weights of the transcoder, and load the language model in float32"
@@ -75,6 +76,15 @@ class Transcoder(nn.Module, ABC):
         self.nonlinearity = make_nonlinearity(config.nonlinearity, layers, width)
         self.standardisation = Standardisation(layers, d_model)
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Raise ConfigError if a subclass has its own ``forward`` but not its own ``errors``, which training calls."""
+        super().__init_subclass__(**settings)
+        if "forward" in vars(cls) and "errors" not in vars(cls):
+            raise ConfigError(
+                f"{cls.__qualname__} has its own forward, so it needs its own errors, which training calls; add "
+                "`errors = errors_of_forward`, from open_clt.transcoders.transcoder, to the class."
+            )
+
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
@@ -93,10 +103,11 @@ class Transcoder(nn.Module, ABC):
     @abstractmethod
     def written(
         self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
-    ) -> Float[Tensor, "batch target d_model"]:
-        """What features of layer ``source`` write, in standardised units.
+    ) -> Product | Float[Tensor, "batch target d_model"]:
+        """What features of layer ``source`` write, in standardised units: a tensor, or its two factors (``Product``).
 
-        ``standard`` are the standardised inputs of that layer.
+        ``standard`` are the standardised inputs of that layer. The sum over layers multiplies the factors as it adds;
+        ``multiplied`` turns them into a tensor, for subclasses that change what another class writes.
         """
 
     @abstractmethod
@@ -133,12 +144,8 @@ class Transcoder(nn.Module, ABC):
         """Encode and decode raw ``inputs``, and subtract the reconstruction from raw ``targets``.
 
         ``norms`` asks for the decoder norms too. The numbers equal those of ``forward`` and ``decoder_norms``, and take
-        fewer passes over memory. If a subclass overrides ``forward``, the errors are those of the overriding method.
+        fewer passes over memory. A subclass that overrides ``forward`` overrides this method too.
         """
-        if type(self).forward is not Transcoder.forward:
-            features, reconstruction = self(inputs)
-            errors = self.standardisation.errors(targets - reconstruction)
-            return TranscoderErrors(features, [errors], self.decoder_norms() if norms else None)
         standard = self.standardisation.inputs(inputs)
         features = self._features(standard)
         total = self._sum(self._written_by_layers(features, standard), standard, norms=norms)
@@ -172,7 +179,7 @@ class Transcoder(nn.Module, ABC):
         ``inputs`` are the raw inputs of layer ``source``. The output of a transform depends on them; the output of a
         decoder does not.
         """
-        written = self.written(features, source, self._standard_input(inputs, source))
+        written = multiplied(self.written(features, source, self._standard_input(inputs, source)))
         return written * self.standardisation.target_scale[source : source + written.shape[1], None]
 
     def offset(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> Float[Tensor, "batch d_model"]:
@@ -247,13 +254,7 @@ class Transcoder(nn.Module, ABC):
         self, features: Sequence[LayerFeatures], standard: Float[Tensor, "batch layer d_model"]
     ) -> list[Product | Float[Tensor, "batch target d_model"]]:
         """What the features of each source layer write."""
-        return [self._product(active, source, standard[:, source]) for source, active in enumerate(features)]
-
-    def _product(
-        self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
-    ) -> Product | Float[Tensor, "batch target d_model"]:
-        """The result of ``written``, or the two factors of it if the sum over layers can multiply them faster."""
-        return self.written(features, source, standard)
+        return [self.written(active, source, standard[:, source]) for source, active in enumerate(features)]
 
     def _sum(self, written: Sequence[Product | Tensor], like: Tensor, *, norms: bool = False) -> Written:
         """The sum of what all features write: those of this process and those of its peers."""
@@ -310,6 +311,19 @@ class Transcoder(nn.Module, ABC):
             return self.nonlinearity.dense(layer.preactivations(), layer.index)
         features = selected.with_values(self.nonlinearity.values(active, selected.features, layer.index))
         return features.dense() if features.density > DENSE_ABOVE else features
+
+
+def errors_of_forward(
+    transcoder: Transcoder,
+    inputs: Float[Tensor, "batch layer d_model"],
+    targets: Float[Tensor, "batch layer d_model"],
+    *,
+    norms: bool = False,
+) -> TranscoderErrors:
+    """The errors of a transcoder, from its forward pass: the method ``errors`` of a class with its own ``forward``."""
+    features, reconstruction = transcoder(inputs)
+    errors = transcoder.standardisation.errors(targets - reconstruction)
+    return TranscoderErrors(features, [errors], transcoder.decoder_norms() if norms else None)
 
 
 def share_with(transcoder: Transcoder, peers: Peers) -> None:

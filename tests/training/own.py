@@ -18,6 +18,7 @@ from open_clt.data.harvest import ActivationBatch
 from open_clt.training.step.module import Step
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.sparse.codes import LayerFeatures
+from open_clt.transcoders.sparse.products import Product
 from tests.tiny_models import TEXTS
 from tests.training.synthetic import relu_mlps
 
@@ -39,7 +40,7 @@ class Muffled(CrossLayerTranscoder):
         super().__init__(config, seed=seed)
         self.share = share
 
-    def written(self, features: LayerFeatures, source: int, standard: Tensor) -> Tensor:
+    def written(self, features: LayerFeatures, source: int, standard: Tensor) -> Product | Tensor:
         return self.share * super().written(features, source, standard)
 
 

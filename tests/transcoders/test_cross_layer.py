@@ -13,11 +13,14 @@ from open_clt.config import (
     ReLUConfig,
     TopKConfig,
 )
+from open_clt.errors import ConfigError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures, dense
-from open_clt.transcoders.transcoder import TranscoderOutput
+from open_clt.transcoders.sparse.products import Product, multiplied
+from open_clt.transcoders.transcoder import TranscoderOutput, errors_of_forward
 from tests.random_transcoders import randomised
 from tests.reference.dense_transcoder import decode_by_loops, preactivations_by_loops, topk_by_loops
+from tests.refusals import refuses
 
 NONLINEARITIES: list[NonlinearityConfig] = [
     ReLUConfig(),
@@ -55,24 +58,39 @@ def test_the_forward_pass_equals_a_double_loop(nonlinearity: NonlinearityConfig,
     torch.testing.assert_close(transcoder.decode(transcoder.encode(inputs), inputs), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_errors_follow_what_a_subclass_writes_and_its_forward_pass() -> None:
+@pytest.mark.parametrize(
+    "share", [0.5, torch.tensor(0.5), torch.tensor([[[0.5]]]), torch.full((5, 1, 1), 0.5)], ids=str
+)
+def test_errors_follow_what_a_subclass_writes_and_its_forward_pass(share: float | torch.Tensor) -> None:
     class Muffled(CrossLayerTranscoder):
+        def written(self, features: LayerFeatures, source: int, standard: torch.Tensor) -> Product | torch.Tensor:
+            return share * super().written(features, source, standard)
+
+    class Bent(CrossLayerTranscoder):
         def written(self, features: LayerFeatures, source: int, standard: torch.Tensor) -> torch.Tensor:
-            return 0.5 * super().written(features, source, standard)
+            return multiplied(super().written(features, source, standard)).tanh()
 
     class Shifted(Muffled):
+        errors = errors_of_forward
+
         def forward(self, inputs: torch.Tensor) -> TranscoderOutput:
             features, reconstruction = super().forward(inputs)
             return TranscoderOutput(features, reconstruction + 1)
 
     config = CrossLayerConfig(n_layers=2, n_features=24, d_model=8, nonlinearity=TopKConfig(k=3))
     inputs, targets = torch.randn(5, 2, 8), torch.randn(5, 2, 8)
-    plain, muffled, shifted = (cls(config, seed=1) for cls in (CrossLayerTranscoder, Muffled, Shifted))
+    plain, muffled, bent, shifted = (cls(config, seed=1) for cls in (CrossLayerTranscoder, Muffled, Bent, Shifted))
+    assert not torch.allclose(bent(inputs).reconstruction, plain(inputs).reconstruction)
     torch.testing.assert_close(muffled(inputs).reconstruction, 0.5 * plain(inputs).reconstruction)
-    for transcoder in (plain, muffled, shifted):
+    for transcoder in (plain, muffled, bent, shifted):
         (errors,) = transcoder.errors(inputs, targets).errors
         torch.testing.assert_close(errors, targets - transcoder(inputs).reconstruction)
     torch.testing.assert_close(shifted(inputs).reconstruction, muffled(inputs).reconstruction + 1)
+
+
+def test_a_class_with_its_own_forward_pass_needs_its_own_errors() -> None:
+    with refuses(ConfigError, "Own", "forward", "errors"):
+        type("Own", (CrossLayerTranscoder,), {"forward": CrossLayerTranscoder.forward})
 
 
 def test_topk_features_equal_sorted_preactivations() -> None:

@@ -29,6 +29,7 @@ from open_clt.training.step.optimization import OptimizerMaker, ramp, scheduled_
 from open_clt.transcoders.metrics import MetricsAccumulator
 from open_clt.transcoders.slices import ALONE
 from open_clt.transcoders.sparse.codes import LayerFeatures, active_counts
+from open_clt.transcoders.sparse.products import multiplied
 from open_clt.transcoders.transcoder import Transcoder, TranscoderErrors
 
 _CURVE_POINTS = 400
@@ -188,7 +189,7 @@ class TranscoderModule(LightningModule):
             pre = self.transcoder.preactivations_of(inputs[:, layer], layer, indices)
             n_features = self.transcoder.config.n_features
             top = losses.top_dead_features(pre, indices, k=settings.auxiliary_k, n_features=n_features, peers=peers)
-            written_by_layer = self.transcoder.written(top, layer, standard[:, layer])
+            written_by_layer = multiplied(self.transcoder.written(top, layer, standard[:, layer]))
             written[:, layer : layer + written_by_layer.shape[1]] += written_by_layer
         return settings.auxiliary * losses.auxiliary_loss(errors, peers.sum_features(written))
 

@@ -8,7 +8,8 @@ are computed before small ones, which then reuse their memory. Dense equivalents
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Float
@@ -29,12 +30,23 @@ from open_clt.transcoders.sparse.kernels import (
 )
 
 
-class Product(NamedTuple):
-    """What features write through a table, as the two factors of the product."""
+@final
+@dataclass(frozen=True, eq=False)
+class Product:
+    """What features write through a table, as two factors, which a sum over layers multiplies as it adds."""
 
     features: SparseFeatures
     table: Float[Tensor, "feature target d_model"]
 
+    def __mul__(self, factor: float | Tensor) -> Product | Float[Tensor, "batch target d_model"]:
+        """The product times a factor; it stays a product if the factor is a single number."""
+        if isinstance(factor, Tensor):
+            if factor.numel() != 1:
+                return multiplied(self) * factor
+            factor = factor.reshape(())
+        return Product(self.features.with_values(self.features.values * factor), self.table)
+
+    __rmul__ = __mul__
     __repr__ = short_repr
 
 
@@ -67,6 +79,13 @@ def write(
     return sum_written([Product(features, table)], zeros).added_to(zeros)
 
 
+def multiplied(
+    written: Product | Float[Tensor, "batch target d_model"],
+) -> Float[Tensor, "batch target d_model"]:
+    """What features write as one tensor, whether it is given as two factors or as a tensor."""
+    return write(written.features, written.table) if isinstance(written, Product) else written
+
+
 def sum_written(
     written: Sequence[Product | Float[Tensor, "batch _ d_model"]],
     like: Float[Tensor, "batch layer d_model"],
@@ -88,7 +107,7 @@ def sum_written(
     for source, contribution in reversed(list(enumerate(written))):
         first_block = source * blocks_per_layer
         if isinstance(contribution, Product):
-            features, table = contribution
+            features, table = contribution.features, contribution.table
             blocks = slice(first_block, first_block + table.shape[1] * blocks_per_layer)
             added = _Add.apply(total, features.values.to(table.dtype), table, _AddSettings(features, blocks, norms))
             total, norms_by_source[source] = cast(tuple[Tensor, Tensor | None], added)
