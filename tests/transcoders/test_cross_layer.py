@@ -59,7 +59,7 @@ def test_the_forward_pass_equals_a_double_loop(nonlinearity: NonlinearityConfig,
 
 
 @pytest.mark.parametrize(
-    "share", [0.5, torch.tensor(0.5), torch.tensor([[[0.5]]]), torch.full((5, 1, 1), 0.5)], ids=str
+    "share", [0.5, torch.tensor(0.5), torch.tensor([[[0.5]]]), torch.full((5, 1, 1), 0.5)], ids=[1, 2, 3, 4]
 )
 def test_errors_follow_what_a_subclass_writes_and_its_forward_pass(share: float | torch.Tensor) -> None:
     class Muffled(CrossLayerTranscoder):
