@@ -31,9 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from open_clt.config import SamplingConfig
+from open_clt.commands.options import Parser, integer, seed
+from open_clt.config import SamplingConfig, TextsConfig
 from open_clt.data.contexts import pack_contexts
-from open_clt.data.texts import dataset_texts, read_texts
+from open_clt.data.texts import open_texts
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError
 from open_clt.evaluation.evaluate import Evaluation, measure
@@ -132,7 +133,8 @@ def run(arguments: Sequence[str] | None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        prog="practice_run.py",
         description="Train a cross-layer transcoder, measure it, draw its features, and explain predictions with it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -149,21 +151,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="Texts to train on: a text, .jsonl or .parquet file, or a data set on the Hugging Face hub; None means "
         "generated sentences.",
     )
-    option("--num-features", type=int, default=512, help="Number of features per layer.")
+    option("--num-features", type=integer(least=1), default=512, help="Number of features per layer.")
     option(
         "--epochs",
-        type=int,
+        type=integer(least=1),
         default=None,
         help="Number of passes over the texts; None means a number that suits the model.",
     )
     option(
         "--max-tokens",
-        type=int,
+        type=integer(least=1),
         default=None,
         help="Number of tokens to train on; None means a number that suits the model.",
     )
     option("--output-dir", type=Path, default=Path("visualizations"), help="Directory for all results.")
-    option("--seed", type=int, default=0, help="Seed of the run; the same seed gives the same numbers.")
+    option("--seed", type=seed, default=0, help="Seed of the run; the same seed gives the same numbers.")
     option("--device", default="cpu", help="Device to compute on: cpu or cuda.")
     return parser.parse_args(arguments)
 
@@ -211,9 +213,7 @@ def texts_of(options: argparse.Namespace) -> Any:
     """Open the texts of a file or a data set, or generate sentences."""
     if options.texts is None:
         return islice(generate_texts(50_000, seed=options.seed + 1), 50_000)
-    if Path(options.texts).is_file():
-        return read_texts(options.texts)
-    return dataset_texts(options.texts)
+    return open_texts(TextsConfig(source=options.texts))
 
 
 def train(

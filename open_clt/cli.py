@@ -20,10 +20,8 @@ import argparse
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, cast, final
+from typing import Any, TypeAlias, cast
 
-from open_clt.errors import ConfigError
 from open_clt.program import run_program
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
@@ -64,27 +62,10 @@ def _importable_working_directory() -> Generator[None]:
         sys.path.remove("")
 
 
-def _path(text: str) -> Path:
-    """The type of options that are paths; an empty text is refused because it would mean the working directory."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty; write . for the working directory")
-    return Path(text)
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises ConfigError, so that its mistakes are reported in one line as all others are."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.register("type", Path, _path)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; `{self.prog} --help` lists all options.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="open-clt", description="Train, evaluate and use cross-layer transcoders of language models.")
+    from open_clt.commands.options import Parser
+
+    parser = Parser(prog="open-clt", description="Train, evaluate and use cross-layer transcoders of language models.")
     parser.set_defaults(trust_code=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _commands():

@@ -49,7 +49,7 @@ def test_without_a_network_the_run_uses_the_embedded_model(
     [
         (["--model", "/nowhere/at/all"], "nowhere"),
         (["--model", "embedded", "--texts", "no_such_file.txt"], "no_such_file"),
-        (["--model", "embedded", "--num-features", "0"], "is 0"),
+        (["--model", "embedded", "--texts", ""], "''"),
     ],
 )
 def test_a_mistake_is_a_message_and_status_2(
@@ -57,6 +57,26 @@ def test_a_mistake_is_a_message_and_status_2(
 ) -> None:
     assert practice_run.main([*arguments, "--output-dir", str(tmp_path)]) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--num-features", "0"),
+        ("--epochs", "0"),
+        ("--max-tokens", "-5"),
+        ("--seed", "-1"),
+        ("--output-dir", ""),
+        ("--bogus", "7"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_line_before_anything_starts(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert practice_run.main([option, value]) == 2
+    printed, error = capsys.readouterr()
+    assert (printed, error.count("\n")) == ("", 1)
+    assert option in error
 
 
 @pytest.mark.slow

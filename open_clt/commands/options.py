@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
 
 from open_clt.errors import ConfigError
 
@@ -26,6 +26,25 @@ _FEATURE_NOTATION = (
     "Each is given as layer:position:feature: 2:-1:417 is feature 417 of layer 2 at the last position, '2:*:417' at "
     "every position."
 )
+
+
+def _path(text: str) -> Path:
+    """The type of options that are paths; an empty text is refused because it would mean the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; write . for the working directory")
+    return Path(text)
+
+
+@final
+class Parser(argparse.ArgumentParser):
+    """A parser that raises ConfigError, so that its mistakes are reported in one line as all others are."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.register("type", Path, _path)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` lists all options.")
 
 
 def integer(*, least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
