@@ -19,7 +19,7 @@ _PROMPT_LENGTH = 12
 def read_prompts(path: str | Path) -> list[str]:
     """Return the lines of a text file that are not blank; raises TextError if it cannot be read or has no such line."""
     try:
-        lines = files.read_text(Path(path), "UTF-8 text").splitlines()
+        lines = files.read_text(Path(path), "UTF-8 text").removeprefix("\ufeff").splitlines()
     except CheckpointError as error:
         raise TextError(f"{error} Give a file with one prompt per line.") from error
     if prompts := [line for line in lines if line.strip()]:

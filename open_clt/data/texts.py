@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import Any, TypeAlias, cast
 from open_clt import files
 from open_clt.config import TextsConfig
 from open_clt.data.dataset_card import check_card
-from open_clt.errors import CheckpointError, TextError
+from open_clt.errors import CheckpointError, OpenCLTError, TextError
 from open_clt.language.language_model import is_text
 from open_clt.language.model_source import answers
+from open_clt.memory import is_failed_allocation
 from open_clt.progress import without_widget_advice
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def dataset_texts(
     With ``streaming``, rows are downloaded as they are needed. At most ``bad_rows`` rows without a text are skipped.
     Raises TextError if the data set cannot be reached, lacks the subset, split or column, or has more bad rows.
     """
+    if not name.strip():
+        raise TextError(f"The name of the data set is {name!r}; give a file, a directory or a name on the hub.")
     without_widget_advice()
     import datasets
     from huggingface_hub import constants
@@ -93,20 +96,24 @@ def dataset_texts(
     if Path(name).is_dir():
         with _as_text_errors():
             check_card(Path(name))
-    try:
-        rows = datasets.load_dataset(name, subset, split=split, streaming=streaming, trust_remote_code=False)
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, FileNotFoundError | ConnectionError) and not Path(name).exists():
+    described = f"The data set {name!r} (subset {subset!r}, split {split!r})"
+    with _library_errors(f"{described} cannot be loaded", "Check its name, subset and split."):
+        try:
+            rows = datasets.load_dataset(name, subset, split=split, streaming=streaming, trust_remote_code=False)
+        except (FileNotFoundError, ConnectionError) as error:
+            if Path(name).exists():
+                raise
             raise TextError(
                 f"There is no local file or directory {name!r}, and no data set of that name can be loaded ({error}); "
                 "check the name, or give the path of a text, .jsonl or .parquet file."
             ) from error
-        raise TextError(
-            f"The data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded: {error}. "
-            "Check its name, subset and split."
-        ) from error
-    named = ((f"{name}, row {number}", row) for number, row in enumerate(rows, start=1))
-    return _without_bad_rows((_text_in(row, column, row_name) for row_name, row in named), name, bad_rows)
+    return _without_bad_rows(_read_dataset(rows, column, name), name, bad_rows)
+
+
+def _read_dataset(rows: Iterable[Any], column: str, name: str) -> Iterator[str | TextError]:
+    with _library_errors(f"The data set {name!r} cannot be read", "Check its files."):
+        for number, row in enumerate(rows, start=1):
+            yield _text_in(row, column, f"{name}, row {number}")
 
 
 def _suffix(path: Path) -> str:
@@ -170,8 +177,7 @@ def _read_csv(path: Path, column: str) -> Iterator[str | TextError]:
         delimiter = "\t" if _suffix(path) == ".tsv" else ","
         reader = csv.DictReader(chain([first], lines), delimiter=delimiter)
         try:
-            if column not in (names := reader.fieldnames or []):
-                raise TextError(f"{path} has no column {column!r}; it has {', '.join(names)}.")
+            _check_column(column, reader.fieldnames or [], path)
             for row in reader:
                 yield _text_in(row, column, f"{path}, line {reader.line_num}")
         except csv.Error as error:
@@ -184,8 +190,8 @@ def _read_parquet(path: Path, column: str) -> Iterator[str | TextError]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise TextError(f"{path} has no column {column!r}; it has {', '.join(file.schema_arrow.names)}.")
+            _check_column(column, file.schema_arrow.names, path)
+            _check_text_type(file.schema_arrow.field(column), path)
             with _as_text_errors():
                 files.check_row_groups(file.metadata, path)
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column]):
@@ -207,6 +213,28 @@ _READERS: dict[str, Callable[[Path, str], Iterator[str | TextError]]] = {
 """The readers of files of rows, by suffix; each yields a text, or the error of a row without a text."""
 
 
+def _check_column(column: str, names: Sequence[str], path: Path) -> None:
+    """Raise TextError unless exactly one of the columns of a file has this name."""
+    match names.count(column):
+        case 0:
+            raise TextError(f"{path} has no column {column!r}; it has {', '.join(names) or 'no columns'}.")
+        case 1:
+            return
+        case count:
+            raise TextError(f"{path} has {count} columns {column!r}; give each column a name of its own.")
+
+
+def _check_text_type(field: Any, path: Path) -> None:
+    """Raise TextError if a column of a Parquet file holds no texts: values of some types cannot even be read."""
+    from pyarrow import types
+
+    kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)):
+        raise TextError(
+            f"Column {field.name!r} of {path} holds values of the type {field.type}, not texts; choose another column."
+        )
+
+
 @contextmanager
 def _as_text_errors() -> Generator[None]:
     """Raise the errors of ``files`` as TextErrors."""
@@ -214,6 +242,17 @@ def _as_text_errors() -> Generator[None]:
         yield
     except CheckpointError as error:
         raise TextError(str(error)) from error
+
+
+@contextmanager
+def _library_errors(problem: str, advice: str) -> Generator[None]:
+    """Raise the errors of the library datasets, which are of many kinds, as TextErrors."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OpenCLTError) or is_failed_allocation(error):
+            raise
+        raise TextError(f"{problem} ({str(error) or type(error).__name__}). {advice}") from error
 
 
 def _text_in(row: Any, column: str, row_name: str) -> str | TextError:

@@ -24,7 +24,7 @@ def test_prompts_are_the_beginnings_of_contexts_unless_a_file_names_others(
         assert prompt == tiny_gpt2.decode(context[1:13])
     assert report_prompts(ReportConfig(graphs=0), tiny_gpt2, contexts) == []
     file = tmp_path / "prompts.txt"
-    file.write_text("one two\n\nthree four\nfive\n")
+    file.write_text("\ufeffone two\n\nthree four\nfive\n", encoding="utf-8")  # a byte-order mark comes first
     assert read_prompts(file) == ["one two", "three four", "five"]
     assert report_prompts(ReportConfig(prompts=str(file), graphs=2), tiny_gpt2, contexts) == ["one two", "three four"]
 

@@ -206,6 +206,40 @@ def test_a_source_of_texts_is_a_file_or_a_data_set(tmp_path: Path) -> None:
         open_texts(TextsConfig(source="gone.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"one\n\xff\n"),
+        ("a.jsonl", b'{"text": "one"}\n[3]\n'),
+        ("a.h5", b"no HDF5"),
+        ("a.tar", b"no archive" * 100),
+        ("a.csv", b"text,other\n1,2,3,4\n"),
+    ],
+)
+def test_a_damaged_file_of_a_local_data_set_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with refuses(TextError, tmp_path):
+        list(dataset_texts(str(tmp_path)))
+
+
+def test_a_data_set_without_a_name_is_refused() -> None:
+    with refuses(TextError, "' '"):
+        dataset_texts(" ")
+
+
+def test_a_column_that_holds_no_texts_or_has_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("text,text\none,two\n")
+    with refuses(TextError, "two.csv", "'text'"):
+        list(read_texts(tmp_path / "two.csv"))
+    dates = pyarrow.array([10**9], pyarrow.date32())  # no date of Python is so late
+    parquet.write_table(pyarrow.table({"text": dates}), tmp_path / "dates.parquet")
+    with refuses(TextError, "dates.parquet", "'text'", "date32"):
+        list(read_texts(tmp_path / "dates.parquet"))
+    packed = pyarrow.array(["one", "one", None]).dictionary_encode()
+    parquet.write_table(pyarrow.table({"text": packed}), tmp_path / "packed.parquet")
+    assert list(read_texts(tmp_path / "packed.parquet")) == ["one", "one"]
+
+
 def test_an_unreachable_data_set_is_refused_by_its_name() -> None:
     for source in ("nobody/nothing", "nosuch.md", "/nowhere/nosuch"):
         with refuses(TextError, source):
