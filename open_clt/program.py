@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -51,6 +52,8 @@ def run_program(name: str, program: Callable[[], int], *, ends_process: bool = F
 
     With ``ends_process``, the process ends after the program, so signals are handled until then.
     """
+    if ends_process:
+        _prepare_streams()
     handlers = _Handlers(name)
     with handlers.installed(keep=ends_process):
         try:
@@ -62,6 +65,18 @@ def run_program(name: str, program: Callable[[], int], *, ends_process: bool = F
                 raise
             return ended
         return status
+
+
+def _prepare_streams() -> None:
+    """Open the null device for each closed standard stream, and let stdout hold every text, as stderr does.
+
+    Otherwise the next file that is opened would get the number of a closed stream, and what is written to it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush_output() -> None:

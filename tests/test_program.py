@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -177,3 +178,28 @@ def test_an_output_that_cannot_be_written_is_status_2_and_one_line() -> None:
         command = [sys.executable, "-c", code]
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+
+
+PRINTING = """
+import os, sys
+from open_clt.errors import ConfigError
+from open_clt.program import run_program
+def program():
+    print("word", chr(0x1F600))
+    with open(sys.argv[1], "w") as file:
+        for number in (1, 2):
+            os.write(number, b"line")
+        assert file.fileno() > 2
+    raise ConfigError("a mistake")
+raise SystemExit(run_program("name", program, ends_process=True))
+"""
+
+
+@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_or_ascii_outputs_change_neither_the_status_nor_other_files(closed: str, tmp_path: Path) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", PRINTING, str(tmp_path / "file")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 2, result.stderr
+    assert (tmp_path / "file").read_text() == ""
+    assert not closed.endswith("2>&-") or result.stderr == ""
