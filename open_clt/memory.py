@@ -26,7 +26,7 @@ except ImportError:  # Windows
 
 _FAILED_ALLOCATION = re.compile(
     r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|bad_alloc|can't start new thread"
-    rf"|storage size calculation overflowed|os error {errno.ENOMEM}\b",
+    rf"|storage size calculation overflowed|failed to map segment|os error {errno.ENOMEM}\b",
     re.IGNORECASE,
 )
 _REQUEST = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)

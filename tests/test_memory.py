@@ -48,6 +48,7 @@ def test_a_failed_allocation_is_one_sentence(
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("unable to mmap 20 bytes from file <a>: Cannot allocate memory (12)"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     ],
     ids=str,
 )
