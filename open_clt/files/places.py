@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from open_clt.errors import ConfigError
+from open_clt.errors import ConfigError, short_value
 from open_clt.files.disk_errors import PART, disk_errors
 
 
 def check_directory(directory: Path) -> None:
     """Raise ConfigError if files cannot be written to a directory, which need not exist yet; nothing is created."""
+    _check_possible(directory)
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise ConfigError(f"{directory} cannot be a directory, because {existing} is a file; give another path.")
@@ -20,10 +21,21 @@ def check_directory(directory: Path) -> None:
 
 def check_file(path: Path) -> None:
     """Raise ConfigError if a file cannot be written to a path; nothing is created."""
+    _check_possible(path)
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ConfigError(f"{path} cannot be a file, because it is a directory; give another path.")
     check_directory(path.parent)
+
+
+def _check_possible(path: Path) -> None:
+    """Raise ConfigError if no file can have a path, because it holds a NUL or half a character (a lone surrogate)."""
+    try:
+        os.lstat(path)
+    except ValueError as error:
+        raise ConfigError(f"{short_value(path)} cannot be a path ({error}); give another path.") from error
+    except OSError:
+        pass  # other checks report it, or it does not exist yet
 
 
 def make_directory(directory: Path) -> Path:

@@ -27,8 +27,8 @@ def writing(path: Path, *, needed: int | None = None) -> Generator[Path]:
     The temporary path has the same suffix. Missing directories are created, and a symbolic link is followed. Raises
     ResourceError if the disk is full or cannot be written; ``needed`` is the number of bytes of the file, if known.
     """
-    path = Path(os.path.realpath(path))
     check_file(path)
+    path = Path(os.path.realpath(path))
     make_directory(path.parent)
     part = part_path(path)
     try:

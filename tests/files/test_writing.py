@@ -66,3 +66,13 @@ def test_a_directory_where_a_file_is_wanted_is_named_and_left_alone(tmp_path: Pa
 def test_checking_a_directory_creates_nothing(tmp_path: Path) -> None:
     files.check_directory(tmp_path / "new" / "directory")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a\0b", "half \ud83d"])
+def test_a_path_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    for write in (lambda path: files.write_text(path, "text"), lambda path: files.write_text(path / "a.txt", "text")):
+        with refuses(ConfigError, "path"):
+            write(tmp_path / name)
+    for check in (files.check_file, files.check_directory, files.make_directory):
+        with refuses(ConfigError, "path"):
+            check(tmp_path / name)
