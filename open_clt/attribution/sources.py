@@ -167,13 +167,14 @@ class Sources:
         rows = self.errors.new_empty(columns.shape[0], self.path.d_model)
         for source in range(lowest, target + 1):
             chosen = (layers == source).nonzero().flatten()
-            rows[chosen] = self.transcoder.W_dec[source][:, target - source][index[chosen]].to(rows.dtype)
+            slices = slice(target - source, target - source + 1)
+            rows[chosen] = self.transcoder.decoder_rows(source, index[chosen], slices)[:, 0].to(rows.dtype)
         scale = self.transcoder.standardisation.target_scale[target]
         return Written(rows.mul_((self.features.value[columns] * scale)[:, None]), spans)
 
     def encoder_rows(self, layer: int, index: Int[Tensor, "target"]) -> Float[Tensor, "target d_model"]:
         """Encoder rows of some features of one layer, for inputs in raw units."""
-        rows = self.transcoder.W_enc[layer][index] / self.transcoder.standardisation.input_scale[layer]
+        rows = self.transcoder.encoder_rows(layer, index) / self.transcoder.standardisation.input_scale[layer]
         return rows.to(self.errors.dtype)
 
     __repr__ = short_repr

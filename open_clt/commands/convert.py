@@ -57,13 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_output(arguments: argparse.Namespace) -> None:
     """Raise ConfigError if the output directory holds other files, or a transcoder that must not be replaced."""
     from open_clt.transcoders.formats import circuit_tracer, native
+    from open_clt.transcoders.formats.load import layout_of
 
     output: Path = arguments.output
-    layout, other = (native, circuit_tracer) if arguments.format == "native" else (circuit_tracer, native)
-    layout.check_place(output)
-    if other.recognises(output):
+    (native if arguments.format == "native" else circuit_tracer).check_place(output)
+    layout = layout_of(output)
+    if layout is not None and layout.key != arguments.format:
         raise ConfigError(f"{output} holds a transcoder in another file format; give another output directory.")
-    if layout.recognises(output) and not arguments.overwrite:
+    if layout is not None and not arguments.overwrite:
         raise ConfigError(
             f"{output} holds a transcoder; replace it with --overwrite, or give another output directory."
         )

@@ -152,7 +152,7 @@ def report(
         name=name,
         model=replacement.model.name,
         settings=to_dict(transcoder.config),
-        parameters=sum(parameter.numel() for parameter in transcoder.parameters()),
+        parameters=transcoder.n_parameters,
         measured_on=measured_on(contexts, text),
         evaluation=measure(replacement, contexts, alone=True, batch_size=batch_size),
         decoder_norms=_norm_quantiles(transcoder.decoder_norms()),

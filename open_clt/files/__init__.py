@@ -83,6 +83,7 @@ from open_clt.files.saving import (
     saved,
     saving,
 )
+from open_clt.files.stored_tensors import StoredTensor, check_weight_types, open_tensors
 from open_clt.files.writing import (
     json_text,
     write_bytes,
@@ -103,6 +104,7 @@ __all__ = [
     "FileFormat",
     "Saved",
     "Stage",
+    "StoredTensor",
     "can_be_read",
     "check_artefact",
     "check_directory",
@@ -112,6 +114,7 @@ __all__ = [
     "check_results",
     "check_row_groups",
     "check_values",
+    "check_weight_types",
     "check_weights",
     "finish_save",
     "foreign",
@@ -125,6 +128,7 @@ __all__ = [
     "locked",
     "make_directory",
     "missing",
+    "open_tensors",
     "opened",
     "parse_json",
     "read_bytes",

@@ -33,7 +33,7 @@ from open_clt.memory import check_memory, memory_errors
 
 _PACKINGS = {".gz": "gzip", ".bz2": "bz2"}
 """How a file is compressed, by the suffix of its name."""
-_WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MEMORY_WAYS = "close other programs, or use a machine with more memory"
 _LARGEST_INTEGER = 2**63 - 1
 """Largest integer that a tensor holds; no file of OpenCLT holds a larger one."""
@@ -195,8 +195,8 @@ def check_weights(tensors: Mapping[str, Tensor], place: Path, n_layers: int) -> 
     The error names the tensor and, if it holds all ``n_layers`` layers, the layer.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in _WEIGHT_TYPES:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _WEIGHT_TYPES)
+        if tensor.dtype not in WEIGHT_TYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_TYPES)
             raise CheckpointError(f"The tensor {name!r} of {place} has the type {tensor.dtype}; it must be {names}.")
         axes = layer_axis(name, tensor, n_layers)
         check_finite(tensor, f"The tensor {name!r} of {place}", axes=axes, error=CheckpointError)

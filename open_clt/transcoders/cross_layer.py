@@ -24,6 +24,7 @@ from open_clt.short_repr import short_repr
 from open_clt.transcoders.slices import WHOLE, Part
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.products import Product, row_norms, write
+from open_clt.transcoders.stored_weights import StoredWeights
 from open_clt.transcoders.transcoder import Transcoder, TranscoderErrors
 
 
@@ -41,15 +42,19 @@ class CrossLayerTranscoder(Transcoder):
     """``y_hat[t] = b_dec[t] + sum_{s = t - reach + 1 .. t} a[s] W_dec[s -> t] (+ W_skip[t] x[t])``."""
 
     @checked_arguments
-    def __init__(self, config: CrossLayerConfig, *, seed: int = 0, part: Part = WHOLE) -> None:
-        """Draw the weights from ``seed``.
+    def __init__(
+        self, config: CrossLayerConfig, *, seed: int = 0, part: Part = WHOLE, stored: StoredWeights | None = None
+    ) -> None:
+        """Draw the weights from ``seed``, unless encoders and decoders are ``stored``.
 
         ``part`` makes the transcoder a slice of a larger one: its weights equal those that the larger one draws from
         the same seed, and ``config`` is the config of the slice.
         """
-        super().__init__(config)
+        super().__init__(config, stored=stored)
         self.part = part
         self.config: CrossLayerConfig = config  # pyright: ignore[reportIncompatibleVariableOverride] (set here only)
+        if stored is not None:
+            return
         tables = [
             torch.empty(config.n_features, config.reach_of(source), config.d_model) for source in range(config.n_layers)
         ]
@@ -70,20 +75,34 @@ class CrossLayerTranscoder(Transcoder):
     def written(
         self, features: LayerFeatures, source: int, standard: Float[Tensor, "batch d_model"]
     ) -> Product | Float[Tensor, "batch target d_model"]:
+        if self.stored is not None:
+            return self.stored.written(features, source, standard)
         table = self.W_dec[source]
         return Product(features, table) if isinstance(features, SparseFeatures) else write(features, table)
 
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
+        if self.stored is not None:
+            return self.stored.decoder_norms.to(self.device, self.dtype)
         return torch.stack([row_norms(table) for table in self.W_dec])
+
+    def decoder_rows(
+        self, source: int, features: Int[Tensor, "chosen"], targets: slice = slice(None)
+    ) -> Float[Tensor, "chosen target d_model"]:
+        """What one unit of each given feature of layer ``source`` writes, in standardised units.
+
+        Slice ``j`` is for layer ``source + j``; ``targets`` chooses some of these slices.
+        """
+        if self.stored is None:
+            return self.W_dec[source][:, targets][features]
+        return self.stored.decoder_rows(source, features, targets).to(self.device, self.dtype)
 
     def decoders(self, source: int, features: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen target d_model"]:
         """What one unit of each given feature of layer ``source`` writes, in raw units.
 
         Slice ``j`` is for layer ``source + j``.
         """
-        table = self.W_dec[source]
-        scale = self.standardisation.target_scale[source : source + table.shape[1], None]
-        return table[features] * scale
+        rows = self.decoder_rows(source, features)
+        return rows * self.standardisation.target_scale[source : source + rows.shape[1], None]
 
     def nested(self, inputs: Float[Tensor, "batch layer d_model"]) -> NestedOutput:
         """Encode and decode all layers, with each prefix of the features and with all; each feature is decoded once."""

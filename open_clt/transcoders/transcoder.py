@@ -29,6 +29,7 @@ from open_clt.transcoders.slices import ALONE, WHOLE, Part, Peers
 from open_clt.transcoders.sparse.codes import DENSE_ABOVE, LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.products import Product, Written, multiplied, preactivations, sum_written
 from open_clt.transcoders.standardisation import Standardisation
+from open_clt.transcoders.stored_weights import StoredWeights
 
 _ADVICE = "check the weights of the transcoder, and load the language model in float32"
 TranscoderType = TypeVar("TranscoderType", bound="Transcoder")
@@ -65,11 +66,16 @@ class Transcoder(nn.Module, ABC):
     peers: Peers = ALONE
     """The processes that hold the other slices of the same transcoder; ``share_with`` sets them."""
 
-    def __init__(self, config: TranscoderConfig) -> None:
+    stored: StoredWeights | None
+    """Encoders and decoders that stay in their files; None if they are in memory, as ``W_enc`` and ``W_dec``."""
+
+    def __init__(self, config: TranscoderConfig, *, stored: StoredWeights | None = None) -> None:
         super().__init__()
         self.config = config
+        self.stored = stored
         layers, width, d_model = config.n_layers, config.n_features, config.d_model
-        self.W_enc = nn.Parameter(torch.empty(layers, width, d_model))
+        if stored is None:
+            self.W_enc = nn.Parameter(torch.empty(layers, width, d_model))
         self.b_enc = nn.Parameter(torch.zeros(layers, width))
         self.b_dec = nn.Parameter(torch.zeros(layers, d_model))
         self.W_skip = nn.Parameter(torch.zeros(layers, d_model, d_model)) if config.skip else None
@@ -87,13 +93,19 @@ class Transcoder(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.W_enc.device
+        """The device of the weights; rows of stored weights are moved there when they are read."""
+        return self.b_dec.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The data type of the weights."""
-        return self.W_enc.dtype
+        """The data type in which the transcoder computes."""
+        return self.b_dec.dtype
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters, stored ones included."""
+        in_memory = sum(parameter.numel() for parameter in self.parameters())
+        return in_memory + (0 if self.stored is None else self.stored.n_parameters)
 
     @property
     def first_position(self) -> int:
@@ -125,9 +137,20 @@ class Transcoder(nn.Module, ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config!r})"
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("W_enc", "W_dec") and vars(self).get("stored") is not None:
+            raise ConfigError(
+                f"{name} of this transcoder stays in its files, because memory is too small for it; use encoder_rows "
+                "and decoder_rows, or load the transcoder with a larger memory_limit."
+            )
+        return super().__getattr__(name)
+
     def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
         """Encode and decode all layers of a batch of tokens; raises NotFiniteError if an input is not finite."""
         check_finite(inputs, "The transcoder's input", axes=("token", "layer"))
+        if self.stored is not None:
+            features = self.encode(inputs)
+            return TranscoderOutput([*features], self.decode(features, inputs))
         standard = self.standardisation.inputs(inputs)
         features = self._features(standard)
         written = self._written_by_layers(features, standard)
@@ -160,7 +183,7 @@ class Transcoder(nn.Module, ABC):
         """
         standard = self._standard_input(inputs, layer)
         with torch.no_grad():
-            dense = functional.linear(standard, self.W_enc[layer], self.b_enc[layer])
+            dense = self._dense_preactivations(standard, layer)
             check_finite(dense, f"The pre-activations of layer {layer}", axes=("token", "feature"), advice=_ADVICE)
             selected = self.nonlinearity.select(dense, layer)
         values = self.nonlinearity.values(selected.values, selected.features, layer)
@@ -204,8 +227,14 @@ class Transcoder(nn.Module, ABC):
         self, inputs: Float[Tensor, "batch d_model"], layer: int, features: Int[Tensor, "chosen"]
     ) -> Float[Tensor, "batch chosen"]:
         """Pre-activations of the given features of one layer, computed from that layer's raw inputs."""
-        weight, bias = self.W_enc[layer][features], self.b_enc[layer][features]
-        return functional.linear(self._standard_input(inputs, layer), weight, bias)
+        bias = self.b_enc[layer][features]
+        return functional.linear(self._standard_input(inputs, layer), self.encoder_rows(layer, features), bias)
+
+    def encoder_rows(self, layer: int, features: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen d_model"]:
+        """Encoder rows of the given features of one layer, for standardised inputs."""
+        if self.stored is None:
+            return self.W_enc[layer][features]
+        return self.stored.encoder_rows(layer, features).to(self.device, self.dtype)
 
     @torch.no_grad()
     def folded(self: TranscoderType) -> TranscoderType:
@@ -249,6 +278,13 @@ class Transcoder(nn.Module, ABC):
 
     def _standard_input(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> Float[Tensor, "batch d_model"]:
         return (inputs - self.standardisation.input_mean[layer]) / self.standardisation.input_scale[layer]
+
+    def _dense_preactivations(
+        self, standard: Float[Tensor, "batch d_model"], layer: int
+    ) -> Float[Tensor, "batch feature"]:
+        if self.stored is None:
+            return functional.linear(standard, self.W_enc[layer], self.b_enc[layer])
+        return self.stored.preactivations(standard, layer, self.b_enc[layer])
 
     def _written_by_layers(
         self, features: Sequence[LayerFeatures], standard: Float[Tensor, "batch layer d_model"]

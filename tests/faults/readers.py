@@ -39,6 +39,7 @@ from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
+from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
 
@@ -62,8 +63,16 @@ def _transcoder_config(**settings: Any) -> CrossLayerConfig:
     return CrossLayerConfig(**{"n_layers": 2, "d_model": 4, "n_features": 6, **settings})
 
 
+def _read_stored_transcoder(folder: Path) -> Iterable[Tensor]:
+    """Use a transcoder whose encoders and decoders stay in their files."""
+    return _use_transcoder(load_transcoder(folder, memory_limit=1))
+
+
 def _read_transcoder(folder: Path) -> Iterable[Tensor]:
-    transcoder = load_transcoder(folder)
+    return _use_transcoder(load_transcoder(folder))
+
+
+def _use_transcoder(transcoder: Transcoder) -> Iterable[Tensor]:
     numbers = [tensor.float() for tensor in transcoder.state_dict().values()]
     if max((float(tensor.abs().max()) for tensor in numbers if tensor.numel()), default=0.0) < 1e6:
         inputs = torch.linspace(-1, 1, 3 * transcoder.config.n_layers * transcoder.config.d_model)
@@ -201,6 +210,9 @@ READERS: dict[str, Reader] = {
         ),
         _read_transcoder,
         "transcoders.formats.circuit_tracer",
+    ),
+    "transcoder that stays in its files": Reader(
+        _native(nonlinearity=BatchTopKConfig(k=2)), _read_stored_transcoder, "transcoders.formats.native"
     ),
     "graph": Reader(
         lambda folder: graph_of(1).save(folder),

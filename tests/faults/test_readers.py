@@ -23,6 +23,7 @@ NOT_READERS = {
     "__init__": "shows a call in its docstring",
     "program": "opens the null device",
     "memory": "reads what the operating system says about its memory",
+    "transcoders.formats.load": "chooses the reader of a layout",
     "open_cross_layer_transcoder": "defines from_pretrained",
     "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
     "language.model_source": "reads the config of a model's directory before language.loading reads it again",

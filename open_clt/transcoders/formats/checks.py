@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -42,3 +43,11 @@ def check_thresholds(thresholds: Float[Tensor, "feature"] | None, layer: int, pl
             f"Feature {feature} of layer {layer} in {place} has the threshold {float(thresholds[feature])}; thresholds "
             "must be finite and at least 0."
         )
+
+
+def log_thresholds(thresholds: Float[Tensor, "layer feature"], place: Path) -> Float[Tensor, "layer feature"]:
+    """The logarithms of thresholds, which JumpReLU stores; raises CheckpointError if one is illegal."""
+    for layer, of_layer in enumerate(thresholds):
+        check_thresholds(of_layer, layer, place)
+    # The logarithm of 0 is not finite; no pre-activation lies between 0 and the smallest positive number.
+    return torch.where(thresholds == 0, torch.finfo(thresholds.dtype).tiny, thresholds).log()

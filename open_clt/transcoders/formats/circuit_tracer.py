@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,12 +28,17 @@ from open_clt import files
 from open_clt.config import CrossLayerConfig
 from open_clt.config.json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
+from open_clt.files import StoredTensor
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.checks import check_all, check_thresholds
-from open_clt.transcoders.make import NO_CODE, OwnCode, own_architecture
-from open_clt.transcoders.nonlinearities import JumpReLU, ReLU
+from open_clt.transcoders.formats.checks import check_all, log_thresholds
+from open_clt.transcoders.formats.stored import StoredTranscoder
+from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles, tensor_of
+from open_clt.transcoders.make import own_architecture
+from open_clt.transcoders.nonlinearities import ReLU
+from open_clt.transcoders.stored_weights import StoredWeights
 from open_clt.transcoders.transcoder import Transcoder
 
+_THRESHOLD = "nonlinearity.log_threshold"
 _KIND = "cross_layer_transcoder"
 _SETTINGS = "config.yaml"
 _ENCODER, _DECODER = "W_enc", "W_dec"
@@ -42,98 +47,64 @@ _NAME = re.compile(r"config\.yaml|W_(enc|dec)_\d+\.safetensors")
 _MARK = "Written by OpenCLT: {} layers"
 
 
-def recognises(directory: Path) -> bool:
-    """Whether a directory holds a transcoder of this layout, whole or damaged."""
-    return files.read_saved(directory, _SETTINGS, lambda saved: saved(f"{_ENCODER}_0.safetensors").is_file())
+def recognises(weight_files: WeightFiles) -> bool:
+    """Whether files are those of a transcoder of this layout, whole or damaged."""
+    return weight_files.has(_SETTINGS) and weight_files.has(f"{_ENCODER}_0.safetensors")
 
 
-@torch.no_grad()
-def load_circuit_tracer(directory: str | Path, code: OwnCode = NO_CODE) -> CrossLayerTranscoder:
-    """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError if the directory has none.
-
-    The layout names no classes, so ``code`` must not have one.
-    """
-    directory = Path(directory)
-    code.architecture(None, directory)
-    settings, encoders, decoders = files.read_saved(
-        directory,
-        _SETTINGS,
-        lambda saved: (_read_settings(saved(_SETTINGS)), _read_layers(saved, _ENCODER), _read_layers(saved, _DECODER)),
-    )
+def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
+    """Open a cross-layer transcoder in this layout; raises CheckpointError if its files are damaged."""
+    place = weight_files.place
+    settings = read_settings(weight_files.path(_SETTINGS))
     if settings.get("model_kind") != _KIND:
         raise CheckpointError(
-            f"{directory} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read from this layout."
+            f"{place} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read from this layout."
         )
+    encoders, decoders = (_open_layers(weight_files, stem) for stem in (_ENCODER, _DECODER))
     if not encoders or len(encoders) != len(decoders):
         raise CheckpointError(
-            f"{directory} holds {len(encoders)} encoders and {len(decoders)} decoders; it needs one encoder and one "
+            f"{place} holds {len(encoders)} encoders and {len(decoders)} decoders; it needs one encoder and one "
             "decoder per layer."
         )
-    config = _config(settings, encoders, directory)
-    with torch.device("meta"):  # so that wrong shapes are found before a transcoder of this size takes memory
-        empty = CrossLayerTranscoder(config)
-    for target in _targets(empty, encoders, decoders):
-        _check_shape(target, directory)
-    transcoder = CrossLayerTranscoder(config)
-    for target in _targets(transcoder, encoders, decoders):
-        target.tensor.copy_(target.stored[target.name])
-    if isinstance(transcoder.nonlinearity, JumpReLU):
-        for layer, thresholds in enumerate(transcoder.nonlinearity.log_threshold):
-            check_thresholds(thresholds, layer, directory)
-            # The logarithm of 0 is not finite; no pre-activation lies between 0 and the smallest positive number.
-            thresholds[thresholds == 0] = torch.finfo(thresholds.dtype).tiny
-            thresholds.log_()
-    return transcoder.eval()
-
-
-class _Target(NamedTuple):
-    """A tensor of a transcoder, and the stored tensor that fills it: the tensors of a file, and a name."""
-
-    tensor: Tensor
-    stored: dict[str, Tensor]
-    name: str
-
-
-def _targets(
-    transcoder: CrossLayerTranscoder, encoders: list[dict[str, Tensor]], decoders: list[dict[str, Tensor]]
-) -> Iterator[_Target]:
-    for layer, (encoder, decoder) in enumerate(zip(encoders, decoders, strict=True)):
-        yield _Target(transcoder.W_enc[layer], encoder, f"W_enc_{layer}")
-        yield _Target(transcoder.b_enc[layer], encoder, f"b_enc_{layer}")
-        yield _Target(transcoder.b_dec[layer], encoder, f"b_dec_{layer}")
-        yield _Target(transcoder.W_dec[layer], decoder, f"W_dec_{layer}")
-        if isinstance(transcoder.nonlinearity, JumpReLU):
-            yield _Target(transcoder.nonlinearity.log_threshold[layer], encoder, f"threshold_{layer}")
-
-
-def _check_shape(target: _Target, directory: Path) -> None:
-    if target.name not in target.stored:
-        raise CheckpointError(f"{directory} lacks the tensor {target.name!r}.")
-    shape = target.stored[target.name].shape
-    if shape != target.tensor.shape:
-        raise CheckpointError(
-            f"{directory} holds the tensor {target.name!r} with shape {tuple(shape)}; it must have shape "
-            f"{tuple(target.tensor.shape)}."
-        )
-
-
-def _config(settings: dict[str, Any], encoders: list[dict[str, Tensor]], directory: Path) -> CrossLayerConfig:
-    first_encoder = encoders[0].get("W_enc_0")
-    if first_encoder is None or first_encoder.ndim != 2:
-        raise CheckpointError(f"{directory} lacks the tensor 'W_enc_0' with shape (n_features, d_model).")
+    n_features, d_model = tensor_of(encoders[0], "W_enc_0", (None, None), place).shape
+    has_thresholds = "threshold_0" in encoders[0]
     values = {
         "n_layers": len(encoders),
-        "n_features": first_encoder.shape[0],
-        "d_model": first_encoder.shape[1],
-        "nonlinearity": {"kind": "jumprelu" if "threshold_0" in encoders[0] else "relu"},
+        "n_features": n_features,
+        "d_model": d_model,
+        "nonlinearity": {"kind": "jumprelu" if has_thresholds else "relu"},
         "input_hook": settings.get("feature_input_hook", "hook_resid_mid"),
         "target_hook": settings.get("feature_output_hook", "hook_mlp_out"),
         "language_model": settings.get("model_name"),
     }
     try:
-        return from_dict(CrossLayerConfig, values)
+        config = from_dict(CrossLayerConfig, values)
     except ConfigError as error:
-        raise CheckpointError(f"{directory} does not describe a transcoder: {error}") from error
+        raise CheckpointError(f"{place} does not describe a transcoder: {error}") from error
+    weights = StoredWeights(
+        tuple(tensor_of(each, f"W_enc_{layer}", (n_features, d_model), place) for layer, each in enumerate(encoders)),
+        tuple((tensor_of(each, f"W_dec_{layer}", (None, None, None), place),) for layer, each in enumerate(decoders)),
+    )
+    stacked = {"b_enc": "b_enc", "b_dec": "b_dec", **({"threshold": _THRESHOLD} if has_thresholds else {})}
+    width = {"b_enc": n_features, "b_dec": d_model, "threshold": n_features}
+    small = {
+        name: [tensor_of(each, f"{stem}_{layer}", (width[stem],), place) for layer, each in enumerate(encoders)]
+        for stem, name in stacked.items()
+    }
+
+    def read_small() -> dict[str, Tensor]:
+        read = {name: torch.stack([each.read().float() for each in layers]) for name, layers in small.items()}
+        if has_thresholds:
+            read[_THRESHOLD] = log_thresholds(read[_THRESHOLD], place)
+        return read
+
+    return StoredTranscoder(place=place, config=config, weights=weights, small=read_small)
+
+
+def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
+    """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError if the directory has none."""
+    stored = files.read_saved(Path(directory), _SETTINGS, lambda saved: open_circuit_tracer(LocalFiles(saved)))
+    return stored.load(device=torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -222,19 +193,15 @@ def _decoder_tensors(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tens
     return {f"W_dec_{layer}": functional.pad(table, (0, 0, 0, padding))}
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a ``config.yaml``; raises CheckpointError if it holds something else."""
     settings = files.read_yaml(path)
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} does not hold settings; it must name model_kind and the hooks.")
     return cast(dict[str, Any], settings)
 
 
-def _read_layers(saved: files.Saved, stem: str) -> list[dict[str, Tensor]]:
+def _open_layers(weight_files: WeightFiles, stem: str) -> list[Mapping[str, StoredTensor]]:
     """The tensors of the files ``{stem}_0``, ``{stem}_1``, ...; raises CheckpointError if a number is missing."""
-    count = len(saved.names(f"{stem}_[0-9]*.safetensors"))
-    layers: list[dict[str, Tensor]] = []
-    for layer in range(count):
-        path = saved(f"{stem}_{layer}.safetensors")
-        layers.append(files.read_tensors(path))
-        files.check_weights(layers[-1], path, count)
-    return layers
+    count = len(weight_files.names(f"{stem}_[0-9]*.safetensors"))
+    return [weight_files.tensors(f"{stem}_{layer}.safetensors") for layer in range(count)]

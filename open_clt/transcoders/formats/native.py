@@ -7,6 +7,7 @@ for bit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor
 
 from open_clt import files
-from open_clt.config import TranscoderConfig
+from open_clt.config import CrossLayerConfig, TranscoderConfig
 from open_clt.config.arguments import checked_arguments
 from open_clt.config.json import from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
+from open_clt.files import StoredTensor
 from open_clt.transcoders.formats.checks import check_numbers
-from open_clt.transcoders.make import KINDS, NO_CODE, OwnArchitecture, OwnCode, make_transcoder, own_architecture
+from open_clt.transcoders.formats.stored import StoredTranscoder
+from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles
+from open_clt.transcoders.make import KINDS, OwnArchitecture, OwnCode, make_transcoder, own_architecture
+from open_clt.transcoders.stored_weights import StoredWeights
 from open_clt.transcoders.transcoder import Transcoder
 
 FORMAT = files.FileFormat("open-clt-transcoder", newest=3)
@@ -33,11 +38,14 @@ _TENSORS = "transcoder.safetensors"
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a transcoder of this layout, whole or damaged."""
-    return files.read_saved(
-        directory,
-        _CONFIG,
-        lambda saved: saved(_TENSORS).exists() or files.format_of(saved(_CONFIG)) == FORMAT.name,
-    )
+    return files.read_saved(directory, _CONFIG, lambda saved: recognises_files(LocalFiles(saved)))
+
+
+def recognises_files(weight_files: WeightFiles) -> bool:
+    """Whether files are those of a transcoder of this layout, whole or damaged."""
+    if weight_files.has(_TENSORS):
+        return True
+    return weight_files.has(_CONFIG) and files.format_of(weight_files.path(_CONFIG)) == FORMAT.name
 
 
 def check_place(directory: Path) -> None:
@@ -95,27 +103,42 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if name.startswith("W_") else tensor
 
 
-def load_native(directory: Path, code: OwnCode = NO_CODE) -> Transcoder:
-    """Read a transcoder that ``save_transcoder`` wrote; raises CheckpointError if the directory has none.
+def open_native(weight_files: WeightFiles, code: OwnCode) -> StoredTranscoder | Transcoder:
+    """Open a transcoder that ``save_transcoder`` wrote; raises CheckpointError if its files are damaged.
 
-    ``code`` says whether the transcoder may be of a class outside OpenCLT.
+    ``code`` says whether the transcoder may be of a class outside OpenCLT. A transcoder of such a class, or without
+    decoders, is read as a whole.
     """
-    content, tensors = files.read_saved(
-        directory, _CONFIG, lambda saved: (FORMAT.read(saved(_CONFIG)), files.read_tensors(saved(_TENSORS)))
-    )
-    config = _read_config(content, directory)
-    own = code.architecture(content.get("architecture"), directory / _CONFIG)
-    _check_encoder_shape(config, tensors, directory)
+    place = weight_files.place
+    content, tensors = FORMAT.read(weight_files.path(_CONFIG)), weight_files.tensors(_TENSORS)
+    config = _read_config(content, place)
+    own = code.architecture(content.get("architecture"), place / _CONFIG)
+    _check_encoder_shape(config, tensors, place)
     if own is None:  # a user's own class may have other tensors, and may compute with them when it is built
         with torch.device("meta"):
-            _check_tensors(_build(config, None, directory).state_dict(), tensors, directory)
-    transcoder = _build(config, own, directory)
+            _check_tensors(_build(config, None, place).state_dict(), tensors, place)
+        if isinstance(config, CrossLayerConfig):
+            return _stored(config, tensors, place / _TENSORS)
+    transcoder = _build(config, own, place)
     expected = transcoder.state_dict()
-    _check_tensors(expected, tensors, directory)
-    files.check_weights(tensors, directory / _TENSORS, config.n_layers)
-    transcoder.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()})
-    check_numbers(transcoder, directory / _TENSORS)
+    _check_tensors(expected, tensors, place)
+    read = {name: tensor.read() for name, tensor in tensors.items()}
+    files.check_weights(read, place / _TENSORS, config.n_layers)
+    transcoder.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in read.items()})
+    check_numbers(transcoder, place / _TENSORS)
     return transcoder
+
+
+def _stored(config: CrossLayerConfig, tensors: Mapping[str, StoredTensor], place: Path) -> StoredTranscoder:
+    layers = range(config.n_layers)
+    tables = {"W_enc", *(f"W_dec.{layer}" for layer in layers)}
+    small = {name: tensor for name, tensor in tensors.items() if name not in tables}
+    weights = StoredWeights(
+        tuple(tensors["W_enc"][layer] for layer in layers), tuple((tensors[f"W_dec.{layer}"],) for layer in layers)
+    )
+    return StoredTranscoder(
+        place=place, config=config, weights=weights, small=lambda: {name: each.read() for name, each in small.items()}
+    )
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
@@ -149,7 +172,7 @@ def _build(config: TranscoderConfig, own: OwnArchitecture | None, directory: Pat
         raise CheckpointError(f"{directory / _CONFIG} describes a transcoder that cannot be built: {reason}") from error
 
 
-def _check_encoder_shape(config: TranscoderConfig, tensors: dict[str, Tensor], directory: Path) -> None:
+def _check_encoder_shape(config: TranscoderConfig, tensors: Mapping[str, StoredTensor], directory: Path) -> None:
     """Refuse a config of other sizes than the tensors, before a transcoder of its sizes takes time or memory."""
     shape = (config.n_layers, config.n_features, config.d_model)
     if "W_enc" not in tensors:
@@ -166,14 +189,14 @@ def _missing_tensor(name: str, directory: Path) -> CheckpointError:
     return CheckpointError(f"{directory} lacks the tensor {name!r}, which its config needs.")
 
 
-def _wrong_shape(name: str, tensor: Tensor, expected: tuple[int, ...], directory: Path) -> CheckpointError:
+def _wrong_shape(name: str, tensor: StoredTensor, expected: tuple[int, ...], directory: Path) -> CheckpointError:
     return CheckpointError(
         f"{directory} holds the tensor {name!r} with shape {tuple(tensor.shape)}; its config needs shape "
         f"{tuple(expected)}."
     )
 
 
-def _check_tensors(expected: dict[str, Tensor], stored: dict[str, Tensor], directory: Path) -> None:
+def _check_tensors(expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], directory: Path) -> None:
     for name in sorted(expected.keys() | stored.keys()):
         if name not in stored:
             raise _missing_tensor(name, directory)

@@ -1,0 +1,198 @@
+"""Stored tensors: the tensors of a safetensors file, which stay in the file until some of their rows are needed.
+
+Opening a file reads its header only. A stored tensor is a view of the file that is mapped into memory, so that slicing
+and transposing it reads nothing. ``rows`` and ``read`` copy what they return. The operating system may drop the pages
+of the file that were read whenever memory is short, so a file may be much larger than the memory.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, cast, final
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError
+from torch import Tensor
+
+from open_clt.errors import CheckpointError
+from open_clt.files.limits import LARGEST_HEADER, too_large
+from open_clt.files.opening import opened
+from open_clt.files.reading import WEIGHT_TYPES, missing, parse_json, unreadable
+from open_clt.finite import find_not_finite
+
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""The types of safetensors, by the name that a header states; ``check_weight_types`` says which can be weights."""
+_LENGTH = 8
+"""Number of bytes that state the length of a header."""
+
+Key: TypeAlias = int | slice | tuple[int | slice, ...]
+"""An index that selects a view of a tensor, and so reads nothing."""
+
+
+@final
+class StoredTensor:
+    """A tensor that is read from its file where it is needed: views of it read nothing, ``rows`` and ``read`` do."""
+
+    def __init__(self, view: Tensor, name: str, place: object) -> None:
+        self._view, self.name, self.place = view, name, place
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the tensor."""
+        return self._view.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the stored numbers."""
+        return self._view.dtype
+
+    @property
+    def T(self) -> StoredTensor:
+        """The tensor with its first two axes exchanged."""
+        return StoredTensor(self._view.transpose(0, 1), self.name, self.place)
+
+    def __len__(self) -> int:
+        return self._view.shape[0]
+
+    def __getitem__(self, key: Key) -> StoredTensor:
+        """The part of the tensor that an index of numbers and slices selects."""
+        return StoredTensor(self._view[key], self.name, self.place)
+
+    def unsqueeze(self, axis: int) -> StoredTensor:
+        """The tensor with a new axis of length one."""
+        return StoredTensor(self._view.unsqueeze(axis), self.name, self.place)
+
+    def rows(self, index: Int[Tensor, "chosen"]) -> Tensor:
+        """Read some rows of the first axis; each row is read once, and in the order of the file.
+
+        Raises CheckpointError, which names the file, the tensor and the row, if a number is not finite.
+        """
+        index = index.cpu()
+        unique, places = index.unique(return_inverse=True)
+        rows = self._view.index_select(0, unique)
+        if rows.dtype.is_floating_point and (wrong := find_not_finite(rows)) is not None:
+            wrong = wrong._replace(place=(int(unique[wrong.place[0]]), *wrong.place[1:]))
+            raise CheckpointError(
+                f"The tensor {self.name!r} of {self.place} must be finite, but it holds {wrong.describe(('row',))}."
+            )
+        return rows if torch.equal(unique, index) else rows[places]
+
+    def read(self) -> Tensor:
+        """Read the whole tensor; whether its numbers are finite is not checked."""
+        return self._view.clone(memory_format=torch.contiguous_format)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r} of {self.place}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+def open_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Open a safetensors file, and return its tensors by name, none of which is read yet.
+
+    Raises CheckpointError if the file is missing, damaged, or of another kind.
+    """
+    try:
+        with opened(path, unpack=False) as file:
+            size = path.stat().st_size
+            length = header_length(file.read(_LENGTH), size, path)
+            header = file.read(length)
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing(path) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise unreadable(path, "safetensors", error) from error
+    return {
+        name: StoredTensor(_mapped(memory, _LENGTH + length, entry), name, path)
+        for name, entry in read_header(header, size - _LENGTH - length, path).items()
+    }
+
+
+class Entry:
+    """What the header of a safetensors file says of one tensor."""
+
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> None:
+        self.dtype, self.shape, self.begin = dtype, shape, begin
+
+    @property
+    def count(self) -> int:
+        """Number of entries of the tensor."""
+        return math.prod(self.shape)
+
+
+def header_length(first_bytes: bytes, size: int, place: object) -> int:
+    """The length of a header, which the first eight bytes of a file of ``size`` bytes state."""
+    length = int.from_bytes(first_bytes, "little")
+    if length > LARGEST_HEADER:
+        raise too_large(f"The header of {place}", LARGEST_HEADER)
+    if len(first_bytes) < _LENGTH or length + _LENGTH > size:
+        raise SafetensorError("its header is longer than the file")
+    return length
+
+
+def read_header(header: bytes, size: int, place: Path) -> dict[str, Entry]:
+    """The tensors that a header describes, by name; ``size`` is the number of bytes after the header.
+
+    Raises CheckpointError if the header does not describe tensors that lie in these bytes.
+    """
+    try:
+        content = parse_json(header)
+        if not isinstance(content, dict):
+            raise ValueError("its header is not an object")
+        described = {name: entry for name, entry in cast(dict[str, Any], content).items() if name != "__metadata__"}
+        return {name: _entry(name, entry, size) for name, entry in described.items()}
+    except (ValueError, UnicodeDecodeError) as error:
+        raise unreadable(place, "safetensors", error) from error
+
+
+def _entry(name: str, entry: object, size: int) -> Entry:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            sizes = cast(list[object], shape)
+        case _:
+            raise ValueError(f"its header does not describe the tensor {name!r}")
+    if dtype not in _TYPES:
+        raise ValueError(f"the tensor {name!r} has the type {dtype}, which is not read")
+    if not all(isinstance(axis, int) and 0 <= axis < 2**48 for axis in sizes):
+        raise ValueError(f"the tensor {name!r} has a shape that is not made of sizes")
+    described = Entry(_TYPES[dtype], tuple(cast(list[int], sizes)), begin)
+    if not 0 <= begin <= end <= size or end - begin != described.count * described.dtype.itemsize:
+        raise ValueError(f"the tensor {name!r} does not lie in the file")
+    return described
+
+
+def _mapped(memory: mmap.mmap, start: int, entry: Entry) -> Tensor:
+    if entry.count == 0:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    with warnings.catch_warnings():
+        # The memory cannot be written, and nothing in this module writes to it.
+        warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
+        flat = torch.frombuffer(memory, dtype=entry.dtype, count=entry.count, offset=start + entry.begin)
+    return flat.view(entry.shape)
+
+
+def check_weight_types(tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError unless all tensors hold real numbers."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHT_TYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_TYPES)
+            raise CheckpointError(
+                f"The tensor {name!r} of {tensor.place} has the type {tensor.dtype}; it must be {names}."
+            )

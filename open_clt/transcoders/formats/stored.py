@@ -1,0 +1,120 @@
+"""Stored transcoders: what the files of a transcoder say, before anything large is read.
+
+Each reader of a layout returns a ``StoredTranscoder``. ``load`` makes a transcoder of it: in memory if it is small
+enough, and otherwise with encoders and decoders that stay in their files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from open_clt.config import CrossLayerConfig
+from open_clt.errors import CheckpointError
+from open_clt.files import StoredTensor
+from open_clt.finite import check_finite
+from open_clt.memory import available_on
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.checks import check_all
+from open_clt.transcoders.stored_weights import StoredWeights
+
+_SHARE_OF_MEMORY = 0.5
+"""Share of the available memory that the weights of a transcoder may take, unless the user says otherwise."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredTranscoder:
+    """A transcoder as its files describe it; its large tables are not read yet."""
+
+    place: Path
+    """The directory or file of the transcoder, for messages."""
+    config: CrossLayerConfig
+    """Shape, hooks and nonlinearity."""
+    weights: StoredWeights
+    """Encoders and decoders."""
+    small: Callable[[], Mapping[str, Tensor]]
+    """Reads all other tensors, by their names in ``CrossLayerTranscoder.state_dict``; those left out keep defaults."""
+
+    @torch.no_grad()
+    def load(
+        self, *, device: torch.device, dtype: torch.dtype = torch.float32, memory_limit: int | None = None
+    ) -> CrossLayerTranscoder:
+        """Make a transcoder that computes in ``dtype``, in inference mode.
+
+        Encoders and decoders are read into memory if they take at most ``memory_limit`` bytes there, which by default
+        is half of the memory that is available. Otherwise they stay in their files. Raises CheckpointError if a number
+        that is read is not finite, or if a threshold or a scale makes no sense.
+        """
+        self._check_shapes()
+        if memory_limit is None:
+            available = available_on(device)
+            memory_limit = self.bytes_in_memory(dtype) if available is None else int(available * _SHARE_OF_MEMORY)
+        in_memory = self.bytes_in_memory(dtype) <= memory_limit
+        with torch.device("meta"):  # so that no weights are drawn
+            transcoder = CrossLayerTranscoder(self.config, stored=None if in_memory else self.weights)
+        transcoder.to_empty(device="cpu")
+        self._fill(transcoder)
+        if in_memory:
+            self._read_tables(transcoder)
+        transcoder = transcoder.to(device=device, dtype=dtype)
+        check_all(transcoder, self.place)
+        return transcoder.eval().requires_grad_(in_memory)
+
+    def bytes_in_memory(self, dtype: torch.dtype) -> int:
+        """Number of bytes that encoders and decoders take in memory."""
+        return self.weights.n_parameters * dtype.itemsize
+
+    def _check_shapes(self) -> None:
+        """Raise CheckpointError if encoders or decoders do not have the shapes that the config asks for."""
+        config = self.config
+        width, d_model = config.n_features, config.d_model
+        assert len(self.weights.encoders) == len(self.weights.decoders) == config.n_layers
+        for encoder in self.weights.encoders:
+            if encoder.shape != (width, d_model):
+                raise self._wrong_shape(encoder.name, tuple(encoder.shape), (width, d_model))
+        for source, parts in enumerate(self.weights.decoders):
+            reach = sum(part.shape[1] for part in parts)
+            for part in parts:
+                expected = (width, config.reach_of(source) - reach + part.shape[1], d_model)
+                if part.shape != expected:
+                    raise self._wrong_shape(part.name, tuple(part.shape), expected)
+
+    def _wrong_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> CheckpointError:
+        return CheckpointError(
+            f"{self.place} holds the tensor {name!r} with shape {found}; it must have shape {expected}."
+        )
+
+    def _fill(self, transcoder: CrossLayerTranscoder) -> None:
+        """Fill all tensors of a transcoder but the tables: with those of the files, and others with their defaults."""
+        defaults = CrossLayerTranscoder(self.config, stored=self.weights).state_dict()
+        given = self.small()
+        state = transcoder.state_dict()
+        for name, default in defaults.items():
+            tensor = given.get(name, default)
+            if tensor.shape != default.shape:
+                raise self._wrong_shape(name, tuple(tensor.shape), tuple(default.shape))
+            state[name].copy_(tensor)
+        unknown = given.keys() - defaults.keys()
+        assert not unknown, f"a reader of a layout gives tensors that the transcoder does not have: {unknown}"
+
+    def _read_tables(self, transcoder: CrossLayerTranscoder) -> None:
+        """Read encoders and decoders into a transcoder; raises CheckpointError if a number is not finite."""
+        for layer, encoder in enumerate(self.weights.encoders):
+            transcoder.W_enc[layer].copy_(_read(encoder, layer))
+        for source, (table, parts) in enumerate(zip(transcoder.W_dec, self.weights.decoders, strict=True)):
+            begin = 0
+            for part in parts:
+                table[:, begin : begin + part.shape[1]].copy_(_read(part, source))
+                begin += part.shape[1]
+
+
+def _read(stored: StoredTensor, layer: int) -> Tensor:
+    tensor = stored.read()
+    check_finite(tensor, f"The tensor {stored.name!r} of layer {layer} in {stored.place}", error=CheckpointError)
+    return tensor

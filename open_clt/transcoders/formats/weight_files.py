@@ -1,0 +1,83 @@
+"""Weight files: the files of a stored transcoder, which readers of layouts find by their names.
+
+A reader of a layout does not know where the files are. It asks for the names, for the path of a small file such as a
+config, and for the tensors of a file of weights, which are not read before they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, final
+
+from open_clt import files
+from open_clt.errors import CheckpointError
+from open_clt.files import StoredTensor
+
+
+class WeightFiles(Protocol):
+    """The files of a stored transcoder."""
+
+    @property
+    def place(self) -> Path:
+        """The directory or address of the files, for messages."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file with this name."""
+        ...
+
+    def names(self, pattern: str) -> list[str]:
+        """The names that match a pattern such as ``W_enc_*.safetensors`` or ``*/params.safetensors``, sorted."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """The path of a small file."""
+        ...
+
+    def tensors(self, name: str) -> Mapping[str, StoredTensor]:
+        """The tensors of a safetensors file by their names; none is read yet."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files of a transcoder in a directory of this machine."""
+
+    saved: files.Saved
+
+    @property
+    def place(self) -> Path:
+        return self.saved.directory
+
+    def has(self, name: str) -> bool:
+        return self.saved(name).exists()
+
+    def names(self, pattern: str) -> list[str]:
+        return self.saved.names(pattern)
+
+    def path(self, name: str) -> Path:
+        return self.saved(name)
+
+    def tensors(self, name: str) -> Mapping[str, StoredTensor]:
+        tensors = files.open_tensors(self.saved(name))
+        files.check_weight_types(tensors)
+        return tensors
+
+
+def tensor_of(
+    tensors: Mapping[str, StoredTensor], name: str, shape: tuple[int | None, ...], place: Path
+) -> StoredTensor:
+    """The tensor with this name and shape, of which None may be any size.
+
+    Raises CheckpointError if it is missing or has another shape; ``place`` holds the tensors.
+    """
+    if name not in tensors:
+        raise CheckpointError(f"{place} lacks the tensor {name!r}.")
+    found = tuple(tensors[name].shape)
+    if len(found) != len(shape) or any(size not in (None, axis) for size, axis in zip(shape, found, strict=True)):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise CheckpointError(f"{place} holds the tensor {name!r} with shape {found}; it must have shape ({expected}).")
+    return tensors[name]
