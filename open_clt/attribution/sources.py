@@ -29,7 +29,7 @@ from open_clt.language.linear_path import LinearPath
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.sparse.codes import SparseFeatures
-from open_clt.transcoders.transcoder import Transcoder
+from open_clt.transcoders.transcoder import Transcoder, encoder_rows
 
 _CACHED_NUMBERS = 2**27
 """Largest number of entries of the decoder rows that are cached between batches (512 MB in float32).
@@ -174,7 +174,7 @@ class Sources:
 
     def encoder_rows(self, layer: int, index: Int[Tensor, "target"]) -> Float[Tensor, "target d_model"]:
         """Encoder rows of some features of one layer, for inputs in raw units."""
-        rows = self.transcoder.encoder_rows(layer, index) / self.transcoder.standardisation.input_scale[layer]
+        rows = encoder_rows(self.transcoder, layer, index) / self.transcoder.standardisation.input_scale[layer]
         return rows.to(self.errors.dtype)
 
     __repr__ = short_repr

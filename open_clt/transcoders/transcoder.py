@@ -228,13 +228,7 @@ class Transcoder(nn.Module, ABC):
     ) -> Float[Tensor, "batch chosen"]:
         """Pre-activations of the given features of one layer, computed from that layer's raw inputs."""
         bias = self.b_enc[layer][features]
-        return functional.linear(self._standard_input(inputs, layer), self.encoder_rows(layer, features), bias)
-
-    def encoder_rows(self, layer: int, features: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen d_model"]:
-        """Encoder rows of the given features of one layer, for standardised inputs."""
-        if self.stored is None:
-            return self.W_enc[layer][features]
-        return self.stored.encoder_rows(layer, features).to(self.device, self.dtype)
+        return functional.linear(self._standard_input(inputs, layer), encoder_rows(self, layer, features), bias)
 
     @torch.no_grad()
     def folded(self: TranscoderType) -> TranscoderType:
@@ -360,6 +354,15 @@ def errors_of_forward(
     features, reconstruction = transcoder(inputs)
     errors = transcoder.standardisation.errors(targets - reconstruction)
     return TranscoderErrors(features, [errors], transcoder.decoder_norms() if norms else None)
+
+
+def encoder_rows(
+    transcoder: Transcoder, layer: int, features: Int[Tensor, "chosen"]
+) -> Float[Tensor, "chosen d_model"]:
+    """Encoder rows of the given features of one layer, for standardised inputs."""
+    if transcoder.stored is None:
+        return transcoder.W_enc[layer][features]
+    return transcoder.stored.encoder_rows(layer, features).to(transcoder.device, transcoder.dtype)
 
 
 def share_with(transcoder: Transcoder, peers: Peers) -> None:
