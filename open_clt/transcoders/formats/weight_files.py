@@ -6,44 +6,45 @@ config, and for the tensors of a file of weights, which are not read before they
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
 from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 
 
-class WeightFiles(Protocol):
+class WeightFiles(ABC):
     """The files of a stored transcoder."""
 
     @property
+    @abstractmethod
     def place(self) -> Path:
         """The directory or address of the files, for messages."""
-        ...
 
+    @abstractmethod
     def has(self, name: str) -> bool:
         """Whether there is a file with this name."""
-        ...
 
+    @abstractmethod
     def names(self, pattern: str) -> list[str]:
         """The names that match a pattern such as ``W_enc_*.safetensors`` or ``*/params.safetensors``, sorted."""
-        ...
 
+    @abstractmethod
     def path(self, name: str) -> Path:
         """The path of a small file."""
-        ...
 
+    @abstractmethod
     def tensors(self, name: str) -> Mapping[str, StoredTensor]:
         """The tensors of a safetensors file by their names; none is read yet."""
-        ...
 
 
 @final
 @dataclass(frozen=True)
-class LocalFiles:
+class LocalFiles(WeightFiles):
     """The files of a transcoder in a directory of this machine."""
 
     saved: files.Saved
