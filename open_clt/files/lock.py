@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,8 +49,9 @@ def locked(directory: Path) -> Generator[None]:
 def _lock(path: Path) -> int | None:
     """Lock a file, which is created if it does not exist; return None on a system or file system without locks."""
     while fcntl is not None:
+        _check_empty(path)
         with disk_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -66,3 +68,11 @@ def _lock(path: Path) -> int | None:
             return descriptor
         os.close(descriptor)
     return None
+
+
+def _check_empty(path: Path) -> None:
+    """Raise ConfigError if something else than the empty file of a lock has its name, which the lock would delete."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size:
+            raise ConfigError(f"{path} is not a lock of OpenCLT, an empty file; move it, or give another path.")

@@ -70,3 +70,20 @@ def test_a_file_system_without_locks_lets_every_run_start(tmp_path: Path, monkey
     with files.locked(tmp_path), files.locked(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory"])
+def test_a_file_of_somebody_else_under_the_name_of_the_lock_stays(kind: str, tmp_path: Path) -> None:
+    lock, far = tmp_path / ".open-clt.lock", tmp_path / "far"
+    match kind:
+        case "file":
+            lock.write_text("mine")
+        case "link":
+            lock.symlink_to(far)
+        case _:
+            lock.mkdir()
+    with refuses(ConfigError, lock), files.locked(tmp_path):
+        pass
+    assert os.path.lexists(lock)
+    assert not far.exists()
+    assert kind != "file" or lock.read_text() == "mine"
