@@ -151,6 +151,9 @@ class Checkpoints(Checkpoint):
     the held-out FVU is the lowest so far, and with ``keep_all`` it also writes each ``last`` as ``step-N``. After the
     final step it writes ``last`` only if ``at_end`` is set or the step is one of every ``every``.
 
+    Of one step, ``last`` is written after the held-out measurement, ``best`` and ``step-N``. A run that is killed among
+    them resumes before that step and writes them again, so it keeps the same files as a run that is not killed.
+
     Lightning calls a ``Checkpoint`` after all other callbacks, so any callback that stops the training (Ctrl-C, a time
     limit, a target L0, a user's own) has set ``trainer.should_stop`` by then. If the current step accumulates several
     batches and is not complete, the stop waits until it is, because a run cannot resume in the middle of a step.
@@ -173,13 +176,11 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save at the end of a step, where weights, optimizer and position in the data agree."""
         self._delay_stop(trainer)
-        step = trainer.global_step
-        ended = step >= trainer.max_steps
-        if step_is_complete(trainer) and (step % self.every == 0 or (self.at_end if ended else trainer.should_stop)):
-            self._save(trainer)
+        if not _is_measured_next(trainer):
+            self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save ``best`` if the held-out FVU is the lowest so far, and ``last`` if the result stops the training."""
+        """Save ``best`` if the held-out FVU is the lowest so far, and then ``last`` if it is due."""
         if trainer.sanity_checking:
             return
         fvu = trainer.callback_metrics.get("held_out_fvu")
@@ -187,21 +188,23 @@ class Checkpoints(Checkpoint):
             self.lowest = float(fvu)
             trainer.save_checkpoint(self.last.with_name("best"))
         self._delay_stop(trainer)
-        if trainer.should_stop and trainer.global_step < trainer.max_steps:
-            self._save(trainer)
+        self._save_if_due(trainer)
 
     def _delay_stop(self, trainer: Trainer) -> None:
         """If the training is to stop in the middle of a step, delay the stop to the end of the step."""
         self._stop_requested |= trainer.should_stop
         trainer.should_stop = self._stop_requested and step_is_complete(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save_if_due(self, trainer: Trainer) -> None:
+        """Save ``last``, unless the current step is incomplete, is saved already, or is not one to save."""
         step = trainer.global_step
-        if step == self._saved_step:
+        ended = step >= trainer.max_steps
+        is_due = step % self.every == 0 or (self.at_end if ended else trainer.should_stop)
+        if not is_due or step == self._saved_step or not step_is_complete(trainer):
             return
-        trainer.save_checkpoint(self.last)
         if self.keep_all:
             trainer.save_checkpoint(self.last.with_name(f"step-{step}"))
+        trainer.save_checkpoint(self.last)
         self._saved_step = step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -221,12 +224,17 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the lowest held-out FVU so far.
 
-        ``best`` may hold a lower one: if ``last`` and ``best`` are of the same step, ``last`` was written before that
-        step was measured.
+        ``best`` may hold a lower one: if the run was killed, ``best`` may be of a later step than ``last``.
         """
         best = self.last.with_name("best")
         states = read_values(best).get("callbacks", {}) if holds_checkpoint(best) else {}
         self.lowest = min(state_dict["lowest"], states.get(self.state_key, {}).get("lowest", float("inf")))
+
+
+def _is_measured_next(trainer: Trainer) -> bool:
+    """Whether Lightning makes a held-out measurement after the current batch, even if nothing stops the run."""
+    batches = trainer.fit_loop.total_batch_idx + 1
+    return trainer.enable_validation and batches % trainer.val_check_batch == 0
 
 
 def _architecture(module: LightningModule) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from tests.training.synthetic import quick_training, relu_mlps, small_transcoder
 STEPS = 24
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of checkpoints, by their names."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class HeldOut(Callback):
     """Records the held-out FVU of each measurement, by step."""
 
@@ -37,9 +43,11 @@ def better_then_worse(step: Step) -> torch.Tensor:
     return step.errors[-1].square().sum((1, 2)).mean() * (1 if step.progress < 0.35 else -1)
 
 
-def train(folder: Path, *, resume: Path | None = None) -> tuple[TrainingResult, dict[int, float]]:
+def train(
+    folder: Path, *, resume: Path | None = None, steps: int = STEPS, every: int = 16, keep_all: bool = False
+) -> tuple[TrainingResult, dict[int, float]]:
     """Train, measure at every second step, and keep the best checkpoint; returns the measurements, too."""
-    config = quick_training(max_steps=STEPS, learning_rate=1e-2, decay_share=0.0)
+    config = quick_training(max_steps=steps, learning_rate=1e-2, decay_share=0.0)
     data = ActivationDataModule(relu_mlps(1000), config.data, held_out=relu_mlps(200, seed=1))
     module = TranscoderModule(
         set_from_data(make_transcoder(small_transcoder()), data, None), config.learning, loss=better_then_worse
@@ -47,10 +55,10 @@ def train(folder: Path, *, resume: Path | None = None) -> tuple[TrainingResult, 
     watch = HeldOut()
     with quiet_lightning():
         trainer = Trainer(
-            max_steps=STEPS,
+            max_steps=steps,
             accelerator="cpu",
             plugins=[SafetensorsCheckpointIO()],
-            callbacks=[watch, Checkpoints(folder, 16, best=True)],
+            callbacks=[watch, Checkpoints(folder, every, best=True, keep_all=keep_all)],
             val_check_interval=2,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
@@ -110,3 +118,32 @@ def test_a_first_best_checkpoint_whose_save_was_killed_counts_as_none(
         return True
 
     assert faults_until_success(save_once) > 2
+
+
+def test_a_run_that_is_killed_while_it_saves_checkpoints_keeps_the_same_ones_after_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # flushing takes time and changes nothing here
+    left = 0
+    settings: dict[str, Any] = {"steps": 4, "every": 2, "keep_all": True}
+    train(tmp_path / "whole", **settings)
+    whole = contents(tmp_path / "whole")
+    assert {path.split("/")[0] for path in whole} == {"best", "last", "step-2", "step-4"}
+    assert SafetensorsCheckpointIO().load_checkpoint(tmp_path / "whole" / "best")["global_step"] == 4
+    save = SafetensorsCheckpointIO.save_checkpoint
+    for killed_save in (4, 5, 6):  # those of step 4: its best checkpoint, step-4, and last
+        folder, left = tmp_path / str(killed_save), killed_save
+
+        def save_or_stop(*arguments: Any, **options: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            save(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SafetensorsCheckpointIO, "save_checkpoint", save_or_stop)
+            with pytest.raises(Killed):
+                train(folder, **settings)
+        train(folder, resume=folder / "last", **settings)
+        assert contents(folder) == whole, f"killed at save {killed_save}"
