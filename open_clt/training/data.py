@@ -194,8 +194,8 @@ class ActivationDataModule(LightningDataModule):
         """
         super().__init__()
         self.config = config
-        self.train = train
-        self.held_out = held_out or MemoryStore([])
+        self.train: ActivationStore = train
+        self.held_out: ActivationStore = held_out or MemoryStore([])
         self.use_first_position = use_first_position
         self.accumulation = accumulation
         self._settings = {**to_dict(config), **(source or {})}
@@ -274,6 +274,16 @@ class ActivationDataModule(LightningDataModule):
             self._worked += self._ahead.worked
             self._waited += self._ahead.waited
             self._ahead = None
+
+    def release(self) -> None:
+        """Give up the activations at the end of a run.
+
+        A Trainer and this module refer to each other, so without this call the activations would stay in memory until
+        Python's garbage collector runs.
+        """
+        self.close()
+        self.train = self.held_out = MemoryStore([])
+        self._prepared = None
 
     def state_dict(self) -> dict[str, Any]:
         """The settings that a resumed run must have, for a checkpoint."""

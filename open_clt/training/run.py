@@ -172,6 +172,8 @@ class TrainingRun:
             stopped.advice = how_to_resume(self.output and self.output.path)
             stopped.silent = self.trainer.should_stop and not self.trainer.is_global_zero
             raise
+        finally:
+            self.data.release()
         result = result._replace(held_out=self.activations.contexts)
         if self.output is not None:
             self.output.begin()  # a resumed run may have no steps left

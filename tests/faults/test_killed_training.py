@@ -100,7 +100,7 @@ def check_killed_runs(settings: Settings, tmp_path: Path, monkeypatch: pytest.Mo
         assert train_until_killed(run, [], random.randint(1, total)), seed
         for _ in range(2):
             train_until_killed(run, flags_to_go_on(output), random.randint(1, total))
-        gc.collect()  # a run that has ended keeps its data in reference cycles, and a fork needs room for all memory
+        gc.collect()  # a run that has ended keeps its weights in reference cycles, and a fork needs room for all memory
         resumed = train(run, *flags_to_go_on(output))
         assert_same_weights(resumed, whole)
         assert notes.read_text() == "mine"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from lightning.pytorch import Callback
 
 from open_clt.config import CrossLayerConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig, TrainingConfig
+from open_clt.data import harvest
 from open_clt.data.contexts import pack_contexts
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.language.language_model import LanguageModel
@@ -159,6 +162,27 @@ def test_a_run_that_crashed_is_resumed_from_its_newest_checkpoint(tmp_path: Path
         run(Crash(), every=5, output_dir=tmp_path)
     assert json.loads((tmp_path / "checkpoints" / "last" / "state.json").read_text())
     assert_identical(run(every=5, output_dir=tmp_path, resume="last"), run(every=5))
+
+
+@pytest.mark.parametrize("last_step", [3, 20], ids=["stopped", "finished"])
+def test_activations_are_freed_at_the_end_of_a_run(last_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers: list[weakref.ref[torch.Tensor]] = []
+    room_for = harvest._room_for  # pyright: ignore[reportPrivateUsage]
+
+    def watched(*arguments: Any) -> harvest.ActivationBatch:
+        batch = room_for(*arguments)
+        buffers.extend(weakref.ref(field) for field in batch)
+        return batch
+
+    monkeypatch.setattr(harvest, "_room_for", watched)
+    gc.disable()
+    try:
+        result = run(PressCtrlC(last_step), max_steps=10)
+        assert result.steps == min(last_step, 10)
+        assert len(buffers) == 4
+        assert all(buffer() is None for buffer in buffers)
+    finally:
+        gc.enable()
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
