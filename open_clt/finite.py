@@ -7,8 +7,8 @@ interventions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -71,6 +71,22 @@ def check_finite(
     if (wrong := find_not_finite(tensor)) is not None:
         ending = f"; {advice}." if advice else "."
         raise error(f"{name} must be finite, but it holds {wrong.describe(axes)}{ending}")
+
+
+def nested_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors in nested dicts, lists and tuples, with names such as ``optimizer.state.0.step``."""
+    match value:
+        case Tensor():
+            if value.is_floating_point():
+                yield name, value
+        case dict():
+            for key, item in cast(dict[Any, Any], value).items():
+                yield from nested_tensors(item, f"{name}.{key}")
+        case list() | tuple():
+            for index, item in enumerate(cast(Sequence[Any], value)):
+                yield from nested_tensors(item, f"{name}.{index}")
+        case _:
+            return
 
 
 def layer_axis(name: str, tensor: Tensor, n_layers: int) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.errors import CheckpointError
+from open_clt.finite import check_finite, nested_tensors
 
 FORMAT = files.FileFormat("open-clt-training", newest=1)
 _STATE = "state.json"
@@ -46,7 +47,11 @@ class SafetensorsCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint onto the CPU; raises CheckpointError if it is missing, damaged, sharded or foreign."""
+        """Read a checkpoint onto the CPU.
+
+        Raises CheckpointError if it is missing, damaged, sharded or foreign, or if a weight or a number of the
+        optimizer is not finite.
+        """
         path = Path(path)
         for first_slice in path.glob("shard_0_of_*"):
             shards = first_slice.name.rpartition("_")[2]
@@ -57,7 +62,11 @@ class SafetensorsCheckpointIO(CheckpointIO):
         content, tensors = files.read_saved(
             path, _STATE, lambda saved: (FORMAT.read(saved(_STATE)), files.read_tensors(saved(_TENSORS)))
         )
-        return _state(path, content, tensors)
+        state = _state(path, content, tensors)
+        for part in ("state_dict", "optimizer_states"):
+            for name, tensor in nested_tensors(state.get(part), part):
+                check_finite(tensor, f"{path}: {name}", error=CheckpointError)
+        return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint if it exists."""

@@ -90,3 +90,13 @@ def test_a_sharded_checkpoint_is_refused_by_its_number_of_shards(state: dict[str
         io.save_checkpoint(state, tmp_path / "last" / f"shard_{shard}_of_2")
     with refuses(CheckpointError, 2):
         io.load_checkpoint(tmp_path / "last")
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_number_of_the_optimizer_that_is_not_finite_is_refused(
+    value: float, state: dict[str, Any], tmp_path: Path
+) -> None:
+    state["optimizer_states"][0]["state"][0]["exp_avg"][1, 2] = value
+    SafetensorsCheckpointIO().save_checkpoint(state, tmp_path / "last")
+    with refuses(CheckpointError, tmp_path / "last", "optimizer_states.0.state.0.exp_avg", "1, 2", value):
+        SafetensorsCheckpointIO().load_checkpoint(tmp_path / "last")

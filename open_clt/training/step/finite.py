@@ -1,17 +1,20 @@
 """Finite steps: the checks that stop a training run whose loss or weights are not finite, in all its processes at once.
 
 The loss is checked at the end of every step, where Ctrl-C is checked too, so that a GPU is not made to wait once more.
-The weights are checked before each checkpoint, and at the end of the run: nothing that is saved is replaced by NaN.
+The weights and the optimizer are checked before each checkpoint, and the weights at the end of the run: nothing that is
+saved is replaced by NaN.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from open_clt.errors import NotFiniteError
-from open_clt.finite import check_finite, is_finite, layer_axis
+from open_clt.finite import check_finite, is_finite, layer_axis, nested_tensors
 from open_clt.transcoders.transcoder import Transcoder
 
 _ADVICE = (
@@ -43,6 +46,20 @@ def check_weights(transcoder: Transcoder, step: int) -> None:
         axes = layer_axis(name, tensor, transcoder.config.n_layers)
         check_finite(tensor, f"After step {step}, the weight {name}", axes=axes, advice=_ADVICE)
     raise NotFiniteError(f"After step {step}, weights of another process are not finite; {_ADVICE}.")
+
+
+def check_optimizer(transcoder: Transcoder, states: Any, step: int) -> None:
+    """Raise NotFiniteError in all processes if one of them has an optimizer with numbers that are not finite.
+
+    ``states`` are the optimizers' states in a checkpoint; all processes must call this function.
+    """
+    tensors = dict(nested_tensors(states, "optimizer"))
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if not _anywhere(transcoder, torch.tensor(bool(broken), device=transcoder.device)):
+        return
+    for name in broken:
+        check_finite(tensors[name], f"After step {step}, the state {name}", advice=_ADVICE)
+    raise NotFiniteError(f"After step {step}, the optimizer of another process is not finite; {_ADVICE}.")
 
 
 def _anywhere(transcoder: Transcoder, problem: Bool[Tensor, ""]) -> bool:

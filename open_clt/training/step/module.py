@@ -24,7 +24,7 @@ from open_clt.training.data import refuse_other_settings
 from open_clt.training.parallel.shards import shard_features
 from open_clt.training.parallel.strategy import clip_gradients, peers_of
 from open_clt.training.step import losses
-from open_clt.training.step.finite import check_loss, check_weights
+from open_clt.training.step.finite import check_loss, check_optimizer, check_weights
 from open_clt.training.step.optimization import OptimizerMaker, ramp, scheduled_optimizer, step_is_complete
 from open_clt.transcoders.metrics import MetricsAccumulator
 from open_clt.transcoders.slices import ALONE
@@ -282,10 +282,11 @@ class TranscoderModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the curves, and the settings that a resumed run must have, to the checkpoint.
 
-        Raises NotFiniteError, before anything is written, if the loss or the weights are not finite.
+        Raises NotFiniteError, before anything is written, if the loss, the weights or the optimizer are not finite.
         """
         self.check_step()
         check_weights(self.transcoder, self.global_step)
+        check_optimizer(self.transcoder, checkpoint.get("optimizer_states"), self.global_step)
         checkpoint["curves"] = self.curves._asdict()
         checkpoint["settings"] = self._settings()
 

@@ -119,6 +119,17 @@ def test_a_resumed_run_that_fails_keeps_the_transcoder_and_the_checkpoint(tmp_pa
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_an_optimizer_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    class BreakMoment(Callback):
+        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step == 4:
+                next(iter(trainer.optimizers[0].state.values()))["exp_avg_sq"].fill_(torch.inf)
+
+    with refuses(NotFiniteError, 4, "exp_avg_sq", "inf"):
+        run(tmp_path, None, callbacks=[BreakMoment()])
+    assert step_of(tmp_path / "checkpoints" / "last") == 2
+
+
 @pytest.mark.parametrize("part", ["inputs", "targets"])
 @pytest.mark.parametrize("memory_limit", [1.0, 2e-5], ids=["in memory", "harvested during training"])
 def test_activations_that_are_not_finite_are_refused(part: str, memory_limit: float) -> None:
