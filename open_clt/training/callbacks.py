@@ -233,8 +233,8 @@ class Checkpoints(Checkpoint):
 
 def _is_measured_next(trainer: Trainer) -> bool:
     """Whether Lightning makes a held-out measurement after the current batch, even if nothing stops the run."""
-    batches = trainer.fit_loop.total_batch_idx + 1
-    return trainer.enable_validation and batches % trainer.val_check_batch == 0
+    batches, every = trainer.fit_loop.total_batch_idx + 1, trainer.val_check_batch
+    return trainer.enable_validation and every is not None and batches % every == 0
 
 
 def _architecture(module: LightningModule) -> dict[str, Any] | None:
