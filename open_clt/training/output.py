@@ -154,6 +154,8 @@ def _remove_run(output: Path) -> None:
             remove_checkpoint(path)
     for name in sorted(files.listed_names(output), reverse=True):  # the files of a folder, and then the folder
         path = output / name
+        if not path.parent.resolve().is_relative_to(output.resolve()):
+            continue  # a link leads to another directory, whose files belong to somebody else
         if path.is_dir() and not path.is_symlink():
             with suppress(OSError):  # it holds other files, too
                 path.rmdir()

@@ -127,6 +127,18 @@ def test_overwriting_removes_the_former_run_and_nothing_else(tmp_path: Path) -> 
     assert len(files.read_rows(tmp_path / "metrics.csv")) == 2
 
 
+def test_overwriting_does_not_follow_a_link_out_of_the_directory(tmp_path: Path) -> None:
+    elsewhere, output = tmp_path / "elsewhere", tmp_path / "run"
+    elsewhere.mkdir()
+    (elsewhere / "notes.txt").write_text("mine")
+    output.mkdir()
+    (output / "logs").symlink_to(elsewhere)
+    files.list_names(output, ["logs/notes.txt"])
+    with claim(output, overwrite=True) as directory:
+        directory.begin()
+    assert (elsewhere / "notes.txt").read_text() == "mine"
+
+
 def test_a_former_run_is_kept_until_the_settings_of_the_new_one_are_checked(tmp_path: Path) -> None:
     run(tmp_path)
     before = sorted(tmp_path.rglob("*"))
