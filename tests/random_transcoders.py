@@ -29,6 +29,7 @@ from open_clt.config import (
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.make import make_transcoder
+from open_clt.transcoders.nonlinearities import FixedJumpReLU
 from open_clt.transcoders.transcoder import Transcoder
 
 TranscoderType = TypeVar("TranscoderType", bound=Transcoder)
@@ -65,13 +66,15 @@ def architecture(
 
 @torch.no_grad()
 def randomised(transcoder: TranscoderType, *, seed: int) -> TranscoderType:
-    """The same transcoder, after its biases, skip paths and statistics are set to random values."""
+    """The same transcoder, after its biases, skip paths, statistics and fixed thresholds are set to random values."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*transcoder.named_parameters(), *transcoder.standardisation.named_buffers()]:
         if name.startswith(("b_", "W_skip")) or name.endswith("mean"):
             tensor.normal_(0, 0.3, generator=generator)
         elif name.endswith("scale"):
             tensor.uniform_(0.5, 2.0, generator=generator)
+    if isinstance(transcoder.nonlinearity, FixedJumpReLU):
+        transcoder.nonlinearity.thresholds.uniform_(-0.5, 1.5, generator=generator)
     return transcoder
 
 

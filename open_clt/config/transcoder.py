@@ -46,6 +46,17 @@ class JumpReLUConfig(CheckedConfig):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class FixedJumpReLUConfig(CheckedConfig):
+    """JumpReLU with thresholds of any sign that training does not change: ``a = pre * 1[pre > threshold]``.
+
+    A transcoder of another program has it if a threshold is negative. A feature may then be active with a negative
+    value.
+    """
+
+    kind: Literal["fixed_jumprelu"] = "fixed_jumprelu"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TopKConfig(CheckedConfig):
     """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
 
@@ -86,7 +97,7 @@ class BatchTopKConfig(CheckedConfig):
         _check_anneal_share(self)
 
 
-NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | TopKConfig | BatchTopKConfig
+NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | FixedJumpReLUConfig | TopKConfig | BatchTopKConfig
 """The config of any nonlinearity; ``make_nonlinearity`` builds one from each."""
 
 

@@ -82,19 +82,22 @@ def feature_activations(model: LanguageModel, transcoder: Transcoder, text: Prom
 
 
 def top_features(activations: FeatureActivations, top_n: int = 10) -> list[TopFeature]:
-    """The features with the largest activations on a text, strongest first, each with its largest activation."""
+    """The features with the largest activations on a text, strongest first, each with its largest activation.
+
+    Here and below, an activation is as large as its absolute value: some nonlinearities have negative activations.
+    """
     top: list[TopFeature] = []
     for layer, active in enumerate(activations.layers):
-        order = active.values.argsort(descending=True, stable=True)
+        order = active.values.abs().argsort(descending=True, stable=True)
         rows, indices, values = (column[order].tolist() for column in (active.rows, active.features, active.values))
         seen: set[int] = set()
         for position, index, value in zip(rows, indices, values, strict=True):
-            if value <= 0 or len(seen) == top_n:
+            if value == 0 or len(seen) == top_n:
                 break
             if index not in seen:
                 seen.add(index)
                 top.append(TopFeature(Feature(layer, index), position, activations.tokens[position], value))
-    return sorted(top, key=lambda entry: -entry.activation)[:top_n]
+    return sorted(top, key=lambda entry: -abs(entry.activation))[:top_n]
 
 
 @final
@@ -109,15 +112,15 @@ class ActivationStatistics:
     density: Float[Tensor, "layer feature"]
     """Share of the tokens on which each feature is active."""
     mean: Float[Tensor, "layer feature"]
-    """Mean activation of each feature over all tokens, zeros included."""
+    """Mean size of each feature's activations over all tokens, zeros included."""
     maximum: Float[Tensor, "layer feature"]
-    """Largest activation of each feature."""
+    """Largest activation of each feature, with its sign."""
     best_contexts: Int[Tensor, "layer feature example"]
     """Indices of the contexts in which each feature has its largest activations, largest first."""
     best_values: Float[Tensor, "layer feature example"]
     """Largest activation of each feature in each of ``best_contexts``; 0 if it is active in fewer contexts."""
     activity: Float[Tensor, "token layer"]
-    """Amount that the features of each layer write at each token: the sum of activation times decoder norm."""
+    """Amount that the features of each layer write at each token: the sum of activations' sizes times decoder norms."""
 
     __repr__ = short_repr
 
@@ -149,12 +152,13 @@ def activation_statistics(
     for start, features in _encoded_batches(model, transcoder, contexts, batch_size):
         for layer, active in enumerate(features):
             counts[layer] += active_counts(active).cpu()
-            sums[layer].index_add_(0, active.features.cpu(), active.values.double().cpu())
+            sums[layer].index_add_(0, active.features.cpu(), active.values.abs().double().cpu())
             peaks = _peak_per_context(active, encoded)
             values = torch.cat([best_values[layer], peaks.T], dim=1)
             batch = torch.arange(start, start + peaks.shape[0]).expand(shape[1], -1)
             candidates = torch.cat([best_contexts[layer], batch], dim=1)
-            best_values[layer], order = values.topk(n_examples, dim=1)
+            order = values.abs().topk(n_examples, dim=1).indices
+            best_values[layer] = values.gather(1, order)
             best_contexts[layer] = candidates.gather(1, order)
         activity.append(torch.stack([_written(active, norms[layer]) for layer, active in enumerate(features)], dim=1))
     tokens = contexts.shape[0] * encoded
@@ -192,7 +196,7 @@ def activations_of(
 
 
 def feature_importance(statistics: ActivationStatistics, transcoder: Transcoder) -> Float[Tensor, "layer feature"]:
-    """Share of each feature in everything that features write: mean activation times decoder norm, over the total.
+    """Share of each feature in everything that features write: mean size times decoder norm, over the total.
 
     Decoder norms are in the units of the transcoder's weights. A folded transcoder, such as training returns, has
     raw units: a layer with larger MLP outputs then counts for more.
@@ -203,7 +207,7 @@ def feature_importance(statistics: ActivationStatistics, transcoder: Transcoder)
 
 @torch.no_grad()
 def layer_activity(activations: FeatureActivations, transcoder: Transcoder) -> Float[Tensor, "layer position"]:
-    """Amount that each layer's features write at each position of a text: the sum of activation times decoder norm."""
+    """Amount that each layer's features write at each position of a text: the sum of sizes times decoder norms."""
     norms = transcoder.decoder_norms().float()
     return torch.stack([_written(active, norms[layer]) for layer, active in enumerate(activations.layers)])
 
@@ -254,10 +258,12 @@ def _peak_per_context(active: SparseFeatures, length: int) -> Float[Tensor, "con
     contexts = active.batch // length
     peaks = torch.zeros(contexts * active.n_features)
     cells = (active.rows // length) * active.n_features + active.features
-    return peaks.scatter_reduce(0, cells.cpu(), active.values.float().cpu(), "amax").view(contexts, -1)
+    cells, values = cells.cpu(), active.values.float().cpu()
+    highest, lowest = (peaks.scatter_reduce(0, cells, values, extreme) for extreme in ("amax", "amin"))
+    return torch.where(-lowest > highest, lowest, highest).view(contexts, -1)
 
 
 def _written(active: SparseFeatures, norms: Float[Tensor, "feature"]) -> Float[Tensor, "token"]:
-    """Sum of activation times decoder norm for each token."""
-    sizes = active.values.float() * norms[active.features]
+    """Sum of the sizes of activations times decoder norms for each token."""
+    sizes = active.values.float().abs() * norms[active.features]
     return torch.zeros(active.batch, device=sizes.device).index_add(0, active.rows, sizes).cpu()

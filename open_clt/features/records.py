@@ -75,7 +75,7 @@ def feature_records(
     effects = logit_effects(model, decoder_directions(transcoder, chosen))
     records: list[FeatureRecord] = []
     for feature, effect in zip(chosen, effects, strict=True):
-        contexts = statistics.best_contexts[feature][statistics.best_values[feature] > 0]
+        contexts = statistics.best_contexts[feature][statistics.best_values[feature] != 0]
         record = FeatureRecord(
             feature=feature,
             density=float(statistics.density[feature]),
@@ -103,4 +103,4 @@ def _example(
     """The activations of a feature in one context."""
     activations = feature_activations(model, transcoder, context)
     along_context = activations.of([feature])[0]
-    return FeatureExample(activations.tokens, along_context, int(along_context.argmax()))
+    return FeatureExample(activations.tokens, along_context, int(along_context.abs().argmax()))

@@ -1,4 +1,4 @@
-"""Nonlinearities, which turn pre-activations into features: ReLU, JumpReLU, TopK, BatchTopK.
+"""Nonlinearities, which turn pre-activations into features: ReLU, JumpReLU, fixed JumpReLU, TopK, BatchTopK.
 
 A nonlinearity works in two steps, so that gradients are computed for active entries only:
 
@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 from torch.nn import functional
 
-from open_clt.config import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
+from open_clt.config import (
+    BatchTopKConfig,
+    FixedJumpReLUConfig,
+    JumpReLUConfig,
+    NonlinearityConfig,
+    ReLUConfig,
+    TopKConfig,
+)
 from open_clt.errors import ConfigError
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.slices import ALONE, Peers
@@ -165,6 +172,38 @@ class _Jump(Function):
         if ctx.config.gradient_to_preactivation:
             to_pre = to_pre + gradient * kernel
         return to_pre, -gradient * kernel, None
+
+
+@final
+class FixedJumpReLU(Nonlinearity):
+    """JumpReLU with thresholds of any sign, which training does not change: only pre-activations get a gradient.
+
+    Where a threshold is negative, a feature is active with a negative value if its pre-activation lies between the two.
+    """
+
+    thresholds: Tensor
+
+    def __init__(self, config: FixedJumpReLUConfig, n_layers: int, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("thresholds", torch.zeros(n_layers, n_features))
+
+    def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
+        return SparseFeatures.from_mask(preactivations, self._mask(preactivations, layer))
+
+    def values(
+        self, preactivations: Float[Tensor, "active"], features: Int[Tensor, "active"], layer: int
+    ) -> Float[Tensor, "active"]:
+        return preactivations * (preactivations > self.thresholds[layer][features])
+
+    def threshold(self, layer: int) -> Float[Tensor, "feature"] | None:
+        return self.thresholds[layer]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, "layer feature"]) -> None:
+        self.thresholds.mul_(factors)
+
+    def _mask(self, preactivations: Tensor, layer: int) -> Tensor:
+        return preactivations > self.thresholds[layer]
 
 
 @final
@@ -325,6 +364,7 @@ def annealed_k(config: TopKConfig | BatchTopKConfig, share: float) -> int:
 KINDS: dict[str, Callable[[Any, int, int], Nonlinearity]] = {
     ReLUConfig.kind: ReLU,
     JumpReLUConfig.kind: JumpReLU,
+    FixedJumpReLUConfig.kind: FixedJumpReLU,
     TopKConfig.kind: TopK,
     BatchTopKConfig.kind: BatchTopK,
 }

@@ -336,12 +336,13 @@ def _token_heatmap(
     ax: Axes | None,
     save_path: str | Path | None,
 ) -> Figure:
-    """Draw a heatmap over the tokens of a text, in which zero is white."""
+    """Draw a heatmap over the tokens of a text, in which zero is white; negative values have colours of their own."""
     rows, columns = values.shape
     size = float(np.clip(2.2 + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.8, 12))
     with drawing(ax, size, save_path) as ax:
-        top = max(float(np.max(values, initial=0)), 1e-30)
-        image = ax.imshow(numbers(values), cmap=sequential(), vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        top = max(float(np.max(np.abs(values), initial=0)), 1e-30)
+        lowest, colours = (0.0, sequential()) if np.min(values, initial=0) >= 0 else (-top, DIVERGING)
+        image = ax.imshow(numbers(values), cmap=colours, vmin=lowest, vmax=top, aspect="auto", interpolation="nearest")
         _colour_bar(ax, image, quantity)
         _hide_frame(ax)
         for row in range(1, rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
+    FixedJumpReLUConfig,
     JumpReLUConfig,
     NonlinearityConfig,
     ReLUConfig,
@@ -31,6 +32,7 @@ def _kind(name: str, nonlinearity: NonlinearityConfig, input_hook: str, reach: i
 _kind("clt", TopKConfig(k=3), "hook_resid_mid", None, False)
 _kind("normalised clt", BatchTopKConfig(k=3), "ln2.hook_normalized", None, False)
 _kind("per-layer", JumpReLUConfig(initial_threshold=0.5), "ln2.hook_normalized", 1, False)
+_kind("negative activations", FixedJumpReLUConfig(), "hook_resid_mid", None, False)
 _kind("skip, reach 2", ReLUConfig(), "hook_resid_mid", 2, True)
 _kind("normalised skip", TopKConfig(k=3), "ln2.hook_normalized", 1, True)
 _kind("skip from the input of the MLP", TopKConfig(k=3), "mlp.hook_in", None, True)

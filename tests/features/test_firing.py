@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from open_clt.config import CrossLayerConfig, JumpReLUConfig
+from open_clt.config import CrossLayerConfig, FixedJumpReLUConfig
 from open_clt.errors import TextError
 from open_clt.features.firing import (
     ActivationStatistics,
@@ -22,6 +22,7 @@ from open_clt.features.firing import (
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.nonlinearities import FixedJumpReLU
 from tests.refusals import refuses
 from tests.tiny_models import TEXTS
 
@@ -30,15 +31,16 @@ TEXT = TEXTS[0]
 
 @pytest.fixture(scope="module")
 def transcoder(tiny_gpt2: LanguageModel) -> CrossLayerTranscoder:
-    return CrossLayerTranscoder(
+    """A transcoder of which every third feature may be active with a negative value."""
+    transcoder = CrossLayerTranscoder(
         CrossLayerConfig(
-            n_layers=tiny_gpt2.n_layers,
-            d_model=tiny_gpt2.d_model,
-            n_features=20,
-            nonlinearity=JumpReLUConfig(initial_threshold=1.0),
+            n_layers=tiny_gpt2.n_layers, d_model=tiny_gpt2.d_model, n_features=20, nonlinearity=FixedJumpReLUConfig()
         ),
         seed=3,
     )
+    assert isinstance(transcoder.nonlinearity, FixedJumpReLU)
+    transcoder.nonlinearity.thresholds.fill_(1.0)[:, ::3] = -1.0
+    return transcoder
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +70,16 @@ def test_activations_of_a_text_equal_the_transcoders(
     keys = [Feature(0, 3), Feature(2, 7), Feature(0, 3)]
     of_keys = torch.stack([expected[:, layer, feature] for layer, feature in keys])
     torch.testing.assert_close(activations.of(keys), of_keys, rtol=1e-4, atol=1e-5)
-    written = (expected * transcoder.decoder_norms().detach()).sum(2).T
+    written = (expected.abs() * transcoder.decoder_norms().detach()).sum(2).T
     torch.testing.assert_close(layer_activity(activations, transcoder), written, rtol=1e-4, atol=1e-4)
 
 
 def test_top_features_are_those_of_a_full_sort(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
     activations = feature_activations(tiny_gpt2, transcoder, TEXT)
-    peaks = activations.dense().amax(0)
+    peaks = activations.dense().abs().amax(0)
     expected = peaks.flatten().sort(descending=True).values[:8]
     top = top_features(activations, 8)
-    assert [entry.activation for entry in top] == pytest.approx(expected.tolist())
+    assert [abs(entry.activation) for entry in top] == pytest.approx(expected.tolist())
     assert len({entry.feature for entry in top}) == 8
     for entry in top:
         assert activations.dense()[entry.position, *entry.feature] == pytest.approx(entry.activation)
@@ -97,18 +99,23 @@ def test_statistics_in_batches_equal_those_of_all_tokens_at_once(
     activations = torch.stack([slow_activations(tiny_gpt2, transcoder, context) for context in contexts])
     tokens = activations[:, 1:].flatten(0, 1)
     assert statistics.tokens == len(tokens)
-    torch.testing.assert_close(statistics.density, (tokens > 0).float().mean(0))
-    torch.testing.assert_close(statistics.mean, tokens.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(statistics.maximum, tokens.amax(0), rtol=1e-4, atol=1e-5)
-    peaks = activations.amax(1)
+    assert (tokens < 0).sum() > 20
+    torch.testing.assert_close(statistics.density, (tokens != 0).float().mean(0))
+    torch.testing.assert_close(statistics.mean, tokens.abs().mean(0), rtol=1e-4, atol=1e-5)
+    largest = tokens.gather(0, tokens.abs().argmax(0, keepdim=True))[0]
+    torch.testing.assert_close(statistics.maximum, largest, rtol=1e-4, atol=1e-5)
+    peaks = activations.gather(1, activations.abs().argmax(1, keepdim=True))[:, 0]
     torch.testing.assert_close(
-        statistics.best_values, peaks.topk(3, dim=0).values.permute(1, 2, 0), rtol=1e-4, atol=1e-5
+        statistics.best_values,
+        peaks.gather(0, peaks.abs().topk(3, dim=0).indices).permute(1, 2, 0),
+        rtol=1e-4,
+        atol=1e-5,
     )
     for layer, feature in [(0, 1), (1, 11), (2, 19)]:
         reached = peaks[statistics.best_contexts[layer, feature], layer, feature]
         torch.testing.assert_close(reached, statistics.best_values[layer, feature], rtol=1e-4, atol=1e-5)
     norms = transcoder.decoder_norms().detach()
-    torch.testing.assert_close(statistics.activity, (tokens * norms).sum(2), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(statistics.activity, (tokens.abs() * norms).sum(2), rtol=1e-4, atol=1e-4)
 
 
 def test_activations_of_chosen_features_agree_with_the_statistics(
@@ -117,7 +124,7 @@ def test_activations_of_chosen_features_agree_with_the_statistics(
     keys = [Feature(2, 5), Feature(0, 0), Feature(1, 13)]
     columns = activations_of(tiny_gpt2, transcoder, statistics.contexts, keys, batch_size=3)
     assert len(columns) == statistics.tokens
-    torch.testing.assert_close(columns.mean(0), torch.stack([statistics.mean[key] for key in keys]))
+    torch.testing.assert_close(columns.abs().mean(0), torch.stack([statistics.mean[key] for key in keys]))
 
 
 def test_importance_is_the_share_of_a_feature_in_what_is_written(

@@ -8,6 +8,7 @@ import torch
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
+    FixedJumpReLUConfig,
     JumpReLUConfig,
     NonlinearityConfig,
     ReLUConfig,
@@ -25,6 +26,7 @@ from tests.refusals import refuses
 NONLINEARITIES: list[NonlinearityConfig] = [
     ReLUConfig(),
     JumpReLUConfig(),
+    FixedJumpReLUConfig(),
     TopKConfig(k=5),
     BatchTopKConfig(k=5),
     BatchTopKConfig(k=5, across_layers=True),

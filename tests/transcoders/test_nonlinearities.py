@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from open_clt.config import BatchTopKConfig, JumpReLUConfig, NonlinearityConfig, ReLUConfig, TopKConfig
+from open_clt.config import (
+    BatchTopKConfig,
+    FixedJumpReLUConfig,
+    JumpReLUConfig,
+    NonlinearityConfig,
+    ReLUConfig,
+    TopKConfig,
+)
 from open_clt.transcoders.nonlinearities import (
     BatchTopK,
+    FixedJumpReLU,
     JumpReLU,
     Nonlinearity,
     annealed_k,
@@ -40,6 +48,20 @@ def test_jumprelu_keeps_preactivations_above_its_threshold_in_training_and_at_in
     expected = pre * (pre > 0.5)
     for training in (True, False):
         torch.testing.assert_close(apply(JumpReLUConfig(initial_threshold=0.5), pre, training=training), expected)
+
+
+def test_fixed_thresholds_have_any_sign_and_only_preactivations_get_a_gradient() -> None:
+    jump = FixedJumpReLU(FixedJumpReLUConfig(), 1, 3)
+    jump.thresholds[0] = torch.tensor([-1.0, 0.0, 1.0])
+    pre = torch.tensor([[-0.5, -0.5, 0.5], [-1.5, 0.5, 1.5]], requires_grad=True)
+    selected = jump.select(pre.detach(), 0)
+    assert selected.dense().tolist() == [[-0.5, 0.0, 0.0], [0.0, 0.5, 1.5]]
+    dense = jump.dense(pre, 0)
+    assert torch.equal(dense, selected.dense())
+    dense.sum().backward()
+    assert pre.grad is not None
+    assert pre.grad.tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
+    assert not list(jump.parameters())
 
 
 def test_topk_equals_sorting() -> None:

@@ -5,7 +5,7 @@ size. With errors ``e``, features ``a``, pre-activations ``pre`` and decoder nor
 layers of a feature):
 
     reconstruction   sum_{layer, d} e^2, and the same of each prefix of the features       (Matryoshka)
-    sparsity         sum_{layer, feature} tanh(c |W_dec| a), or |W_dec| a                  (L1)
+    sparsity         sum_{layer, feature} tanh(c |W_dec| |a|), or |W_dec| |a|              (L1)
     pre-activation   sum_{layer, feature} relu(threshold - pre) |W_dec|, of dead features or all
     auxiliary        sum_{layer, d} (e - what the most active dead features write)^2       (AuxK, Gao et al., 2024)
 
@@ -69,11 +69,13 @@ def sparsity_loss(
 
 
 def _penalty(weighted_features: Tensor, config: SparsityConfig) -> Tensor:
+    # Unlike abs, this has the gradient 1 at zero, where JumpReLU passes the gradient on to a threshold.
+    sizes = torch.where(weighted_features < 0, -weighted_features, weighted_features)
     match config:
         case TanhSparsityConfig():
-            return torch.tanh(config.steepness * weighted_features)
+            return torch.tanh(config.steepness * sizes)
         case L1SparsityConfig():
-            return weighted_features  # features are never negative, so the absolute value changes nothing
+            return sizes
         case _:
             assert_never(config)
 

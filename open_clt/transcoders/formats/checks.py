@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from open_clt import files
+from open_clt.config import FixedJumpReLUConfig, JumpReLUConfig
 from open_clt.errors import CheckpointError
+from open_clt.short_repr import short_repr
+from open_clt.transcoders.nonlinearities import FixedJumpReLU, Nonlinearity
 from open_clt.transcoders.transcoder import Transcoder
+
+THRESHOLDS = "nonlinearity.thresholds"
+"""Name of the tensor of thresholds as numbers; JumpReLU with learned thresholds stores their logarithms instead."""
 
 
 def check_all(transcoder: Transcoder, place: Path) -> None:
@@ -22,7 +29,7 @@ def check_all(transcoder: Transcoder, place: Path) -> None:
 def check_numbers(transcoder: Transcoder, place: Path) -> None:
     """Raise CheckpointError if a threshold or a scale is illegal in its type or in float32; names the layer."""
     for layer in range(transcoder.config.n_layers):
-        check_thresholds(transcoder.nonlinearity.threshold(layer), layer, place)
+        _check_thresholds(transcoder.nonlinearity, layer, place)
     for name in ("input_scale", "target_scale"):
         scales = getattr(transcoder.standardisation, name).float()
         if not bool((scales > 0).all()):
@@ -32,22 +39,39 @@ def check_numbers(transcoder: Transcoder, place: Path) -> None:
             )
 
 
-def check_thresholds(thresholds: Float[Tensor, "feature"] | None, layer: int, place: Path) -> None:
-    """Raise CheckpointError if a threshold of a layer is negative or not finite; ``place`` holds the transcoder."""
+class JumpReLUTensors(NamedTuple):
+    """The kind of JumpReLU that has some thresholds, and its tensors."""
+
+    config: JumpReLUConfig | FixedJumpReLUConfig
+    tensors: dict[str, Tensor]
+
+    __repr__ = short_repr
+
+
+def jumprelu_tensors(thresholds: Float[Tensor, "layer feature"], place: Path) -> JumpReLUTensors:
+    """The JumpReLU that has these thresholds, fixed if one is negative; raises CheckpointError if one is not finite."""
+    for layer, of_layer in enumerate(thresholds):
+        _check(of_layer, of_layer.float().isfinite(), f"of layer {layer} in {place}", "finite")
+    if bool((thresholds < 0).any()):
+        return JumpReLUTensors(FixedJumpReLUConfig(), {THRESHOLDS: thresholds})
+    # The logarithm of 0 is not finite; no pre-activation lies between 0 and the smallest positive number.
+    positive = torch.where(thresholds == 0, torch.finfo(thresholds.dtype).tiny, thresholds)
+    return JumpReLUTensors(JumpReLUConfig(), {"nonlinearity.log_threshold": positive.log()})
+
+
+def _check_thresholds(nonlinearity: Nonlinearity, layer: int, place: Path) -> None:
+    thresholds = nonlinearity.threshold(layer)
     if thresholds is None:
         return
-    legal = (thresholds >= 0) & thresholds.float().isfinite()
+    legal, rule = thresholds.float().isfinite(), "finite"
+    if not isinstance(nonlinearity, FixedJumpReLU):
+        legal, rule = legal & (thresholds >= 0), "finite and at least 0"
+    _check(thresholds, legal, f"of layer {layer} in {place}", rule)
+
+
+def _check(thresholds: Float[Tensor, "feature"], legal: Bool[Tensor, "feature"], of_layer: str, rule: str) -> None:
     if not bool(legal.all()):
         feature = int((~legal).int().argmax())
         raise CheckpointError(
-            f"Feature {feature} of layer {layer} in {place} has the threshold {float(thresholds[feature])}; thresholds "
-            "must be finite and at least 0."
+            f"Feature {feature} {of_layer} has the threshold {float(thresholds[feature])}; thresholds must be {rule}."
         )
-
-
-def log_thresholds(thresholds: Float[Tensor, "layer feature"], place: Path) -> Float[Tensor, "layer feature"]:
-    """The logarithms of thresholds, which JumpReLU stores; raises CheckpointError if one is illegal."""
-    for layer, of_layer in enumerate(thresholds):
-        check_thresholds(of_layer, layer, place)
-    # The logarithm of 0 is not finite; no pre-activation lies between 0 and the smallest positive number.
-    return torch.where(thresholds == 0, torch.finfo(thresholds.dtype).tiny, thresholds).log()

@@ -2,7 +2,7 @@
 
     config.yaml            model_name, model_kind, feature_input_hook, feature_output_hook, scan
     W_enc_{l}.safetensors  W_enc_{l} [feature, d_model], b_enc_{l} [feature], b_dec_{l} [d_model],
-                           threshold_{l} [feature] (JumpReLU only)
+                           threshold_{l} [feature] (JumpReLU only; of any sign)
     W_dec_{l}.safetensors  W_dec_{l} [feature, n_layers - l, d_model]; slice j writes to layer l + j
 
 OpenCLT's ``config.yaml`` begins with a comment that says how many layers OpenCLT wrote, so that a later save replaces
@@ -30,7 +30,7 @@ from open_clt.config.json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.files import StoredTensor
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.checks import check_all, log_thresholds
+from open_clt.transcoders.formats.checks import THRESHOLDS, check_all
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles, tensor_of
 from open_clt.transcoders.make import own_architecture
@@ -38,7 +38,6 @@ from open_clt.transcoders.nonlinearities import ReLU
 from open_clt.transcoders.stored_weights import StoredWeights
 from open_clt.transcoders.transcoder import Transcoder
 
-_THRESHOLD = "nonlinearity.log_threshold"
 _KIND = "cross_layer_transcoder"
 _SETTINGS = "config.yaml"
 _ENCODER, _DECODER = "W_enc", "W_dec"
@@ -85,7 +84,7 @@ def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
         tuple(tensor_of(each, f"W_enc_{layer}", (n_features, d_model), place) for layer, each in enumerate(encoders)),
         tuple((tensor_of(each, f"W_dec_{layer}", (None, None, None), place),) for layer, each in enumerate(decoders)),
     )
-    stacked = {"b_enc": "b_enc", "b_dec": "b_dec", **({"threshold": _THRESHOLD} if has_thresholds else {})}
+    stacked = {"b_enc": "b_enc", "b_dec": "b_dec", **({"threshold": THRESHOLDS} if has_thresholds else {})}
     width = {"b_enc": n_features, "b_dec": d_model, "threshold": n_features}
     small = {
         name: [tensor_of(each, f"{stem}_{layer}", (width[stem],), place) for layer, each in enumerate(encoders)]
@@ -93,10 +92,7 @@ def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
     }
 
     def read_small() -> dict[str, Tensor]:
-        read = {name: torch.stack([each.read().float() for each in layers]) for name, layers in small.items()}
-        if has_thresholds:
-            read[_THRESHOLD] = log_thresholds(read[_THRESHOLD], place)
-        return read
+        return {name: torch.stack([each.read().float() for each in layers]) for name, layers in small.items()}
 
     return StoredTranscoder(place=place, config=config, weights=weights, small=read_small)
 

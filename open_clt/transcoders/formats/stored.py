@@ -7,20 +7,20 @@ enough, and otherwise with encoders and decoders that stay in their files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor
 
-from open_clt.config import CrossLayerConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.finite import check_finite
 from open_clt.memory import available_on
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.checks import check_all
+from open_clt.transcoders.formats.checks import THRESHOLDS, check_all, jumprelu_tensors
 from open_clt.transcoders.stored_weights import StoredWeights
 
 _SHARE_OF_MEMORY = 0.5
@@ -35,11 +35,13 @@ class StoredTranscoder:
     place: Path
     """The directory or file of the transcoder, for messages."""
     config: CrossLayerConfig
-    """Shape, hooks and nonlinearity."""
+    """Shape, hooks and nonlinearity; JumpReLU becomes fixed JumpReLU if a threshold turns out to be negative."""
     weights: StoredWeights
     """Encoders and decoders."""
     small: Callable[[], Mapping[str, Tensor]]
-    """Reads all other tensors, by their names in ``CrossLayerTranscoder.state_dict``; those left out keep defaults."""
+    """Reads all other tensors, by their names in ``CrossLayerTranscoder.state_dict``; those left out keep defaults.
+
+    A layout with thresholds of JumpReLU gives them as they are, under the name ``THRESHOLDS``."""
 
     @torch.no_grad()
     def load(
@@ -56,10 +58,11 @@ class StoredTranscoder:
             available = available_on(device)
             memory_limit = self.bytes_in_memory(dtype) if available is None else int(available * _SHARE_OF_MEMORY)
         in_memory = self.bytes_in_memory(dtype) <= memory_limit
+        config, small = self._settled()
         with torch.device("meta"):  # so that no weights are drawn
-            transcoder = CrossLayerTranscoder(self.config, stored=None if in_memory else self.weights)
+            transcoder = CrossLayerTranscoder(config, stored=None if in_memory else self.weights)
         transcoder.to_empty(device="cpu")
-        self._fill(transcoder)
+        self._fill(transcoder, small)
         if in_memory:
             self._read_tables(transcoder)
         transcoder = transcoder.to(device=device, dtype=dtype)
@@ -90,10 +93,17 @@ class StoredTranscoder:
             f"{self.place} holds the tensor {name!r} with shape {found}; it must have shape {expected}."
         )
 
-    def _fill(self, transcoder: CrossLayerTranscoder) -> None:
+    def _settled(self) -> tuple[CrossLayerConfig, Mapping[str, Tensor]]:
+        """The config and the small tensors, after the signs of thresholds have decided on the kind of JumpReLU."""
+        small = dict(self.small())
+        if not (isinstance(self.config.nonlinearity, JumpReLUConfig) and THRESHOLDS in small):
+            return self.config, small
+        jumprelu = jumprelu_tensors(small.pop(THRESHOLDS), self.place)
+        return replace(self.config, nonlinearity=jumprelu.config), {**small, **jumprelu.tensors}
+
+    def _fill(self, transcoder: CrossLayerTranscoder, given: Mapping[str, Tensor]) -> None:
         """Fill all tensors of a transcoder but the tables: with those of the files, and others with their defaults."""
-        defaults = CrossLayerTranscoder(self.config, stored=self.weights).state_dict()
-        given = self.small()
+        defaults = CrossLayerTranscoder(transcoder.config, stored=self.weights).state_dict()
         state = transcoder.state_dict()
         for name, default in defaults.items():
             tensor = given.get(name, default)

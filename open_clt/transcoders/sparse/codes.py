@@ -136,10 +136,10 @@ def dense(features: LayerFeatures) -> Float[Tensor, "batch feature"]:
 
 
 def active_counts(features: LayerFeatures) -> Int[Tensor, "feature"]:
-    """Number of tokens of the batch on which each feature is active (> 0)."""
+    """Number of tokens of the batch on which each feature is active: its value is not zero."""
     if isinstance(features, SparseFeatures):
-        return torch.bincount(features.features[features.values > 0], minlength=features.n_features)
-    return (features > 0).sum(0)
+        return torch.bincount(features.features[features.values != 0], minlength=features.n_features)
+    return (features != 0).sum(0)
 
 
 def weighted(features: LayerFeatures, weights: Float[Tensor, "feature"]) -> Tensor:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from open_clt.attribution.attribute import attribute
+from open_clt.config import FixedJumpReLUConfig
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import NodeQuery
@@ -88,8 +89,16 @@ def llama(tiny_llama: LanguageModel) -> Case:
     return case_of(tiny_llama, random_transcoder(tiny_llama), "The cat sat on the mat")
 
 
+@pytest.fixture(scope="module")
+def negative(tiny_gpt2: LanguageModel) -> Case:
+    """A case with features that are active with negative values."""
+    case = case_of(tiny_gpt2, random_transcoder(tiny_gpt2, nonlinearity=FixedJumpReLUConfig()), "The cat sat")
+    assert (case.graph.nodes.value[case.graph.of_kind(NodeKind.FEATURE)] < 0).sum() > 5
+    return case
+
+
 @pytest.fixture(
-    params=["embedded", "llama", pytest.param("reference", marks=pytest.mark.reference)],
+    params=["embedded", "llama", "negative", pytest.param("reference", marks=pytest.mark.reference)],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return request.getfixturevalue(request.param)

@@ -22,7 +22,9 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def features(generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(TOKENS, LAYERS, FEATURES, generator=generator).relu()
+    """Features of which some are active with a negative value."""
+    values = torch.randn(TOKENS, LAYERS, FEATURES, generator=generator)
+    return values * (values > -0.5)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_sparsity_is_the_sum_of_tanh_over_features(features: torch.Tensor, norms
     for token in features:
         for layer in range(LAYERS):
             for feature in range(FEATURES):
-                total += math.tanh(4.0 * norms[layer, feature].item() * token[layer, feature].item())
+                total += math.tanh(4.0 * norms[layer, feature].item() * abs(token[layer, feature].item()))
     layers = [SparseFeatures.from_dense(layer) if sparse else layer for layer in features.unbind(1)]
     assert losses.sparsity_loss(layers, norms, TANH).item() == pytest.approx(total / TOKENS, rel=1e-5)
 
@@ -57,7 +59,7 @@ def test_l1_is_the_sum_of_what_features_write(features: torch.Tensor, norms: tor
     for token in features:
         for layer in range(LAYERS):
             for feature in range(FEATURES):
-                total += norms[layer, feature].item() * token[layer, feature].item()
+                total += norms[layer, feature].item() * abs(token[layer, feature].item())
     layers = [SparseFeatures.from_dense(layer) if sparse else layer for layer in features.unbind(1)]
     assert losses.sparsity_loss(layers, norms, L1).item() == pytest.approx(total / TOKENS, rel=1e-5)
 

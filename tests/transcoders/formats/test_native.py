@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
+    FixedJumpReLUConfig,
     JumpReLUConfig,
     NonlinearityConfig,
     ReLUConfig,
@@ -26,6 +27,7 @@ from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer, sav
 from open_clt.transcoders.formats.load import holds_transcoder, load_transcoder
 from open_clt.transcoders.formats.native import read_record, save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder
+from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.to_jumprelu import convert_to_jumprelu
 from tests.random_transcoders import architecture, random_architecture
 from tests.refusals import refuses
@@ -58,7 +60,7 @@ def test_weights_of_another_type_are_refused(dtype: torch.dtype, tmp_path: Path)
         load_transcoder(tmp_path)
 
 
-def test_negative_thresholds_are_refused_with_layer_and_feature(tmp_path: Path) -> None:
+def test_negative_thresholds_of_batchtopk_are_refused_with_layer_and_feature(tmp_path: Path) -> None:
     transcoder = make(BatchTopKConfig(k=2))
     save_transcoder(transcoder, tmp_path / "ours")
     state = transcoder.state_dict()
@@ -66,13 +68,35 @@ def test_negative_thresholds_are_refused_with_layer_and_feature(tmp_path: Path) 
     save_file(state, tmp_path / "ours" / "transcoder.safetensors")
     with refuses(CheckpointError, 2, 5, -1.5, tmp_path / "ours" / "transcoder.safetensors"):
         load_transcoder(tmp_path / "ours")
-    save_circuit_tracer(make(JumpReLUConfig()), tmp_path / "theirs")
-    path = tmp_path / "theirs" / "W_enc_2.safetensors"
+
+
+@pytest.mark.parametrize("memory_limit", [None, 1])
+def test_thresholds_of_any_sign_in_circuit_tracers_layout_stay_what_they_are(
+    memory_limit: int | None, tmp_path: Path
+) -> None:
+    transcoder, inputs = make(FixedJumpReLUConfig()), torch.randn(30, 4, 8)
+    assert (stack(transcoder.encode(inputs)) < 0).sum() > 20
+    save_circuit_tracer(transcoder, tmp_path / "theirs")
+    loaded = load_transcoder(tmp_path / "theirs", memory_limit=memory_limit)
+    assert loaded.config.nonlinearity == FixedJumpReLUConfig()
+    torch.testing.assert_close(stack(loaded.encode(inputs)), stack(transcoder.encode(inputs)))
+    torch.testing.assert_close(loaded(inputs).reconstruction, transcoder(inputs).reconstruction)
+    assert torch.equal(loaded.nonlinearity.thresholds, transcoder.nonlinearity.thresholds)
+
+
+def stack(features: list[SparseFeatures]) -> torch.Tensor:
+    return torch.stack([layer.dense() for layer in features], dim=1)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_thresholds_that_are_not_finite_are_refused_with_layer_and_feature(value: float, tmp_path: Path) -> None:
+    save_circuit_tracer(make(FixedJumpReLUConfig()), tmp_path)
+    path = tmp_path / "W_enc_2.safetensors"
     tensors = load_file(path)
-    tensors["threshold_2"][5] = -1.5
+    tensors["threshold_2"][5] = value
     save_file(tensors, path)
-    with refuses(CheckpointError, 2, 5, -1.5, tmp_path / "theirs"):
-        load_transcoder(tmp_path / "theirs")
+    with refuses(CheckpointError, "layer 2", "Feature 5", value, tmp_path):
+        load_transcoder(tmp_path)
 
 
 def test_a_threshold_of_zero_in_circuit_tracers_layout_is_read_and_saved(tmp_path: Path) -> None:

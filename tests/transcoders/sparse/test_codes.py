@@ -24,8 +24,9 @@ def test_dense_and_back_is_the_identity(batch: int, n_features: int, density: fl
 
 
 def test_counts_and_weights_agree_between_the_two_forms() -> None:
-    codes = random_codes(13, 17, 0.3)
+    codes = random_codes(13, 17, 0.3) * torch.randn(13, 17).sign()
     sparse, weights = SparseFeatures.from_dense(codes), torch.rand(17)
+    assert active_counts(codes).tolist() == [sum(value != 0 for value in column) for column in codes.T.tolist()]
     assert torch.equal(active_counts(sparse), active_counts(codes))
     torch.testing.assert_close(weighted(sparse, weights).sum(), weighted(codes, weights).sum())
 
