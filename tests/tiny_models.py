@@ -9,20 +9,18 @@ Each fixture is made once per test session (tests/conftest.py loads them):
 
 Both have 300 tokens (256 bytes, some merges, and ``<|endoftext|>``, which is BOS and EOS) and a context of 64 tokens.
 Their weights are large enough for attention, norms and MLPs to matter: norm weights are not one, and biases are not
-zero. All tests of a session share them, so a test must not leave hooks or change weights. ``write_gpt2`` and
-``write_llama`` make further models with other settings or seeds
+zero. All tests of a session share them, so a test must not leave hooks or change weights. ``write_gpt2``,
+``write_llama`` and ``write_gemma3`` make further models with other settings or seeds
 (``load_language_model(str(write_gpt2(tmp_path, activation_function="relu")))``).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from open_clt.language.language_model import LanguageModel, load_language_model
 
@@ -82,58 +80,26 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_gguf(file: Path, folder: Path) -> Path:
-    """Write the model of ``write_llama(folder)`` as one .gguf file."""
-    from gguf import GGUFWriter
+def write_gemma3(folder: Path, *, seed: int = 2, **settings: Any) -> Path:
+    """Write a random Gemma-3 and its tokenizer into a folder; ``settings`` override those of Gemma3TextConfig.
 
-    config = json.loads((folder / "config.json").read_text())
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = GGUFWriter(file, "llama")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_vocab_size(config["vocab_size"])
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(vocabulary["vocab"], key=vocabulary["vocab"].get))
-    writer.add_token_merges([" ".join(merge) for merge in vocabulary["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    for name, weight in load_file(folder / "model.safetensors").items():
-        # GGUF stores the two rows of a rotary pair next to each other, Hugging Face half a head apart.
-        pairs = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
-        if pairs:
-            weight = weight.view(pairs, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        for ours, theirs in _GGUF_NAMES.items():
-            name = name.replace(ours, theirs)
-        writer.add_tensor(name, weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+    Five of its six layers attend to few tokens, as in the published models, and one to all of them.
+    """
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-
-_GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.layers": "blk",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "post_attention_layernorm": "ffn_norm",
-    "input_layernorm": "attn_norm",
-}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 6,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 4,
+        "max_position_embeddings": CONTEXT_LENGTH,
+    }
+    config = Gemma3TextConfig(**{**sizes, **_tokens(), **settings})
+    return _write(folder, Gemma3ForCausalLM(config), seed)
 
 
 def _tokens() -> dict[str, int]:

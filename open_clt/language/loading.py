@@ -11,12 +11,14 @@ import traceback
 import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 
 from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, ResourceError
 from open_clt.finite import check_finite
+from open_clt.language.gguf import complete_config
 from open_clt.language.model_source import ModelSource
 from open_clt.memory import available_on, check_memory, is_failed_allocation
 
@@ -63,6 +65,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         _check_memory(source.name, config, device, dtype)
         model, loading_info = cast(Any, AutoModelForCausalLM).from_pretrained(
             source.location,
+            config=config,
             dtype=dtype,
             attn_implementation="eager",
             output_loading_info=True,
@@ -71,6 +74,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
             **options,
         )
         _check_complete(loading_info, source.name)
+        model.config.architectures = [type(model).__name__]  # a .gguf file may name none
         model.eval().to(device)
         logits = _check_numbers(model, source.name)
     with _explained(f"TransformerLens cannot express the language model {source.name!r}"):
@@ -120,6 +124,8 @@ def _read_config(source: ModelSource, options: dict[str, Any]) -> Any:
             "result, and give its directory."
         )
     config = AutoConfig.from_pretrained(source.location, **options)
+    if source.gguf_file:
+        complete_config(config, Path(source.location) / source.gguf_file)
     settings = getattr(config, "quantization_config", None) or getattr(
         config.get_text_config(), "quantization_config", None
     )

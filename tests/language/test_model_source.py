@@ -24,7 +24,7 @@ from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.language.loading import _no_loading_bar
 from open_clt.language.model_source import find_model
 from tests.refusals import refuses
-from tests.tiny_models import write_gguf, write_tokenizer
+from tests.tiny_models import write_tokenizer
 
 
 @pytest.fixture
@@ -180,18 +180,6 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     fails(tmp_path / "damaged.gguf", "damaged.gguf")
     fails(tmp_path / "other.gguf", "other.gguf")
     fails(tmp_path / "notes.txt", "notes.txt", ".gguf")
-
-
-def test_a_gguf_file_gives_the_model_that_it_was_written_from(
-    tiny_llama: LanguageModel, tiny_llama_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("gguf")
-    model = load_language_model(write_gguf(tmp_path / "tiny.gguf", tiny_llama_folder))
-    assert capfd.readouterr() == ("", "")
-    tokens = tiny_llama.tokenize("The cat sat on the mat")
-    assert model.tokenize("The cat sat on the mat").tolist() == tokens.tolist()
-    assert (model.bos_token_id, model.eos_token_id, model.context_length) == (0, 0, 64)
-    torch.testing.assert_close(model.logits(tokens[None]), tiny_llama.logits(tokens[None]), atol=1e-5, rtol=1e-5)
 
 
 def test_loading_hides_the_bars_of_weights_and_shows_those_of_downloads() -> None:
