@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251  (the error alone, to explain it)
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -249,6 +250,11 @@ def _explained(problem: str) -> Generator[None, None, None]:
             ) from error
         if is_failed_allocation(error):
             raise ResourceError(f"{problem}: memory is too small; {_MEMORY_WAYS}.") from error
+        if isinstance(error, UnpicklingError):
+            raise LanguageModelError(
+                f"{problem}: its .bin file is damaged, or holds Python objects besides tensors, which OpenCLT does not "
+                "read because they can run code; give a copy in safetensors, or use 'embedded'."
+            ) from error
         raise LanguageModelError(
             f"{problem}: {_reason(error)}. Check that it is a decoder-only model whose files are complete, or use "
             "'embedded'."
