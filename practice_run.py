@@ -31,10 +31,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from open_clt.commands.options import Parser, integer, seed
+from open_clt.commands.options import DEVICE_HELP, Parser, integer, seed
 from open_clt.config import SamplingConfig, TextsConfig
 from open_clt.data.contexts import pack_contexts
 from open_clt.data.texts import open_texts
+from open_clt.device import check_device
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError
 from open_clt.evaluation.evaluate import Evaluation, measure
@@ -114,7 +115,7 @@ def run(arguments: Sequence[str] | None) -> int:
     """Run all steps."""
     options = parse(arguments)
     started = time.monotonic()
-    if options.device == "cpu":
+    if check_device(options.device).type == "cpu":
         keep_freed_memory()
     with results(options.output_dir, FILES):
         native.check_place(options.output_dir / "checkpoint")
@@ -166,7 +167,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     option("--output-dir", type=Path, default=Path("visualizations"), help="Directory for all results.")
     option("--seed", type=seed, default=0, help="Seed of the run; the same seed gives the same numbers.")
-    option("--device", default="cpu", help="Device to compute on: cpu or cuda.")
+    option("--device", default="cpu", help=f"{DEVICE_HELP}.")
     return parser.parse_args(arguments)
 
 

@@ -39,7 +39,7 @@ def add_to(add_parser: AddParser) -> None:
     parser = add_command(add_parser, "compare", "Compare several transcoders in one table and one figure.")
     parser.add_argument("transcoders", nargs="+", metavar="DIR", help=_TRANSCODERS)
     parser.add_argument("--model", default=None, help=f"{MODEL_HELP} (default: embedded).")
-    parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    parser.add_argument("--device", default="cpu", help=f"{DEVICE_HELP} (default: cpu).")
     add_trust_option(parser)
     add_held_out_options(parser)
     parser.set_defaults(command=run)

@@ -21,7 +21,7 @@ AddOption: TypeAlias = Callable[..., argparse.Action]
 """Function that adds an option to a command or a group: the ``add_argument`` of argparse."""
 
 MODEL_HELP = "Language model: a name on the Hugging Face hub, a directory, a .gguf file, or 'embedded'"
-DEVICE_HELP = "Device to compute on: cpu or cuda (default: cpu)."
+DEVICE_HELP = "Device to compute on: cpu, cuda, mps, or auto, which is the first of cuda, mps and cpu that exists"
 _FEATURE_NOTATION = (
     "Each is given as layer:position:feature: 2:-1:417 is feature 417 of layer 2 at the last position, '2:*:417' at "
     "every position."
@@ -81,7 +81,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="Directory of the transcoder, or 'embedded' for the one that ships with the package (default: the "
         "transcoder that ships for the model).",
     )
-    parser.add_argument("--device", default="cpu", help=DEVICE_HELP)
+    parser.add_argument("--device", default="cpu", help=f"{DEVICE_HELP} (default: cpu).")
     add_trust_option(parser)
 
 

@@ -202,7 +202,7 @@ def _perturbations(layer: int, local: InterventionRecord, free: InterventionReco
     local_changes, free_changes = (run.after.streams - run.before.streams for run in (local, free))
     rows: list[Perturbation] = []
     for block in range(layer + 1, len(local_changes)):
-        predicted, measured = local_changes[block].flatten().double(), free_changes[block].flatten().double()
+        predicted, measured = (changes[block].flatten().cpu().double() for changes in (local_changes, free_changes))
         cosine = float(functional.cosine_similarity(predicted, measured, dim=0))
         error = float((predicted - measured).square().sum() / measured.square().sum().clamp(min=1e-30))
         rows.append(Perturbation(block - layer, cosine, error, 1))

@@ -152,7 +152,7 @@ def activation_statistics(
     for start, features in _encoded_batches(model, transcoder, contexts, batch_size):
         for layer, active in enumerate(features):
             counts[layer] += active_counts(active).cpu()
-            sums[layer].index_add_(0, active.features.cpu(), active.values.abs().double().cpu())
+            sums[layer].index_add_(0, active.features.cpu(), active.values.abs().cpu().double())
             peaks = _peak_per_context(active, encoded)
             values = torch.cat([best_values[layer], peaks.T], dim=1)
             batch = torch.arange(start, start + peaks.shape[0]).expand(shape[1], -1)

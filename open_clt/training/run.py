@@ -50,6 +50,7 @@ from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config.arguments import checked_arguments
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
+from open_clt.device import check_device
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.memory import memory_errors
@@ -245,7 +246,7 @@ def train_on_activations(
         lambda: RunActivations(train=train, held_out=held_out),
         transcoder_config,
         training_config,
-        device=torch.device(device),
+        device=check_device(device),
         output_dir=output_dir,
         overwrite=overwrite,
         resume=resume,

@@ -279,12 +279,6 @@ def test_a_device_or_dtype_that_is_not_available_is_refused(settings: dict[str, 
         load_language_model("gpt2", **settings)
 
 
-def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with refuses(ConfigError, "cpu"):
-        load_language_model("gpt2", device="cuda")
-
-
 @pytest.mark.real_model
 def test_a_pretrained_model_knows_paris(real_model_folder: Path) -> None:
     model = load_language_model(real_model_folder)

@@ -46,6 +46,7 @@ from open_clt.config import (
 from open_clt.data.harvest import ActivationStore
 from open_clt.data.prompts import report_prompts
 from open_clt.data.texts import open_texts
+from open_clt.device import check_device
 from open_clt.errors import ConfigError
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.short_repr import short_repr
@@ -359,9 +360,10 @@ class TrainingCLI(LightningCLI):
     @property
     def _device(self) -> torch.device:
         """The device of the language model: the one on which the Trainer, which does not exist yet, will train."""
-        uses_gpu = self.config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        accelerator = self.config.trainer.accelerator
+        device = check_device("auto" if accelerator in ("auto", "gpu", "cuda", "mps") else "cpu")
         # Launchers set LOCAL_RANK to the index of each process's device.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if uses_gpu else torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
 
     def check_time(self, result: TrainingResult) -> None:
         """Raise ConfigError if ``trainer.max_time`` was used up before a resumed run took its first step."""
