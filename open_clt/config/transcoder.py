@@ -58,11 +58,22 @@ class FixedJumpReLUConfig(CheckedConfig):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TopKConfig(CheckedConfig):
-    """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
+    """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024).
+
+    With ``across_layers``, the layers of a token compete for ``k`` times the number of layers, or ``k_total``, places.
+    """
 
     kind: Literal["topk"] = "topk"
     k: int = 16
-    """Number of active features per token and layer."""
+    """Number of active features per token and layer; with ``across_layers``, its mean over the layers."""
+    across_layers: bool = False
+    """Rank the features of all layers of a token together, instead of each layer alone."""
+    weighted: bool = True
+    """Rank by activation times decoder norm, instead of activation alone; it matters only with ``across_layers``."""
+    k_total: int | None = None
+    """Number of active features per token in all layers together; None is ``k`` times the number of layers.
+
+    It matters only with ``across_layers``, for numbers that are not a multiple of the layers; ``k`` is then unused."""
     initial_k: int | None = None
     """Number of active features at the first training step, which then moves linearly to ``k``; None is ``k``."""
     anneal_share: float = 0.2
@@ -70,8 +81,13 @@ class TopKConfig(CheckedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "k", "initial_k")
+        check_counts(self, "k", "k_total", "initial_k")
         _check_anneal_share(self)
+        if self.k_total is not None and (not self.across_layers or self.initial_k is not None):
+            raise ConfigError(
+                f"k_total is {self.k_total}, with across_layers {self.across_layers} and initial_k {self.initial_k}; "
+                "k_total needs across_layers, and excludes initial_k."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -216,6 +232,9 @@ def _check_shape(config: TranscoderConfig) -> None:
     for name, k in (("k", nonlinearity.k), ("initial_k", nonlinearity.initial_k)):
         if k is not None and not 1 <= k <= config.n_features:
             raise ConfigError(f"{name} is {k}; it must lie between 1 and n_features = {config.n_features}.")
+    total, most = getattr(nonlinearity, "k_total", None), config.n_layers * config.n_features
+    if total is not None and total > most:
+        raise ConfigError(f"k_total is {total}; it must be at most n_layers times n_features = {most}.")
 
 
 def _check_anneal_share(config: TopKConfig | BatchTopKConfig) -> None:

@@ -21,11 +21,12 @@ from open_clt.config import BatchTopKConfig, CrossLayerConfig, NonlinearityConfi
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.short_repr import short_repr
+from open_clt.transcoders.outputs import TranscoderErrors
 from open_clt.transcoders.slices import WHOLE, Part
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.products import Product, row_norms, write
 from open_clt.transcoders.stored_weights import StoredWeights
-from open_clt.transcoders.transcoder import Transcoder, TranscoderErrors
+from open_clt.transcoders.transcoder import Transcoder
 
 
 class NestedOutput(NamedTuple):

@@ -78,7 +78,7 @@ def convert_to_jumprelu(
 ) -> Conversion:
     """Convert a TopK or BatchTopK transcoder to JumpReLU, with thresholds fitted to some thousands of tokens.
 
-    If BatchTopK ranks across layers, the aim of a layer is the mean number of its features that are selected on these
+    If features of all layers compete, the aim of a layer is the mean number of its features that are selected on these
     tokens. Raises ConfigError for another nonlinearity, and for fewer than two tokens.
     """
     config = transcoder.config
@@ -112,7 +112,8 @@ def selected_counts(
 
     The tokens are ranked in batches of 4,096. The transcoder itself does not change.
     """
-    ranking = copy.deepcopy(transcoder).train()
+    # At inference BatchTopK has thresholds, and TopK ranks as at the end of training.
+    ranking = copy.deepcopy(transcoder).train(isinstance(transcoder.config.nonlinearity, BatchTopKConfig))
     ranking.nonlinearity.progress(1.0)
     counts = torch.zeros_like(transcoder.b_enc, dtype=torch.long)
     for batch in inputs.split(_CHUNK):

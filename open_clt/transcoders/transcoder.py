@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -23,8 +23,8 @@ from torch.nn import functional
 from open_clt.config import TranscoderConfig
 from open_clt.errors import ConfigError
 from open_clt.finite import check_finite
-from open_clt.short_repr import short_repr
-from open_clt.transcoders.nonlinearities import Nonlinearity, make_nonlinearity
+from open_clt.transcoders.nonlinearities import Nonlinearity, all_candidates, make_nonlinearity, select_above
+from open_clt.transcoders.outputs import TranscoderErrors, TranscoderOutput
 from open_clt.transcoders.slices import ALONE, WHOLE, Part, Peers
 from open_clt.transcoders.sparse.codes import DENSE_ABOVE, LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.products import Product, Written, multiplied, preactivations, sum_written
@@ -33,28 +33,6 @@ from open_clt.transcoders.stored_weights import StoredWeights
 
 _ADVICE = "check the weights of the transcoder, and load the language model in float32"
 TranscoderType = TypeVar("TranscoderType", bound="Transcoder")
-
-
-class TranscoderOutput(NamedTuple):
-    """The result of a forward pass: the features of every layer, and the reconstruction of every target."""
-
-    features: list[LayerFeatures]
-    reconstruction: Float[Tensor, "batch layer d_model"]
-
-    __repr__ = short_repr
-
-
-class TranscoderErrors(NamedTuple):
-    """The result of a forward pass in training: everything that losses are computed from."""
-
-    features: list[LayerFeatures]
-    errors: list[Float[Tensor, "batch layer d_model"]]
-    """Standardised targets minus reconstruction. A Matryoshka transcoder has one such tensor for each prefix, and then
-    the one of all features."""
-    decoder_norms: Float[Tensor, "layer feature"] | None
-    """Decoder norm of each feature, or None if the caller did not ask for the norms."""
-
-    __repr__ = short_repr
 
 
 class Transcoder(nn.Module, ABC):
@@ -176,23 +154,30 @@ class Transcoder(nn.Module, ABC):
         errors = total.taken_from(self.standardisation.targets(targets).add_(-self._offsets(standard)))
         return TranscoderErrors(features, [errors], self._norms_of(total) if norms else None)
 
-    def encode_layer(self, inputs: Float[Tensor, "batch d_model"], layer: int) -> SparseFeatures:
+    def encode_layer(
+        self, inputs: Float[Tensor, "batch d_model"], layer: int, *, bounds: Float[Tensor, "batch"] | None = None
+    ) -> SparseFeatures:
         """Features of one layer, computed from that layer's raw inputs.
 
-        Raises NotFiniteError if a pre-activation is not finite, because the feature would be inactive without a word.
+        If features of all layers compete, one layer needs the ``bounds`` of its tokens (``score_bounds``). Raises
+        ConfigError without them, and NotFiniteError if a pre-activation is not finite, because the feature would be
+        inactive without a word.
         """
-        standard = self._standard_input(inputs, layer)
         with torch.no_grad():
-            dense = self._dense_preactivations(standard, layer)
-            check_finite(dense, f"The pre-activations of layer {layer}", axes=("token", "feature"), advice=_ADVICE)
-            selected = self.nonlinearity.select(dense, layer)
-        values = self.nonlinearity.values(selected.values, selected.features, layer)
-        features = selected.with_values(values)
-        return SparseFeatures.from_dense(features.dense()) if bool((values == 0).any()) else features
+            dense = self._finite_preactivations(inputs, layer)
+            if bounds is None:
+                selected = self.nonlinearity.select(dense, layer)
+            else:
+                selected = select_above(dense, self._ranking_norms()[layer], bounds)
+        return self._activated(selected, layer)
 
     def encode(self, inputs: Float[Tensor, "batch layer d_model"]) -> list[SparseFeatures]:
         """Features of all layers, computed from their raw inputs."""
-        return [self.encode_layer(inputs[:, layer], layer) for layer in range(inputs.shape[1])]
+        layers = range(inputs.shape[1])
+        if not self.nonlinearity.couples_layers:
+            return [self.encode_layer(inputs[:, layer], layer) for layer in layers]
+        selected = self._select_jointly(self._finite_preactivations(inputs[:, layer], layer) for layer in layers)
+        return [self._activated(of_layer, layer) for layer, of_layer in enumerate(selected)]
 
     def write(
         self, features: LayerFeatures, source: int, inputs: Float[Tensor, "batch d_model"]
@@ -237,6 +222,7 @@ class Transcoder(nn.Module, ABC):
         The standardisation of the copy is the identity, and its outputs are the same up to rounding.
         """
         copied = copy.deepcopy(self)
+        copied.nonlinearity.settle(self.decoder_norms)
         stats = self.standardisation
         copied.W_enc.div_(stats.input_scale[:, None, None])
         copied.b_enc.sub_(torch.einsum("lfd,ld->lf", copied.W_enc, stats.input_mean))
@@ -253,7 +239,7 @@ class Transcoder(nn.Module, ABC):
         """A copy in which every decoder norm is 1, with encoders and thresholds rescaled to match.
 
         The norm is over all targets of a feature, in standardised units; for raw units, call ``folded`` first. The
-        outputs at inference are the same up to rounding. Raises ConfigError for TopK, which ranks features by size.
+        outputs at inference are the same up to rounding. Raises ConfigError for TopK that ranks features by size.
         """
         copied = copy.deepcopy(self)
         norms = self.decoder_norms()
@@ -312,20 +298,41 @@ class Transcoder(nn.Module, ABC):
         encoders = zip(standard.unbind(1), self.W_enc.unbind(), self.b_enc.unbind(), strict=True)
         layers = [_Layer(index, *encoder) for index, encoder in enumerate(encoders)]
         if self.nonlinearity.couples_layers:
-            selected: list[SparseFeatures | None] = [*self._select_jointly(layers)]
+            selected: list[SparseFeatures | None] = [*self._select_jointly(map(_Layer.preactivations, layers))]
         else:
             selected = [self._select(layer) for layer in layers]
         active = preactivations(standard, self.W_enc, self.b_enc, selected)
         return [self._values(*of_layer) for of_layer in zip(layers, selected, active, strict=True)]
 
     @torch.no_grad()
-    def _select_jointly(self, layers: list[_Layer]) -> list[SparseFeatures]:
+    def _select_jointly(self, preactivations: Iterable[Float[Tensor, "batch feature"]]) -> list[SparseFeatures]:
         """The entries of all layers that a nonlinearity selects if its layers compete."""
-        norms = self.decoder_norms()
-        candidates = [
-            self.nonlinearity.candidates(layer.preactivations(), layer.index, norms[layer.index]) for layer in layers
-        ]
-        return self.nonlinearity.couple(candidates, norms)
+        norms = self._ranking_norms()
+        return self.nonlinearity.couple(all_candidates(self.nonlinearity, preactivations, norms), norms)
+
+    def _score_bounds(self, inputs: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch"]:
+        norms = self._ranking_norms()
+        preactivations = (
+            self._finite_preactivations(of_layer, layer) for layer, of_layer in enumerate(inputs.unbind(1))
+        )
+        return self.nonlinearity.bounds(all_candidates(self.nonlinearity, preactivations, norms), norms)
+
+    @torch.no_grad()
+    def _ranking_norms(self) -> Float[Tensor, "layer feature"]:
+        return self.nonlinearity.ranking_norms(self.decoder_norms, self.b_enc)
+
+    def _finite_preactivations(
+        self, inputs: Float[Tensor, "batch d_model"], layer: int
+    ) -> Float[Tensor, "batch feature"]:
+        """The pre-activations of one layer, from its raw inputs; raises NotFiniteError if one is not finite."""
+        dense = self._dense_preactivations(self._standard_input(inputs, layer), layer)
+        check_finite(dense, f"The pre-activations of layer {layer}", axes=("token", "feature"), advice=_ADVICE)
+        return dense
+
+    def _activated(self, selected: SparseFeatures, layer: int) -> SparseFeatures:
+        """The features of selected entries, without those of value zero."""
+        features = selected.with_values(self.nonlinearity.values(selected.values, selected.features, layer))
+        return SparseFeatures.from_dense(features.dense()) if bool((features.values == 0).any()) else features
 
     @torch.no_grad()
     def _select(self, layer: _Layer) -> SparseFeatures | None:
@@ -354,6 +361,14 @@ def errors_of_forward(
     features, reconstruction = transcoder(inputs)
     errors = transcoder.standardisation.errors(targets - reconstruction)
     return TranscoderErrors(features, [errors], transcoder.decoder_norms() if norms else None)
+
+
+@torch.no_grad()
+def score_bounds(transcoder: Transcoder, inputs: Float[Tensor, "batch layer d_model"]) -> Float[Tensor, "batch"] | None:
+    """The score that a token's features must reach to be active; None unless features of all layers compete."""
+    if not transcoder.nonlinearity.couples_layers:
+        return None
+    return transcoder._score_bounds(inputs)  # pyright: ignore[reportPrivateUsage] (it is of this module)
 
 
 def encoder_rows(

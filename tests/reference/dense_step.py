@@ -16,7 +16,7 @@ from torch.nn import functional
 from open_clt.config import JumpReLUConfig, TopKConfig
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.nonlinearities import JumpReLU
-from open_clt.transcoders.transcoder import TranscoderErrors
+from open_clt.transcoders.outputs import TranscoderErrors
 
 
 class DenseOutput(NamedTuple):

@@ -59,6 +59,18 @@ def preactivations_by_loops(transcoder: Transcoder, inputs: Tensor) -> Tensor:
     return torch.stack(per_layer, dim=1)
 
 
+def topk_across_layers_by_loops(preactivations: Tensor, norms: Tensor, total: int) -> Tensor:
+    """TopK features of every token, of shape (batch, layer, feature); all layers of a token are sorted together.
+
+    ``norms``, of shape (layer, feature), multiply the activations in the ranking.
+    """
+    features = torch.zeros_like(preactivations)
+    for token, kept in zip(preactivations.clamp(min=0), features, strict=True):
+        for cell in (token * norms).flatten().argsort(descending=True)[:total]:
+            kept.view(-1)[cell] = token.flatten()[cell]
+    return features
+
+
 def topk_by_loops(preactivations: Tensor, k: int) -> Tensor:
     """TopK features of every token and layer, found by sorting."""
     features = torch.zeros_like(preactivations)

@@ -16,9 +16,10 @@ from open_clt.config import (
 )
 from open_clt.errors import ConfigError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.outputs import TranscoderOutput
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures, dense
 from open_clt.transcoders.sparse.products import Product, multiplied
-from open_clt.transcoders.transcoder import TranscoderOutput, errors_of_forward
+from open_clt.transcoders.transcoder import errors_of_forward
 from tests.random_transcoders import randomised
 from tests.reference.dense_transcoder import decode_by_loops, preactivations_by_loops, topk_by_loops
 from tests.refusals import refuses
@@ -28,6 +29,7 @@ NONLINEARITIES: list[NonlinearityConfig] = [
     JumpReLUConfig(),
     FixedJumpReLUConfig(),
     TopKConfig(k=5),
+    TopKConfig(k=5, across_layers=True),
     BatchTopKConfig(k=5),
     BatchTopKConfig(k=5, across_layers=True),
 ]

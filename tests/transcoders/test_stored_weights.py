@@ -28,7 +28,13 @@ from tests.random_transcoders import random_transcoder
 from tests.refusals import refuses
 
 PROMPT = "The cat sat on the dog"
-NONLINEARITIES = (ReLUConfig(), JumpReLUConfig(initial_threshold=0.5), TopKConfig(k=6), BatchTopKConfig(k=6))
+NONLINEARITIES = (
+    ReLUConfig(),
+    JumpReLUConfig(initial_threshold=0.5),
+    TopKConfig(k=6),
+    TopKConfig(k=6, across_layers=True),
+    BatchTopKConfig(k=6),
+)
 
 
 def both(
@@ -45,7 +51,7 @@ def both(
     return in_memory, stored
 
 
-@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=lambda config: config.kind)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
 @pytest.mark.parametrize("settings", [{}, {"reach": 2, "skip": True}], ids=["clt", "reach 2 with skip"])
 def test_every_method_of_inference_gives_the_same_numbers(
     tiny_gpt2: LanguageModel, tmp_path: Path, nonlinearity: NonlinearityConfig, settings: dict[str, object]

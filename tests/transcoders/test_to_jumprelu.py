@@ -12,7 +12,12 @@ from open_clt.transcoders.to_jumprelu import L0_TOLERANCE, convert_to_jumprelu, 
 from tests.random_transcoders import architecture, random_architecture
 from tests.refusals import refuses
 
-RANKED: list[NonlinearityConfig] = [TopKConfig(k=5), BatchTopKConfig(k=5), BatchTopKConfig(k=5, across_layers=True)]
+RANKED: list[NonlinearityConfig] = [
+    TopKConfig(k=5),
+    TopKConfig(k=5, across_layers=True),
+    BatchTopKConfig(k=5),
+    BatchTopKConfig(k=5, across_layers=True),
+]
 
 
 @pytest.fixture
@@ -26,8 +31,8 @@ def test_conversion_keeps_the_l0_of_the_selection_by_rank(
     name: str, nonlinearity: NonlinearityConfig, inputs: torch.Tensor
 ) -> None:
     transcoder = random_architecture(architecture(name, nonlinearity=nonlinearity))
-    before = {key: tensor.clone() for key, tensor in transcoder.state_dict().items()}
     targets = transcoder(inputs).reconstruction + torch.randn_like(inputs)
+    before = {key: tensor.clone() for key, tensor in transcoder.state_dict().items()}
     conversion = convert_to_jumprelu(transcoder, inputs, targets)
     assert isinstance(conversion.transcoder.config.nonlinearity, JumpReLUConfig)
     assert sum(conversion.aim_per_layer) / 3 == pytest.approx(5, rel=0.01)

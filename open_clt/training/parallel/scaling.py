@@ -167,7 +167,7 @@ def _candidates(config: CrossLayerConfig, tokens: int, layout: Layout) -> int:
     """Bytes of TopK's candidates that one process contributes."""
     if not isinstance(config.nonlinearity, TopKConfig) or layout.shards == 1:
         return 0
-    return _NUMBER * tokens * config.n_layers * config.nonlinearity.k
+    return _NUMBER * tokens * (config.nonlinearity.k_total or config.n_layers * config.nonlinearity.k)
 
 
 def _counts(config: CrossLayerConfig, layout: Layout) -> int:

@@ -27,10 +27,11 @@ from open_clt.training.step import losses
 from open_clt.training.step.finite import check_loss, check_optimizer, check_weights
 from open_clt.training.step.optimization import OptimizerMaker, ramp, scheduled_optimizer, step_is_complete
 from open_clt.transcoders.metrics import MetricsAccumulator
+from open_clt.transcoders.outputs import TranscoderErrors
 from open_clt.transcoders.slices import ALONE
 from open_clt.transcoders.sparse.codes import LayerFeatures, active_counts
 from open_clt.transcoders.sparse.products import multiplied
-from open_clt.transcoders.transcoder import Transcoder, TranscoderErrors
+from open_clt.transcoders.transcoder import Transcoder
 
 _CURVE_POINTS = 400
 

@@ -107,8 +107,9 @@ def test_a_sharded_step_sums_reconstructions_once_and_no_gradients(name: str, st
     messages = dict(step_messages["2"][name])
     assert messages.pop(f"gloo:all_reduce {expected.reconstructions}") == expected.reconstructions
     if expected.candidates:
-        layers = CASES[name].transcoder.n_layers
-        assert messages.pop(f"gloo:all_gather {expected.candidates // layers}") == expected.candidates
+        nonlinearity = CASES[name].transcoder.nonlinearity
+        gathers = 1 if getattr(nonlinearity, "across_layers", False) else CASES[name].transcoder.n_layers
+        assert messages.pop(f"gloo:all_gather {expected.candidates // gathers}") == expected.candidates
     if expected.counts:
         assert messages.pop("gloo:all_reduce 16384") == expected.counts
     assert sum(messages.values()) < 64, f"all other messages are a few numbers: {messages}"

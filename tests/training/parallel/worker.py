@@ -63,6 +63,9 @@ MUFFLED = OwnArchitecture("tests.training.own.Muffled", {"share": 0.75})
 # Features count as dead so soon that AuxK and the pre-activation loss take part, and gradients are clipped.
 CASES = {
     "topk": case(LossConfig(dead_after_tokens=200, auxiliary_k=3), nonlinearity=TopKConfig(k=4), skip=True),
+    "topk across layers": case(
+        LossConfig(dead_after_tokens=200, auxiliary_k=3), nonlinearity=TopKConfig(k=4, across_layers=True)
+    ),
     "batchtopk": case(
         LossConfig(dead_after_tokens=200, auxiliary_k=3), nonlinearity=BatchTopKConfig(k=4, across_layers=True)
     ),

@@ -153,6 +153,7 @@ def test_learning_rate_warms_up_and_decays_to_zero() -> None:
         (ReLUConfig(), 1.0),
         (JumpReLUConfig(bandwidth=0.5), 1.0),
         (TopKConfig(k=4), 0.0),
+        (TopKConfig(k=4, across_layers=True), 0.0),
         (BatchTopKConfig(k=4), 0.0),
         (BatchTopKConfig(k=4, across_layers=True), 0.0),
     ],
