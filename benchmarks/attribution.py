@@ -31,9 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attribution_process import Run, Side
 from safetensors.torch import load_file
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).parent / "sides"))
+from attribution_process import Run, Side
 
 HERE = Path(__file__).parent
 OURS, PEER = "ours.safetensors", "peer.safetensors"
@@ -48,11 +50,11 @@ class Bench:
         self.folder = folder
         sizes = {name: getattr(arguments, name) for name in SIZES}
         settings = (folder, arguments.device, arguments.threads)
-        self.ours = Side(Path(sys.executable), HERE / "attribution_ours.py", *settings)
+        self.ours = Side(Path(sys.executable), HERE / "sides" / "attribution_ours.py", *settings)
         self.prompt: list[int] = self.ours.ask(
             kind="make", **sizes, context=max(arguments.tokens, arguments.long_tokens)
         )["prompt"]
-        peer, script = arguments.peer_python, HERE / "attribution_circuit_tracer.py"
+        peer, script = arguments.peer_python, HERE / "sides" / "attribution_circuit_tracer.py"
         self.peer = None if peer is None else Side(peer, script, *settings)
 
     def run(self, side: Side, tokens: int, budget: int | None, batch_size: int | None = None, save: str = "") -> Run:

@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+sys.path.append(str(Path(__file__).parent / "sides"))
 from attribution_process import Side
 from training_case import Case
 
@@ -87,7 +89,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> Measured:
         case.save(Path(folder))
         peer = case.side == "peer"
         python = arguments.peer_python if peer else Path(sys.executable)
-        script = HERE / ("training_crosslayer.py" if peer else "training_ours.py")
+        script = HERE / "sides" / ("training_crosslayer.py" if peer else "training_ours.py")
         side = Side(python, script, Path(folder), arguments.device, arguments.threads)
         memory = side.ask(kind="memory")["extra_memory_mb"]
         kinds = {"ours": ["backward", "step", "floor"], "frugal": ["step"]}.get(case.side, ["backward", "step"])

@@ -14,8 +14,8 @@ from open_clt import files
 from open_clt.config import TextsConfig
 from open_clt.data.dataset_card import check_card
 from open_clt.errors import CheckpointError, OpenCLTError, TextError
+from open_clt.hub.reachable import answers
 from open_clt.language.language_model import is_text
-from open_clt.language.model_source import answers
 from open_clt.memory import is_failed_allocation
 from open_clt.progress import without_widget_advice
 

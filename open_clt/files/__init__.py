@@ -28,6 +28,7 @@ directory.
 
 from __future__ import annotations
 
+from open_clt.files.disk_errors import disk_errors
 from open_clt.files.limits import (
     LARGEST_FEATURE,
     LARGEST_JSON,
@@ -83,7 +84,7 @@ from open_clt.files.saving import (
     saved,
     saving,
 )
-from open_clt.files.stored_tensors import StoredTensor, check_weight_types, open_tensors
+from open_clt.files.stored_tensors import StoredTensor, check_weight_types, open_remote_tensors, open_tensors
 from open_clt.files.writing import (
     json_text,
     write_bytes,
@@ -116,6 +117,7 @@ __all__ = [
     "check_values",
     "check_weight_types",
     "check_weights",
+    "disk_errors",
     "finish_save",
     "foreign",
     "format_of",
@@ -128,6 +130,7 @@ __all__ = [
     "locked",
     "make_directory",
     "missing",
+    "open_remote_tensors",
     "open_tensors",
     "opened",
     "parse_json",

@@ -2,7 +2,8 @@
 
 Opening a file reads its header only. A stored tensor is a view of the file that is mapped into memory, so that slicing
 and transposing it reads nothing. ``rows`` and ``read`` copy what they return. The operating system may drop the pages
-of the file that were read whenever memory is short, so a file may be much larger than the memory.
+of the file that were read whenever memory is short, so a file may be much larger than the memory. A remote file is the
+same, except that the bytes which are read are fetched first.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import math
 import mmap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, cast, final
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast, final
 
 import torch
 from jaxtyping import Int
@@ -44,6 +45,38 @@ _TYPES = {
 _LENGTH = 8
 """Number of bytes that state the length of a header."""
 
+
+class Remote(Protocol):
+    """A remote file, parts of which are fetched into a local file of the same size."""
+
+    path: Path
+    size: int
+
+    def read(self, begin: int, end: int) -> bytes:
+        """The bytes between two positions."""
+        ...
+
+    def ensure(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Fetch the bytes between these pairs of positions into the local file."""
+        ...
+
+
+class _Source(NamedTuple):
+    """The remote file behind a mapping, and the address at which the mapping begins."""
+
+    remote: Remote
+    address: int
+
+    def ensure(self, view: Tensor, index: Tensor) -> None:
+        """Fetch these rows of a view of the mapping."""
+        if not view.numel():
+            return
+        size = view.element_size()
+        extent = size * (1 + sum((n - 1) * step for n, step in zip(view.shape[1:], view.stride()[1:], strict=True)))
+        starts = view.data_ptr() - self.address + index * (view.stride(0) * size)
+        self.remote.ensure([(start, start + extent) for start in starts.tolist()])
+
+
 Key: TypeAlias = int | slice | tuple[int | slice, ...]
 """An index that selects a view of a tensor, and so reads nothing."""
 
@@ -52,8 +85,8 @@ Key: TypeAlias = int | slice | tuple[int | slice, ...]
 class StoredTensor:
     """A tensor that is read from its file where it is needed: views of it read nothing, ``rows`` and ``read`` do."""
 
-    def __init__(self, view: Tensor, name: str, place: object) -> None:
-        self._view, self.name, self.place = view, name, place
+    def __init__(self, view: Tensor, name: str, place: object, source: _Source | None = None) -> None:
+        self._view, self.name, self.place, self._source = view, name, place, source
 
     @property
     def shape(self) -> torch.Size:
@@ -68,18 +101,21 @@ class StoredTensor:
     @property
     def T(self) -> StoredTensor:
         """The tensor with its first two axes exchanged."""
-        return StoredTensor(self._view.transpose(0, 1), self.name, self.place)
+        return self._with(self._view.transpose(0, 1))
 
     def __len__(self) -> int:
         return self._view.shape[0]
 
     def __getitem__(self, key: Key) -> StoredTensor:
         """The part of the tensor that an index of numbers and slices selects."""
-        return StoredTensor(self._view[key], self.name, self.place)
+        return self._with(self._view[key])
 
     def unsqueeze(self, axis: int) -> StoredTensor:
         """The tensor with a new axis of length one."""
-        return StoredTensor(self._view.unsqueeze(axis), self.name, self.place)
+        return self._with(self._view.unsqueeze(axis))
+
+    def _with(self, view: Tensor) -> StoredTensor:
+        return StoredTensor(view, self.name, self.place, self._source)
 
     def rows(self, index: Int[Tensor, "chosen"]) -> Tensor:
         """Read some rows of the first axis; each row is read once, and in the order of the file.
@@ -88,6 +124,8 @@ class StoredTensor:
         """
         index = index.cpu()
         unique, places = index.unique(return_inverse=True)
+        if self._source is not None:
+            self._source.ensure(self._view, unique)
         rows = self._view.index_select(0, unique)
         if rows.dtype.is_floating_point and (wrong := find_not_finite(rows)) is not None:
             wrong = wrong._replace(place=(int(unique[wrong.place[0]]), *wrong.place[1:]))
@@ -98,6 +136,8 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """Read the whole tensor; whether its numbers are finite is not checked."""
+        if self._source is not None:
+            self._source.ensure(self._view[None], torch.zeros(1, dtype=torch.long))
         return self._view.clone(memory_format=torch.contiguous_format)
 
     def __repr__(self) -> str:
@@ -112,7 +152,7 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
     try:
         with opened(path, unpack=False) as file:
             size = path.stat().st_size
-            length = header_length(file.read(_LENGTH), size, path)
+            length = _header_length(file.read(_LENGTH), size, path)
             header = file.read(length)
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -121,23 +161,36 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
         raise unreadable(path, "safetensors", error) from error
     return {
         name: StoredTensor(_mapped(memory, _LENGTH + length, entry), name, path)
-        for name, entry in read_header(header, size - _LENGTH - length, path).items()
+        for name, entry in _read_header(header, size - _LENGTH - length, path).items()
     }
 
 
-class Entry:
+def open_remote_tensors(remote: Remote, place: Path) -> dict[str, StoredTensor]:
+    """Open a remote safetensors file, of which only the header is fetched; ``place`` is its address in messages."""
+    try:
+        length = _header_length(remote.read(0, min(_LENGTH, remote.size)), remote.size, place)
+        header = remote.read(_LENGTH, _LENGTH + length)
+        with opened(remote.path, unpack=False) as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise unreadable(place, "safetensors", error) from error
+    source = _Source(remote, _flat(memory, torch.uint8, 1, 0).data_ptr())
+    return {
+        name: StoredTensor(_mapped(memory, _LENGTH + length, entry), name, place, source)
+        for name, entry in _read_header(header, remote.size - _LENGTH - length, place).items()
+    }
+
+
+class _Entry(NamedTuple):
     """What the header of a safetensors file says of one tensor."""
 
-    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> None:
-        self.dtype, self.shape, self.begin = dtype, shape, begin
-
-    @property
-    def count(self) -> int:
-        """Number of entries of the tensor."""
-        return math.prod(self.shape)
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    """Position of the tensor's first byte after the header."""
 
 
-def header_length(first_bytes: bytes, size: int, place: object) -> int:
+def _header_length(first_bytes: bytes, size: int, place: object) -> int:
     """The length of a header, which the first eight bytes of a file of ``size`` bytes state."""
     length = int.from_bytes(first_bytes, "little")
     if length > LARGEST_HEADER:
@@ -147,7 +200,7 @@ def header_length(first_bytes: bytes, size: int, place: object) -> int:
     return length
 
 
-def read_header(header: bytes, size: int, place: Path) -> dict[str, Entry]:
+def _read_header(header: bytes, size: int, place: Path) -> dict[str, _Entry]:
     """The tensors that a header describes, by name; ``size`` is the number of bytes after the header.
 
     Raises CheckpointError if the header does not describe tensors that lie in these bytes.
@@ -162,7 +215,7 @@ def read_header(header: bytes, size: int, place: Path) -> dict[str, Entry]:
         raise unreadable(place, "safetensors", error) from error
 
 
-def _entry(name: str, entry: object, size: int) -> Entry:
+def _entry(name: str, entry: object, size: int) -> _Entry:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             sizes = cast(list[object], shape)
@@ -172,20 +225,24 @@ def _entry(name: str, entry: object, size: int) -> Entry:
         raise ValueError(f"the tensor {name!r} has the type {dtype}, which is not read")
     if not all(isinstance(axis, int) and 0 <= axis < 2**48 for axis in sizes):
         raise ValueError(f"the tensor {name!r} has a shape that is not made of sizes")
-    described = Entry(_TYPES[dtype], tuple(cast(list[int], sizes)), begin)
-    if not 0 <= begin <= end <= size or end - begin != described.count * described.dtype.itemsize:
+    described = _Entry(_TYPES[dtype], tuple(cast(list[int], sizes)), begin)
+    if not 0 <= begin <= end <= size or end - begin != math.prod(described.shape) * described.dtype.itemsize:
         raise ValueError(f"the tensor {name!r} does not lie in the file")
     return described
 
 
-def _mapped(memory: mmap.mmap, start: int, entry: Entry) -> Tensor:
-    if entry.count == 0:
+def _mapped(memory: mmap.mmap, start: int, entry: _Entry) -> Tensor:
+    count = math.prod(entry.shape)
+    if count == 0:
         return torch.empty(entry.shape, dtype=entry.dtype)
+    return _flat(memory, entry.dtype, count, start + entry.begin).view(entry.shape)
+
+
+def _flat(memory: mmap.mmap, dtype: torch.dtype, count: int, offset: int) -> Tensor:
     with warnings.catch_warnings():
         # The memory cannot be written, and nothing in this module writes to it.
         warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
-        flat = torch.frombuffer(memory, dtype=entry.dtype, count=entry.count, offset=start + entry.begin)
-    return flat.view(entry.shape)
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
 
 
 def check_weight_types(tensors: Mapping[str, StoredTensor]) -> None:

@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,9 +16,7 @@ from typing import Any, cast
 
 from open_clt import files
 from open_clt.errors import CheckpointError, HubUnreachableError, LanguageModelError, MissingExtraError
-
-HUB_TIMEOUT = 3.0
-"""Seconds within which the hub must answer, including the time to resolve its name."""
+from open_clt.hub.reachable import answers
 
 _LOCAL = "a local directory or .gguf file, or 'embedded', the model that needs no network"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -129,26 +123,3 @@ def _hub(name: str) -> ModelSource:
     else:
         return ModelSource(name=name, location=name, local=False)
     raise HubUnreachableError(f"The language model {name!r} is not on this machine, and {reason}; give {_LOCAL}.")
-
-
-def answers(address: str) -> bool:
-    """Return whether an HTTP server answers within ``HUB_TIMEOUT``."""
-    results: list[bool] = []
-    # The request runs in a thread because no timeout limits the time to resolve a name.
-    thread = threading.Thread(target=lambda: results.append(_ask(address)), daemon=True)
-    thread.start()
-    thread.join(HUB_TIMEOUT)
-    return any(results)
-
-
-def _ask(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_TIMEOUT):
-            return True
-    except urllib.error.HTTPError as error:
-        return error.code < 500  # such as "no such model" or "token required": the download reports which
-    except urllib.error.URLError as error:
-        # The server does answer; huggingface_hub may trust its certificate although urllib does not.
-        return isinstance(error.reason, ssl.SSLCertVerificationError)
-    except (OSError, ValueError):
-        return False

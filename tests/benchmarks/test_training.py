@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "sides"))
+from benchmarks.sides.training_case import Case
+from benchmarks.sides.training_ours import Training
 from benchmarks.training import Measured, summary
-from benchmarks.training_case import Case
-from benchmarks.training_ours import Training
 
 
 @pytest.mark.parametrize("nonlinearity", ["topk", "jumprelu"])

@@ -23,6 +23,7 @@ from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import METADATA_FILE, GraphCard
 from open_clt.graphs.formats.networkx import read_graphml, write_graphml
 from open_clt.graphs.graph import AttributionGraph
+from open_clt.hub.repository import read_index, write_index
 from open_clt.replacement.comparison import LogitComparison
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.metrics_file import MetricsFile
@@ -193,6 +194,12 @@ ARTEFACTS = {
         lambda d, v: files.write_json(d / "metrics.json", {"fvu": v}),
         lambda d: files.read_json(d / "metrics.json"),
         ("practice_run",),
+        named_by_user=True,
+    ),
+    "index of a repository": Artefact(
+        lambda d, v: write_index(d / "main.json", str(v), {"config.json": v}),
+        lambda d: read_index(d / "main.json"),
+        ("hub.repository",),
         named_by_user=True,
     ),
     "table": Artefact(

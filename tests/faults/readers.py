@@ -31,6 +31,7 @@ from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
 from open_clt.graphs.formats.networkx import read_graphml, write_graphml
 from open_clt.graphs.graph import AttributionGraph
+from open_clt.hub.repository import read_index, write_index
 from open_clt.language.language_model import load_language_model
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.flags.command_line import train_command
@@ -266,6 +267,11 @@ READERS: dict[str, Reader] = {
         "data.prompts",
     ),
     "settings": Reader(_write_settings, _read_settings, "training.flags.settings", names=_SETTING, slow=True),
+    "index of a repository": Reader(
+        lambda folder: write_index(folder / "main.json", "0" * 40, {"config.json": 3}),
+        lambda folder: read_index(folder / "main.json")[1].values(),
+        "hub.repository",
+    ),
     "language model": Reader(write_gpt2, _use_language_model, "language.loading", slow=True),
 }
 """Every reader of the package. A new reader is a line here."""

@@ -26,6 +26,7 @@ NOT_READERS = {
     "transcoders.formats.load": "chooses the reader of a layout",
     "open_cross_layer_transcoder": "defines from_pretrained",
     "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
+    "hub.partial_file": "opens files of the cache, whose bytes files.stored_tensors reads",
     "language.model_source": "reads the config of a model's directory before language.loading reads it again",
 }
 """Modules that match READS and have no reader of their own, with the reason."""

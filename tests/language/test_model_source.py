@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from open_clt import memory
 from open_clt.errors import HubUnreachableError, LanguageModelError, ResourceError
+from open_clt.hub import reachable
 from open_clt.language import model_source
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.language.loading import _no_loading_bar
@@ -325,7 +326,7 @@ def test_an_adapter_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("listening", [False, True], ids=["refuses connections", "never answers"])
 def test_a_hub_that_does_not_answer_is_not_waited_for(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(model_source, "HUB_TIMEOUT", 0.3)
+    monkeypatch.setattr(reachable, "HUB_TIMEOUT", 0.3)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if listening:

@@ -12,12 +12,13 @@ from open_clt import files
 from open_clt.config.arguments import Count, checked_arguments
 from open_clt.device import check_device
 from open_clt.errors import CheckpointError
+from open_clt.hub.repository import HubName, Repository
 from open_clt.memory import memory_errors
 from open_clt.transcoders.formats import circuit_tracer, native
 from open_clt.transcoders.formats.checks import check_all
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles
-from open_clt.transcoders.make import OwnCode
+from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, WeightFiles
+from open_clt.transcoders.make import NO_CODE, OwnCode
 from open_clt.transcoders.transcoder import Transcoder
 
 
@@ -79,9 +80,48 @@ def holds_transcoder(directory: str | Path) -> bool:
     return layout_of(Path(directory)) is not None
 
 
+class Opened(NamedTuple):
+    """A transcoder whose layout is recognised, and whose settings and headers are read."""
+
+    layout: Layout
+    content: StoredTranscoder | Transcoder
+    """What the files describe; a transcoder that is not a cross-layer transcoder of OpenCLT is read already."""
+
+
+def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool = False) -> Opened:
+    """Open a transcoder: a directory, a file in it, or a name on the hub, ``org/name[/folder][@revision]``.
+
+    Of a transcoder on the hub only settings and headers are fetched, unless ``whole`` asks for all of its files.
+    Raises CheckpointError if there is no transcoder of a known layout, and HubUnreachableError if it is neither on this
+    machine nor on a hub that answers.
+    """
+    path = Path(source).expanduser()
+    path = path.parent if path.is_file() else path
+    if path.exists():
+        layout = layout_of(path)
+        if layout is None:
+            raise _unknown(path)
+        return Opened(layout, files.read_saved(path, layout.head, lambda saved: layout.read(LocalFiles(saved), code)))
+    name = HubName.parse(str(source))
+    if name is None:
+        raise CheckpointError(
+            f"There is no directory {source}, and it is not a name on the hub (org/name[/folder][@revision]); check it."
+        )
+    weight_files = HubFiles(Repository.find(name), whole)
+    for layout in LAYOUTS:
+        if layout.recognises(weight_files):
+            return Opened(layout, layout.read(weight_files, code))
+    raise _unknown(name)
+
+
+def _unknown(place: object) -> CheckpointError:
+    names = " or ".join(layout.name for layout in LAYOUTS)
+    return CheckpointError(f"{place} does not hold a transcoder of a known layout; known layouts are {names}.")
+
+
 @checked_arguments
 def load_transcoder(
-    directory: str | Path,
+    source: str | Path,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -89,28 +129,32 @@ def load_transcoder(
     own_class: type[Any] | None = None,
     trust_code: bool = False,
 ) -> Transcoder:
-    """Read a transcoder of any known layout, in inference mode; raises CheckpointError if the directory has none.
+    """Read a transcoder of any known layout, in inference mode.
 
+    ``source`` is a directory, a file in it, or a name on the Hugging Face hub, ``org/name[/folder][@revision]``.
     ``dtype`` is the type that the transcoder computes in. Encoders and decoders that take more than ``memory_limit``
     bytes in that type, by default half of the memory that is available, stay in their files: encoders are read block
-    by block, and decoders where features are active. Everything but training works with such a transcoder too.
+    by block, and decoders where features are active. Everything but training works with such a transcoder too. If it
+    is on the hub, these parts are fetched when they are needed first, and kept in a cache on disk.
 
     A transcoder of a user's own class needs ``own_class``, the class. With ``trust_code``, the class that
-    ``config.json`` names is imported instead, so the code of its module runs; use it only for directories that you
-    trust. Otherwise the directory cannot make any code run. Nothing is downloaded.
+    ``config.json`` names is imported instead, so the code of its module runs; use it only for sources that you
+    trust. Otherwise the source cannot make any code run.
+
+    Raises CheckpointError if there is no transcoder of a known layout or if its files are damaged, and
+    HubUnreachableError if it is neither on this machine nor on a hub that answers.
     """
-    directory, device = Path(directory), check_device(device)
+    device = check_device(device)
     code = OwnCode(own_class=own_class, trust_code=trust_code)
-    layout = layout_of(directory)
-    if layout is None:
-        names = " or ".join(layout.name for layout in LAYOUTS)
-        raise CheckpointError(f"{directory} does not hold a transcoder of a known layout; known layouts are {names}.")
-    with memory_errors(f"The transcoder {directory}", "close other programs, or use a machine with more memory"):
-        opened = files.read_saved(directory, layout.head, lambda saved: layout.read(LocalFiles(saved), code))
-        if isinstance(opened, StoredTranscoder):
-            return opened.load(device=device, dtype=dtype, memory_limit=memory_limit)
-        stored_in = opened.dtype
-        transcoder = opened.to(device=device, dtype=dtype).eval()
+    with memory_errors(f"The transcoder {source}", "close other programs, or use a machine with more memory"):
+        transcoder = open_transcoder(source, code=code).content
+        if isinstance(transcoder, StoredTranscoder):
+            if transcoder.fits(device, dtype, memory_limit):  # then all files are needed
+                transcoder = open_transcoder(source, code=code, whole=True).content
+                assert isinstance(transcoder, StoredTranscoder)
+            return transcoder.load(device=device, dtype=dtype, memory_limit=memory_limit)
+        stored_in = transcoder.dtype
+        transcoder = transcoder.to(device=device, dtype=dtype).eval()
     if dtype != stored_in:  # the largest number of float16 is 65,504; readers check before the conversion
-        check_all(transcoder, directory)
+        check_all(transcoder, Path(source))
     return transcoder

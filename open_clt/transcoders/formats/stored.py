@@ -54,10 +54,7 @@ class StoredTranscoder:
         that is read is not finite, or if a threshold or a scale makes no sense.
         """
         self._check_shapes()
-        if memory_limit is None:
-            available = available_on(device)
-            memory_limit = self.bytes_in_memory(dtype) if available is None else int(available * _SHARE_OF_MEMORY)
-        in_memory = self.bytes_in_memory(dtype) <= memory_limit
+        in_memory = self.fits(device, dtype, memory_limit)
         config, small = self._settled()
         with torch.device("meta"):  # so that no weights are drawn
             transcoder = CrossLayerTranscoder(config, stored=None if in_memory else self.weights)
@@ -68,6 +65,13 @@ class StoredTranscoder:
         transcoder = transcoder.to(device=device, dtype=dtype)
         check_all(transcoder, self.place)
         return transcoder.eval().requires_grad_(in_memory)
+
+    def fits(self, device: torch.device, dtype: torch.dtype, memory_limit: int | None) -> bool:
+        """Whether encoders and decoders are read into memory."""
+        if memory_limit is None:
+            available = available_on(device)
+            return available is None or self.bytes_in_memory(dtype) <= available * _SHARE_OF_MEMORY
+        return self.bytes_in_memory(dtype) <= memory_limit
 
     def bytes_in_memory(self, dtype: torch.dtype) -> int:
         """Number of bytes that encoders and decoders take in memory."""

@@ -15,6 +15,7 @@ from typing import final
 from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
+from open_clt.hub.repository import Repository
 
 
 class WeightFiles(ABC):
@@ -64,6 +65,41 @@ class LocalFiles(WeightFiles):
 
     def tensors(self, name: str) -> Mapping[str, StoredTensor]:
         tensors = files.open_tensors(self.saved(name))
+        files.check_weight_types(tensors)
+        return tensors
+
+
+@final
+@dataclass(frozen=True)
+class HubFiles(WeightFiles):
+    """The files of a transcoder on the Hugging Face hub; small ones are downloaded, and parts of large ones fetched."""
+
+    repository: Repository
+    whole: bool
+    """Whether files of weights are downloaded as a whole, as suits a transcoder that is read into memory."""
+
+    @property
+    def place(self) -> Path:
+        return Path(str(self.repository.name))
+
+    def has(self, name: str) -> bool:
+        return name in self.repository.sizes
+
+    def names(self, pattern: str) -> list[str]:
+        return self.repository.names(pattern)
+
+    def path(self, name: str) -> Path:
+        if not self.has(name):
+            raise files.missing(self.place / name)
+        return self.repository.path(name)
+
+    def tensors(self, name: str) -> Mapping[str, StoredTensor]:
+        if not self.has(name):
+            raise files.missing(self.place / name)
+        if self.whole or self.repository.is_downloaded(name):
+            tensors = files.open_tensors(self.repository.path(name))
+        else:
+            tensors = files.open_remote_tensors(self.repository.part(name), self.place / name)
         files.check_weight_types(tensors)
         return tensors
 

@@ -20,7 +20,7 @@ from open_clt.training.step.optimization import adam
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.sparse.codes import active_counts
 
-sys.path.append(str(Path(__file__).parent.parent))
+sys.path.append(str(Path(__file__).parents[2]))
 from tests.reference.dense_step import errors_densely
 
 SPARSITY = 1e-3

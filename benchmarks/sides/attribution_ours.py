@@ -23,7 +23,7 @@ from open_clt.language.language_model import load_language_model
 from open_clt.language.linear_path import read_linear_path
 from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
 
-sys.path.append(str(Path(__file__).parent.parent))
+sys.path.append(str(Path(__file__).parents[2]))
 from tests.reference.autograd_attribution import SlowAttribution, SlowRow
 
 

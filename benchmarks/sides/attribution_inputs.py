@@ -68,10 +68,10 @@ def _write_model(folder: Path, shape: Shape, generator: torch.Generator) -> Path
             parameter.data = noise * (0.1 if "wte" in name or "wpe" in name else shape.d_model**-0.5)
     model.tie_weights()
     model.save_pretrained(folder)
-    return _write_tokenizer(folder, shape.vocabulary)
+    return write_tokenizer(folder, shape.vocabulary)
 
 
-def _write_tokenizer(folder: Path, vocabulary: int) -> Path:
+def write_tokenizer(folder: Path, vocabulary: int) -> Path:
     """Write a tokenizer with one word for each token: both sides need one, although no text is tokenized."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
