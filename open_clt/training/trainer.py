@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from open_clt import files
@@ -186,8 +186,27 @@ def make_trainer(
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"Lightning's Trainer refuses these settings: {' '.join(str(error).split())}") from error
     if output is not None:
+        _check_places(trainer, output)
         _write_profile(trainer, output)
     return trainer
+
+
+def _check_places(trainer: Trainer, output: Path) -> None:
+    """Raise ConfigError if a logger or a callback of the user would write files under the names of the run's own."""
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == output.resolve():
+            raise ConfigError(
+                f"The CSV logger would replace {output / METRICS}, which the run writes too; give the logger a name or "
+                "another directory."
+            )
+    ours = (output.resolve(), (output / CHECKPOINTS).resolve())
+    for callback in trainer.checkpoint_callbacks:
+        place = getattr(callback, "dirpath", None)
+        if isinstance(callback, ModelCheckpoint) and place is not None and Path(place).resolve() in ours:
+            raise ConfigError(
+                f"The callback ModelCheckpoint would write into {place}, beside the files of the run; give it another "
+                "directory."
+            )
 
 
 def _write_profile(trainer: Trainer, output: Path) -> None:
@@ -200,11 +219,15 @@ def _write_profile(trainer: Trainer, output: Path) -> None:
     if isinstance(profiler, PassThroughProfiler) or profiler.dirpath is not None:
         return  # Lightning uses PassThroughProfiler when no profiler is set
     files.check_ours(output, [PROFILE])
+    files.list_names(output, [PROFILE])  # before the profiler writes, in case the run is killed meanwhile
     folder, name = output / PROFILE, profiler.filename or "summary"
     profiler.dirpath, profiler.filename = folder, None
     former = {path.name for path in folder.glob("*")}
 
     def describe() -> None:
+        pytorch_profiler = getattr(profiler, "profiler", None)
+        if getattr(pytorch_profiler, "profiler", pytorch_profiler) is None:
+            profiler.profiler = None  # the run took no step, and PyTorch's profiler has nothing to be asked for
         if summary := profiler.summary():
             rank = f"-{trainer.global_rank}" if trainer.global_rank else ""
             files.write_text(folder / f"{name}{rank}.txt", summary)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from open_clt import files
 from open_clt.config import CheckpointsConfig
@@ -180,3 +182,24 @@ def test_a_checkpoint_does_not_replace_files_of_other_programs(tmp_path: Path) -
         save_checkpoint(tmp_path / "best")
     SafetensorsCheckpointIO().remove_checkpoint(tmp_path / "best")
     assert contents(tmp_path) == {"best/state.json": "{}"}
+
+
+def test_a_logger_or_callback_that_would_write_the_files_of_the_run_is_refused(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    with refuses(ConfigError, tmp_path / "metrics.csv"):
+        run(tmp_path, own=OwnParts(trainer={"logger": logger}))
+    for place in (tmp_path, tmp_path / "checkpoints"):
+        with refuses(ConfigError, place):
+            run(tmp_path, own=OwnParts(trainer={"callbacks": [ModelCheckpoint(dirpath=place)]}))
+    run(
+        tmp_path,
+        own=OwnParts(trainer={"logger": CSVLogger(tmp_path), "callbacks": [ModelCheckpoint(tmp_path / "own")]}),
+    )
+
+
+def test_a_finished_run_is_resumed_with_a_profiler(tmp_path: Path) -> None:
+    own = OwnParts(trainer={"profiler": "pytorch"})
+    before = run(tmp_path, own=own)
+    assert (tmp_path / "profile" / "summary.txt").is_file()
+    after = run(tmp_path, own=own, resume="last")
+    assert torch.equal(after.transcoder.W_enc, before.transcoder.W_enc)
