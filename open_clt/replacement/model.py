@@ -8,7 +8,8 @@ While ``replacing()`` is open, every forward pass does two things in each layer 
     1. at the transcoder's input hook, it computes the features of layer l and what they write to layers l, l + 1, ...
     2. at the target hook, it replaces the MLP output with the sum of what features of layers up to l have written there
 
-With ``error_correction``, the difference between the MLP output and that sum is added back, so the model computes what
+If features of all layers of a token compete, ``bounds.py`` says which of them are active. With ``error_correction``,
+the difference between the MLP output and that sum is added back, so the model computes what
 the original computes. With ``layers``, only the MLPs of these layers are replaced. When ``replacing()`` closes, the
 language model is what it was before.
 """
@@ -31,8 +32,9 @@ from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.language.fits import check_fits
-from open_clt.language.language_model import Hook, LanguageModel, Positioned, load_language_model
+from open_clt.language.language_model import Advanced, Hook, KeyValues, LanguageModel, Positioned, load_language_model
 from open_clt.language.prompts import Prompt, prompt_tokens
+from open_clt.replacement.bounds import GrowingBounds, inference_mode, needs_bounds, token_bounds
 from open_clt.replacement.comparison import (
     Comparison,
     Continuations,
@@ -67,12 +69,20 @@ class ReplacedPass:
     """
 
     @checked_arguments
-    def __init__(self, transcoder: Transcoder, *, error_correction: bool, change: FeatureChange | None = None) -> None:
+    def __init__(
+        self,
+        transcoder: Transcoder,
+        *,
+        error_correction: bool,
+        change: FeatureChange | None = None,
+        bounds: Float[Tensor, "token"] | None = None,
+    ) -> None:
         self.features: dict[int, SparseFeatures] = {}
         self.errors: dict[int, Tensor] = {}
         self._transcoder = transcoder
         self._error_correction = error_correction
         self._change = change
+        self._bounds = bounds
         self._sums: dict[int, Tensor] = {}
         self._changes: dict[int, Tensor] = {}
 
@@ -84,7 +94,7 @@ class ReplacedPass:
         """Encode one layer, and add what its features write to the reconstructions of this layer and later ones."""
         transcoder = self._transcoder
         rows = inputs.flatten(0, 1).to(transcoder.device, transcoder.dtype)
-        self.features[layer] = transcoder.encode_layer(rows, layer)
+        self.features[layer] = transcoder.encode_layer(rows, layer, bounds=self._bounds)
         _add(self._sums, layer, transcoder.offset(rows, layer)[:, None])
         _add(self._sums, layer, transcoder.write(self.features[layer], layer, rows))
         added_features = None if self._change is None else self._change(layer, self.features[layer])
@@ -151,13 +161,16 @@ class ReplacementModel:
 
     @checked_arguments
     @contextmanager
-    def replacing(self, change: FeatureChange | None = None) -> Generator[ReplacedPass, None, None]:
+    def replacing(
+        self, change: FeatureChange | None = None, *, bounds: Float[Tensor, "token"] | None = None
+    ) -> Generator[ReplacedPass, None, None]:
         """While this is open, forward passes of the language model are those of the replacement model.
 
-        Yields the record of the latest pass. ``change`` intervenes on features as each layer computes them.
+        Yields the record of the latest pass. ``change`` intervenes on features as each layer computes them. A pass
+        with TopK across layers needs the ``bounds`` of its tokens: those of ``token_bounds``.
         """
         config = self.transcoder.config
-        current = ReplacedPass(self.transcoder, error_correction=self.error_correction, change=change)
+        current = ReplacedPass(self.transcoder, error_correction=self.error_correction, change=change, bounds=bounds)
         sources = self.sources
 
         def read(layer: int, inputs: Tensor) -> None:
@@ -172,13 +185,16 @@ class ReplacementModel:
             (self.model.hook_name(layer, config.target_hook), Positioned(partial(current.write, layer)))
             for layer in self.layers
         ]
-        was_training = self.transcoder.training
-        self.transcoder.eval()  # in training mode, a token's features may depend on the other tokens of the batch
-        try:
-            with self.model.hooks(hooks):
-                yield current
-        finally:
-            self.transcoder.train(was_training)
+        with inference_mode(self.transcoder), self.model.hooks(hooks):
+            yield current
+
+    @checked_arguments
+    def token_bounds(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "token"] | None:
+        """The bounds of whole texts' tokens, by a pass of the original model; None unless features of layers compete.
+
+        They are scores that features must reach to be active; see ``open_clt.replacement.bounds``.
+        """
+        return token_bounds(self.model, self.transcoder, tokens)
 
     @checked_arguments
     @contextmanager
@@ -199,7 +215,7 @@ class ReplacementModel:
     @torch.no_grad()
     def logits(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocab"]:
         """Return the replacement model's logits after every token."""
-        with self.replacing():
+        with self.replacing(bounds=self.token_bounds(tokens)):
             return self.model.logits(tokens)
 
     @checked_arguments
@@ -221,8 +237,17 @@ class ReplacementModel:
         if len(prompts) != 1:
             raise ConfigError(f"prompt is {prompt!r} and text is {text!r}; give exactly one of them.")
         sampling = replace(sampling or SamplingConfig(), **settings)
+        if needs_bounds(self.transcoder):
+            step = partial(self._advance, GrowingBounds(self.model, self.transcoder))
+            return generate(self.model, prompts[0], sampling, advance=step)
         with self.replacing():
             return generate(self.model, prompts[0], sampling)
+
+    def _advance(
+        self, bounds: GrowingBounds, tokens: Int[Tensor, "1 position"], key_values: KeyValues | None
+    ) -> Advanced:
+        with self.replacing(bounds=bounds.of_next(tokens)):
+            return self.model.advance(tokens, key_values)
 
     @checked_arguments
     @torch.no_grad()

@@ -10,7 +10,9 @@ import torch
 from open_clt.config import SamplingConfig
 from open_clt.language.language_model import Hook, LanguageModel
 from open_clt.replacement.generation import draw
+from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
+from tests.reference.dense_transcoder import preactivations_by_loops
 
 
 def constant(value: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
@@ -18,9 +20,17 @@ def constant(value: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 def replaced_logits(
-    model: LanguageModel, transcoder: Transcoder, tokens: torch.Tensor, layers: Collection[int]
+    model: LanguageModel,
+    transcoder: Transcoder,
+    tokens: torch.Tensor,
+    layers: Collection[int],
+    encode: Callable[[torch.Tensor, int], SparseFeatures] | None = None,
 ) -> torch.Tensor:
-    """Logits with MLPs replaced: each output is computed with the outputs of all earlier layers held constant."""
+    """Logits with MLPs replaced: each output is computed with the outputs of all earlier layers held constant.
+
+    ``encode`` replaces the transcoder's ``encode_layer``.
+    """
+    encode = encode or transcoder.encode_layer
     inputs: list[torch.Tensor] = []
     clamps: list[Hook] = []
     for layer in range(model.n_layers):
@@ -32,13 +42,39 @@ def replaced_logits(
             replaced = transcoder.offset(inputs[layer], layer)
             for source in range(layer + 1):
                 if layer < source + transcoder.config.reach_of(source):
-                    features = transcoder.encode_layer(inputs[source], source)
+                    features = encode(inputs[source], source)
                     replaced = replaced + transcoder.write(features, source, inputs[source])[:, layer - source]
             start = 0 if transcoder.config.use_first_position else 1
             output[:, start:] = replaced.view_as(output)[:, start:]
         clamps.append((model.hook_name(layer, transcoder.config.target_hook), partial(constant, output)))
     with model.hooks(clamps):
         return model.logits(tokens)
+
+
+@torch.no_grad()
+def encode_above_bounds(
+    model: LanguageModel, transcoder: Transcoder, tokens: torch.Tensor, total: int
+) -> Callable[[torch.Tensor, int], SparseFeatures]:
+    """A function that encodes one layer of TopK across layers, token by token and feature by feature.
+
+    A feature is active if its activation times its decoder norm is above the mean of the ``total``-th largest such
+    number of its token and the next one, in the original model.
+    """
+    norms = transcoder.decoder_norms()
+    inputs = model.capture(tokens, transcoder.config.input_hook).inputs.flatten(0, 1)
+    scores = (preactivations_by_loops(transcoder, inputs).clamp(min=0) * norms).flatten(1)
+    bounds = [sum(sorted(token.tolist(), reverse=True)[total - 1 : total + 1]) / 2 for token in scores]
+
+    def encode(of_layer: torch.Tensor, layer: int) -> SparseFeatures:
+        repeated = of_layer[:, None].expand(-1, transcoder.config.n_layers, -1)
+        features = preactivations_by_loops(transcoder, repeated)[:, layer].detach().clamp(min=0)
+        for token, bound in zip(features, bounds, strict=True):
+            for feature in range(len(token)):
+                if token[feature] * norms[layer, feature] <= bound:
+                    token[feature] = 0
+        return SparseFeatures.from_dense(features)
+
+    return encode
 
 
 def generate_without_cache(

@@ -28,6 +28,7 @@ from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
+from open_clt.replacement.bounds import GrowingBounds, inference_mode
 from open_clt.replacement.comparison import kl_divergences
 from open_clt.replacement.generation import Generation, generate
 from open_clt.replacement.interventions.intervention import (
@@ -38,7 +39,7 @@ from open_clt.replacement.interventions.intervention import (
     changes,
     resolved,
 )
-from open_clt.replacement.interventions.observation import Observed, inference, observe, observed, recording, running
+from open_clt.replacement.interventions.observation import Observed, observe, observed, recording, running
 from open_clt.replacement.interventions.patching import patched
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
@@ -157,9 +158,12 @@ def intervene(
     patching = patching or Constrained()
     before = prompt if isinstance(prompt, Observed) else observe(replacement, prompt)
     applied = _resolved(replacement, interventions, len(before.tokens))
-    with inference(replacement), patched(replacement, applied, patching, before) as activations:
+    with (
+        inference_mode(replacement.transcoder),
+        patched(replacement, applied, patching, before, bounds=before.bounds) as activations,
+    ):
         logits = replacement.model.logits(before.tokens[None])[0]
-        after = observed(replacement, before.tokens, 0, logits, activations)
+        after = observed(replacement, before.tokens, 0, logits, activations, bounds=before.bounds)
         after = replace(after, features=_with_changes(after, before, applied, patching))
     tops = (_top_tokens(replacement.model, run.logits[-1], top) for run in (before, after))
     return InterventionRecord(tuple(applied), patching, before, after, *tops)
@@ -183,8 +187,9 @@ def generate_patched(
     tokens = prompt_tokens(replacement.model, prompt)
     applied = _resolved(replacement, interventions, len(tokens), generating=True)
     sampling = replace(sampling or SamplingConfig(), **settings)
-    step = partial(_advance, replacement, applied, patching)
-    with inference(replacement):
+    growing = GrowingBounds(replacement.model, replacement.transcoder)
+    step = partial(_advance, replacement, applied, patching, growing=growing)
+    with inference_mode(replacement.transcoder):
         return generate(replacement.model, tokens, sampling, advance=step)
 
 
@@ -194,16 +199,18 @@ def _advance(
     patching: Patching,
     tokens: Int[Tensor, "1 position"],
     key_values: tuple[KeyValues, KeyValues] | None,
+    *,
+    growing: GrowingBounds,
 ) -> Advanced:
     """Advance the model without interventions and the model with them, each with its own cache."""
     plain_cache, patched_cache = key_values or (None, None)
     start = 0 if patched_cache is None else int(patched_cache.get_seq_length())
-    before = None
+    before, bounds = None, growing.of_next(tokens)
     if patching != Iterative():  # Iterative() holds and freezes nothing, so it does not need the plain run
-        with running(replacement), recording(replacement) as activations:
+        with running(replacement, bounds), recording(replacement) as activations:
             logits, plain_cache = replacement.model.advance(tokens, plain_cache)
-            before = observed(replacement, tokens[0], start, logits, activations)
-    with patched(replacement, interventions, patching, before, start):
+            before = observed(replacement, tokens[0], start, logits, activations, bounds=bounds)
+    with patched(replacement, interventions, patching, before, start, bounds=bounds):
         logits, patched_cache = replacement.model.advance(tokens, patched_cache)
     return Advanced(logits, (plain_cache, patched_cache))
 

@@ -17,9 +17,11 @@ from open_clt.errors import ConfigError
 from open_clt.language.frozen_hooks import frozen_hooks
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
+from open_clt.replacement.bounds import inference_mode
 from open_clt.replacement.model import ReplacedPass, ReplacementModel, unused_positions
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import SparseFeatures
+from open_clt.transcoders.transcoder import Transcoder
 
 
 @final
@@ -43,6 +45,8 @@ class Observed:
     """Features of each layer, one row per position; rows are empty at positions where features are not used."""
     frozen: dict[str, Tensor]
     """Attention patterns and norm denominators, which patching may freeze, by the name of their hook."""
+    bounds: Float[Tensor, "position"] | None = None
+    """Score that the features of each token must reach, if features of all layers compete; otherwise None."""
 
     __repr__ = short_repr
 
@@ -51,31 +55,24 @@ class Observed:
 def observe(replacement: ReplacementModel, prompt: Prompt) -> Observed:
     """Run a model on a prompt without interventions; many interventions on that prompt can share the result."""
     tokens = prompt_tokens(replacement.model, prompt)
-    with inference(replacement), running(replacement), recording(replacement) as activations:
+    bounds = replacement.token_bounds(tokens[None])
+    with (
+        inference_mode(replacement.transcoder),
+        running(replacement, bounds),
+        recording(replacement) as activations,
+    ):
         logits = replacement.model.logits(tokens[None])[0]
-        return observed(replacement, tokens, 0, logits, activations)
+        return observed(replacement, tokens, 0, logits, activations, bounds=bounds)
 
 
-def running(replacement: ReplacementModel) -> AbstractContextManager[ReplacedPass | None]:
+def running(
+    replacement: ReplacementModel, bounds: Float[Tensor, "position"] | None
+) -> AbstractContextManager[ReplacedPass | None]:
     """While this is open, forward passes are those of the replacement model without interventions.
 
     With error correction they are those of the language model itself, without any hook and so without rounding.
     """
-    return nullcontext() if replacement.error_correction else replacement.replacing()
-
-
-@contextmanager
-def inference(replacement: ReplacementModel) -> Generator[None, None, None]:
-    """While this is open, the transcoder is not in training mode.
-
-    In training mode, a token's features may depend on the other tokens of its batch.
-    """
-    was_training = replacement.transcoder.training
-    replacement.transcoder.eval()
-    try:
-        yield
-    finally:
-        replacement.transcoder.train(was_training)
+    return nullcontext() if replacement.error_correction else replacement.replacing(bounds=bounds)
 
 
 @contextmanager
@@ -111,6 +108,8 @@ def observed(
     start: int,
     logits: Float[Tensor, "any_position vocab"],
     activations: dict[str, Tensor],
+    *,
+    bounds: Float[Tensor, "position"] | None,
 ) -> Observed:
     """Make the record of a forward pass from the activations that ``recording`` kept."""
     model, config = replacement.model, replacement.transcoder.config
@@ -123,15 +122,22 @@ def observed(
         for hook in (config.input_hook, config.target_hook)
     )
     unused = unused_positions(replacement.transcoder, start)
-    features = tuple(_encoded(replacement, inputs[layer], layer, unused) for layer in range(model.n_layers))
+    used_bounds = None if bounds is None else bounds[unused:]
+    features = tuple(
+        _encoded(replacement.transcoder, inputs[layer, unused:], layer, unused, used_bounds)
+        for layer in range(model.n_layers)
+    )
     frozen = {name: activations[name] for name in frozen_hooks(model) if name in activations}
-    return Observed(tokens, start, logits, inputs, outputs, stacked(_streams(model)), features, frozen)
+    return Observed(tokens, start, logits, inputs, outputs, stacked(_streams(model)), features, frozen, bounds)
 
 
 def _encoded(
-    replacement: ReplacementModel, inputs: Float[Tensor, "position d_model"], layer: int, unused: int
+    transcoder: Transcoder,
+    inputs: Float[Tensor, "position d_model"],
+    layer: int,
+    unused: int,
+    bounds: Float[Tensor, "position"] | None,
 ) -> SparseFeatures:
-    """Encode one layer, with empty rows at the positions where features are not used."""
-    transcoder = replacement.transcoder
-    used = transcoder.encode_layer(inputs[unused:].to(transcoder.device, transcoder.dtype), layer)
+    """Encode one layer, with empty rows at the positions before, where features are not used."""
+    used = transcoder.encode_layer(inputs.to(transcoder.device, transcoder.dtype), layer, bounds=bounds)
     return SparseFeatures(used.values, used.features, functional.pad(used.offsets, (unused, 0)), used.n_features)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from open_clt.errors import ConfigError
@@ -31,11 +32,13 @@ def patched(
     patching: Patching,
     before: Observed | None,
     start: int = 0,
+    *,
+    bounds: Float[Tensor, "position"] | None,
 ) -> Generator[dict[str, Tensor], None, None]:
     """While this is open, a forward pass has interventions; yields the activations it computes, by hook name.
 
-    ``before`` is the run without interventions (None if the patching holds and freezes nothing), and ``start`` is the
-    position of the pass's first token.
+    ``before`` is the run without interventions (None if the patching holds and freezes nothing), ``start`` is the
+    position of the pass's first token, and ``bounds`` are those of its tokens.
     """
     model = replacement.model
     hooks = [] if before is None else _freezes(model, patching, before)
@@ -44,7 +47,7 @@ def patched(
             assert before is not None
             layers = _held_layers(model, patching)
             held = _held_outputs(replacement, interventions, before, layers)
-            with running(replacement), _recording_inputs(replacement) as inputs:
+            with running(replacement, bounds), _recording_inputs(replacement) as inputs:
                 clamps = [_clamp(replacement, layer, held[layer], before, inputs) for layer in layers]
                 with model.hooks(clamps), recording(replacement) as activations:
                     yield activations
@@ -55,7 +58,7 @@ def patched(
 
             errors = _errors(replacement, before) if before is not None and patching.freeze_errors else []
             with (
-                _local(replacement, patching).replacing(change),
+                _local(replacement, patching).replacing(change, bounds=bounds),
                 model.hooks(errors),
                 recording(replacement) as activations,
             ):

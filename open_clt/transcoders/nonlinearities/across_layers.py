@@ -81,7 +81,7 @@ class TopKAcrossLayers(Nonlinearity):
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         raise ConfigError(
             "This TopK ranks the features of all layers of a token together, so one layer cannot be encoded alone; use "
-            "encode, or give the bounds of the tokens, which score_bounds computes."
+            "encode, or give the bounds of the tokens, which score_bounds and ReplacementModel.token_bounds compute."
         )
 
     def candidates(
@@ -140,6 +140,11 @@ def select_above(
     bounds: Float[Tensor, "batch"],
 ) -> SparseFeatures:
     """Select the entries of one layer whose scores, with these ranking norms, reach the bound of their token."""
+    if bounds.shape[0] != preactivations.shape[0]:
+        raise ConfigError(
+            f"There are {bounds.shape[0]} bounds, but {preactivations.shape[0]} tokens are encoded; give the bounds of "
+            "these tokens."
+        )
     return SparseFeatures.from_mask(preactivations, _reaches(preactivations * norms, bounds[:, None]))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from open_clt.attribution.attribute import attribute
-from open_clt.config import FixedJumpReLUConfig
+from open_clt.config import FixedJumpReLUConfig, TopKConfig
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import NodeQuery
@@ -97,8 +97,15 @@ def negative(tiny_gpt2: LanguageModel) -> Case:
     return case
 
 
+@pytest.fixture(scope="module")
+def joint(tiny_gpt2: LanguageModel) -> Case:
+    """A case in which features of all layers compete."""
+    nonlinearity = TopKConfig(k=10, across_layers=True)
+    return case_of(tiny_gpt2, random_transcoder(tiny_gpt2, nonlinearity=nonlinearity), "The cat sat")
+
+
 @pytest.fixture(
-    params=["embedded", "llama", "negative", pytest.param("reference", marks=pytest.mark.reference)],
+    params=["embedded", "llama", "negative", "joint", pytest.param("reference", marks=pytest.mark.reference)],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return request.getfixturevalue(request.param)
