@@ -127,7 +127,7 @@ def test_an_illegal_argument_is_named_with_its_value(name: str, value: Any, show
 
 
 def test_pythons_own_errors_name_parameters_that_are_missing_or_unknown() -> None:
-    with refuses(TypeError, "directory"):
+    with refuses(TypeError, "source"):
         open_clt.load_transcoder()
     with refuses(TypeError, "colour"):
         open_clt.load_transcoder("a", colour=3)
