@@ -143,6 +143,21 @@ def test_nothing_is_read_before_it_is_used(
     assert sum(count for _, count in read) == sum(len(layer.features) for layer in features)
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_topk_across_layers_reads_decoders_once_if_their_norms_weigh_the_ranking(
+    tiny_gpt2: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weighted: bool
+) -> None:
+    read: list[str] = []
+    whole = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda self: (read.append(self.name), whole(self))[1])
+    _, stored = both(tiny_gpt2, tmp_path, nonlinearity=TopKConfig(k=3, across_layers=True, weighted=weighted))
+    inputs = torch.randn(2, tiny_gpt2.n_layers, tiny_gpt2.d_model, generator=torch.Generator().manual_seed(0))
+    for expected in ({"W_dec.0", "W_dec.1", "W_dec.2"} if weighted else set[str](), set[str]()):
+        read.clear()
+        stored.encode(inputs)
+        assert set(read) - {"W_enc"} == expected
+
+
 def test_what_needs_all_weights_in_memory_says_so(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
     _, stored = both(tiny_gpt2, tmp_path)
     for use in (stored.folded, lambda: stored.W_enc, lambda: stored.W_dec):
