@@ -239,9 +239,10 @@ class OpenCrossLayerTranscoder:
 
     @checked_arguments
     def load_model(self, path: str | Path, *, own_class: type[Any] | None = None, trust_code: bool = False) -> None:
-        """Load a transcoder from a directory; raise ConfigError if it does not fit the language model.
+        """Load a transcoder; raise ConfigError if it does not fit the language model.
 
-        ``own_class`` and ``trust_code`` are those of ``load_transcoder``.
+        ``path`` is a directory or a name on the hub. It, ``own_class`` and ``trust_code`` are those of
+        ``load_transcoder``.
         """
         device = self.language_model.device
         transcoder = load_transcoder(path, device=device, own_class=own_class, trust_code=trust_code)

@@ -32,7 +32,8 @@ from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder, encoder_rows
 
 _CACHED_NUMBERS = 2**27
-"""Largest number of entries of the decoder rows that are cached between batches (512 MB in float32).
+CACHED_BYTES = 4 * _CACHED_NUMBERS
+"""Largest number of bytes of the decoder rows that are cached between batches, in float32.
 
 Rows beyond this limit are gathered again for every batch."""
 

@@ -21,7 +21,7 @@ from open_clt.commands.options import (
     AddParser,
     add_command,
     add_trust_option,
-    transcoder_directory,
+    transcoder_source,
 )
 from open_clt.errors import ConfigError
 
@@ -82,7 +82,7 @@ def _compare(arguments: argparse.Namespace, paths: Mapping[str, Path]) -> None:
 
 def _paths_by_name(transcoders: Sequence[str]) -> dict[str, Path]:
     """Return the path of each transcoder by its name: the last part of the path, with parents where names repeat."""
-    paths = {argument: transcoder_directory(argument) for argument in transcoders}
+    paths = {argument: Path(transcoder_source(argument)) for argument in transcoders}
     # The transcoder that ships with the package is named as it was typed, not after its directory.
     parts = {
         argument: path.resolve().parts[1:] if path == Path(argument) else (argument,)

@@ -77,9 +77,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--transcoder",
         default=None,
-        metavar="DIR",
-        help="Directory of the transcoder, or 'embedded' for the one that ships with the package (default: the "
-        "transcoder that ships for the model).",
+        metavar="SOURCE",
+        help="Transcoder: a directory, a name on the Hugging Face hub as org/name[/folder][@revision], or 'embedded' "
+        "for the one that ships with the package (default: the transcoder that ships for the model).",
     )
     parser.add_argument("--device", default="cpu", help=f"{DEVICE_HELP} (default: cpu).")
     add_trust_option(parser)
@@ -102,15 +102,17 @@ def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
     if arguments.transcoder is None:
         return OpenCrossLayerTranscoder.from_pretrained(arguments.model, device=arguments.device)
     clt = OpenCrossLayerTranscoder(arguments.model, device=arguments.device)
-    clt.load_model(transcoder_directory(arguments.transcoder), trust_code=arguments.trust_code)
+    clt.load_model(transcoder_source(arguments.transcoder), trust_code=arguments.trust_code)
     return clt
 
 
-def transcoder_directory(name: str) -> Path:
-    """Return the directory that an option names; ``embedded`` means the transcoder that ships with the package."""
+def transcoder_source(name: str) -> str | Path:
+    """Return the source that an option names; ``embedded`` means the transcoder that ships with the package."""
     from open_clt.embedded import TRANSCODER_DIRECTORY
 
-    return TRANSCODER_DIRECTORY if name == "embedded" else Path(name)
+    if not name:
+        raise ConfigError("The source of the transcoder is empty; write . for the working directory.")
+    return TRANSCODER_DIRECTORY if name == "embedded" else name
 
 
 def corrected(clt: OpenCrossLayerTranscoder) -> ReplacementModel:

@@ -127,9 +127,9 @@ class ReplacementModel:
     """A language model whose MLP outputs are replaced by a transcoder's reconstruction.
 
     ``base_model_name`` is a name for ``load_language_model`` or a loaded LanguageModel. ``transcoder`` is a Transcoder,
-    an object that holds one, or a directory with a saved one. ``layers`` are the layers whose MLP is replaced, by
-    default all. MLP outputs at the first position stay as they are, unless the transcoder's config sets
-    ``use_first_position``. ``device`` and ``dtype`` apply to a language model that is loaded here.
+    an object that holds one, or a source of ``load_transcoder``, such as a directory. ``layers`` are the layers whose
+    MLP is replaced, by default all. MLP outputs at the first position stay as they are, unless the transcoder's config
+    sets ``use_first_position``. ``device`` and ``dtype`` apply to a language model that is loaded here.
     """
 
     def __init__(

@@ -38,10 +38,14 @@ class StoredWeights:
     """Number of weights that are multiplied at once."""
 
     @property
+    def tables(self) -> tuple[StoredTensor, ...]:
+        """All encoders, and all parts of decoders."""
+        return (*self.encoders, *(part for parts in self.decoders for part in parts))
+
+    @property
     def n_parameters(self) -> int:
         """Number of weights of all encoders and decoders."""
-        tables = (*self.encoders, *(part for parts in self.decoders for part in parts))
-        return sum(table.shape.numel() for table in tables)
+        return sum(table.shape.numel() for table in self.tables)
 
     def __deepcopy__(self, memo: dict[int, object]) -> StoredWeights:
         return self  # nothing changes the files, so copies of a transcoder share them

@@ -1,0 +1,93 @@
+"""Information on a stored transcoder, from its settings and headers: no weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+
+from open_clt.config import NonlinearityConfig, TopKConfig, TranscoderConfig
+from open_clt.transcoders.formats.load import open_transcoder
+from open_clt.transcoders.formats.stored import StoredTranscoder
+from open_clt.transcoders.make import OwnCode
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TranscoderInfo:
+    """What the files of a transcoder say of it."""
+
+    layout: str
+    """Short name of the layout of its files."""
+    config: TranscoderConfig
+    """Shape, hooks and nonlinearity."""
+    n_parameters: int
+    """Number of weights of encoders and decoders, or of all parameters of a transcoder without decoders."""
+    bytes_stored: int
+    """Number of bytes of these weights in the files."""
+    dtypes: tuple[str, ...]
+    """Types in which these weights are stored."""
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Number of bytes of these weights in memory, in float32."""
+        return self.n_parameters * torch.float32.itemsize
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values for a table."""
+        config = self.config
+        kind = "cross-layer" if config.kind == "cross_layer" else config.kind
+        skip = ", with a skip path" if config.skip else ""
+        return [
+            ("layout", self.layout),
+            ("kind", f"{kind}, features write to {config.reach_of(0)} of {config.n_layers} layers{skip}"),
+            ("layers", f"{config.n_layers}"),
+            ("features", f"{config.n_features:,} per layer, {config.n_layers * config.n_features:,} in all"),
+            ("width", f"{config.d_model:,}"),
+            ("nonlinearity", describe_nonlinearity(config.nonlinearity)),
+            ("reads", config.input_hook),
+            ("writes", config.target_hook),
+            ("language model", config.language_model or "not stated"),
+            ("parameters", f"{self.n_parameters:,}"),
+            ("on disk", f"{readable(self.bytes_stored)} ({', '.join(self.dtypes)})"),
+        ]
+
+
+def transcoder_info(source: str | Path, *, trust_code: bool = False) -> TranscoderInfo:
+    """Read what the files of a transcoder say of it; the sources and errors are those of ``load_transcoder``.
+
+    Of a transcoder on the hub only its settings and headers are fetched. One that has no decoders, or that is of a
+    user's own class, is read as a whole.
+    """
+    layout, content = open_transcoder(source, code=OwnCode(trust_code=trust_code))
+    if isinstance(content, StoredTranscoder):
+        tables = content.weights.tables
+        sizes = [(table.dtype, table.shape.numel()) for table in tables]
+    else:
+        sizes = [(parameter.dtype, parameter.numel()) for parameter in content.parameters()]
+    return TranscoderInfo(
+        layout=layout.key,
+        config=content.config,
+        n_parameters=sum(size for _, size in sizes),
+        bytes_stored=sum(dtype.itemsize * size for dtype, size in sizes),
+        dtypes=tuple(sorted({str(dtype).removeprefix("torch.") for dtype, _ in sizes})),
+    )
+
+
+def describe_nonlinearity(config: NonlinearityConfig) -> str:
+    """The name of a nonlinearity, with the number of features that it selects if it has one."""
+    name, k = config.kind.replace("_", " "), getattr(config, "k", None)
+    if isinstance(config, TopKConfig) and config.k_total is not None:
+        return f"{name}, k = {config.k_total} over all layers"
+    across = ", across layers" if getattr(config, "across_layers", False) else ""
+    return name if k is None else f"{name}, k = {k}{across}"
+
+
+def readable(size: int) -> str:
+    """A number of bytes with a unit, such as ``26.1 GB``."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
