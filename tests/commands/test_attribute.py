@@ -157,7 +157,7 @@ MISTAKES = [
     (PROMPT, ["--slug", "a b"], ["slug", "'a b'"]),
     (PROMPT, ["--slug", "graph"], ["slug", "'graph'"]),
     (PROMPT, ["--labels", "/nowhere"], ["/nowhere"]),
-    (PROMPT, ["--transcoder", "/nowhere"], ["/nowhere", "config.json"]),
+    (PROMPT, ["--transcoder", "/nowhere"], ["/nowhere", "org/name"]),
     (PROMPT, ["--model", "/nowhere"], ["/nowhere", "embedded"]),
 ]
 
