@@ -16,7 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
+from open_clt.finite import check_finite, is_finite
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.products import write
@@ -53,11 +55,20 @@ class StoredWeights:
     def preactivations(
         self, inputs: Float[Tensor, "batch d_model"], layer: int, bias: Float[Tensor, "feature"]
     ) -> Float[Tensor, "batch feature"]:
-        """The pre-activations of all features of a layer; the encoder is read block by block."""
+        """The pre-activations of all features of a layer; the encoder is read block by block.
+
+        Raises CheckpointError, which names the file, if a number of the encoder is not finite.
+        """
         encoder = self.encoders[layer]
         result = inputs.new_empty(inputs.shape[0], len(encoder))
         for block in self._blocks(encoder):
-            result[:, block] = functional.linear(inputs, encoder[block].read().to(inputs), bias[block])
+            weight = encoder[block].read()
+            result[:, block] = functional.linear(inputs, weight.to(inputs), bias[block])
+            if not is_finite(result[:, block]):  # the block is searched only now, because that takes as long again
+                name = (
+                    f"The tensor {encoder.name!r} of layer {layer} in {encoder.place}, from feature {block.start} on,"
+                )
+                check_finite(weight, name, error=CheckpointError)
         return result
 
     def encoder_rows(self, layer: int, features: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen d_model"]:

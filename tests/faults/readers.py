@@ -74,8 +74,10 @@ def _read_transcoder(folder: Path) -> Iterable[Tensor]:
 
 
 def _use_transcoder(transcoder: Transcoder) -> Iterable[Tensor]:
-    numbers = [tensor.float() for tensor in transcoder.state_dict().values()]
-    if max((float(tensor.abs().max()) for tensor in numbers if tensor.numel()), default=0.0) < 1e6:
+    stored = () if transcoder.stored is None else transcoder.stored.tables
+    numbers = [tensor.float() for tensor in (*transcoder.state_dict().values(), *(table.read() for table in stored))]
+    # Products of large finite weights may overflow, which is no fault of a reader.
+    if not any(1e6 < float(tensor.abs().max()) < torch.inf for tensor in numbers if tensor.numel()):
         inputs = torch.linspace(-1, 1, 3 * transcoder.config.n_layers * transcoder.config.d_model)
         transcoder(inputs.view(3, transcoder.config.n_layers, transcoder.config.d_model))
     return numbers
