@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from open_clt.config import MLP_OUTPUT_HOOK
 from open_clt.errors import AttributionError
 from open_clt.finite import check_finite
 from open_clt.graphs.nodes import NodeKind, NodeTable
@@ -31,6 +32,8 @@ from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder, encoder_rows
 
+_TARGETS = (MLP_OUTPUT_HOOK, "mlp.hook_out")
+"""Hooks that carry the output of an MLP; ``mlp.hook_out`` is refused later if a norm follows it."""
 _CACHED_NUMBERS = 2**27
 CACHED_BYTES = 4 * _CACHED_NUMBERS
 """Largest number of bytes of the decoder rows that are cached between batches, in float32.
@@ -187,6 +190,11 @@ def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
         raise AttributionError(
             f"The transcoder is a {type(transcoder).__name__}, whose features have no linear edges; give a "
             f"{CrossLayerTranscoder.__name__}."
+        )
+    if transcoder.config.target_hook not in _TARGETS:
+        raise AttributionError(
+            f"The transcoder writes {transcoder.config.target_hook!r}; give a transcoder that writes "
+            f"{' or '.join(map(repr, _TARGETS))}."
         )
     return transcoder
 

@@ -22,6 +22,7 @@ from open_clt.errors import CheckpointError, HubUnreachableError
 from open_clt.files.places import is_inside
 from open_clt.hub.partial_file import PartialFile
 from open_clt.hub.reachable import answers
+from open_clt.short_repr import short_repr
 
 _SOURCE = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<folder>[^@]+?))?/?(?:@(?P<revision>[\w./-]+))?")
 _FORMAT = files.FileFormat("open-clt-hub-index", newest=1)
@@ -131,6 +132,8 @@ class Repository:
 
     def _full_name(self, name: str) -> str:
         return f"{self.name.folder}/{name}" if self.name.folder else name
+
+    __repr__ = short_repr
 
 
 def _cache() -> Path:

@@ -9,6 +9,7 @@ from typing import final
 import torch
 
 from open_clt.config import NonlinearityConfig, TopKConfig, TranscoderConfig
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats.load import open_transcoder
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.make import OwnCode
@@ -53,6 +54,8 @@ class TranscoderInfo:
             ("parameters", f"{self.n_parameters:,}"),
             ("on disk", f"{readable(self.bytes_stored)} ({', '.join(self.dtypes)})"),
         ]
+
+    __repr__ = short_repr
 
 
 def transcoder_info(source: str | Path, *, trust_code: bool = False) -> TranscoderInfo:

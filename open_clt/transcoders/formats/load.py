@@ -14,6 +14,7 @@ from open_clt.device import check_device
 from open_clt.errors import CheckpointError
 from open_clt.hub.repository import HubName, Repository
 from open_clt.memory import memory_errors
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats import circuit_tracer, native
 from open_clt.transcoders.formats.checks import check_all
 from open_clt.transcoders.formats.stored import StoredTranscoder
@@ -34,6 +35,8 @@ class Layout(NamedTuple):
     recognises: Callable[[WeightFiles], bool]
     read: Callable[[WeightFiles, OwnCode], StoredTranscoder | Transcoder]
     """Reads what the files say; a transcoder that is not a cross-layer transcoder of OpenCLT is read as a whole."""
+
+    __repr__ = short_repr
 
 
 def _without_code(
@@ -86,6 +89,8 @@ class Opened(NamedTuple):
     layout: Layout
     content: StoredTranscoder | Transcoder
     """What the files describe; a transcoder that is not a cross-layer transcoder of OpenCLT is read already."""
+
+    __repr__ = short_repr
 
 
 def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool = False) -> Opened:

@@ -19,6 +19,7 @@ from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.finite import check_finite
 from open_clt.memory import available_on
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.checks import THRESHOLDS, check_all, jumprelu_tensors
 from open_clt.transcoders.stored_weights import StoredWeights
@@ -126,6 +127,8 @@ class StoredTranscoder:
             for part in parts:
                 table[:, begin : begin + part.shape[1]].copy_(_read(part, source))
                 begin += part.shape[1]
+
+    __repr__ = short_repr
 
 
 def _read(stored: StoredTensor, layer: int) -> Tensor:

@@ -16,6 +16,7 @@ from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.hub.repository import Repository
+from open_clt.short_repr import short_repr
 
 
 class WeightFiles(ABC):
@@ -102,6 +103,8 @@ class HubFiles(WeightFiles):
             tensors = files.open_remote_tensors(self.repository.part(name), self.place / name)
         files.check_weight_types(tensors)
         return tensors
+
+    __repr__ = short_repr
 
 
 def tensor_of(
