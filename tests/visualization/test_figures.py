@@ -79,6 +79,7 @@ def test_figures_are_drawn_into_given_axes_and_returned(draw: Draw, arrays: Any,
     assert not right.has_data()
 
 
+@pytest.mark.slow
 @every_figure
 def test_labels_do_not_overlap(draw: Draw, arrays: Any, settings: Any) -> None:
     figure = draw(*arrays, **settings, title="A title")
@@ -98,7 +99,11 @@ def test_labels_do_not_overlap_in_a_small_figure(draw: Draw, arrays: Any, settin
 
 @pytest.mark.parametrize(
     ("suffix", "magic"),
-    [(".png", b"\x89PNG"), (".svg", b"<?xml"), pytest.param(".pdf", b"%PDF", marks=pytest.mark.slow)],
+    [
+        (".png", b"\x89PNG"),
+        pytest.param(".svg", b"<?xml", marks=pytest.mark.slow),
+        pytest.param(".pdf", b"%PDF", marks=pytest.mark.slow),
+    ],
 )
 def test_every_picture_format_is_written_the_same_every_time(tmp_path: Path, suffix: str, magic: bytes) -> None:
     contents: list[bytes] = []

@@ -37,6 +37,7 @@ def report(name: str = "one", *, l0: float = 16.0, fvu: float = 0.1, ce_replacem
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graphs", [report().graphs, ()])
 def test_titles_of_a_report_do_not_overlap(graphs: tuple[GraphReport, ...], tmp_path: Path) -> None:
     figure = visualize_report(report()._replace(graphs=graphs), save_path=tmp_path / "report.png")

@@ -73,6 +73,7 @@ def test_tensorboard_shows_every_step(tmp_path: Path) -> None:
     assert {"fvu", "l0", "dead_share", "learning_rate", "harvest_share"} <= set(accumulator.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_every_number_without_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
