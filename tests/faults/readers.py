@@ -43,6 +43,7 @@ from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
+from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ READERS: dict[str, Reader] = {
         _read_transcoder,
         "transcoders.formats.circuit_tracer",
     ),
+    "transcoder of CLT-Forge": Reader(write_clt_forge, _read_transcoder, "transcoders.formats.clt_forge"),
     "transcoder that stays in its files": Reader(
         _native(nonlinearity=BatchTopKConfig(k=2)), _read_stored_transcoder, "transcoders.formats.native"
     ),

@@ -15,7 +15,7 @@ from open_clt.errors import CheckpointError
 from open_clt.hub.repository import HubName, Repository
 from open_clt.memory import memory_errors
 from open_clt.short_repr import short_repr
-from open_clt.transcoders.formats import circuit_tracer, native
+from open_clt.transcoders.formats import circuit_tracer, clt_forge, native
 from open_clt.transcoders.formats.checks import check_all
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, WeightFiles
@@ -65,6 +65,13 @@ LAYOUTS = (
         "config.yaml",
         circuit_tracer.recognises,
         _without_code(circuit_tracer.open_circuit_tracer),
+    ),
+    Layout(
+        "clt-forge",
+        "CLT-Forge's (clt_cfg.json and clt_weights.safetensors)",
+        "clt_cfg.json",
+        clt_forge.recognises,
+        _without_code(clt_forge.open_clt_forge),
     ),
 )
 """Every layout, in the order in which they are tried. A new layout is its own file and a line here."""

@@ -7,7 +7,7 @@ config, and for the tensors of a file of weights, which are not read before they
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -40,8 +40,11 @@ class WeightFiles(ABC):
         """The path of a small file."""
 
     @abstractmethod
-    def tensors(self, name: str) -> Mapping[str, StoredTensor]:
-        """The tensors of a safetensors file by their names; none is read yet."""
+    def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
+        """The tensors of a safetensors file by their names; none is read yet.
+
+        ``ignored`` are the names of tensors that are not weights, such as counts, and are left out.
+        """
 
 
 @final
@@ -64,10 +67,9 @@ class LocalFiles(WeightFiles):
     def path(self, name: str) -> Path:
         return self.saved(name)
 
-    def tensors(self, name: str) -> Mapping[str, StoredTensor]:
+    def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         tensors = files.open_tensors(self.saved(name))
-        files.check_weight_types(tensors)
-        return tensors
+        return _weights(tensors, ignored)
 
 
 @final
@@ -94,15 +96,20 @@ class HubFiles(WeightFiles):
             raise files.missing(self.place / name)
         return self.repository.path(name)
 
-    def tensors(self, name: str) -> Mapping[str, StoredTensor]:
+    def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         if not self.has(name):
             raise files.missing(self.place / name)
         if self.whole or self.repository.is_downloaded(name):
             tensors = files.open_tensors(self.repository.path(name))
         else:
             tensors = files.open_remote_tensors(self.repository.part(name), self.place / name)
-        files.check_weight_types(tensors)
-        return tensors
+        return _weights(tensors, ignored)
+
+
+def _weights(tensors: Mapping[str, StoredTensor], ignored: Container[str]) -> Mapping[str, StoredTensor]:
+    weights = {name: tensor for name, tensor in tensors.items() if name not in ignored}
+    files.check_weight_types(weights)
+    return weights
 
     __repr__ = short_repr
 
