@@ -74,6 +74,8 @@ class TopKConfig(CheckedConfig):
     """Number of active features per token in all layers together; None is ``k`` times the number of layers.
 
     It matters only with ``across_layers``, for numbers that are not a multiple of the layers; ``k`` is then unused."""
+    keep_negative: bool = False
+    """Keep negative pre-activations among the ``k`` largest, as circuit-tracer does; otherwise they become zero."""
     initial_k: int | None = None
     """Number of active features at the first training step, which then moves linearly to ``k``; None is ``k``."""
     anneal_share: float = 0.2
@@ -83,6 +85,10 @@ class TopKConfig(CheckedConfig):
         super().__post_init__()
         check_counts(self, "k", "k_total", "initial_k")
         _check_anneal_share(self)
+        if self.keep_negative and self.across_layers:
+            raise ConfigError(
+                "keep_negative and across_layers are both true; TopK across layers keeps no negative values."
+            )
         if self.k_total is not None and (not self.across_layers or self.initial_k is not None):
             raise ConfigError(
                 f"k_total is {self.k_total}, with across_layers {self.across_layers} and initial_k {self.initial_k}; "

@@ -44,6 +44,7 @@ from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
+from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,14 @@ READERS: dict[str, Reader] = {
         ),
         _read_transcoder,
         "transcoders.formats.circuit_tracer",
+    ),
+    "transcoders of circuit-tracer per layer": Reader(
+        lambda folder: write_circuit_tracer_layers(folder, thresholds=True, skip=True),
+        _read_transcoder,
+        "transcoders.formats.circuit_tracer_layers",
+    ),
+    "transcoder of Gemma Scope 2": Reader(
+        lambda folder: write_gemma_scope_2(folder, skip=True), _read_transcoder, "transcoders.formats.gemma_scope_2"
     ),
     "transcoder of CLT-Forge": Reader(write_clt_forge, _read_transcoder, "transcoders.formats.clt_forge"),
     "transcoder that stays in its files": Reader(

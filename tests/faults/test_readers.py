@@ -17,7 +17,7 @@ from tests.faults.readers import READERS
 FAST = [name for name, reader in READERS.items() if not reader.slow]
 READS = re.compile(
     r"files\.(read_\w+|opened|parse_json)\(|FORMAT\.read\(|\.read_(text|bytes)\(|[ .]open\(|load_dataset\("
-    r"|[^(]from_pretrained\(\S"
+    r"|[^(]from_pretrained\(\S|weight_files\.(path|tensors)\("
 )
 NOT_READERS = {
     "__init__": "shows a call in its docstring",

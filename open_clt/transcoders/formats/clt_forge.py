@@ -20,10 +20,10 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.config import CrossLayerConfig
-from open_clt.config.json import from_dict
-from open_clt.errors import CheckpointError, ConfigError
+from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.transcoders.formats.checks import THRESHOLDS
+from open_clt.transcoders.formats.layers import described_config
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import WeightFiles, tensor_of
 from open_clt.transcoders.stored_weights import StoredWeights
@@ -59,10 +59,7 @@ def open_clt_forge(weight_files: WeightFiles) -> StoredTranscoder:
         "input_hook": "ln2.hook_normalized",
         "language_model": settings.get("model_name"),
     }
-    try:
-        config = from_dict(CrossLayerConfig, values)
-    except ConfigError as error:
-        raise CheckpointError(f"{place} does not describe a transcoder: {error}") from error
+    config = described_config(values, place)
     small = {
         "b_enc": tensor_of(tensors, "b_enc", (n_layers, n_features), place),
         "log_threshold": tensor_of(tensors, "log_threshold", (n_layers, n_features), place),

@@ -15,7 +15,7 @@ from open_clt.errors import CheckpointError
 from open_clt.hub.repository import HubName, Repository
 from open_clt.memory import memory_errors
 from open_clt.short_repr import short_repr
-from open_clt.transcoders.formats import circuit_tracer, clt_forge, native
+from open_clt.transcoders.formats import circuit_tracer, circuit_tracer_layers, clt_forge, gemma_scope_2, native
 from open_clt.transcoders.formats.checks import check_all
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, WeightFiles
@@ -24,12 +24,10 @@ from open_clt.transcoders.transcoder import Transcoder
 
 
 class Layout(NamedTuple):
-    """A layout of a stored transcoder: its names, and the functions that recognise and read the files of one."""
+    """A layout of a stored transcoder: its name, and the functions that recognise and read the files of one."""
 
     key: str
     """Short name, which commands use."""
-    name: str
-    """Name, with the files that tell it from others."""
     head: str
     """Name of the file that is written last, so that a save that was interrupted is noticed."""
     recognises: Callable[[WeightFiles], bool]
@@ -54,21 +52,30 @@ def _without_code(
 LAYOUTS = (
     Layout(
         "native",
-        "OpenCLT's (config.json and transcoder.safetensors)",
         "config.json",
         native.recognises_files,
         native.open_native,
     ),
     Layout(
         "circuit-tracer",
-        "circuit-tracer's (config.yaml, W_enc_0.safetensors, ...)",
         "config.yaml",
         circuit_tracer.recognises,
         _without_code(circuit_tracer.open_circuit_tracer),
     ),
     Layout(
+        "circuit-tracer-layers",
+        "config.yaml",
+        circuit_tracer_layers.recognises,
+        _without_code(circuit_tracer_layers.open_circuit_tracer_layers),
+    ),
+    Layout(
+        "gemma-scope-2",
+        "params_layer_0.safetensors",
+        gemma_scope_2.recognises,
+        _without_code(gemma_scope_2.open_gemma_scope_2),
+    ),
+    Layout(
         "clt-forge",
-        "CLT-Forge's (clt_cfg.json and clt_weights.safetensors)",
         "clt_cfg.json",
         clt_forge.recognises,
         _without_code(clt_forge.open_clt_forge),
@@ -127,8 +134,11 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
 
 
 def _unknown(place: object) -> CheckpointError:
-    names = " or ".join(layout.name for layout in LAYOUTS)
-    return CheckpointError(f"{place} does not hold a transcoder of a known layout; known layouts are {names}.")
+    names = ", ".join(layout.key for layout in LAYOUTS)
+    return CheckpointError(
+        f"{place} does not hold a transcoder of a known layout; known layouts are {names} (docs/layouts.md says which "
+        "files they have)."
+    )
 
 
 @checked_arguments

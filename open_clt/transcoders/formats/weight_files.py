@@ -105,13 +105,13 @@ class HubFiles(WeightFiles):
             tensors = files.open_remote_tensors(self.repository.part(name), self.place / name)
         return _weights(tensors, ignored)
 
+    __repr__ = short_repr
+
 
 def _weights(tensors: Mapping[str, StoredTensor], ignored: Container[str]) -> Mapping[str, StoredTensor]:
     weights = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     files.check_weight_types(weights)
     return weights
-
-    __repr__ = short_repr
 
 
 def tensor_of(

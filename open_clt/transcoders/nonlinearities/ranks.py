@@ -58,7 +58,7 @@ class TopK(Nonlinearity):
     def values(
         self, preactivations: Float[Tensor, "active"], features: Int[Tensor, "active"], layer: int
     ) -> Float[Tensor, "active"]:
-        return functional.relu(preactivations)
+        return preactivations if self.config.keep_negative else functional.relu(preactivations)
 
 
 @final
