@@ -123,6 +123,7 @@ def test_a_figure_is_drawn_from_a_transcoder_and_a_text(
     assert values.shape != other_values.shape or not np.array_equal(values, other_values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", FIGURES_OF_TEXTS)
 def test_a_single_text_is_drawn_like_a_list_of_one_text(clt: OpenCrossLayerTranscoder, draw: Draw) -> None:
     np.testing.assert_array_equal(drawn(draw(clt, TEXTS[1])), drawn(draw(clt, [TEXTS[1]])))

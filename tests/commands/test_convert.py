@@ -80,7 +80,7 @@ def test_every_command_reads_the_layout_of_circuit_tracer(
     for command in ("generate", "attribute"):
         assert main([command, *model]) == 0
     (tmp_path / "circuit-tracer" / "config.yaml").unlink()
-    assert_mistake(capsys, ["generate", *model], "config.yaml")
+    assert_mistake(capsys, ["generate", *model], "circuit-tracer", "layouts")
 
 
 def test_a_transcoder_with_thresholds_cannot_be_converted_again(

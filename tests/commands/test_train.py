@@ -21,7 +21,6 @@ from tests.commands.mistakes import assert_mistake
 from tests.tiny_models import TEXTS, write_gpt2, write_llama
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
-FAST = ("embedded-clt",)
 SMALL = {
     "default": ["--transcoder.n_features", "64"],
     "gpt2-clt-topk": ["--transcoder.n_features", "64", "--transcoder.nonlinearity.initial_k", "32"],
@@ -73,13 +72,8 @@ def flags_for(name: str, tmp_path: Path, folders: dict[str, Path]) -> list[str]:
     return flags
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(path.stem, marks=[] if path.stem in FAST else [pytest.mark.slow])
-        for path in sorted(CONFIGS.glob("*.yaml"))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_a_ready_configuration_trains_and_writes_all_files(
     name: str, tmp_path: Path, folders: dict[str, Path], allocator: list[bool], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_graph_of_another_transcoder_is_refused(
         faithfulness(graph, exact, max_features=0)
 
 
+@pytest.mark.slow
 def test_every_target_that_a_run_records_is_measured(exact: ReplacementModel) -> None:
     """The measured change of a logit difference, and of a feature, is the change that an intervention makes."""
     difference, feature = LogitDifference(positive=5, negative=9, position=4), FeaturePreactivation(layer=2, feature=3)
