@@ -13,7 +13,7 @@ import mmap
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast, final
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast, final, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -46,6 +46,7 @@ _LENGTH = 8
 """Number of bytes that state the length of a header."""
 
 
+@runtime_checkable
 class Remote(Protocol):
     """A remote file, parts of which are fetched into a local file of the same size."""
 

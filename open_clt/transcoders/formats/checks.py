@@ -19,6 +19,9 @@ from open_clt.transcoders.transcoder import Transcoder
 THRESHOLDS = "nonlinearity.thresholds"
 """Name of the tensor of thresholds as numbers; JumpReLU with learned thresholds stores their logarithms instead."""
 
+SMALLEST_SCALE = 1e-20
+"""Smallest scale of a standardisation; inputs that are divided by a smaller one may be infinite."""
+
 
 def check_all(transcoder: Transcoder, place: Path) -> None:
     """Raise CheckpointError unless all weights, thresholds and scales of a transcoder are legal; ``place`` has it."""
@@ -32,10 +35,11 @@ def check_numbers(transcoder: Transcoder, place: Path) -> None:
         _check_thresholds(transcoder.nonlinearity, layer, place)
     for name in ("input_scale", "target_scale"):
         scales = getattr(transcoder.standardisation, name).float()
-        if not bool((scales > 0).all()):
-            layer = int((scales > 0).int().argmin())
+        if not bool((scales >= SMALLEST_SCALE).all()):
+            layer = int((scales >= SMALLEST_SCALE).int().argmin())
             raise CheckpointError(
-                f"The {name} of layer {layer} in {place} is {float(scales[layer])}; it must be above 0."
+                f"The {name} of layer {layer} in {place} is {float(scales[layer])}; it must be at least "
+                f"{SMALLEST_SCALE}."
             )
 
 
