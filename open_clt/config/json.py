@@ -165,7 +165,7 @@ def _checked_plain(hint: Any, value: Any, setting: str) -> Any:
     return value
 
 
-def _number(value: Any, setting: str) -> float:
+def _number(value: Any, setting: str) -> int | float:
     """A number as a file can hold it: an integer of at most 64 bits, or the nearest number of float64."""
     if isinstance(value, int) and abs(value) < 2**63:
         return value

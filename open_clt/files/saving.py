@@ -20,7 +20,7 @@ Stage: TypeAlias = Callable[[str], Path]
 _Content = TypeVar("_Content")
 
 _JOURNAL = FileFormat("open-clt-save", newest=1)
-_TRIES = 20
+_TRIES = 100
 """How often a reader starts again because another process saves the artefact meanwhile."""
 
 

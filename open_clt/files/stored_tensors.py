@@ -100,6 +100,11 @@ class StoredTensor:
         return self._view.dtype
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the tensor is in a remote file, whose bytes are fetched when they are read."""
+        return self._source is not None
+
+    @property
     def T(self) -> StoredTensor:
         """The tensor with its first two axes exchanged."""
         return self._with(self._view.transpose(0, 1))

@@ -171,7 +171,7 @@ def load_transcoder(
     with memory_errors(f"The transcoder {source}", "close other programs, or use a machine with more memory"):
         transcoder = open_transcoder(source, code=code).content
         if isinstance(transcoder, StoredTranscoder):
-            if transcoder.fits(device, dtype, memory_limit):  # then all files are needed
+            if transcoder.remote and transcoder.fits(device, dtype, memory_limit):  # then all files are downloaded
                 transcoder = open_transcoder(source, code=code, whole=True).content
                 assert isinstance(transcoder, StoredTranscoder)
             return transcoder.load(device=device, dtype=dtype, memory_limit=memory_limit)

@@ -67,6 +67,11 @@ class StoredTranscoder:
         check_all(transcoder, self.place)
         return transcoder.eval().requires_grad_(in_memory)
 
+    @property
+    def remote(self) -> bool:
+        """Whether encoders and decoders are on the hub, and not on this machine."""
+        return any(table.is_remote for table in self.weights.tables)
+
     def fits(self, device: torch.device, dtype: torch.dtype, memory_limit: int | None) -> bool:
         """Whether encoders and decoders are read into memory."""
         if memory_limit is None:
