@@ -42,6 +42,8 @@ class PartialFile:
         n_blocks = -(-size // _BLOCK)
         marks = path.with_name(f"{path.name}.blocks")
         with files.disk_errors(path):
+            if not path.exists() or path.stat().st_size != size:
+                marks.unlink(missing_ok=True)  # the parts that it marks are gone, and holes would be read as zeros
             self._data = _opened(path, size)
             marks_file = _opened(marks, n_blocks)
             self._marks = np.frombuffer(mmap.mmap(marks_file, n_blocks), dtype=np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -127,6 +127,16 @@ def test_parts_survive_the_process_that_fetched_them(tmp_path: Path) -> None:
     assert second.read(70_005, 140_000) == content[70_005:140_000]
     assert second.read(len(content) - 3, len(content)) == content[-3:]
     assert [begin for begin, _ in asked[1:]] == [131_072, 458_752]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"x" * 7)], ids=["deleted", "cut"])
+def test_parts_whose_file_is_gone_are_fetched_again(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    def fetch(begin: int, end: int) -> bytes:
+        return b"x" * (end - begin)
+
+    assert PartialFile(tmp_path / "part", 1000, fetch).read(0, 10) == b"x" * 10
+    damage(tmp_path / "part")
+    assert PartialFile(tmp_path / "part", 1000, fetch).read(0, 10) == b"x" * 10
 
 
 def test_a_part_whose_fetch_fails_is_fetched_again(tmp_path: Path) -> None:
