@@ -13,10 +13,10 @@ from typing import final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from open_clt.errors import CheckpointError
+from open_clt.errors import CheckpointError, ConfigError
 from open_clt.files import StoredTensor
 from open_clt.finite import check_finite, is_finite
 from open_clt.short_repr import short_repr
@@ -125,3 +125,21 @@ class StoredWeights:
             yield slice(start, start + step)
 
     __repr__ = short_repr
+
+
+def tensors_in_memory(transcoder: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a transcoder by name, without weights that stay in their files."""
+    return {**dict(transcoder.named_parameters()), **dict(transcoder.named_buffers())}
+
+
+def refuse_state_dict(transcoder: nn.Module, *_: object) -> None:
+    """Raise ConfigError, because a state dict without the stored weights could be saved as if it were whole."""
+    raise stays_in_files("The state dict")
+
+
+def stays_in_files(name: str) -> ConfigError:
+    """The error for what needs all weights of a transcoder in memory."""
+    return ConfigError(
+        f"{name} of this transcoder is not in memory, because its weights stay in their files; use encoder_rows and "
+        "decoder_rows, or load the transcoder with a larger memory_limit."
+    )

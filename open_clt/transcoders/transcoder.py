@@ -29,7 +29,7 @@ from open_clt.transcoders.slices import ALONE, WHOLE, Part, Peers
 from open_clt.transcoders.sparse.codes import DENSE_ABOVE, LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.products import Product, Written, multiplied, preactivations, sum_written
 from open_clt.transcoders.standardisation import Standardisation
-from open_clt.transcoders.stored_weights import StoredWeights
+from open_clt.transcoders.stored_weights import StoredWeights, refuse_state_dict, stays_in_files
 
 _ADVICE = "check the weights of the transcoder, and load the language model in float32"
 TranscoderType = TypeVar("TranscoderType", bound="Transcoder")
@@ -54,6 +54,8 @@ class Transcoder(nn.Module, ABC):
         layers, width, d_model = config.n_layers, config.n_features, config.d_model
         if stored is None:
             self.W_enc = nn.Parameter(torch.empty(layers, width, d_model))
+        else:
+            self.register_state_dict_pre_hook(refuse_state_dict)
         self.b_enc = nn.Parameter(torch.zeros(layers, width))
         self.b_dec = nn.Parameter(torch.zeros(layers, d_model))
         self.W_skip = nn.Parameter(torch.zeros(layers, d_model, d_model)) if config.skip else None
@@ -117,10 +119,7 @@ class Transcoder(nn.Module, ABC):
 
     def __getattr__(self, name: str) -> Any:
         if name in ("W_enc", "W_dec") and vars(self).get("stored") is not None:
-            raise ConfigError(
-                f"{name} of this transcoder stays in its files, because memory is too small for it; use encoder_rows "
-                "and decoder_rows, or load the transcoder with a larger memory_limit."
-            )
+            raise stays_in_files(name)
         return super().__getattr__(name)
 
     def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:

@@ -40,6 +40,7 @@ from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
+from open_clt.transcoders.stored_weights import tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
@@ -77,7 +78,9 @@ def _read_transcoder(folder: Path) -> Iterable[Tensor]:
 
 def _use_transcoder(transcoder: Transcoder) -> Iterable[Tensor]:
     stored = () if transcoder.stored is None else transcoder.stored.tables
-    numbers = [tensor.float() for tensor in (*transcoder.state_dict().values(), *(table.read() for table in stored))]
+    numbers = [
+        tensor.float() for tensor in (*tensors_in_memory(transcoder).values(), *(table.read() for table in stored))
+    ]
     # Products of large finite weights may overflow, which is no fault of a reader.
     if not any(1e6 < float(tensor.abs().max()) < torch.inf for tensor in numbers if tensor.numel()):
         inputs = torch.linspace(-1, 1, 3 * transcoder.config.n_layers * transcoder.config.d_model)

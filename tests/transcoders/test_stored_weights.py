@@ -159,10 +159,20 @@ def test_topk_across_layers_reads_decoders_once_if_their_norms_weigh_the_ranking
 
 
 def test_what_needs_all_weights_in_memory_says_so(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
-    _, stored = both(tiny_gpt2, tmp_path)
-    for use in (stored.folded, lambda: stored.W_enc, lambda: stored.W_dec):
+    _, stored = both(tiny_gpt2, tmp_path, nonlinearity=ReLUConfig())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    uses = (
+        stored.folded,
+        lambda: stored.W_enc,
+        lambda: stored.W_dec,
+        lambda: stored.prefix(10),
+        lambda: save_transcoder(stored, tmp_path),
+        lambda: save_circuit_tracer(stored, tmp_path / "other"),
+    )
+    for use in uses:
         with refuses(ConfigError, "memory_limit"):
             use()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_number_that_is_not_finite_is_found_when_it_is_read(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:

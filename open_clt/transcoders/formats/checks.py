@@ -14,6 +14,7 @@ from open_clt.config import FixedJumpReLUConfig, JumpReLUConfig
 from open_clt.errors import CheckpointError
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.nonlinearities import FixedJumpReLU, Nonlinearity
+from open_clt.transcoders.stored_weights import tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
 
 THRESHOLDS = "nonlinearity.thresholds"
@@ -25,7 +26,7 @@ SMALLEST_SCALE = 1e-20
 
 def check_all(transcoder: Transcoder, place: Path) -> None:
     """Raise CheckpointError unless all weights, thresholds and scales of a transcoder are legal; ``place`` has it."""
-    files.check_weights(transcoder.state_dict(), place, transcoder.config.n_layers)
+    files.check_weights(tensors_in_memory(transcoder), place, transcoder.config.n_layers)
     check_numbers(transcoder, place)
 
 

@@ -156,8 +156,9 @@ def load_transcoder(
     ``source`` is a directory, a file in it, or a name on the Hugging Face hub, ``org/name[/folder][@revision]``.
     ``dtype`` is the type that the transcoder computes in. Encoders and decoders that take more than ``memory_limit``
     bytes in that type, by default half of the memory that is available, stay in their files: encoders are read block
-    by block, and decoders where features are active. Everything but training works with such a transcoder too. If it
-    is on the hub, these parts are fetched when they are needed first, and kept in a cache on disk.
+    by block, and decoders where features are active. Such a transcoder can be used as any other, but not trained,
+    folded, converted or saved. If it is on the hub, these parts are fetched when they are needed first, and kept in a
+    cache on disk.
 
     A transcoder of a user's own class needs ``own_class``, the class. With ``trust_code``, the class that
     ``config.json`` names is imported instead, so the code of its module runs; use it only for sources that you

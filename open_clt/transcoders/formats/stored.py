@@ -22,7 +22,7 @@ from open_clt.memory import available_on
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.checks import THRESHOLDS, check_all, jumprelu_tensors
-from open_clt.transcoders.stored_weights import StoredWeights
+from open_clt.transcoders.stored_weights import StoredWeights, tensors_in_memory
 
 _SHARE_OF_MEMORY = 0.5
 """Share of the available memory that the weights of a transcoder may take, unless the user says otherwise."""
@@ -113,8 +113,8 @@ class StoredTranscoder:
 
     def _fill(self, transcoder: CrossLayerTranscoder, given: Mapping[str, Tensor]) -> None:
         """Fill all tensors of a transcoder but the tables: with those of the files, and others with their defaults."""
-        defaults = CrossLayerTranscoder(transcoder.config, stored=self.weights).state_dict()
-        state = transcoder.state_dict()
+        defaults = tensors_in_memory(CrossLayerTranscoder(transcoder.config, stored=self.weights))
+        state = tensors_in_memory(transcoder)
         for name, default in defaults.items():
             tensor = given.get(name, default)
             if tensor.shape != default.shape:
