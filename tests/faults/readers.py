@@ -78,9 +78,8 @@ def _read_transcoder(folder: Path) -> Iterable[Tensor]:
 
 def _use_transcoder(transcoder: Transcoder) -> Iterable[Tensor]:
     stored = () if transcoder.stored is None else transcoder.stored.tables
-    numbers = [
-        tensor.float() for tensor in (*tensors_in_memory(transcoder).values(), *(table.read() for table in stored))
-    ]
+    tensors = [*tensors_in_memory(transcoder).values(), *(table.read() for table in stored)]
+    numbers = [tensor.detach().float() for tensor in tensors]
     # Products of large finite weights may overflow, which is no fault of a reader.
     if not any(1e6 < float(tensor.abs().max()) < torch.inf for tensor in numbers if tensor.numel()):
         inputs = torch.linspace(-1, 1, 3 * transcoder.config.n_layers * transcoder.config.d_model)
