@@ -10,6 +10,8 @@ import signal
 
 NAMES: dict[int, str] = {signal.SIGINT: "Interrupted (Ctrl-C)", signal.SIGTERM: "Terminated (SIGTERM)"}
 """The signals that programs handle, and what the line on stderr says about each."""
+if hasattr(signal, "SIGHUP"):  # Windows does not have it
+    NAMES[signal.SIGHUP] = "Terminated, because the terminal was closed (SIGHUP)"
 
 
 def end_on_signals(program: str) -> None:

@@ -2,7 +2,8 @@
 
     status 0          success
     status 2          a mistake that the user can correct, a full disk, or too little memory
-    status 128 + N    signal N ended the program: 130 after Ctrl-C, 143 after SIGTERM, 141 after a closed output
+    status 128 + N    signal N ended the program: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP (a closed
+                      terminal), 141 after a closed output
 
 Of several processes that torchrun started on a machine, only the first one to end prints its line.
 

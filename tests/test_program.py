@@ -14,15 +14,20 @@ import pytest
 from open_clt.errors import ConfigError
 from open_clt.program import Stopped, run_program
 
-SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = pytest.mark.parametrize(("number", "status"), list(zip(HANDLED, (130, 143, 129), strict=True)), ids=str)
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c_is_not_ignored() -> Iterator[None]:
-    """A suite that runs in the background ignores Ctrl-C, and so would the program."""
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_not_ignored() -> Iterator[None]:
+    """A suite that runs in the background ignores Ctrl-C and the end of its terminal, and so would the program."""
+    former = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL))
+    }
     yield
-    signal.signal(signal.SIGINT, former)
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 def received(number: int) -> int:
@@ -50,12 +55,12 @@ def exited(number: int) -> int:
 def test_a_signal_ends_a_program_with_its_status_and_one_line(
     program: Callable[[int], int], number: int, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(each) for each in HANDLED]
     assert run_program("name", lambda: program(number)) == status
     printed, error = capsys.readouterr()
     assert (printed, error.count("\n")) == ("", 1)
     assert error.startswith("name: ")
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(each) for each in HANDLED] == handlers
 
 
 def test_the_line_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Signals during training: Ctrl-C and SIGTERM stop a run after a complete step, so that it can be resumed."""
+"""Signals during training: Ctrl-C, SIGTERM and SIGHUP stop a run after a complete step, so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ logger = logging.getLogger(__name__)
 
 _REQUESTS: dict[int, int] = {signal.SIGINT: 1, signal.SIGTERM: 2**16}
 """What a process that received a signal adds to the sum over all processes; the sum tells the signals apart."""
+if hasattr(signal, "SIGHUP"):  # Windows does not have it
+    _REQUESTS[signal.SIGHUP] = 2**32
 
 
 @contextmanager
 def stop_on_signals(trainer: Trainer) -> Generator[StopAfterStep]:
-    """Make Ctrl-C and SIGTERM stop the training after the current step; the next signal has its former effect.
+    """Make Ctrl-C, SIGTERM and SIGHUP stop the training after the current step; the next one has its former effect.
 
-    The block yields a callback that says whether a signal stopped the training. After SIGTERM, the end of the block
-    sends SIGTERM again, to the handler that the process had before; the checkpoint is written by then. Only the main
-    thread receives signals, so in other threads nothing changes.
+    The block yields a callback that says whether a signal stopped the training. After SIGTERM or SIGHUP, the end of the
+    block sends the signal again, to the handler that the process had before; the checkpoint is written by then. Only
+    the main thread receives signals, so in other threads nothing changes.
     """
     stop = StopAfterStep(trainer)
     if threading.current_thread() is not threading.main_thread():
@@ -42,12 +44,12 @@ def stop_on_signals(trainer: Trainer) -> Generator[StopAfterStep]:
     try:
         yield stop
     except SIGTERMException:  # Lightning's own end, if SIGTERM came before the first step
-        stop.terminated = True
+        stop.terminated_by = signal.SIGTERM
     finally:
         callbacks.remove(stop)
         stop.restore()
-    if stop.terminated:
-        signal.raise_signal(signal.SIGTERM)
+    if stop.terminated_by is not None:
+        signal.raise_signal(stop.terminated_by)
 
 
 @final
@@ -64,14 +66,14 @@ class StopAfterStep(Callback):
         self._former: dict[int, Any] = {}
         self.stopped = False
         """Whether a signal has stopped the training, in this process or in another one."""
-        self.terminated = False
-        """Whether one of the signals was SIGTERM."""
+        self.terminated_by: int | None = None
+        """SIGTERM or SIGHUP, if a process has received it."""
 
     def handle(self) -> None:
         """Handle the signals from now on."""
-        self._former = {number: signal.getsignal(number) for number in _REQUESTS}
-        if self._former[signal.SIGTERM] is signal.SIG_IGN:
-            del self._former[signal.SIGTERM]
+        former = {number: signal.getsignal(number) for number in _REQUESTS}
+        ignored = {number for number, handler in former.items() if handler is signal.SIG_IGN} - {signal.SIGINT}
+        self._former = {number: handler for number, handler in former.items() if number not in ignored}
         for number in self._former:
             signal.signal(number, self._request)
 
@@ -93,7 +95,9 @@ class StopAfterStep(Callback):
 
     def _note(self, requests: int) -> None:
         self.stopped |= requests > 0
-        self.terminated |= requests >= _REQUESTS[signal.SIGTERM]
+        for number, request in _REQUESTS.items():
+            if number != signal.SIGINT and requests >= request:
+                self.terminated_by = number
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler of SIGTERM, which would stop the training in the middle of a step."""

@@ -154,7 +154,7 @@ class Transcoder(nn.Module, ABC):
         return TranscoderErrors(features, [errors], self._norms_of(total) if norms else None)
 
     def encode_layer(
-        self, inputs: Float[Tensor, "batch d_model"], layer: int, *, bounds: Float[Tensor, "batch"] | None = None
+        self, inputs: Float[Tensor, "batch d_model"], layer: int, *, bounds: Float[Tensor, "bound"] | None = None
     ) -> SparseFeatures:
         """Features of one layer, computed from that layer's raw inputs.
 

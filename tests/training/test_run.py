@@ -92,21 +92,23 @@ def test_a_run_that_is_resumed_after_ctrl_c_ends_where_an_uninterrupted_run_does
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_run_that_sigterm_stops_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP], ids=str)
+def test_a_run_that_a_signal_stops_keeps_its_checkpoint_and_says_how_to_go_on(ending: int, tmp_path: Path) -> None:
     class Terminate(Callback):
         def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
             if trainer.global_step == 5:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(ending)
 
     def receive(number: int, frame: Any) -> None:
         raise Stopped(number)
 
-    former = signal.signal(signal.SIGTERM, receive)
+    former = signal.signal(ending, receive)
     try:
         with pytest.raises(Stopped) as stopped:
             run(Terminate(), output_dir=tmp_path, max_steps=8)
     finally:
-        assert signal.signal(signal.SIGTERM, former) is receive
+        assert signal.signal(ending, former) is receive
+    assert stopped.value.number == ending
     assert str(tmp_path / "checkpoints" / "last") in stopped.value.advice
     resumed = run(output_dir=tmp_path, resume="last", max_steps=8)
     assert_identical(resumed, run(max_steps=8))

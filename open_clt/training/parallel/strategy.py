@@ -118,8 +118,11 @@ def _summed(partial: Tensor, mesh: DeviceMesh) -> Tensor:
 
 
 @torch.no_grad()
-def clip_gradients(transcoder: Transcoder, limit: float) -> None:
-    """Scale gradients so that their norm over the features of all processes is at most ``limit``."""
+def clip_gradients(transcoder: Transcoder, limit: float | None) -> Float[Tensor, ""]:
+    """Scale gradients so that their norm over the features of all processes is at most ``limit``, if there is one.
+
+    Returns the norm that they had before.
+    """
     sharded: list[Tensor] = []
     copied: list[Tensor] = []
     for name, parameter in transcoder.named_parameters():
@@ -127,7 +130,9 @@ def clip_gradients(transcoder: Transcoder, limit: float) -> None:
             (copied if is_copied(name) else sharded).append(parameter.grad)
     sharded_squares = transcoder.peers.sum_features(get_total_norm(sharded).square())
     norm = (sharded_squares + get_total_norm(copied).square()).sqrt()
-    clip_grads_with_norm_(transcoder.parameters(), limit, norm)
+    if limit:
+        clip_grads_with_norm_(transcoder.parameters(), limit, norm)
+    return norm
 
 
 class BatchShare(NamedTuple):

@@ -1,12 +1,13 @@
 """Finite steps: the checks that stop a training run whose loss or weights are not finite, in all its processes at once.
 
-The loss is checked at the end of every step, where Ctrl-C is checked too, so that a GPU is not made to wait once more.
-The weights and the optimizer are checked before each checkpoint, and the weights at the end of the run: nothing that is
-saved is replaced by NaN.
+The loss and the norm of the gradient are checked at the end of every step, where Ctrl-C is checked too, so that a GPU
+is not made to wait once more. The weights and the optimizer are checked before each checkpoint, and the weights at the
+end of the run: nothing that is saved is replaced by NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,18 +24,19 @@ _ADVICE = (
 )
 
 
-def check_loss(
-    transcoder: Transcoder, numbers: Float[Tensor, "number"], residuals: Float[Tensor, "layer"], step: int
+def check_step(
+    transcoder: Transcoder, numbers: Mapping[str, Float[Tensor, ""]], residuals: Float[Tensor, "layer"], step: int
 ) -> None:
     """Raise NotFiniteError in all processes if one of them has numbers of a step (its loss) that are not finite.
 
     ``residuals`` are the sizes of the errors of each layer, which show where the reconstruction is not finite.
     """
-    if not _anywhere(transcoder, ~numbers.isfinite().all()):
+    if not _anywhere(transcoder, ~torch.stack([*numbers.values()]).isfinite().all()):
         return
     layers = (~residuals.isfinite()).nonzero().flatten().tolist()
     place = f", and the reconstruction of layer {layers[0]} is not finite" if layers else ""
-    raise NotFiniteError(f"The loss of step {step} is {float(numbers[0])}{place}; {_ADVICE}.")
+    name = next((name for name, number in numbers.items() if not number.isfinite()), "loss")
+    raise NotFiniteError(f"The {name} of step {step} is {float(numbers[name])}{place}; {_ADVICE}.")
 
 
 def check_weights(transcoder: Transcoder, step: int) -> None:

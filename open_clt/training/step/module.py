@@ -24,7 +24,7 @@ from open_clt.training.data import refuse_other_settings
 from open_clt.training.parallel.shards import shard_features
 from open_clt.training.parallel.strategy import clip_gradients, peers_of
 from open_clt.training.step import losses
-from open_clt.training.step.finite import check_loss, check_optimizer, check_weights
+from open_clt.training.step.finite import check_optimizer, check_step, check_weights
 from open_clt.training.step.optimization import OptimizerMaker, ramp, scheduled_optimizer, step_is_complete
 from open_clt.transcoders.metrics import MetricsAccumulator
 from open_clt.transcoders.outputs import TranscoderErrors
@@ -115,6 +115,7 @@ class TranscoderModule(LightningModule):
         self.curves = Curves([], [], [], [], [], [])
         self.latest: StepMetrics | None = None
         self._residuals = torch.zeros(shape[0])
+        self._gradient_norm = torch.zeros(())
 
     @property
     def dead(self) -> Bool[Tensor, "layer feature"]:
@@ -241,7 +242,9 @@ class TranscoderModule(LightningModule):
         """Raise NotFiniteError if the numbers of the latest batch are not finite; all processes must call it."""
         if self.latest is not None:
             step = self.global_step + (not step_is_complete(self.trainer))
-            check_loss(self.transcoder, torch.stack([self.latest.loss, self.latest.fvu]), self._residuals, step)
+            norm = self._gradient_norm.to(self.latest.loss)
+            numbers = {"loss": self.latest.loss, "FVU": self.latest.fvu, "norm of the gradient": norm}
+            check_step(self.transcoder, numbers, self._residuals, step)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its learning-rate schedule."""
@@ -261,11 +264,13 @@ class TranscoderModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients by their norm over the features of all processes."""
-        if self.transcoder.peers.shards == 1 or not gradient_clip_val:
+        """Clip gradients by their norm over the features of all processes, and keep the norm that they had."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        else:
-            clip_gradients(self.transcoder, gradient_clip_val)
+            gradient_clip_val = None
+        if not scaled:  # with float16, infinite gradients are usual: PyTorch leaves out such a step and scales less
+            self._gradient_norm = clip_gradients(self.transcoder, gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
         """Start a new measurement on the held-out tokens."""

@@ -137,7 +137,7 @@ class TopKAcrossLayers(Nonlinearity):
 def select_above(
     preactivations: Float[Tensor, "batch feature"],
     norms: Float[Tensor, "feature"],
-    bounds: Float[Tensor, "batch"],
+    bounds: Float[Tensor, "bound"],
 ) -> SparseFeatures:
     """Select the entries of one layer whose scores, with these ranking norms, reach the bound of their token."""
     if bounds.shape[0] != preactivations.shape[0]:

@@ -98,10 +98,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(value: float, tmp_p
     assert not (tmp_path / "config.json").exists()
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
-    with refuses(NotFiniteError, 6, "nan"):
-        run(tmp_path, gradient_that_is(torch.nan, after=5))
-    assert step_of(tmp_path / "checkpoints" / "last") == 4
+@pytest.mark.parametrize("gradient_clip", [1.0, None])
+def test_a_gradient_that_is_not_finite_stops_the_run_at_its_step(gradient_clip: float | None, tmp_path: Path) -> None:
+    with refuses(NotFiniteError, 6, "nan"):  # the next checkpoint is that of step 10
+        run(tmp_path, gradient_that_is(torch.nan, after=5), every=5, gradient_clip=gradient_clip)
+    assert step_of(tmp_path / "checkpoints" / "last") == 5
 
 
 def test_the_last_step_is_checked_too() -> None:
