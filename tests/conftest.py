@@ -32,7 +32,8 @@ def _checked_modules() -> list[str]:
 
 # From here on, a call of a function of open_clt with a tensor of the wrong shape is an error. The checks take as long
 # as the tests themselves, so they are made by `make slow`, and elsewhere on request.
-if os.environ.get("OPEN_CLT_CHECK_SHAPES", "0") != "0":
+CHECKED = os.environ.get("OPEN_CLT_CHECK_SHAPES", "0") != "0"
+if CHECKED:
     install_import_hook(_checked_modules(), "beartype.beartype")
 
 
@@ -61,6 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip_reasons = {
         "reference": not _reference().is_dir() and f"there is no folder {_reference()} (set OPEN_CLT_REFERENCE)",
         "real_model": not _real_model() and "OPEN_CLT_REAL_MODEL does not name the directory of a language model",
+        "wrong_types": CHECKED and "the check of types and shapes refuses the argument first",
         "gpu": any(item.get_closest_marker("gpu") for item in items) and not _gpu() and "there is no GPU",
     }
     for item in items:

@@ -14,6 +14,7 @@ from open_clt.errors import ConfigError
 from open_clt.language import language_model
 from open_clt.training.run import train_on_activations
 from tests.refusals import refuses
+from tests.training.synthetic import relu_mlps, small_transcoder
 
 
 def set_devices(monkeypatch: pytest.MonkeyPatch, *, cuda: int = 0, mps: int = 0) -> None:
@@ -34,7 +35,19 @@ def test_auto_is_the_first_of_cuda_mps_and_cpu(
 
 
 @pytest.mark.parametrize(
-    "device", ["gpu", "", "meta", "xpu", "cuda", "mps", "cuda:0", "cpu:1", torch.device("mps"), 3.5]
+    "device",
+    [
+        "gpu",
+        "",
+        "meta",
+        "xpu",
+        "cuda",
+        "mps",
+        "cuda:0",
+        "cpu:1",
+        torch.device("mps"),
+        pytest.param(3.5, marks=pytest.mark.wrong_types),
+    ],
 )
 def test_a_device_that_does_not_exist_is_refused(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     set_devices(monkeypatch)
@@ -75,4 +88,4 @@ def test_commands_refuse_an_absent_device_before_they_load_a_model(
 def test_training_refuses_an_absent_device(monkeypatch: pytest.MonkeyPatch) -> None:
     set_devices(monkeypatch)
     with refuses(ConfigError, "mps"):
-        train_on_activations(None, None, TrainingConfig(), device="mps")  # type: ignore[arg-type]
+        train_on_activations(relu_mlps(10), small_transcoder(), TrainingConfig(), device="mps")

@@ -282,7 +282,15 @@ def test_a_label_replaces_the_features_number(graph: AttributionGraph) -> None:
     assert graph.node(0).label == feature.label
 
 
-@pytest.mark.parametrize("labels", [{Feature(0, 5): 3}, {(0, 5): "cat"}, {Feature(-1, 5): "cat"}], ids=str)
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param({Feature(0, 5): 3}, marks=pytest.mark.wrong_types),
+        pytest.param({(0, 5): "cat"}, marks=pytest.mark.wrong_types),
+        {Feature(-1, 5): "cat"},
+    ],
+    ids=str,
+)
 def test_labels_that_could_not_be_read_are_refused(labels: Any) -> None:
     with refuses(ConfigError, -1 if Feature(-1, 5) in labels else 5):
         replace(hand_graph(), labels=labels)
