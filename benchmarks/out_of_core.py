@@ -161,7 +161,7 @@ def make_inputs(folder: Path, shape: Shape) -> list[int]:
     model = load_language_model(folder / "model")
     prompt = torch.randint(VOCABULARY - 1, (shape.tokens,), generator=generator)
     prompt[0] = VOCABULARY - 1
-    inputs = model.capture(prompt[None], HOOK, with_logits=False).inputs[0, 1:]
+    inputs = model.capture(prompt[None], HOOK).inputs[0, 1:]
     (folder / "transcoder").mkdir(parents=True)
     settings = f"model_kind: cross_layer_transcoder\nfeature_input_hook: {HOOK}\nfeature_output_hook: hook_mlp_out\n"
     (folder / "transcoder" / "config.yaml").write_text(settings)

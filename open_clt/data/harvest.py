@@ -156,7 +156,7 @@ def harvest(
     model: LanguageModel, contexts: Int[Tensor, "context position"], *, input_hook: InputHook, target_hook: str
 ) -> ActivationBatch:
     """Run the language model on contexts, and return its activations on the CPU."""
-    captured = model.capture(contexts, input_hook, target_hook, with_logits=False)
+    captured = model.capture(contexts, input_hook, target_hook)
     positions = torch.arange(contexts.shape[1]).expand(contexts.shape)
     return ActivationBatch(
         captured.inputs.flatten(0, 1).cpu(),

@@ -71,8 +71,7 @@ def convert_transcoder(
         raise TextError(f"There are {contexts.shape[0]} contexts; give text for at least 2, one of which is held out.")
     config, first = transcoder.config, transcoder.first_position
     captures = [
-        model.capture(batch, config.input_hook, config.target_hook, with_logits=False)
-        for batch in contexts[:fitted].split(batch_size)
+        model.capture(batch, config.input_hook, config.target_hook) for batch in contexts[:fitted].split(batch_size)
     ]
     inputs = torch.cat([capture.inputs[:, first:].flatten(0, 1) for capture in captures])
     targets = torch.cat([capture.targets[:, first:].flatten(0, 1) for capture in captures])

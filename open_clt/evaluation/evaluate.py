@@ -16,7 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.language.language_model import Captured
-from open_clt.replacement.comparison import LogitAccumulator, LogitComparison, cross_entropies, share_recovered
+from open_clt.replacement.comparison import (
+    LogitAccumulator,
+    LogitComparison,
+    cross_entropies,
+    predicted_tokens,
+    predicting,
+    share_recovered,
+)
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.metrics import LayerMetrics, MetricsAccumulator, TranscoderMetrics
@@ -132,15 +139,20 @@ class _Measurement:
         self._metrics = MetricsAccumulator(replacement.transcoder)
         self._models = [replacement, *(_single_layer_models(replacement) if alone else [])]
         self._first = replacement.transcoder.first_position
-        self._accumulators = [LogitAccumulator(first=self._first) for _ in self._models]
+        self._accumulators = [LogitAccumulator() for _ in self._models]
 
     def update(self, original: Captured, tokens: Int[Tensor, "context position"]) -> None:
         """Add a batch of contexts, on which the original model has run."""
-        assert original.logits is not None
         inputs, targets = (hooked[:, self._first :].flatten(0, 1) for hooked in (original.inputs, original.targets))
         self._metrics.update(inputs, targets)
-        for replaced, accumulator in zip(self._models, self._accumulators, strict=True):
-            accumulator.update(original.logits, replaced.logits(tokens), tokens)
+        next_tokens = predicted_tokens(tokens, self._first)
+        before = predicting(original.states, self._first)
+        after = [predicting(replaced.states(tokens), self._first) for replaced in self._models]
+        unembedding = self._replacement.model.unembedding
+        for rows in unembedding.slices(len(next_tokens)):
+            logits = unembedding.logits(before[rows])
+            for states, accumulator in zip(after, self._accumulators, strict=True):
+                accumulator.update(logits, unembedding.logits(states[rows]), next_tokens[rows])
 
     def result(self, batches: list[Tensor]) -> Evaluation:
         """The evaluation; runs the ablated model on all contexts, because the mean MLP outputs are now known."""
@@ -161,10 +173,12 @@ def _single_layer_models(replacement: ReplacementModel) -> list[ReplacementModel
 
 def _ablated(replacement: ReplacementModel, batches: list[Tensor], means: Float[Tensor, "layer d_model"]) -> float:
     """Cross-entropy when every MLP output is set to its mean."""
+    model, first = replacement.model, replacement.transcoder.first_position
     total, predictions = 0.0, 0
     with replacement.ablating(means):
         for tokens in batches:
-            losses = cross_entropies(replacement.model.logits(tokens), tokens, replacement.transcoder.first_position)
-            total += float(losses.sum())
-            predictions += losses.numel()
+            states, next_tokens = predicting(model.states(tokens), first), predicted_tokens(tokens, first)
+            for rows in model.unembedding.slices(len(next_tokens)):
+                total += float(cross_entropies(model.unembedding.logits(states[rows]), next_tokens[rows]).sum())
+            predictions += len(next_tokens)
     return total / predictions

@@ -238,7 +238,7 @@ def _encode(
 ) -> list[SparseFeatures]:
     """Features of all layers, with one row per position that the transcoder uses, context by context."""
     check_fits(transcoder, model)
-    captured = model.capture(contexts, transcoder.config.input_hook, with_logits=False)
+    captured = model.capture(contexts, transcoder.config.input_hook)
     inputs = captured.inputs[:, transcoder.first_position :].flatten(0, 1).to(transcoder.device, transcoder.dtype)
     if inputs.shape[0] == 0:
         raise TextError("The text has no token after the first position, which is not used; give at least two tokens.")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from open_clt.features.firing import ActivationStatistics, feature_activations
 from open_clt.language.language_model import LanguageModel
-from open_clt.language.unembedding import logit_effects
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.feature import Feature
@@ -38,7 +37,7 @@ class TokenEffect(NamedTuple):
     token: str
     """Text of the token."""
     effect: float
-    """Change of the token's logit per unit of activation, as ``logit_effects`` computes it."""
+    """Change of the token's logit per unit of activation, as ``Unembedding.effects`` computes it."""
 
 
 @final
@@ -72,7 +71,7 @@ def feature_records(
     n_tokens: int = 10,
 ) -> list[FeatureRecord]:
     """Describe the chosen features on the texts of ``statistics``, each with ``n_tokens`` top and bottom tokens."""
-    effects = logit_effects(model, decoder_directions(transcoder, chosen))
+    effects = model.unembedding.effects(decoder_directions(transcoder, chosen))
     records: list[FeatureRecord] = []
     for feature, effect in zip(chosen, effects, strict=True):
         contexts = statistics.best_contexts[feature][statistics.best_values[feature] != 0]

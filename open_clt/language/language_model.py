@@ -36,6 +36,7 @@ from open_clt.device import check_device
 from open_clt.errors import LanguageModelError, TextError
 from open_clt.language.loading import check_dtype, load_model
 from open_clt.language.model_source import find_model
+from open_clt.language.unembedding import Unembedding
 from open_clt.progress import without_widget_advice
 from open_clt.short_repr import short_repr
 
@@ -61,12 +62,12 @@ KeyValues: TypeAlias = Any
 
 
 class Captured(NamedTuple):
-    """Inputs and targets of a transcoder for a batch of contexts, with the logits of the language model."""
+    """Inputs and targets of a transcoder for a batch of contexts, with the final states of the language model."""
 
     inputs: Float[Tensor, "batch position layer d_model"]
     targets: Float[Tensor, "batch position layer d_model"]
-    logits: Float[Tensor, "batch position vocab"] | None
-    """Logits after every token, or None if they were not asked for."""
+    states: Float[Tensor, "batch position state"]
+    """What the unembedding reads after every token: ``unembedding.logits`` turns rows of it into logits."""
 
     __repr__ = short_repr
 
@@ -119,6 +120,8 @@ class LanguageModel:
         self._tokenizer = tokenizer
         # Hooks see every forward pass, from any thread, so a second thread waits until the hooks are removed.
         self._lock = RLock()
+        self.unembedding = Unembedding(bridge, self._lock)
+        """The part of the model after its final norm, which can run alone."""
         # Position at which the running pass begins, and the shape of its tokens, for its hooks; read and set only
         # while the lock is held.
         self._start = 0
@@ -185,6 +188,15 @@ class LanguageModel:
         """Return the logits after every token."""
         return self._forward(tokens)
 
+    def states(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position state"]:
+        """Return what the unembedding reads after every token, with ``d_model`` numbers per token in most models.
+
+        A pass that computes states needs less memory than one that computes logits.
+        """
+        with self._lock, self.unembedding.reading() as states:
+            self._forward(tokens, logits_to_keep=1)
+        return states[-1]  # a hook may run another pass, which ends first
+
     @torch.no_grad()
     def next_tokens(self, prompts: Sequence[str], *, batch_size: int = 64) -> list[int]:
         """Return the most probable next token of each prompt, which is read after BOS."""
@@ -195,7 +207,8 @@ class LanguageModel:
             # Padding is on the right, where the tokens before it do not attend to it.
             rows = pad_sequence(batch, batch_first=True)
             last = torch.tensor([len(row) - 1 for row in batch], device=self.device)
-            predicted += self.logits(rows)[torch.arange(len(batch)), last].argmax(-1).tolist()
+            states = self.states(rows)[torch.arange(len(batch)), last]
+            predicted += self.unembedding.logits(states).argmax(-1).tolist()
         return predicted
 
     def advance(self, tokens: Int[Tensor, "batch position"], key_values: KeyValues | None = None) -> Advanced:
@@ -205,7 +218,7 @@ class LanguageModel:
         """
         start = 0 if key_values is None else int(key_values.get_seq_length())
         cache = {"return_type": "logits_and_cache", "past_key_values": key_values, "use_cache": True}
-        logits, key_values = self._forward(tokens, start, **cache)
+        logits, key_values = self._forward(tokens, start, logits_to_keep=1, **cache)
         return Advanced(logits[:, -1], key_values)
 
     def _forward(self, tokens: Int[Tensor, "batch position"], start: int = 0, **settings: Any) -> Any:
@@ -224,13 +237,10 @@ class LanguageModel:
         tokens: Int[Tensor, "batch position"],
         input_hook: InputHook = "hook_resid_mid",
         target_hook: str = MLP_OUTPUT_HOOK,
-        *,
-        with_logits: bool = True,
     ) -> Captured:
-        """Return the activations of every layer at two hooks, which may be the same hook.
+        """Return the activations of every layer at two hooks, which may be the same hook, and the final states.
 
-        Without the logits the pass is faster. Raises LanguageModelError if the model lacks a hook, or if a hook does
-        not carry ``d_model`` numbers per token.
+        Raises LanguageModelError if the model lacks a hook, or if a hook does not carry ``d_model`` numbers per token.
         """
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
@@ -238,12 +248,9 @@ class LanguageModel:
         for layer in range(self.n_layers):
             hooks.append((self.hook_name(layer, input_hook), inputs.append))
             hooks.append((self.hook_name(layer, target_hook), targets.append))
-        settings = {} if with_logits else {"logits_to_keep": 1}
         with self.hooks(hooks):
-            logits = self._forward(tokens, **settings)
-        return Captured(
-            self._stacked(input_hook, inputs), self._stacked(target_hook, targets), logits if with_logits else None
-        )
+            states = self.states(tokens)
+        return Captured(self._stacked(input_hook, inputs), self._stacked(target_hook, targets), states)
 
     def _stacked(self, hook: str, activations: list[Tensor]) -> Float[Tensor, "batch position layer d_model"]:
         """Stack the activations of all layers; raises LanguageModelError if a transcoder cannot be trained on them."""

@@ -35,7 +35,7 @@ def token_bounds(
     if not needs_bounds(transcoder):
         return None
     with inference_mode(transcoder):
-        return _bounds(transcoder, model.capture(tokens, hook, hook, with_logits=False).inputs)
+        return _bounds(transcoder, model.capture(tokens, hook, hook).inputs)
 
 
 @final

@@ -1,7 +1,8 @@
 """Comparison of predictions: cross-entropy, KL divergence and agreement of a changed model with the original one.
 
 All other modules take these numbers from here. For each of them, a function computes one value per position.
-``LogitComparison`` is the record of their means, and ``LogitAccumulator`` computes this record over many contexts.
+``LogitComparison`` is the record of their means, and ``LogitAccumulator`` computes this record from some predictions
+at a time, because the logits of many contexts would need too much memory (``open_clt.language.unembedding``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -96,68 +97,54 @@ class Comparison(NamedTuple):
 
 @final
 class LogitAccumulator:
-    """Sums over batches of contexts; ``result`` is the comparison of all predictions so far.
+    """Sums over predictions; ``result`` is the comparison of all predictions so far."""
 
-    It compares the predictions made at positions ``first`` and later, except the last position of each context, whose
-    next token is not known.
-    """
-
-    def __init__(self, *, first: int) -> None:
-        self._first = first
+    def __init__(self) -> None:
         self._n_predictions = 0
         self._sums = torch.zeros(len(LogitComparison._fields), dtype=torch.float64)
 
     @torch.no_grad()
     def update(
         self,
-        original: Float[Tensor, "batch position vocab"],
-        replacement: Float[Tensor, "batch position vocab"],
-        tokens: Int[Tensor, "batch position"],
+        original: Float[Tensor, "prediction vocab"],
+        replacement: Float[Tensor, "prediction vocab"],
+        next_tokens: Int[Tensor, "prediction"],
     ) -> None:
-        """Add one batch of contexts.
-
-        Raises TextError if they are too short to hold a prediction to compare, and NotFiniteError if a prediction of
-        one of the models is not finite.
-        """
-        losses = [cross_entropies(logits, tokens, self._first) for logits in (original, replacement)]
-        original, replacement = (logits[:, self._first : -1] for logits in (original, replacement))
+        """Add the predictions of both models; raises NotFiniteError if one of them is not finite."""
+        losses = [cross_entropies(logits, next_tokens) for logits in (original, replacement)]
         columns = (*losses, kl_divergences(original, replacement), agreements(original, replacement))
-        self._n_predictions += losses[0].numel()
-        self._sums += torch.stack([column.float() for column in columns]).cpu().double().sum((1, 2))
+        self._n_predictions += len(next_tokens)
+        self._sums += torch.stack([column.float() for column in columns]).cpu().double().sum(1)
 
     def result(self) -> LogitComparison:
         """Return the means over all predictions so far."""
         return LogitComparison(*(self._sums / self._n_predictions).tolist())
 
 
-def compare_logits(
-    original: Float[Tensor, "batch position vocab"],
-    replacement: Float[Tensor, "batch position vocab"],
-    tokens: Int[Tensor, "batch position"],
-    first: int = 0,
-) -> LogitComparison:
-    """Compare the predictions made at positions ``first`` and later, except the last, whose next token is not known."""
-    accumulator = LogitAccumulator(first=first)
-    accumulator.update(original, replacement, tokens)
-    return accumulator.result()
+def predicting(values: Shaped[Tensor, "batch position *value"], first: int) -> Shaped[Tensor, "prediction *value"]:
+    """Values at the positions whose predictions are compared: from ``first`` on, except the last of each context.
 
-
-def cross_entropies(
-    logits: Float[Tensor, "batch position vocab"], tokens: Int[Tensor, "batch position"], first: int = 0
-) -> Float[Tensor, "batch prediction"]:
-    """Cross-entropy in nats of the prediction made at each position from ``first`` on, except the last position.
-
-    Raises TextError if there is no such position, and NotFiniteError if a logit is not finite.
+    The token after the last position is not known.
     """
-    next_tokens = tokens[:, first + 1 :].to(logits.device)
-    if not next_tokens.numel():
+    return values[:, first:-1].flatten(0, 1)
+
+
+def predicted_tokens(tokens: Int[Tensor, "batch position"], first: int) -> Int[Tensor, "prediction"]:
+    """The tokens that the positions of ``predicting`` predict; raises TextError if there is no such position."""
+    if tokens.shape[1] < first + 2:
         raise TextError(
             f"The text has {tokens.shape[1]} tokens; to compare predictions from position {first} on, "
             f"give at least {first + 2}."
         )
-    predictions = logits[:, first:-1].float().flatten(0, 1)
-    losses = functional.cross_entropy(predictions, next_tokens.flatten(), reduction="none").view(next_tokens.shape)
-    check_finite(losses, "The cross-entropy of a prediction", axes=("context", "prediction"))
+    return tokens[:, first + 1 :].flatten()
+
+
+def cross_entropies(
+    logits: Float[Tensor, "prediction vocab"], next_tokens: Int[Tensor, "prediction"]
+) -> Float[Tensor, "prediction"]:
+    """Cross-entropy in nats of each prediction; raises NotFiniteError if one is not finite."""
+    losses = functional.cross_entropy(logits.float(), next_tokens.to(logits.device), reduction="none")
+    check_finite(losses.max(), "The cross-entropy of a prediction")
     return losses
 
 

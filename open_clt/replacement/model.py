@@ -34,13 +34,16 @@ from open_clt.errors import ConfigError
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import Advanced, Hook, KeyValues, LanguageModel, Positioned, load_language_model
 from open_clt.language.prompts import Prompt, prompt_tokens
+from open_clt.language.unembedding import Unembedding
 from open_clt.replacement.bounds import GrowingBounds, inference_mode, needs_bounds, token_bounds
 from open_clt.replacement.comparison import (
     Comparison,
     Continuations,
-    compare_logits,
+    LogitAccumulator,
     cosines,
     cross_entropies,
+    predicted_tokens,
+    predicting,
 )
 from open_clt.replacement.generation import Generation, generate, room_after
 from open_clt.transcoders.formats.load import load_transcoder
@@ -218,6 +221,12 @@ class ReplacementModel:
         with self.replacing(bounds=self.token_bounds(tokens)):
             return self.model.logits(tokens)
 
+    @torch.no_grad()
+    def states(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position state"]:
+        """Return what the unembedding reads after every token; see ``LanguageModel.states``."""
+        with self.replacing(bounds=self.token_bounds(tokens)):
+            return self.model.states(tokens)
+
     @checked_arguments
     def generate(
         self,
@@ -260,25 +269,42 @@ class ReplacementModel:
         tokens = prompt_tokens(self.model, prompt)
         config = self.transcoder.config
         batch, first = tokens[None], self.transcoder.first_position
+        next_tokens = predicted_tokens(batch, first)
         original = self.model.capture(batch, config.input_hook, config.target_hook)
-        assert original.logits is not None
-        replaced = self.logits(batch)
-        logits = compare_logits(original.logits, replaced, batch, first)
+        replaced = self.states(batch)
         with self.ablating(original.targets[0, first:].mean(0)):
-            ablated = cross_entropies(self.model.logits(batch), batch, first)
-        continuations = None
-        if room_after(self.model, tokens, sampling) > 0:
-            continuations = Continuations(
-                original=generate(self.model, tokens, sampling), replacement=self.generate(tokens, sampling)
-            )
-        before, after = (run[:, first:-1].float() for run in (original.logits, replaced))
-        return Comparison(
-            logits=logits,
-            cosine=float(cosines(before, after).mean()),
-            mean_squared_error=float(functional.mse_loss(after, before)),
-            cross_entropy_ablated=float(ablated.mean()),
-            continuations=continuations,
+            ablated = self.model.states(batch)
+        states = [predicting(of_model, first) for of_model in (original.states, replaced, ablated)]
+        comparison = _compared(self.model.unembedding, states, next_tokens)
+        if room_after(self.model, tokens, sampling) < 1:
+            return comparison
+        continuations = Continuations(
+            original=generate(self.model, tokens, sampling), replacement=self.generate(tokens, sampling)
         )
+        return comparison._replace(continuations=continuations)
+
+
+def _compared(
+    unembedding: Unembedding,
+    states: list[Float[Tensor, "prediction state"]],
+    next_tokens: Int[Tensor, "prediction"],
+) -> Comparison:
+    """Compare predictions, from the states of the original model, of the replacement model and of the ablated one."""
+    accumulator, sums = LogitAccumulator(), torch.zeros(3, dtype=torch.float64)
+    for rows in unembedding.slices(len(next_tokens)):
+        original, replaced, ablated = (unembedding.logits(of_model[rows]).float() for of_model in states)
+        accumulator.update(original, replaced, next_tokens[rows])
+        errors = functional.mse_loss(replaced, original, reduction="none").mean(-1)
+        columns = (cosines(original, replaced), errors, cross_entropies(ablated, next_tokens[rows]))
+        sums += torch.stack(columns).cpu().double().sum(1)
+    cosine, error, cross_entropy = (sums / len(next_tokens)).tolist()
+    return Comparison(
+        logits=accumulator.result(),
+        cosine=cosine,
+        mean_squared_error=error,
+        cross_entropy_ablated=cross_entropy,
+        continuations=None,
+    )
 
 
 def unused_positions(transcoder: Transcoder, start: int) -> int:

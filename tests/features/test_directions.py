@@ -11,7 +11,6 @@ from open_clt.features.firing import activation_statistics, feature_activations
 from open_clt.features.records import feature_records
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
-from open_clt.language.unembedding import logit_effects
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.feature import Feature
@@ -49,7 +48,7 @@ def test_logit_effects_are_differences_of_logits_once_the_norm_is_frozen(
     before = path.final_norm.forward(path.final) @ path.W_U
     after = path.final_norm.forward(path.final + direction) @ path.W_U
     added = (after - before)[-1]
-    effect = logit_effects(model, direction[None])[0] / path.final_norm.scale[-1]
+    effect = model.unembedding.effects(direction[None])[0] / path.final_norm.scale[-1]
     torch.testing.assert_close(effect, added - added.mean(), rtol=1e-4, atol=1e-4)
 
 
@@ -68,7 +67,7 @@ def test_records_agree_with_the_statistics(tiny_gpt2: LanguageModel, transcoder:
     for record in records[3:]:
         assert record.examples == ()
         assert record.density == 0
-    effects = logit_effects(tiny_gpt2, decoder_directions(transcoder, alive))
+    effects = tiny_gpt2.unembedding.effects(decoder_directions(transcoder, alive))
     for record, effect in zip(records, effects, strict=False):
         assert [token.effect for token in record.top_tokens] == pytest.approx(
             effect.sort(descending=True)[0][:5].tolist()

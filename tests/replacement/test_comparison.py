@@ -6,15 +6,31 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from open_clt.errors import TextError
-from open_clt.replacement.comparison import LogitAccumulator, LogitComparison, compare_logits, cosines, share_recovered
+from open_clt.replacement.comparison import (
+    LogitAccumulator,
+    LogitComparison,
+    cosines,
+    predicted_tokens,
+    predicting,
+    share_recovered,
+)
 from tests.refusals import refuses
 
 # Predictions over three tokens at three positions; the token after the last position is not known.
 ORIGINAL = torch.tensor([[[0.5, 0.25, 0.25], [0.2, 0.2, 0.6], [1.0, 1.0, 1.0]]]).log()
 REPLACEMENT = torch.tensor([[[0.25, 0.5, 0.25], [0.2, 0.2, 0.6], [0.1, 0.1, 0.8]]]).log()
 TOKENS = torch.tensor([[0, 0, 2]])
+
+
+def compare_logits(original: Tensor, replacement: Tensor, tokens: Tensor, first: int = 0) -> LogitComparison:
+    """Compare logits of shape (batch, position, vocab) at once."""
+    accumulator = LogitAccumulator()
+    predictions = (predicting(logits, first) for logits in (original, replacement))
+    accumulator.update(*predictions, predicted_tokens(tokens, first))
+    return accumulator.result()
 
 
 def test_numbers_equal_those_computed_by_hand() -> None:
@@ -39,13 +55,14 @@ def test_a_constant_added_to_all_logits_does_not_change_predictions_or_cosines()
     assert cosines(ORIGINAL, ORIGINAL + 3)[:, :2].tolist() == [pytest.approx([1, 1])]
 
 
-def test_batches_of_different_sizes_give_the_means_over_all_predictions() -> None:
+def test_slices_of_different_sizes_give_the_means_over_all_predictions() -> None:
     generator = torch.Generator().manual_seed(0)
     original, replacement = torch.randn(2, 5, 6, 7, generator=generator)
     tokens = torch.randint(0, 7, (5, 6), generator=generator)
-    accumulator = LogitAccumulator(first=1)
-    for rows in torch.arange(5).split(3):
-        accumulator.update(original[rows], replacement[rows], tokens[rows])
+    accumulator, next_tokens = LogitAccumulator(), predicted_tokens(tokens, 1)
+    predictions = [predicting(logits, 1) for logits in (original, replacement)]
+    for rows in torch.arange(len(next_tokens)).split(3):
+        accumulator.update(*(logits[rows] for logits in predictions), next_tokens[rows])
     assert accumulator.result() == pytest.approx(compare_logits(original, replacement, tokens, first=1), rel=1e-6)
 
 
