@@ -25,6 +25,7 @@ from open_clt.features.firing import FeatureActivations, TopFeature, feature_act
 from open_clt.graphs.graph import AttributionGraph, check_place
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.language.prompts import Prompt
 from open_clt.memory import memory_errors
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.load import load_transcoder
@@ -180,12 +181,13 @@ class OpenCrossLayerTranscoder:
 
     @checked_arguments
     def create_attribution_graph(
-        self, text: str, threshold: float = 0.8, save_path: str | Path | None = None
+        self, text: Prompt, threshold: float = 0.8, save_path: str | Path | None = None, *, chat: bool = False
     ) -> AttributionGraph:
         """Compute the attribution graph of a text, pruned to the nodes that hold ``threshold`` of the influence.
 
-        A ``save_path`` with a suffix (.png, .svg or .pdf) is a picture of the graph. A ``save_path`` without a suffix
-        is a directory for the graph, which ``AttributionGraph.load`` reads.
+        ``chat`` applies the chat template of the language model to a text or to messages. A ``save_path`` with a suffix
+        (.png, .svg or .pdf) is a picture of the graph. A ``save_path`` without a suffix is a directory for the graph,
+        which ``AttributionGraph.load`` reads.
         """
         from open_clt.visualization.graph.figure import visualize_attribution_graph
         from open_clt.visualization.style import check_save_path
@@ -193,7 +195,7 @@ class OpenCrossLayerTranscoder:
         if save_path is not None:
             check = check_save_path if Path(save_path).suffix else check_place
             check(Path(save_path))
-        graph = self.attribute(text).prune(node_threshold=threshold)
+        graph = self.attribute(text, chat=chat).prune(node_threshold=threshold)
         if save_path is not None and Path(save_path).suffix:
             visualize_attribution_graph(graph, save_path=save_path)
         elif save_path is not None:
@@ -201,13 +203,13 @@ class OpenCrossLayerTranscoder:
         return graph
 
     @checked_arguments
-    def attribute(self, text: str, **settings: Unpack[AttributionSettings]) -> AttributionGraph:
+    def attribute(self, text: Prompt, **settings: Unpack[AttributionSettings]) -> AttributionGraph:
         """Compute the whole attribution graph of a text, without pruning; ``settings`` are those of ``attribute``."""
         return attribute(self.language_model, self._ready(), text, **settings)
 
     @checked_arguments
     def attribute_all(
-        self, texts: Sequence[str], *, progress: bool = True, **settings: Unpack[AttributionSettings]
+        self, texts: Sequence[Prompt], *, progress: bool = True, **settings: Unpack[AttributionSettings]
     ) -> Iterator[AttributionGraph]:
         """Yield the attribution graph of each text, one after the other, with a progress bar."""
         return attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)

@@ -27,6 +27,12 @@ from open_clt.language.language_model import LanguageModel, load_language_model
 VOCABULARY = 300
 CONTEXT_LENGTH = 64
 END_OF_TEXT = "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    "<{{ message.role }}> {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""A chat template that writes BOS, and refuses messages of tools."""
 TEXTS = [
     "The cat sat on the mat, and the dog sat on the cat.",
     "When Mary and John went to the shop, John gave a drink to Mary.",

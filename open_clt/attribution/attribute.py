@@ -54,6 +54,7 @@ class AttributionSettings(TypedDict, total=False):
     max_logits: int
     logit_probability: float
     batch_size: int
+    chat: bool
 
 
 @checked_arguments
@@ -70,10 +71,12 @@ def attribute(
     max_logits: int = 10,
     logit_probability: float = 0.95,
     batch_size: int = 256,
+    chat: bool = False,
 ) -> AttributionGraph:
     """Explain a model's prediction by the transcoder's features: every edge into every target and active feature.
 
-    ``prompt`` is a text, to which BOS is prepended, or tokens, which are used unchanged. By default, ``targets`` are
+    ``prompt`` is a text, to which BOS is prepended, or tokens, which are used unchanged; ``chat`` applies the chat
+    template of the model to a text or to messages (``open_clt.language.prompts``). By default, ``targets`` are
     the fewest likeliest next tokens that together hold ``logit_probability``, but at most ``max_logits``.
     ``max_feature_nodes`` is the budget: the largest number of features that are attributed. The rows of a complete
     graph add up to each target's total. A ``compatible`` graph leaves out positional embeddings, biases and the MLP
@@ -89,7 +92,7 @@ def attribute(
     transcoder cannot be used, LanguageModelError if the frozen model is not linear, ResourceError if memory is too
     small, and NotFiniteError if the model or the transcoder does not compute finite numbers for the prompt.
     """
-    tokens = _tokens(model, prompt)
+    tokens = _tokens(model, prompt, chat=chat)
     transcoder = attributable(transcoder)
     check_fits(transcoder, model, same_device=True)
     _check_counts(max_feature_nodes, batch_size)
@@ -108,7 +111,7 @@ def attribute(
         use_first_position=transcoder.config.use_first_position,
         batch_size=batch_size,
     )
-    text = prompt if isinstance(prompt, str) else model.decode(tokens)
+    text = prompt if isinstance(prompt, str) and not chat else model.decode(tokens)
     info = _info(model, sources, prompt=text, target_names=resolved.names, compatible=compatible, settings=settings)
     return _graph(sources, resolved, explored, info)
 
@@ -131,7 +134,7 @@ def attribute_all(
         raise AttributionError(f"prompts is a single string, {prompts[:40]!r}; give a list of prompts.")
     for index, prompt in enumerate(prompts):
         with _naming_prompt(prompts, index):
-            _tokens(model, prompt)
+            _tokens(model, prompt, chat=settings.get("chat", False))
     with progress_bar("attributing", shown=progress and len(prompts) > 1, transient=True) as bar:
         for index, prompt in enumerate(bar.track(prompts)):
             with _naming_prompt(prompts, index):
@@ -152,10 +155,10 @@ def _naming_prompt(prompts: Sequence[Prompt], index: int) -> Generator[None, Non
         raise AttributionError(f"Prompt {index + 1} of {len(prompts)}{excerpt}: {error}") from error
 
 
-def _tokens(model: LanguageModel, prompt: Prompt) -> Int[Tensor, "position"]:
+def _tokens(model: LanguageModel, prompt: Prompt, *, chat: bool) -> Int[Tensor, "position"]:
     """The prompt's tokens; raises TextError or AttributionError if the prompt cannot be attributed."""
-    tokens = prompt_tokens(model, prompt)
-    if isinstance(prompt, str) and len(tokens) == 2:
+    tokens = prompt_tokens(model, prompt, chat=chat)
+    if isinstance(prompt, str) and not chat and len(tokens) == 2:
         # Nothing but the token itself could explain the prediction. It can still be given as token ids, with BOS.
         raise AttributionError(f"The prompt {prompt!r} is one token; give a prompt of at least two.")
     if len(tokens) < 2:

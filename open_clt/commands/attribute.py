@@ -19,7 +19,15 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from open_clt.commands.options import AddOption, AddParser, add_command, add_model_options, integer, load
+from open_clt.commands.options import (
+    AddOption,
+    AddParser,
+    add_chat_option,
+    add_command,
+    add_model_options,
+    integer,
+    load,
+)
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +64,7 @@ def add_to(add_parser: AddParser) -> None:
 def _add_targets(option: AddOption) -> None:
     option("--prompt", action="append", default=[], help="Prompt to explain. May be repeated.")
     option("--prompts", type=Path, metavar="FILE", help="Text file with more prompts, one per line.")
+    add_chat_option(option)
     option("--target", action="append", default=[], help=_TARGET)
     option("--position", type=int, default=-1, help=_POSITION)
     option("--max-logits", type=int, default=10, help="Largest number of likeliest tokens to explain (default: 10).")
@@ -120,6 +129,7 @@ def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Seq
         targets=[read_target(model, text, arguments.position) for text in arguments.target] or likeliest,
         max_feature_nodes=arguments.max_feature_nodes,
         compatible=arguments.compatible,
+        chat=arguments.chat,
     )
     for graph, card in zip(graphs, cards, strict=True):
         if len(prompts) > 1:

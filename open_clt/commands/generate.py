@@ -11,6 +11,7 @@ import argparse
 
 from open_clt.commands.options import (
     AddParser,
+    add_chat_option,
     add_command,
     add_intervention_options,
     add_model_options,
@@ -26,6 +27,7 @@ def add_to(add_parser: AddParser) -> None:
     add_model_options(parser)
     option = parser.add_argument
     option("--prompt", required=True, help="Text to continue.")
+    add_chat_option(option)
     option("--replacement", action="store_true", help="Print only the text of the replacement model.")
     option("--max-new-tokens", type=int, default=30, help="Largest number of tokens to generate (default: 30).")
     option(
@@ -49,13 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, seed=arguments.seed
     )
     clt = load(arguments)
-    replacement = clt.replacement_model()
+    replacement, prompt, chat = clt.replacement_model(), arguments.prompt, arguments.chat
     if arguments.replacement:
-        print(generate_patched(replacement, arguments.prompt, interventions, sampling=sampling).text)
+        print(generate_patched(replacement, prompt, interventions, sampling=sampling, chat=chat).text)
         return 0
-    lines = [replacement.compare(arguments.prompt, sampling).summary()]
+    lines = [replacement.compare(prompt, sampling, chat=chat).summary()]
     if interventions:
-        generation = generate_patched(corrected(clt), arguments.prompt, interventions, sampling=sampling)
+        generation = generate_patched(corrected(clt), prompt, interventions, sampling=sampling, chat=chat)
         lines.append(f"changed        {generation.text!r}")
     print("\n".join(lines))
     return 0

@@ -6,6 +6,7 @@ import argparse
 
 from open_clt.commands.options import (
     AddParser,
+    add_chat_option,
     add_command,
     add_intervention_options,
     add_model_options,
@@ -22,6 +23,7 @@ def add_to(add_parser: AddParser) -> None:
     parser = add_command(add_parser, "intervene", summary)
     add_model_options(parser)
     parser.add_argument("--prompt", required=True, help="Text on which features are changed.")
+    add_chat_option(parser.add_argument)
     add_intervention_options(parser)
     parser.add_argument(
         "--constrained",
@@ -41,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not interventions:
         raise ConfigError("No feature is given; name at least one with --ablate, --set or --scale.")
     patching = Constrained() if arguments.constrained else Iterative()
-    record = intervene(corrected(load(arguments)), arguments.prompt, interventions, patching, top=arguments.top)
+    model = corrected(load(arguments))
+    record = intervene(model, arguments.prompt, interventions, patching, top=arguments.top, chat=arguments.chat)
     print(record.summary(arguments.top))
     return 0

@@ -115,6 +115,16 @@ def transcoder_source(name: str) -> str | Path:
     return TRANSCODER_DIRECTORY if name == "embedded" else name
 
 
+def add_chat_option(option: AddOption) -> None:
+    """Add the option that applies the chat template of the language model to prompts."""
+    option(
+        "--chat",
+        action="store_true",
+        help="Apply the chat template of the language model to the prompt, which is a message of the user, or a JSON "
+        """list of messages such as '[{"role": "user", "content": "Hi"}]'.""",
+    )
+
+
 def corrected(clt: OpenCrossLayerTranscoder) -> ReplacementModel:
     """Return a model with features to change; without a change it computes the same as the original model."""
     from open_clt.replacement.model import ReplacementModel

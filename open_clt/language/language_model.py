@@ -117,7 +117,8 @@ class LanguageModel:
         weight = next(bridge.original_model.parameters())
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
-        self._tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
+        """The tokenizer, an object of transformers."""
         # Hooks see every forward pass, from any thread, so a second thread waits until the hooks are removed.
         self._lock = RLock()
         self.unembedding = Unembedding(bridge, self._lock)
@@ -145,7 +146,7 @@ class LanguageModel:
         for text in texts:
             if not isinstance(text, str) or not is_text(text):
                 raise TextError(f"{text!r} is not a text, or holds half a character; give texts.")
-        encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
         ids = cast(list[list[int]], encoded["input_ids"])
         for token in (max(of_text, default=0) for of_text in (*ids, [self.bos_token_id])):
             if token >= self.vocab_size:
@@ -171,12 +172,12 @@ class LanguageModel:
 
     def decode(self, tokens: Int[Tensor, "position"] | Sequence[int]) -> str:
         """Return the text of tokens."""
-        return cast(str, self._tokenizer.decode(_as_list(tokens), clean_up_tokenization_spaces=False))
+        return cast(str, self.tokenizer.decode(_as_list(tokens), clean_up_tokenization_spaces=False))
 
     def token_strings(self, tokens: Int[Tensor, "position"] | Sequence[int]) -> list[str]:
         """Return the text of each token, with its leading space; part of a character becomes U+FFFD."""
         ids = _as_list(tokens)
-        pieces = self._tokenizer.convert_ids_to_tokens(ids)
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
         return [self._token_string(token, piece) for token, piece in zip(ids, pieces, strict=True)]
 
     def _token_string(self, token: int, piece: str | None) -> str:

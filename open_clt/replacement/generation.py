@@ -52,16 +52,17 @@ def generate(
     prompt: Prompt,
     sampling: SamplingConfig | None = None,
     *,
+    chat: bool = False,
     advance: Advance | None = None,
 ) -> Generation:
     """Continue a prompt, with the hooks that are open.
 
-    ``advance`` replaces ``model.advance`` as the step. Raises TextError if the prompt has no tokens, or leaves no room
-    for more.
+    ``chat`` applies the chat template (``prompt_tokens``), and ``advance`` replaces ``model.advance`` as the step.
+    Raises TextError if the prompt has no tokens, or leaves no room for more.
     """
     advance = advance or model.advance
     sampling = sampling or SamplingConfig()
-    tokens = prompt_tokens(model, prompt)
+    tokens = prompt_tokens(model, prompt, chat=chat)
     room = room_after(model, tokens, sampling)
     if room < 1:
         raise TextError(

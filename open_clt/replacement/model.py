@@ -234,13 +234,15 @@ class ReplacementModel:
         sampling: SamplingConfig | None = None,
         *,
         text: Prompt | None = None,
+        chat: bool = False,
         **settings: Unpack[SamplingSettings],
     ) -> Generation:
         """Let the replacement model continue a prompt; ``settings`` override fields of ``sampling``.
 
         >>> replacement.generate("Once upon a time", max_new_tokens=20, temperature=0.8, seed=1)  # doctest: +SKIP
 
-        ``text`` is another name of ``prompt``; raises ConfigError unless exactly one of them is given.
+        ``text`` is another name of ``prompt``; raises ConfigError unless exactly one of them is given. ``chat`` applies
+        the chat template of the model to a text or to messages (``open_clt.language.prompts``).
         """
         prompts = [candidate for candidate in (prompt, text) if candidate is not None]
         if len(prompts) != 1:
@@ -248,9 +250,9 @@ class ReplacementModel:
         sampling = replace(sampling or SamplingConfig(), **settings)
         if needs_bounds(self.transcoder):
             step = partial(self._advance, GrowingBounds(self.model, self.transcoder))
-            return generate(self.model, prompts[0], sampling, advance=step)
+            return generate(self.model, prompts[0], sampling, chat=chat, advance=step)
         with self.replacing():
-            return generate(self.model, prompts[0], sampling)
+            return generate(self.model, prompts[0], sampling, chat=chat)
 
     def _advance(
         self, bounds: GrowingBounds, tokens: Int[Tensor, "1 position"], key_values: KeyValues | None
@@ -260,13 +262,13 @@ class ReplacementModel:
 
     @checked_arguments
     @torch.no_grad()
-    def compare(self, prompt: Prompt, sampling: SamplingConfig | None = None) -> Comparison:
+    def compare(self, prompt: Prompt, sampling: SamplingConfig | None = None, *, chat: bool = False) -> Comparison:
         """Compare the predictions of both models on a text, and their continuations of it.
 
-        By default a continuation has 20 tokens, each the most probable one.
+        By default a continuation has 20 tokens, each the most probable one. ``chat`` applies the chat template.
         """
         sampling = sampling or SamplingConfig(max_new_tokens=20)
-        tokens = prompt_tokens(self.model, prompt)
+        tokens = prompt_tokens(self.model, prompt, chat=chat)
         config = self.transcoder.config
         batch, first = tokens[None], self.transcoder.first_position
         next_tokens = predicted_tokens(batch, first)

@@ -146,17 +146,19 @@ def intervene(
     patching: Patching | None = None,
     *,
     top: Count = 5,
+    chat: bool = False,
 ) -> InterventionRecord:
     """Run a model on a prompt with interventions, and compare this run with the one without them.
 
-    ``prompt`` is a text, its tokens, or what ``observe`` returned for them. The default of ``patching`` is
+    ``prompt`` is a text, its tokens, or what ``observe`` returned for them; ``chat`` applies the chat template of the
+    model to a text or to messages (``open_clt.language.prompts``). The default of ``patching`` is
     ``Constrained()``. ``top`` is how many of the likeliest next tokens the record lists. Raises ConfigError on
     interventions that the model or the prompt does not allow.
     """
     if top < 1:
         raise ConfigError(f"top is {top}; it must be at least 1.")
     patching = patching or Constrained()
-    before = prompt if isinstance(prompt, Observed) else observe(replacement, prompt)
+    before = prompt if isinstance(prompt, Observed) else observe(replacement, prompt, chat=chat)
     applied = _resolved(replacement, interventions, len(before.tokens))
     with (
         inference_mode(replacement.transcoder),
@@ -175,16 +177,18 @@ def generate_patched(
     interventions: Intervention | Sequence[Intervention],
     patching: Patching | None = None,
     sampling: SamplingConfig | None = None,
+    *,
+    chat: bool = False,
     **settings: Unpack[SamplingSettings],
 ) -> Generation:
     """Let a model continue a prompt with interventions.
 
     An intervention on every position, or on a slice without an end, also applies to the generated tokens. ``patching``
     is ``Iterative()`` by default; for generated tokens, it holds and freezes what the model without interventions
-    computes for them. ``settings`` override fields of ``sampling``.
+    computes for them. ``chat`` applies the chat template of the model. ``settings`` override fields of ``sampling``.
     """
     patching = patching or Iterative()
-    tokens = prompt_tokens(replacement.model, prompt)
+    tokens = prompt_tokens(replacement.model, prompt, chat=chat)
     applied = _resolved(replacement, interventions, len(tokens), generating=True)
     sampling = replace(sampling or SamplingConfig(), **settings)
     growing = GrowingBounds(replacement.model, replacement.transcoder)

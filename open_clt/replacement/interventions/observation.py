@@ -52,9 +52,12 @@ class Observed:
 
 
 @torch.no_grad()
-def observe(replacement: ReplacementModel, prompt: Prompt) -> Observed:
-    """Run a model on a prompt without interventions; many interventions on that prompt can share the result."""
-    tokens = prompt_tokens(replacement.model, prompt)
+def observe(replacement: ReplacementModel, prompt: Prompt, *, chat: bool = False) -> Observed:
+    """Run a model on a prompt without interventions; many interventions on that prompt can share the result.
+
+    ``chat`` applies the chat template of the model to a text or to messages (``open_clt.language.prompts``).
+    """
+    tokens = prompt_tokens(replacement.model, prompt, chat=chat)
     bounds = replacement.token_bounds(tokens[None])
     with (
         inference_mode(replacement.transcoder),
