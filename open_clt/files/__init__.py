@@ -28,6 +28,7 @@ directory.
 
 from __future__ import annotations
 
+from open_clt.files.derived_tensors import JoinedTensor, ScaledTensor, Table
 from open_clt.files.disk_errors import disk_errors
 from open_clt.files.limits import (
     LARGEST_FEATURE,
@@ -103,9 +104,12 @@ __all__ = [
     "LARGEST_TEXT",
     "MANIFEST",
     "FileFormat",
+    "JoinedTensor",
     "Saved",
+    "ScaledTensor",
     "Stage",
     "StoredTensor",
+    "Table",
     "can_be_read",
     "check_artefact",
     "check_directory",

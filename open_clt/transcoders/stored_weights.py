@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.files import StoredTensor
+from open_clt.files import Table
 from open_clt.finite import check_finite, is_finite
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures
@@ -32,15 +32,15 @@ _BLOCK_NUMBERS = 2**21
 class StoredWeights:
     """Encoders and decoders in the files of a transcoder; results have the type and the device of the inputs."""
 
-    encoders: tuple[StoredTensor, ...]
+    encoders: tuple[Table, ...]
     """Encoder of each layer: (feature, d_model)."""
-    decoders: tuple[tuple[StoredTensor, ...], ...]
+    decoders: tuple[tuple[Table, ...], ...]
     """Decoder of each source layer, in parts that are joined along the target axis: (feature, target, d_model)."""
     block_numbers: int = _BLOCK_NUMBERS
     """Number of weights that are multiplied at once."""
 
     @property
-    def tables(self) -> tuple[StoredTensor, ...]:
+    def tables(self) -> tuple[Table, ...]:
         """All encoders, and all parts of decoders."""
         return (*self.encoders, *(part for parts in self.decoders for part in parts))
 
@@ -118,7 +118,7 @@ class StoredWeights:
                 squares[block] += part[block].read().flatten(1).double().square().sum(1)
         return squares.sqrt().float()
 
-    def _blocks(self, table: StoredTensor) -> Iterator[slice]:
+    def _blocks(self, table: Table) -> Iterator[slice]:
         """Ranges of features that are read at once."""
         step = max(1, self.block_numbers // max(1, table.shape[1:].numel()))
         for start in range(0, len(table), step):

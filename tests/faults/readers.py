@@ -45,6 +45,7 @@ from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
+from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
 
@@ -227,6 +228,12 @@ READERS: dict[str, Reader] = {
         lambda folder: write_gemma_scope_2(folder, skip=True), _read_transcoder, "transcoders.formats.gemma_scope_2"
     ),
     "transcoder of CLT-Forge": Reader(write_clt_forge, _read_transcoder, "transcoders.formats.clt_forge"),
+    "transcoder of crosslayer-transcoder": Reader(
+        write_crosslayer_transcoder, _read_transcoder, "transcoders.formats.crosslayer_transcoder"
+    ),
+    "transcoder with scales that stays in its files": Reader(
+        write_crosslayer_transcoder, _read_stored_transcoder, "transcoders.formats.crosslayer_transcoder"
+    ),
     "transcoder that stays in its files": Reader(
         _native(nonlinearity=BatchTopKConfig(k=2)), _read_stored_transcoder, "transcoders.formats.native"
     ),

@@ -15,7 +15,14 @@ from open_clt.errors import CheckpointError
 from open_clt.hub.repository import HubName, Repository
 from open_clt.memory import memory_errors
 from open_clt.short_repr import short_repr
-from open_clt.transcoders.formats import circuit_tracer, circuit_tracer_layers, clt_forge, gemma_scope_2, native
+from open_clt.transcoders.formats import (
+    circuit_tracer,
+    circuit_tracer_layers,
+    clt_forge,
+    crosslayer_transcoder,
+    gemma_scope_2,
+    native,
+)
 from open_clt.transcoders.formats.checks import check_all
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, WeightFiles
@@ -79,6 +86,12 @@ LAYOUTS = (
         "clt_cfg.json",
         clt_forge.recognises,
         _without_code(clt_forge.open_clt_forge),
+    ),
+    Layout(
+        "crosslayer-transcoder",
+        "config.yaml",
+        crosslayer_transcoder.recognises,
+        _without_code(crosslayer_transcoder.open_crosslayer_transcoder),
     ),
 )
 """Every layout, in the order in which they are tried. A new layout is its own file and a line here."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.errors import CheckpointError
-from open_clt.files import StoredTensor
+from open_clt.files import Table
 from open_clt.finite import check_finite
 from open_clt.memory import available_on
 from open_clt.short_repr import short_repr
@@ -136,7 +136,7 @@ class StoredTranscoder:
     __repr__ = short_repr
 
 
-def _read(stored: StoredTensor, layer: int) -> Tensor:
+def _read(stored: Table, layer: int) -> Tensor:
     tensor = stored.read()
     check_finite(tensor, f"The tensor {stored.name!r} of layer {layer} in {stored.place}", error=CheckpointError)
     return tensor
