@@ -7,7 +7,7 @@ has the methods of a stored tensor, so functions that use tensors treat both ali
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from open_clt.files.stored_tensors import Key
 from open_clt.finite import check_finite
 
 
+@runtime_checkable
 class Table(Protocol):
     """A tensor in files, of which rows of the first axis are read: a stored tensor, or one derived from others."""
 

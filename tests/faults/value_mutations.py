@@ -159,7 +159,8 @@ def change_dtype(path: Path, random: Random) -> None:
 def change_shape(path: Path, random: Random) -> None:
     def change(tensors: dict[str, Tensor], name: str, random: Random) -> None:
         tensor = tensors[name]
-        shapes = (tensor.flatten(), tensor[None], tensor.mT if tensor.ndim > 1 else tensor[:0], tensor.flatten()[:-1])
+        flat = tensor.flatten()
+        shapes = (flat, tensor[None], tensor.mT if tensor.ndim > 1 else flat[:0], flat[:-1])
         tensors[name] = random.choice(shapes).clone()
 
     _change_tensors(change, path, random)
