@@ -8,7 +8,8 @@ the sizes matter.
 
     measure        `measure` on one batch of contexts, with as many positions as `--positions`
     compare        `compare` on a text of an eighth as many tokens
-    generate       the first token after a text of the same length
+    intervene      `intervene` on a text of the same length
+    generate       the first token after such a text
 
 Peak memory is anonymous memory (RssAnon) above that of the model, in MB. All logits of the positions at once, in one
 copy, take `logits_mb`. The last line is JSON.
@@ -17,6 +18,7 @@ copy, take `logits_mb`. The last line is JSON.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import sys
@@ -32,6 +34,8 @@ from out_of_core import peak_memory
 from open_clt.config import CrossLayerConfig, SamplingConfig, TopKConfig
 from open_clt.evaluation.evaluate import measure
 from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.replacement.interventions.intervene import intervene
+from open_clt.replacement.interventions.intervention import Intervention
 from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.make import make_transcoder
 
@@ -43,7 +47,7 @@ _MB = 1e6
 
 
 def main() -> None:
-    """Run the three jobs, and print the results."""
+    """Run the jobs, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, default=2**18, help="number of tokens of the language model")
     parser.add_argument("--positions", type=int, default=1024, help="number of positions that are evaluated")
@@ -59,6 +63,7 @@ def main() -> None:
     jobs: dict[str, Callable[[], object]] = {
         "measure": lambda: measure(replacement, contexts, batch_size=CONTEXTS),
         "compare": lambda: replacement.compare(contexts[0], SamplingConfig(max_new_tokens=1)),
+        "intervene": lambda: intervene(replacement, contexts[0], Intervention(1, -1, 2, value=1.0)).summary(),
         "generate": lambda: replacement.generate(contexts[0], max_new_tokens=1),
     }
     results: dict[str, Any] = {"logits_mb": arguments.positions * model.vocab_size * 4 / _MB}
@@ -66,6 +71,7 @@ def main() -> None:
         f"{model.vocab_size} tokens, {CONTEXTS} contexts of {length} positions: {results['logits_mb']:.0f} MB of logits"
     )
     for name, job in jobs.items():
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that an earlier job freed would hide what this job needs
         started = time.perf_counter()
         with peak_memory() as peak:
             job()

@@ -164,9 +164,10 @@ def _measured(
 ) -> Float[Tensor, "node"]:
     """Changes of each node's total: pre-activation, logit minus the mean logit, or target; NaN for other nodes."""
     nodes, measured = graph.nodes, torch.full((graph.n_nodes,), torch.nan)
-    change = (run.logits_after - run.logits_before).float().cpu()
-    logits = graph.of_kind(NodeKind.LOGIT)
-    measured[logits] = (change - change.mean(1, keepdim=True))[nodes.position[logits], nodes.index[logits]]
+    positions = nodes.position[graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].unique()
+    change = (run.after.logits_at(positions) - run.before.logits_at(positions)).float().cpu()
+    rows, logits = torch.searchsorted(positions, nodes.position), graph.of_kind(NodeKind.LOGIT)
+    measured[logits] = (change - change.mean(1, keepdim=True))[rows[logits], nodes.index[logits]]
     for layer in range(graph.info.n_layers):
         in_layer = graph.of_kind(NodeKind.FEATURE) & (nodes.layer == layer)
         if bool(in_layer.any()):
@@ -174,8 +175,9 @@ def _measured(
             measured[in_layer] = changes.float().cpu()[nodes.position[in_layer], torch.arange(int(in_layer.sum()))]
     for node_index in graph.of_kind(NodeKind.TARGET).nonzero().flatten().tolist():
         match graph.info.settings.target(int(nodes.index[node_index])):
-            case LogitDifference(positive=int(positive), negative=int(negative), position=position):
-                measured[node_index] = change[position, positive] - change[position, negative]
+            case LogitDifference(positive=int(positive), negative=int(negative)):
+                row = change[rows[node_index]]
+                measured[node_index] = row[positive] - row[negative]
             case FeaturePreactivation(layer=layer, feature=feature, position=position):
                 index = torch.tensor([feature], device=transcoder.device)
                 measured[node_index] = float(run.preactivation_change(transcoder, layer, index)[position])
@@ -193,8 +195,7 @@ def _effects(predicted: Float[Tensor, "run node"], measured: Float[Tensor, "run 
 
 def _divergence(run: InterventionRecord, positions: Int[Tensor, "chosen"]) -> float:
     """Mean KL(before || after) of the next-token predictions at some positions, in nats."""
-    rows = positions.to(run.logits_before.device)
-    return float(kl_divergences(run.logits_before[rows], run.logits_after[rows]).mean())
+    return float(kl_divergences(run.before.logits_at(positions), run.after.logits_at(positions)).mean())
 
 
 def _perturbations(layer: int, local: InterventionRecord, free: InterventionRecord) -> list[Perturbation]:
@@ -221,8 +222,11 @@ def _means(rows: Sequence[Perturbation]) -> tuple[Perturbation, ...]:
 
 def _agreement(replacement: ReplacementModel, before: Observed) -> Agreement:
     """The replacement model's predictions, compared with the model's."""
-    replaced = replacement.logits(before.tokens[None])[0]
-    agree = agreements(before.logits, replaced)
-    kl = float(kl_divergences(before.logits[-1], replaced[-1]))
-    first = replacement.transcoder.first_position
-    return Agreement(kl, bool(agree[-1]), float(agree[first:].float().mean()))
+    replaced = replacement.states(before.tokens[None])[0]
+    unembedding, agree = before.unembedding, list[Tensor]()
+    for rows in unembedding.slices(len(replaced)):
+        logits, replaced_logits = (unembedding.logits(states[rows]) for states in (before.states, replaced))
+        agree.append(agreements(logits, replaced_logits))
+    kl = float(kl_divergences(*(unembedding.logits(states[-1:]) for states in (before.states, replaced))))
+    agreeing, first = torch.cat(agree), replacement.transcoder.first_position
+    return Agreement(kl, bool(agreeing[-1]), float(agreeing[first:].float().mean()))

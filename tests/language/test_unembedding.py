@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from open_clt.attribution.attribute import attribute
 from open_clt.data.contexts import pack_contexts
 from open_clt.errors import LanguageModelError
 from open_clt.evaluation.evaluate import measure
+from open_clt.evaluation.faithfulness import faithfulness
+from open_clt.graphs.targets import SalientLogits
 from open_clt.language import unembedding
 from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.replacement.interventions.intervene import generate_patched, intervene
+from open_clt.replacement.interventions.intervention import Constrained, Intervention
 from open_clt.replacement.model import ReplacementModel
 from tests.model_families import FAMILIES, load_family
 from tests.random_transcoders import random_transcoder
@@ -85,12 +90,17 @@ class LargestLogits(TorchDispatchMode):
         return result
 
 
+ABLATION = Intervention(1, -1, 2, value=0.0)
 USES: dict[str, Callable[[ReplacementModel], object]] = {
     "measure": lambda replacement: measure(
         replacement, pack_contexts(TEXTS, replacement.model, 12, max_contexts=6), alone=True, batch_size=3
     ),
     "compare": lambda replacement: replacement.compare(TEXTS[0]),
     "generate": lambda replacement: replacement.generate(TEXTS[0], max_new_tokens=2),
+    "intervene": lambda replacement: intervene(replacement, TEXTS[0], ABLATION).summary(),
+    "generate_patched": lambda replacement: generate_patched(
+        replacement, TEXTS[0], ABLATION, Constrained(), max_new_tokens=2
+    ),
     "next_tokens": lambda replacement: replacement.model.next_tokens(TEXTS),
 }
 
@@ -103,6 +113,18 @@ def test_few_logits_are_held_at_a_time(use: str, tiny_gpt2: LanguageModel, monke
     with LargestLogits(tiny_gpt2) as largest:
         USES[use](replacement)
     assert 1 <= largest.rows <= 3
+
+
+def test_faithfulness_holds_few_logits_at_a_time(tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    replacement = ReplacementModel(tiny_gpt2, random_transcoder(tiny_gpt2))
+    targets = [SalientLogits(max_count=2, position=position) for position in (3, -1)]
+    graph = attribute(tiny_gpt2, replacement.transcoder, TEXTS[0], targets=targets, max_feature_nodes=4)
+    at_once = faithfulness(graph, replacement, max_features=2)
+    monkeypatch.setattr(unembedding, "LOGITS_AT_ONCE", 3 * VOCABULARY)
+    with LargestLogits(tiny_gpt2) as largest:
+        in_slices = faithfulness(graph, replacement, max_features=2)
+    assert 1 <= largest.rows <= 3
+    assert in_slices.agreement == pytest.approx(at_once.agreement, rel=1e-5)
 
 
 def test_whole_logits_would_be_noticed(tiny_gpt2: LanguageModel) -> None:

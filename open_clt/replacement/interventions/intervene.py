@@ -47,6 +47,9 @@ from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
 
+_LAST = torch.tensor([-1])
+"""The position after which the next token is predicted."""
+
 
 class TopToken(NamedTuple):
     """A likely next token and its probability."""
@@ -110,7 +113,7 @@ class InterventionRecord:
     @property
     def kl_divergence(self) -> float:
         """KL(before || after) of the prediction after the prompt, in nats."""
-        return float(kl_divergences(self.logits_before[-1], self.logits_after[-1]))
+        return float(kl_divergences(*(run.logits_at(_LAST) for run in (self.before, self.after))))
 
     @torch.no_grad()
     def preactivation_change(
@@ -164,10 +167,10 @@ def intervene(
         inference_mode(replacement.transcoder),
         patched(replacement, applied, patching, before, bounds=before.bounds) as activations,
     ):
-        logits = replacement.model.logits(before.tokens[None])[0]
-        after = observed(replacement, before.tokens, 0, logits, activations, bounds=before.bounds)
+        states = replacement.model.states(before.tokens[None])[0]
+        after = observed(replacement, before.tokens, 0, states, activations, bounds=before.bounds)
         after = replace(after, features=_with_changes(after, before, applied, patching))
-    tops = (_top_tokens(replacement.model, run.logits[-1], top) for run in (before, after))
+    tops = (_top_tokens(replacement.model, run.logits_at(_LAST)[0], top) for run in (before, after))
     return InterventionRecord(tuple(applied), patching, before, after, *tops)
 
 
@@ -211,9 +214,10 @@ def _advance(
     start = 0 if patched_cache is None else int(patched_cache.get_seq_length())
     before, bounds = None, growing.of_next(tokens)
     if patching != Iterative():  # Iterative() holds and freezes nothing, so it does not need the plain run
-        with running(replacement, bounds), recording(replacement) as activations:
-            logits, plain_cache = replacement.model.advance(tokens, plain_cache)
-            before = observed(replacement, tokens[0], start, logits, activations, bounds=bounds)
+        reading = replacement.model.unembedding.reading()
+        with running(replacement, bounds), recording(replacement) as activations, reading as states:
+            _, plain_cache = replacement.model.advance(tokens, plain_cache)
+            before = observed(replacement, tokens[0], start, states[-1][0], activations, bounds=bounds)
     with patched(replacement, interventions, patching, before, start, bounds=bounds):
         logits, patched_cache = replacement.model.advance(tokens, patched_cache)
     return Advanced(logits, (plain_cache, patched_cache))

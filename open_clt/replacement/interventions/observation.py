@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import final
 
@@ -17,6 +17,7 @@ from open_clt.errors import ConfigError
 from open_clt.language.frozen_hooks import frozen_hooks
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
+from open_clt.language.unembedding import Unembedding
 from open_clt.replacement.bounds import inference_mode
 from open_clt.replacement.model import ReplacedPass, ReplacementModel, unused_positions
 from open_clt.short_repr import short_repr
@@ -33,8 +34,8 @@ class Observed:
     """Tokens that the pass read."""
     start: int
     """Position in the text of the first token that the pass read."""
-    logits: Float[Tensor, "any_position vocab"]
-    """Logits after each token; while text is generated, after the last token only."""
+    states: Float[Tensor, "position state"]
+    """What the unembedding reads after each token."""
     inputs: Float[Tensor, "layer position d_model"]
     """Activations that the encoders read."""
     outputs: Float[Tensor, "layer position d_model"]
@@ -47,6 +48,17 @@ class Observed:
     """Attention patterns and norm denominators, which patching may freeze, by the name of their hook."""
     bounds: Float[Tensor, "position"] | None = None
     """Score that the features of each token must reach, if features of all layers compete; otherwise None."""
+    unembedding: Unembedding = field(repr=False, kw_only=True)
+    """The unembedding of the language model."""
+
+    @property
+    def logits(self) -> Float[Tensor, "position vocab"]:
+        """Logits after each token, which are computed anew each time."""
+        return self.unembedding.logits(self.states)
+
+    def logits_at(self, positions: Int[Tensor, "some"]) -> Float[Tensor, "some vocab"]:
+        """Return the logits after some tokens of the pass; negative positions count from its end."""
+        return self.unembedding.logits(self.states[positions.to(self.states.device)])
 
     __repr__ = short_repr
 
@@ -64,8 +76,8 @@ def observe(replacement: ReplacementModel, prompt: Prompt, *, chat: bool = False
         running(replacement, bounds),
         recording(replacement) as activations,
     ):
-        logits = replacement.model.logits(tokens[None])[0]
-        return observed(replacement, tokens, 0, logits, activations, bounds=bounds)
+        states = replacement.model.states(tokens[None])[0]
+        return observed(replacement, tokens, 0, states, activations, bounds=bounds)
 
 
 def running(
@@ -109,7 +121,7 @@ def observed(
     replacement: ReplacementModel,
     tokens: Int[Tensor, "position"],
     start: int,
-    logits: Float[Tensor, "any_position vocab"],
+    states: Float[Tensor, "position state"],
     activations: dict[str, Tensor],
     *,
     bounds: Float[Tensor, "position"] | None,
@@ -131,7 +143,8 @@ def observed(
         for layer in range(model.n_layers)
     )
     frozen = {name: activations[name] for name in frozen_hooks(model) if name in activations}
-    return Observed(tokens, start, logits, inputs, outputs, stacked(_streams(model)), features, frozen, bounds)
+    streams, unembedding = stacked(_streams(model)), model.unembedding
+    return Observed(tokens, start, states, inputs, outputs, streams, features, frozen, bounds, unembedding=unembedding)
 
 
 def _encoded(

@@ -259,7 +259,7 @@ def test_the_record_lists_every_change_and_the_likeliest_tokens_of_both_runs(tin
     torch.testing.assert_close((changes.after - changes.before).abs().sum(), torch.stack(difference).sum())
     probabilities = record.logits_after[-1].softmax(-1).sort(descending=True)
     assert [top.token for top in record.top_after] == tiny_gpt2.token_strings(probabilities.indices[:3])
-    assert [top.probability for top in record.top_after] == pytest.approx(probabilities.values[:3].tolist())
+    assert [top.probability for top in record.top_after] == pytest.approx(probabilities.values[:3].tolist(), rel=1e-5)
     assert f"L0/{feature} at {position} = 9" in record.summary()
     assert f"L0/{feature} at {position}: " in record.summary()
 
