@@ -21,6 +21,7 @@ from open_clt.transcoders.formats import (
     clt_forge,
     crosslayer_transcoder,
     gemma_scope_2,
+    llamascope,
     native,
 )
 from open_clt.transcoders.formats.checks import check_all
@@ -92,6 +93,12 @@ LAYOUTS = (
         "config.yaml",
         crosslayer_transcoder.recognises,
         _without_code(crosslayer_transcoder.open_crosslayer_transcoder),
+    ),
+    Layout(
+        "llamascope",
+        "config.json",
+        llamascope.recognises,
+        _without_code(llamascope.open_llamascope),
     ),
 )
 """Every layout, in the order in which they are tried. A new layout is its own file and a line here."""
