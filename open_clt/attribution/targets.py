@@ -158,7 +158,7 @@ def _logits(model: LanguageModel, sources: Sources, position: int, tokens: Int[T
     """Rows of logits minus the mean logit, because a shift of all logits does not change any probability."""
     path = sources.path
     tokens = tokens.to(path.W_U.device)
-    logits = path.logits[position]
+    logits = path.logits(position)
     probabilities = path.probabilities(position)[tokens]
     vectors = path.W_U[:, tokens].T - path.W_U.mean(1)
     biases = torch.zeros_like(probabilities) if path.b_U is None else path.b_U[tokens] - path.b_U.mean()

@@ -16,7 +16,8 @@ RMSNorm, before or after attention, with learned or rotary positions, with or wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import torch
@@ -30,6 +31,7 @@ from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_block import FrozenNorm, LinearBlock
 from open_clt.language.loading import TOLERANCE
 from open_clt.language.readers import Reader, find_readers, read_block_norm
+from open_clt.language.unembedding import Unembedding
 from open_clt.short_repr import short_repr
 
 
@@ -52,8 +54,10 @@ class LinearPath:
     """Inputs of the encoders of a transcoder, one per layer."""
     final: Float[Tensor, "position d_model"]
     """The residual stream after the last block."""
-    logits: Float[Tensor, "position vocab"]
-    """The model's own logits, before ``logit_cap`` is applied."""
+    states: Float[Tensor, "position state"]
+    """The model's own states, which its unembedding reads."""
+    unembedding: Unembedding = field(repr=False)
+    """The model's unembedding."""
     logit_cap: float | None
     """Bound on the logits, which are ``cap * tanh(logits / cap)``; None for models without a bound."""
 
@@ -67,10 +71,17 @@ class LinearPath:
         """Width of the residual stream."""
         return self.embedding.shape[1]
 
+    def logits(self, position: int) -> Float[Tensor, "vocab"]:
+        """Return the model's own logits after one position, before ``logit_cap`` is applied."""
+        logits, cap = self._bounded_logits(position), self.logit_cap
+        return logits if cap is None else cap * torch.atanh(logits / cap)
+
     def probabilities(self, position: int) -> Float[Tensor, "vocab"]:
         """Return the model's probabilities of the next token after one position."""
-        logits, cap = self.logits[position], self.logit_cap
-        return (logits if cap is None else cap * torch.tanh(logits / cap)).softmax(-1)
+        return self._bounded_logits(position).softmax(-1)
+
+    def _bounded_logits(self, position: int) -> Float[Tensor, "vocab"]:
+        return self.unembedding.logits(self.states[position][None])[0].float()
 
     __repr__ = short_repr
 
@@ -88,7 +99,9 @@ def read_linear_path(
     function of the residual stream before the MLP once norms are frozen, or if the target is not the output of the MLP.
     """
     names = _hook_names(model, input_hook, target_hook)
-    logits, cache = model.run_with_cache(tokens[None], list(names))
+    cache: dict[str, Tensor] = {}
+    with model.hooks([(name, partial(cache.__setitem__, name)) for name in names]):
+        states = model.states(tokens[None])[0]
     values = {name: (value[0] if value.shape[0] == 1 else value).float() for name, value in cache.items()}
     bridge = model.bridge
     cap = getattr(bridge.cfg, "output_logits_soft_cap", None)
@@ -108,7 +121,8 @@ def read_linear_path(
         b_U=_optional(bridge.b_U),
         inputs=torch.stack([values[model.hook_name(layer, input_hook)] for layer in range(model.n_layers)]),
         final=streams[-1],
-        logits=logits[0].float() if cap is None else cap * torch.atanh(logits[0].float() / cap),
+        states=states,
+        unembedding=model.unembedding,
         logit_cap=cap,
     )
     _verify(model, path, streams[0])
@@ -179,7 +193,7 @@ def _verify(model: LanguageModel, path: LinearPath, first_stream: Tensor) -> Non
     _compare(model, "the embedding", embedded, first_stream)
     last_logits = path.final_norm.forward(path.final)[-1:] @ path.W_U
     last_logits = last_logits if path.b_U is None else last_logits + path.b_U
-    _compare(model, "the unembedding", last_logits, path.logits[-1:])
+    _compare(model, "the unembedding", last_logits, path.logits(-1)[None])
 
 
 def _compare(model: LanguageModel, part: str, computed: Tensor, expected: Tensor) -> None:

@@ -101,6 +101,9 @@ USES: dict[str, Callable[[ReplacementModel], object]] = {
     "generate_patched": lambda replacement: generate_patched(
         replacement, TEXTS[0], ABLATION, Constrained(), max_new_tokens=2
     ),
+    "attribute": lambda replacement: attribute(
+        replacement.model, replacement.transcoder, TEXTS[0], max_feature_nodes=4, max_logits=2
+    ),
     "next_tokens": lambda replacement: replacement.model.next_tokens(TEXTS),
 }
 
