@@ -1,7 +1,8 @@
 """Derived tensors: stored tensors that are scaled, or joined, when their rows are read.
 
-A layout may scale each dimension of what a transcoder writes, or split a tensor over several files. A derived tensor
-has the methods of a stored tensor, so functions that use tensors treat both alike; slicing it reads nothing.
+A layout may scale each dimension of what a transcoder writes, or each feature, or split a tensor over several files. A
+derived tensor has the methods of a stored tensor, so functions that use tensors treat both alike; slicing it reads
+nothing.
 """
 
 from __future__ import annotations
@@ -64,10 +65,21 @@ class Table(Protocol):
 
 @final
 class ScaledTensor:
-    """A tensor whose last axis is multiplied by factors in float32 when it is read; ``factors`` reads them."""
+    """A tensor that is multiplied by factors in float32 when it is read, along its last axis or along its rows.
 
-    def __init__(self, table: Table, factors: Callable[[], Float[Tensor, "dimension"]]) -> None:
-        self._table, self._factors = table, factors
+    ``factors`` reads them: one for each entry of the last axis or, with ``of_rows``, one for each row of a tensor, whose
+    rows from ``begin`` on are ``table``.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        factors: Callable[[], Float[Tensor, "entry"]],
+        *,
+        of_rows: bool = False,
+        begin: int = 0,
+    ) -> None:
+        self._table, self._factors, self._of_rows, self._begin = table, factors, of_rows, begin
         self.name, self.place = table.name, table.place
 
     @property
@@ -90,19 +102,28 @@ class ScaledTensor:
 
     def __getitem__(self, key: Key) -> ScaledTensor:
         """The part of the tensor that slices of all axes but the last select; nothing is read."""
-        part = self._table[key]
+        part, first = self._table[key], key[0] if isinstance(key, tuple) else key
         assert part.shape[-1:] == self.shape[-1:], "the last axis of a scaled tensor is not sliced"
-        return ScaledTensor(part, self._factors)
+        assert isinstance(first, slice), "a scaled tensor is indexed by a slice"
+        begin, _, step = first.indices(len(self))
+        assert step == 1, "the slice of a scaled tensor has no steps"
+        return ScaledTensor(part, self._factors, of_rows=self._of_rows, begin=self._begin + begin)
 
     def rows(self, index: Int[Tensor, "chosen"]) -> Tensor:
         """Read and scale some rows of the first axis; raises CheckpointError if a number is not finite."""
-        rows = self._table.rows(index).float() * self._factors()
+        rows = self._scaled(self._table.rows(index), index.cpu())
         check_finite(rows, f"The tensor {self.name!r} of {self.place}, scaled,", error=CheckpointError)
         return rows
 
     def read(self) -> Tensor:
         """Read and scale the whole tensor; whether its numbers are finite is not checked."""
-        return self._table.read().float() * self._factors()
+        return self._scaled(self._table.read(), torch.arange(len(self)))
+
+    def _scaled(self, rows: Tensor, index: Int[Tensor, "chosen"]) -> Tensor:
+        factors = self._factors()
+        if self._of_rows:
+            factors = factors[self._begin + index].view(-1, *[1] * (rows.ndim - 1))
+        return rows.float() * factors
 
 
 @final

@@ -46,6 +46,7 @@ from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
+from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
 from tests.transcoders.formats.written_by_llamascope import write_llamascope
 from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
@@ -236,6 +237,11 @@ READERS: dict[str, Reader] = {
         write_crosslayer_transcoder, _read_stored_transcoder, "transcoders.formats.crosslayer_transcoder"
     ),
     "transcoder of Llama Scope": Reader(write_llamascope, _read_transcoder, "transcoders.formats.llamascope"),
+    "transcoder of decode-clt": Reader(
+        lambda folder: write_decode_clt(folder, scale=True, skip=True, offset=0.0, decoder_tying="per_target"),
+        _read_stored_transcoder,
+        "transcoders.formats.decode_clt",
+    ),
     "transcoder that stays in its files": Reader(
         _native(nonlinearity=BatchTopKConfig(k=2)), _read_stored_transcoder, "transcoders.formats.native"
     ),

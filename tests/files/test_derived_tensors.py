@@ -23,6 +23,16 @@ def test_rows_and_slices_of_a_scaled_tensor(tmp_path: Path) -> None:
     torch.testing.assert_close(scaled[1:4, 1:].rows(torch.tensor([2, 0, 2])), expected[1:4, 1:][[2, 0, 2]])
 
 
+def test_rows_are_scaled_by_factors_of_their_own(tmp_path: Path) -> None:
+    whole, factors = torch.randn(5, 3, 4), torch.rand(5)
+    save_file({"a": whole}, tmp_path / "a.safetensors")
+    scaled = ScaledTensor(open_tensors(tmp_path / "a.safetensors")["a"], lambda: factors, of_rows=True)
+    expected = whole * factors[:, None, None]
+    torch.testing.assert_close(scaled.read(), expected)
+    torch.testing.assert_close(scaled[1:][1:3, :2].read(), expected[2:4, :2])
+    torch.testing.assert_close(scaled[1:].rows(torch.tensor([3, 0])), expected[[4, 1]])
+
+
 def test_a_product_that_is_not_finite_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.full((2, 3), 1e30)}, tmp_path / "a.safetensors")
     scaled = ScaledTensor(open_tensors(tmp_path / "a.safetensors")["a"], lambda: torch.full((3,), 1e30))

@@ -20,6 +20,7 @@ from open_clt.transcoders.formats import (
     circuit_tracer_layers,
     clt_forge,
     crosslayer_transcoder,
+    decode_clt,
     gemma_scope_2,
     llamascope,
     native,
@@ -99,6 +100,12 @@ LAYOUTS = (
         "config.json",
         llamascope.recognises,
         _without_code(llamascope.open_llamascope),
+    ),
+    Layout(
+        "decode-clt",
+        "cfg.json",
+        decode_clt.recognises,
+        _without_code(decode_clt.open_decode_clt),
     ),
 )
 """Every layout, in the order in which they are tried. A new layout is its own file and a line here."""
