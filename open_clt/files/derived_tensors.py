@@ -67,7 +67,7 @@ class Table(Protocol):
 class ScaledTensor:
     """A tensor that is multiplied by factors in float32 when it is read, along its last axis or along its rows.
 
-    ``factors`` reads them: one for each entry of the last axis or, with ``of_rows``, one for each row of a tensor, whose
+    ``factors`` reads them: one for each entry of the last axis or, with ``of_rows``, one for each row of a tensor whose
     rows from ``begin`` on are ``table``.
     """
 
