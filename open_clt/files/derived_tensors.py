@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -128,7 +129,7 @@ class ScaledTensor:
 
 @final
 class JoinedTensor:
-    """Tensors of equal type that are joined along their first axis, such as the shards of a larger one."""
+    """Tensors that are joined along their first axis, such as the shards of a larger one."""
 
     def __init__(self, parts: Sequence[Table]) -> None:
         assert len({part.shape[1:] for part in parts}) == 1, "joined tensors differ along their first axis only"
@@ -148,8 +149,8 @@ class JoinedTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the stored numbers."""
-        return self._parts[0].dtype
+        """The type of the stored numbers, or one that holds those of all parts if their types differ."""
+        return reduce(torch.promote_types, [part.dtype for part in self._parts])
 
     @property
     def is_remote(self) -> bool:
@@ -180,7 +181,7 @@ class JoinedTensor:
         for part in self._parts:
             inside = (index >= begin) & (index < begin + len(part))
             if bool(inside.any()):
-                rows[inside] = part.rows(index[inside] - begin)
+                rows[inside] = part.rows(index[inside] - begin).to(rows.dtype)
             begin += len(part)
         return rows
 

@@ -230,6 +230,9 @@ READERS: dict[str, Reader] = {
         lambda folder: write_gemma_scope_2(folder, skip=True), _read_transcoder, "transcoders.formats.gemma_scope_2"
     ),
     "transcoder of CLT-Forge": Reader(write_clt_forge, _read_transcoder, "transcoders.formats.clt_forge"),
+    "transcoder of CLT-Forge in shards": Reader(
+        lambda folder: write_clt_forge(folder, shards=(2, 4)), _read_transcoder, "transcoders.formats.clt_forge"
+    ),
     "transcoder of crosslayer-transcoder": Reader(
         write_crosslayer_transcoder, _read_transcoder, "transcoders.formats.crosslayer_transcoder"
     ),
@@ -239,7 +242,7 @@ READERS: dict[str, Reader] = {
     "transcoder of Llama Scope": Reader(write_llamascope, _read_transcoder, "transcoders.formats.llamascope"),
     "transcoder of decode-clt": Reader(
         lambda folder: write_decode_clt(folder, scale=True, skip=True, offset=0.0, decoder_tying="per_target"),
-        _read_stored_transcoder,
+        _read_transcoder,
         "transcoders.formats.decode_clt",
     ),
     "transcoder that stays in its files": Reader(

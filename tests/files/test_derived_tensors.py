@@ -56,6 +56,14 @@ def test_rows_and_slices_of_a_joined_tensor(tmp_path: Path) -> None:
     assert joined.rows(torch.tensor([], dtype=torch.long)).shape == (0, 2, 4)
 
 
+def test_joined_tensors_of_different_types_are_read_in_the_type_that_holds_both(tmp_path: Path) -> None:
+    save_file({"a": torch.rand(2, 3), "b": torch.rand(2, 3).bfloat16()}, tmp_path / "a.safetensors")
+    tensors = open_tensors(tmp_path / "a.safetensors")
+    joined = JoinedTensor([tensors["a"], tensors["b"]])
+    assert joined.dtype == torch.float32
+    assert torch.equal(joined.rows(torch.arange(4)), joined.read())
+
+
 def test_the_file_of_a_row_that_is_not_finite_is_named(tmp_path: Path) -> None:
     for name, value in (("a", 0.0), ("b", torch.nan)):
         save_file({"w": torch.full((2, 2), value)}, tmp_path / f"{name}.safetensors")

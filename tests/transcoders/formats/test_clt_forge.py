@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from open_clt.config import CrossLayerConfig
 from open_clt.errors import CheckpointError
@@ -20,9 +21,11 @@ from tests.transcoders.formats.written_by_clt_forge import (
 
 
 @pytest.mark.parametrize("memory_limit", [None, 1])
-@pytest.mark.parametrize("cross", [True, False])
-def test_it_computes_what_the_equations_say(tmp_path: Path, cross: bool, memory_limit: int | None) -> None:
-    tensors = write_clt_forge(tmp_path, cross_layer_decoders=cross)
+@pytest.mark.parametrize(("cross", "shards"), [(True, None), (False, None), (True, (1, 3, 2)), (False, (6,))])
+def test_it_computes_what_the_equations_say(
+    tmp_path: Path, cross: bool, shards: tuple[int, ...] | None, memory_limit: int | None
+) -> None:
+    tensors = write_clt_forge(tmp_path, shards=shards, cross_layer_decoders=cross)
     transcoder = load_transcoder(tmp_path, memory_limit=memory_limit)
     inputs = torch.randn(20, N_LAYERS, D_MODEL, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -44,9 +47,18 @@ def test_settings_that_are_not_read_are_refused(tmp_path: Path, settings: dict[s
         load_transcoder(tmp_path)
 
 
-def test_shards_are_refused(tmp_path: Path) -> None:
-    write_clt_forge(tmp_path)
-    whole, shard = (tmp_path / f"{name}clt_weights.safetensors" for name in ("", "rank0_"))
-    whole.rename(shard)
-    with refuses(CheckpointError, tmp_path, "clt_weights.safetensors"):
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    write_clt_forge(tmp_path, shards=(1, 2, 3))
+    (tmp_path / "rank1_clt_weights.safetensors").unlink()
+    with refuses(CheckpointError, tmp_path, "rank1_clt_weights.safetensors"):
+        load_transcoder(tmp_path)
+
+
+def test_shards_of_different_transcoders_are_refused(tmp_path: Path) -> None:
+    write_clt_forge(tmp_path, shards=(3, 3))
+    path = tmp_path / "rank1_clt_weights.safetensors"
+    tensors = load_file(path)
+    tensors["b_dec"] += 1
+    save_file(tensors, path)
+    with refuses(CheckpointError, "b_dec", path):
         load_transcoder(tmp_path)

@@ -13,8 +13,22 @@ from torch import Tensor
 N_LAYERS, N_FEATURES, D_MODEL = 3, 6, 4
 
 
-def write_clt_forge(folder: Path, **settings: Any) -> dict[str, Tensor]:
-    """Write a transcoder, with ``settings`` in its config, and return its tensors."""
+FEATURE_AXES = {"W_enc": 2, "b_enc": 1, "W_dec": 1, "log_threshold": 1, "feature_count": 1}
+
+
+def split(name: str, tensor: Tensor, shards: tuple[int, ...] | None) -> list[Tensor]:
+    """The parts of a tensor in the files of ranks; those without features have a copy of the whole tensor."""
+    sizes = list(shards or ())
+    if name in FEATURE_AXES:
+        return [part.contiguous() for part in tensor.split(sizes, FEATURE_AXES[name])] if sizes else []
+    return [tensor.clone() for _ in sizes]
+
+
+def write_clt_forge(folder: Path, *, shards: tuple[int, ...] | None = None, **settings: Any) -> dict[str, Tensor]:
+    """Write a transcoder, with ``settings`` in its config, and return its tensors.
+
+    ``shards`` are the numbers of features of the files of ranks; without it there is one file.
+    """
     config = {"model_name": "gpt2", "activation_fn": "jumprelu", "cross_layer_decoders": True, **settings}
     pairs = N_LAYERS * (N_LAYERS + 1) // 2 if config["cross_layer_decoders"] else N_LAYERS
     generator = torch.Generator().manual_seed(0)
@@ -33,7 +47,11 @@ def write_clt_forge(folder: Path, **settings: Any) -> dict[str, Tensor]:
         "estimated_norm_scaling_factor_out": normal(N_LAYERS).exp(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "clt_weights.safetensors")
+    if shards is None:
+        save_file(tensors, folder / "clt_weights.safetensors")
+    for rank, parts in enumerate(zip(*(split(name, tensor, shards) for name, tensor in tensors.items()), strict=True)):
+        part = dict(zip(tensors, parts, strict=True))
+        save_file(part, folder / f"rank{rank}_clt_weights.safetensors")
     (folder / "clt_cfg.json").write_text(json.dumps(config))
     return tensors
 
