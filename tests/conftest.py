@@ -57,12 +57,19 @@ def _gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--peer-python", help="Python of an environment with the package that tests marked peer compare with"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip the tests for which this machine lacks files or a device, and say what is missing."""
     skip_reasons = {
         "reference": not _reference().is_dir() and f"there is no folder {_reference()} (set OPEN_CLT_REFERENCE)",
         "real_model": not _real_model() and "OPEN_CLT_REAL_MODEL does not name the directory of a language model",
         "wrong_types": CHECKED and "the check of types and shapes refuses the argument first",
+        "peer": not config.getoption("--peer-python") and "--peer-python does not name the Python of another package",
         "gpu": any(item.get_closest_marker("gpu") for item in items) and not _gpu() and "there is no GPU",
     }
     for item in items:
@@ -89,3 +96,9 @@ def real_model_folder() -> Path:
     folder = _real_model()
     assert folder is not None, "mark this test with `real_model`"
     return folder
+
+
+@pytest.fixture(scope="session")
+def peer_python(pytestconfig: pytest.Config) -> str:
+    """The Python of an environment with another package, for tests marked ``peer``."""
+    return pytestconfig.getoption("--peer-python")

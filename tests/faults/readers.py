@@ -81,7 +81,7 @@ def _read_transcoder(folder: Path) -> Iterable[Tensor]:
 
 def _use_transcoder(transcoder: Transcoder) -> Iterable[Tensor]:
     stored = () if transcoder.stored is None else transcoder.stored.tables
-    tensors = [*tensors_in_memory(transcoder).values(), *(table.read() for table in stored)]
+    tensors = [*tensors_in_memory(transcoder).values(), *(table.rows(torch.arange(len(table))) for table in stored)]
     numbers = [tensor.detach().float() for tensor in tensors]
     # Products of large finite weights may overflow, which is no fault of a reader.
     if not any(1e6 < float(tensor.abs().max()) < torch.inf for tensor in numbers if tensor.numel()):

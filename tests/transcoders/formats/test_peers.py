@@ -1,0 +1,64 @@
+"""A transcoder that the package of a layout wrote computes here what it computes there.
+
+``--peer-python`` names the Python of an environment with one of these packages; the tests of the others are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from open_clt.transcoders.formats.load import load_transcoder
+
+pytestmark = pytest.mark.peer
+SCRIPTS = Path(__file__).parent / "peers"
+
+
+def assert_same_outputs(peer_python: str, package: str, script: str, folder: Path, settings: dict[str, Any]) -> None:
+    """Let the package write a transcoder and its outputs, and compare with ours, in memory and in files."""
+    if subprocess.run([peer_python, "-c", f"import {package}"], capture_output=True).returncode:
+        pytest.skip(f"{peer_python} has no package {package}")
+    command = [peer_python, str(SCRIPTS / script), str(folder), json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = load_file(folder / "results")
+    for memory_limit in (None, 1):
+        with torch.no_grad():
+            found = load_transcoder(folder, memory_limit=memory_limit)(results["inputs"]).reconstruction
+        torch.testing.assert_close(found, results["outputs"], atol=1e-5, rtol=1e-5)
+    assert results["outputs"].abs().max() > 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"act_fn": "jumprelu"},
+        {"act_fn": "jumprelu", "sparsity_include_decoder_norm": False, "norm_activation": "inference"},
+        {"act_fn": "relu"},
+        {"act_fn": "topk", "sparsity_include_decoder_norm": False},
+        {"act_fn": "layertopk"},
+    ],
+    ids=str,
+)
+def test_llamascope(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert_same_outputs(peer_python, "llamascopium", "writes_llamascope.py", tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"activation_fn": "relu"},
+        {"decoder_tying": "per_source", "enable_feature_scale": True, "skip_connection": True},
+        {"decoder_tying": "per_target", "enable_feature_scale": True, "enable_feature_offset": True},
+    ],
+    ids=str,
+)
+def test_decode_clt(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert_same_outputs(peer_python, "clt", "writes_decode_clt.py", tmp_path, settings)
