@@ -41,6 +41,7 @@ def assert_same_outputs(peer_python: str, package: str, script: str, folder: Pat
         {"act_fn": "jumprelu"},
         {"act_fn": "jumprelu", "sparsity_include_decoder_norm": False, "norm_activation": "inference"},
         {"act_fn": "relu"},
+        {"act_fn": "topk"},
         {"act_fn": "topk", "sparsity_include_decoder_norm": False},
         {"act_fn": "layertopk"},
     ],
