@@ -24,7 +24,8 @@ def add_to(add_parser: AddParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="A transcoder (a directory, a name on the Hugging Face hub as org/name[/folder][@revision], or "
+        help="A transcoder (a directory, a name on the Hugging Face hub as org/name[/folder][@revision], in both "
+        "perhaps with * in the names of the folders of layers, or "
         "'embedded'), or a graph (a directory, a .graphml file, or a .json file of circuit-tracer).",
     )
     add_trust_option(parser)

@@ -78,7 +78,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--transcoder",
         default=None,
         metavar="SOURCE",
-        help="Transcoder: a directory, a name on the Hugging Face hub as org/name[/folder][@revision], or 'embedded' "
+        help="Transcoder: a directory, a name on the Hugging Face hub as org/name[/folder][@revision] (in both, "
+        "* in a folder's name selects the folders of layers), or 'embedded' "
         "for the one that ships with the package (default: the transcoder that ships for the model).",
     )
     parser.add_argument("--device", default="cpu", help=f"{DEVICE_HELP} (default: cpu).")

@@ -39,9 +39,16 @@ class Saved:
         return old_path(path) if self.former and name in self.former and old_path(path).exists() else path
 
     def names(self, pattern: str) -> list[str]:
-        """The names of the artefact's files that match a pattern."""
-        names = [path.name for path in self.directory.glob(pattern)] if self.former is None else self.former
-        return sorted(name for name in names if fnmatchcase(name, pattern))
+        """The names of the artefact's files that match a pattern; only ``/`` in it leads into sub-folders."""
+        if self.former is not None:
+            return matching(self.former, pattern)
+        return matching((path.relative_to(self.directory).as_posix() for path in self.directory.glob(pattern)), pattern)
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names of files that match a pattern and lie as many folders deep as it says, sorted."""
+    depth = pattern.count("/")
+    return sorted(name for name in names if name.count("/") == depth and fnmatchcase(name, pattern))
 
 
 def saved(directory: Path, head: str) -> Saved:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, final
@@ -88,8 +87,7 @@ class Repository:
 
     def names(self, pattern: str) -> list[str]:
         """The names that match a pattern, sorted."""
-        depth = pattern.count("/")
-        return sorted(name for name in self.sizes if name.count("/") == depth and fnmatchcase(name, pattern))
+        return files.matching(self.sizes, pattern)
 
     def path(self, name: str) -> Path:
         """The path of a file, which is downloaded unless it is in the cache."""

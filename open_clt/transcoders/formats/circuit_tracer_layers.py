@@ -14,17 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from open_clt.errors import CheckpointError
-from open_clt.transcoders.formats.checks import THRESHOLDS
 from open_clt.transcoders.formats.circuit_tracer import read_settings
-from open_clt.transcoders.formats.layers import check_names, described_config, read_stacked
+from open_clt.transcoders.formats.layers import THRESHOLD, transcoders_per_layer
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import WeightFiles, tensor_of
-from open_clt.transcoders.stored_weights import StoredWeights
+from open_clt.transcoders.formats.weight_files import WeightFiles
 
 _SETTINGS = "config.yaml"
 _KIND = "transcoder_set"
-_THRESHOLD = "activation_function.threshold"
-_KNOWN = {"W_enc", "W_dec", "b_enc", "b_dec", _THRESHOLD, "W_skip"}
 
 
 def recognises(weight_files: WeightFiles) -> bool:
@@ -47,38 +43,13 @@ def open_circuit_tracer_layers(weight_files: WeightFiles) -> StoredTranscoder:
         if settings.get(name) != legal:
             raise CheckpointError(f"{place} has {name} {settings.get(name)!r}; it must be {legal!r} in this layout.")
     layers = [weight_files.tensors(name) for name in _file_names(weight_files, settings)]
-    check_names(layers, _KNOWN, place)
-    n_features, d_model = tensor_of(layers[0], "W_enc", (None, None), place).shape
-    shapes = {
-        "b_enc": (n_features,),
-        "b_dec": (d_model,),
-        **({_THRESHOLD: (n_features,)} if _THRESHOLD in layers[0] else {}),
-        **({"W_skip": (d_model, d_model)} if "W_skip" in layers[0] else {}),
+    values = {
+        "nonlinearity": _nonlinearity(settings, THRESHOLD in layers[0], place),
+        "input_hook": settings.get("feature_input_hook"),
+        "target_hook": settings.get("feature_output_hook"),
+        "language_model": settings.get("model_name"),
     }
-    config = described_config(
-        {
-            "n_layers": len(layers),
-            "n_features": n_features,
-            "d_model": d_model,
-            "reach": 1,
-            "skip": "W_skip" in layers[0],
-            "nonlinearity": _nonlinearity(settings, _THRESHOLD in layers[0], place),
-            "input_hook": settings.get("feature_input_hook"),
-            "target_hook": settings.get("feature_output_hook"),
-            "language_model": settings.get("model_name"),
-        },
-        place,
-    )
-    table = (n_features, d_model)
-    weights = StoredWeights(
-        tuple(tensor_of(each, "W_enc", table, place) for each in layers),
-        tuple((tensor_of(each, "W_dec", table, place).unsqueeze(1),) for each in layers),
-    )
-    small = {
-        THRESHOLDS if name == _THRESHOLD else name: [tensor_of(each, name, shape, place) for each in layers]
-        for name, shape in shapes.items()
-    }
-    return StoredTranscoder(place=place, config=config, weights=weights, small=read_stacked(small))
+    return transcoders_per_layer(layers, values, place)
 
 
 def _file_names(weight_files: WeightFiles, settings: dict[str, Any]) -> list[str]:

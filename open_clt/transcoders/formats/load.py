@@ -22,12 +22,13 @@ from open_clt.transcoders.formats import (
     crosslayer_transcoder,
     decode_clt,
     gemma_scope_2,
+    gemma_scope_2_layers,
     llamascope,
     native,
 )
 from open_clt.transcoders.formats.checks import check_all
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, WeightFiles
+from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, SelectedFiles, WeightFiles
 from open_clt.transcoders.make import NO_CODE, OwnCode
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -84,6 +85,12 @@ LAYOUTS = (
         _without_code(gemma_scope_2.open_gemma_scope_2),
     ),
     Layout(
+        "gemma-scope-2-layers",
+        "params.safetensors",
+        gemma_scope_2_layers.recognises,
+        _without_code(gemma_scope_2_layers.open_gemma_scope_2_layers),
+    ),
+    Layout(
         "clt-forge",
         "clt_cfg.json",
         clt_forge.recognises,
@@ -111,10 +118,18 @@ LAYOUTS = (
 """Every layout, in the order in which they are tried. A new layout is its own file and a line here."""
 
 
-def layout_of(directory: Path) -> Layout | None:
-    """The layout of the transcoder in a directory, whole or damaged; None if there is none."""
+def layout_of(directory: Path, pattern: str = "") -> Layout | None:
+    """The layout of the transcoder in a directory, whole or damaged; None if there is none.
+
+    A pattern restricts the search to the files that it selects.
+    """
     for layout in LAYOUTS:
-        if files.read_saved(directory, layout.head, lambda saved, layout=layout: layout.recognises(LocalFiles(saved))):
+        recognises = layout.recognises
+        if files.read_saved(
+            directory,
+            layout.head,
+            lambda saved, recognises=recognises: recognises(_selected(LocalFiles(saved), pattern)),
+        ):
             return layout
     return None
 
@@ -137,34 +152,60 @@ class Opened(NamedTuple):
 def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool = False) -> Opened:
     """Open a transcoder: a directory, a file in it, or a name on the hub, ``org/name[/folder][@revision]``.
 
-    Of a transcoder on the hub only settings and headers are fetched, unless ``whole`` asks for all of its files.
-    Raises CheckpointError if there is no transcoder of a known layout, and HubUnreachableError if it is neither on this
+    A folder with ``*`` in its name selects those folders of a directory that hold the layers of one transcoder. Of a
+    transcoder on the hub only settings and headers are fetched, unless ``whole`` asks for all of its files. Raises
+    CheckpointError if there is no transcoder of a known layout, and HubUnreachableError if it is neither on this
     machine nor on a hub that answers.
     """
-    path = Path(source).expanduser()
+    place, pattern = _split(str(source))
+    path = Path(place).expanduser()
     path = path.parent if path.is_file() else path
     if path.exists():
-        layout = layout_of(path)
+        layout = layout_of(path, pattern)
         if layout is None:
-            raise _unknown(path)
-        return Opened(layout, files.read_saved(path, layout.head, lambda saved: layout.read(LocalFiles(saved), code)))
-    name = HubName.parse(str(source))
+            raise _unknown(path / pattern)
+        return Opened(
+            layout,
+            files.read_saved(path, layout.head, lambda saved: layout.read(_selected(LocalFiles(saved), pattern), code)),
+        )
+    name = HubName.parse(place)
     if name is None:
         raise CheckpointError(
-            f"There is no directory {source}, and it is not a name on the hub (org/name[/folder][@revision]); check it."
+            f"There is no directory {place}, and it is not a name on the hub (org/name[/folder][@revision]); check it."
         )
-    weight_files = HubFiles(Repository.find(name), whole)
+    weight_files = _selected(HubFiles(Repository.find(name), whole), pattern)
     for layout in LAYOUTS:
         if layout.recognises(weight_files):
             return Opened(layout, layout.read(weight_files, code))
-    raise _unknown(name)
+    raise _unknown(weight_files.place)
+
+
+class _Source(NamedTuple):
+    """A source of a transcoder without a pattern, and the pattern that selects folders in it, or an empty text."""
+
+    place: str
+    pattern: str
+
+
+def _split(source: str) -> _Source:
+    """Split a source at the first folder whose name holds ``*``, unless a file or directory has the whole name."""
+    if "*" not in source or Path(source).expanduser().exists():
+        return _Source(source, "")
+    start, _, end = source.partition("*")
+    folder, _, first = start.rpartition("/")
+    pattern, at, revision = f"{first}*{end}".partition("@")
+    folder = folder or ("/" if start.startswith("/") else ".")
+    return _Source(f"{folder}{at}{revision}", pattern.rstrip("/"))
+
+
+def _selected(weight_files: WeightFiles, pattern: str) -> WeightFiles:
+    return SelectedFiles(weight_files, pattern) if pattern else weight_files
 
 
 def _unknown(place: object) -> CheckpointError:
-    names = ", ".join(layout.key for layout in LAYOUTS)
     return CheckpointError(
-        f"{place} does not hold a transcoder of a known layout; known layouts are {names} (docs/layouts.md says which "
-        "files they have)."
+        f"{place} does not hold a transcoder of one of the {len(LAYOUTS)} known layouts; docs/layouts.md says which "
+        "files they have."
     )
 
 
@@ -180,7 +221,9 @@ def load_transcoder(
 ) -> Transcoder:
     """Read a transcoder of any known layout, in inference mode.
 
-    ``source`` is a directory, a file in it, or a name on the Hugging Face hub, ``org/name[/folder][@revision]``.
+    ``source`` is a directory, a file in it, or a name on the Hugging Face hub, ``org/name[/folder][@revision]``. Where
+    each layer lies in a folder of its own, ``*`` in a name selects one of several transcoders:
+    ``directory/layer_*_width_16k_l0_small``.
     ``dtype`` is the type that the transcoder computes in. Encoders and decoders that take more than ``memory_limit``
     bytes in that type, by default half of the memory that is available, stay in their files: encoders are read block
     by block, and decoders where features are active. Such a transcoder can be used as any other, but not trained,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import final
 
@@ -104,6 +105,38 @@ class HubFiles(WeightFiles):
         else:
             tensors = files.open_remote_tensors(self.repository.part(name), self.place / name)
         return _weights(tensors, ignored)
+
+    __repr__ = short_repr
+
+
+@final
+@dataclass(frozen=True)
+class SelectedFiles(WeightFiles):
+    """Those files of a transcoder that lie in folders which a pattern selects, such as one of several sets."""
+
+    all_files: WeightFiles
+    pattern: str
+    """Pattern of the first folders of a name, such as ``layer_*_width_16k``; ``*`` does not match ``/``."""
+
+    @property
+    def place(self) -> Path:
+        return self.all_files.place / self.pattern
+
+    def has(self, name: str) -> bool:
+        return self._selects(name) and self.all_files.has(name)
+
+    def names(self, pattern: str) -> list[str]:
+        return [name for name in self.all_files.names(pattern) if self._selects(name)]
+
+    def path(self, name: str) -> Path:
+        return self.all_files.path(name)
+
+    def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
+        return self.all_files.tensors(name, ignored=ignored)
+
+    def _selects(self, name: str) -> bool:
+        folders, patterns = name.split("/"), self.pattern.split("/")
+        return len(folders) >= len(patterns) and all(map(fnmatchcase, folders, patterns))
 
     __repr__ = short_repr
 

@@ -1,0 +1,46 @@
+"""Small random transcoders in the layouts of Gemma Scope with one transcoder per layer, and what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.transcoders.formats.written_layouts import D_MODEL, N_FEATURES, N_LAYERS
+
+
+def _random_layers(shapes: Mapping[str, tuple[int, ...]], seed: int) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(N_LAYERS)]
+
+
+def write_gemma_scope_2_layers(
+    folder: Path, *, name: str = "width_16k_l0_small", skip: bool = False, seed: int = 0
+) -> list[dict[str, Tensor]]:
+    """One set of Gemma Scope 2's transcoders per layer; returns the tensors of each layer."""
+    shapes = {
+        "w_enc": (D_MODEL, N_FEATURES), "w_dec": (N_FEATURES, D_MODEL), "b_enc": (N_FEATURES,), "b_dec": (D_MODEL,),
+        "threshold": (N_FEATURES,), **({"affine_skip_connection": (D_MODEL, D_MODEL)} if skip else {}),
+    }  # fmt: skip
+    layers = _random_layers(shapes, seed)
+    for layer, tensors in enumerate(layers):
+        path = folder / f"layer_{layer}_{name}" / "params.safetensors"
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path)
+    return layers
+
+
+def of_gemma_scope_layers(layers: Sequence[Mapping[str, Tensor]], inputs: Tensor) -> Tensor:
+    """``y = a @ w_dec + b_dec + x @ affine``, with ``a = p * (p > threshold)`` and ``p = x @ w_enc + b_enc``."""
+    outputs = torch.zeros_like(inputs)
+    for layer, capital in enumerate(layers):
+        tensors = {name.lower(): tensor for name, tensor in capital.items()}
+        for token, x in enumerate(inputs[:, layer]):
+            pre = x @ tensors["w_enc"] + tensors["b_enc"]
+            outputs[token, layer] = (pre * (pre > tensors["threshold"])) @ tensors["w_dec"] + tensors["b_dec"]
+            if "affine_skip_connection" in tensors:
+                outputs[token, layer] += x @ tensors["affine_skip_connection"]
+    return outputs
