@@ -41,6 +41,7 @@ from open_clt.files.limits import (
     unpacked,
 )
 from open_clt.files.lock import locked
+from open_clt.files.npz import open_npz, open_remote_npz
 from open_clt.files.opening import check_regular, inside, opened, read_lines
 from open_clt.files.ownership import (
     MANIFEST,
@@ -136,6 +137,8 @@ __all__ = [
     "make_directory",
     "matching",
     "missing",
+    "open_npz",
+    "open_remote_npz",
     "open_remote_tensors",
     "open_tensors",
     "opened",

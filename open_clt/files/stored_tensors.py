@@ -25,6 +25,7 @@ from open_clt.files.limits import LARGEST_HEADER, too_large
 from open_clt.files.opening import opened
 from open_clt.files.reading import WEIGHT_TYPES, missing, parse_json, unreadable
 from open_clt.finite import find_not_finite
+from open_clt.short_repr import short_repr
 
 _TYPES = {
     "F64": torch.float64,
@@ -165,10 +166,7 @@ def open_tensors(path: Path) -> dict[str, StoredTensor]:
         raise missing(path) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(path, "safetensors", error) from error
-    return {
-        name: StoredTensor(_mapped(memory, _LENGTH + length, entry), name, path)
-        for name, entry in _read_header(header, size - _LENGTH - length, path).items()
-    }
+    return tensors_in(memory, _LENGTH + length, _read_header(header, size - _LENGTH - length, path), path)
 
 
 def open_remote_tensors(remote: Remote, place: Path) -> dict[str, StoredTensor]:
@@ -180,20 +178,30 @@ def open_remote_tensors(remote: Remote, place: Path) -> dict[str, StoredTensor]:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(place, "safetensors", error) from error
-    source = _Source(remote, _flat(memory, torch.uint8, 1, 0).data_ptr())
-    return {
-        name: StoredTensor(_mapped(memory, _LENGTH + length, entry), name, place, source)
-        for name, entry in _read_header(header, remote.size - _LENGTH - length, place).items()
-    }
+    start = _LENGTH + length
+    return tensors_in(memory, start, _read_header(header, remote.size - start, place), place, remote)
 
 
-class _Entry(NamedTuple):
-    """What the header of a safetensors file says of one tensor."""
+class Entry(NamedTuple):
+    """What the header of a file says of one tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
     """Position of the tensor's first byte after the header."""
+
+    __repr__ = short_repr
+
+
+def tensors_in(
+    memory: mmap.mmap, start: int, entries: Mapping[str, Entry], place: Path, remote: Remote | None = None
+) -> dict[str, StoredTensor]:
+    """The tensors of a file that is mapped into memory, by name; ``start`` is where its header ends.
+
+    ``remote`` is the file whose parts the mapping keeps, if it is a remote one.
+    """
+    source = None if remote is None else _Source(remote, _flat(memory, torch.uint8, 1, 0).data_ptr())
+    return {name: StoredTensor(_mapped(memory, start, entry), name, place, source) for name, entry in entries.items()}
 
 
 def _header_length(first_bytes: bytes, size: int, place: object) -> int:
@@ -206,7 +214,7 @@ def _header_length(first_bytes: bytes, size: int, place: object) -> int:
     return length
 
 
-def _read_header(header: bytes, size: int, place: Path) -> dict[str, _Entry]:
+def _read_header(header: bytes, size: int, place: Path) -> dict[str, Entry]:
     """The tensors that a header describes, by name; ``size`` is the number of bytes after the header.
 
     Raises CheckpointError if the header does not describe tensors that lie in these bytes.
@@ -221,7 +229,7 @@ def _read_header(header: bytes, size: int, place: Path) -> dict[str, _Entry]:
         raise unreadable(place, "safetensors", error) from error
 
 
-def _entry(name: str, entry: object, size: int) -> _Entry:
+def _entry(name: str, entry: object, size: int) -> Entry:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             sizes = cast(list[object], shape)
@@ -231,13 +239,13 @@ def _entry(name: str, entry: object, size: int) -> _Entry:
         raise ValueError(f"the tensor {name!r} has the type {dtype}, which is not read")
     if not all(isinstance(axis, int) and 0 <= axis < 2**48 for axis in sizes):
         raise ValueError(f"the tensor {name!r} has a shape that is not made of sizes")
-    described = _Entry(_TYPES[dtype], tuple(cast(list[int], sizes)), begin)
+    described = Entry(_TYPES[dtype], tuple(cast(list[int], sizes)), begin)
     if not 0 <= begin <= end <= size or end - begin != math.prod(described.shape) * described.dtype.itemsize:
         raise ValueError(f"the tensor {name!r} does not lie in the file")
     return described
 
 
-def _mapped(memory: mmap.mmap, start: int, entry: _Entry) -> Tensor:
+def _mapped(memory: mmap.mmap, start: int, entry: Entry) -> Tensor:
     count = math.prod(entry.shape)
     if count == 0:
         return torch.empty(entry.shape, dtype=entry.dtype)

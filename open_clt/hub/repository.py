@@ -24,6 +24,9 @@ from open_clt.hub.reachable import answers
 from open_clt.short_repr import short_repr
 
 _SOURCE = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<folder>[^@]+?))?/?(?:@(?P<revision>[\w./-]+))?")
+_ADDRESS = re.compile(
+    r"hf://(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)/(?P<file>[^?#]+)(?:\?revision=(?P<revision>[\w./-]+))?"
+)
 _FORMAT = files.FileFormat("open-clt-hub-index", newest=1)
 _HELP = "check the name, or give a local directory"
 
@@ -51,6 +54,24 @@ class HubName:
     def __str__(self) -> str:
         folder = f"/{self.folder}" if self.folder else ""
         return f"{self.repo}{folder}" + ("" if self.revision == "main" else f"@{self.revision}")
+
+
+@final
+@dataclass(frozen=True)
+class HubFile:
+    """The address of a file on the hub: ``hf://org/name/path[?revision=main]``."""
+
+    repository: HubName
+    name: str
+    """Path of the file in the repository."""
+
+    @staticmethod
+    def parse(text: str) -> HubFile | None:
+        """Read an address; None if the text is not one."""
+        found = _ADDRESS.fullmatch(text)
+        if found is None or not is_inside(found["file"]):
+            return None
+        return HubFile(HubName(found["repo"], revision=found["revision"] or "main"), found["file"])
 
 
 @final

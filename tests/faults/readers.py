@@ -47,7 +47,7 @@ from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
-from tests.transcoders.formats.written_by_gemma_scope import write_gemma_scope_2_layers
+from tests.transcoders.formats.written_by_gemma_scope import write_gemma_scope_1, write_gemma_scope_2_layers
 from tests.transcoders.formats.written_by_llamascope import write_llamascope
 from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
@@ -230,6 +230,7 @@ READERS: dict[str, Reader] = {
     "transcoder of Gemma Scope 2": Reader(
         lambda folder: write_gemma_scope_2(folder, skip=True), _read_transcoder, "transcoders.formats.gemma_scope_2"
     ),
+    "transcoders of Gemma Scope 1": Reader(write_gemma_scope_1, _read_transcoder, "transcoders.formats.gemma_scope_1"),
     "transcoders of Gemma Scope 2 per layer": Reader(
         lambda folder: write_gemma_scope_2_layers(folder, skip=True),
         _read_transcoder,

@@ -21,6 +21,7 @@ from open_clt.transcoders.formats import (
     clt_forge,
     crosslayer_transcoder,
     decode_clt,
+    gemma_scope_1,
     gemma_scope_2,
     gemma_scope_2_layers,
     llamascope,
@@ -77,6 +78,12 @@ LAYOUTS = (
         "config.yaml",
         circuit_tracer_layers.recognises,
         _without_code(circuit_tracer_layers.open_circuit_tracer_layers),
+    ),
+    Layout(
+        "gemma-scope-1",
+        "params.npz",
+        gemma_scope_1.recognises,
+        _without_code(gemma_scope_1.open_gemma_scope_1),
     ),
     Layout(
         "gemma-scope-2",
@@ -166,7 +173,9 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
             raise _unknown(path / pattern)
         return Opened(
             layout,
-            files.read_saved(path, layout.head, lambda saved: layout.read(_selected(LocalFiles(saved), pattern), code)),
+            files.read_saved(
+                path, layout.head, lambda saved: layout.read(_selected(LocalFiles(saved, whole), pattern), code)
+            ),
         )
     name = HubName.parse(place)
     if name is None:

@@ -16,7 +16,7 @@ from typing import final
 from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
-from open_clt.hub.repository import Repository
+from open_clt.hub.repository import HubName, Repository
 from open_clt.short_repr import short_repr
 
 
@@ -42,9 +42,16 @@ class WeightFiles(ABC):
 
     @abstractmethod
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
-        """The tensors of a safetensors file by their names; none is read yet.
+        """The tensors of a safetensors file, or the arrays of an npz file, by their names; none is read yet.
 
         ``ignored`` are the names of tensors that are not weights, such as counts, and are left out.
+        """
+
+    @abstractmethod
+    def on_hub(self, name: HubName) -> WeightFiles:
+        """The files of a repository on the hub that these files name.
+
+        Raises the errors of ``Repository.find``.
         """
 
 
@@ -54,6 +61,8 @@ class LocalFiles(WeightFiles):
     """The files of a transcoder in a directory of this machine."""
 
     saved: files.Saved
+    whole: bool = False
+    """Whether files on the hub that these files name are downloaded as a whole."""
 
     @property
     def place(self) -> Path:
@@ -69,8 +78,10 @@ class LocalFiles(WeightFiles):
         return self.saved(name)
 
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
-        tensors = files.open_tensors(self.saved(name))
-        return _weights(tensors, ignored)
+        return _weights(_open_local(self.saved(name)), ignored)
+
+    def on_hub(self, name: HubName) -> WeightFiles:
+        return HubFiles(Repository.find(name), self.whole)
 
 
 @final
@@ -101,10 +112,12 @@ class HubFiles(WeightFiles):
         if not self.has(name):
             raise files.missing(self.place / name)
         if self.whole or self.repository.is_downloaded(name):
-            tensors = files.open_tensors(self.repository.path(name))
-        else:
-            tensors = files.open_remote_tensors(self.repository.part(name), self.place / name)
-        return _weights(tensors, ignored)
+            return _weights(_open_local(self.repository.path(name)), ignored)
+        open_remote = files.open_remote_npz if name.endswith(".npz") else files.open_remote_tensors
+        return _weights(open_remote(self.repository.part(name), self.place / name), ignored)
+
+    def on_hub(self, name: HubName) -> WeightFiles:
+        return HubFiles(Repository.find(name), self.whole)
 
     __repr__ = short_repr
 
@@ -134,11 +147,18 @@ class SelectedFiles(WeightFiles):
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         return self.all_files.tensors(name, ignored=ignored)
 
+    def on_hub(self, name: HubName) -> WeightFiles:
+        return self.all_files.on_hub(name)
+
     def _selects(self, name: str) -> bool:
         folders, patterns = name.split("/"), self.pattern.split("/")
         return len(folders) >= len(patterns) and all(map(fnmatchcase, folders, patterns))
 
     __repr__ = short_repr
+
+
+def _open_local(path: Path) -> dict[str, StoredTensor]:
+    return files.open_npz(path) if path.suffix == ".npz" else files.open_tensors(path)
 
 
 def _weights(tensors: Mapping[str, StoredTensor], ignored: Container[str]) -> Mapping[str, StoredTensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from open_clt.cli import main
@@ -14,7 +16,11 @@ from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.load import load_transcoder
 from tests.hub.stand_in import serving
 from tests.refusals import refuses
-from tests.transcoders.formats.written_by_gemma_scope import of_gemma_scope_layers, write_gemma_scope_2_layers
+from tests.transcoders.formats.written_by_gemma_scope import (
+    of_gemma_scope_layers,
+    write_gemma_scope_1,
+    write_gemma_scope_2_layers,
+)
 from tests.transcoders.formats.written_layouts import random_inputs
 
 IN_MEMORY_AND_NOT = pytest.mark.parametrize("memory_limit", [None, 1], ids=["in memory", "in files"])
@@ -88,3 +94,70 @@ def test_info_of_a_set_names_its_layout(tmp_path: Path, capsys: pytest.CaptureFi
     write_gemma_scope_2_layers(tmp_path, name=BIG)
     assert main(["info", f"{tmp_path}/layer_*_{BIG}"]) == 0
     assert "gemma-scope-2-layers" in capsys.readouterr().out
+
+
+@IN_MEMORY_AND_NOT
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_transcoders_of_gemma_scope_1(tmp_path: Path, by_columns: bool, memory_limit: int | None) -> None:
+    layers = write_gemma_scope_1(tmp_path, by_columns=by_columns)
+    config = computes(tmp_path, of_gemma_scope_layers(layers, random_inputs()), memory_limit).config
+    assert (config.reach, config.input_hook, config.target_hook) == (1, "ln2.hook_normalized", "hook_mlp_out")
+
+
+def test_a_layer_with_several_transcoders_asks_for_a_list(tmp_path: Path) -> None:
+    layers = write_gemma_scope_1(tmp_path)
+    shutil.copytree(tmp_path / "layer_1/width_16k/average_l0_65", tmp_path / "layer_1/width_16k/average_l0_9")
+    with refuses(CheckpointError, tmp_path, "layer 1", "config.yaml"):
+        load_transcoder(tmp_path)
+    names = [f"layer_{layer}/width_16k/average_l0_{n}/params.npz" for layer, n in enumerate((76, 9, 49))]
+    write_config(tmp_path, names)
+    computes(tmp_path, of_gemma_scope_layers(layers, random_inputs()))
+
+
+def write_config(folder: Path, names: list[str]) -> None:
+    """A config of circuit-tracer that lists files."""
+    config = {
+        "model_name": "google/gemma-2-2b", "model_kind": "transcoder_set", "feature_input_hook": "ln2.hook_normalized",
+        "feature_output_hook": "hook_mlp_out", "transcoders": names,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@IN_MEMORY_AND_NOT
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("place", ["here", "on the hub"])
+def test_a_config_lists_files_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, place: str, memory_limit: int | None
+) -> None:
+    weights, listing = tmp_path / "weights", tmp_path / "listing"
+    if version == 1:
+        layers = write_gemma_scope_1(weights)
+        names = [f"layer_{layer}/width_16k/average_l0_{n}/params.npz" for layer, n in enumerate((76, 65, 49))]
+    else:
+        layers = write_gemma_scope_2_layers(weights, skip=True)
+        names = [f"layer_{layer}_{SMALL}/params.safetensors" for layer in range(3)]
+    write_config(
+        listing, [f"hf://org/weights/{name}{end}" for name, end in zip(names, ("", "?revision=v1", ""), strict=True)]
+    )
+    source = str(listing) if place == "here" else "org/listing"
+    with serving({"org/weights": weights, "org/listing": listing}, monkeypatch, tmp_path / "cache") as hub:
+        config = computes(source, of_gemma_scope_layers(layers, random_inputs()), memory_limit).config
+        assert any(path.startswith("/api/models/org/weights/revision/v1") for path, _ in hub.requests)
+    assert config.language_model == "google/gemma-2-2b"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf://org/weights/../params.npz",
+        "hf://org/weights/params.pt",
+        "hf://weights",
+        "https://org/weights/params.npz",
+        "hf://org/weights/params.npz?revision=a&token=b",
+    ],
+)
+def test_other_addresses_in_a_config_are_refused(tmp_path: Path, name: str) -> None:
+    write_config(tmp_path, [name])
+    with refuses(CheckpointError, tmp_path):
+        load_transcoder(tmp_path)

@@ -58,7 +58,7 @@ def test_files_of_layers_that_the_config_names_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"transcoders": ["hf://org/name/layer.safetensors"]}, "hf://org/name"),
+        ({"transcoders": ["https://org/layer.safetensors"]}, "https://org"),
         ({"transcoders": ["../layer_0.safetensors"]}, "../layer_0.safetensors"),
         ({"transcoders": ["/etc/passwd"]}, "/etc/passwd"),
         ({"transcoders": "layer_0.safetensors"}, "list"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +31,23 @@ def write_gemma_scope_2_layers(
         path = folder / f"layer_{layer}_{name}" / "params.safetensors"
         path.parent.mkdir(parents=True)
         save_file(tensors, path)
+    return layers
+
+
+def write_gemma_scope_1(
+    folder: Path, *, width: str = "width_16k", sparsities: Sequence[int] = (76, 65, 49), by_columns: bool = False
+) -> list[dict[str, Tensor]]:
+    """One set of Gemma Scope 1's transcoders; ``sparsities`` are in the names of the layers' folders."""
+    shapes = {
+        "W_enc": (D_MODEL, N_FEATURES), "W_dec": (N_FEATURES, D_MODEL), "b_enc": (N_FEATURES,), "b_dec": (D_MODEL,),
+        "threshold": (N_FEATURES,),
+    }  # fmt: skip
+    layers = _random_layers(shapes, 3)
+    for layer, (tensors, sparsity) in enumerate(zip(layers, sparsities, strict=True)):
+        path = folder / f"layer_{layer}" / width / f"average_l0_{sparsity}" / "params.npz"
+        path.parent.mkdir(parents=True)
+        order = "F" if by_columns else "C"
+        np.savez(path, **{name: np.asarray(tensor, order=order) for name, tensor in tensors.items()})
     return layers
 
 
