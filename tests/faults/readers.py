@@ -48,7 +48,7 @@ from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
 from tests.transcoders.formats.written_by_gemma_scope import write_gemma_scope_1, write_gemma_scope_2_layers
-from tests.transcoders.formats.written_by_llamascope import write_llamascope
+from tests.transcoders.formats.written_by_llamascope import write_llamascope, write_llamascope_layers
 from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
 
@@ -245,6 +245,9 @@ READERS: dict[str, Reader] = {
     ),
     "transcoder with scales that stays in its files": Reader(
         write_crosslayer_transcoder, _read_stored_transcoder, "transcoders.formats.crosslayer_transcoder"
+    ),
+    "transcoders of Llama Scope per layer": Reader(
+        write_llamascope_layers, _read_transcoder, "transcoders.formats.llamascope_layers"
     ),
     "transcoder of Llama Scope": Reader(write_llamascope, _read_transcoder, "transcoders.formats.llamascope"),
     "transcoder of decode-clt": Reader(

@@ -25,6 +25,7 @@ from open_clt.transcoders.formats import (
     gemma_scope_2,
     gemma_scope_2_layers,
     llamascope,
+    llamascope_layers,
     native,
 )
 from open_clt.transcoders.formats.checks import check_all
@@ -114,6 +115,12 @@ LAYOUTS = (
         "config.json",
         llamascope.recognises,
         _without_code(llamascope.open_llamascope),
+    ),
+    Layout(
+        "llamascope-layers",
+        "config.json",
+        llamascope_layers.recognises,
+        _without_code(llamascope_layers.open_llamascope_layers),
     ),
     Layout(
         "decode-clt",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from open_clt.errors import CheckpointError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.load import load_transcoder
 from tests.refusals import refuses
-from tests.transcoders.formats.written_by_llamascope import HOOKS, of_llamascope, write_llamascope
+from tests.transcoders.formats.written_by_llamascope import (
+    HOOKS,
+    of_llamascope,
+    of_llamascope_layers,
+    write_llamascope,
+    write_llamascope_layers,
+)
 from tests.transcoders.formats.written_layouts import random_inputs
 
 
@@ -69,3 +76,58 @@ def test_a_feature_that_writes_nothing_is_never_active(tmp_path: Path) -> None:
     features = transcoder.encode(100 * random_inputs())[2].dense()
     assert not features[:, 3].any()
     assert features.any()
+
+
+@pytest.mark.parametrize("memory_limit", [None, 1], ids=["in memory", "in files"])
+@pytest.mark.parametrize(
+    ("settings", "bias"),
+    [
+        ({}, True),
+        ({"act_fn": "topk", "sae_type": "transcoder"}, False),
+        ({"sparsity_include_decoder_norm": False}, True),
+    ],
+    ids=str,
+)
+def test_transcoders_of_one_layer_each(
+    tmp_path: Path, settings: dict[str, Any], bias: bool, memory_limit: int | None
+) -> None:
+    layers = write_llamascope_layers(tmp_path, bias=bias, **settings)
+    transcoder, inputs = load_transcoder(tmp_path, memory_limit=memory_limit), random_inputs()
+    with torch.no_grad():
+        found = transcoder(inputs).reconstruction
+    torch.testing.assert_close(found, of_llamascope_layers(layers, inputs, **settings), atol=1e-4, rtol=1e-4)
+    assert transcoder.config.input_hook == "ln2.hook_normalized"
+    assert transcoder.config.reach_of(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"sae_type": "lorsa"}, "lorsa"),
+        ({"act_fn": "relu"}, "act_fn"),
+        ({"hook_point_in": "blocks.0.hook_resid_mid"}, "blocks.0.hook_resid_mid"),
+        ({"hook_point_in": 1}, "hook_point_in"),
+    ],
+    ids=str,
+)
+def test_layers_that_do_not_belong_together_are_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
+    write_llamascope_layers(tmp_path)
+    path = tmp_path / "layer1_transcoder_8x_k4" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with refuses(CheckpointError, tmp_path, named):
+        load_transcoder(tmp_path)
+
+
+def test_topk_across_layers_of_transcoders_per_layer_is_refused(tmp_path: Path) -> None:
+    write_llamascope_layers(tmp_path, act_fn="layertopk")
+    with refuses(CheckpointError, tmp_path, "'layertopk'"):
+        load_transcoder(tmp_path)
+
+
+def test_an_encoder_with_a_gate_is_refused(tmp_path: Path) -> None:
+    write_llamascope_layers(tmp_path)
+    path = tmp_path / "layer1_transcoder_8x_k4" / "sae_weights.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"W_E_glu": tensors["W_E"].clone()}, path)
+    with refuses(CheckpointError, tmp_path, "W_E_glu"):
+        load_transcoder(tmp_path)

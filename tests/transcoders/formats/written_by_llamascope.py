@@ -79,3 +79,49 @@ def of_llamascope(tensors: dict[str, Tensor], inputs: Tensor, **settings: Any) -
         for target in range(N_LAYERS)
     ]
     return torch.stack(outputs, dim=1)
+
+
+def write_llamascope_layers(folder: Path, *, bias: bool = True, **settings: Any) -> list[dict[str, Tensor]]:
+    """Write one transcoder per layer, each in a folder, with ``settings`` in its config, and return their tensors."""
+    generator = torch.Generator().manual_seed(0)
+    layers: list[dict[str, Tensor]] = []
+    for layer in range(N_LAYERS):
+        hooks = {f"hook_point_{side}": HOOKS[f"hook_points_{side}"][layer] for side in ("in", "out")}
+        config: dict[str, Any] = {
+            "sae_type": "sae", "d_model": D_MODEL, "expansion_factor": N_FEATURES / D_MODEL, "act_fn": "jumprelu",
+            "top_k": 4, "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True, **hooks, **settings,
+        }  # fmt: skip
+        shapes: dict[str, tuple[int, ...]] = {
+            "W_E": (D_MODEL, N_FEATURES),
+            "b_E": (N_FEATURES,),
+            "W_D": (N_FEATURES, D_MODEL),
+        }
+        shapes |= {"b_D": (D_MODEL,)} if bias else {}
+        if config["act_fn"] == "jumprelu":
+            shapes["activation_function.log_jumprelu_threshold"] = (N_FEATURES,)
+        tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        tensors |= {f"{NORM}.{hook}": torch.randn((), generator=generator).exp() for hook in hooks.values()}
+        place = folder / f"layer{layer}_transcoder_8x_k4"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.json").write_text(json.dumps(config))
+        save_file(tensors, place / "sae_weights.safetensors")
+        layers.append(tensors)
+    return layers
+
+
+def of_llamascope_layers(layers: list[dict[str, Tensor]], inputs: Tensor, **settings: Any) -> Tensor:
+    """What the transcoders write, from the equations of the layout: one layer at a time."""
+    outputs: list[Tensor] = []
+    for layer, tensors in enumerate(layers):
+        norm_in, norm_out = (tensors[f"{NORM}.{HOOKS[f'hook_points_{side}'][layer]}"] for side in ("in", "out"))
+        pre = inputs[:, layer] * D_MODEL**0.5 / norm_in @ tensors["W_E"] + tensors["b_E"]
+        weighted = settings.get("sparsity_include_decoder_norm", True)
+        scale = tensors["W_D"].norm(dim=1) if weighted else torch.ones(N_FEATURES)
+        score = pre * scale
+        if settings.get("act_fn") == "topk":
+            score = score.relu() * (score >= score.topk(4).values[:, -1:])
+        else:
+            score = score * (score > tensors["activation_function.log_jumprelu_threshold"].exp())
+        output = score / scale @ tensors["W_D"] + tensors.get("b_D", torch.zeros(D_MODEL))
+        outputs.append(output * norm_out / D_MODEL**0.5)
+    return torch.stack(outputs, dim=1)
