@@ -233,7 +233,7 @@ def _break_settings(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda d: (d / "config.yaml").unlink(), "circuit-tracer"),
+        (lambda d: (d / "config.yaml").unlink(), "docs/layouts.md"),
         (lambda d: (d / "config.yaml").write_text("- a"), "config.yaml"),
         (lambda d: (d / "config.yaml").write_text("model_kind: other"), "other"),
         (_break_settings, "config.yaml"),
