@@ -161,3 +161,25 @@ def test_other_addresses_in_a_config_are_refused(tmp_path: Path, name: str) -> N
     write_config(tmp_path, [name])
     with refuses(CheckpointError, tmp_path):
         load_transcoder(tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_info_fetches_headers_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: int
+) -> None:
+    weights, listing = tmp_path / "weights", tmp_path / "listing"
+    layers = {1: write_gemma_scope_1, 2: write_gemma_scope_2_layers}[version](weights, n_features=200_000)
+    names = sorted(str(path.relative_to(weights)) for path in weights.rglob("params.*"))
+    write_config(listing, [f"hf://org/weights/{name}" for name in names])
+    with serving({"org/weights": weights}, monkeypatch, tmp_path / "cache") as hub:
+        for source in ("org/weights", str(listing)):
+            assert main(["info", source]) == 0
+            assert "200,000" in capsys.readouterr().out
+        size = sum(path.stat().st_size for path in weights.rglob("params.*"))
+        assert 0 < hub.bytes_of(r"params") < size / 10
+        transcoder = load_transcoder(str(listing), memory_limit=1)
+        assert transcoder.stored is not None
+        chosen = torch.tensor([199_999, 0, 7])
+        for encoder, tensors in zip(transcoder.stored.encoders, layers, strict=True):
+            expected = next(tensor for name, tensor in tensors.items() if name.lower() == "w_enc")
+            assert torch.equal(encoder.rows(chosen), expected.T[chosen])

@@ -19,12 +19,12 @@ def _random_layers(shapes: Mapping[str, tuple[int, ...]], seed: int) -> list[dic
 
 
 def write_gemma_scope_2_layers(
-    folder: Path, *, name: str = "width_16k_l0_small", skip: bool = False, seed: int = 0
+    folder: Path, *, name: str = "width_16k_l0_small", skip: bool = False, seed: int = 0, n_features: int = N_FEATURES
 ) -> list[dict[str, Tensor]]:
     """One set of Gemma Scope 2's transcoders per layer; returns the tensors of each layer."""
     shapes = {
-        "w_enc": (D_MODEL, N_FEATURES), "w_dec": (N_FEATURES, D_MODEL), "b_enc": (N_FEATURES,), "b_dec": (D_MODEL,),
-        "threshold": (N_FEATURES,), **({"affine_skip_connection": (D_MODEL, D_MODEL)} if skip else {}),
+        "w_enc": (D_MODEL, n_features), "w_dec": (n_features, D_MODEL), "b_enc": (n_features,), "b_dec": (D_MODEL,),
+        "threshold": (n_features,), **({"affine_skip_connection": (D_MODEL, D_MODEL)} if skip else {}),
     }  # fmt: skip
     layers = _random_layers(shapes, seed)
     for layer, tensors in enumerate(layers):
@@ -35,12 +35,17 @@ def write_gemma_scope_2_layers(
 
 
 def write_gemma_scope_1(
-    folder: Path, *, width: str = "width_16k", sparsities: Sequence[int] = (76, 65, 49), by_columns: bool = False
+    folder: Path,
+    *,
+    width: str = "width_16k",
+    sparsities: Sequence[int] = (76, 65, 49),
+    by_columns: bool = False,
+    n_features: int = N_FEATURES,
 ) -> list[dict[str, Tensor]]:
     """One set of Gemma Scope 1's transcoders; ``sparsities`` are in the names of the layers' folders."""
     shapes = {
-        "W_enc": (D_MODEL, N_FEATURES), "W_dec": (N_FEATURES, D_MODEL), "b_enc": (N_FEATURES,), "b_dec": (D_MODEL,),
-        "threshold": (N_FEATURES,),
+        "W_enc": (D_MODEL, n_features), "W_dec": (n_features, D_MODEL), "b_enc": (n_features,), "b_dec": (D_MODEL,),
+        "threshold": (n_features,),
     }  # fmt: skip
     layers = _random_layers(shapes, 3)
     for layer, (tensors, sparsity) in enumerate(zip(layers, sparsities, strict=True)):
