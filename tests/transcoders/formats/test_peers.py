@@ -52,6 +52,13 @@ def test_llamascope(peer_python: str, tmp_path: Path, settings: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
+    "settings", [{"act_fn": "jumprelu"}, {"act_fn": "topk"}, {"act_fn": "relu", "use_decoder_bias": False}], ids=str
+)
+def test_llamascope_layers(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert_same_outputs(peer_python, "llamascopium", "writes_llamascope_layers.py", tmp_path, settings)
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {},
