@@ -46,10 +46,11 @@ AIMS = {"speedup_default_batch": 12, "speedup_batch_64": 8, "memory_ratio": 0.25
 class Bench:
     """The processes of both sides, and the prompt."""
 
-    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, arguments: argparse.Namespace, folder: Path, *, stored: bool = False) -> None:
+        """Start the processes; with ``stored``, decoders stay in their files on both sides, and encoders on ours."""
         self.folder = folder
         sizes = {name: getattr(arguments, name) for name in SIZES}
-        settings = (folder, arguments.device, arguments.threads)
+        settings = (folder, arguments.device, arguments.threads, *(["stored"] if stored else []))
         self.ours = Side(Path(sys.executable), HERE / "sides" / "attribution_ours.py", *settings)
         self.prompt: list[int] = self.ours.ask(
             kind="make", **sizes, context=max(arguments.tokens, arguments.long_tokens)

@@ -2,12 +2,15 @@
 
     python benchmarks/out_of_core.py
     python benchmarks/out_of_core.py --folder DIR        where the files go; they are sparse, and deleted at the end
+    python benchmarks/out_of_core.py --peer-python PATH  the Python of an environment with circuit-tracer 0.5.0
 
     large          a transcoder of more than 100 GB, in circuit-tracer's layout in bfloat16. Its files are sparse: they
                    hold weights for some features of each layer, which fire, and holes for the others, which are read
                    as zeros. Memory is measured above that of the language model, and the graph is computed twice.
     fits           a transcoder that fits into memory, loaded in float32, and left in its files. Both compute the same
                    graph in turn; its edges are compared, also bit for bit with blocks as large as a layer.
+    peer           circuit-tracer with its lazy decoder, which reads decoders from the files too, while its encoders
+                   are in memory. Both sides compute graphs in turn at the shape that fits, for a random GPT-2.
 
 Peak memory is anonymous memory (RssAnon): pages of files that are mapped into memory can be dropped at any time. The
 peak of RSS, which counts these pages, is printed beside it. The last line is JSON.
@@ -40,11 +43,18 @@ from open_clt.language.language_model import load_language_model
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.load import load_transcoder
 
+sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent / "sides"))
+from attribution import OURS, PEER, Bench, median
 from attribution_inputs import write_tokenizer
+from attribution_process import Run, Side
 
 HOOK = "mlp.hook_in"
 VOCABULARY = 1000
+BUDGET = 1024
+"""Number of features that are attributed beside circuit-tracer."""
+BATCH = 64
+"""Number of rows that both sides compute at a time; larger ones need more memory on the side of circuit-tracer."""
 _MB = 1e6
 AIMS = {"peak_mb": 1500, "ratio_to_memory": 1.3}
 
@@ -83,6 +93,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="directory for the files; by default a temporary one")
     parser.add_argument("--threads", type=int, default=2, help="number of threads")
     parser.add_argument("--repeats", type=int, default=5, help="number of graphs of each kind in the second part")
+    parser.add_argument("--peer-python", type=Path, help="Python of an environment with circuit-tracer")
     parser.add_argument("--part", choices=["large", "fits"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -94,9 +105,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for part in ("large", "fits"):
             results |= _in_process(part, Path(folder) / part, arguments)
+        results |= peer(Path(folder), arguments)
     for name, aim in AIMS.items():
         print(f"{name:<18}{results[name]:>10.2f}   aim: at most {aim}")
-    print(json.dumps({**results, "speedup_peer": None}))
+    print(json.dumps(results))
 
 
 def large(folder: Path, repeats: int) -> dict[str, Any]:
@@ -152,6 +164,30 @@ def fits(folder: Path, repeats: int) -> dict[str, Any]:
         "largest_difference": difference,
         "identical": identical,
     }
+
+
+def peer(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare the time of a graph with circuit-tracer's, with decoders in their files on both sides."""
+    if arguments.peer_python is None:
+        return {"speedup_peer": None}
+    sizes = {name: getattr(FITS, name) for name in ("layers", "d_model", "features", "active", "tokens")}
+    settings = {"heads": 12, "vocabulary": VOCABULARY, "seed": 0, "long_tokens": FITS.tokens, "device": "cpu"}
+    bench = Bench(argparse.Namespace(**vars(arguments), **sizes, **settings), folder, stored=True)
+    assert bench.peer is not None
+    runs: dict[Side, list[Run]] = {bench.ours: [], bench.peer: []}
+    try:
+        for side in runs:  # the first call starts threads and loads libraries
+            bench.run(side, FITS.tokens, BUDGET, BATCH, save=OURS if side is bench.ours else PEER)
+        difference = bench.difference(FITS.tokens, BUDGET)
+        for _ in range(arguments.repeats):
+            for side, of_side in runs.items():
+                of_side.append(bench.run(side, FITS.tokens, BUDGET, BATCH))
+    finally:
+        bench.close()
+    ours, theirs = (median(of_side) for of_side in runs.values())
+    print(f"peer:  {ours.seconds:.2f} s and {ours.extra_memory_mb:.0f} MB,", end="")
+    print(f" circuit-tracer with its lazy decoder {theirs.seconds:.2f} s and {theirs.extra_memory_mb:.0f} MB")
+    return {"speedup_peer": theirs.seconds / ours.seconds, "max_abs_diff_peer": difference}
 
 
 def make_inputs(folder: Path, shape: Shape) -> list[int]:

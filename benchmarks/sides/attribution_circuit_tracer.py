@@ -20,8 +20,9 @@ def load() -> Callable[[dict[str, Any]], dict[str, Any]]:
     folder, device = sys.argv[1], torch.device(sys.argv[2])
     os.chdir(folder)  # circuit-tracer reads the model "gpt2" from the folder of that name in the working directory
     torch.set_float32_matmul_precision("highest")
-    # Decoders are held in memory, as on our side, so that the comparison does not include reading them from disk.
-    transcoder = load_clt("transcoder", device=device, dtype=torch.float32, lazy_decoder=False)
+    # Decoders are in memory on both sides, so that the comparison does not include reading them, or in their files.
+    stored = "stored" in sys.argv[3:]
+    transcoder = load_clt("transcoder", device=device, dtype=torch.float32, lazy_decoder=stored)
     model = ReplacementModel.from_pretrained_and_transcoders(
         "gpt2", transcoder, device=device, dtype=torch.float32,
         hf_model=GPT2LMHeadModel.from_pretrained("gpt2"), tokenizer=AutoTokenizer.from_pretrained("gpt2"),

@@ -21,7 +21,8 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import Node, NodeId, NodeKind
 from open_clt.language.language_model import load_language_model
 from open_clt.language.linear_path import read_linear_path
-from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.load import load_transcoder
 
 sys.path.append(str(Path(__file__).parents[2]))
 from tests.reference.autograd_attribution import SlowAttribution, SlowRow
@@ -30,10 +31,13 @@ from tests.reference.autograd_attribution import SlowAttribution, SlowRow
 class Bench:
     """The model and the transcoder, and the answers to requests about them."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, *, stored: bool) -> None:
         self.device = device
         self.model = load_language_model(folder / "gpt2", device=device)
-        self.transcoder = load_circuit_tracer(folder / "transcoder").to(device)
+        limit = 1 if stored else 2**40
+        transcoder = load_transcoder(folder / "transcoder", device=device, memory_limit=limit)
+        assert isinstance(transcoder, CrossLayerTranscoder)
+        self.transcoder = transcoder
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request; its ``kind`` says what is computed."""
@@ -154,7 +158,7 @@ def load() -> Callable[[dict[str, Any]], dict[str, Any]]:
         if bench is not None:
             return bench.answer(request)
         prompt = make_inputs(folder, Shape(**{name: value for name, value in request.items() if name != "kind"}))
-        bench = Bench(folder, device)
+        bench = Bench(folder, device, stored="stored" in sys.argv[3:])
         return {"prompt": prompt}
 
     return answer

@@ -34,12 +34,12 @@ class Run(NamedTuple):
 class Side:
     """The process of one side, seen from the benchmark's main process."""
 
-    def __init__(self, python: Path, script: Path, folder: Path, device: str, threads: int) -> None:
+    def __init__(self, python: Path, script: Path, folder: Path, device: str, threads: int, *options: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._log = folder / f"{script.stem}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [str(python), str(script), str(folder), device],
+                [str(python), str(script), str(folder), device, *options],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
             )  # fmt: skip
 
