@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from open_clt.replacement.model import ReplacementModel
     from open_clt.training.run import train_transcoder
     from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+    from open_clt.transcoders.encoder.dictionaries import SparseCLTEncoder
+    from open_clt.transcoders.encoder.sparse_encoder import SparseEncoder
     from open_clt.transcoders.formats.load import load_transcoder
     from open_clt.transcoders.formats.native import save_transcoder
     from open_clt.transcoders.make import make_transcoder
@@ -46,6 +48,8 @@ __all__ = [
     "OpenCLTError",
     "OpenCrossLayerTranscoder",
     "ReplacementModel",
+    "SparseCLTEncoder",
+    "SparseEncoder",
     "TrainingConfig",
     "TranscoderConfig",
     "__version__",
@@ -73,6 +77,8 @@ _MODULE_OF = {
     "OpenCLTError": "open_clt.errors",
     "OpenCrossLayerTranscoder": "open_clt.open_cross_layer_transcoder",
     "ReplacementModel": "open_clt.replacement.model",
+    "SparseCLTEncoder": "open_clt.transcoders.encoder.dictionaries",
+    "SparseEncoder": "open_clt.transcoders.encoder.sparse_encoder",
     "TrainingConfig": "open_clt.config",
     "TranscoderConfig": "open_clt.config",
     "attribute": "open_clt.attribution.attribute",
