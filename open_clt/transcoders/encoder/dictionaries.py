@@ -25,6 +25,7 @@ class SparseCLTEncoder:
         transcoders: Mapping[int, Any],
         top_k: int = 20,
         activation_threshold: float = 1.0,
+        *,
         use_compile: bool = False,
         chunk_size: int | None = 512,
         normalize: Literal["layernorm"] | None = None,
