@@ -64,7 +64,7 @@ class SparseCLTEncoder:
         return {layer: result._asdict() for layer, result in encoded.items()}
 
     def extract_attribution_features(
-        self, hidden_states: Mapping[int, Float[Tensor, "1 position d_model"]], top_k_global: int = 100
+        self, hidden_states: Mapping[int, Float[Tensor, "batch position d_model"]], top_k_global: int = 100
     ) -> list[dict[str, Any]]:
         """The strongest features of a text as nodes of circuit-tracer's graph files, strongest first.
 

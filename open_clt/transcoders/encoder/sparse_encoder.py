@@ -171,7 +171,7 @@ class SparseEncoder:
         return {layer: self.encode_layer(layer, states) for layer, states in hidden.items()}
 
     def extract_attribution_features(
-        self, hidden_states: Mapping[int, Float[Tensor, "1 position d_model"]], top_k_global: int = 100
+        self, hidden_states: Mapping[int, Float[Tensor, "batch position d_model"]], top_k_global: int = 100
     ) -> list[StrongFeature]:
         """The ``top_k_global`` strongest features of a text over all given layers and positions, strongest first.
 
