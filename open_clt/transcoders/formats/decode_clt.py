@@ -3,7 +3,8 @@
     cfg.json                num_layers, num_features, d_model, activation_fn, decoder_tying, normalization_method,
                             tl_input_template or mlp_input_template, tl_output_template or mlp_output_template,
                             model_name
-    norm_stats.json         mean and std of the inputs and targets of each layer (normalization_method mean_std)
+    norm_stats.json         mean and std of the inputs and targets of each layer (normalization_method mean_std), here or
+                            in the folder above, where several transcoders share it
     {name}.safetensors      encoder_module.encoders.{l}.weight [feature, d_model], .bias_param [feature],
                             decoder_module.decoders.{s}->{t}.weight [d_model, feature], .bias_param [d_model] or,
                             tied by source or by target, decoder_module.decoders.{layer};
@@ -187,11 +188,13 @@ def _statistics(
     if method != "mean_std":
         scale = config.d_model**-0.5 if method == "sqrt_d_model" else 1.0
         return {side: torch.zeros(shape) for side in sides}, {side: torch.full(shape, scale) for side in sides}
-    if not weight_files.has(_STATISTICS):
+    here = weight_files.has(_STATISTICS)
+    path = weight_files.path(_STATISTICS) if here else weight_files.above(_STATISTICS)
+    if path is None:
         raise CheckpointError(
-            f"{weight_files.place} has normalization_method mean_std, but no {_STATISTICS}; copy it there."
+            f"{weight_files.place} has normalization_method mean_std, but there is no {_STATISTICS} in it or in the "
+            "folder above; copy it there."
         )
-    path = weight_files.path(_STATISTICS)
     content = files.read_json(path)
     means, scales = ({side: _stacked(content, side, name, config, path) for side in sides} for name in ("mean", "std"))
     for side, scale in scales.items():

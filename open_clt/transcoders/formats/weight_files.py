@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import final
@@ -39,6 +39,10 @@ class WeightFiles(ABC):
     @abstractmethod
     def path(self, name: str) -> Path:
         """The path of a small file."""
+
+    @abstractmethod
+    def above(self, name: str) -> Path | None:
+        """The path of a small file in the folder above, which several transcoders share; None if there is none."""
 
     @abstractmethod
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
@@ -77,6 +81,10 @@ class LocalFiles(WeightFiles):
     def path(self, name: str) -> Path:
         return self.saved(name)
 
+    def above(self, name: str) -> Path | None:
+        path = self.saved.directory.resolve().parent / name
+        return path if path.is_file() else None
+
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         return _weights(_open_local(self.saved(name)), ignored)
 
@@ -107,6 +115,13 @@ class HubFiles(WeightFiles):
         if not self.has(name):
             raise files.missing(self.place / name)
         return self.repository.path(name)
+
+    def above(self, name: str) -> Path | None:
+        here = self.repository.name
+        if not here.folder:
+            return None
+        parent = Repository.find(replace(here, folder=here.folder.rpartition("/")[0]))
+        return parent.path(name) if name in parent.sizes else None
 
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         if not self.has(name):
@@ -143,6 +158,9 @@ class SelectedFiles(WeightFiles):
 
     def path(self, name: str) -> Path:
         return self.all_files.path(name)
+
+    def above(self, name: str) -> Path | None:
+        return self.all_files.above(name)
 
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         return self.all_files.tensors(name, ignored=ignored)

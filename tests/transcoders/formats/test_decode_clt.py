@@ -10,6 +10,7 @@ import torch
 
 from open_clt.errors import CheckpointError
 from open_clt.transcoders.formats.load import load_transcoder
+from tests.hub.stand_in import serving
 from tests.refusals import refuses
 from tests.transcoders.formats.written_by_decode_clt import of_decode_clt, write_decode_clt
 from tests.transcoders.formats.written_layouts import random_inputs
@@ -72,6 +73,18 @@ def test_settings_that_cannot_be_expressed_are_refused(
     write_decode_clt(tmp_path, **options, **settings)
     with refuses(CheckpointError, tmp_path, named):
         load_transcoder(tmp_path)
+
+
+def test_statistics_may_lie_in_the_folder_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_decode_clt(tmp_path / "repository" / "tied")
+    inputs = torch.randn(5, *load_transcoder(tmp_path / "repository" / "tied").b_dec.shape)
+    expected = load_transcoder(tmp_path / "repository" / "tied")(inputs).reconstruction
+    (tmp_path / "repository" / "tied" / "norm_stats.json").rename(tmp_path / "repository" / "norm_stats.json")
+    found = load_transcoder(tmp_path / "repository" / "tied")(inputs).reconstruction
+    with serving({"org/name": tmp_path / "repository"}, monkeypatch, tmp_path / "cache"):
+        on_hub = load_transcoder("org/name/tied")(inputs).reconstruction
+    assert torch.equal(found, expected)
+    assert torch.equal(on_hub, expected)
 
 
 def test_statistics_that_are_missing_are_refused(tmp_path: Path) -> None:
