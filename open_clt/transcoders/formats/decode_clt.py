@@ -3,8 +3,8 @@
     cfg.json                num_layers, num_features, d_model, activation_fn, decoder_tying, normalization_method,
                             tl_input_template or mlp_input_template, tl_output_template or mlp_output_template,
                             model_name
-    norm_stats.json         mean and std of the inputs and targets of each layer (normalization_method mean_std), here or
-                            in the folder above, where several transcoders share it
+    norm_stats.json         mean and std of the inputs and targets of each layer (normalization_method mean_std), here
+                            or in the folder above, where several transcoders share it
     {name}.safetensors      encoder_module.encoders.{l}.weight [feature, d_model], .bias_param [feature],
                             decoder_module.decoders.{s}->{t}.weight [d_model, feature], .bias_param [d_model] or,
                             tied by source or by target, decoder_module.decoders.{layer};
