@@ -92,9 +92,8 @@ def _paths_by_name(transcoders: Sequence[str]) -> dict[str, Path]:
     def name(path_parts: tuple[str, ...]) -> str:
         others = set(parts.values()) - {path_parts}
         lengths = range(1, len(path_parts) + 2)
-        return "-".join(
-            next(path_parts[-n:] for n in lengths if all(other[-n:] != path_parts[-n:] for other in others))
-        )
+        shortest = next(path_parts[-n:] for n in lengths if all(other[-n:] != path_parts[-n:] for other in others))
+        return "-".join(shortest).replace("*", "_")  # Windows has no file names with an asterisk
 
     return {name(path_parts): paths[argument] for argument, path_parts in parts.items()}
 

@@ -39,11 +39,15 @@ class TranscoderInfo:
     def rows(self) -> list[tuple[str, str]]:
         """Names and values for a table."""
         config = self.config
-        kind = "cross-layer" if config.kind == "cross_layer" else config.kind
+        kind = (
+            ("cross-layer" if config.reach_of(0) > 1 else "per layer") if config.kind == "cross_layer" else config.kind
+        )
+        reach = config.reach_of(0)
+        written = "features write to their own layer" if reach == 1 else f"features write to {reach} layers at most"
         skip = ", with a skip path" if config.skip else ""
         return [
             ("layout", self.layout),
-            ("kind", f"{kind}, features write to {config.reach_of(0)} of {config.n_layers} layers{skip}"),
+            ("kind", f"{kind}, {written}{skip}"),
             ("layers", f"{config.n_layers}"),
             ("features", f"{config.n_features:,} per layer, {config.n_layers * config.n_features:,} in all"),
             ("width", f"{config.d_model:,}"),
