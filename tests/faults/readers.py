@@ -44,6 +44,7 @@ from open_clt.transcoders.stored_weights import tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
+from tests.transcoders.formats.written_by_bluelight import write_bluelight
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
@@ -235,6 +236,12 @@ READERS: dict[str, Reader] = {
         lambda folder: write_gemma_scope_2_layers(folder, skip=True),
         _read_transcoder,
         "transcoders.formats.gemma_scope_2_layers",
+    ),
+    "transcoder of BluelightAI": Reader(write_bluelight, _read_transcoder, "transcoders.formats.bluelight"),
+    "transcoder of BluelightAI in parts": Reader(
+        lambda folder: write_bluelight(folder, in_parts=True, version=2, decoder_layout="output_layer"),
+        _read_transcoder,
+        "transcoders.formats.bluelight",
     ),
     "transcoder of CLT-Forge": Reader(write_clt_forge, _read_transcoder, "transcoders.formats.clt_forge"),
     "transcoder of CLT-Forge in shards": Reader(

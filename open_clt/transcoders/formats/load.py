@@ -16,6 +16,7 @@ from open_clt.hub.repository import HubName, Repository
 from open_clt.memory import memory_errors
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats import (
+    bluelight,
     circuit_tracer,
     circuit_tracer_layers,
     clt_forge,
@@ -103,6 +104,12 @@ LAYOUTS = (
         "clt_cfg.json",
         clt_forge.recognises,
         _without_code(clt_forge.open_clt_forge),
+    ),
+    Layout(
+        "bluelight",
+        "model_config.json",
+        bluelight.recognises,
+        _without_code(bluelight.open_bluelight),
     ),
     Layout(
         "crosslayer-transcoder",
