@@ -221,6 +221,7 @@ class ReplacementModel:
         with self.replacing(bounds=self.token_bounds(tokens)):
             return self.model.logits(tokens)
 
+    @checked_arguments
     @torch.no_grad()
     def states(self, tokens: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position state"]:
         """Return what the unembedding reads after every token; see ``LanguageModel.states``."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.encoder.layers import LayerEncoder
@@ -20,14 +21,15 @@ from open_clt.transcoders.encoder.sparse_encoder import EncodedLayer, SparseEnco
 class SparseCLTEncoder:
     """A ``SparseEncoder`` whose results are dictionaries."""
 
+    @checked_arguments
     def __init__(
         self,
         transcoders: Mapping[int, Any],
-        top_k: int = 20,
+        top_k: Count = 20,
         activation_threshold: float = 1.0,
         *,
         use_compile: bool = False,
-        chunk_size: int | None = 512,
+        chunk_size: Count | None = 512,
         normalize: Literal["layernorm"] | None = None,
     ) -> None:
         """Use the encoders of ``transcoders``, given by layer; ``SparseEncoder`` describes the other arguments.
@@ -46,16 +48,19 @@ class SparseCLTEncoder:
             use_compile=use_compile,
         )
 
+    @checked_arguments
     def encode_layer(self, layer: int, hidden: Float[Tensor, "batch position d_model"]) -> dict[str, Any]:
         """The keys ``layer``, ``activations``, ``indices`` and ``sparsity``, as in ``EncodedLayer``."""
         return self.encoder.encode_layer(layer, hidden)._asdict()
 
+    @checked_arguments
     def encode_chunked(
-        self, layer: int, hidden: Float[Tensor, "batch position d_model"], chunk_size: int | None = None
+        self, layer: int, hidden: Float[Tensor, "batch position d_model"], chunk_size: Count | None = None
     ) -> dict[str, Any]:
         """The same as ``encode_layer``, computed ``chunk_size`` positions at a time, or all at once if it is None."""
         return self.encoder.encode_chunked(layer, hidden, chunk_size)._asdict()
 
+    @checked_arguments
     def encode_all_layers(
         self, hidden: Mapping[int, Float[Tensor, "batch position d_model"]]
     ) -> dict[int, dict[str, Any]]:
@@ -63,8 +68,9 @@ class SparseCLTEncoder:
         encoded: dict[int, EncodedLayer] = self.encoder.encode_all_layers(hidden)
         return {layer: result._asdict() for layer, result in encoded.items()}
 
+    @checked_arguments
     def extract_attribution_features(
-        self, hidden_states: Mapping[int, Float[Tensor, "batch position d_model"]], top_k_global: int = 100
+        self, hidden_states: Mapping[int, Float[Tensor, "batch position d_model"]], top_k_global: Count = 100
     ) -> list[dict[str, Any]]:
         """The strongest features of a text as nodes of circuit-tracer's graph files, strongest first.
 
@@ -87,6 +93,7 @@ class SparseCLTEncoder:
         ]
 
     @staticmethod
+    @checked_arguments
     def load_transcoders(
         directory: str | Path, layers: Sequence[int] | None = None, device: str | torch.device = "cpu"
     ) -> dict[int, LayerEncoder]:

@@ -119,6 +119,7 @@ class SparseEncoder:
         """The encoders of all layers, by layer; those that were not used before are opened now."""
         return {layer: self._encoder(layer) for layer in self.layers}
 
+    @checked_arguments
     def encode_layer(self, layer: int, hidden: Float[Tensor, "batch position d_model"]) -> EncodedLayer:
         """Encode the hidden states of one layer, ``chunk_size`` positions at a time.
 
@@ -127,9 +128,10 @@ class SparseEncoder:
         """
         return self.encode_chunked(layer, hidden, chunk_size=self.chunk_size)
 
+    @checked_arguments
     @torch.no_grad()
     def encode_chunked(
-        self, layer: int, hidden: Float[Tensor, "batch position d_model"], chunk_size: int | None = None
+        self, layer: int, hidden: Float[Tensor, "batch position d_model"], chunk_size: Count | None = None
     ) -> EncodedLayer:
         """Encode the hidden states of one layer, ``chunk_size`` positions at a time, or all at once if it is None."""
         encoder = self._encoder(layer)
@@ -138,8 +140,6 @@ class SparseEncoder:
                 f"The hidden states of layer {layer} have the shape {tuple(hidden.shape)}; it must be (batch, "
                 f"position, {encoder.d_model})."
             )
-        if chunk_size is not None and chunk_size < 1:
-            raise ConfigError(f"chunk_size is {chunk_size}; it must be at least 1, or None for all positions at once.")
         check_finite(hidden, f"The hidden states of layer {layer}", axes=("batch", "position"))
         tokens = hidden.flatten(0, 1)
         top_k, device = min(self.top_k, encoder.n_features), encoder.bias.device
@@ -164,22 +164,22 @@ class SparseEncoder:
             (n_active / encoder.n_features).view(shape),
         )
 
+    @checked_arguments
     def encode_all_layers(
         self, hidden: Mapping[int, Float[Tensor, "batch position d_model"]]
     ) -> dict[int, EncodedLayer]:
         """Encode the hidden states of several layers, given by layer."""
         return {layer: self.encode_layer(layer, states) for layer, states in hidden.items()}
 
+    @checked_arguments
     def extract_attribution_features(
-        self, hidden_states: Mapping[int, Float[Tensor, "batch position d_model"]], top_k_global: int = 100
+        self, hidden_states: Mapping[int, Float[Tensor, "batch position d_model"]], top_k_global: Count = 100
     ) -> list[StrongFeature]:
         """The ``top_k_global`` strongest features of a text over all given layers and positions, strongest first.
 
         They are chosen by the sizes of their activations; what they do to the output is not considered, which needs
         decoders (``attribute``). Raises ConfigError for a batch of several texts.
         """
-        if top_k_global < 1:
-            raise ConfigError(f"top_k_global is {top_k_global}; it must be at least 1.")
         for layer, states in hidden_states.items():
             if states.ndim == 3 and states.shape[0] != 1:
                 raise ConfigError(
@@ -196,6 +196,7 @@ class SparseEncoder:
         return self._encoders[layer]
 
     @classmethod
+    @checked_arguments
     def load_transcoders(
         cls,
         source: str | Path,
