@@ -45,6 +45,7 @@ from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import graph_of, record_of, report_of
 from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_bluelight import write_bluelight
+from tests.transcoders.formats.written_by_bytedance import write_bytedance
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
@@ -243,6 +244,7 @@ READERS: dict[str, Reader] = {
         _read_transcoder,
         "transcoders.formats.bluelight",
     ),
+    "transcoder of ByteDance": Reader(write_bytedance, _read_transcoder, "transcoders.formats.bytedance"),
     "transcoder of CLT-Forge": Reader(write_clt_forge, _read_transcoder, "transcoders.formats.clt_forge"),
     "transcoder of CLT-Forge in shards": Reader(
         lambda folder: write_clt_forge(folder, shards=(2, 4)), _read_transcoder, "transcoders.formats.clt_forge"

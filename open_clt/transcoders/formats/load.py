@@ -17,6 +17,7 @@ from open_clt.memory import memory_errors
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats import (
     bluelight,
+    bytedance,
     circuit_tracer,
     circuit_tracer_layers,
     clt_forge,
@@ -104,6 +105,12 @@ LAYOUTS = (
         "clt_cfg.json",
         clt_forge.recognises,
         _without_code(clt_forge.open_clt_forge),
+    ),
+    Layout(
+        "bytedance",
+        "config.json",
+        bytedance.recognises,
+        _without_code(bytedance.open_bytedance),
     ),
     Layout(
         "bluelight",

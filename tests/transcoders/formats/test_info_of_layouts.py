@@ -11,6 +11,7 @@ import pytest
 from open_clt.files import StoredTensor
 from open_clt.transcoders.formats.info import transcoder_info
 from tests.transcoders.formats.written_by_bluelight import write_bluelight
+from tests.transcoders.formats.written_by_bytedance import write_bytedance
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
@@ -24,6 +25,7 @@ PAIRS = N_LAYERS * (N_LAYERS + 1) // 2
     ("layout", "write", "decoders"),
     [
         ("bluelight", partial(write_bluelight, in_parts=True), PAIRS),
+        ("bytedance", write_bytedance, PAIRS),
         ("clt-forge", partial(write_clt_forge, shards=(2, 4)), PAIRS),
         ("crosslayer-transcoder", write_crosslayer_transcoder, PAIRS),
         ("decode-clt", write_decode_clt, PAIRS),
