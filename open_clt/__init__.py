@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from open_clt.graphs.supernodes import suggest_supernodes
     from open_clt.language.language_model import load_language_model
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+    from open_clt.publishing.push import push_transcoder
     from open_clt.replacement.interventions.intervene import intervene
     from open_clt.replacement.interventions.intervention import Intervention
     from open_clt.replacement.model import ReplacementModel
@@ -60,6 +61,7 @@ __all__ = [
     "load_language_model",
     "load_transcoder",
     "make_transcoder",
+    "push_transcoder",
     "run_visualization_suite",
     "save_transcoder",
     "suggest_supernodes",
@@ -88,6 +90,7 @@ _MODULE_OF = {
     "load_language_model": "open_clt.language.language_model",
     "load_transcoder": "open_clt.transcoders.formats.load",
     "make_transcoder": "open_clt.transcoders.make",
+    "push_transcoder": "open_clt.publishing.push",
     "run_visualization_suite": "open_clt.visualization.suite",
     "save_transcoder": "open_clt.transcoders.formats.native",
     "suggest_supernodes": "open_clt.graphs.supernodes",

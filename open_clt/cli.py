@@ -9,6 +9,7 @@
     open-clt compare A B --text FILE                          compare several transcoders in one table and one figure
     open-clt convert --transcoder T --text FILE --output J    convert TopK or BatchTopK to JumpReLU
     open-clt info T                                           say what a transcoder or a graph is
+    open-clt push T org/name                                  upload a transcoder to the Hugging Face hub
 
 Each command has its own module in ``commands/``; this module parses the arguments and runs the command. A user's
 mistake gives an error message of one line and exit status 2. Modules are imported in functions, after signals are
@@ -41,9 +42,20 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _commands() -> Sequence[Any]:
     """The module of each command."""
-    from open_clt.commands import attribute, compare, convert, embedded, evaluate, generate, info, intervene, train
+    from open_clt.commands import (
+        attribute,
+        compare,
+        convert,
+        embedded,
+        evaluate,
+        generate,
+        info,
+        intervene,
+        push,
+        train,
+    )
 
-    return embedded, generate, attribute, intervene, train, evaluate, compare, convert, info
+    return embedded, generate, attribute, intervene, train, evaluate, compare, convert, info, push
 
 
 @contextmanager

@@ -6,6 +6,7 @@ OpenCLTError
 ├── LanguageModelError     a language model cannot be found, cannot be read, or has a part that OpenCLT cannot express
 │   └── HubUnreachableError    a model must be downloaded, and the hub does not answer or is switched off
 ├── TextError              a text is empty, too long, or missing (also a ValueError)
+├── HubRefusedError        the hub refuses an upload: there is no token, or the token does not permit it
 ├── CheckpointError        a stored artefact is missing, damaged, written by another program, or of another version
 │                          or shape
 ├── NotFiniteError         a loss, an activation or another number is NaN or infinite (also an ArithmeticError)
@@ -81,6 +82,10 @@ class LanguageModelError(OpenCLTError):
 
 class HubUnreachableError(LanguageModelError):
     """A language model must be downloaded, and the hub does not answer or is switched off."""
+
+
+class HubRefusedError(OpenCLTError):
+    """The Hugging Face hub refuses an upload: there is no token, or the token does not permit it."""
 
 
 class TextError(OpenCLTError, ValueError):

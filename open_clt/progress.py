@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -48,3 +50,20 @@ def without_widget_advice() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import_module("tqdm.auto")
+
+
+@contextmanager
+def bars_of_hub() -> Generator[None]:
+    """Hide the progress bars of huggingface_hub during the block, except in a terminal or a notebook."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    console = Console(stderr=True)
+    if are_progress_bars_disabled() or console.is_terminal or console.is_jupyter:
+        without_widget_advice()
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

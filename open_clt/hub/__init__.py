@@ -1,1 +1,1 @@
-"""The Hugging Face hub: whether it answers, the files of a repository, and parts of large files."""
+"""The Hugging Face hub: whether it answers, the files of a repository, parts of large files, and uploads."""

@@ -33,6 +33,7 @@ from open_clt.graphs.formats.networkx import read_graphml, write_graphml
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.hub.repository import read_index, write_index
 from open_clt.language.language_model import load_language_model
+from open_clt.publishing.push import publication
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.flags.command_line import train_command
 from open_clt.transcoders.feature import Feature
@@ -91,6 +92,15 @@ def _use_transcoder(transcoder: Transcoder) -> Iterable[Tensor]:
         inputs = torch.linspace(-1, 1, 3 * transcoder.config.n_layers * transcoder.config.d_model)
         transcoder(inputs.view(3, transcoder.config.n_layers, transcoder.config.d_model))
     return numbers
+
+
+def _write_card(folder: Path) -> None:
+    save_transcoder(make_transcoder(_transcoder_config(nonlinearity=TopKConfig(k=2))), folder)
+    (folder / "README.md").write_text("# My transcoder\n")
+
+
+def _read_card(folder: Path) -> Iterable[float]:
+    return [float(len(publication(folder, "org/name").card))]
 
 
 def _use_graph(graph: AttributionGraph) -> Iterable[Tensor]:
@@ -288,6 +298,7 @@ READERS: dict[str, Reader] = {
         "graphs.formats.circuit_tracer_schema",
     ),
     "report": Reader(lambda folder: save_report(report_of(1), folder), _read_report, "evaluation.report_file"),
+    "card that a user wrote": Reader(_write_card, _read_card, "publishing.push"),
     "features": Reader(
         lambda folder: write_feature_files([record_of(0, 1), record_of(2, 1)], folder, n_layers=2, n_features=3),
         _read_features,

@@ -10,7 +10,7 @@ import torch
 
 from open_clt.config import NonlinearityConfig, TopKConfig, TranscoderConfig
 from open_clt.short_repr import short_repr
-from open_clt.transcoders.formats.load import open_transcoder
+from open_clt.transcoders.formats.load import Opened, open_transcoder
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.make import OwnCode
 
@@ -68,7 +68,12 @@ def transcoder_info(source: str | Path, *, trust_code: bool = False) -> Transcod
     Of a transcoder on the hub only its settings and headers are fetched. One that has no decoders, or that is of a
     user's own class, is read as a whole.
     """
-    layout, content = open_transcoder(source, code=OwnCode(trust_code=trust_code))
+    return describe(open_transcoder(source, code=OwnCode(trust_code=trust_code)))
+
+
+def describe(opened: Opened) -> TranscoderInfo:
+    """What the files of a transcoder that is opened say of it."""
+    layout, content = opened
     if isinstance(content, StoredTranscoder):
         tables = content.weights.tables
         sizes = [(table.dtype, table.shape.numel()) for table in tables]

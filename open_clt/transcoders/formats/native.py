@@ -142,9 +142,10 @@ def _stored(config: CrossLayerConfig, tensors: Mapping[str, StoredTensor], place
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
-    """The ``record`` that ``save_transcoder`` stored with a transcoder."""
+    """The ``record`` that ``save_transcoder`` stored with a transcoder; empty if the file holds another value there."""
     content = files.read_saved(Path(directory), _CONFIG, lambda saved: FORMAT.read(saved(_CONFIG)))
-    return cast(dict[str, Any], content.get("record", {}))
+    record = content.get("record")
+    return cast(dict[str, Any], record) if isinstance(record, dict) else {}
 
 
 def _read_config(content: dict[str, Any], directory: Path) -> TranscoderConfig:

@@ -1,0 +1,83 @@
+"""Own files: the files of a directory that belong to the transcoder in it, which are those that its reader opens.
+
+A directory may hold other files, such as checkpoints or notes. No layout lists its files; the function that reads the
+layout asks for each of them, and ``_Recorded`` remembers what it asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+from open_clt import files
+from open_clt.errors import CheckpointError
+from open_clt.files import StoredTensor
+from open_clt.hub.repository import HubName
+from open_clt.short_repr import short_repr
+from open_clt.transcoders.formats.load import Opened, layout_of
+from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles
+from open_clt.transcoders.make import NO_CODE, OwnCode
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OwnFiles:
+    """A transcoder that is opened, and the files that belong to it."""
+
+    opened: Opened
+    paths: Mapping[str, Path]
+    """Path of each file by its name, which is relative to the directory; sorted by name."""
+
+    __repr__ = short_repr
+
+
+@final
+@dataclass(frozen=True)
+class _Recorded(WeightFiles):
+    """Files of a directory that remember which of them were asked for."""
+
+    local: LocalFiles
+    paths: dict[str, Path] = field(default_factory=dict[str, Path])
+
+    @property
+    def place(self) -> Path:
+        return self.local.place
+
+    def has(self, name: str) -> bool:
+        return self.local.has(name)
+
+    def names(self, pattern: str) -> list[str]:
+        return self.local.names(pattern)
+
+    def path(self, name: str) -> Path:
+        self.paths[name] = self.local.saved(name)
+        return self.local.path(name)
+
+    def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
+        self.paths[name] = self.local.saved(name)
+        return self.local.tensors(name, ignored=ignored)
+
+    def on_hub(self, name: HubName) -> WeightFiles:
+        return self.local.on_hub(name)
+
+    __repr__ = short_repr
+
+
+def own_files(directory: str | Path, *, code: OwnCode = NO_CODE) -> OwnFiles:
+    """Open the transcoder of a directory, and list the files that belong to it; no weight is read.
+
+    Raises CheckpointError if the directory holds no transcoder of a known layout, or if its files are damaged.
+    """
+    directory = Path(directory).expanduser()
+    layout = layout_of(directory) if directory.is_dir() else None
+    if layout is None:
+        raise CheckpointError(f"{directory} is not a directory that holds a transcoder of a known layout; check it.")
+
+    def opened(saved: files.Saved) -> OwnFiles:
+        recorded = _Recorded(LocalFiles(saved))
+        content = layout.read(recorded, code)
+        return OwnFiles(opened=Opened(layout, content), paths=dict(sorted(recorded.paths.items())))
+
+    return files.read_saved(directory, layout.head, opened)

@@ -1,0 +1,278 @@
+"""A transcoder that is pushed is loaded from the hub with equal outputs, and nothing else is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from open_clt.config import CrossLayerConfig, ReLUConfig
+from open_clt.errors import CheckpointError, ConfigError, HubRefusedError, HubUnreachableError
+from open_clt.evaluation.report_file import save_reconstruction, save_report
+from open_clt.publishing.push import publication, push_transcoder
+from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.transcoder import Transcoder
+from tests.faults.artefacts import report_of
+from tests.hub.stand_in import Hub, serving
+from tests.random_transcoders import random_architecture
+from tests.refusals import refuses
+
+REPO = "org/name"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that lets ``REPO`` be created, and a token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serving({}, monkeypatch, tmp_path / "cache") as served:
+        served.creates[REPO] = tmp_path / "remote"
+        yield served
+
+
+def small(n_layers: int = 2, language_model: str | None = "openai-community/gpt2") -> Transcoder:
+    config = CrossLayerConfig(
+        n_layers=n_layers, d_model=4, n_features=6, nonlinearity=ReLUConfig(), language_model=language_model
+    )
+    return random_architecture(config)
+
+
+def saved(folder: Path, transcoder: Transcoder | None = None) -> Path:
+    return save_transcoder(transcoder or small(), folder)
+
+
+def header(card: str) -> dict[str, object]:
+    """The YAML header of a card."""
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+@pytest.mark.parametrize("save", [save_transcoder, save_circuit_tracer])
+def test_a_pushed_transcoder_has_equal_outputs(save: object, hub: Hub, tmp_path: Path) -> None:
+    transcoder = small()
+    save(transcoder, tmp_path / "local")  # type: ignore[operator]
+    push_transcoder(tmp_path / "local", REPO)
+    inputs = torch.randn(5, 2, 4)
+    with torch.no_grad():
+        outputs, expected = (load_transcoder(source)(inputs) for source in (REPO, tmp_path / "local"))
+    assert torch.equal(outputs.reconstruction, expected.reconstruction)
+    assert hub.authorizations == {"Bearer hf_secret"}
+    assert hub.objects  # weights were sent through Git LFS
+    for path in (tmp_path / "local").iterdir():
+        assert (tmp_path / "remote" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_only_files_of_the_transcoder_are_sent(hub: Hub, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "local")
+    save_report(report_of(1), folder)
+    for name in ("checkpoints/last/state.safetensors", "metrics.csv", "notes.txt", ".env", "other.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"private")
+    push_transcoder(folder, REPO)
+    sent = {path.relative_to(tmp_path / "remote").as_posix() for path in (tmp_path / "remote").rglob("*.*")}
+    report = {"evaluation.json", "evaluation.csv", "evaluation-totals.csv"}
+    assert sent == {"README.md", "config.json", "transcoder.safetensors", *report}
+
+
+def test_a_card_says_what_the_transcoder_is_and_how_it_is_used(tmp_path: Path) -> None:
+    card = publication(saved(tmp_path), REPO, license="mit").card
+    assert header(card) == {
+        "library_name": "open-clt",
+        "license": "mit",
+        "base_model": "openai-community/gpt2",
+        "tags": ["cross-layer-transcoder", "sparse-features", "interpretability"],
+    }
+    assert f'load_transcoder("{REPO}")' in card
+    assert "circuit_tracer" not in card
+
+
+def test_a_card_names_circuit_tracer_where_it_reads_the_layout(tmp_path: Path) -> None:
+    save_circuit_tracer(small(), tmp_path)
+    card = publication(tmp_path, REPO, revision="v1").card
+    assert "circuit-tracer" in header(card)["tags"]  # type: ignore[operator]
+    assert f'ReplacementModel.from_pretrained("openai-community/gpt2", "{REPO}@v1")' in card
+
+
+@pytest.mark.parametrize("model", [None, "embedded", "/home/me/model", "models/here", "a b/c\n- d"])
+def test_a_card_names_no_model_that_is_not_on_the_hub(
+    model: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/here").mkdir(parents=True)
+    card = publication(saved(tmp_path / "local", small(language_model=model)), REPO).card
+    assert "base_model" not in header(card)
+    assert "/home/me" not in card
+
+
+def test_a_card_has_the_numbers_of_the_report(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    assert "## Evaluation" not in publication(folder, REPO).card
+    save_report(report_of(1), folder)
+    assert "recovered" in publication(folder, REPO).card
+
+
+def test_a_card_says_how_the_transcoder_was_trained(tmp_path: Path) -> None:
+    record = {
+        "settings": {"learning": {"steps": 3}},
+        "steps": 1200,
+        "tokens": 65536,
+        "held_out": {"fvu": 0.125, "l0": 9},
+    }
+    save_transcoder(small(), tmp_path, record=record)
+    save_reconstruction({"fvu": 0.5}, tmp_path, reason="no model")
+    pushed = publication(tmp_path, REPO)
+    assert "1,200 steps on 65,536 tokens" in pushed.card
+    assert '"steps": 3' in pushed.card
+    assert "| FVU | 0.125 |" in pushed.card
+    assert "evaluation.json" not in pushed.paths
+
+
+@pytest.mark.parametrize("record", [[], "x", {"settings": 3, "held_out": {"fvu": "low"}}, {"held_out": [1]}])
+def test_a_record_of_another_form_is_left_out(record: object, tmp_path: Path) -> None:
+    path = saved(tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "record": record}))
+    card = publication(tmp_path, REPO).card
+    assert "## Training" not in card
+    assert "## Evaluation" not in card
+
+
+def test_a_report_of_another_transcoder_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    save_report(report_of(1)._replace(settings={"n_layers": 3}), folder)
+    with refuses(CheckpointError, "evaluation.json", "n_layers"):
+        publication(folder, REPO)
+
+
+def test_a_card_that_the_user_wrote_is_sent_as_it_is(hub: Hub, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "local")
+    (folder / "README.md").write_text("# Mine\n")
+    push_transcoder(folder, REPO)
+    assert (tmp_path / "remote/README.md").read_text() == "# Mine\n"
+    (folder / "README.md").unlink()
+    push_transcoder(folder, REPO)  # a card that was written on the hub stays, too
+    assert (tmp_path / "remote/README.md").read_text() == "# Mine\n"
+
+
+def test_our_card_is_replaced(hub: Hub, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "local")
+    push_transcoder(folder, REPO)
+    (folder / "README.md").write_bytes((tmp_path / "remote/README.md").read_bytes())
+    push_transcoder(folder, REPO, license="mit")
+    assert header((tmp_path / "remote/README.md").read_text())["license"] == "mit"
+
+
+def test_an_old_report_on_the_hub_is_deleted(hub: Hub, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "local")
+    save_report(report_of(1), folder)
+    push_transcoder(folder, REPO)
+    push_transcoder(saved(tmp_path / "new"), REPO)
+    assert not list((tmp_path / "remote").glob("evaluation*"))
+
+
+def test_weights_of_another_transcoder_on_the_hub_are_refused(hub: Hub, tmp_path: Path) -> None:
+    save_circuit_tracer(small(3), tmp_path / "large")
+    save_circuit_tracer(small(2), tmp_path / "small")
+    push_transcoder(tmp_path / "large", REPO)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "remote").iterdir()}
+    with refuses(HubRefusedError, REPO, "W_dec_2.safetensors"):
+        push_transcoder(tmp_path / "small", REPO)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "remote").iterdir()} == before
+
+
+def test_a_branch_is_created(hub: Hub, tmp_path: Path) -> None:
+    push_transcoder(saved(tmp_path / "local"), REPO, revision="v2")
+    assert f"api/models/{REPO}/branch/v2" in hub.writes
+    assert f"api/models/{REPO}/commit/v2" in hub.writes
+
+
+def test_private_repositories(hub: Hub, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "local")
+    push_transcoder(folder, REPO, private=True)
+    assert hub.private == {REPO}
+    hub.private.clear()
+    n_writes = sum("commit" in path for path in hub.writes)
+    with refuses(HubRefusedError, REPO):  # a public repository is not a place for what must stay private
+        push_transcoder(folder, REPO, private=True)
+    assert sum("commit" in path for path in hub.writes) == n_writes
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_hub_that_refuses_is_one_sentence(status: int, hub: Hub, tmp_path: Path) -> None:
+    hub.status_of_writes = status
+    with refuses(HubRefusedError, REPO, status):
+        push_transcoder(saved(tmp_path / "local"), REPO)
+
+
+def test_a_refusal_of_weights_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    hub.status_of_objects = 403
+    with refuses(HubRefusedError, REPO, 403):
+        push_transcoder(saved(tmp_path / "local"), REPO)
+    assert not list((tmp_path / "remote").iterdir())
+
+
+def test_a_card_that_the_hub_cannot_read_is_refused(hub: Hub, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "local")
+    (folder / "README.md").write_text("INVALID")
+    with refuses(HubRefusedError, REPO, "bad header"):
+        push_transcoder(folder, REPO)
+
+
+def test_no_token_and_no_network_are_one_sentence(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    folder = saved(tmp_path / "local")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with refuses(HubUnreachableError, REPO, "http://127.0.0.1:9"):
+        push_transcoder(folder, REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with refuses(HubUnreachableError, REPO, "HF_HUB_OFFLINE"):
+        push_transcoder(folder, REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with refuses(HubRefusedError, REPO, "HF_TOKEN"):
+        push_transcoder(folder, REPO)
+    assert hub.writes == []
+
+
+@pytest.mark.parametrize(
+    ("repo", "settings", "named"),
+    [
+        ("name", {}, "name"),
+        ("org/name/folder", {}, "org/name/folder"),
+        ("org/name@v1", {}, "org/name@v1"),
+        (REPO, {"revision": "a b"}, "a b"),
+        (REPO, {"license": "My License"}, "My License"),
+    ],
+)
+def test_names_that_the_hub_does_not_have(repo: str, settings: dict[str, str], named: str, tmp_path: Path) -> None:
+    with refuses(ConfigError, named):
+        publication(saved(tmp_path), repo, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["README.md", "evaluation.csv", "config.json"])
+def test_a_link_to_a_file_elsewhere_is_not_sent(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "local")
+    save_report(report_of(1), folder)
+    secret = tmp_path / "secret"
+    if (folder / name).exists():
+        (folder / name).rename(secret)
+    else:
+        secret.write_text("secret")
+    (folder / name).symlink_to(secret)
+    with refuses(CheckpointError, name):
+        publication(folder, REPO)
+
+
+def test_a_directory_without_a_transcoder_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with refuses(CheckpointError, folder):
+            publication(folder, REPO)
+    folder = saved(tmp_path / "damaged")
+    (folder / "transcoder.safetensors").write_bytes(b"damaged")
+    with refuses(CheckpointError, "transcoder.safetensors"):
+        publication(folder, REPO)
