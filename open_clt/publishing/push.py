@@ -142,8 +142,9 @@ def _check_is_inside(path: Path, directory: Path) -> None:
     if not path.exists():
         return
     files.check_regular(path)
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise CheckpointError(f"{path} is a link to a file outside of {directory}; put the file itself there.")
+    folder = directory if path.is_relative_to(directory) else path.parent  # own_files may name one in the folder above
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path} is a link to a file outside of {folder}; put the file itself there.")
 
 
 def _report(directory: Path, own: OwnFiles) -> Report | None:

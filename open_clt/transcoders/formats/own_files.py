@@ -28,7 +28,8 @@ class OwnFiles:
 
     opened: Opened
     paths: Mapping[str, Path]
-    """Path of each file by its name, which is relative to the directory; sorted by name."""
+    """Path of each file by its name, which is relative to the directory; sorted by name. A file that several
+    transcoders share may lie in the folder above the directory."""
 
     __repr__ = short_repr
 
@@ -54,6 +55,11 @@ class _Recorded(WeightFiles):
     def path(self, name: str) -> Path:
         self.paths[name] = self.local.saved(name)
         return self.local.path(name)
+
+    def above(self, name: str) -> Path | None:
+        if (path := self.local.above(name)) is not None:
+            self.paths[name] = path  # readers find the file in the folder of the transcoder, too
+        return path
 
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         self.paths[name] = self.local.saved(name)
