@@ -17,6 +17,8 @@ y[t] = (sum of a[s] @ W_dec[s, t] over s <= t, + b_dec[t]) * norm_factor_out[t]
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
+from operator import eq
 from typing import Any, cast
 
 import torch
@@ -107,7 +109,9 @@ def _settings(weight_files: WeightFiles) -> dict[str, Any]:
     for name in ("n_layers", "d_in", "d_latent"):
         if type(settings[name]) is not int or settings[name] < 1:
             raise CheckpointError(f"{path} has the {name} {settings[name]!r}; it must be an integer of at least 1.")
-    if settings["layer_indices"] not in (None, list(range(settings["n_layers"]))):
+    indices = settings["layer_indices"]
+    of_all = indices is None or (isinstance(indices, list) and all(map(eq, cast(list[Any], indices), count())))
+    if not of_all or (indices is not None and len(cast(list[Any], indices)) != settings["n_layers"]):
         raise CheckpointError(
             f"{path} has layer_indices, a transcoder of some of the {settings['n_layers']} layers; only one of all "
             "layers can be read."

@@ -46,6 +46,7 @@ def test_it_computes_what_the_equations_say(
         ({"input_attr": "self_attn.input"}, "'self_attn.input'"),
         ({"output_attr": None}, "None"),
         ({"layer_indices": [0, 2]}, "layer_indices"),
+        ({"layer_indices": [0, 1, 2], "n_layers": 10**12}, "layer_indices"),
         ({"n_layers": "3"}, "'3'"),
         ({"d_latent": 7}, "encoder.W"),
         ({"version": 3}, 3),
