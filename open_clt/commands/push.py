@@ -24,6 +24,7 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the card, then print it or push."""
+    from open_clt.publishing.card import CARD
     from open_clt.publishing.push import publication, send
     from open_clt.transcoders.formats.info import readable
 
@@ -34,10 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
         license=arguments.license,
         trust_code=arguments.trust_code,
     )
-    address = None if arguments.dry_run else send(pushed, private=arguments.private)
-    if address is None:
+    sent = None if arguments.dry_run else send(pushed, private=arguments.private)
+    if sent is None:
         print(pushed.card)
     width = max(map(len, pushed.sizes))
-    print("\n".join(f"{name:<{width}}  {readable(size)}" for name, size in pushed.sizes.items()))
-    print("nothing was sent" if address is None else f"pushed: {address}")
+    for name, size in pushed.sizes.items():
+        is_kept = name == CARD and sent is not None and sent.card_is_kept
+        print(f"{name:<{width}}  {'kept as it is on the hub' if is_kept else readable(size)}")
+    print("nothing was sent" if sent is None else f"pushed: {sent.address}")
     return 0

@@ -77,6 +77,7 @@ def make_card(content: CardContent) -> str:
 def _header(content: CardContent) -> str:
     model = base_model(content.info)
     kind = "cross-layer-transcoder" if content.info.config.reach_of(0) > 1 else "transcoder"
+    kind = "sparse-autoencoder" if _is_autoencoder(content) else kind
     circuit_tracer = ["circuit-tracer"] if content.info.layout in _CIRCUIT_TRACER else []
     settings = {
         "library_name": "open-clt",
@@ -92,10 +93,17 @@ def _description(content: CardContent) -> str:
     if base_model(content.info) is None and content.info.config.language_model not in (None, *_NOT_ON_HUB):
         rows["language model"] = "a model that is not on the hub"  # a path says something about its machine only
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    return (
-        "A transcoder: sparse features that read the hidden states of a language model and write the outputs of its "
-        f"MLPs.\n\n| | |\n|---|---|\n{table}"
+    text = (
+        "A transcoder: sparse features that read one hidden state of a language model in each layer and write another."
     )
+    if _is_autoencoder(content):
+        text = "An autoencoder: sparse features of the hidden states of a language model."
+    return f"{text}\n\n| | |\n|---|---|\n{table}"
+
+
+def _is_autoencoder(content: CardContent) -> bool:
+    config = content.info.config
+    return config.input_hook == config.target_hook
 
 
 def _cell(value: str) -> str:

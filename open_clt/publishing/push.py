@@ -7,10 +7,10 @@ A ``README.md`` that a user wrote, in the directory or in the repository, is kep
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 from open_clt import files
 from open_clt.config import TranscoderConfig
@@ -55,6 +55,15 @@ class Publication:
         return dict(sorted({**sizes, CARD: len(self.card.encode())}.items()))
 
     __repr__ = short_repr
+
+
+class Sent(NamedTuple):
+    """What became of a publication."""
+
+    address: str
+    """Address of the commit."""
+    card_is_kept: bool
+    """Whether the repository has a card that a user wrote there, which is kept in place of ours."""
 
 
 @checked_arguments
@@ -104,14 +113,13 @@ def push_transcoder(
     the token does not permit it, or if the branch holds weights of another transcoder.
     """
     pushed = publication(directory, repo, revision=revision, license=license, trust_code=trust_code)
-    return send(pushed, private=private)
+    return send(pushed, private=private).address
 
 
-def send(pushed: Publication, *, private: bool = False) -> str:
-    """Send what ``publication`` lists; returns the address of the commit and has the errors of ``push_transcoder``."""
+def send(pushed: Publication, *, private: bool = False) -> Sent:
+    """Send what ``publication`` lists; has the errors of ``push_transcoder``."""
     destination = Destination.at(pushed.name, private=private)
-    strangers = sorted(n for n in destination.existing if n.endswith(_WEIGHTS) and n not in pushed.paths)
-    if strangers:
+    if strangers := _strangers(destination.existing, pushed.paths):
         raise HubRefusedError(
             f"{pushed.name} holds {strangers[0]}, which does not belong to this transcoder, so that readers would mix "
             "them; delete it on the hub, or push to another repository or revision."
@@ -120,9 +128,17 @@ def send(pushed: Publication, *, private: bool = False) -> str:
     keeps = on_hub is not None and not is_our_card(files.read_text(on_hub, "Markdown"))
     card = {} if keeps else {CARD: pushed.card.encode()}
     obsolete = [name for name in REPORT_FILES if name not in pushed.paths]
-    return destination.commit(
+    address = destination.commit(
         {**pushed.paths, **card}, deleted=obsolete, message="Upload a transcoder with open-clt push"
     )
+    return Sent(address, card_is_kept=keeps)
+
+
+def _strangers(existing: Iterable[str], pushed: Iterable[str]) -> list[str]:
+    """The files of weights on the hub that a reader could take for those that are pushed: as many folders deep."""
+    weights = {name for name in pushed if name.endswith(_WEIGHTS)}
+    depths = {name.count("/") for name in weights}
+    return sorted(n for n in {*existing} - weights if n.endswith(_WEIGHTS) and n.count("/") in depths)
 
 
 def _content(name: HubName, own: OwnFiles, report: Report | None, directory: Path, license: str | None) -> CardContent:

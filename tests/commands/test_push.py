@@ -40,6 +40,9 @@ def test_a_push_prints_the_address(
         assert main(["push", str(folder), "org/name", "--private", "--revision", "v1"]) == 0
         assert f"pushed: {hub.address}" in capsys.readouterr().out
         assert hub.private == {"org/name"}
+        (tmp_path / "remote/README.md").write_text("# Written on the hub\n")
+        assert main(["push", str(folder), "org/name"]) == 0
+        assert "kept" in capsys.readouterr().out.splitlines()[0]
         hub.status_of_writes = 403
         assert_mistake(capsys, ["push", str(folder), "org/name"], "403", "org/name")
 

@@ -70,7 +70,7 @@ def serving(repositories: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cach
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("OPEN_CLT_CACHE", str(cache / "open-clt"))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # seconds until a stop is seen
     thread.start()
     try:
         yield hub
@@ -84,6 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     """The hub whose repositories are served."""
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer is sent in two parts, and the second one would wait
 
     def log_message(self, *_: object) -> None:
         pass

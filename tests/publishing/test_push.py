@@ -17,6 +17,7 @@ from open_clt.publishing.push import publication, push_transcoder
 from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.make import OwnArchitecture, make_transcoder
 from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import report_of
 from tests.hub.stand_in import Hub, serving
@@ -183,6 +184,14 @@ def test_weights_of_another_transcoder_on_the_hub_are_refused(hub: Hub, tmp_path
     assert {path.name: path.read_bytes() for path in (tmp_path / "remote").iterdir()} == before
 
 
+def test_transcoders_in_other_folders_of_the_repository_stay(hub: Hub, tmp_path: Path) -> None:
+    saved(tmp_path / "remote/older")
+    hub.repositories[REPO] = tmp_path / "remote"
+    push_transcoder(saved(tmp_path / "local", small(3)), REPO)
+    assert load_transcoder(f"{REPO}/older").config.n_layers == 2
+    assert load_transcoder(REPO).config.n_layers == 3
+
+
 def test_a_branch_is_created(hub: Hub, tmp_path: Path) -> None:
     push_transcoder(saved(tmp_path / "local"), REPO, revision="v2")
     assert f"api/models/{REPO}/branch/v2" in hub.writes
@@ -266,6 +275,22 @@ def test_a_link_to_a_file_elsewhere_is_not_sent(name: str, tmp_path: Path) -> No
     (folder / name).symlink_to(secret)
     with refuses(CheckpointError, name):
         publication(folder, REPO)
+
+
+def test_a_transcoder_of_a_users_own_class_is_pushed_if_its_code_is_trusted(tmp_path: Path) -> None:
+    own = OwnArchitecture("tests.training.own.Muffled", {"share": 0.25})
+    folder = saved(tmp_path, make_transcoder(CrossLayerConfig(n_layers=2, d_model=4, n_features=20), own=own))
+    with refuses(CheckpointError, "tests.training.own.Muffled"):
+        publication(folder, REPO)
+    assert f'load_transcoder("{REPO}", trust_code=True)' in publication(folder, REPO, trust_code=True).card
+
+
+def test_an_autoencoder_is_called_so(tmp_path: Path) -> None:
+    hook = "hook_resid_post"
+    config = CrossLayerConfig(n_layers=2, d_model=4, n_features=20, reach=1, input_hook=hook, target_hook=hook)
+    card = publication(saved(tmp_path, make_transcoder(config)), REPO).card
+    assert "autoencoder" in card
+    assert header(card)["tags"] == ["sparse-autoencoder", "sparse-features", "interpretability"]
 
 
 def test_a_directory_without_a_transcoder_is_refused(tmp_path: Path) -> None:
