@@ -12,13 +12,16 @@ manifest.json      in place of clt.safetensors: the files of the same tensors, w
 
 p[s] = x[s] / norm_factor_in[s] @ W[s] + b[s]
 y[t] = (sum of a[s] @ W_dec[s, t] over s <= t, + b_dec[t]) * norm_factor_out[t]
+
+The activation topk_all is read as the k largest activations of a token in all layers. BluelightAI's package
+inference-clt puts the layer first in its tensors, and then ranks all tokens of a layer together, so that what it
+computes for a token depends on the other tokens; the outputs differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import count
-from operator import eq
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -68,7 +71,7 @@ def open_bluelight(weight_files: WeightFiles) -> StoredTranscoder:
         "language_model": settings["base_model_name"],
     }
     config = described_config(values, place)
-    tensors = _tensors(weight_files)
+    tensors = _tensors(weight_files, n_layers)
     encoder = tensor_of(tensors, "encoder.W", (n_layers, d_model, n_features), place)
     weights = StoredWeights(
         tuple(encoder[layer].T for layer in range(n_layers)),
@@ -109,14 +112,19 @@ def _settings(weight_files: WeightFiles) -> dict[str, Any]:
     for name in ("n_layers", "d_in", "d_latent"):
         if type(settings[name]) is not int or settings[name] < 1:
             raise CheckpointError(f"{path} has the {name} {settings[name]!r}; it must be an integer of at least 1.")
-    indices = settings["layer_indices"]
-    of_all = indices is None or (isinstance(indices, list) and all(map(eq, cast(list[Any], indices), count())))
-    if not of_all or (indices is not None and len(cast(list[Any], indices)) != settings["n_layers"]):
-        raise CheckpointError(
-            f"{path} has layer_indices, a transcoder of some of the {settings['n_layers']} layers; only one of all "
-            "layers can be read."
-        )
+    _check_layers(settings["layer_indices"], settings["n_layers"], path)
     return settings
+
+
+def _check_layers(layer_indices: object, n_layers: int, path: Path) -> None:
+    """Raise CheckpointError if a file states the layers of the transcoder, and they are not all layers in order."""
+    indices = cast(list[Any], layer_indices) if isinstance(layer_indices, list) else None
+    of_all = indices is not None and len(indices) == n_layers and indices == list(range(len(indices)))
+    if layer_indices is not None and not of_all:
+        raise CheckpointError(
+            f"{path} has the layer_indices {str(layer_indices)[:60]}; only a transcoder of all {n_layers} layers in "
+            "order can be read."
+        )
 
 
 def _of_version_2(content: dict[str, Any], weight_files: WeightFiles) -> dict[str, Any]:
@@ -178,16 +186,17 @@ def _hook(settings: Mapping[str, Any], name: str, path: object) -> str:
     return _HOOKS[given]
 
 
-def _tensors(weight_files: WeightFiles) -> dict[str, StoredTensor]:
+def _tensors(weight_files: WeightFiles, n_layers: int) -> dict[str, StoredTensor]:
     """All tensors, under their names in ``clt.safetensors``."""
     if not weight_files.has(_MANIFEST):
         return dict(weight_files.tensors(_TENSORS))
     path = weight_files.path(_MANIFEST)
     match files.read_json(path):
-        case {"format": "layer_weights", "files": list(names)} if all(
+        case {"format": "layer_weights", "files": list(names), **others} if all(
             isinstance(name, str) for name in cast(list[Any], names)
         ):
             names = cast(list[str], names)
+            _check_layers(cast(dict[str, Any], others).get("layer_indices"), n_layers, path)
         case _:
             raise CheckpointError(f"{path} does not list files of the format layer_weights.")
     tensors: dict[str, StoredTensor] = {}

@@ -90,3 +90,11 @@ def test_a_file_of_the_manifest_that_is_missing_is_refused(tmp_path: Path) -> No
     (tmp_path / "layer_1.safetensors").unlink()
     with refuses(CheckpointError, tmp_path / "layer_1.safetensors"):
         load_transcoder(tmp_path)
+
+
+def test_a_manifest_of_some_layers_is_refused(tmp_path: Path) -> None:
+    write_bluelight(tmp_path, in_parts=True)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_indices": [2, 0, 1]}))
+    with refuses(CheckpointError, path, "layer_indices", "[2, 0, 1]"):
+        load_transcoder(tmp_path)

@@ -1,4 +1,4 @@
-"""A transcoder that the package of a layout wrote computes here what it computes there.
+"""A transcoder that the package of a layout wrote or reads computes here what it computes there.
 
 ``--peer-python`` names the Python of an environment with one of these packages; the tests of the others are skipped.
 """
@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from open_clt.transcoders.formats.load import load_transcoder
+from tests.transcoders.formats.written_by_bluelight import D_MODEL, N_LAYERS, write_bluelight
 
 pytestmark = pytest.mark.peer
 SCRIPTS = Path(__file__).parent / "peers"
 
 
 def assert_same_outputs(peer_python: str, package: str, script: str, folder: Path, settings: dict[str, Any]) -> None:
-    """Let the package write a transcoder and its outputs, and compare with ours, in memory and in files."""
+    """Let the package write its outputs, perhaps with the transcoder, and compare with ours, in memory and in files."""
     if subprocess.run([peer_python, "-c", f"import {package}"], capture_output=True).returncode:
         pytest.skip(f"{peer_python} has no package {package}")
     command = [peer_python, str(SCRIPTS / script), str(folder), json.dumps(settings)]
@@ -70,3 +71,19 @@ def test_llamascope_layers(peer_python: str, tmp_path: Path, settings: dict[str,
 )
 def test_decode_clt(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -> None:
     assert_same_outputs(peer_python, "clt", "writes_decode_clt.py", tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"activation": "relu", "decoder_layout": "output_layer", "bias": False},
+        {"activation": "topk", "version": 2, "in_parts": True},
+        {"decoder_layout": "output_layer", "version": 2, "in_parts": True},
+    ],
+    ids=str,
+)
+def test_bluelight(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+    write_bluelight(tmp_path, **settings)
+    shape = {"n_layers": N_LAYERS, "d_model": D_MODEL}
+    assert_same_outputs(peer_python, "inference_clt", "computes_bluelight.py", tmp_path, shape)
