@@ -19,7 +19,7 @@ from torch import Tensor
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.nonlinearities import JumpReLU
 
 

@@ -1,9 +1,9 @@
-"""The command ``open-clt convert``: change the nonlinearity, the decoder norms or the file format of a transcoder.
+"""The command ``open-clt convert``: change the nonlinearity, the decoder norms or the layout of a transcoder.
 
-TopK and BatchTopK become JumpReLU: thresholds are fitted to one part of a text, and both transcoders are measured on
-the other part. ReLU and JumpReLU transcoders need no text. ``--unit-decoders`` moves decoder norms into encoders and
-thresholds, so that an activation equals the norm of what its feature writes. ``--format circuit-tracer`` writes the
-weights in the layout of circuit-tracer.
+TopK and BatchTopK become JumpReLU, unless ``--keep-nonlinearity`` is given or the layout has one ``k`` per layer:
+thresholds are fitted to one part of a text, and both transcoders are measured on the other part. Nothing else needs a
+text or a language model. ``--unit-decoders`` moves decoder norms into encoders and thresholds, so that an activation
+equals the norm of what its feature writes. ``--to`` names the layout of the files that are written.
 """
 
 from __future__ import annotations
@@ -13,29 +13,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_text_options, read_contexts
-from open_clt.commands.options import AddParser, add_command, add_model_options, load
+from open_clt.commands.options import AddParser, add_command, add_model_options, load, transcoder_source
 from open_clt.config import BatchTopKConfig, TopKConfig
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from open_clt.transcoders.formats.load import Layout
     from open_clt.transcoders.transcoder import Transcoder
+
+_LAYOUTS = ("native", "circuit-tracer", "circuit-tracer-layers")
+"""The layouts that can be written; a test holds them against the table, which is not imported for ``--help``."""
+_WITH_RANKS = "circuit-tracer-layers"
+"""The layout of another tool that holds TopK."""
 
 
 def add_to(add_parser: AddParser) -> None:
     """Add the command and its options."""
-    summary = "Convert a transcoder from TopK or BatchTopK to JumpReLU, or to the files of circuit-tracer."
+    summary = "Convert a transcoder from TopK or BatchTopK to JumpReLU, or to the layout of another tool."
     parser = add_command(add_parser, "convert", summary)
     add_model_options(parser)
     add_text_options(parser)
     option = parser.add_argument
     option("--output", type=Path, required=True, metavar="DIR", help="Directory for the converted transcoder.")
-    option("--unit-decoders", action="store_true", help="Scale every feature so that its decoder norm is 1.")
     option(
-        "--format",
-        choices=("native", "circuit-tracer"),
-        default="native",
-        help="File format of the converted transcoder (default: native).",
+        "--from",
+        dest="source_layout",
+        metavar="LAYOUT",
+        help="Layout that the transcoder must have, such as gemma-scope-2 (default: any that is known).",
     )
+    option(
+        "--to",
+        "--format",
+        dest="layout",
+        choices=_LAYOUTS,
+        default="native",
+        help="Layout of the converted transcoder (default: native).",
+    )
+    option("--unit-decoders", action="store_true", help="Scale every feature so that its decoder norm is 1.")
+    option("--keep-nonlinearity", action="store_true", help="Write TopK and BatchTopK as they are, if the layout can.")
     option(
         "--overwrite",
         action="store_true",
@@ -54,16 +69,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _layout(key: str) -> Layout:
+    """The layout with this name; raises ConfigError if there is none."""
+    from open_clt.transcoders.formats.load import LAYOUTS
+
+    by_key = {layout.key: layout for layout in LAYOUTS}
+    if key not in by_key:
+        raise ConfigError(f"--from is {key!r}, which is not a layout; docs/layouts.md lists those that are known.")
+    return by_key[key]
+
+
 def _check_output(arguments: argparse.Namespace) -> None:
     """Raise ConfigError if the output directory holds other files, or a transcoder that must not be replaced."""
-    from open_clt.transcoders.formats import circuit_tracer, native
     from open_clt.transcoders.formats.load import layout_of
 
+    if arguments.source_layout is not None:
+        _layout(arguments.source_layout)
     output: Path = arguments.output
-    (native if arguments.format == "native" else circuit_tracer).check_place(output)
+    writer = _layout(arguments.layout).writer
+    assert writer is not None
+    writer.check_place(output)
     layout = layout_of(output)
-    if layout is not None and layout.key != arguments.format:
-        raise ConfigError(f"{output} holds a transcoder in another file format; give another output directory.")
+    if layout is not None and layout.key != arguments.layout:
+        raise ConfigError(f"{output} holds a transcoder in another layout; give another output directory.")
     if layout is not None and not arguments.overwrite:
         raise ConfigError(
             f"{output} holds a transcoder; replace it with --overwrite, or give another output directory."
@@ -72,24 +100,46 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     """Convert the transcoder, print what changed, and save it."""
-    from open_clt.evaluation.conversion import convert_transcoder
-    from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
-    from open_clt.transcoders.formats.native import save_transcoder
-
-    clt = load(arguments)
-    converted, native = clt.transcoder, arguments.format == "native"
-    has_ranks = isinstance(converted.config.nonlinearity, TopKConfig | BatchTopKConfig)
-    if has_ranks or (native and not arguments.unit_decoders):
-        record = convert_transcoder(clt.language_model, converted, read_contexts(arguments, clt.language_model))
-        print(record.summary())
-        converted = record.transcoder
+    converted = _with_thresholds(arguments)
     if arguments.unit_decoders:
         converted = _with_unit_decoders(converted)
-    if native:
-        save_transcoder(converted, arguments.output)
-    else:
-        save_circuit_tracer(converted, arguments.output)
+    writer = _layout(arguments.layout).writer
+    assert writer is not None
+    writer.save(converted, arguments.output)
     print(f"written: {arguments.output}")
+
+
+def _with_thresholds(arguments: argparse.Namespace) -> Transcoder:
+    """The transcoder, after TopK and BatchTopK have become JumpReLU where they must; prints what that changes."""
+    from open_clt.evaluation.conversion import convert_transcoder
+    from open_clt.transcoders.formats.load import load_transcoder, open_transcoder
+    from open_clt.transcoders.make import OwnCode
+
+    source = None if arguments.transcoder is None else transcoder_source(arguments.transcoder)
+    if source is None:  # the transcoder that ships for the model
+        clt = load(arguments)
+        key, config = "native", clt.transcoder.config
+    else:
+        clt = None
+        opened = open_transcoder(source, code=OwnCode(trust_code=arguments.trust_code))
+        key, config = opened.layout.key, opened.content.config
+    if arguments.source_layout not in (None, key):
+        raise ConfigError(f"The transcoder has the layout {key}, but --from is {arguments.source_layout!r}.")
+    has_ranks = isinstance(config.nonlinearity, TopKConfig | BatchTopKConfig)
+    keeps = arguments.keep_nonlinearity or arguments.layout == _WITH_RANKS
+    if has_ranks and not keeps:
+        clt = clt or load(arguments)
+        record = convert_transcoder(clt.language_model, clt.transcoder, read_contexts(arguments, clt.language_model))
+        print(record.summary())
+        return record.transcoder
+    if arguments.layout == key and not arguments.unit_decoders:
+        raise ConfigError(
+            f"The transcoder has the layout {key} already, and its nonlinearity stays; choose another layout with "
+            "--to, or --unit-decoders."
+        )
+    if source is None:
+        return load(arguments).transcoder if clt is None else clt.transcoder
+    return load_transcoder(source, device=arguments.device, trust_code=arguments.trust_code)
 
 
 def _with_unit_decoders(transcoder: Transcoder) -> Transcoder:

@@ -90,3 +90,29 @@ def test_a_transcoder_with_thresholds_cannot_be_converted_again(
     again = [*options[:4], str(tmp_path / "once"), *options[5:]]
     assert_mistake(capsys, [*again, "--output", str(tmp_path / "twice")])
     assert not (tmp_path / "twice").exists()
+
+
+def test_a_layout_is_converted_to_another_without_a_model(
+    tiny_gpt2: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transcoder = random_transcoder(tiny_gpt2, nonlinearity=TopKConfig(k=4), reach=1)
+    save_transcoder(transcoder, tmp_path / "native")
+
+    def convert(source: str, target: str, *options: str) -> list[str]:
+        places = ["--transcoder", str(tmp_path / source), "--output", str(tmp_path / target)]
+        return ["convert", "--model", str(tmp_path / "absent"), *places, *options]
+
+    assert main(convert("native", "layers", "--from", "native", "--to", "circuit-tracer-layers")) == 0
+    assert main(convert("layers", "again", "--to", "native", "--keep-nonlinearity")) == 0
+    inputs = torch.randn(9, transcoder.config.n_layers, transcoder.config.d_model)
+    for name in ("layers", "again"):
+        found = load_transcoder(tmp_path / name)
+        assert isinstance(found.config.nonlinearity, TopKConfig)
+        torch.testing.assert_close(
+            found(inputs).reconstruction, transcoder(inputs).reconstruction, atol=1e-4, rtol=1e-4
+        )
+    assert_mistake(capsys, convert("layers", "new", "--from", "native"), "circuit-tracer-layers", "native")
+    assert_mistake(capsys, convert("layers", "new", "--from", "nonsense"), "nonsense")
+    assert_mistake(capsys, convert("layers", "new", "--to", "gemma-scope-2"), "gemma-scope-2")
+    assert_mistake(capsys, convert("layers", "new", "--to", "circuit-tracer-layers"), "circuit-tracer-layers")
+    assert not (tmp_path / "new").exists()

@@ -28,7 +28,7 @@ from open_clt.replacement.comparison import LogitComparison
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.metrics_file import MetricsFile
 from open_clt.transcoders.feature import Feature
-from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer, save_circuit_tracer_layers
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
@@ -67,6 +67,12 @@ def save_in_circuit_tracers_layout(directory: Path, version: int) -> None:
     """Save a transcoder that has fewer layers in version 2, so that files of version 1 must be deleted."""
     config = CrossLayerConfig(n_layers=3 - version, d_model=4, n_features=6, nonlinearity=ReLUConfig())
     save_circuit_tracer(make_transcoder(config, seed=version), directory)
+
+
+def save_in_circuit_tracers_layers(directory: Path, version: int) -> None:
+    """Save transcoders of one per layer that have fewer layers in version 2."""
+    config = CrossLayerConfig(n_layers=3 - version, d_model=4, n_features=6, nonlinearity=ReLUConfig(), reach=1)
+    save_circuit_tracer_layers(make_transcoder(config, seed=version), directory)
 
 
 def graph_of(version: int) -> AttributionGraph:
@@ -133,7 +139,10 @@ def save_figure(directory: Path, version: int) -> None:
 ARTEFACTS = {
     "transcoder": Artefact(save_native, transcoder_facts, ("transcoders.formats.native",), "config.json"),
     "transcoder for circuit-tracer": Artefact(
-        save_in_circuit_tracers_layout, transcoder_facts, ("transcoders.formats.circuit_tracer",)
+        save_in_circuit_tracers_layout, transcoder_facts, ("transcoders.formats.circuit_tracer_writer",)
+    ),
+    "transcoders per layer for circuit-tracer": Artefact(
+        save_in_circuit_tracers_layers, transcoder_facts, ("transcoders.formats.circuit_tracer_writer",)
     ),
     "graph": Artefact(
         lambda d, v: graph_of(v).save(d),

@@ -37,7 +37,7 @@ from open_clt.publishing.push import publication
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.flags.command_line import train_command
 from open_clt.transcoders.feature import Feature
-from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder

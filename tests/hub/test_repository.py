@@ -14,7 +14,7 @@ from open_clt.hub import reachable
 from open_clt.hub.partial_file import PartialFile
 from open_clt.hub.repository import HubName
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.transcoder import Transcoder

@@ -21,7 +21,7 @@ from open_clt.replacement.interventions.intervene import intervene
 from open_clt.replacement.interventions.intervention import Intervention
 from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from tests.random_transcoders import random_transcoder

@@ -5,24 +5,18 @@
                            threshold_{l} [feature] (JumpReLU only; of any sign)
     W_dec_{l}.safetensors  W_dec_{l} [feature, n_layers - l, d_model]; slice j writes to layer l + j
 
-OpenCLT's ``config.yaml`` begins with a comment that says how many layers OpenCLT wrote, so that a later save replaces
-these files and no others.
-
-The layout has no standardisation, so a transcoder is folded before it is written. In this layout a feature depends on
-its own pre-activation only, so TopK, which ranks features against each other, cannot be written.
+In this layout a feature depends on its own pre-activation only, so TopK, which ranks features against each other, has
+no place in it. ``circuit_tracer_writer.py`` writes it.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from open_clt import files
 from open_clt.config import CrossLayerConfig
@@ -30,20 +24,14 @@ from open_clt.config.json import from_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.files import StoredTensor
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.checks import THRESHOLDS, check_all
+from open_clt.transcoders.formats.checks import THRESHOLDS
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles, tensor_of
-from open_clt.transcoders.make import own_architecture
-from open_clt.transcoders.nonlinearities import ReLU
 from open_clt.transcoders.stored_weights import StoredWeights
-from open_clt.transcoders.transcoder import Transcoder
 
 _KIND = "cross_layer_transcoder"
 _SETTINGS = "config.yaml"
 _ENCODER, _DECODER = "W_enc", "W_dec"
-_NAME = re.compile(r"config\.yaml|W_(enc|dec)_\d+\.safetensors")
-"""Names of the layout's files; a reader counts the encoders and decoders by their names."""
-_MARK = "Written by OpenCLT: {} layers"
 
 
 def recognises(weight_files: WeightFiles) -> bool:
@@ -101,92 +89,6 @@ def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
     """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError if the directory has none."""
     stored = files.read_saved(Path(directory), _SETTINGS, lambda saved: open_circuit_tracer(LocalFiles(saved)))
     return stored.load(device=torch.device("cpu"))
-
-
-@torch.no_grad()
-def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: str = "./features") -> Path:
-    """Write a transcoder in circuit-tracer's layout, with its standardisation folded into the weights.
-
-    A limited reach is padded with zeros. The files are written whole or not at all. They replace those of a former
-    transcoder that this function wrote, also if it had more layers. Raises ConfigError if they would replace other
-    files, and CheckpointError for what the layout cannot hold: TopK, a skip path, a mixture of linear transforms, a
-    user's own class, and weights that are not finite.
-    """
-    directory = Path(directory)
-    check_place(directory)
-    if not isinstance(transcoder, CrossLayerTranscoder):
-        raise CheckpointError(
-            f"A {type(transcoder).__name__} cannot be written in circuit-tracer's layout, which holds decoders only; "
-            "save it in OpenCLT's layout."
-        )
-    if (own := own_architecture(transcoder)) is not None:
-        raise CheckpointError(
-            f"A {own.class_path} cannot be written in circuit-tracer's layout, which holds plain cross-layer "
-            "transcoders only; save it in OpenCLT's layout."
-        )
-    if transcoder.config.skip:
-        raise CheckpointError(
-            "A transcoder with skip=True cannot be written in circuit-tracer's layout; train it with skip=False."
-        )
-    if transcoder.nonlinearity.threshold(0) is None:
-        raise CheckpointError(
-            "A TopK transcoder cannot be written in circuit-tracer's layout, which needs thresholds; convert it to "
-            "JumpReLU first."
-        )
-    folded = transcoder.folded()
-    check_all(folded, directory)
-    settings = {
-        "model_name": transcoder.config.language_model or "unknown",
-        "model_kind": _KIND,
-        "feature_input_hook": transcoder.config.input_hook,
-        "feature_output_hook": transcoder.config.target_hook,
-        "scan": scan,
-    }
-    with files.saving(directory, replaces=_our_names(directory)) as stage:
-        for layer in range(transcoder.config.n_layers):
-            files.write_tensors(stage(f"{_ENCODER}_{layer}.safetensors"), _encoder_tensors(folded, layer))
-            files.write_tensors(stage(f"{_DECODER}_{layer}.safetensors"), _decoder_tensors(folded, layer))
-        files.write_yaml(stage(_SETTINGS), settings, comment=_MARK.format(transcoder.config.n_layers))
-    return directory
-
-
-def check_place(directory: Path) -> None:
-    """Raise ConfigError if a transcoder cannot be saved in a directory, because it would replace other files."""
-    files.check_directory(directory)
-    if files.is_interrupted(directory, _SETTINGS):
-        return
-    ours = _our_names(directory)
-    for path in (directory / _SETTINGS, *sorted(directory.glob("W_*"))):
-        if _NAME.fullmatch(path.name) and path.name not in ours and os.path.lexists(path):
-            raise files.foreign(path)
-
-
-def _names(n_layers: int) -> list[str]:
-    """The names of the files of a transcoder, the head first."""
-    stems = [f"{stem}_{layer}" for layer in range(n_layers) for stem in (_ENCODER, _DECODER)]
-    return [_SETTINGS, *(f"{stem}.safetensors" for stem in stems)]
-
-
-def _our_names(directory: Path) -> list[str]:
-    """The names of the files that ``save_circuit_tracer`` wrote to a directory; none if others wrote its config."""
-    path = files.saved(directory, _SETTINGS)(_SETTINGS)
-    first_line = files.read_text(path, "YAML").partition("\n")[0] if path.is_file() else ""
-    marked = re.fullmatch("# " + _MARK.format(r"(\d{1,6})"), first_line)
-    return _names(int(marked[1])) if marked else []
-
-
-def _encoder_tensors(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
-    tensors = {"W_enc": folded.W_enc[layer], "b_enc": folded.b_enc[layer], "b_dec": folded.b_dec[layer]}
-    threshold = folded.nonlinearity.threshold(layer)
-    if threshold is not None and not isinstance(folded.nonlinearity, ReLU):
-        tensors["threshold"] = threshold
-    return {f"{name}_{layer}": tensor for name, tensor in tensors.items()}
-
-
-def _decoder_tensors(folded: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
-    table = folded.W_dec[layer]
-    padding = folded.config.n_layers - layer - table.shape[1]
-    return {f"W_dec_{layer}": functional.pad(table, (0, 0, 0, padding))}
 
 
 def read_settings(path: Path) -> dict[str, Any]:

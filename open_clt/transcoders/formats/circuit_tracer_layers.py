@@ -22,6 +22,7 @@ from open_clt.files import StoredTensor
 from open_clt.hub.repository import HubFile
 from open_clt.transcoders.formats import gemma_scope_1, gemma_scope_2_layers
 from open_clt.transcoders.formats.circuit_tracer import read_settings
+from open_clt.transcoders.formats.circuit_tracer_writer import KEEP_NEGATIVE
 from open_clt.transcoders.formats.layers import THRESHOLD, transcoders_per_layer
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import WeightFiles
@@ -113,7 +114,7 @@ def _nonlinearity(settings: dict[str, Any], has_thresholds: bool, place: Path) -
     if activation == "topk" and not has_thresholds:
         if settings.get("k") is None:
             raise CheckpointError(f"{place} has activation 'topk' without k; write k into {_SETTINGS}.")
-        return {"kind": "topk", "k": settings["k"], "keep_negative": True}
+        return {"kind": "topk", "k": settings["k"], "keep_negative": settings.get(KEEP_NEGATIVE, True)}
     kind = "jumprelu" if has_thresholds else "relu"
     if activation not in (None, kind):
         found = "holds thresholds" if has_thresholds else "holds no thresholds"

@@ -20,6 +20,7 @@ from open_clt.transcoders.formats import (
     bytedance,
     circuit_tracer,
     circuit_tracer_layers,
+    circuit_tracer_writer,
     clt_forge,
     crosslayer_transcoder,
     decode_clt,
@@ -37,6 +38,17 @@ from open_clt.transcoders.make import NO_CODE, OwnCode
 from open_clt.transcoders.transcoder import Transcoder
 
 
+class Writer(NamedTuple):
+    """How a transcoder is written in a layout."""
+
+    check_place: Callable[[Path], None]
+    """Raises ConfigError if a transcoder would replace other files in a directory."""
+    save: Callable[[Transcoder, Path], Path]
+    """Writes a transcoder into a directory; raises CheckpointError for what the layout cannot hold."""
+
+    __repr__ = short_repr
+
+
 class Layout(NamedTuple):
     """A layout of a stored transcoder: its name, and the functions that recognise and read the files of one."""
 
@@ -47,6 +59,8 @@ class Layout(NamedTuple):
     recognises: Callable[[WeightFiles], bool]
     read: Callable[[WeightFiles, OwnCode], StoredTranscoder | Transcoder]
     """Reads what the files say; a transcoder that is not a cross-layer transcoder of OpenCLT is read as a whole."""
+    writer: Writer | None = None
+    """Writes transcoders; None for a layout that is only read."""
 
     __repr__ = short_repr
 
@@ -69,18 +83,21 @@ LAYOUTS = (
         "config.json",
         native.recognises_files,
         native.open_native,
+        Writer(native.check_place, native.save_transcoder),
     ),
     Layout(
         "circuit-tracer",
         "config.yaml",
         circuit_tracer.recognises,
         _without_code(circuit_tracer.open_circuit_tracer),
+        Writer(circuit_tracer_writer.check_place, circuit_tracer_writer.save_circuit_tracer),
     ),
     Layout(
         "circuit-tracer-layers",
         "config.yaml",
         circuit_tracer_layers.recognises,
         _without_code(circuit_tracer_layers.open_circuit_tracer_layers),
+        Writer(circuit_tracer_writer.check_place_of_layers, circuit_tracer_writer.save_circuit_tracer_layers),
     ),
     Layout(
         "gemma-scope-1",

@@ -25,7 +25,7 @@ from open_clt.config import (
 )
 from open_clt.errors import CheckpointError, ConfigError, NotFiniteError
 from open_clt.transcoders.encoder.sparse_encoder import EncodedLayer
-from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.transcoder import Transcoder
 from tests.random_transcoders import ARCHITECTURES, architecture, random_architecture

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from open_clt.config import JumpReLUConfig, ReLUConfig
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.transcoder import Transcoder

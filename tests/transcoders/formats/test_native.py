@@ -23,7 +23,8 @@ from open_clt.config import (
 )
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer, save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer import load_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.load import holds_transcoder, load_transcoder
 from open_clt.transcoders.formats.native import read_record, save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder
