@@ -89,7 +89,10 @@ from open_clt.files.saving import (
 )
 from open_clt.files.stored_tensors import StoredTensor, check_weight_types, open_remote_tensors, open_tensors
 from open_clt.files.writing import (
+    TensorBlocks,
+    in_one_block,
     json_text,
+    write_blocks,
     write_bytes,
     write_json,
     write_rows,
@@ -112,6 +115,7 @@ __all__ = [
     "Stage",
     "StoredTensor",
     "Table",
+    "TensorBlocks",
     "can_be_read",
     "check_artefact",
     "check_directory",
@@ -127,6 +131,7 @@ __all__ = [
     "finish_save",
     "foreign",
     "format_of",
+    "in_one_block",
     "inside",
     "is_interrupted",
     "is_ours",
@@ -160,6 +165,7 @@ __all__ = [
     "too_large",
     "unpacked",
     "unreadable",
+    "write_blocks",
     "write_bytes",
     "write_json",
     "write_rows",

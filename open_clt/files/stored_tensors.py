@@ -27,7 +27,7 @@ from open_clt.files.reading import WEIGHT_TYPES, missing, parse_json, unreadable
 from open_clt.finite import find_not_finite
 from open_clt.short_repr import short_repr
 
-_TYPES = {
+SAFETENSORS_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -235,11 +235,11 @@ def _entry(name: str, entry: object, size: int) -> Entry:
             sizes = cast(list[object], shape)
         case _:
             raise ValueError(f"its header does not describe the tensor {name!r}")
-    if dtype not in _TYPES:
+    if dtype not in SAFETENSORS_TYPES:
         raise ValueError(f"the tensor {name!r} has the type {dtype}, which is not read")
     if not all(isinstance(axis, int) and 0 <= axis < 2**48 for axis in sizes):
         raise ValueError(f"the tensor {name!r} has a shape that is not made of sizes")
-    described = Entry(_TYPES[dtype], tuple(cast(list[int], sizes)), begin)
+    described = Entry(SAFETENSORS_TYPES[dtype], tuple(cast(list[int], sizes)), begin)
     if not 0 <= begin <= end <= size or end - begin != math.prod(described.shape) * described.dtype.itemsize:
         raise ValueError(f"the tensor {name!r} does not lie in the file")
     return described

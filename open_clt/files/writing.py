@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +20,8 @@ from open_clt.errors import CheckpointError
 from open_clt.files.disk_errors import disk_errors, final_path
 from open_clt.files.places import check_file, flush, make_directory, part_path
 from open_clt.files.reading import parse_json, parse_yaml
+from open_clt.files.stored_tensors import SAFETENSORS_TYPES
+from open_clt.short_repr import short_repr
 
 
 @contextmanager
@@ -97,6 +101,51 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     """Write a safetensors file and return its path."""
     with writing(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as part:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+    return path
+
+
+class TensorBlocks(NamedTuple):
+    """A tensor that is written block by block, so that it need not fit into memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    blocks: Callable[[], Iterable[Tensor]]
+    """Makes the blocks, which are the rows of the first axis in order."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes of the whole tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    __repr__ = short_repr
+
+
+def in_one_block(tensor: Tensor) -> TensorBlocks:
+    """A tensor that is in memory, to be written beside others that are not."""
+    return TensorBlocks(tuple(tensor.shape), tensor.dtype, lambda: (tensor,))
+
+
+def write_blocks(path: Path, tensors: Mapping[str, TensorBlocks]) -> Path:
+    """Write a safetensors file of which only one block at a time is in memory, and return its path."""
+    # Wide numbers come first, so that every number lies at a multiple of its size.
+    ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
+    names = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in ordered.items():
+        begin, end = end, end + tensor.n_bytes
+        header[name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with writing(path, needed=8 + len(text) + end) as part, part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in ordered.values():
+            written = 0
+            for block in tensor.blocks():
+                numbers = block.detach().to("cpu", tensor.dtype).contiguous().flatten().view(torch.uint8)
+                file.write(memoryview(cast(Any, numbers.numpy())))
+                written += numbers.numel()
+            assert written == tensor.n_bytes, "the blocks do not make up the tensor"
     return path
 
 

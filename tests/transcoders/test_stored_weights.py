@@ -166,8 +166,6 @@ def test_what_needs_all_weights_in_memory_says_so(tiny_gpt2: LanguageModel, tmp_
         lambda: stored.W_enc,
         lambda: stored.W_dec,
         lambda: stored.prefix(10),
-        lambda: save_transcoder(stored, tmp_path),
-        lambda: save_circuit_tracer(stored, tmp_path / "other"),
     )
     for use in uses:
         with refuses(ConfigError, "memory_limit"):

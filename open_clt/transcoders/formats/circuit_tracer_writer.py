@@ -10,20 +10,22 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from open_clt import files
 from open_clt.config import TopKConfig
 from open_clt.errors import CheckpointError
+from open_clt.files import TensorBlocks, in_one_block
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.folded import exportable, folded_layer
+from open_clt.transcoders.formats.folded_layers import folded_layer, plain_transcoder
 from open_clt.transcoders.formats.layers import THRESHOLD
 from open_clt.transcoders.transcoder import Transcoder
+
+Tensors: TypeAlias = dict[str, TensorBlocks]
+"""The tensors of a file, by name."""
 
 _SETTINGS = "config.yaml"
 KEEP_NEGATIVE = "keep_negative"
@@ -87,13 +89,13 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
 
     A limited reach is padded with zeros. The files are written whole or not at all. They replace those of a former
     transcoder that this function wrote, also if it had more layers. A transcoder that stays in its files is written
-    with one layer in memory at a time. Raises ConfigError if other files would be replaced, and CheckpointError for
+    in blocks. Raises ConfigError if other files would be replaced, and CheckpointError for
     what the layout cannot hold: TopK, a skip path, a mixture of linear transforms, a user's own class, and weights that
     are not finite.
     """
     directory = Path(directory)
     check_place(directory)
-    transcoder = exportable(transcoder, "circuit-tracer")
+    transcoder = plain_transcoder(transcoder, "circuit-tracer's layout")
     if transcoder.config.skip:
         raise CheckpointError(
             "A transcoder with skip=True cannot be written in circuit-tracer's layout; train it with skip=False."
@@ -117,7 +119,7 @@ def save_circuit_tracer_layers(transcoder: Transcoder, directory: str | Path, *,
     """
     directory = Path(directory)
     check_place_of_layers(directory)
-    transcoder = exportable(transcoder, "circuit-tracer-layers")
+    transcoder = plain_transcoder(transcoder, "the layout circuit-tracer-layers")
     if transcoder.config.reach_of(0) != 1:
         raise CheckpointError(
             f"Features of this transcoder write to {transcoder.config.reach_of(0)} layers; the layout "
@@ -150,34 +152,38 @@ def _save(
     directory: Path,
     layout: _Files,
     settings: dict[str, Any],
-    files_of: Callable[[CrossLayerTranscoder, int, Path], dict[str, dict[str, Tensor]]],
+    files_of: Callable[[CrossLayerTranscoder, int, Path], dict[str, Tensors]],
 ) -> Path:
     with files.saving(directory, replaces=layout.ours(directory)) as stage:
         for layer in range(transcoder.config.n_layers):
             for name, tensors in files_of(transcoder, layer, directory).items():
-                files.write_tensors(stage(name), tensors)
+                files.write_blocks(stage(name), tensors)
         files.write_yaml(stage(_SETTINGS), settings, comment=layout.mark.format(transcoder.config.n_layers))
     return directory
 
 
-def _cross_layer_files(transcoder: CrossLayerTranscoder, layer: int, place: Path) -> dict[str, dict[str, Tensor]]:
-    folded = folded_layer(transcoder, layer, place)
-    encoder = {"W_enc": folded.W_enc, "b_enc": folded.b_enc, "b_dec": folded.b_dec}
+def _cross_layer_files(transcoder: CrossLayerTranscoder, layer: int, place: Path) -> dict[str, Tensors]:
+    folded = folded_layer(transcoder, layer, place, n_targets=transcoder.config.n_layers - layer)
+    encoder = {"W_enc": folded.encoder, "b_enc": in_one_block(folded.b_enc), "b_dec": in_one_block(folded.b_dec)}
     if folded.threshold is not None:
-        encoder["threshold"] = folded.threshold
-    padding = transcoder.config.n_layers - layer - folded.W_dec.shape[1]
-    decoder = functional.pad(folded.W_dec, (0, 0, 0, padding)) if padding else folded.W_dec
+        encoder["threshold"] = in_one_block(folded.threshold)
     return {
-        f"W_enc_{layer}.safetensors": {f"{name}_{layer}": tensor.contiguous() for name, tensor in encoder.items()},
-        f"W_dec_{layer}.safetensors": {f"W_dec_{layer}": decoder.contiguous()},
+        f"W_enc_{layer}.safetensors": {f"{name}_{layer}": tensor for name, tensor in encoder.items()},
+        f"W_dec_{layer}.safetensors": {f"W_dec_{layer}": folded.decoder},
     }
 
 
-def _layer_files(transcoder: CrossLayerTranscoder, layer: int, place: Path) -> dict[str, dict[str, Tensor]]:
-    folded = folded_layer(transcoder, layer, place)
-    tensors = {"W_enc": folded.W_enc, "W_dec": folded.W_dec[:, 0], "b_enc": folded.b_enc, "b_dec": folded.b_dec}
+def _layer_files(transcoder: CrossLayerTranscoder, layer: int, place: Path) -> dict[str, Tensors]:
+    folded = folded_layer(transcoder, layer, place, n_targets=1)
+    width, _, d_model = folded.decoder.shape
+    tensors = {
+        "W_enc": folded.encoder,
+        "W_dec": folded.decoder._replace(shape=(width, d_model)),
+        "b_enc": in_one_block(folded.b_enc),
+        "b_dec": in_one_block(folded.b_dec),
+    }
     if folded.threshold is not None:
-        tensors[THRESHOLD] = folded.threshold
-    if folded.W_skip is not None:
-        tensors["W_skip"] = folded.W_skip
-    return {f"layer_{layer}.safetensors": {name: tensor.contiguous() for name, tensor in tensors.items()}}
+        tensors[THRESHOLD] = in_one_block(folded.threshold)
+    if folded.skip is not None:
+        tensors["W_skip"] = in_one_block(folded.skip)
+    return {f"layer_{layer}.safetensors": tensors}

@@ -7,7 +7,8 @@ for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +21,14 @@ from open_clt.config.arguments import checked_arguments
 from open_clt.config.json import from_dict, to_dict
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.files import StoredTensor
+from open_clt.finite import check_finite
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.checks import check_numbers
+from open_clt.transcoders.formats.folded_layers import decoder_blocks, encoder_blocks
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles
 from open_clt.transcoders.make import KINDS, OwnArchitecture, OwnCode, make_transcoder, own_architecture
-from open_clt.transcoders.stored_weights import StoredWeights
+from open_clt.transcoders.stored_weights import StoredWeights, tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
 
 FORMAT = files.FileFormat("open-clt-transcoder", newest=3)
@@ -69,12 +73,15 @@ def save_transcoder(
     Raises CheckpointError if a weight is not finite in the data type that it is stored in, or if a threshold or a scale
     is one that ``load_transcoder`` refuses.
 
+    Encoders and decoders that stay in their files are copied in blocks, in the type in which they are stored.
+
     ``record`` is stored in ``config.json``: plain values on training and evaluation. ``dtype`` stores the weight
     tables in another data type; the outputs of the loaded transcoder are then the same only to that precision.
     """
     directory = Path(directory)
     check_place(directory)
-    tensors = transcoder.state_dict()
+    stored = transcoder.stored is not None
+    tensors = tensors_in_memory(transcoder) if stored else transcoder.state_dict()
     if dtype is not None:
         tensors = {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
     files.check_weights(tensors, directory / _TENSORS, transcoder.config.n_layers)
@@ -87,9 +94,47 @@ def save_transcoder(
         "record": record or {},
     }
     with files.saving(directory) as stage:
-        files.write_tensors(stage(_TENSORS), tensors)
+        if stored:
+            small = {name: files.in_one_block(tensor) for name, tensor in tensors.items()}
+            files.write_blocks(stage(_TENSORS), {**_stored_tables(transcoder, directory / _TENSORS, dtype), **small})
+        else:
+            files.write_tensors(stage(_TENSORS), tensors)
         files.write_json(stage(_CONFIG), content)
     return directory
+
+
+def _stored_tables(transcoder: Transcoder, place: Path, dtype: torch.dtype | None) -> dict[str, files.TensorBlocks]:
+    """Encoders and decoders that stay in their files, for another file; they keep their type unless ``dtype`` is given.
+
+    Raises CheckpointError if a number is not finite in that type, once its block is read.
+    """
+    assert isinstance(transcoder, CrossLayerTranscoder)
+    assert transcoder.stored is not None
+    config, tables = transcoder.config, transcoder.stored.tables
+    dtype = dtype or reduce(torch.promote_types, [table.dtype for table in tables])
+    layers = range(config.n_layers)
+
+    def checked(name: str, layer: int, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        for block in blocks:
+            block = block.to(dtype)
+            check_finite(block, f"The tensor {name!r} of layer {layer} in {place}", error=CheckpointError)
+            yield block
+
+    def encoders() -> Iterator[Tensor]:
+        for layer in layers:
+            yield from checked("W_enc", layer, encoder_blocks(transcoder, layer))
+
+    def decoder(source: int) -> files.TensorBlocks:
+        shape = (config.n_features, config.reach_of(source), config.d_model)
+        return files.TensorBlocks(
+            shape, dtype, lambda: checked(f"W_dec.{source}", source, decoder_blocks(transcoder, source))
+        )
+
+    shape = (config.n_layers, config.n_features, config.d_model)
+    return {
+        "W_enc": files.TensorBlocks(shape, dtype, encoders),
+        **{f"W_dec.{source}": decoder(source) for source in layers},
+    }
 
 
 def remove_transcoder(directory: Path) -> None:
