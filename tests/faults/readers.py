@@ -48,6 +48,7 @@ from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_bluelight import write_bluelight
 from tests.transcoders.formats.written_by_bytedance import write_bytedance
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
+from tests.transcoders.formats.written_by_clt_training import write_clt_training
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
 from tests.transcoders.formats.written_by_gemma_scope import write_gemma_scope_1, write_gemma_scope_2_layers
@@ -258,6 +259,13 @@ READERS: dict[str, Reader] = {
     "transcoder of CLT-Forge": Reader(write_clt_forge, _read_transcoder, "transcoders.formats.clt_forge"),
     "transcoder of CLT-Forge in shards": Reader(
         lambda folder: write_clt_forge(folder, shards=(2, 4)), _read_transcoder, "transcoders.formats.clt_forge"
+    ),
+    "transcoder of clt-training": Reader(
+        lambda folder: write_clt_training(
+            folder, skip_connection=True, normalize_io=True, post_encoder_scale=True, divide_cross_layer=True
+        ),
+        _read_transcoder,
+        "transcoders.formats.clt_training",
     ),
     "transcoder of crosslayer-transcoder": Reader(
         write_crosslayer_transcoder, _read_transcoder, "transcoders.formats.crosslayer_transcoder"

@@ -22,6 +22,7 @@ from open_clt.transcoders.formats import (
     circuit_tracer_layers,
     circuit_tracer_writer,
     clt_forge,
+    clt_training,
     crosslayer_transcoder,
     decode_clt,
     gemma_scope_1,
@@ -152,6 +153,12 @@ LAYOUTS = (
         "config.json",
         llamascope_layers.recognises,
         _without_code(llamascope_layers.open_llamascope_layers),
+    ),
+    Layout(
+        "clt-training",
+        "cfg.json",
+        clt_training.recognises,
+        _without_code(clt_training.open_clt_training),
     ),
     Layout(
         "decode-clt",

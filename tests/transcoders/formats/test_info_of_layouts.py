@@ -13,6 +13,7 @@ from open_clt.transcoders.formats.info import transcoder_info
 from tests.transcoders.formats.written_by_bluelight import write_bluelight
 from tests.transcoders.formats.written_by_bytedance import write_bytedance
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
+from tests.transcoders.formats.written_by_clt_training import write_clt_training
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
 from tests.transcoders.formats.written_by_llamascope import write_llamascope, write_llamascope_layers
@@ -27,6 +28,7 @@ PAIRS = N_LAYERS * (N_LAYERS + 1) // 2
         ("bluelight", partial(write_bluelight, in_parts=True), PAIRS),
         ("bytedance", write_bytedance, PAIRS),
         ("clt-forge", partial(write_clt_forge, shards=(2, 4)), PAIRS),
+        ("clt-training", write_clt_training, PAIRS),
         ("crosslayer-transcoder", write_crosslayer_transcoder, PAIRS),
         ("decode-clt", write_decode_clt, PAIRS),
         ("llamascope", write_llamascope, PAIRS),

@@ -1,0 +1,109 @@
+"""Small random transcoders in the layout of EleutherAI's sparsify and clt-training, and what the equations compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.transcoders.formats.written_layouts import D_MODEL, N_FEATURES, N_LAYERS
+
+K = 3
+
+
+def write_clt_training(
+    folder: Path, *, cross_layer: int = N_LAYERS, module: str = ".mlp", aliases: bool = True, **settings: Any
+) -> list[dict[str, Tensor]]:
+    """Write a transcoder, with ``settings`` in its configs, and return the tensors of its layers.
+
+    ``aliases`` stores the tensors for the first target under two names, as the package does.
+    """
+    generator = torch.Generator().manual_seed(0)
+    layers: list[dict[str, Tensor]] = []
+    for layer in range(N_LAYERS):
+        config: dict[str, Any] = {
+            "activation": "topk", "k": K, "transcode": True, "d_in": D_MODEL, "skip_connection": False,
+            "n_targets": min(cross_layer, N_LAYERS - layer), "coalesce_topk": "none", **settings,
+        }  # fmt: skip
+        tensors = {
+            name: torch.randn(shape, generator=generator)
+            for name, shape in _shapes(config, config["n_targets"]).items()
+        }
+        for name, tensor in tensors.items():
+            if name.startswith("post_enc") and "scale" not in name:
+                tensor.zero_()
+            elif "_norm" in name:
+                tensor.exp_()
+            elif name.startswith("W_skips.") and name != "W_skips.0":
+                tensor.zero_()
+        place = folder / f"layers.{layer}{module}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "cfg.json").write_text(json.dumps(config))
+        twice = {name[:-3]: tensor.clone() for name, tensor in tensors.items() if name[1:] in _TWICE and aliases}
+        save_file(tensors | twice, place / "sae.safetensors")
+        layers.append(tensors)
+    return layers
+
+
+_TWICE = ("_decs.0", "_skips.0")
+
+
+def _shapes(config: dict[str, Any], n_targets: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"encoder.weight": (N_FEATURES, D_MODEL), "encoder.bias": (N_FEATURES,)}
+    of_target: dict[str, tuple[int, ...]] = {
+        "W_dec": (N_FEATURES, D_MODEL),
+        "b_dec": (D_MODEL,),
+        "post_enc": (N_FEATURES,),
+    }
+    if config["skip_connection"]:
+        of_target["W_skip"] = (D_MODEL, D_MODEL)
+    if config.get("post_encoder_scale"):
+        of_target["post_enc_scale"] = (N_FEATURES,)
+    if config.get("normalize_io"):
+        shapes |= {"in_norm": (1,), "out_norm": (1,)}
+    if config.get("per_source_tied"):
+        shapes["W_dec"] = of_target.pop("W_dec")
+    if not n_targets:
+        return shapes | of_target
+    return shapes | {f"{name}s.{j}": shape for name, shape in of_target.items() for j in range(n_targets)}
+
+
+def of_clt_training(
+    layers: list[dict[str, Tensor]], inputs: Tensor, *, cross_layer: int = N_LAYERS, **settings: Any
+) -> Tensor:
+    """What the transcoder writes to each layer, from the equations of the layout: one pair of layers at a time."""
+    encoded: list[tuple[Tensor, Tensor]] = []
+    outputs: list[Tensor] = []
+    for target, tensors in enumerate(layers):
+        x = inputs[:, target]
+        if settings.get("normalize_io"):
+            x = x * D_MODEL**0.5 / tensors["in_norm"]
+        centred = x if settings.get("transcode", True) else x - tensors["b_dec"]
+        pre = (centred @ tensors["encoder.weight"].T + tensors["encoder.bias"]).relu()
+        encoded.append((x, pre * (pre >= pre.topk(K).values[:, -1:])))
+        written = [
+            _written(layers[source], *encoded[source], target - source)
+            for source in range(target + 1)
+            if target - source < max(1, cross_layer)
+        ]
+        others = sum(written[:-1], start=torch.zeros_like(x))
+        if settings.get("divide_cross_layer"):
+            others = others / max(1, len(written) - 1)
+        output = others + written[-1]
+        outputs.append(output * tensors["out_norm"] / D_MODEL**0.5 if settings.get("normalize_io") else output)
+    return torch.stack(outputs, dim=1)
+
+
+def _written(tensors: dict[str, Tensor], x: Tensor, active: Tensor, offset: int) -> Tensor:
+    def of_target(name: str) -> Tensor:
+        return tensors[name] if name in tensors else tensors[f"{name}s.{offset}"]
+
+    active = active + of_target("post_enc") * (active > 0)
+    if "post_enc_scale" in tensors or "post_enc_scales.0" in tensors:
+        active = active * of_target("post_enc_scale")
+    output = active @ of_target("W_dec") + of_target("b_dec")
+    return output + x @ of_target("W_skip").T if "W_skip" in tensors or "W_skips.0" in tensors else output
