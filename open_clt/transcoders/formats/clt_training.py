@@ -57,6 +57,8 @@ _LEGAL: dict[str, tuple[object, ...]] = {
     "coalesce_topk": ("none",),
     "signed": (False,),
     "secondary_target_tied": (False,),
+    "embed_skip": (False,),
+    "gram_lookup": (False,),
     "transcode": (False, True),
     "skip_connection": (False, True),
     "normalize_io": (False, True),
@@ -65,6 +67,8 @@ _LEGAL: dict[str, tuple[object, ...]] = {
     "divide_cross_layer": (False, True),
 }
 """Legal values of settings; the first of them is the default."""
+_FLAGS = [name for name, legal in _LEGAL.items() if len(legal) > 1]
+"""Names of the settings that have several legal values."""
 
 
 @final
@@ -179,8 +183,7 @@ def _agreeing(settings: list[_Settings], paths: Sequence[Path]) -> list[_Setting
     for layer, (of_layer, path) in enumerate(zip(settings, paths, strict=True)):
         if replace(of_layer, n_targets=0) != replace(first, n_targets=0):
             raise CheckpointError(
-                f"{path} has other settings than layer 0; k, {', '.join(list(_LEGAL)[4:])} must be the same in all "
-                "layers."
+                f"{path} has other settings than layer 0; k, {', '.join(_FLAGS)} must be the same in all layers."
             )
         expected = min(first.n_targets, n_layers - layer)
         if of_layer.n_targets != expected:

@@ -96,6 +96,8 @@ def test_other_inputs_are_refused(tmp_path: Path, run: object, named: str) -> No
         ({"activation": "batchtopk"}, "'batchtopk'"),
         ({"coalesce_topk": "concat"}, "'concat'"),
         ({"secondary_target_tied": True}, "secondary_target_tied"),
+        ({"embed_skip": True}, "embed_skip"),
+        ({"gram_lookup": True}, "gram_lookup"),
         ({"transcode": 1}, "transcode"),
         ({"transcode": False}, "n_targets"),
         ({"k": 0}, 0),
