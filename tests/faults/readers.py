@@ -53,6 +53,7 @@ from tests.transcoders.formats.written_by_crosslayer_transcoder import write_cro
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
 from tests.transcoders.formats.written_by_gemma_scope import write_gemma_scope_1, write_gemma_scope_2_layers
 from tests.transcoders.formats.written_by_llamascope import write_llamascope, write_llamascope_layers
+from tests.transcoders.formats.written_by_saelens import write_saelens
 from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
 
@@ -277,6 +278,7 @@ READERS: dict[str, Reader] = {
         write_llamascope_layers, _read_transcoder, "transcoders.formats.llamascope_layers"
     ),
     "transcoder of Llama Scope": Reader(write_llamascope, _read_transcoder, "transcoders.formats.llamascope"),
+    "transcoders of SAELens": Reader(write_saelens, _read_transcoder, "transcoders.formats.saelens"),
     "transcoder of decode-clt": Reader(
         lambda folder: write_decode_clt(folder, scale=True, skip=True, offset=0.0, decoder_tying="per_target"),
         _read_transcoder,

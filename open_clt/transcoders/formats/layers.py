@@ -88,7 +88,7 @@ def renamed(
     return {
         new: tensor_of(tensors, name, (None, None), place).T
         if name in transposed
-        else tensor_of(tensors, name, (None,) * (2 if new == "W_dec" else 1), place)
+        else tensor_of(tensors, name, (None,) * (2 if new in ("W_dec", SKIP) else 1), place)
         for name, new in present.items()
     }
 

@@ -44,7 +44,7 @@ _SETTINGS = "config.json"
 _TENSORS = "sae_weights.safetensors"
 _NORM = "dataset_average_activation_norm"
 LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
-_HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
+HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 _LARGEST_THRESHOLD = 1e30
 """Threshold of a feature that is never active, such as one whose decoder is zero."""
 
@@ -152,7 +152,7 @@ def _listed(content: dict[str, Any], name: str, path: Path) -> tuple[str, ...]:
 
 def hook_within_blocks(hooks: tuple[str, ...], n_layers: int, place: Path) -> str:
     """The name within a block that the hooks of all layers have; raises CheckpointError if they differ."""
-    found = [_HOOK.fullmatch(hook) for hook in hooks]
+    found = [HOOK.fullmatch(hook) for hook in hooks]
     names = {match[2] for match in found if match is not None}
     if [match and match[1] for match in found] != [str(layer) for layer in range(n_layers)] or len(names) != 1:
         listed = ", ".join(hooks[:3])[:80]

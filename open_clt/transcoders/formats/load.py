@@ -31,6 +31,7 @@ from open_clt.transcoders.formats import (
     llamascope,
     llamascope_layers,
     native,
+    saelens,
 )
 from open_clt.transcoders.formats.checks import check_all
 from open_clt.transcoders.formats.stored import StoredTranscoder
@@ -147,6 +148,12 @@ LAYOUTS = (
         "config.json",
         llamascope.recognises,
         _without_code(llamascope.open_llamascope),
+    ),
+    Layout(
+        "saelens",
+        "cfg.json",
+        saelens.recognises,
+        _without_code(saelens.open_saelens),
     ),
     Layout(
         "llamascope-layers",

@@ -17,6 +17,7 @@ from tests.transcoders.formats.written_by_clt_training import write_clt_training
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
 from tests.transcoders.formats.written_by_llamascope import write_llamascope, write_llamascope_layers
+from tests.transcoders.formats.written_by_saelens import write_saelens
 from tests.transcoders.formats.written_layouts import D_MODEL, N_FEATURES, N_LAYERS
 
 PAIRS = N_LAYERS * (N_LAYERS + 1) // 2
@@ -33,6 +34,7 @@ PAIRS = N_LAYERS * (N_LAYERS + 1) // 2
         ("decode-clt", write_decode_clt, PAIRS),
         ("llamascope", write_llamascope, PAIRS),
         ("llamascope-layers", write_llamascope_layers, N_LAYERS),
+        ("saelens", partial(write_saelens, architecture="jumprelu_transcoder"), N_LAYERS),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

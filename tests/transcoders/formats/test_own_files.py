@@ -15,6 +15,7 @@ from tests.transcoders.formats.written_by_crosslayer_transcoder import write_cro
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
 from tests.transcoders.formats.written_by_gemma_scope import write_gemma_scope_1, write_gemma_scope_2_layers
 from tests.transcoders.formats.written_by_llamascope import write_llamascope, write_llamascope_layers
+from tests.transcoders.formats.written_by_saelens import write_saelens
 from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
 WRITERS = [
@@ -27,6 +28,7 @@ WRITERS = [
     write_gemma_scope_2_layers,
     write_llamascope,
     write_llamascope_layers,
+    write_saelens,
 ]
 
 
