@@ -19,6 +19,8 @@ from open_clt.transcoders.formats.info import TranscoderInfo
 CARD = "README.md"
 _MARK = "<!-- `open-clt push` wrote this card, and replaces it. Delete this line to keep your changes. -->"
 _MODEL_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_LONGEST_ID = 96
+"""Number of characters of the longest name that the hub allows."""
 _NOT_ON_HUB = ("embedded", "unknown")
 _CIRCUIT_TRACER = ("circuit-tracer", "circuit-tracer-layers")
 """Layouts that circuit-tracer reads."""
@@ -55,9 +57,10 @@ def is_our_card(text: str) -> bool:
 def base_model(info: TranscoderInfo) -> str | None:
     """The name on the hub of the language model of a transcoder; None for a directory, or if it is not stated."""
     model = info.config.language_model
-    if model is None or model in _NOT_ON_HUB or not _MODEL_ID.fullmatch(model) or Path(model).exists():
+    if model is None or model in _NOT_ON_HUB:
         return None
-    return model
+    is_name = len(model) <= _LONGEST_ID and _MODEL_ID.fullmatch(model) is not None
+    return model if is_name and not Path(model).exists() else None
 
 
 def make_card(content: CardContent) -> str:

@@ -14,7 +14,7 @@ from open_clt.config import CrossLayerConfig, ReLUConfig
 from open_clt.errors import CheckpointError, ConfigError, HubRefusedError, HubUnreachableError
 from open_clt.evaluation.report_file import save_reconstruction, save_report
 from open_clt.publishing.push import publication, push_transcoder
-from open_clt.transcoders.formats.circuit_tracer import save_circuit_tracer
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder

@@ -20,6 +20,7 @@ from open_clt.errors import CheckpointError
 from open_clt.files import TensorBlocks, in_one_block
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.checks import check_numbers
 from open_clt.transcoders.formats.folded_layers import folded_layer, plain_transcoder
 from open_clt.transcoders.formats.layers import THRESHOLD
 from open_clt.transcoders.transcoder import Transcoder
@@ -64,7 +65,9 @@ class _Files(NamedTuple):
         ours = self.ours(directory)
         patterns = [re.escape(stem).replace(r"\{\}", r"\d+") for stem in self.stems]
         for path in (directory / _SETTINGS, *sorted(directory.glob("*.safetensors"))):
-            named = path.name == _SETTINGS or any(re.fullmatch(pattern, path.name) for pattern in patterns)
+            # An encoder of the other layout would make a reader take the directory for one of that layout.
+            named = path.name in (_SETTINGS, "W_enc_0.safetensors")
+            named = named or any(re.fullmatch(pattern, path.name) for pattern in patterns)
             if named and path.name not in ours and os.path.lexists(path):
                 raise files.foreign(path)
 
@@ -154,6 +157,7 @@ def _save(
     settings: dict[str, Any],
     files_of: Callable[[CrossLayerTranscoder, int, Path], dict[str, Tensors]],
 ) -> Path:
+    check_numbers(transcoder, directory)
     with files.saving(directory, replaces=layout.ours(directory)) as stage:
         for layer in range(transcoder.config.n_layers):
             for name, tensors in files_of(transcoder, layer, directory).items():

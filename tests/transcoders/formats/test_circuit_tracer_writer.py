@@ -99,7 +99,7 @@ def test_a_later_save_with_fewer_layers_replaces_the_former(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.glob("layer_*")) == ["layer_0.safetensors", "layer_1.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "layer_0.safetensors", "layer_7.safetensors"])
+@pytest.mark.parametrize("name", ["config.yaml", "layer_0.safetensors", "layer_7.safetensors", "W_enc_0.safetensors"])
 def test_files_of_others_are_not_replaced(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("model_kind: transcoder_set")
     with refuses(ConfigError, tmp_path / name):
@@ -131,6 +131,13 @@ def test_what_the_layout_cannot_hold_is_refused(
     with refuses(CheckpointError, named):
         save_circuit_tracer_layers(made(name, nonlinearity), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_threshold_that_a_reader_would_take_for_another_nonlinearity_is_not_written(tmp_path: Path) -> None:
+    transcoder: Any = made("per layer", BatchTopKConfig(k=5))
+    transcoder.nonlinearity.thresholds[1, 3] = -1
+    with refuses(CheckpointError, "Feature 3", "layer 1", -1.0):
+        save_circuit_tracer_layers(transcoder, tmp_path / "new")
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
