@@ -20,6 +20,7 @@ READS = re.compile(
     r"|[^(]from_pretrained\(\S|weight_files\.(path|tensors)\("
 )
 NOT_READERS = {
+    "transcoders.formats.circuit_tracer_writer": "reads the first line of a config that a save replaces, as text",
     "__init__": "shows a call in its docstring",
     "program": "opens the null device",
     "memory": "reads what the operating system says about its memory",
