@@ -1,7 +1,8 @@
 """The layout of EleutherAI's packages sparsify and clt-training, with each layer in a folder named after its module.
 
     {hookpoint}/cfg.json         activation, k, transcode, skip_connection, normalize_io; of clt-training also
-                                 n_targets, post_encoder_scale, per_source_tied, divide_cross_layer
+                                 n_targets, post_encoder_scale, per_source_tied, divide_cross_layer,
+                                 coalesce_topk
     {hookpoint}/sae.safetensors  encoder.weight [feature, d_model], encoder.bias [feature], W_dec [feature, d_model],
                                  b_dec [d_model], perhaps W_skip [d_model, d_model], post_enc [feature],
                                  post_enc_scale [feature], in_norm [1] and out_norm [1]
@@ -16,7 +17,9 @@ layers, and W_decs.{j}, b_decs.{j}, W_skips.{j}, post_encs.{j} and post_enc_scal
     w[s, t] = f[s, t] @ W_dec[s, t] + b_dec[s, t] + W_skip[s, t] z[s]
     y[t]    = (w[t, t] + sum of w[s, t] over s < t) * out_norm[t] / sqrt(d_model)
 
-With divide_cross_layer, the sum is divided by the number of its layers. Without normalize_io, out_norm is absent.
+With divide_cross_layer, the sum is divided by the number of its layers. Without normalize_io, out_norm is absent. With
+coalesce_topk concat or per-layer, a layer has one b_dec and one W_skip, which it adds once to its own output, and one
+W_dec: concat uses that of the target for all sources, and per-layer splits it into those of the sources in order.
 
 TopK ranks features before post_enc is added, and no feature of OpenCLT has such an addition, so a transcoder is read
 only if post_enc is zero. W_skip between two layers must be zero for the same reason.
@@ -54,7 +57,6 @@ _RESIDUAL_NORM = re.compile(r"(?:.*\.)?([0-9]+)\.(?:ln_2|post_attention_layernor
 """Names of modules whose input is the residual stream before the MLP."""
 _LEGAL: dict[str, tuple[object, ...]] = {
     "activation": ("topk",),
-    "coalesce_topk": ("none",),
     "signed": (False,),
     "secondary_target_tied": (False,),
     "embed_skip": (False,),
@@ -65,6 +67,7 @@ _LEGAL: dict[str, tuple[object, ...]] = {
     "post_encoder_scale": (False, True),
     "per_source_tied": (False, True),
     "divide_cross_layer": (False, True),
+    "coalesce_topk": ("none", "concat", "per-layer"),
 }
 """Legal values of settings; the first of them is the default."""
 _FLAGS = [name for name, legal in _LEGAL.items() if len(legal) > 1]
@@ -81,8 +84,13 @@ class _Settings:
     """Number of layers that the layer writes to; 0 is its own layer, with tensors that have no number."""
     flags: Mapping[str, object]
 
+    @property
+    def coalesced(self) -> bool:
+        """Whether a layer has one bias and one tensor of decoders, which hold for all its sources."""
+        return self.flags["coalesce_topk"] != "none"
+
     def __getitem__(self, name: str) -> bool:
-        return bool(self.flags[name])
+        return self.flags[name] is True
 
 
 @final
@@ -114,10 +122,33 @@ class _Layers:
 
     def share(self, source: int, target: int) -> float:
         """The factor of what a layer writes to another one."""
-        if source == target or not self.common["divide_cross_layer"]:
+        if source == target or self.common.coalesced or not self.common["divide_cross_layer"]:
             return 1.0
-        others = sum(target - other < self.reach(other) for other in range(target))
-        return 1 / max(1, others)
+        return 1 / max(1, target - self.first_source(target))
+
+    def first_source(self, target: int) -> int:
+        """The first layer that writes to a layer; all layers between the two write to it, too."""
+        return next(source for source in range(target + 1) if target - source < self.reach(source))
+
+    def decoder(self, source: int, target: int) -> StoredTensor:
+        """What a unit of each feature of a layer writes to another layer, without factors."""
+        shape = (self.n_features, self.d_model)
+        match self.common.flags["coalesce_topk"]:
+            case "concat":
+                return self.one(target, "W_dec", *shape)
+            case "per-layer":
+                first = self.first_source(target)
+                joined = tensor_of(self.tensors[target], "W_dec", (None, self.d_model), self.place)
+                if len(joined) < (target - first + 1) * self.n_features:
+                    raise CheckpointError(
+                        f"Layer {target} in {self.place} holds W_dec with {len(joined)} rows; it must have "
+                        f"{self.n_features} for each of the layers from {first} to {target}."
+                    )
+                return joined[(source - first) * self.n_features : (source - first + 1) * self.n_features]
+            case _ if self.common["per_source_tied"]:
+                return self.one(source, "W_dec", *shape)
+            case _:
+                return self.of_target(source, "W_dec", target - source, *shape)
 
 
 def recognises(weight_files: WeightFiles) -> bool:
@@ -168,6 +199,8 @@ def _read_settings(path: Path) -> _Settings:
     for name, value in flags.items():
         if not any(value == legal and type(value) is type(legal) for legal in _LEGAL[name]):
             raise CheckpointError(f"{path} has {name} {value!r}; it must be {' or '.join(map(repr, _LEGAL[name]))}.")
+    if flags["coalesce_topk"] != "none" and content.get("topk_coalesced", False) is not False:
+        raise CheckpointError(f"{path} has topk_coalesced {content['topk_coalesced']!r}; it must be False.")
     n_targets = content.get("n_targets", 0)
     if type(n_targets) is not int or n_targets < 0:
         raise CheckpointError(f"{path} has n_targets {n_targets!r}; it must be an integer of at least 0.")
@@ -240,11 +273,11 @@ def _run(weight_files: WeightFiles) -> tuple[dict[str, Any], Path]:
 
 def _check_names(layers: _Layers) -> None:
     """Raise CheckpointError if there is a tensor that the settings do not explain."""
-    of_target = ["b_dec", "post_enc"] + ([] if layers.common["per_source_tied"] else ["W_dec"])
-    of_target += ["W_skip"] * layers.common["skip_connection"] + ["post_enc_scale"] * layers.common[
-        "post_encoder_scale"
-    ]
-    known = {"encoder.weight", "encoder.bias", "W_dec", *of_target}
+    decoding = ["b_dec"] + ["W_skip"] * layers.common["skip_connection"]
+    of_target = ["post_enc"] + ["post_enc_scale"] * layers.common["post_encoder_scale"]
+    if not layers.common.coalesced:
+        of_target += decoding + ["W_dec"] * (not layers.common["per_source_tied"])
+    known = {"encoder.weight", "encoder.bias", "W_dec", *decoding, *of_target}
     if layers.common["normalize_io"]:
         known |= {"in_norm", "out_norm"}
     for source, tensors in enumerate(layers.tensors):
@@ -269,11 +302,8 @@ def _weights(layers: _Layers) -> StoredWeights:
 
 
 def _decoder(layers: _Layers, source: int, target: int) -> Table:
-    """What a unit of each feature of a layer writes to another layer."""
-    shape = (layers.n_features, layers.d_model)
-    tied = layers.common["per_source_tied"]
-    stored = layers.one(source, "W_dec", *shape) if tied else layers.of_target(source, "W_dec", target - source, *shape)
-    table, share = stored.unsqueeze(1), layers.share(source, target)
+    """What a unit of each feature of a layer writes to another layer, in standardised units."""
+    table, share = layers.decoder(source, target).unsqueeze(1), layers.share(source, target)
     if layers.common["post_encoder_scale"]:
         scale = layers.of_target(source, "post_enc_scale", target - source, layers.n_features)
         return ScaledTensor(table, cache(lambda: _read(scale) * share), of_rows=True)
@@ -294,7 +324,7 @@ def _read_small(config: CrossLayerConfig, layers: _Layers) -> dict[str, Tensor]:
     own_biases = torch.stack([_read(layers.of_target(layer, "b_dec", 0, d_model)) for layer in range(n_layers)])
     biases = own_biases.clone()
     for source in range(n_layers):
-        for offset in range(1, layers.reach(source)):
+        for offset in range(1, 1 if layers.common.coalesced else layers.reach(source)):
             bias = _read(layers.of_target(source, "b_dec", offset, d_model))
             biases[source + offset] += bias * layers.share(source, source + offset)
     small = {
@@ -326,7 +356,7 @@ def _check_zeros(layers: _Layers) -> None:
             absent: list[StoredTensor] = []
             if "post_enc" in tensors or f"post_encs.{offset}" in tensors:
                 absent.append(layers.of_target(source, "post_enc", offset, width))
-            if offset and layers.common["skip_connection"]:
+            if offset and layers.common["skip_connection"] and not layers.common.coalesced:
                 absent.append(layers.of_target(source, "W_skip", offset, d_model, d_model))
             for tensor in absent:
                 if bool(_read(tensor).any()):

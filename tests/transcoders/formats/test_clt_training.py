@@ -25,6 +25,9 @@ from tests.transcoders.formats.written_layouts import N_LAYERS, random_inputs
         {"cross_layer": 2, "divide_cross_layer": True},
         {"divide_cross_layer": True, "post_encoder_scale": True, "normalize_io": True, "skip_connection": True},
         {"per_source_tied": True, "post_encoder_scale": True},
+        {"coalesce_topk": "concat", "skip_connection": True, "normalize_io": True, "post_encoder_scale": True},
+        {"coalesce_topk": "per-layer", "skip_connection": True, "divide_cross_layer": True},
+        {"coalesce_topk": "per-layer", "cross_layer": 2, "post_encoder_scale": True},
         {"cross_layer": 0, "skip_connection": True},
         {"cross_layer": 1, "normalize_io": True},
         {"cross_layer": 0, "transcode": False, "normalize_io": True},
@@ -94,7 +97,8 @@ def test_other_inputs_are_refused(tmp_path: Path, run: object, named: str) -> No
     [
         ({"activation": "groupmax"}, "'groupmax'"),
         ({"activation": "batchtopk"}, "'batchtopk'"),
-        ({"coalesce_topk": "concat"}, "'concat'"),
+        ({"coalesce_topk": "group"}, "'group'"),
+        ({"coalesce_topk": "concat", "topk_coalesced": True}, "topk_coalesced"),
         ({"secondary_target_tied": True}, "secondary_target_tied"),
         ({"embed_skip": True}, "embed_skip"),
         ({"gram_lookup": True}, "gram_lookup"),
@@ -166,3 +170,12 @@ def test_the_folder_of_one_layer_is_refused(tmp_path: Path) -> None:
     write_clt_training(tmp_path)
     with refuses(CheckpointError, tmp_path / "layers.1.mlp", "one layer"):
         load_transcoder(tmp_path / "layers.1.mlp")
+
+
+def test_decoders_that_lack_a_source_are_refused(tmp_path: Path) -> None:
+    write_clt_training(tmp_path, coalesce_topk="per-layer")
+    path = tmp_path / "layers.2.mlp" / "sae.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"W_dec": tensors["W_dec"][:-1].clone()}, path)
+    with refuses(CheckpointError, tmp_path, "W_dec", 17):
+        load_transcoder(tmp_path)

@@ -87,3 +87,8 @@ def test_bluelight(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -
     write_bluelight(tmp_path, **settings)
     shape = {"n_layers": N_LAYERS, "d_model": D_MODEL}
     assert_same_outputs(peer_python, "inference_clt", "computes_bluelight.py", tmp_path, shape)
+
+
+@pytest.mark.parametrize("settings", [{"transcode": True}, {"transcode": True, "skip_connection": True}, {}], ids=str)
+def test_sparsify(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert_same_outputs(peer_python, "sparsify", "writes_sparsify.py", tmp_path, settings)

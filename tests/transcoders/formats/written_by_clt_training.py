@@ -30,8 +30,7 @@ def write_clt_training(
             "n_targets": min(cross_layer, N_LAYERS - layer), "coalesce_topk": "none", **settings,
         }  # fmt: skip
         tensors = {
-            name: torch.randn(shape, generator=generator)
-            for name, shape in _shapes(config, config["n_targets"]).items()
+            name: torch.randn(shape, generator=generator) for name, shape in _shapes(config, layer, cross_layer).items()
         }
         for name, tensor in tensors.items():
             if name.startswith("post_enc") and "scale" not in name:
@@ -52,7 +51,8 @@ def write_clt_training(
 _TWICE = ("_decs.0", "_skips.0")
 
 
-def _shapes(config: dict[str, Any], n_targets: int) -> dict[str, tuple[int, ...]]:
+def _shapes(config: dict[str, Any], layer: int, cross_layer: int) -> dict[str, tuple[int, ...]]:
+    n_targets: int = config["n_targets"]
     shapes: dict[str, tuple[int, ...]] = {"encoder.weight": (N_FEATURES, D_MODEL), "encoder.bias": (N_FEATURES,)}
     of_target: dict[str, tuple[int, ...]] = {
         "W_dec": (N_FEATURES, D_MODEL),
@@ -67,6 +67,12 @@ def _shapes(config: dict[str, Any], n_targets: int) -> dict[str, tuple[int, ...]
         shapes |= {"in_norm": (1,), "out_norm": (1,)}
     if config.get("per_source_tied"):
         shapes["W_dec"] = of_target.pop("W_dec")
+    if config["coalesce_topk"] != "none":
+        shapes |= {name: of_target.pop(name) for name in list(of_target) if not name.startswith("post_enc")}
+    if config["coalesce_topk"] == "per-layer":
+        # The package also gives a layer the decoders of a source that ends just before it; they come last.
+        n_sources = sum(source + min(cross_layer, N_LAYERS - source) >= layer for source in range(layer + 1))
+        shapes["W_dec"] = (max(1, n_sources) * N_FEATURES, D_MODEL)
     if not n_targets:
         return shapes | of_target
     return shapes | {f"{name}s.{j}": shape for name, shape in of_target.items() for j in range(n_targets)}
@@ -85,11 +91,17 @@ def of_clt_training(
         centred = x if settings.get("transcode", True) else x - tensors["b_dec"]
         pre = (centred @ tensors["encoder.weight"].T + tensors["encoder.bias"]).relu()
         encoded.append((x, pre * (pre >= pre.topk(K).values[:, -1:])))
-        written = [
-            _written(layers[source], *encoded[source], target - source)
-            for source in range(target + 1)
-            if target - source < max(1, cross_layer)
-        ]
+        sources = [source for source in range(target + 1) if target - source < max(1, cross_layer)]
+        if (coalesced := settings.get("coalesce_topk", "none")) != "none":
+            output = x @ tensors["W_skip"].T if "W_skip" in tensors else torch.zeros_like(x)
+            for index, source in enumerate(sources):
+                rows = index * N_FEATURES if coalesced == "per-layer" else 0
+                scaled = _after_topk(layers[source], encoded[source][1], target - source)
+                output = output + scaled @ tensors["W_dec"][rows : rows + N_FEATURES]
+            output = output + tensors["b_dec"]
+            outputs.append(output * tensors["out_norm"] / D_MODEL**0.5 if settings.get("normalize_io") else output)
+            continue
+        written = [_written(layers[source], *encoded[source], target - source) for source in sources]
         others = sum(written[:-1], start=torch.zeros_like(x))
         if settings.get("divide_cross_layer"):
             others = others / max(1, len(written) - 1)
@@ -98,12 +110,18 @@ def of_clt_training(
     return torch.stack(outputs, dim=1)
 
 
-def _written(tensors: dict[str, Tensor], x: Tensor, active: Tensor, offset: int) -> Tensor:
-    def of_target(name: str) -> Tensor:
-        return tensors[name] if name in tensors else tensors[f"{name}s.{offset}"]
+def _of_target(tensors: dict[str, Tensor], name: str, offset: int) -> Tensor:
+    return tensors[name] if name in tensors else tensors[f"{name}s.{offset}"]
 
-    active = active + of_target("post_enc") * (active > 0)
-    if "post_enc_scale" in tensors or "post_enc_scales.0" in tensors:
-        active = active * of_target("post_enc_scale")
-    output = active @ of_target("W_dec") + of_target("b_dec")
-    return output + x @ of_target("W_skip").T if "W_skip" in tensors or "W_skips.0" in tensors else output
+
+def _after_topk(tensors: dict[str, Tensor], active: Tensor, offset: int) -> Tensor:
+    active = active + _of_target(tensors, "post_enc", offset) * (active > 0)
+    scaled = "post_enc_scale" in tensors or "post_enc_scales.0" in tensors
+    return active * _of_target(tensors, "post_enc_scale", offset) if scaled else active
+
+
+def _written(tensors: dict[str, Tensor], x: Tensor, active: Tensor, offset: int) -> Tensor:
+    output = _after_topk(tensors, active, offset) @ _of_target(tensors, "W_dec", offset)
+    output = output + _of_target(tensors, "b_dec", offset)
+    skips = "W_skip" in tensors or "W_skips.0" in tensors
+    return output + x @ _of_target(tensors, "W_skip", offset).T if skips else output
