@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from open_clt.errors import CheckpointError
 from open_clt.transcoders.formats.load import load_transcoder
+from tests.hub.stand_in import serving
 from tests.refusals import refuses
 from tests.transcoders.formats.written_by_clt_training import of_clt_training, write_clt_training
 from tests.transcoders.formats.written_layouts import N_LAYERS, random_inputs
@@ -179,3 +180,19 @@ def test_decoders_that_lack_a_source_are_refused(tmp_path: Path) -> None:
     save_file(tensors | {"W_dec": tensors["W_dec"][:-1].clone()}, path)
     with refuses(CheckpointError, tmp_path, "W_dec", 17):
         load_transcoder(tmp_path)
+
+
+@pytest.mark.parametrize("says_inputs", [False, True], ids=["no config of the run", "config of the run"])
+def test_one_of_two_sets_on_the_hub_is_read(tmp_path: Path, says_inputs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = write_clt_training(tmp_path / "repository", coalesce_topk="per-layer")
+    write_clt_training(tmp_path / "repository", module="", cross_layer=0)
+    if says_inputs:
+        run = {"hookpoints_in": [f"h.{layer}.ln_2" for layer in range(N_LAYERS)]}
+        (tmp_path / "repository" / "config.json").write_text(json.dumps(run))
+    inputs = random_inputs()
+    with serving({"org/name": tmp_path / "repository"}, monkeypatch, tmp_path / "cache"), torch.no_grad():
+        transcoder = load_transcoder("org/name/layers.*.mlp", memory_limit=1)
+        found = transcoder(inputs).reconstruction
+    expected = of_clt_training(layers, inputs, coalesce_topk="per-layer")
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert transcoder.config.input_hook == ("hook_resid_mid" if says_inputs else "mlp.hook_in")
