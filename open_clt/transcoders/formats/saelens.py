@@ -129,6 +129,11 @@ def _read_layer(weight_files: WeightFiles, folder: str) -> _Layer:
             )
     given = settings.get("metadata")
     metadata: dict[str, Any] = settings | (cast(dict[str, Any], given) if isinstance(given, dict) else {})
+    for name in ("hook_head_index", "hook_head_index_out"):
+        if metadata.get(name) is not None:
+            raise CheckpointError(
+                f"{path} has {name} {str(metadata[name])[:60]!r}; transcoders of one head are not read."
+            )
     names = _NAMES | _ARCHITECTURES[architecture]
     tensors = renamed(
         weight_files.tensors(f"{folder}{_TENSORS}"), names, weight_files.place / folder, transposed=("W_enc",)
@@ -162,6 +167,8 @@ def _in_order(layers: list[_Layer], place: Path) -> list[_Layer]:
                 f"{place} holds several transcoders of layer {layer.number}, in {other.folder!r} and {layer.folder!r}; "
                 "write a pattern with * after the name of the directory that selects one folder for each layer."
             )
+    if len(models := sorted({layer.language_model or "" for layer in layers})) > 1:
+        raise CheckpointError(f"{place} holds transcoders of the models {models[0][:60]!r} and {models[1][:60]!r}.")
     last = max(by_number)
     missing = next((number for number in range(last) if number not in by_number), None)
     if missing is not None:

@@ -92,6 +92,8 @@ def test_bluelight(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -
 @pytest.mark.parametrize("settings", [{"transcode": True}, {"transcode": True, "skip_connection": True}, {}], ids=str)
 def test_sparsify(peer_python: str, tmp_path: Path, settings: dict[str, Any]) -> None:
     assert_same_outputs(peer_python, "sparsify", "writes_sparsify.py", tmp_path, settings)
+
+
 @pytest.mark.parametrize(
     "architecture", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
 )

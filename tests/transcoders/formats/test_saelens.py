@@ -125,3 +125,20 @@ def test_info_names_the_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str
     write_saelens(tmp_path)
     assert main(["info", str(tmp_path)]) == 0
     assert "saelens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["hook_head_index", "hook_head_index_out"])
+def test_a_transcoder_of_one_head_is_refused(name: str, tmp_path: Path) -> None:
+    write_saelens(tmp_path, **{name: 3})
+    with refuses(CheckpointError, name, "'3'"):
+        load_transcoder(tmp_path)
+
+
+def test_transcoders_of_several_models_are_refused(tmp_path: Path) -> None:
+    write_saelens(tmp_path)
+    path = folder_of(tmp_path, 1) / "cfg.json"
+    settings = json.loads(path.read_text())
+    settings["metadata"]["model_name"] = "pythia"
+    path.write_text(json.dumps(settings))
+    with refuses(CheckpointError, "'gpt2'", "'pythia'"):
+        load_transcoder(tmp_path)
