@@ -29,7 +29,7 @@ from open_clt.config import (
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.make import make_transcoder
-from open_clt.transcoders.nonlinearities import FixedJumpReLU
+from open_clt.transcoders.nonlinearities import FixedJumpReLU, TopK
 from open_clt.transcoders.transcoder import Transcoder
 
 TranscoderType = TypeVar("TranscoderType", bound=Transcoder)
@@ -66,7 +66,7 @@ def architecture(
 
 @torch.no_grad()
 def randomised(transcoder: TranscoderType, *, seed: int) -> TranscoderType:
-    """The same transcoder, after its biases, skip paths, statistics and fixed thresholds are set to random values."""
+    """The same transcoder with random biases, skip paths, statistics, fixed thresholds and offsets of TopK."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*transcoder.named_parameters(), *transcoder.standardisation.named_buffers()]:
         if name.startswith(("b_", "W_skip")) or name.endswith("mean"):
@@ -75,6 +75,8 @@ def randomised(transcoder: TranscoderType, *, seed: int) -> TranscoderType:
             tensor.uniform_(0.5, 2.0, generator=generator)
     if isinstance(transcoder.nonlinearity, FixedJumpReLU):
         transcoder.nonlinearity.thresholds.uniform_(-0.5, 1.5, generator=generator)
+    if isinstance(transcoder.nonlinearity, TopK) and transcoder.nonlinearity.config.offsets:
+        transcoder.nonlinearity.offsets.normal_(0, 0.5, generator=generator)
     return transcoder
 
 

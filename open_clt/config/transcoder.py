@@ -76,6 +76,11 @@ class TopKConfig(CheckedConfig):
     It matters only with ``across_layers``, for numbers that are not a multiple of the layers; ``k`` is then unused."""
     keep_negative: bool = False
     """Keep negative pre-activations among the ``k`` largest, as circuit-tracer does; otherwise they become zero."""
+    offsets: bool = False
+    """Rank features by their pre-activations less an offset of each feature; they keep their whole pre-activations.
+
+    Transcoders of other programs have it that add a number to a feature after the ranking. Training does not change the
+    offsets, which start at zero."""
     initial_k: int | None = None
     """Number of active features at the first training step, which then moves linearly to ``k``; None is ``k``."""
     anneal_share: float = 0.2
@@ -89,6 +94,9 @@ class TopKConfig(CheckedConfig):
             raise ConfigError(
                 "keep_negative and across_layers are both true; TopK across layers keeps no negative values."
             )
+        if self.offsets and (self.across_layers or self.keep_negative):
+            other = "across_layers" if self.across_layers else "keep_negative"
+            raise ConfigError(f"offsets and {other} are both true; TopK can have only one of them.")
         if self.k_total is not None and (not self.across_layers or self.initial_k is not None):
             raise ConfigError(
                 f"k_total is {self.k_total}, with across_layers {self.across_layers} and initial_k {self.initial_k}; "

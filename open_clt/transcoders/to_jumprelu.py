@@ -84,6 +84,11 @@ def convert_to_jumprelu(
     config = transcoder.config
     if not isinstance(config.nonlinearity, TopKConfig | BatchTopKConfig):
         raise ConfigError(f"The nonlinearity is {config.nonlinearity.kind!r}; only topk and batchtopk need conversion.")
+    if isinstance(config.nonlinearity, TopKConfig) and config.nonlinearity.offsets:
+        raise ConfigError(
+            "The nonlinearity is topk with offsets, so a feature may be active below 0, where JumpReLU has no learned "
+            "thresholds; it cannot be converted."
+        )
     half = inputs.shape[0] // 2
     if half < 1:
         raise ConfigError(f"The number of tokens is {inputs.shape[0]}; give some thousands to fit thresholds to.")

@@ -35,5 +35,6 @@ _kind("per-layer", JumpReLUConfig(initial_threshold=0.5), "ln2.hook_normalized",
 _kind("negative activations", FixedJumpReLUConfig(), "hook_resid_mid", None, False)
 _kind("skip, reach 2", ReLUConfig(), "hook_resid_mid", 2, True)
 _kind("topk across layers", TopKConfig(k=3, across_layers=True), "hook_resid_mid", None, False)
+_kind("topk with offsets", TopKConfig(k=3, offsets=True), "hook_resid_mid", 1, True)
 _kind("normalised skip", TopKConfig(k=3), "ln2.hook_normalized", 1, True)
 _kind("skip from the input of the MLP", TopKConfig(k=3), "mlp.hook_in", None, True)

@@ -32,6 +32,7 @@ NONLINEARITIES: list[NonlinearityConfig] = [
     ReLUConfig(),
     JumpReLUConfig(initial_threshold=0.4),
     TopKConfig(k=5),
+    TopKConfig(k=5, offsets=True),
     BatchTopKConfig(k=5),
     BatchTopKConfig(k=5, across_layers=True),
 ]

@@ -1,7 +1,7 @@
 """Encoders of single layers: what is needed to compute the features of hidden states, which are never reconstructed.
 
 pre = ((x - mean) / scale) @ W.T + bias
-a   = pre where pre > threshold, or the k largest pre where the nonlinearity is TopK; 0 elsewhere
+a   = pre where pre > threshold, and 0 elsewhere; for TopK: pre where pre - offset is among the k largest and positive
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class LayerEncoder:
     """Number of features that can be active for each token, for TopK."""
     keep_negative: bool = False
     """Whether negative pre-activations among the ``k`` largest are active."""
+    offsets: Float[Tensor, "feature"] | None = None
+    """Numbers that TopK subtracts from pre-activations before it ranks them; None stands for 0."""
     mean: Float[Tensor, "d_model"] | None = None
     """Vector that is subtracted from inputs; None stands for 0."""
     scale: Float[Tensor, ""] | None = None
@@ -80,6 +82,8 @@ class LayerEncoder:
         largest_of_blocks = [self._largest(standard, block, layer) for block in self._blocks()]
         kept = _joined(largest_of_blocks, min(self.k, self.n_features), size=torch.Tensor.positive)
         values = kept.activations if self.keep_negative else functional.relu(kept.activations)
+        if self.offsets is not None:
+            values = values + self.offsets[kept.indices] * (values > 0)
         active = values.abs() >= least if least > 0 else values != 0
         return _joined([Strongest(values * active, kept.indices, active.sum(1))], top_k)
 
@@ -98,9 +102,14 @@ class LayerEncoder:
         return Strongest(dense.gather(1, top.indices), top.indices + block.start, dense.count_nonzero(1))
 
     def _largest(self, inputs: Float[Tensor, "token d_model"], block: slice, layer: int) -> Strongest:
-        """The features of a block with the ``k`` largest pre-activations, which are their activations here."""
+        """The features of a block with the ``k`` largest scores, which are their activations here.
+
+        The score of a feature is its pre-activation less its offset.
+        """
         assert self.k is not None
         dense = self._preactivations(inputs, block, layer)
+        if self.offsets is not None:
+            dense -= self.offsets[block]
         top = largest(dense, min(self.k, dense.shape[1]))
         return Strongest(top.values, top.indices + block.start, top.indices.new_zeros(len(dense)))
 
@@ -166,6 +175,7 @@ def layer_encoder(transcoder: Transcoder, layer: int, *, in_memory: bool = True)
         thresholds=None if thresholds is None else thresholds.to(transcoder.b_enc),
         k=nonlinearity.config.k if ranked else None,
         keep_negative=ranked and nonlinearity.config.keep_negative,
+        offsets=nonlinearity.offsets[layer].to(transcoder.b_enc) if ranked and nonlinearity.config.offsets else None,
         mean=standardisation.input_mean[layer],
         scale=standardisation.input_scale[layer],
     )

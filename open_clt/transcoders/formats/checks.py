@@ -20,6 +20,9 @@ from open_clt.transcoders.transcoder import Transcoder
 THRESHOLDS = "nonlinearity.thresholds"
 """Name of the tensor of thresholds as numbers; JumpReLU with learned thresholds stores their logarithms instead."""
 
+OFFSETS = "nonlinearity.offsets"
+"""Name of the tensor of offsets of TopK."""
+
 SMALLEST_SCALE = 1e-20
 """Smallest scale of a standardisation; inputs that are divided by a smaller one may be infinite."""
 

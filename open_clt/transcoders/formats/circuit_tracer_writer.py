@@ -136,6 +136,11 @@ def save_circuit_tracer_layers(transcoder: Transcoder, directory: str | Path, *,
                 "TopK across layers cannot be written in the layout circuit-tracer-layers, where each layer has its "
                 "own k; convert the transcoder to JumpReLU first."
             )
+        if nonlinearity.offsets:
+            raise CheckpointError(
+                "TopK with offsets cannot be written in the layout circuit-tracer-layers, which ranks features by "
+                "their pre-activations alone; use the layout native."
+            )
         settings |= {"activation": "topk", "k": nonlinearity.k, KEEP_NEGATIVE: nonlinearity.keep_negative}
     return _save(transcoder, directory, _LAYERS, settings, _layer_files)
 

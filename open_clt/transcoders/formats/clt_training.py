@@ -21,8 +21,13 @@ With divide_cross_layer, the sum is divided by the number of its layers. Without
 coalesce_topk concat or per-layer, a layer has one b_dec and one W_skip, which it adds once to its own output, and one
 W_dec: concat uses that of the target for all sources, and per-layer splits it into those of the sources in order.
 
-TopK ranks features before post_enc is added, and no feature of OpenCLT has such an addition, so a transcoder is read
-only if post_enc is zero. W_skip between two layers must be zero for the same reason.
+TopK ranks features before post_enc is added. So it becomes a part of the encoder's bias, which TopK subtracts again for
+the ranking (``offsets``):
+
+    p[s] = W[s] z[s] + b[s] + post_enc[s],   a[s] + post_enc[s] * 1[a[s] > 0] = p[s] * 1[p[s] - post_enc[s] is selected]
+
+A feature of OpenCLT has one value for all layers that it writes to, so post_encs.{j} must be the same for all j. W_skip
+between two layers must be zero, because a layer of OpenCLT has a skip path only to its own output.
 """
 
 from __future__ import annotations
@@ -39,10 +44,11 @@ import torch
 from torch import Tensor
 
 from open_clt import files
-from open_clt.config import CrossLayerConfig
+from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.errors import CheckpointError
 from open_clt.files import ScaledTensor, StoredTensor, Table
 from open_clt.finite import check_finite
+from open_clt.transcoders.formats.checks import OFFSETS
 from open_clt.transcoders.formats.folders import one_set, sets_of_layers
 from open_clt.transcoders.formats.layers import described_config
 from open_clt.transcoders.formats.stored import StoredTranscoder
@@ -172,6 +178,7 @@ def open_clt_training(weight_files: WeightFiles) -> StoredTranscoder:
     tensors = [weight_files.tensors(name) for name in names]
     n_features, d_model = tensor_of(tensors[0], "encoder.weight", (None, None), place).shape
     layers = _Layers(place=place, settings=settings, tensors=tensors, n_features=n_features, d_model=d_model)
+    adds_after_topk = any(_adds_after_topk(layers, source) for source in range(len(names)))
     config = described_config(
         {
             "n_layers": len(names),
@@ -179,7 +186,7 @@ def open_clt_training(weight_files: WeightFiles) -> StoredTranscoder:
             "d_model": d_model,
             "reach": layers.reach(0),
             "skip": layers.common["skip_connection"],
-            "nonlinearity": {"kind": "topk", "k": layers.common.k},
+            "nonlinearity": {"kind": "topk", "k": layers.common.k, "offsets": adds_after_topk},
             **_hooks(module, layers, weight_files),
         },
         place,
@@ -319,7 +326,7 @@ def _read(tensor: StoredTensor) -> Tensor:
 
 
 def _read_small(config: CrossLayerConfig, layers: _Layers) -> dict[str, Tensor]:
-    _check_zeros(layers)
+    _check_skips(layers)
     n_layers, width, d_model = config.n_layers, config.n_features, config.d_model
     own_biases = torch.stack([_read(layers.of_target(layer, "b_dec", 0, d_model)) for layer in range(n_layers)])
     biases = own_biases.clone()
@@ -331,6 +338,9 @@ def _read_small(config: CrossLayerConfig, layers: _Layers) -> dict[str, Tensor]:
         "b_enc": torch.stack([_read(layers.one(layer, "encoder.bias", width)) for layer in range(n_layers)]),
         "b_dec": biases,
     }
+    if isinstance(config.nonlinearity, TopKConfig) and config.nonlinearity.offsets:
+        small[OFFSETS] = torch.stack([_added_after_topk(layers, layer) for layer in range(n_layers)])
+        small["b_enc"] += small[OFFSETS]
     if config.skip:
         skips = [layers.of_target(layer, "W_skip", 0, d_model, d_model) for layer in range(n_layers)]
         small["W_skip"] = torch.stack([_read(skip) for skip in skips])
@@ -348,23 +358,35 @@ def _read_small(config: CrossLayerConfig, layers: _Layers) -> dict[str, Tensor]:
     return small
 
 
-def _check_zeros(layers: _Layers) -> None:
-    """Raise CheckpointError if a tensor is not zero that a transcoder of OpenCLT does not have."""
-    width, d_model = layers.n_features, layers.d_model
-    for source, tensors in enumerate(layers.tensors):
-        for offset in range(layers.reach(source)):
-            absent: list[StoredTensor] = []
-            if "post_enc" in tensors or f"post_encs.{offset}" in tensors:
-                absent.append(layers.of_target(source, "post_enc", offset, width))
-            if offset and layers.common["skip_connection"] and not layers.common.coalesced:
-                absent.append(layers.of_target(source, "W_skip", offset, d_model, d_model))
-            for tensor in absent:
-                if bool(_read(tensor).any()):
-                    reason = (
-                        "skip paths from one layer to another cannot be read"
-                        if "skip" in tensor.name
-                        else "what is added to features after TopK cannot be read"
-                    )
-                    raise CheckpointError(
-                        f"Layer {source} in {layers.place} has {tensor.name} that is not zero; {reason}."
-                    )
+def _adds_after_topk(layers: _Layers, source: int) -> bool:
+    """Whether a layer has numbers that are added to its features after TopK; they may be zero."""
+    return any(name.startswith("post_enc") and "scale" not in name for name in layers.tensors[source])
+
+
+def _added_after_topk(layers: _Layers, source: int) -> Tensor:
+    """What is added to the features of a layer after TopK; raises CheckpointError if it differs between targets."""
+    width = layers.n_features
+    if not _adds_after_topk(layers, source):
+        return torch.zeros(width)
+    own = _read(layers.of_target(source, "post_enc", 0, width))
+    for offset in range(1, layers.reach(source)):
+        if not torch.equal(_read(layers.of_target(source, "post_enc", offset, width)), own):
+            raise CheckpointError(
+                f"Layer {source} in {layers.place} adds other numbers to its features for another layer "
+                f"(post_encs.{offset}) than for its own (post_encs.0); a feature with several values cannot be read."
+            )
+    return own
+
+
+def _check_skips(layers: _Layers) -> None:
+    """Raise CheckpointError if a skip path leads from one layer to another and is not zero."""
+    if not layers.common["skip_connection"] or layers.common.coalesced:
+        return
+    for source in range(len(layers.tensors)):
+        for offset in range(1, layers.reach(source)):
+            skip = layers.of_target(source, "W_skip", offset, layers.d_model, layers.d_model)
+            if bool(_read(skip).any()):
+                raise CheckpointError(
+                    f"Layer {source} in {layers.place} has {skip.name} that is not zero; skip paths from one layer to "
+                    "another cannot be read."
+                )

@@ -14,14 +14,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from open_clt.config import CrossLayerConfig, JumpReLUConfig
+from open_clt.config import CrossLayerConfig, JumpReLUConfig, TopKConfig
 from open_clt.errors import CheckpointError
 from open_clt.files import Table
 from open_clt.finite import check_finite
 from open_clt.memory import available_on
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.checks import THRESHOLDS, check_all, jumprelu_tensors
+from open_clt.transcoders.formats.checks import OFFSETS, THRESHOLDS, check_all, jumprelu_tensors
 from open_clt.transcoders.stored_weights import StoredWeights, tensors_in_memory
 
 _SHARE_OF_MEMORY = 0.5
@@ -36,7 +36,8 @@ class StoredTranscoder:
     place: Path
     """The directory or file of the transcoder, for messages."""
     config: CrossLayerConfig
-    """Shape, hooks and nonlinearity; JumpReLU becomes fixed JumpReLU if a threshold turns out to be negative."""
+    """Shape, hooks and nonlinearity; JumpReLU becomes fixed JumpReLU if a threshold turns out to be negative, and TopK
+    with offsets becomes TopK without them if all of them turn out to be zero."""
     weights: StoredWeights
     """Encoders and decoders."""
     small: Callable[[], Mapping[str, Tensor]]
@@ -104,9 +105,13 @@ class StoredTranscoder:
         )
 
     def _settled(self) -> tuple[CrossLayerConfig, Mapping[str, Tensor]]:
-        """The config and the small tensors, after the signs of thresholds have decided on the kind of JumpReLU."""
+        """The config and the small tensors, after the numbers of the nonlinearity have decided on its kind."""
         small = dict(self.small())
-        if not (isinstance(self.config.nonlinearity, JumpReLUConfig) and THRESHOLDS in small):
+        nonlinearity = self.config.nonlinearity
+        if isinstance(nonlinearity, TopKConfig) and nonlinearity.offsets and not bool(small[OFFSETS].any()):
+            del small[OFFSETS]
+            return replace(self.config, nonlinearity=replace(nonlinearity, offsets=False)), small
+        if not (isinstance(nonlinearity, JumpReLUConfig) and THRESHOLDS in small):
             return self.config, small
         jumprelu = jumprelu_tensors(small.pop(THRESHOLDS), self.place)
         return replace(self.config, nonlinearity=jumprelu.config), {**small, **jumprelu.tensors}

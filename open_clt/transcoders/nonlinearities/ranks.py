@@ -22,12 +22,19 @@ _GROUP = 8
 
 @final
 class TopK(Nonlinearity):
-    """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024)."""
+    """TopK: the ``k`` largest positive pre-activations of each token and layer (Gao et al., 2024).
+
+    With ``offsets``, a buffer, the ``k`` largest positive differences of pre-activation and offset are selected.
+    """
+
+    offsets: Tensor
 
     def __init__(self, config: TopKConfig, n_layers: int, n_features: int) -> None:
         super().__init__()
         self.config = config
         self._training_k = config.k
+        if config.offsets:
+            self.register_buffer("offsets", torch.zeros(n_layers, n_features))
 
     @property
     def k(self) -> int:
@@ -45,9 +52,10 @@ class TopK(Nonlinearity):
 
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         batch, n_features = preactivations.shape
-        top = largest(preactivations, self.k)
-        offsets = torch.arange(batch + 1, device=preactivations.device) * self.k
-        selected = SparseFeatures(top.values.flatten(), top.indices.flatten(), offsets, n_features)
+        top = largest(preactivations - self.offsets[layer] if self.config.offsets else preactivations, self.k)
+        values = preactivations.gather(1, top.indices) if self.config.offsets else top.values
+        starts = torch.arange(batch + 1, device=preactivations.device) * self.k
+        selected = SparseFeatures(values.flatten(), top.indices.flatten(), starts, n_features)
         if self.peers.shards == 1:
             return selected
         return selected.kept(self.peers.winners(top.values, self.k).flatten())
@@ -58,6 +66,8 @@ class TopK(Nonlinearity):
     def values(
         self, preactivations: Float[Tensor, "active"], features: Int[Tensor, "active"], layer: int
     ) -> Float[Tensor, "active"]:
+        if self.config.offsets:
+            return preactivations * (preactivations > self.offsets[layer][features])
         return preactivations if self.config.keep_negative else functional.relu(preactivations)
 
 

@@ -104,8 +104,24 @@ def joint(tiny_gpt2: LanguageModel) -> Case:
     return case_of(tiny_gpt2, random_transcoder(tiny_gpt2, nonlinearity=nonlinearity), "The cat sat")
 
 
+@pytest.fixture(scope="module")
+def offsets(tiny_gpt2: LanguageModel) -> Case:
+    """A case with features to which a number is added after the ranking."""
+    nonlinearity = TopKConfig(k=20, offsets=True)
+    case = case_of(tiny_gpt2, random_transcoder(tiny_gpt2, nonlinearity=nonlinearity), "The cat sat")
+    assert (case.graph.nodes.value[case.graph.of_kind(NodeKind.FEATURE)] < 0).any()
+    return case
+
+
 @pytest.fixture(
-    params=["embedded", "llama", "negative", "joint", pytest.param("reference", marks=pytest.mark.reference)],
+    params=[
+        "embedded",
+        "llama",
+        "negative",
+        "joint",
+        "offsets",
+        pytest.param("reference", marks=pytest.mark.reference),
+    ],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return request.getfixturevalue(request.param)

@@ -37,6 +37,8 @@ NONLINEARITIES = (
     FixedJumpReLUConfig(),
     TopKConfig(k=6),
     TopKConfig(k=30, keep_negative=True),
+    TopKConfig(k=6, offsets=True),
+    TopKConfig(k=30, offsets=True),
     BatchTopKConfig(k=6),
 )
 

@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from open_clt.errors import CheckpointError
+from open_clt.config import TopKConfig
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer_layers
 from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.to_jumprelu import convert_to_jumprelu
 from tests.hub.stand_in import serving
 from tests.refusals import refuses
 from tests.transcoders.formats.written_by_clt_training import of_clt_training, write_clt_training
@@ -32,6 +36,10 @@ from tests.transcoders.formats.written_layouts import N_LAYERS, random_inputs
         {"cross_layer": 0, "skip_connection": True},
         {"cross_layer": 1, "normalize_io": True},
         {"cross_layer": 0, "transcode": False, "normalize_io": True},
+        {"cross_layer": 0, "added": True, "skip_connection": True, "normalize_io": True},
+        {"cross_layer": 0, "added": True, "transcode": False, "normalize_io": True},
+        {"added": True, "post_encoder_scale": True, "divide_cross_layer": True},
+        {"cross_layer": 1, "added": True},
     ],
     ids=str,
 )
@@ -42,6 +50,8 @@ def test_it_computes_what_the_equations_say(tmp_path: Path, settings: dict[str, 
         found = transcoder(inputs).reconstruction
     torch.testing.assert_close(found, of_clt_training(layers, inputs, **settings), atol=1e-4, rtol=1e-4)
     assert transcoder.config.reach_of(0) == max(1, settings.get("cross_layer", N_LAYERS))
+    assert isinstance(transcoder.config.nonlinearity, TopKConfig)
+    assert transcoder.config.nonlinearity.offsets == settings.get("added", False)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +149,22 @@ def test_a_missing_layer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "layers.1.mlp" / "sae.safetensors").unlink()
     with refuses(CheckpointError, tmp_path, "layer 1"):
         load_transcoder(tmp_path)
+
+
+def test_numbers_that_are_added_after_topk_are_stored_and_are_not_exported_wrongly(tmp_path: Path) -> None:
+    layers = write_clt_training(tmp_path / "read", cross_layer=0, added=True)
+    transcoder, inputs = load_transcoder(tmp_path / "read"), random_inputs()
+    save_transcoder(transcoder, tmp_path / "saved")
+    with torch.no_grad():
+        found = load_transcoder(tmp_path / "saved")(inputs).reconstruction
+        folded = transcoder.folded()(inputs).reconstruction
+    expected = of_clt_training(layers, inputs, cross_layer=0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(folded, expected, atol=1e-4, rtol=1e-4)
+    with refuses(CheckpointError, "offsets"):
+        save_circuit_tracer_layers(transcoder, tmp_path / "exported")
+    with refuses(ConfigError, "offsets"):
+        convert_to_jumprelu(transcoder, inputs, inputs)
 
 
 @pytest.mark.parametrize("name", ["post_encs.0", "post_encs.1", "W_skips.1", "gate"])

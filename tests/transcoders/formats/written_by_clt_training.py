@@ -16,11 +16,18 @@ K = 3
 
 
 def write_clt_training(
-    folder: Path, *, cross_layer: int = N_LAYERS, module: str = ".mlp", aliases: bool = True, **settings: Any
+    folder: Path,
+    *,
+    cross_layer: int = N_LAYERS,
+    module: str = ".mlp",
+    aliases: bool = True,
+    added: bool = False,
+    **settings: Any,
 ) -> list[dict[str, Tensor]]:
     """Write a transcoder, with ``settings`` in its configs, and return the tensors of its layers.
 
-    ``aliases`` stores the tensors for the first target under two names, as the package does.
+    ``aliases`` stores the tensors for the first target under two names, as the package does. ``added`` writes numbers
+    that are added to features after TopK, the same for all targets; otherwise they are zero.
     """
     generator = torch.Generator().manual_seed(0)
     layers: list[dict[str, Tensor]] = []
@@ -34,7 +41,8 @@ def write_clt_training(
         }
         for name, tensor in tensors.items():
             if name.startswith("post_enc") and "scale" not in name:
-                tensor.zero_()
+                own = tensors["post_encs.0" if "." in name else "post_enc"]
+                tensor.copy_(own if added else torch.zeros_like(own))
             elif "_norm" in name:
                 tensor.exp_()
             elif name.startswith("W_skips.") and name != "W_skips.0":

@@ -13,17 +13,20 @@ from open_clt.config import (
     ReLUConfig,
     TopKConfig,
 )
+from open_clt.errors import ConfigError
 from open_clt.transcoders.nonlinearities import (
     BatchTopK,
     FixedJumpReLU,
     JumpReLU,
     Nonlinearity,
+    TopK,
     annealed_k,
     largest,
     make_nonlinearity,
 )
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from tests.reference.dense_transcoder import topk_by_loops
+from tests.refusals import refuses
 
 
 def apply(config: NonlinearityConfig, pre: torch.Tensor, *, training: bool = False) -> torch.Tensor:
@@ -79,6 +82,25 @@ def test_the_largest_entries_found_in_groups_equal_those_found_by_sorting(n_feat
 
 def test_topk_never_activates_a_negative_preactivation() -> None:
     assert torch.equal(apply(TopKConfig(k=3), -torch.rand(4, 5)), torch.zeros(4, 5))
+
+
+def test_topk_with_offsets_ranks_what_is_left_of_preactivations_and_keeps_them_whole() -> None:
+    topk = TopK(TopKConfig(k=2, offsets=True), 1, 4)
+    topk.offsets[0] = torch.tensor([2.0, -1.0, 0.0, 0.5])
+    pre = torch.tensor([[2.5, -0.25, 1.0, 0.0], [3.5, -2.0, -0.5, 0.25]], requires_grad=True)
+    selected = topk.select(pre.detach(), 0)
+    values = topk.values(pre.flatten()[selected.rows * 4 + selected.features], selected.features, 0)
+    dense = selected.with_values(values).dense()
+    assert dense.tolist() == [[0.0, -0.25, 1.0, 0.0], [3.5, 0.0, 0.0, 0.0]]
+    dense.sum().backward()
+    assert pre.grad is not None
+    assert pre.grad.tolist() == [[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("other", ["across_layers", "keep_negative"])
+def test_offsets_exclude_other_rankings(other: str) -> None:
+    with refuses(ConfigError, "offsets", other):
+        TopKConfig(offsets=True, **{other: True})
 
 
 @pytest.mark.parametrize("to_pre", [True, False])
