@@ -9,7 +9,6 @@ up, a line below the picture says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +18,16 @@ from matplotlib.figure import Figure
 from open_clt.config.arguments import NotNegative, checked_arguments
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.supernodes import GroupedGraph
-from open_clt.visualization.graph.ink import (
+from open_clt.visualization.graph.arrangement import (
     AROUND,
     LEFT,
-    MARKERS,
     TITLE_FONT,
-    TOKEN_FONT,
-    Canvas,
+    arranged,
     below,
-    draw,
-    narrowest,
-    node_size,
-    output_size,
 )
-from open_clt.visualization.graph.layout import Item, Output, Page, PlacedGraph, Size, place
+from open_clt.visualization.graph.ink import Canvas, draw
+from open_clt.visualization.graph.layout import Page, PlacedGraph, Size
 from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
-from open_clt.visualization.labels import text_size, token_label
 from open_clt.visualization.style import NotebookFigure, figure_of, save, styled
 
 
@@ -62,7 +55,7 @@ def visualize_attribution_graph(
         picture = graph if isinstance(graph, GraphPicture) else picture_of(graph, max_nodes, max_edges, kinds)
         borders = LEFT + AROUND, below(picture) + AROUND + (2 * TITLE_FONT if title else 0)
         if ax is None:
-            placed = _layout(picture, Page())
+            placed = arranged(picture, Page())
             size = placed.width + borders[0], placed.height + borders[1]
             ax = NotebookFigure(figsize=(size[0] / 72, size[1] / 72)).add_axes((0, 0, 1, 1))
         else:
@@ -72,19 +65,6 @@ def visualize_attribution_graph(
         draw(Canvas(ax, size, _scale(placed, size, borders), below(picture)), picture, placed, title)
         save(figure_of(ax), save_path)
     return figure_of(ax)
-
-
-def _layout(picture: GraphPicture, page: Page) -> PlacedGraph:
-    """Measure every label and place every node; nodes of a cell are ordered by where their neighbours stand."""
-    order = _neighbour_positions(picture)
-    items = [
-        Item(picture.positions[node], picture.rows[node], node_size(picture, node), order[node])
-        for node in picture.of(*MARKERS)
-    ]
-    outputs = [Output(picture.positions[node], output_size(picture, node)) for node in picture.of("output")]
-    tokens = [text_size(token_label(token), TOKEN_FONT) for token in picture.tokens]
-    rows = sorted({*map(float, range(picture.n_layers)), *(item.row for item in items)})
-    return place(items, tokens, outputs, rows, replace(page, narrowest=max(page.narrowest, narrowest(picture))))
 
 
 def _scale(placed: PlacedGraph, size: Size, borders: Size) -> float:
@@ -98,15 +78,5 @@ def _layout_to_fit(picture: GraphPicture, size: Size, borders: Size) -> PlacedGr
     for factor in np.geomspace(1, 3, 7).tolist():
         width, height = size[0] * factor - borders[0], size[1] * factor - borders[1]
         page = Page(widest=width, tallest=height, wider=1.0, narrowest=max(width, Page.narrowest), lowest=height)
-        candidates.append(_layout(picture, page))
+        candidates.append(arranged(picture, page))
     return max(candidates, key=lambda placed: _scale(placed, size, borders))
-
-
-def _neighbour_positions(picture: GraphPicture) -> list[float]:
-    """Return the weighted mean position of the neighbours of each node; a node without edges keeps its own position."""
-    positions, weights = np.array(picture.positions, dtype=float), np.abs(picture.weights) + 1e-12
-    weighted_sums, weight_sums = positions * 1e-12, np.full(len(positions), 1e-12)
-    for nodes, neighbours in ((picture.sources, picture.targets), (picture.targets, picture.sources)):
-        np.add.at(weighted_sums, nodes, weights * positions[neighbours])
-        np.add.at(weight_sums, nodes, weights)
-    return (weighted_sums / weight_sums).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,89 +14,33 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.path import Path as Curve
 from matplotlib.patheffects import withStroke
 
+from open_clt.visualization.graph.arrangement import (
+    BESIDE,
+    BETWEEN,
+    CAPTION_LINE,
+    INSET,
+    KEY_FONT,
+    LEFT,
+    MARKERS,
+    NODE_FONT,
+    NOTE_FONT,
+    OUTPUT_FONT,
+    THINNEST,
+    TITLE_FONT,
+    TOKEN_FONT,
+    WIDEST,
+    Anchor,
+    anchors_of,
+    below,
+    captions_of,
+    diameter_of,
+    edge_curve,
+    relative_sizes,
+)
 from open_clt.visualization.graph.layout import Box, PlacedGraph, Size
-from open_clt.visualization.graph.picture import GraphPicture, Shape
+from open_clt.visualization.graph.picture import GraphPicture
 from open_clt.visualization.labels import text_size, token_label, wrapped
-from open_clt.visualization.style import BLUE, GREY, INK, ORANGE, PALE, VERMILLION
-
-MARKERS: dict[Shape, tuple[str, str, str]] = {
-    "feature": ("o", INK, "feature"),
-    "error": ("D", ORANGE, "error"),
-    "other": ("s", GREY, "bias, position, MLP output"),
-    "group": ("o", INK, "supernode"),
-}
-"""Marker, colour and name in the key of each shape between tokens and outputs."""
-TOKEN_FONT, TITLE_FONT = 8.0, 9.5
-_NODE_FONT, _NOTE_FONT, _OUTPUT_FONT, _KEY_FONT = 6.5, 5.5, 8.0, 7.0
-_SMALLEST, _LARGEST = 3.5, 12.0
-"""Diameters of a node without influence and of the most influential one, in points."""
-_THINNEST, _WIDEST = 0.3, 3.0
-"""Widths of edges, in points."""
-_BESIDE = 2.0
-"""Distance between a node and its label, in points."""
-_BETWEEN = 1.5
-"""Distance between a label and the note below it, in points."""
-_INSET = 3.5
-"""Distance between the border of a supernode and its content, in points."""
-LEFT, AROUND = 30.0, 8.0
-"""Room for the names of layers on the left, and the margin on the other sides, in points."""
-_CAPTION_LINE = 9.0
-"""Height of one line of the caption, in points."""
-
-
-class _Anchor(NamedTuple):
-    """The points of a node where edges attach: edges leave at ``top`` and arrive at ``bottom``."""
-
-    x: float
-    top: float
-    bottom: float
-
-
-def node_size(picture: GraphPicture, node: int) -> Size:
-    """Return the size of a node together with its label."""
-    diameter, (width, height) = _diameter(picture, node), _text_size(picture, node)
-    inset = 2 * _INSET if picture.shapes[node] == "group" else 0.0
-    label_width = _BESIDE + width if width else 0.0
-    return diameter + label_width + inset, max(diameter, height) + inset
-
-
-def output_size(picture: GraphPicture, node: int) -> Size:
-    """Return the size of an output together with its border."""
-    width, height = _text_size(picture, node, 24, _OUTPUT_FONT)
-    return width + 7, height + 5
-
-
-def below(picture: GraphPicture) -> float:
-    """Return the height of the key and the captions below the picture."""
-    return 27.0 + _CAPTION_LINE * len(_captions(picture))
-
-
-def narrowest(picture: GraphPicture) -> float:
-    """Return the width of the longest line of the caption."""
-    return max(text_size(line, _KEY_FONT)[0] for line in _captions(picture))
-
-
-def _captions(picture: GraphPicture) -> list[str]:
-    lines = [f"Area by influence, width by weight. {picture.caption}"]
-    return [*lines, picture.missing] if picture.missing else lines
-
-
-def _diameter(picture: GraphPicture, node: int) -> float:
-    """Return the diameter of a node's marker; its area grows with influence, from the smallest visible marker."""
-    influences = picture.influence[picture.of(*MARKERS)]
-    share = picture.influence[node] / max(float(np.max(influences, initial=0)), 1e-30)
-    return float(np.sqrt(_SMALLEST**2 + (_LARGEST**2 - _SMALLEST**2) * share))
-
-
-def _text_size(picture: GraphPicture, node: int, line_length: int = 16, font: float = _NODE_FONT) -> Size:
-    """Return the size of a label together with the note below it."""
-    if not picture.labels[node]:
-        return 0.0, 0.0
-    width, height = text_size(wrapped(picture.labels[node], line_length), font)
-    if node not in picture.notes:
-        return width, height
-    note = text_size(picture.notes[node], _NOTE_FONT)
-    return max(width, note[0]), height + _BETWEEN + note[1]
+from open_clt.visualization.style import BLUE, GREY, INK, PALE, VERMILLION
 
 
 @final
@@ -118,9 +62,9 @@ class Canvas:
         """Write a text of a given font size, and a smaller note below it if there is one; both are centred together."""
         if not note:
             return self.text(x, y, *text, **settings)
-        half = (text_size(*text)[1] + _BETWEEN + text_size(note, _NOTE_FONT)[1]) / 2
+        half = (text_size(*text)[1] + BETWEEN + text_size(note, NOTE_FONT)[1]) / 2
         self.text(x, y + half, *text, **settings, va="top")
-        self.text(x, y - half, note, _NOTE_FONT, **settings, va="bottom", color=GREY)
+        self.text(x, y - half, note, NOTE_FONT, **settings, va="bottom", color=GREY)
 
     def rectangle(self, box: Box, *, rounded: float = 0.0, linewidth: float = 0.0, **settings: Any) -> None:
         """Draw a rectangle; its corners are rounded with a radius of ``rounded`` points."""
@@ -141,8 +85,8 @@ def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str 
         canvas.rectangle(Box(placed.width / 2, middle, placed.width, top - bottom), color=colour, zorder=0)
         if row == layer or layer == picture.n_layers:
             name = "input" if layer < 0 else "end" if layer == picture.n_layers else f"L{layer}"
-            canvas.text(-6.0, middle, name, _KEY_FONT, ha="right", color=GREY)
-    _draw_edges(canvas, picture, _anchors(picture, placed))
+            canvas.text(-6.0, middle, name, KEY_FONT, ha="right", color=GREY)
+    _draw_edges(canvas, picture, anchors_of(picture, placed))
     for node, box in zip(picture.of(*MARKERS), placed.items, strict=True):
         _draw_node(canvas, picture, node, box)
     for box, token in zip(placed.tokens, picture.tokens, strict=True):
@@ -151,47 +95,24 @@ def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str 
     for box, node in zip(placed.outputs, picture.of("output"), strict=True):
         canvas.rectangle(box, rounded=2.0, linewidth=0.7, facecolor="white", edgecolor=INK, zorder=4)
         label, note = wrapped(picture.labels[node], 24), picture.notes.get(node, "")
-        canvas.text_and_note(box.x, box.y, (label, _OUTPUT_FONT), note, zorder=5)
+        canvas.text_and_note(box.x, box.y, (label, OUTPUT_FONT), note, zorder=5)
     _draw_key(canvas, picture)
     if title:
         canvas.text(0.0, placed.height + 5, title, TITLE_FONT, ha="left", va="bottom")
 
 
-def _anchors(picture: GraphPicture, placed: PlacedGraph) -> dict[int, _Anchor]:
-    """Return where edges meet each node: the middle of a marker, or the border of a box or token."""
-    anchors: dict[int, _Anchor] = {}
-    for node, box in zip(picture.of(*MARKERS), placed.items, strict=True):
-        if picture.shapes[node] == "group":
-            anchors[node] = _Anchor(box.x, box.y + box.height / 2, box.y - box.height / 2)
-        else:
-            anchors[node] = _Anchor(box.x - box.width / 2 + _diameter(picture, node) / 2, box.y, box.y)
-    for node in picture.of("token"):
-        box = placed.tokens[picture.positions[node]]
-        anchors[node] = _Anchor(box.x, box.y + box.height / 2 + 1, box.y)
-    for node, box in zip(picture.of("output"), placed.outputs, strict=True):
-        anchors[node] = _Anchor(box.x, box.y, box.y - box.height / 2)
-    return anchors
-
-
-def _draw_edges(canvas: Canvas, picture: GraphPicture, anchors: dict[int, _Anchor]) -> None:
+def _draw_edges(canvas: Canvas, picture: GraphPicture, anchors: dict[int, Anchor]) -> None:
     """Draw edges that leave a node upwards and arrive from below; heavy edges lie on top of light ones."""
-    sizes = np.abs(picture.weights) / max(float(np.max(np.abs(picture.weights), initial=0)), 1e-30)
+    sizes = relative_sizes(picture)
     curves: list[Curve] = []
     order = np.argsort(sizes).tolist()
     for edge in order:
         start, end = anchors[int(picture.sources[edge])], anchors[int(picture.targets[edge])]
-        bend = (end.bottom - start.top) / 2
-        corners = [
-            (start.x, start.top),
-            (start.x, start.top + bend),
-            (end.x, end.bottom - bend),
-            (end.x, end.bottom),
-        ]
-        curves.append(Curve(corners, [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]))
+        curves.append(Curve(edge_curve(start, end), [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]))
     colours = [
         to_rgba(BLUE if picture.weights[edge] > 0 else VERMILLION, 0.25 + 0.6 * float(sizes[edge])) for edge in order
     ]
-    widths = canvas.scale * (_THINNEST + (_WIDEST - _THINNEST) * sizes[order])
+    widths = canvas.scale * (THINNEST + (WIDEST - THINNEST) * sizes[order])
     canvas.ax.add_collection(
         PathCollection(curves, facecolors="none", edgecolors=colours, linewidths=widths, zorder=1), autolim=False
     )
@@ -199,10 +120,10 @@ def _draw_edges(canvas: Canvas, picture: GraphPicture, anchors: dict[int, _Ancho
 
 def _draw_node(canvas: Canvas, picture: GraphPicture, node: int, box: Box) -> None:
     marker, colour, _ = MARKERS[picture.shapes[node]]
-    diameter, left = _diameter(picture, node), box.x - box.width / 2
+    diameter, left = diameter_of(picture, node), box.x - box.width / 2
     if picture.shapes[node] == "group":
         canvas.rectangle(box, rounded=3.0, linewidth=0.8, facecolor="white", edgecolor=INK, zorder=2)
-        left += _INSET
+        left += INSET
     # At the same marker size, matplotlib draws diamonds and squares larger than circles.
     size = canvas.scale * diameter * (0.75 if marker == "D" else 0.88 if marker == "s" else 1)
     middle = left + diameter / 2
@@ -212,8 +133,8 @@ def _draw_node(canvas: Canvas, picture: GraphPicture, node: int, box: Box) -> No
     if not (label := wrapped(picture.labels[node])):
         return
     halo = [withStroke(linewidth=2.4 * canvas.scale, foreground="white", alpha=0.9)]
-    note, right = picture.notes.get(node, ""), left + diameter + _BESIDE
-    canvas.text_and_note(right, box.y, (label, _NODE_FONT), note, ha="left", path_effects=halo, zorder=5)
+    note, right = picture.notes.get(node, ""), left + diameter + BESIDE
+    canvas.text_and_note(right, box.y, (label, NODE_FONT), note, ha="left", path_effects=halo, zorder=5)
 
 
 def _draw_key(canvas: Canvas, picture: GraphPicture) -> None:
@@ -227,15 +148,15 @@ def _draw_key(canvas: Canvas, picture: GraphPicture) -> None:
         (VERMILLION, "inhibits", bool((picture.weights < 0).any())),
     ):
         handles += [Line2D([], [], color=colour, linewidth=1.6, label=name)] if occurs else []
-    captions = _captions(picture)
+    captions = captions_of(picture)
     floor = -below(picture) + 7
     key = canvas.ax.legend(
         handles=handles,
         loc="lower left",
-        bbox_to_anchor=(-4, floor - 2 + _CAPTION_LINE * len(captions)),
+        bbox_to_anchor=(-4, floor - 2 + CAPTION_LINE * len(captions)),
         bbox_transform=canvas.ax.transData,
         ncols=len(handles),
-        fontsize=_KEY_FONT * canvas.scale,
+        fontsize=KEY_FONT * canvas.scale,
         markerscale=0.7 * canvas.scale,
         handlelength=1.2,
         columnspacing=1.4,
@@ -245,4 +166,4 @@ def _draw_key(canvas: Canvas, picture: GraphPicture) -> None:
     key.set_zorder(6)
     for line, text in enumerate(reversed(captions)):
         colour = VERMILLION if text == picture.missing and picture.alarming else GREY
-        canvas.text(0.0, floor + _CAPTION_LINE * line, text, _KEY_FONT, ha="left", color=colour)
+        canvas.text(0.0, floor + CAPTION_LINE * line, text, KEY_FONT, ha="left", color=colour)

@@ -52,6 +52,8 @@ class GraphPicture:
     """Text beside each node or within each output; empty for a node without a label."""
     notes: Mapping[int, str] = field(default_factory=dict[int, str])
     """Second, smaller line of a supernode or an output, by node index."""
+    members: tuple[tuple[int, ...], ...] = ()
+    """Rows of the graph's table of nodes that each node stands for; empty if the picture was not made from a graph."""
     influence: npt.NDArray[np.float64]
     """Influence of each node, which sets the area of its marker."""
     sources: npt.NDArray[np.int64]
@@ -83,7 +85,9 @@ class _Unit(NamedTuple):
     row: float
     position: int
     label: str
-    note: str = ""
+    note: str
+    members: tuple[int, ...]
+    """Rows of the graph's table of nodes that the unit stands for."""
 
 
 def picture_of(
@@ -108,6 +112,7 @@ def picture_of(
         positions=tuple(unit.position for unit in shown),
         labels=tuple(unit.label for unit in shown),
         notes={index: unit.note for index, unit in enumerate(shown) if unit.note},
+        members=tuple(unit.members for unit in shown),
         influence=influence[drawn_nodes].double().numpy(),
         sources=index_in_picture[edges.source[drawn_edges]].numpy(),
         targets=index_in_picture[edges.target[drawn_edges]].numpy(),
@@ -135,7 +140,7 @@ def _units(graph: AttributionGraph) -> list[_Unit]:
     is_logit = (nodes.kind == NodeKind.LOGIT).tolist()
     notes = [_percent(weight) if logit else "" for weight, logit in zip(nodes.weight.tolist(), is_logit, strict=True)]
     columns = zip(shapes, rows, nodes.position.tolist(), labels, notes, strict=True)
-    return [_Unit(shape, row, position, label, note) for shape, row, position, label, note in columns]
+    return [_Unit(*unit, members=(node,)) for node, unit in enumerate(columns)]
 
 
 def _percent(share: float) -> str:
@@ -176,14 +181,15 @@ def _joined(label: str, members: Sequence[_Unit], influence: Sequence[float]) ->
     shares = np.array(influence) + 1e-12
     rows, positions = np.array([unit.row for unit in members]), np.array([unit.position for unit in members])
     position = int(np.bincount(positions, weights=shares).argmax())
+    joined = tuple(node for unit in members for node in unit.members)
     note = (
         f"{len(members)} nodes" if len({unit.shape for unit in members}) > 1 else _count(members[0].shape, len(members))
     )
     layers = sorted({int(np.ceil(row)) for row in rows})
     layer_range = "" if layers[0] < 0 else f", L{layers[0]}" if len(layers) == 1 else f", L{layers[0]}–{layers[-1]}"
     if any(unit.shape == "output" for unit in members):
-        return _Unit("output", float(rows.max()), position, label, note)
-    return _Unit("group", float(np.average(rows, weights=shares)), position, label, note + layer_range)
+        return _Unit("output", float(rows.max()), position, label, note, joined)
+    return _Unit("group", float(np.average(rows, weights=shares)), position, label, note + layer_range, joined)
 
 
 def _count(shape: Shape, count: int) -> str:

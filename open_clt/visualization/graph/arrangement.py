@@ -1,0 +1,149 @@
+"""The arrangement of a graph's picture: the sizes of labels and markers, and where everything stands, in points.
+
+Both the static and the interactive figure draw what this module arranges, so that they show the same picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from open_clt.visualization.graph.layout import Item, Output, Page, PlacedGraph, Size, place
+from open_clt.visualization.graph.picture import GraphPicture, Shape
+from open_clt.visualization.labels import text_size, token_label, wrapped
+from open_clt.visualization.style import GREY, INK, ORANGE
+
+MARKERS: dict[Shape, tuple[str, str, str]] = {
+    "feature": ("o", INK, "feature"),
+    "error": ("D", ORANGE, "error"),
+    "other": ("s", GREY, "bias, position, MLP output"),
+    "group": ("o", INK, "supernode"),
+}
+"""Marker, colour and name in the key of each shape between tokens and outputs."""
+TOKEN_FONT, TITLE_FONT = 8.0, 9.5
+NODE_FONT, NOTE_FONT, OUTPUT_FONT, KEY_FONT = 6.5, 5.5, 8.0, 7.0
+_SMALLEST, _LARGEST = 3.5, 12.0
+"""Diameters of a node without influence and of the most influential one, in points."""
+THINNEST, WIDEST = 0.3, 3.0
+"""Widths of edges, in points."""
+BESIDE = 2.0
+"""Distance between a node and its label, in points."""
+BETWEEN = 1.5
+"""Distance between a label and the note below it, in points."""
+INSET = 3.5
+"""Distance between the border of a supernode and its content, in points."""
+LEFT, AROUND = 30.0, 8.0
+"""Room for the names of layers on the left, and the margin on the other sides, in points."""
+CAPTION_LINE = 9.0
+"""Height of one line of the caption, in points."""
+
+
+class Anchor(NamedTuple):
+    """The points of a node where edges attach: edges leave at ``top`` and arrive at ``bottom``."""
+
+    x: float
+    top: float
+    bottom: float
+
+
+def node_size(picture: GraphPicture, node: int) -> Size:
+    """Return the size of a node together with its label."""
+    diameter, (width, height) = diameter_of(picture, node), _text_size(picture, node)
+    inset = 2 * INSET if picture.shapes[node] == "group" else 0.0
+    label_width = BESIDE + width if width else 0.0
+    return diameter + label_width + inset, max(diameter, height) + inset
+
+
+def output_size(picture: GraphPicture, node: int) -> Size:
+    """Return the size of an output together with its border."""
+    width, height = _text_size(picture, node, 24, OUTPUT_FONT)
+    return width + 7, height + 5
+
+
+def below(picture: GraphPicture) -> float:
+    """Return the height of the key and the captions below the picture."""
+    return 27.0 + CAPTION_LINE * len(captions_of(picture))
+
+
+def narrowest(picture: GraphPicture) -> float:
+    """Return the width of the longest line of the caption."""
+    return max(text_size(line, KEY_FONT)[0] for line in captions_of(picture))
+
+
+def captions_of(picture: GraphPicture) -> list[str]:
+    """Return the lines below the picture: what is drawn of the graph, and what its rows miss if they miss anything."""
+    lines = [f"Area by influence, width by weight. {picture.caption}"]
+    return [*lines, picture.missing] if picture.missing else lines
+
+
+def diameter_of(picture: GraphPicture, node: int) -> float:
+    """Return the diameter of a node's marker; its area grows with influence, from the smallest visible marker."""
+    influences = picture.influence[picture.of(*MARKERS)]
+    share = picture.influence[node] / max(float(np.max(influences, initial=0)), 1e-30)
+    return float(np.sqrt(_SMALLEST**2 + (_LARGEST**2 - _SMALLEST**2) * share))
+
+
+def _text_size(picture: GraphPicture, node: int, line_length: int = 16, font: float = NODE_FONT) -> Size:
+    """Return the size of a label together with the note below it."""
+    if not picture.labels[node]:
+        return 0.0, 0.0
+    width, height = text_size(wrapped(picture.labels[node], line_length), font)
+    if node not in picture.notes:
+        return width, height
+    note = text_size(picture.notes[node], NOTE_FONT)
+    return max(width, note[0]), height + BETWEEN + note[1]
+
+
+def arranged(picture: GraphPicture, page: Page) -> PlacedGraph:
+    """Measure every label and place every node; nodes of a cell are ordered by where their neighbours stand."""
+    order = _neighbour_positions(picture)
+    items = [
+        Item(picture.positions[node], picture.rows[node], node_size(picture, node), order[node])
+        for node in picture.of(*MARKERS)
+    ]
+    outputs = [Output(picture.positions[node], output_size(picture, node)) for node in picture.of("output")]
+    tokens = [text_size(token_label(token), TOKEN_FONT) for token in picture.tokens]
+    rows = sorted({*map(float, range(picture.n_layers)), *(item.row for item in items)})
+    return place(items, tokens, outputs, rows, replace(page, narrowest=max(page.narrowest, narrowest(picture))))
+
+
+def anchors_of(picture: GraphPicture, placed: PlacedGraph) -> dict[int, Anchor]:
+    """Return where edges meet each node: the middle of a marker, or the border of a box or token."""
+    anchors: dict[int, Anchor] = {}
+    for node, box in zip(picture.of(*MARKERS), placed.items, strict=True):
+        if picture.shapes[node] == "group":
+            anchors[node] = Anchor(box.x, box.y + box.height / 2, box.y - box.height / 2)
+        else:
+            anchors[node] = Anchor(box.x - box.width / 2 + diameter_of(picture, node) / 2, box.y, box.y)
+    for node in picture.of("token"):
+        box = placed.tokens[picture.positions[node]]
+        anchors[node] = Anchor(box.x, box.y + box.height / 2 + 1, box.y)
+    for node, box in zip(picture.of("output"), placed.outputs, strict=True):
+        anchors[node] = Anchor(box.x, box.y, box.y - box.height / 2)
+    return anchors
+
+
+def edge_curve(start: Anchor, end: Anchor) -> npt.NDArray[np.float64]:
+    """Return the four control points of an edge, a cubic Bezier curve that leaves upwards and arrives from below."""
+    bend = (end.bottom - start.top) / 2
+    return np.array(
+        [(start.x, start.top), (start.x, start.top + bend), (end.x, end.bottom - bend), (end.x, end.bottom)]
+    )
+
+
+def relative_sizes(picture: GraphPicture) -> npt.NDArray[np.float64]:
+    """Return the absolute weight of each edge, as a share of the largest one."""
+    return np.abs(picture.weights) / max(float(np.max(np.abs(picture.weights), initial=0)), 1e-30)
+
+
+def _neighbour_positions(picture: GraphPicture) -> list[float]:
+    """Return the weighted mean position of the neighbours of each node; a node without edges keeps its own position."""
+    positions, weights = np.array(picture.positions, dtype=float), np.abs(picture.weights) + 1e-12
+    weighted_sums, weight_sums = positions * 1e-12, np.full(len(positions), 1e-12)
+    for nodes, neighbours in ((picture.sources, picture.targets), (picture.targets, picture.sources)):
+        np.add.at(weighted_sums, nodes, weights * positions[neighbours])
+        np.add.at(weight_sums, nodes, weights)
+    return (weighted_sums / weight_sums).tolist()
