@@ -1,8 +1,9 @@
-"""Feature files: examples of features in the formats that circuit-tracer's viewer reads.
+"""Feature files: records of features in the formats that circuit-tracer's viewer reads.
 
 A repository on Hugging Face holds ``features/index.json.gz``, a list with one ``{filename, offsets}`` per layer. The
 bytes ``offsets[f]`` to ``offsets[f + 1]`` of a layer's file describe feature ``f``: a length in four bytes
-(little-endian), followed by JSON that is compressed with zlib.
+(little-endian), followed by JSON that is compressed with zlib (``feature_json.py``). Beside them, OpenCLT writes
+``about.json``, which says how the records were measured, and ``table.json.gz``, one row per record for lists.
 
 A viewer whose ``scan`` is ``./directory`` reads ``./directory/{number}.json`` instead, where ``cantor_pair`` gives the
 number of a feature.
@@ -11,27 +12,25 @@ number of a feature.
 from __future__ import annotations
 
 import gzip
-import math
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
 
-import torch
-
 from open_clt import files
-from open_clt.config.json import check_record
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
+from open_clt.features.about import ABOUT, AboutRecords, read_about, write_about
+from open_clt.features.feature_json import TOP_EFFECTS, json_of, record_of
+from open_clt.features.records import FeatureRecord
+from open_clt.features.table import TABLE, FeatureRow, read_columns, row_of, to_columns
 from open_clt.graphs.formats.circuit_tracer_schema import cantor_pair, read_object
 from open_clt.transcoders.feature import Feature
 
 FOLDER = "features"
 INDEX = "index.json.gz"
-_TOP_EFFECTS = "top_logit_effects"
 _LENGTH = struct.Struct("<I")
 
 
@@ -59,16 +58,39 @@ class FeatureFiles:
         """
         return files.read_saved(self.folder, INDEX, lambda saved: self._read(saved, feature))
 
+    def about(self) -> AboutRecords | None:
+        """How the records were measured; None if another program wrote the files. Raises CheckpointError if damaged."""
+        return files.read_saved(self.folder, INDEX, lambda saved: read_about(saved(ABOUT)))
+
+    def table(self) -> list[FeatureRow]:
+        """One row for each record, by layer and index; raises CheckpointError if the table is missing or damaged."""
+
+        def read(saved: files.Saved) -> list[FeatureRow]:
+            path = saved(TABLE)
+            try:
+                return read_columns(_unzipped(files.read_bytes(path, "gzip"), path))
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError, ConfigError) as error:
+                raise CheckpointError(f"{path} is not a table of features; write the features again.") from error
+
+        return files.read_saved(self.folder, INDEX, read)
+
+    def features(self) -> list[Feature]:
+        """All features that have a record, by layer and index."""
+        files.read_saved(self.folder, INDEX, self._read_index)
+        return [
+            Feature(layer, index)
+            for layer, entry in enumerate(self._layers)
+            for index, (start, end) in enumerate(pairwise(entry.offsets))
+            if start < end
+        ]
+
     def _read_index(self, saved: files.Saved) -> None:
         """Read the index, unless it is the one that was read before."""
         path = saved(INDEX)
         packed = files.read_bytes(path, "gzip")
         if packed == self._index:
             return
-        try:
-            index = files.parse_json(files.unpacked(packed, "gzip", path, files.LARGEST_JSON))
-        except ValueError as error:
-            raise files.unreadable(path, "JSON", error) from error
+        index = _unzipped(packed, path)
         if not isinstance(index, list):
             raise _not_layers(self.folder)
         self._layers = [_layer(entry, self.folder) for entry in cast(list[Any], index)]
@@ -95,11 +117,19 @@ class FeatureFiles:
             (length,) = _LENGTH.unpack_from(stored)
             packed = stored[_LENGTH.size : _LENGTH.size + length]
             content = files.unpacked(packed, "zlib", f"Feature {feature} in {path}", files.LARGEST_FEATURE)
-            return _record(files.parse_json(content, finite=True), feature)
+            return record_of(files.parse_json(content, finite=True), feature)
         except FileNotFoundError as error:
             raise files.missing(path) from error
         except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"Feature {feature} in {path} is damaged; write the features again.") from error
+
+
+def _unzipped(packed: bytes, path: Path) -> Any:
+    """The JSON of a compressed file."""
+    try:
+        return files.parse_json(files.unpacked(packed, "gzip", path, files.LARGEST_JSON), finite=True)
+    except ValueError as error:
+        raise files.unreadable(path, "JSON", error) from error
 
 
 def _layer(entry: object, folder: Path) -> _Layer:
@@ -122,37 +152,89 @@ def _not_layers(folder: Path) -> CheckpointError:
 
 
 def write_feature_files(
-    records: Iterable[FeatureRecord], directory: str | Path, *, n_layers: int, n_features: int, name: str = ""
+    records: Iterable[FeatureRecord],
+    directory: str | Path,
+    *,
+    n_layers: int,
+    n_features: int,
+    about: AboutRecords | None = None,
+    name: str = "",
 ) -> Path:
     """Write records into ``directory/features`` and return that folder; ``name`` names their transcoder.
 
-    Features without a record do not take space. Former feature files are replaced, and the folder's manifest lists the
-    new ones. Raises ConfigError if a feature lies outside the given shape, or if a file would be replaced that the
-    manifest does not list.
+    An iterator must yield the records by layer, and by index within a layer; memory then holds the records of one
+    feature at a time. Features without a record do not take space. Former feature files are replaced, and the folder's
+    manifest lists the new ones. Raises ConfigError if a feature lies outside the given shape or is out of order, or if
+    a file would be replaced that the manifest does not list.
     """
-    entries: dict[Feature, bytes] = {}
-    for record in records:
-        if not (0 <= record.feature.layer < n_layers and 0 <= record.feature.index < n_features):
+    if isinstance(records, Sequence):
+        records = sorted(records, key=lambda record: record.feature)
+    folder = Path(directory) / FOLDER
+    layers = [f"layer_{layer}.bin" for layer in range(n_layers)]
+    names = [*layers, TABLE, *([] if about is None else [ABOUT]), INDEX]
+    with files.results(folder, names):
+        former = files.listed_names(folder)
+        with files.saving(folder, replaces=former) as stage:
+            writer = _Writer(records, n_layers, n_features, name)
+            for layer, filename in enumerate(layers):
+                files.write_parts(stage(filename), writer.layer(layer))
+            writer.check_end()
+            files.write_bytes(stage(TABLE), _zipped(to_columns(writer.rows), TABLE))
+            if about is not None:
+                write_about(stage(ABOUT), about)
+            files.list_names(folder, names)
+            files.write_bytes(stage(INDEX), _zipped(writer.index(layers), INDEX))
+    return folder
+
+
+@final
+class _Writer:
+    """Turns records into the bytes of layers' files, and keeps what the index and the table say about them."""
+
+    def __init__(self, records: Iterable[FeatureRecord], n_layers: int, n_features: int, name: str) -> None:
+        self.rows: list[FeatureRow] = []
+        self._records = iter(records)
+        self._next = next(self._records, None)
+        self._lengths = [[0] * n_features for _ in range(n_layers)]
+        self._name = name
+
+    def layer(self, layer: int) -> Iterator[bytes]:
+        """Yield the bytes of each feature of a layer."""
+        while self._next is not None and self._next.feature.layer <= layer:
+            self._check(self._next.feature)
+            packed = zlib.compress(json_of(self._next, self._name), level=9)
+            self._lengths[layer][self._next.feature.index] = _LENGTH.size + len(packed)
+            self.rows.append(row_of(self._next))
+            yield _LENGTH.pack(len(packed)) + packed
+            self._next = next(self._records, None)
+
+    def check_end(self) -> None:
+        """Raise ConfigError if a record is left, which lies outside all layers."""
+        if self._next is not None:
+            self._check(self._next.feature)
+
+    def index(self, filenames: Sequence[str]) -> list[dict[str, Any]]:
+        """The index of the layers' files."""
+        lengths = zip(filenames, self._lengths, strict=True)
+        return [{"filename": filename, "offsets": [0, *accumulate(layer)]} for filename, layer in lengths]
+
+    def _check(self, feature: Feature) -> None:
+        n_layers, n_features = len(self._lengths), len(self._lengths[0]) if self._lengths else 0
+        if not (0 <= feature.layer < n_layers and 0 <= feature.index < n_features):
             raise ConfigError(
-                f"Feature {record.feature} lies outside {n_layers} layers of {n_features} features; "
+                f"Feature {feature} lies outside {n_layers} layers of {n_features} features; "
                 "give the n_layers and n_features of its transcoder."
             )
-        packed = zlib.compress(_content(record, name))
-        entries[record.feature] = _LENGTH.pack(len(packed)) + packed
-    folder = Path(directory) / FOLDER
-    index: list[dict[str, Any]] = []
-    layers = [f"layer_{layer}.bin" for layer in range(n_layers)]
-    with files.results(folder, [*layers, INDEX]):
-        former = files.listed_names(folder)
-        files.list_names(folder, [*layers, INDEX])
-        with files.saving(folder, replaces=former) as stage:
-            for layer, filename in enumerate(layers):
-                parts = [entries.get(Feature(layer, index), b"") for index in range(n_features)]
-                files.write_bytes(stage(filename), b"".join(parts))
-                index.append({"filename": filename, "offsets": [0, *accumulate(map(len, parts))]})
-            # Without a time stamp, the same records always give the same bytes.
-            files.write_bytes(stage(INDEX), gzip.compress(files.json_text(index, INDEX, indent=None).encode(), mtime=0))
-    return folder
+        if self.rows and feature <= self.rows[-1].feature:
+            raise ConfigError(
+                f"The record of feature {feature} comes after that of {self.rows[-1].feature}; give one record of each "
+                "feature, by layer and by index."
+            )
+
+
+def _zipped(content: object, name: str) -> bytes:
+    """JSON that is compressed without a time stamp, so that the same records always give the same bytes."""
+    return gzip.compress(files.json_text(content, name, indent=None).encode(errors="backslashreplace"), mtime=0)
 
 
 def write_feature_json(records: Iterable[FeatureRecord], directory: str | Path, *, name: str = "") -> Path:
@@ -165,7 +247,7 @@ def write_feature_json(records: Iterable[FeatureRecord], directory: str | Path, 
         for record in records:
             filename = f"{cantor_pair(record.feature)}.json"
             _check_place(directory / filename)
-            files.write_bytes(stage(filename), _content(record, name))
+            files.write_bytes(stage(filename), json_of(record, name))
     return directory
 
 
@@ -173,7 +255,7 @@ def _check_place(path: Path) -> None:
     """Raise ConfigError if a path holds anything but the JSON of a feature that OpenCLT wrote."""
     if os.path.lexists(path):
         try:
-            read_object(path, "examples_quantiles", _TOP_EFFECTS)
+            read_object(path, "examples_quantiles", TOP_EFFECTS)
         except CheckpointError as error:
             raise files.foreign(path) from error
 
@@ -183,88 +265,6 @@ def read_feature_json(directory: str | Path, feature: Feature) -> FeatureRecord:
     path = Path(directory) / f"{cantor_pair(feature)}.json"
     content = read_object(path, "examples_quantiles")
     try:
-        return _record(content, feature)
+        return record_of(content, feature)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not describe a whole feature ({error!r}); write it again.") from error
-
-
-def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
-    """The viewer's JSON for one feature; keys for which a record has no data are empty, and numbers are left out."""
-    examples = [
-        {
-            "tokens": list(example.tokens),
-            "tokens_acts_list": [_short(value) for value in example.activations.tolist()],
-            "train_token_ind": example.peak,
-            "is_repeated_datapoint": False,
-        }
-        for example in record.examples
-    ]
-    numbers = {"act_max": _number(record.max_activation), "activation_frequency": _number(record.density)}
-    return {
-        "transcoder_id": name,
-        "index": record.feature.index,
-        "examples_quantiles": [{"quantile_name": "Top activations", "examples": examples}],
-        "top_logits": [effect.token for effect in record.top_tokens],
-        "bottom_logits": [effect.token for effect in record.bottom_tokens],
-        # Only OpenCLT reads the effects. Other programs ignore these two keys and show the tokens alone.
-        _TOP_EFFECTS: [_number(effect.effect) for effect in record.top_tokens],
-        "bottom_logit_effects": [_number(effect.effect) for effect in record.bottom_tokens],
-        "act_min": 0.0,
-        "quantile_values": [],
-        "histogram": [],
-        **{key: value for key, value in numbers.items() if value is not None},
-    }
-
-
-def _number(value: float) -> float | None:
-    """A number as JSON holds it: None if it is NaN, which says that it is not known."""
-    return None if math.isnan(value) else float(value)
-
-
-def _record(entry: Mapping[str, Any], feature: Feature) -> FeatureRecord:
-    """The record that the viewer's JSON describes; what the file lacks is NaN."""
-    record = FeatureRecord(
-        feature=feature,
-        density=float(entry.get("activation_frequency", math.nan)),
-        max_activation=float(entry.get("act_max", math.nan)),
-        examples=tuple(_example(example) for part in entry["examples_quantiles"] for example in part["examples"]),
-        top_tokens=_effects(entry, "top"),
-        bottom_tokens=_effects(entry, "bottom"),
-    )
-    check_record(record)
-    return record
-
-
-def _example(entry: Mapping[str, Any]) -> FeatureExample:
-    """An example; raises ValueError if its tokens, activations and peak do not fit together."""
-    tokens, peak = tuple(entry["tokens"]), int(entry["train_token_ind"])
-    activations = torch.tensor(entry["tokens_acts_list"], dtype=torch.float32)
-    if activations.shape != (len(tokens),) or not bool(activations.isfinite().all()) or not 0 <= peak < len(tokens):
-        raise ValueError(f"an example of {len(tokens)} tokens has other activations, or its peak is {peak}")
-    return FeatureExample(tokens, activations, peak)
-
-
-def _effects(entry: Mapping[str, Any], side: str) -> tuple[TokenEffect, ...]:
-    """The tokens of one side, top or bottom, with their effects; NaN where the file has no effects."""
-    tokens = cast(Sequence[str], entry.get(f"{side}_logits", []))
-    # Other programs write tokens without their effects.
-    effects = cast(Sequence[float | None], entry.get(f"{side}_logit_effects", [None] * len(tokens)))
-    pairs = zip(tokens, effects, strict=True)
-    return tuple(TokenEffect(token, math.nan if effect is None else effect) for token, effect in pairs)
-
-
-def _short(value: float) -> float:
-    """The value rounded to nine digits, which are enough to restore a float32 exactly."""
-    return float(f"{value:.9g}")
-
-
-def _content(record: FeatureRecord, name: str) -> bytes:
-    """The viewer's JSON for one feature, in UTF-8; raises CheckpointError for a record that cannot be read back."""
-    subject = f"The record of feature {record.feature}"
-    try:
-        entry = _entry(record, name)
-        _record(entry, record.feature)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{subject} cannot be written ({error}); measure the feature again.") from error
-    # Half a character (a lone surrogate) is written as its number.
-    return files.json_text(entry, subject, strict=True, indent=None).encode(errors="backslashreplace")

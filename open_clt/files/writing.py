@@ -55,6 +55,14 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
+    """Write a file whose parts are made one after another, and return its path."""
+    with writing(path) as temporary, temporary.open("wb") as file:
+        for part in parts:
+            file.write(part)
+    return path
+
+
 def write_text(path: Path, content: str) -> Path:
     """Write a text file in UTF-8 and return its path; half a character (a lone surrogate) is written as its number."""
     return write_bytes(path, content.encode(errors="backslashreplace"))

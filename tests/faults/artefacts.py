@@ -34,6 +34,7 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.metrics import LayerMetrics, TranscoderMetrics
 from open_clt.visualization.style import save
+from tests.features.rich_record import ABOUT, rich_record
 from tests.graphs.hand_graph import hand_graph
 
 
@@ -110,13 +111,20 @@ def report_facts(directory: Path) -> object:
 
 
 def record_of(feature: int, version: int) -> FeatureRecord:
-    return FeatureRecord(Feature(0, feature), version / 100, float(version), (), (), ())
+    return rich_record(0, feature, float(version))
 
 
 def feature_facts(directory: Path) -> object:
-    record = FeatureFiles(directory).record(Feature(0, 0))
+    feature_files = FeatureFiles(directory)
+    record, about = feature_files.record(Feature(0, 0)), feature_files.about()
     assert record is not None
-    return vars(record)
+    assert about is not None
+    return record_facts(record), about.tokens, feature_files.table()
+
+
+def record_facts(record: FeatureRecord) -> object:
+    examples = [(example.tokens, example.activations.tolist()) for example in record.examples]
+    return record.max_activation, record.quantile_values, examples, record.label
 
 
 def checkpoint_facts(directory: Path) -> object:
@@ -171,13 +179,15 @@ ARTEFACTS = {
         ("evaluation.report_file",),
     ),
     "features": Artefact(
-        lambda d, v: write_feature_files([record_of(0, v)], d, n_layers=v, n_features=3),
+        lambda d, v: write_feature_files(
+            [record_of(0, v)], d, n_layers=v, n_features=3, about=replace(ABOUT, tokens=v)
+        ),
         feature_facts,
-        ("features.feature_files",),
+        ("features.feature_files", "features.about"),
     ),
     "feature as JSON": Artefact(
         lambda d, v: write_feature_json([record_of(0, v)], d),
-        lambda d: vars(read_feature_json(d, Feature(0, 0))),
+        lambda d: record_facts(read_feature_json(d, Feature(0, 0))),
         ("features.feature_files",),
         "0.json",
     ),

@@ -25,6 +25,8 @@ from open_clt.data.prompts import read_prompts
 from open_clt.data.texts import read_texts
 from open_clt.errors import TextError
 from open_clt.evaluation.report_file import load_report, save_report
+from open_clt.features.about import ABOUT as ABOUT_FILE
+from open_clt.features.about import read_about, write_about
 from open_clt.features.feature_files import FeatureFiles, read_feature_json, write_feature_files, write_feature_json
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
@@ -44,6 +46,7 @@ from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.stored_weights import tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import graph_of, record_of, report_of
+from tests.features.rich_record import ABOUT
 from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_bluelight import write_bluelight
 from tests.transcoders.formats.written_by_bytedance import write_bytedance
@@ -120,6 +123,9 @@ def _use_graph(graph: AttributionGraph) -> Iterable[Tensor]:
 
 def _read_features(folder: Path) -> Iterable[float]:
     feature_files = FeatureFiles(folder)
+    feature_files.about()
+    for row in feature_files.table():
+        yield from (number for number in (row.density, row.max_activation) if not math.isnan(number))
     for layer, index in ((0, 0), (0, 2), (1, 1)):
         record = feature_files.record(Feature(layer, index))
         if record is not None:
@@ -129,7 +135,9 @@ def _read_features(folder: Path) -> Iterable[float]:
 def _record_numbers(record: Any) -> Iterable[float]:
     repr(record)
     # NaN means that the file of another program does not say it.
-    return [number for number in (record.density, record.max_activation) if not math.isnan(number)]
+    numbers = [record.density, record.max_activation, record.min_activation, *record.quantile_values, *record.histogram]
+    numbers += [entry.similarity for entry in (*record.nearest, *record.coactive)]
+    return [number for number in numbers if not math.isnan(number)]
 
 
 def _read_report(folder: Path) -> Iterable[float]:
@@ -310,9 +318,16 @@ READERS: dict[str, Reader] = {
     "report": Reader(lambda folder: save_report(report_of(1), folder), _read_report, "evaluation.report_file"),
     "card that a user wrote": Reader(_write_card, _read_card, "publishing.push"),
     "features": Reader(
-        lambda folder: write_feature_files([record_of(0, 1), record_of(2, 1)], folder, n_layers=2, n_features=3),
+        lambda folder: write_feature_files(
+            [record_of(0, 1), record_of(2, 1)], folder, n_layers=2, n_features=3, about=ABOUT
+        ),
         _read_features,
         "features.feature_files",
+    ),
+    "description of features": Reader(
+        lambda folder: write_about(folder / ABOUT_FILE, ABOUT),
+        _nothing(lambda folder: read_about(folder / ABOUT_FILE)),
+        "features.about",
     ),
     "feature as JSON": Reader(
         lambda folder: write_feature_json([record_of(0, 1)], folder),

@@ -21,9 +21,11 @@ from open_clt.features.feature_files import (
     write_feature_files,
     write_feature_json,
 )
-from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
+from open_clt.features.records import FeatureExample, FeatureLabel, FeatureRecord, RelatedFeature, TokenEffect
+from open_clt.features.table import row_of
 from open_clt.graphs.formats.circuit_tracer_schema import cantor_pair, cantor_unpair
 from open_clt.transcoders.feature import Feature
+from tests.features.rich_record import ABOUT, rich_record
 from tests.refusals import refuses
 
 
@@ -81,7 +83,60 @@ def test_the_binaries_are_laid_out_as_the_viewer_reads_them(tmp_path: Path) -> N
     example = entry["examples_quantiles"][0]["examples"][0]
     assert set(example) == {"tokens", "tokens_acts_list", "train_token_ind", "is_repeated_datapoint"}
     assert len(example["tokens"]) == len(example["tokens_acts_list"])
-    assert {"bottom_logits", "act_max", "quantile_values", "histogram"} <= set(entry)
+    assert {"bottom_logits", "act_max"} <= set(entry)
+    # The viewer would show an empty list as a percentile of 0 and an empty histogram.
+    assert not {"quantile_values", "histogram"} & set(entry)
+
+
+def test_every_field_of_a_record_is_read_back(tmp_path: Path) -> None:
+    expected = rich_record(0, 3, 1 / 3)
+    write_feature_files([expected], tmp_path, n_layers=1, n_features=5, about=ABOUT)
+    write_feature_json([expected], tmp_path)
+    for loaded in (FeatureFiles(tmp_path).record(Feature(0, 3)), read_feature_json(tmp_path, Feature(0, 3))):
+        assert_same(loaded, expected)
+        assert loaded is not None
+        for name in ("histogram", "fires_on", "nearest", "outputs", "label", "min_activation"):
+            assert getattr(loaded, name) == getattr(expected, name)
+        assert loaded.quantile_values == pytest.approx(expected.quantile_values, rel=1e-8)
+        assert loaded.coactive[0].similarity == pytest.approx(1 / 3, rel=1e-8)
+        assert [(group.name, len(group.examples)) for group in loaded.groups] == [
+            (group.name, len(group.examples)) for group in expected.groups
+        ]
+
+
+def test_the_viewer_finds_the_percentile_of_an_activation(tmp_path: Path) -> None:
+    """The viewer's rule: the number of the first quantile that is at least the activation, or 100."""
+    record = rich_record(0, 0)
+    write_feature_json([record], tmp_path)
+    entry = json.loads((tmp_path / "0.json").read_text(encoding="utf-8"))
+    assert len(entry["quantile_values"]) == 100
+    for activation, percentile in ((0.01, 1), (0.04, 1), (0.05, 2), (2.0, 50), (3.999, 100), (4.0, 100), (9.0, 100)):
+        values = entry["quantile_values"]
+        shown = next((index + 1 for index, value in enumerate(values) if activation <= value), 100)
+        assert record.percentile(activation) == shown == percentile
+    assert entry["histogram"] == [3, 1, 0, 1]
+    assert (entry["act_min"], entry["act_max"]) == (0, 4)
+    assert RECORDS[0].percentile(1.0) is None
+
+
+def test_files_say_how_they_were_measured_and_list_their_features(tmp_path: Path) -> None:
+    records = [rich_record(layer, index) for layer, index in ((1, 4), (0, 2), (1, 0))]
+    write_feature_files(records, tmp_path, n_layers=2, n_features=5, about=ABOUT)
+    files = FeatureFiles(tmp_path)
+    assert files.about() == ABOUT
+    assert files.features() == [Feature(0, 2), Feature(1, 0), Feature(1, 4)]
+    assert [row.feature for row in files.table()] == files.features()
+    assert files.table()[0]._replace(feature=Feature(1, 4)) == row_of(records[0])
+    write_feature_files(RECORDS, tmp_path, n_layers=3, n_features=5)
+    assert files.about() is None
+    assert files.features() == [record.feature for record in RECORDS]
+
+
+def test_an_iterator_of_records_must_be_in_order(tmp_path: Path) -> None:
+    for wrong in ([RECORDS[1], RECORDS[0]], [RECORDS[0], RECORDS[0]]):
+        with refuses(ConfigError, "L0/3"):
+            write_feature_files(iter(wrong), tmp_path, n_layers=3, n_features=5)
+    assert not (tmp_path / "features" / "index.json.gz").exists()
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
@@ -131,6 +186,11 @@ def test_numbers_that_are_not_known_are_read_back_as_such(tmp_path: Path) -> Non
         {"examples": (EXAMPLE._replace(peak=9),)},
         {"examples": (EXAMPLE._replace(activations=torch.full((4,), math.nan)),)},
         {"examples": (EXAMPLE._replace(tokens=("a", "b")),)},
+        {"histogram": (1.0, -1.0)},
+        {"quantile_values": (2.0, 1.0)},
+        {"nearest": (RelatedFeature(Feature(0, -1), 0.5),)},
+        {"label": FeatureLabel("a", math.inf)},
+        {"label": "a"},
     ],
     ids=str,
 )
