@@ -45,7 +45,7 @@ class SamplingConfig(CheckedConfig):
     top_p: float = 1.0
     """Draw only among the fewest tokens that together reach this probability (Holtzman et al., 2020)."""
     stop_at_eos: bool = True
-    """End the continuation after the end-of-text token."""
+    """End the continuation after EOS, or after another token that the model's generation config names as an end."""
     seed: int = 0
     """Seed of the draws."""
 

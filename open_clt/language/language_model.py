@@ -18,7 +18,7 @@ It may also use any other hook of the blocks that carries ``d_model`` numbers pe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -99,7 +99,7 @@ def is_text(text: str) -> bool:
 class LanguageModel:
     """A decoder-only transformer with MLP blocks, its tokenizer, and access to its activations."""
 
-    def __init__(self, name: str, bridge: Any, tokenizer: Any) -> None:
+    def __init__(self, name: str, bridge: Any, tokenizer: Any, end_tokens: Collection[int] = ()) -> None:
         config = bridge.cfg
         self.name = name
         self.bridge = bridge
@@ -114,6 +114,8 @@ class LanguageModel:
         self.bos_token_id: int = cast(int, eos if bos is None else bos)
         """Token before a text (BOS); for a model without a BOS token, its end-of-text token, as for GPT-2."""
         self.eos_token_id: int = cast(int, bos if eos is None else eos)
+        self.end_token_ids: frozenset[int] = frozenset((self.eos_token_id, *end_tokens))
+        """Tokens that end a continuation: EOS, and those of ``generation_config.json``, such as the end of a turn."""
         weight = next(bridge.original_model.parameters())
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
@@ -363,7 +365,7 @@ def load_language_model(
     without_widget_advice()
     source = find_model(str(name))
     loaded = load_model(source, device, dtype)
-    return LanguageModel(source.name, loaded.bridge, loaded.tokenizer)
+    return LanguageModel(source.name, *loaded)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from open_clt.errors import ConfigError, LanguageModelError, OpenCLTError, ResourceError
+from open_clt import files
+from open_clt.errors import CheckpointError, ConfigError, LanguageModelError, OpenCLTError, ResourceError
 from open_clt.finite import check_finite
 from open_clt.language.gguf import complete_config
 from open_clt.language.model_source import ModelSource
@@ -34,6 +35,7 @@ _UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, Nam
 """Errors of libraries that are not meant for users: the library does not expect a part or a setting of the model."""
 _MOST_LAYERS = 10_000
 """Largest number of layers of a model; a damaged config may state more, and building them would not end."""
+_GENERATION = "generation_config.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,6 +46,8 @@ class LoadedModel(NamedTuple):
     """TransformerLens's TransformerBridge, whose parameters need no gradient."""
     tokenizer: Any
     """Tokenizer of transformers."""
+    end_tokens: frozenset[int]
+    """Tokens that end a text according to ``generation_config.json``, such as that of the end of a turn in a chat."""
 
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -62,6 +66,8 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     with _explained(f"The tokenizer of {source.name!r} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
         _check_tokenizer(tokenizer, source.name)
+    with _explained(f"The {_GENERATION} of {source.name!r} cannot be read"):
+        end_tokens = _end_tokens(source)
     with _explained(f"The language model {source.name!r} cannot be read"), _no_loading_bar():
         _check_memory(source.name, config, device, dtype)
         model, loading_info = cast(Any, AutoModelForCausalLM).from_pretrained(
@@ -87,7 +93,7 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
         bridge.requires_grad_(False)
         _check_bridge(bridge, source.name)
         _check_logits(_few_logits(bridge, model.config), logits, source.name, dtype)
-    return LoadedModel(bridge, tokenizer)
+    return LoadedModel(bridge, tokenizer, end_tokens)
 
 
 def _check_complete(loading_info: dict[str, Any], name: str) -> None:
@@ -140,6 +146,40 @@ def _read_config(source: ModelSource, options: dict[str, Any]) -> Any:
     if isinstance(layers, int) and layers > _MOST_LAYERS:
         raise LanguageModelError(f"The config.json of {source.name!r} states {layers} layers; download it again.")
     return config
+
+
+def _end_tokens(source: ModelSource) -> frozenset[int]:
+    """The tokens that end a text according to ``generation_config.json``; none if the model has no such file.
+
+    Raises LanguageModelError if the file is damaged, which transformers passes over.
+    """
+    if source.gguf_file:  # such a file in the same directory may belong to another model
+        return frozenset()
+    try:
+        path = Path(source.location) / _GENERATION if source.local else _downloaded(source.location, _GENERATION)
+        if path is None or not path.exists():
+            return frozenset()
+        settings = files.read_json(path)
+    except CheckpointError as error:
+        raise LanguageModelError(str(error)) from error
+    stated = cast(dict[str, Any], settings).get("eos_token_id") if isinstance(settings, dict) else ""
+    tokens: list[Any] = [] if stated is None else cast(list[Any], stated) if isinstance(stated, list) else [stated]
+    if any(type(token) is not int or token < 0 for token in tokens):
+        raise LanguageModelError(
+            f"{path} has eos_token_id {str(stated)[:60]!r}; it must be the number of a token, or a list of them."
+        )
+    return frozenset(tokens)
+
+
+def _downloaded(name: str, file: str) -> Path | None:
+    """The path of a small file of a model on the hub; None if the model lacks it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except EntryNotFoundError:
+        return None
 
 
 def _check_memory(name: str, config: Any, device: torch.device, dtype: torch.dtype) -> None:

@@ -32,9 +32,9 @@ class Generation(NamedTuple):
     prompt: str
     """Text of the prompt, without the BOS token."""
     continuation: str
-    """Text that the model wrote, without the end-of-text token that may end it."""
+    """Text that the model wrote, without the token that may end it (EOS, or the end of a turn)."""
     tokens: Int[Tensor, "position"]
-    """Tokens of the prompt and of the continuation, with the BOS and end-of-text tokens."""
+    """Tokens of the prompt and of the continuation, with BOS and the token that ends the text."""
     prompt_length: int
     """Number of tokens in the prompt."""
 
@@ -74,7 +74,7 @@ def generate(
     for _ in range(room):
         logits, key_values = advance(pending, key_values)
         drawn.append(draw(logits[0], sampling, generator))
-        if sampling.stop_at_eos and drawn[-1] == model.eos_token_id:
+        if sampling.stop_at_eos and drawn[-1] in model.end_token_ids:
             break
         pending = tokens.new_tensor([drawn[-1:]])
     return _generation(model, tokens, drawn)
@@ -103,7 +103,7 @@ def draw(logits: Float[Tensor, "vocab"], sampling: SamplingConfig, generator: to
 
 def _generation(model: LanguageModel, tokens: Int[Tensor, "position"], drawn: list[int]) -> Generation:
     start = int(tokens[0] == model.bos_token_id)
-    end = len(drawn) - (drawn[-1:] == [model.eos_token_id])
+    end = len(drawn) - (drawn[-1] in model.end_token_ids)
     return Generation(
         prompt=model.decode(tokens[start:]),
         continuation=model.decode(drawn[:end]),

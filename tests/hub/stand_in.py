@@ -96,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0].strip("/")
         if found := re.fullmatch(r"api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._describe(found[1])
+        elif found := re.fullmatch(r"api/models/([^/]+/[^/]+)/tree/[^/]+(?:/(.+))?", path):
+            self._list(found[1], found[2] or "")
         elif found := re.fullmatch(r"([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             self._send_file(found[1], found[2])
         else:
@@ -116,6 +118,19 @@ class _Handler(BaseHTTPRequestHandler):
             "private": repo in self.hub.private,
         }
         self._answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _list(self, repo: str, folder: str) -> None:
+        root = self.hub.repositories.get(repo, Path("/nowhere"))
+        if not (root / folder).is_dir():
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        found = [path for path in sorted((root / folder).rglob("*")) if path.is_file()]
+        self._json(
+            [
+                {"type": "file", "path": str(path.relative_to(root)), "size": path.stat().st_size, "oid": COMMIT}
+                for path in found
+            ]
+        )
 
     def _send_file(self, repo: str, name: str) -> None:
         path = self.hub.repositories.get(repo, Path("/nowhere")) / name
@@ -202,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return content
 
-    def _json(self, content: dict[str, object], status: int = 200) -> None:
+    def _json(self, content: object, status: int = 200) -> None:
         self._answer(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from open_clt.errors import LanguageModelError
 from open_clt.language.language_model import LanguageModel, load_language_model
+from tests.hub.stand_in import serving
 from tests.model_families import own_logits
 from tests.refusals import refuses
 from tests.tiny_models import TEXTS, write_gpt2, write_llama
@@ -108,4 +109,50 @@ def test_a_tokenizer_without_bos_begins_texts_with_its_eos(copy: Path) -> None:
     assert model.tokenize("!The cat").tolist() == tokens
     change(copy / "tokenizer_config.json", eos_token=None)
     with refuses(LanguageModelError, copy, "BOS", "EOS"):
+        load_language_model(copy)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [(7, {0, 7}), ([7, 9], {0, 7, 9}), ([], {0}), (0, {0}), (None, {0})],
+    ids=str,
+)
+def test_texts_end_at_eos_and_at_the_tokens_of_the_generation_config(
+    copy: Path, stated: object, expected: set[int]
+) -> None:
+    change(copy / "generation_config.json", eos_token_id=stated)
+    assert load_language_model(copy).end_token_ids == expected
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_the_generation_config_of_a_model_on_the_hub_is_fetched(
+    copy: Path, tmp_path: Path, has_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(copy / "generation_config.json", eos_token_id=[0, 7])
+    if not has_file:
+        (copy / "generation_config.json").unlink()
+    with serving({"org/name": copy}, monkeypatch, tmp_path / "cache"):
+        model = load_language_model("org/name")
+    assert model.end_token_ids == ({0, 7} if has_file else {0})
+
+
+def test_a_model_without_a_generation_config_ends_texts_at_eos(copy: Path) -> None:
+    (copy / "generation_config.json").unlink()
+    change(copy / "config.json", eos_token_id=7)  # the default of a class may be the token of another tokenizer
+    assert load_language_model(copy).end_token_ids == {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "generation_config.json"),
+        ("[]", "generation_config.json"),
+        ('{"eos_token_id": "stop"}', "stop"),
+        ('{"eos_token_id": [7, -1]}', -1),
+        ('{"eos_token_id": [[7]]}', "[[7]]"),
+    ],
+)
+def test_a_damaged_generation_config_is_refused(copy: Path, text: str, named: object) -> None:
+    (copy / "generation_config.json").write_text(text)
+    with refuses(LanguageModelError, copy, named):
         load_language_model(copy)

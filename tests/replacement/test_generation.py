@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.errors import ConfigError, TextError
-from open_clt.language.language_model import LanguageModel
+from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.replacement.generation import draw, generate
 from tests.reference.naive_replacement import generate_without_cache
 from tests.refusals import refuses
@@ -73,18 +76,21 @@ def test_a_generation_has_the_prompt_the_continuation_and_the_text_of_both(tiny_
     assert from_tokens.tokens.equal(generation.tokens)
 
 
-def test_generation_stops_at_the_end_of_text_token_and_omits_it_from_the_text(
-    tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("as_list", [True, False])
+def test_generation_stops_at_the_ends_that_the_model_states_and_omits_them_from_the_text(
+    tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, tmp_path: Path, as_list: bool
 ) -> None:
-    sampling = SamplingConfig(max_new_tokens=8)
-    full = generate(tiny_gpt2, "The cat", sampling)
+    full = generate(tiny_gpt2, "The cat", SamplingConfig(max_new_tokens=8))
     written = full.tokens[full.prompt_length :].tolist()
     end = next(token for i, token in enumerate(written) if i and token not in written[:i])
-    monkeypatch.setattr(tiny_gpt2, "eos_token_id", end)
-    stopped = generate(tiny_gpt2, "The cat", sampling)
+    folder = shutil.copytree(tiny_gpt2_folder, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [299, end] if as_list else end}))
+    model = load_language_model(folder)
+    stopped = generate(model, "The cat", SamplingConfig(max_new_tokens=8))
     before_end = written[: written.index(end)]
     assert stopped.tokens[stopped.prompt_length :].tolist() == [*before_end, end]
     assert stopped.continuation == tiny_gpt2.decode(before_end)
+    assert generate(model, "The cat", SamplingConfig(max_new_tokens=8, stop_at_eos=False)).tokens.equal(full.tokens)
 
 
 @pytest.mark.parametrize(
