@@ -275,11 +275,11 @@ def held_out_contexts(result: TrainingResult) -> Tensor:
 def draw_features(options: argparse.Namespace, clt: OpenCrossLayerTranscoder, result: TrainingResult) -> None:
     """Draw the training curves and all figures of features."""
     heading("Figures of features")
-    visualize_training_curves(result.curves, save_path=options.output_dir / "training_curves.png")
-    prompt = prompts_for(clt)[0]
+    title = f"Training of a transcoder on {result.tokens:,} tokens ({clt.language_model.name})"
+    visualize_training_curves(result.curves, title=title, save_path=options.output_dir / "training_curves.png")
     texts = [clt.language_model.decode(context[1:]) for context in held_out_contexts(result)]
     suite = run_visualization_suite(
-        clt.language_model, clt.transcoder, texts, options.output_dir, prompt=prompt, seed=options.seed
+        clt.language_model, clt.transcoder, texts, options.output_dir, prompt=prompts_for(clt)[0], seed=options.seed
     )
     console.print(", ".join(path.name for path in suite.paths))
 

@@ -11,7 +11,7 @@ Each method calls one or two functions of the other modules, which offer more se
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, final
 
@@ -28,6 +28,7 @@ from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.language.prompts import Prompt
 from open_clt.memory import memory_errors
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.transcoder import Transcoder
@@ -172,12 +173,21 @@ class OpenCrossLayerTranscoder:
 
     @checked_arguments
     def visualize_feature_activations(
-        self, text: str, top_n: Count = 20, save_path: str | Path | None = None
+        self,
+        text: str,
+        top_n: Count = 20,
+        save_path: str | Path | None = None,
+        *,
+        labels: Mapping[Feature, str] | None = None,
     ) -> Figure:
-        """Draw a heatmap of the ``top_n`` most active features of a text; ``save_path`` ends in .png, .svg or .pdf."""
+        """Draw a heatmap of the ``top_n`` most active features of a text; ``save_path`` ends in .png, .svg or .pdf.
+
+        ``labels`` are labels of features, which stand beside their names.
+        """
         from open_clt.visualization.figures import visualize_feature_heatmap
 
-        return visualize_feature_heatmap(self.get_feature_activations(text), top_n=top_n, save_path=save_path)
+        self._ready()
+        return visualize_feature_heatmap(self, text, labels=labels, top_n=top_n, save_path=save_path)
 
     @checked_arguments
     def create_attribution_graph(

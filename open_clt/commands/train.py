@@ -92,9 +92,13 @@ def _summary(trained: CommandResult) -> str:
 
 def _draw(trained: CommandResult) -> None:
     from open_clt.visualization.figures import visualize_training_curves
+    from open_clt.visualization.titles import title_of
 
-    if trained.training.curves.step:
-        visualize_training_curves(trained.training.curves, save_path=trained.output / _CURVES)
+    result = trained.training
+    if result.curves.step:
+        model = result.transcoder.config.language_model or ""
+        title = title_of("Training of a transcoder", text=f"{result.tokens:,} tokens", model=model)
+        visualize_training_curves(result.curves, title=title, save_path=trained.output / _CURVES)
 
 
 def _evaluate(trained: CommandResult) -> None:

@@ -10,7 +10,9 @@ texts (``features/figure_data.py`` computes the arrays):
     visualize_feature_heatmap(clt, text)              visualize_cross_layer_correlations(clt, texts)
     visualize_feature_embedding(clt, texts)           visualize_feature_importance(clt, texts)
 
-A model without a text raises ConfigError, and so does an array with a text.
+A model without a text raises ConfigError, and so does an array with a text. ``labels`` gives labels of features, which
+stand beside their names (cut if they are long). Without a ``title``, a new figure has one that says what is shown, of
+which model and on which text, as far as the function knows; an empty ``title`` leaves it out.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,12 +31,19 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from open_clt.config.arguments import Count, Perplexity, Seed, checked_arguments
 from open_clt.errors import ConfigError
-from open_clt.features.embedding import EmbeddingMethod, embed
-from open_clt.features.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
-from open_clt.features.firing import FeatureActivations, top_features
-from open_clt.transcoders.feature import Feature
-from open_clt.visualization.inputs import array, labels, layer_numbers
-from open_clt.visualization.labels import fit_tick_labels, token_label
+from open_clt.features.embedding import EmbeddingMethod
+from open_clt.features.figure_data import TranscodedModel
+from open_clt.features.firing import FeatureActivations
+from open_clt.visualization.inputs import strings
+from open_clt.visualization.labels import fit_tick_labels, text_size, token_label
+from open_clt.visualization.preparation import (
+    Labels,
+    correlation_cells,
+    density_counts,
+    feature_points,
+    feature_rows,
+    importance_bars,
+)
 from open_clt.visualization.style import (
     BLUE,
     DIVERGING,
@@ -43,7 +51,6 @@ from open_clt.visualization.style import (
     Array,
     NotebookFigure,
     add_layer_key,
-    drawing,
     figure_of,
     layer_colours,
     numbers,
@@ -51,6 +58,7 @@ from open_clt.visualization.style import (
     sequential,
     styled,
 )
+from open_clt.visualization.titles import Titles, drawing, panel_title, title_figure
 
 
 @runtime_checkable
@@ -93,6 +101,7 @@ def visualize_feature_heatmap(
     tokens: str | Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     *,
+    labels: Labels | None = None,
     top_n: Count = 20,
     title: str | None = None,
     ax: Axes | None = None,
@@ -104,19 +113,9 @@ def visualize_feature_heatmap(
     ``top_n`` most active features are drawn, with later layers above earlier ones. An array is drawn as it is, with its
     first row on top; it needs ``tokens`` and the ``names`` of its features.
     """
-    if isinstance(activations, TranscodedModel):
-        activations, tokens = activations_on(activations, tokens), None
-    if isinstance(activations, FeatureActivations):
-        strongest = top_features(activations, top_n)
-        strongest.sort(key=lambda top: (top.feature.layer, -top.position, top.feature.index), reverse=True)
-        features = [top.feature for top in strongest]
-        tokens = tokens or activations.tokens
-        names = names or [str(feature) for feature in features]
-        values = numbers(activations.of(features))
-    else:
-        values = array("activations", activations, "feature", "position")
-    tokens, names = labels("tokens", tokens, values.shape[1]), labels("names", names, values.shape[0])
-    return _token_heatmap(values, tokens, names, "activation", title=title, ax=ax, save_path=save_path)
+    rows = feature_rows(activations, tokens, names, labels=labels, top_n=top_n)
+    titles = Titles(title, rows.title)
+    return _token_heatmap(rows.values, rows.tokens, rows.names, "activation", titles=titles, ax=ax, save_path=save_path)
 
 
 @checked_arguments
@@ -131,9 +130,10 @@ def visualize_layer_activity(
 ) -> Figure:
     """Draw the activity of each layer (rows, the first at the bottom) at each token; ``quantity`` names the values."""
     values = numbers(activity)[::-1]
-    tokens = labels("tokens", tokens, values.shape[1])
+    tokens = strings("tokens", tokens, values.shape[1])
     names = [f"L{layer}" for layer in range(len(values))][::-1]
-    return _token_heatmap(values, tokens, names, quantity, title=title, ax=ax, save_path=save_path)
+    titles = Titles(title, "What each layer writes, by token")
+    return _token_heatmap(values, tokens, names, quantity, titles=titles, ax=ax, save_path=save_path)
 
 
 @checked_arguments
@@ -157,26 +157,18 @@ def visualize_feature_embedding(
     the decoder directions of the most important features are drawn, with areas proportional to importance. See
     ``open_clt.features.embedding.embed``.
     """
-    if isinstance(vectors, TranscodedModel):
-        features = FeaturesOnTexts(vectors, layers).embedding()
-        vectors, layers = features.directions, features.layers
-        sizes, n_layers = features.importance if sizes is None else sizes, n_layers or features.n_layers
-    values = array("vectors", vectors, "feature", "d_model")
-    layer_of_point = layer_numbers(layers, len(values))
-    embedding = embed(torch.as_tensor(values.copy()), method, perplexity=perplexity, seed=seed)
-    x, y = numbers(embedding.points).T
-    with drawing(ax, (5.6, 4.4), save_path) as ax:
-        n_layers = n_layers or int(layer_of_point.max(initial=0)) + 1
-        areas = 12.0 if sizes is None else 8 + 72 * numbers(sizes) / max(float(numbers(sizes).max()), 1e-30)
-        colours = layer_colours(n_layers)[layer_of_point]
+    chosen = feature_points(
+        vectors, layers, method=method, perplexity=perplexity, seed=seed, sizes=sizes, n_layers=n_layers
+    )
+    with drawing(ax, (5.6, 4.4), save_path, Titles(title, chosen.title)) as ax:
+        x, y = chosen.points.T
+        areas = 12.0 if chosen.sizes is None else 8 + 72 * chosen.sizes / max(float(chosen.sizes.max()), 1e-30)
+        colours = layer_colours(chosen.n_layers)[chosen.layers]
         ax.scatter(x, y, s=areas, c=colours, alpha=0.75, linewidths=0.3, edgecolors="white")
-        if embedding.explained is None:
-            ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
-        else:
-            first, second = embedding.explained
-            ax.set(xlabel=f"PC 1 ({first:.1%} of variance)", ylabel=f"PC 2 ({second:.1%} of variance)")
-        add_layer_key(ax, n_layers)
-        _set_title(ax, title)
+        ax.set(xlabel=chosen.axes[0], ylabel=chosen.axes[1])
+        if not chosen.has_units:
+            ax.set(xticks=[], yticks=[])
+        add_layer_key(ax, chosen.n_layers)
     return figure_of(ax)
 
 
@@ -186,6 +178,7 @@ def visualize_cross_layer_correlations(
     names: str | Sequence[str] | None = None,
     *,
     layers: Sequence[int] | None = None,
+    labels: Labels | None = None,
     title: str | None = None,
     ax: Axes | None = None,
     save_path: str | Path | None = None,
@@ -196,16 +189,15 @@ def visualize_cross_layer_correlations(
     model with its transcoder (then ``names`` is one or more texts), the figure shows how strongly the amounts that any
     two layers write at each token are correlated.
     """
-    if isinstance(matrix, TranscodedModel):
-        matrix, names, layers = FeaturesOnTexts(matrix, names).layer_correlations()
-    values = array("matrix", matrix, "row", "row")
-    names = labels("names", names, len(values))
+    cells = correlation_cells(matrix, names, layers=layers, labels=labels)
+    values = cells.values
     side = float(np.clip(1.6 + 0.2 * len(values), 4, 11))
-    with drawing(ax, (side + 0.9, side), save_path) as ax:
+    beside = _inches(cells.labelled) - _inches(cells.names)
+    with drawing(ax, (side + 0.9 + beside, side), save_path, Titles(title, cells.title)) as ax:
         image = ax.imshow(values, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
         _colour_bar(ax, image, "correlation")
         _hide_frame(ax)
-        for boundary in _layer_boundaries(layers or []):
+        for boundary in _layer_boundaries(cells.layers or []):
             ax.axhline(boundary, color=INK, linewidth=0.6)
             ax.axvline(boundary, color=INK, linewidth=0.6)
         if len(values) <= _MOST_ANNOTATED:
@@ -213,8 +205,7 @@ def visualize_cross_layer_correlations(
                 text = f"{value:.2f}".replace("-", "−")
                 colour = "white" if abs(value) > 0.6 else INK
                 ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
-        _set_title(ax, title)
-        fit_tick_labels(ax, x=names, y=names)
+        fit_tick_labels(ax, x=cells.names, y=cells.labelled)
     return figure_of(ax)
 
 
@@ -223,6 +214,7 @@ def visualize_feature_importance(
     importance: TranscodedModel | Float[Array, "layer feature"],
     texts: str | Iterable[str] | None = None,
     *,
+    labels: Labels | None = None,
     top_n: Count = 20,
     title: str | None = None,
     ax: Axes | None = None,
@@ -233,25 +225,17 @@ def visualize_feature_importance(
     The importance of a feature is its share of everything that all features write. If ``importance`` is a model with
     its transcoder, the importance is measured on ``texts``; an array is drawn as it is, without ``texts``.
     """
-    if isinstance(importance, TranscodedModel):
-        importance, texts = FeaturesOnTexts(importance, texts).importance, None
-    values = array("importance", importance, "layer", "feature")
-    if texts is not None:
-        raise ConfigError(
-            f"texts is {texts!r}, but importance is an array; leave texts out, or give a model with its transcoder."
-        )
-    flat = values.ravel()
-    order = np.argsort(-flat, kind="stable")[: min(top_n, int((flat > 0).sum()))]
-    layers, features = np.unravel_index(order, values.shape)
-    with drawing(ax, (5.2, 0.9 + 0.19 * max(len(order), 3)), save_path) as ax:
-        ax.barh(np.arange(len(order)), 100 * flat[order], color=layer_colours(len(values))[layers], height=0.72)
-        ax.set(xlabel="share of everything written (%)", ylim=(len(order) - 0.4, -0.6))
+    bars = importance_bars(importance, texts, labels=labels, top_n=top_n)
+    count = len(bars.features)
+    size = 4.7 + _inches(bars.names), 0.9 + 0.19 * max(count, 3)
+    with drawing(ax, size, save_path, Titles(title, bars.title)) as ax:
+        colours = layer_colours(bars.n_layers)[[feature.layer for feature in bars.features]]
+        ax.barh(np.arange(count), 100 * bars.shares, color=colours, height=0.72)
+        ax.set(xlabel="share of everything written (%)", ylim=(count - 0.4, -0.6))
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
-        add_layer_key(ax, len(values))
-        _set_title(ax, title)
-        layers_and_indices = zip(layers.tolist(), features.tolist(), strict=True)
-        fit_tick_labels(ax, y=[str(Feature(layer, index)) for layer, index in layers_and_indices])
+        add_layer_key(ax, bars.n_layers)
+        fit_tick_labels(ax, y=bars.names)
     return figure_of(ax)
 
 
@@ -263,20 +247,15 @@ def visualize_feature_density(
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """Draw how often features fire: one histogram of log density per layer, titled with the share that never fires."""
-    values = array("density", density, "layer", "feature")
-    alive = values[values > 0]
-    lowest = min(float(np.log10(alive.min())), -1) if alive.size else -1.0
-    edges = np.linspace(lowest, 0, 25)
-    with drawing(ax, (5.6, 3.6), save_path) as ax:
-        for layer, colour in enumerate(layer_colours(len(values))):
-            counts, _ = np.histogram(np.log10(values[layer][values[layer] > 0]), edges)
-            ax.stairs(counts, 10.0**edges, color=colour, linewidth=1.3, alpha=0.9)
+    """Draw how often features fire: one histogram of log density per layer, and the share that never fires."""
+    histograms = density_counts(density)
+    never_active = f"{histograms.never_active:.1%} never active"
+    with drawing(ax, (5.6, 3.6), save_path, Titles(title, histograms.title, never_active)) as ax:
+        colours = layer_colours(len(histograms.counts))
+        for counts, colour in zip(histograms.counts, colours, strict=True):
+            ax.stairs(counts, histograms.edges, color=colour, linewidth=1.3, alpha=0.9)
         ax.set(xscale="log", xlabel="share of tokens on which a feature is active", ylabel="features", ylim=(0, None))
-        never_active = float((values == 0).mean())
-        ax.set_title(f"{never_active:.1%} never active", loc="right", fontsize=8, color=INK)
-        add_layer_key(ax, len(values))
-        _set_title(ax, title)
+        add_layer_key(ax, len(histograms.counts))
     return figure_of(ax)
 
 
@@ -290,7 +269,7 @@ def visualize_training_curves(
 ) -> Figure:
     """Draw loss, FVU, L0 and the share of dead features over the steps of a training run, in four panels.
 
-    Each panel states its last value. The panels are the four ``axes``, or those of a new figure.
+    Each panel states its last value. The panels are the four ``axes``, or those of a new figure, which has a title.
     """
     if axes is not None and len(axes) != 4:
         raise ConfigError(
@@ -300,11 +279,11 @@ def visualize_training_curves(
         if axes is None:
             figure = NotebookFigure(figsize=(7.2, 4.4), layout="constrained")
             panels: list[Axes] = list(figure.subplots(2, 2, sharex=True).flat)
+            title = f"Training curves of {max([0, *curves.step]):,} steps" if title is None else title
         else:
             panels = list(axes)
         figure = figure_of(panels[0])
-        if title is not None:
-            figure.suptitle(title, ha="left", x=0.01, fontsize=9.5, parse_math=False)
+        title_figure(figure, title or "")
         _curve(panels[0], "loss", curves.step, curves.loss)
         _curve(panels[1], "FVU", curves.step, curves.fvu, share=True)
         _curve(panels[2], "active features per token and layer (L0)", curves.step, curves.l0)
@@ -317,13 +296,11 @@ def visualize_training_curves(
 
 def _curve(ax: Axes, name: str, step: Sequence[int], values: Sequence[float], *, share: bool = False) -> None:
     ax.plot(step, values, color=BLUE, linewidth=1.2)
-    ax.set_title(name)
     ax.set_ylim(0, 1.08 * max([*values, 1e-6]))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     if share:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-    if values:
-        ax.set_title(f"{values[-1]:.1%}" if share else f"{values[-1]:.3g}", loc="right", color=BLUE)
+    panel_title(ax, name, (f"{values[-1]:.1%}" if share else f"{values[-1]:.3g}") if values else "")
 
 
 def _token_heatmap(
@@ -332,14 +309,15 @@ def _token_heatmap(
     names: Sequence[str],
     quantity: str,
     *,
-    title: str | None,
+    titles: Titles,
     ax: Axes | None,
     save_path: str | Path | None,
 ) -> Figure:
     """Draw a heatmap over the tokens of a text, in which zero is white; negative values have colours of their own."""
     rows, columns = values.shape
-    size = float(np.clip(2.2 + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.8, 12))
-    with drawing(ax, size, save_path) as ax:
+    names = [token_label(name, 36) for name in names]
+    size = float(np.clip(1.7 + _inches(names) + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.8, 12))
+    with drawing(ax, size, save_path, titles) as ax:
         top = max(float(np.max(np.abs(values), initial=0)), 1e-30)
         lowest, colours = (0.0, sequential()) if np.min(values, initial=0) >= 0 else (-top, DIVERGING)
         image = ax.imshow(numbers(values), cmap=colours, vmin=lowest, vmax=top, aspect="auto", interpolation="nearest")
@@ -347,9 +325,13 @@ def _token_heatmap(
         _hide_frame(ax)
         for row in range(1, rows):
             ax.axhline(row - 0.5, color="#E4E4E0", linewidth=0.5)
-        _set_title(ax, title)
-        fit_tick_labels(ax, [token_label(token) for token in tokens], [token_label(name, 24) for name in names])
+        fit_tick_labels(ax, [token_label(token) for token in tokens], names)
     return figure_of(ax)
+
+
+def _inches(names: Sequence[str]) -> float:
+    """Return the width of the longest name along an axis, in inches."""
+    return max((text_size(name, 8.5)[0] for name in names), default=0.0) / 72
 
 
 def _layer_boundaries(layers: Sequence[int]) -> list[float]:
@@ -366,8 +348,3 @@ def _hide_frame(ax: Axes) -> None:
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-
-
-def _set_title(ax: Axes, title: str | None) -> None:
-    if title is not None:
-        ax.set_title(title, parse_math=False)

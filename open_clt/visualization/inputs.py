@@ -44,11 +44,11 @@ def layer_numbers(layers: Any, count: int) -> npt.NDArray[Any]:
     return layer_of_point
 
 
-def labels(parameter: str, labels: str | Sequence[str] | None, count: int) -> Sequence[str]:
-    """Return the labels; raise ConfigError unless there are ``count`` of them."""
-    if isinstance(labels, str):
-        raise ConfigError(f"{parameter} is the single text {labels!r}; the array needs a list of {count} strings.")
-    if labels is None or len(labels) != count:
-        given = "missing" if labels is None else f"a list of {len(labels)} strings"
+def strings(parameter: str, names: str | Sequence[str] | None, count: int) -> Sequence[str]:
+    """Return the names of an axis; raise ConfigError unless there are ``count`` of them."""
+    if isinstance(names, str):
+        raise ConfigError(f"{parameter} is the single text {names!r}; the array needs a list of {count} strings.")
+    if names is None or len(names) != count:
+        given = "missing" if names is None else f"a list of {len(names)} strings"
         raise ConfigError(f"{parameter} is {given}; the array needs a list of {count} strings.")
-    return labels
+    return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import TextToPath
 
+from open_clt.transcoders.feature import Feature
 from open_clt.visualization.style import figure_of
 
 FONT = "DejaVu Sans"
@@ -44,14 +45,25 @@ def token_label(text: str, max_chars: int = 14) -> str:
     return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
 
 
+def readable(text: str) -> str:
+    """Return a text on one line, in which characters that are invisible or not in the font become their codes."""
+    for special, short in _SPECIAL.items():
+        text = text.replace(special, short)
+    return "".join(map(_visible, " ".join(text.split())))
+
+
+def feature_name(feature: Feature, labels: Mapping[Feature, str] | None = None, max_chars: int = 36) -> str:
+    """Return the name of a feature for an axis: ``L2/417``, followed by its label, if there is one, cut to fit."""
+    label = readable((labels or {}).get(feature, ""))
+    return _cut(f"{feature} {label}".rstrip(), max_chars)
+
+
 def wrapped(text: str, width: int = 16, lines: int = 2) -> str:
     """Break a name into at most ``lines`` lines of ``width`` characters; an ellipsis replaces the rest.
 
     A name with an arrow, such as ``the, a → cat``, is broken at the arrow if it is too long for one line.
     """
-    for special, short in _SPECIAL.items():
-        text = text.replace(special, short)
-    shown = "".join(map(_visible, " ".join(text.split())))
+    shown = readable(text)
     before, arrow, after = shown.partition(" → ")
     if arrow and lines > 1 and len(shown) > width:
         return f"{_cut(before, width)}\n{_cut(f'→ {after}', width)}"

@@ -15,38 +15,49 @@ from open_clt.errors import ConfigError
 from open_clt.evaluation.report import NORM_QUANTILES, Report
 from open_clt.replacement.comparison import LogitComparison
 from open_clt.transcoders.metrics import DENSITY_EDGES
+from open_clt.visualization.labels import token_label
 from open_clt.visualization.style import BLUE, GREY, VERMILLION, NotebookFigure, save, styled
+from open_clt.visualization.titles import panel_title, title_figure, title_of
 
 _MARKERS = "osD^vP*X"
 
 
 def visualize_report(report: Report, *, title: str | None = None, save_path: str | Path | None = None) -> Figure:
-    """Draw the report of one transcoder in six panels: FVU, L0, density, decoder norms, cross-entropy and graphs."""
+    """Draw the report of one transcoder in six panels: FVU, L0, density, decoder norms, cross-entropy and graphs.
+
+    A report without graphs shows the agreement of predictions in the last panel. Without a ``title``, a title states
+    the name of the transcoder, the contexts and the language model; an empty ``title`` leaves it out.
+    """
     with styled(save_path):
         figure = NotebookFigure(figsize=(10, 5.6), layout="constrained")
         panels = figure.subplots(2, 3).flat
-        figure.suptitle(title or report.name, ha="left", x=0.01, fontsize=9.5, parse_math=False)
+        default = title_of(f"Report of {report.name}", text=report.measured_on.description, model=report.model)
+        title_figure(figure, default if title is None else title)
         _per_layer(next(panels), "FVU", report.evaluation.reconstruction.fvu_per_layer, share=True)
         _per_layer(next(panels), "L0", report.evaluation.reconstruction.l0_per_layer)
         _densities(next(panels), report)
         _norms(next(panels), report)
         _cross_entropies(next(panels), report)
-        _graphs(next(panels), report)
+        (_graphs if report.graphs else _agreements)(next(panels), report)
         save(figure, save_path)
     return figure
 
 
-def visualize_comparison(reports: Sequence[Report], *, save_path: str | Path | None = None) -> Figure:
+def visualize_comparison(
+    reports: Sequence[Report], *, title: str | None = None, save_path: str | Path | None = None
+) -> Figure:
     """Draw several transcoders as points: L0 against FVU, and L0 against the increase in cross-entropy.
 
     The increase is the cross-entropy of the replacement model minus that of the original model. Points further to the
-    lower left are better. Raises ConfigError if ``reports`` is empty.
+    lower left are better. Without a ``title``, a title states the contexts and the language model. Raises ConfigError
+    if ``reports`` is empty.
     """
     if not reports:
         raise ConfigError("reports is empty; give at least one report.")
     with styled(save_path):
         figure = NotebookFigure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
+        title_figure(figure, _title_of(reports) if title is None else title)
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
         sparsity = [report.evaluation.reconstruction.l0 for report in reports]
         unexplained = [report.evaluation.reconstruction.fvu for report in reports]
@@ -54,7 +65,7 @@ def visualize_comparison(reports: Sequence[Report], *, save_path: str | Path | N
         for ax, heights in ((left, unexplained), (right, increases)):
             for index, (report, colour) in enumerate(zip(reports, colours, strict=True)):
                 marker, point = _MARKERS[index % len(_MARKERS)], (sparsity[index], heights[index])
-                ax.scatter(*point, color=[colour], marker=marker, s=42, label=report.name, zorder=3)
+                ax.scatter(*point, color=[colour], marker=marker, s=42, label=token_label(report.name, 32), zorder=3)
             _draw_pareto_front(ax, sparsity, heights)
             ax.set_xlabel("active features per token and layer (L0)")
             ax.set_xlim(0, 1.1 * max(sparsity))
@@ -67,12 +78,20 @@ def visualize_comparison(reports: Sequence[Report], *, save_path: str | Path | N
     return figure
 
 
+def _title_of(reports: Sequence[Report]) -> str:
+    """Return the title of a comparison; contexts and models are stated if all reports have the same."""
+    texts = {report.measured_on.description for report in reports}
+    models = {report.model for report in reports}
+    shared = [values.pop() if len(values) == 1 else "" for values in (texts, models)]
+    what = "1 transcoder" if len(reports) == 1 else f"Comparison of {len(reports)} transcoders"
+    return title_of(what, text=shared[0], model=shared[1])
+
+
 def _per_layer(ax: Axes, name: str, values: Sequence[float], *, share: bool = False) -> None:
     ax.bar(range(len(values)), values, color=BLUE, width=0.7)
-    ax.set_title(name)
     mean = sum(values) / len(values)
     ax.axhline(mean, color=GREY, linewidth=0.8, linestyle=":")
-    ax.set_title(f"mean {mean:.1%}" if share else f"mean {mean:.1f}", loc="right", color=BLUE)
+    panel_title(ax, name, f"mean {mean:.1%}" if share else f"mean {mean:.1f}")
     _layer_axis(ax)
     if share:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -82,11 +101,8 @@ def _densities(ax: Axes, report: Report) -> None:
     reconstruction = report.evaluation.reconstruction
     ax.stairs(reconstruction.density_histogram, DENSITY_EDGES, fill=True, color=BLUE)
     ax.set_xscale("log")
-    ax.set_title("density")
+    panel_title(ax, "density", f"dead {reconstruction.dead_share:.1%}, dense {reconstruction.dense_share:.1%}")
     ax.set_xlabel("share of tokens on which a feature is active")
-    ax.set_title(
-        f"dead {reconstruction.dead_share:.1%}, dense {reconstruction.dense_share:.1%}", loc="right", color=BLUE
-    )
     ax.set_xlim(max(0.3 / max(reconstruction.tokens, 1), DENSITY_EDGES[0]), 1)
     ax.set_ylabel("features")
 
@@ -108,9 +124,8 @@ def _cross_entropies(ax: Axes, report: Report) -> None:
     total_increase = _cross_entropy_increase(logits)
     ax.bar(range(len(increases)), increases, color=BLUE, width=0.7, label="one layer replaced")
     ax.axhline(total_increase, color=VERMILLION, linestyle="--", linewidth=1.2, label="all layers replaced")
-    ax.set_title("cross-entropy")
     change = f"{logits.cross_entropy_original:.2f} to {logits.cross_entropy_replacement:.2f}"
-    ax.set_title(change, loc="right", color=BLUE)
+    panel_title(ax, "cross-entropy", change)
     ax.set_ylabel("increase, nats")
     ax.set_ylim(min(0.0, *increases), 1.3 * max(1e-3, total_increase, *increases))
     ax.legend(loc="upper right", ncols=2)
@@ -123,19 +138,27 @@ def _cross_entropy_increase(logits: LogitComparison) -> float:
 
 
 def _graphs(ax: Axes, report: Report) -> None:
-    ax.set_title("attribution graphs")
-    if not report.graphs:
-        ax.set_axis_off()
-        ax.text(0, 0.9, "no graphs", transform=ax.transAxes, color=GREY)
-        return
     replacement = [graph.replacement for graph in report.graphs]
     completeness = [graph.completeness for graph in report.graphs]
     ax.scatter(replacement, completeness, color=BLUE, s=24, alpha=0.8)
-    ax.set_title(f"means {np.mean(replacement):.2f}, {np.mean(completeness):.2f}", loc="right", color=BLUE)
+    panel_title(ax, "attribution graphs", f"means {np.mean(replacement):.2f}, {np.mean(completeness):.2f}")
     ax.set_xlabel("replacement score")
     ax.set_ylabel("completeness")
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
+
+
+def _agreements(ax: Axes, report: Report) -> None:
+    """Draw how often predictions agree, which a report without graphs shows in the panel of graphs."""
+    agreements = [logits.top1_agreement for logits in report.evaluation.alone]
+    together = report.evaluation.logits.top1_agreement
+    ax.bar(range(len(agreements)), agreements, color=BLUE, width=0.7, label="one layer replaced")
+    ax.axhline(together, color=VERMILLION, linestyle="--", linewidth=1.2, label="all layers replaced")
+    panel_title(ax, "same likeliest token", f"{together:.1%}")
+    ax.set_ylim(0, 1.3)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.legend(loc="upper right", ncols=2)
+    _layer_axis(ax)
 
 
 def _layer_axis(ax: Axes) -> None:

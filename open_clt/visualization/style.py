@@ -116,16 +116,6 @@ def styled(save_path: str | Path | None) -> Generator[None]:
         yield
 
 
-@contextmanager
-def drawing(ax: Axes | None, size: tuple[float, float], save_path: str | Path | None) -> Generator[Axes]:
-    """Yield ``ax``, or the axes of a new figure of ``size`` inches; at the end, save the figure if a path is given."""
-    with styled(save_path):
-        if ax is None:
-            ax = NotebookFigure(figsize=size, layout="constrained").add_subplot()
-        yield ax
-        save(figure_of(ax), save_path)
-
-
 def check_save_path(save_path: str | Path | None) -> None:
     """Raise ConfigError if ``save_path`` does not end in .png, .svg or .pdf, or cannot be written; None is accepted."""
     if save_path is None:

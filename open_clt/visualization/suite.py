@@ -12,7 +12,7 @@ import torch
 from open_clt.config.arguments import Count, Seed, checked_arguments
 from open_clt.errors import TextError
 from open_clt.features.embedding import EmbeddingMethod
-from open_clt.features.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, transcoded_model
+from open_clt.features.figure_data import FeaturesOnTexts, TranscodedModel, transcoded_model
 from open_clt.features.firing import feature_activations, layer_activity
 from open_clt.files import check_results, list_names
 from open_clt.language.language_model import LanguageModel
@@ -26,7 +26,9 @@ from open_clt.visualization.figures import (
     visualize_feature_importance,
     visualize_layer_activity,
 )
+from open_clt.visualization.preparation import Labels, text_of, tokens_of_text
 from open_clt.visualization.style import check_save_path
+from open_clt.visualization.titles import title_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def run_visualization_suite(
     max_contexts: Count = 256,
     seed: Seed = 0,
     suffix: Literal[".png", ".svg", ".pdf"] = ".png",
+    labels: Labels | None = None,
 ) -> VisualizationSuite:
     """Draw every figure of a transcoder from the activations of its features on ``texts``.
 
@@ -84,6 +87,7 @@ def run_visualization_suite(
     ``model`` can be left out if ``transcoder`` is an object that holds both, such as an OpenCrossLayerTranscoder. The
     heatmaps show the beginning of ``prompt``, which defaults to the first text. All other figures use at most
     ``max_contexts`` contexts of 64 tokens; all texts are read first, so limit a stream with ``itertools.islice``.
+    ``labels`` are labels of features, which stand beside their names. Titles state the model and the prompt or text.
     Returns the paths of the pictures, which the directory's manifest lists.
 
     Raises ConfigError if ``model`` or ``transcoder`` is missing, ``suffix`` is not supported, or a picture would
@@ -100,15 +104,13 @@ def run_visualization_suite(
     if not texts:
         raise TextError("texts is empty; give at least one text.")
     list_names(Path(output_dir), names)
-    _draw_text(source, prompt or texts[0], top_n, paths)
+    drawing = _Drawing(source, paths, labels)
+    drawing.text(prompt or texts[0], top_n)
     features = FeaturesOnTexts(source, texts, max_contexts=max_contexts)
     logger.info("Drawing the figures of %d tokens into %s.", features.statistics.tokens, output_dir)
-    visualize_feature_importance(
-        features.importance, top_n=top_n, title="Most important features", save_path=paths.feature_importance
-    )
-    visualize_feature_density(features.statistics.density, title="Feature density", save_path=paths.feature_density)
-    _draw_correlations(features, n_correlated, paths)
-    _draw_embeddings(features.embedding(n_embedded), seed, paths)
+    drawing.statistics(features, top_n)
+    drawing.correlations(features, n_correlated)
+    drawing.embeddings(features, n_embedded, seed)
     return paths
 
 
@@ -117,47 +119,83 @@ def suite_paths(output_dir: str | Path, suffix: str = ".png") -> VisualizationSu
     return VisualizationSuite(*(Path(output_dir) / f"{name}{suffix}" for name in VisualizationSuite._fields))
 
 
-def _draw_text(source: TranscodedModel, text: str, top_n: int, paths: VisualizationSuite) -> None:
-    model = source.language_model
-    beginning = model.token_ids([text])[0][:_LONGEST_HEATMAP]
-    activations = feature_activations(model, source.transcoder, torch.tensor([model.bos_token_id, *beginning]))
-    visualize_feature_heatmap(activations, top_n=top_n, title="Most active features", save_path=paths.feature_heatmap)
-    visualize_layer_activity(
-        layer_activity(activations, source.transcoder),
-        activations.tokens,
-        title="What each layer writes",
-        save_path=paths.layer_activity,
-    )
+class _Drawing(NamedTuple):
+    """The model, the paths of its pictures, and the labels of its features."""
 
+    source: TranscodedModel
+    paths: VisualizationSuite
+    labels: Labels | None
 
-def _draw_correlations(features: FeaturesOnTexts, n_correlated: int, paths: VisualizationSuite) -> None:
-    figures = (
-        (features.layer_correlations(), "Correlation of what layers write", paths.layer_correlations),
-        (
-            features.feature_correlations(n_correlated),
-            "Correlation of the most important features",
-            paths.feature_correlations,
-        ),
-    )
-    for correlations, title, path in figures:
-        visualize_cross_layer_correlations(
-            correlations.matrix, correlations.names, layers=correlations.layers, title=title, save_path=path
+    def text(self, text: str, top_n: int) -> None:
+        """Draw the features and the layers on the beginning of a text."""
+        model = self.source.language_model
+        beginning = model.token_ids([text])[0][:_LONGEST_HEATMAP]
+        tokens = torch.tensor([model.bos_token_id, *beginning])
+        activations = feature_activations(model, self.source.transcoder, tokens)
+        shown = text_of(activations.tokens)
+        visualize_feature_heatmap(
+            activations,
+            labels=self.labels,
+            top_n=top_n,
+            title=title_of("Most active features", prompt=shown, model=model.name),
+            save_path=self.paths.feature_heatmap,
+        )
+        visualize_layer_activity(
+            layer_activity(activations, self.source.transcoder),
+            activations.tokens,
+            title=title_of("What each layer writes", prompt=shown, model=model.name),
+            save_path=self.paths.layer_activity,
         )
 
-
-def _draw_embeddings(features: FeatureDirections, seed: int, paths: VisualizationSuite) -> None:
-    methods: dict[EmbeddingMethod, tuple[str, Path]] = {
-        "pca": ("PCA", paths.embedding_pca),
-        "tsne": ("t-SNE", paths.embedding_tsne),
-    }
-    for method, (name, path) in methods.items():
-        visualize_feature_embedding(
-            features.directions,
-            features.layers,
-            method=method,
-            seed=seed,
-            sizes=features.importance,
-            n_layers=features.n_layers,
-            title=f"Decoder directions, {name}",
-            save_path=path,
+    def statistics(self, features: FeaturesOnTexts, top_n: int) -> None:
+        """Draw the importance of features and how often they fire."""
+        visualize_feature_importance(
+            features.importance,
+            labels=self.labels,
+            top_n=top_n,
+            title=self._title("Most important features", features),
+            save_path=self.paths.feature_importance,
         )
+        title = self._title("Density of features by layer", features)
+        visualize_feature_density(features.statistics.density, title=title, save_path=self.paths.feature_density)
+
+    def correlations(self, features: FeaturesOnTexts, n_correlated: int) -> None:
+        """Draw the correlations of layers and of features."""
+        of_features, most = features.feature_correlations(n_correlated), "Correlations of the most important features"
+        figures = (
+            (features.layer_correlations(), "Correlations of what layers write", self.paths.layer_correlations),
+            (of_features, most, self.paths.feature_correlations),
+        )
+        for correlations, what, path in figures:
+            visualize_cross_layer_correlations(
+                correlations.matrix,
+                correlations.names,
+                layers=correlations.layers,
+                labels=self.labels,
+                title=self._title(what, features),
+                save_path=path,
+            )
+
+    def embeddings(self, features: FeaturesOnTexts, n_embedded: int, seed: int) -> None:
+        """Draw the decoder directions of the most important features, by two methods."""
+        methods: dict[EmbeddingMethod, tuple[str, Path]] = {
+            "pca": ("PCA", self.paths.embedding_pca),
+            "tsne": ("t-SNE", self.paths.embedding_tsne),
+        }
+        chosen = features.embedding(n_embedded)
+        for method, (name, path) in methods.items():
+            what = f"Decoder directions of the {len(chosen.layers)} most important features, {name},"
+            visualize_feature_embedding(
+                chosen.directions,
+                chosen.layers,
+                method=method,
+                seed=seed,
+                sizes=chosen.importance,
+                n_layers=chosen.n_layers,
+                title=self._title(what, features),
+                save_path=path,
+            )
+
+    def _title(self, what: str, features: FeaturesOnTexts) -> str:
+        text = tokens_of_text(features.statistics.tokens)
+        return title_of(what, text=text, model=self.source.language_model.name)

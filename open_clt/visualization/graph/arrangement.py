@@ -15,6 +15,7 @@ from open_clt.visualization.graph.layout import Item, Output, Page, PlacedGraph,
 from open_clt.visualization.graph.picture import GraphPicture, Shape
 from open_clt.visualization.labels import text_size, token_label, wrapped
 from open_clt.visualization.style import GREY, INK, ORANGE
+from open_clt.visualization.titles import TITLE_FONT
 
 MARKERS: dict[Shape, tuple[str, str, str]] = {
     "feature": ("o", INK, "feature"),
@@ -23,7 +24,7 @@ MARKERS: dict[Shape, tuple[str, str, str]] = {
     "group": ("o", INK, "supernode"),
 }
 """Marker, colour and name in the key of each shape between tokens and outputs."""
-TOKEN_FONT, TITLE_FONT = 8.0, 9.5
+TOKEN_FONT = 8.0
 NODE_FONT, NOTE_FONT, OUTPUT_FONT, KEY_FONT = 6.5, 5.5, 8.0, 7.0
 _SMALLEST, _LARGEST = 3.5, 12.0
 """Diameters of a node without influence and of the most influential one, in points."""
@@ -37,6 +38,8 @@ INSET = 3.5
 """Distance between the border of a supernode and its content, in points."""
 LEFT, AROUND = 30.0, 8.0
 """Room for the names of layers on the left, and the margin on the other sides, in points."""
+ABOVE = 5.0
+"""Distance between the outputs and the title, in points."""
 CAPTION_LINE = 9.0
 """Height of one line of the caption, in points."""
 
@@ -66,6 +69,11 @@ def output_size(picture: GraphPicture, node: int) -> Size:
 def below(picture: GraphPicture) -> float:
     """Return the height of the key and the captions below the picture."""
     return 27.0 + CAPTION_LINE * len(captions_of(picture))
+
+
+def title_height(title: str) -> float:
+    """Return the height of a title above the picture, with its distance; 0 if there is no title."""
+    return text_size(title, TITLE_FONT)[1] + ABOVE if title else 0.0
 
 
 def narrowest(picture: GraphPicture) -> float:

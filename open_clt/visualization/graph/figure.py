@@ -18,17 +18,12 @@ from matplotlib.figure import Figure
 from open_clt.config.arguments import NotNegative, checked_arguments
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.supernodes import GroupedGraph
-from open_clt.visualization.graph.arrangement import (
-    AROUND,
-    LEFT,
-    TITLE_FONT,
-    arranged,
-    below,
-)
+from open_clt.visualization.graph.arrangement import AROUND, LEFT, arranged, below, title_height
 from open_clt.visualization.graph.ink import Canvas, draw
 from open_clt.visualization.graph.layout import Page, PlacedGraph, Size
 from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
 from open_clt.visualization.style import NotebookFigure, figure_of, save, styled
+from open_clt.visualization.titles import fitted
 
 
 @checked_arguments
@@ -48,21 +43,26 @@ def visualize_attribution_graph(
     ``kinds`` selects the other nodes that may be drawn: features, errors, other. The ``max_edges`` edges that carry
     most influence are drawn, and also the strongest edges from and to every node. A feature is labelled with its label
     from ``AttributionGraph.with_labels``, or with its index if it has none. A new figure is as large as its labels
-    need; in a given ``ax`` everything is scaled to fit. Returns the figure. Raises ConfigError if ``save_path`` does
-    not end in .png, .svg or .pdf.
+    need; in a given ``ax`` everything is scaled to fit. Without a ``title``, a new figure has one with the prompt and
+    the model; an empty ``title`` leaves it out. Returns the figure. Raises ConfigError if ``save_path`` does not end in
+    .png, .svg or .pdf.
     """
     with styled(save_path):
         picture = graph if isinstance(graph, GraphPicture) else picture_of(graph, max_nodes, max_edges, kinds)
-        borders = LEFT + AROUND, below(picture) + AROUND + (2 * TITLE_FONT if title else 0)
+        sides, under = LEFT + AROUND, below(picture) + AROUND
         if ax is None:
             placed = arranged(picture, Page())
+            lines = fitted(picture.title if title is None else title, placed.width)
+            borders = sides, under + title_height(lines)
             size = placed.width + borders[0], placed.height + borders[1]
             ax = NotebookFigure(figsize=(size[0] / 72, size[1] / 72)).add_axes((0, 0, 1, 1))
         else:
             box = ax.get_window_extent()
             size = box.width / figure_of(ax).dpi * 72, box.height / figure_of(ax).dpi * 72
+            lines = fitted(title or "", size[0] - sides)
+            borders = sides, under + title_height(lines)
             placed = _layout_to_fit(picture, size, borders)
-        draw(Canvas(ax, size, _scale(placed, size, borders), below(picture)), picture, placed, title)
+        draw(Canvas(ax, size, _scale(placed, size, borders), below(picture)), picture, placed, lines)
         save(figure_of(ax), save_path)
     return figure_of(ax)
 

@@ -15,6 +15,7 @@ from matplotlib.path import Path as Curve
 from matplotlib.patheffects import withStroke
 
 from open_clt.visualization.graph.arrangement import (
+    ABOVE,
     BESIDE,
     BETWEEN,
     CAPTION_LINE,
@@ -26,7 +27,6 @@ from open_clt.visualization.graph.arrangement import (
     NOTE_FONT,
     OUTPUT_FONT,
     THINNEST,
-    TITLE_FONT,
     TOKEN_FONT,
     WIDEST,
     Anchor,
@@ -41,6 +41,7 @@ from open_clt.visualization.graph.layout import Box, PlacedGraph, Size
 from open_clt.visualization.graph.picture import GraphPicture
 from open_clt.visualization.labels import text_size, token_label, wrapped
 from open_clt.visualization.style import BLUE, GREY, INK, PALE, VERMILLION
+from open_clt.visualization.titles import TITLE_FONT
 
 
 @final
@@ -77,8 +78,8 @@ class Canvas:
             self.ax.add_patch(Rectangle(corner, box.width, box.height, **settings))
 
 
-def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str | None) -> None:
-    """Draw the whole picture, from back to front."""
+def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str) -> None:
+    """Draw the whole picture, from back to front; a title may have several lines."""
     for row, (bottom, top) in placed.rows.items():
         layer, middle = math.ceil(row), (bottom + top) / 2
         colour = PALE if layer % 2 == 0 else "white"
@@ -98,7 +99,7 @@ def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str 
         canvas.text_and_note(box.x, box.y, (label, OUTPUT_FONT), note, zorder=5)
     _draw_key(canvas, picture)
     if title:
-        canvas.text(0.0, placed.height + 5, title, TITLE_FONT, ha="left", va="bottom")
+        canvas.text(0.0, placed.height + ABOVE, title, TITLE_FONT, ha="left", va="bottom")
 
 
 def _draw_edges(canvas: Canvas, picture: GraphPicture, anchors: dict[int, Anchor]) -> None:

@@ -19,6 +19,7 @@ from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.visualization.labels import token_label
+from open_clt.visualization.titles import title_of
 
 Shape: TypeAlias = Literal["feature", "error", "other", "group", "token", "output"]
 """Shape of a node: ``other`` means a bias, positional embedding or whole MLP output; ``group`` means a supernode."""
@@ -65,6 +66,8 @@ class GraphPicture:
     tokens: tuple[str, ...]
     """All tokens of the prompt, including those without a node."""
     n_layers: int
+    title: str = ""
+    """Title that states the prompt and the model."""
     caption: str = ""
     missing: str = ""
     """Line that warns of rows that do not add up; empty if they do."""
@@ -119,6 +122,12 @@ def picture_of(
         weights=edges.weight[drawn_edges].double().numpy(),
         tokens=tuple(graph.info.token_strings),
         n_layers=graph.info.n_layers,
+        title=title_of(
+            "Grouped attribution graph" if grouped else "Attribution graph",
+            prompt=graph.info.prompt,
+            model=graph.info.model,
+            link="of",
+        ),
         caption=_caption(influence[~ends], drawn_nodes[~ends], len(drawn_edges), int(between.sum())),
         missing=graph.missing(),
         alarming=not graph.info.compatible,
