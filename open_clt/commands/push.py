@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     width = max(map(len, pushed.sizes))
     for name, size in pushed.sizes.items():
         is_kept = name == CARD and sent is not None and sent.card_is_kept
-        print(f"{name:<{width}}  {'kept as it is on the hub' if is_kept else readable(size)}")
+        note = ", without the paths of this machine that it names" if name in pushed.changed else ""
+        print(f"{name:<{width}}  {'kept as it is on the hub' if is_kept else readable(size) + note}")
     print("nothing was sent" if sent is None else f"pushed: {sent.address}")
     return 0

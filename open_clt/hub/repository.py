@@ -21,6 +21,7 @@ from open_clt.errors import CheckpointError, HubUnreachableError
 from open_clt.files.places import is_inside
 from open_clt.hub.partial_file import PartialFile
 from open_clt.hub.reachable import answers
+from open_clt.hub.reasons import NOT_AN_ANSWER_OF_A_HUB, reason
 from open_clt.short_repr import short_repr
 
 _SOURCE = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<folder>[^@]+?))?/?(?:@(?P<revision>[\w./-]+))?")
@@ -47,7 +48,7 @@ class HubName:
     def parse(text: str) -> HubName | None:
         """Read a name; None if the text is not one."""
         found = _SOURCE.fullmatch(text)
-        if found is None or (found["folder"] is not None and not is_inside(found["folder"])):
+        if found is None or not all(is_inside(found[part]) for part in ("folder", "revision") if found[part]):
             return None
         return HubName(found["repo"], found["folder"] or "", found["revision"] or "main")
 
@@ -69,7 +70,7 @@ class HubFile:
     def parse(text: str) -> HubFile | None:
         """Read an address; None if the text is not one."""
         found = _ADDRESS.fullmatch(text)
-        if found is None or not is_inside(found["file"]):
+        if found is None or not all(is_inside(found[part]) for part in ("file", "revision") if found[part]):
             return None
         return HubFile(HubName(found["repo"], revision=found["revision"] or "main"), found["file"])
 
@@ -208,13 +209,9 @@ def _hub_errors(name: HubName) -> Generator[None]:
         ) from error
     except errors.HFValidationError as error:
         raise CheckpointError(f"{str(name)!r} is not a name of the hub; {_HELP}.") from error
-    except OSError as error:  # of the system, of huggingface_hub, and of its HTTP library in older releases
-        raise HubUnreachableError(f"{str(name)!r} cannot be read from the hub ({_short(error)}); try again.") from error
     except Exception as error:
-        if "http" not in type(error).__module__:
+        # OSError is of the system, of huggingface_hub, and of its HTTP library in older releases.
+        expected = isinstance(error, (OSError, *NOT_AN_ANSWER_OF_A_HUB)) or "http" in type(error).__module__
+        if not expected:
             raise
-        raise HubUnreachableError(f"{str(name)!r} cannot be read from the hub ({_short(error)}); try again.") from error
-
-
-def _short(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+        raise HubUnreachableError(f"{str(name)!r} cannot be read from the hub ({reason(error)}); try again.") from error

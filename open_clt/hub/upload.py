@@ -6,7 +6,6 @@ the environment variable ``HF_TOKEN``, or the token that ``hf auth login`` keeps
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from typing import final
 
 from open_clt.errors import ConfigError, HubRefusedError, HubUnreachableError
 from open_clt.hub.reachable import answers
+from open_clt.hub.reasons import NOT_AN_ANSWER_OF_A_HUB, reason
 from open_clt.hub.repository import HubName
 from open_clt.progress import bars_of_hub
 from open_clt.short_repr import short_repr
 
+_TOO_MANY_REQUESTS = 429
 _LOGIN = "log in with `hf auth login`, or set the environment variable HF_TOKEN"
 
 
@@ -119,7 +120,7 @@ def _upload_errors(name: HubName) -> Generator[None]:
         yield
     except errors.HFValidationError as error:
         raise ConfigError(f"{str(name)!r} is not a name that the hub accepts; write org/name.") from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, *NOT_AN_ANSWER_OF_A_HUB) as error:
         raise _sentence(name, error) from error
     except Exception as error:  # the HTTP library has a tree of errors of its own
         if "http" not in type(error).__module__:
@@ -138,7 +139,7 @@ def _sentence(name: HubName, error: Exception) -> HubRefusedError | HubUnreachab
             f"The token does not permit writing to {str(name)!r} (status {status}); use a token with write access, "
             "and an organisation that you belong to."
         )
-    short = re.sub(r"\s+", " ", str(cause)).strip()[:150] or type(cause).__name__
-    if (isinstance(status, int) and status < 500) or (isinstance(cause, ValueError) and status is None):
-        return HubRefusedError(f"The hub refuses what is pushed to {str(name)!r}: {short}")
-    return HubUnreachableError(f"{str(name)!r} cannot be pushed ({short}); try again.")
+    refused = isinstance(cause, ValueError) if status is None else status < 500 and status != _TOO_MANY_REQUESTS
+    if refused and not isinstance(cause, NOT_AN_ANSWER_OF_A_HUB):
+        return HubRefusedError(f"The hub refuses what is pushed to {str(name)!r}: {reason(cause)}")
+    return HubUnreachableError(f"{str(name)!r} cannot be pushed ({reason(cause)}); try again.")

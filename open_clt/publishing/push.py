@@ -22,6 +22,7 @@ from open_clt.evaluation.report_file import REPORT_FILES, is_report, load_report
 from open_clt.hub.repository import HubName
 from open_clt.hub.upload import Destination, repository_name
 from open_clt.publishing.card import CARD, CardContent, is_our_card, make_card
+from open_clt.publishing.local_paths import changed_text, without_local_paths
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats.info import describe
 from open_clt.transcoders.formats.native import read_record
@@ -43,6 +44,8 @@ class Publication:
     """Repository and branch."""
     paths: Mapping[str, Path]
     """Path of each file by its name in the repository, without the card."""
+    changed: Mapping[str, str]
+    """Content of the files in ``paths`` that name directories of this machine, without these directories."""
     card: str
     """Model card, the content of README.md."""
     card_is_ours: bool
@@ -51,8 +54,9 @@ class Publication:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of bytes of each file, with the card, by its name in the repository."""
+        texts = {**self.changed, CARD: self.card}
         sizes = {name: path.stat().st_size for name, path in self.paths.items()}
-        return dict(sorted({**sizes, CARD: len(self.card.encode())}.items()))
+        return dict(sorted({**sizes, **{name: len(text.encode()) for name, text in texts.items()}}.items()))
 
     __repr__ = short_repr
 
@@ -88,9 +92,10 @@ def publication(
         _check_is_inside(path, directory)
     written = files.read_text(directory / CARD, "Markdown") if (directory / CARD).exists() else None
     is_ours = written is None or is_our_card(written)
-    card = make_card(_content(name, own, report, directory, license)) if is_ours else written
+    card = without_local_paths(make_card(_content(name, own, report, directory, license))) if is_ours else written
     assert card is not None
-    return Publication(name=name, paths=paths, card=card, card_is_ours=is_ours)
+    changed = {each: text for each, path in paths.items() if (text := changed_text(path)) is not None}
+    return Publication(name=name, paths=paths, changed=changed, card=card, card_is_ours=is_ours)
 
 
 @checked_arguments
@@ -107,6 +112,7 @@ def push_transcoder(
 
     ``repo`` is ``org/name``; the repository and the branch ``revision`` are created unless they exist. ``license`` is
     an identifier such as ``mit``. A transcoder of a user's own class needs ``trust_code``, which imports the class.
+    Where a config or a report names a path of this machine, its last part is sent in its place; no file is changed.
 
     Raises CheckpointError if the directory holds no whole transcoder or a damaged report, ConfigError for names that
     the hub does not have, HubUnreachableError if the hub does not answer, and HubRefusedError if there is no token, if
@@ -127,9 +133,10 @@ def send(pushed: Publication, *, private: bool = False) -> Sent:
     on_hub = destination.downloaded(CARD) if pushed.card_is_ours else None
     keeps = on_hub is not None and not is_our_card(files.read_text(on_hub, "Markdown"))
     card = {} if keeps else {CARD: pushed.card.encode()}
+    changed = {name: text.encode() for name, text in pushed.changed.items()}
     obsolete = [name for name in REPORT_FILES if name not in pushed.paths]
     address = destination.commit(
-        {**pushed.paths, **card}, deleted=obsolete, message="Upload a transcoder with open-clt push"
+        {**pushed.paths, **changed, **card}, deleted=obsolete, message="Upload a transcoder with open-clt push"
     )
     return Sent(address, card_is_kept=keeps)
 

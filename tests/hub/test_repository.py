@@ -108,7 +108,17 @@ def test_names_of_the_hub() -> None:
     assert HubName.parse("org/name") == HubName("org/name")
     assert HubName.parse("org/name/a/b@v1.0") == HubName("org/name", "a/b", "v1.0")
     assert str(HubName("org/name", "a", "v1")) == "org/name/a@v1"
-    for text in ("name", "/org/name", "org/../name", "org/name/../..", "org//name", "", "org/name@", "https://a/b"):
+    for text in (
+        "name",
+        "/org/name",
+        "org/../name",
+        "org/name/../..",
+        "org//name",
+        "",
+        "org/name@",
+        "https://a/b",
+        "a/b@../c",
+    ):
         assert HubName.parse(text) is None, text
 
 

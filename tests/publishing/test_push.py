@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,20 @@ import yaml
 from open_clt.config import CrossLayerConfig, ReLUConfig
 from open_clt.errors import CheckpointError, ConfigError, HubRefusedError, HubUnreachableError
 from open_clt.evaluation.report_file import save_reconstruction, save_report
+from open_clt.publishing.local_paths import without_local_paths
 from open_clt.publishing.push import publication, push_transcoder
 from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
+from open_clt.transcoders.formats.info import transcoder_info
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder
 from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import report_of
+from tests.hub import stand_in
 from tests.hub.stand_in import Hub, serving
 from tests.random_transcoders import random_architecture
 from tests.refusals import refuses
+from tests.transcoders.formats.test_own_files import WRITERS
 
 REPO = "org/name"
 
@@ -216,6 +220,13 @@ def test_a_hub_that_refuses_is_one_sentence(status: int, hub: Hub, tmp_path: Pat
         push_transcoder(saved(tmp_path / "local"), REPO)
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_has_trouble_is_one_sentence(status: int, hub: Hub, tmp_path: Path) -> None:
+    hub.status_of_writes = status
+    with refuses(HubUnreachableError, REPO, status):
+        push_transcoder(saved(tmp_path / "local"), REPO)
+
+
 def test_a_refusal_of_weights_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
     hub.status_of_objects = 403
     with refuses(HubRefusedError, REPO, 403):
@@ -255,6 +266,7 @@ def test_no_token_and_no_network_are_one_sentence(hub: Hub, tmp_path: Path, monk
         ("org/name/folder", {}, "org/name/folder"),
         ("org/name@v1", {}, "org/name@v1"),
         (REPO, {"revision": "a b"}, "a b"),
+        (REPO, {"revision": "../a"}, "../a"),
         (REPO, {"license": "My License"}, "My License"),
     ],
 )
@@ -301,3 +313,86 @@ def test_a_directory_without_a_transcoder_is_refused(tmp_path: Path) -> None:
     (folder / "transcoder.safetensors").write_bytes(b"damaged")
     with refuses(CheckpointError, "transcoder.safetensors"):
         publication(folder, REPO)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_transcoder_of_every_layout_is_pushed(write: Callable[[Path], object], hub: Hub, tmp_path: Path) -> None:
+    write(tmp_path / "local")
+    push_transcoder(tmp_path / "local", REPO)
+    sent, local = (
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "remote", tmp_path / "local")
+    )
+    assert sent - {"README.md"} == local
+    layout = transcoder_info(tmp_path / "local").layout
+    assert transcoder_info(REPO).layout == layout
+
+
+def test_no_path_of_the_users_machine_is_sent(hub: Hub, tmp_path: Path) -> None:
+    settings = {"texts": {"source": "/home/me/my texts/wiki.txt"}, "model": "C:\\Users\\me\\gpt"}
+    transcoder = small(language_model="/home/me/models/gpt2-mine")
+    save_transcoder(transcoder, tmp_path / "local", record={"settings": settings, "steps": 3, "tokens": 4})
+    report = report_of(1)
+    measured_on = report.measured_on._replace(text="/home/me/other.txt")
+    save_report(report._replace(measured_on=measured_on, settings={}), tmp_path / "local")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()}
+    assert any(b"/home/me" in content for content in before.values())
+    assert set(publication(tmp_path / "local", REPO).changed) == {
+        "config.json",
+        "evaluation.json",
+        "evaluation-totals.csv",
+    }
+    push_transcoder(tmp_path / "local", REPO)
+    for path in (tmp_path / "remote").iterdir():
+        assert b"/home/me" not in path.read_bytes(), path
+        assert b"Users" not in path.read_bytes(), path
+    assert {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()} == before
+    loaded = load_transcoder(REPO)
+    assert loaded.config.language_model == "gpt2-mine"
+    assert "wiki.txt" in (tmp_path / "remote/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ('{"a": "/data/my texts/x.txt", "b": 1}', '{"a": "x.txt", "b": 1}'),
+        ("a: /data/x.txt\nb: '~/y z/w'\n", "a: x.txt\nb: 'w'\n"),
+        ("1,/data/x.csv,2", "1,x.csv,2"),
+        ("20 contexts of /data/x.txt, from 3", "20 contexts of x.txt, from 3"),
+        ("file:///data/x and D:/me/y", "x and y"),
+        ("tokens / s, 3/4, hf://org/name/x, https://a.b/c/d, org/name, a/b/c, mlp.hook_in", None),
+        ('"/" and "~/"', None),
+    ],
+)
+def test_paths_are_shortened_and_nothing_else(text: str, published: str | None) -> None:
+    assert without_local_paths(text) == (text if published is None else published)
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}"])
+def test_a_server_that_is_not_a_hub_is_one_sentence(
+    content: bytes, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / "local")
+    push_transcoder(folder, REPO)
+    for method in ("_describe", "_create"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stand_in._Handler, method, lambda handler, _: handler._answer(200, content, {}))
+            with refuses(HubUnreachableError, REPO):
+                push_transcoder(folder, REPO)
+            if method == "_describe":
+                with refuses(HubUnreachableError, REPO):
+                    load_transcoder(REPO)
+
+
+@pytest.mark.parametrize("method", ["do_PUT", "_commit"])
+def test_a_connection_that_is_closed_half_way_is_one_sentence(
+    method: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(handler: stand_in._Handler, *_: object) -> None:
+        handler.close_connection = True
+
+    monkeypatch.setattr(stand_in._Handler, method, close)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the attempts of huggingface_hub
+    with refuses(HubUnreachableError, REPO):
+        push_transcoder(saved(tmp_path / "local"), REPO)
+    assert not list((tmp_path / "remote").iterdir())

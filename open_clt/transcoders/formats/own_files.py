@@ -84,6 +84,7 @@ def own_files(directory: str | Path, *, code: OwnCode = NO_CODE) -> OwnFiles:
     def opened(saved: files.Saved) -> OwnFiles:
         recorded = _Recorded(LocalFiles(saved))
         content = layout.read(recorded, code)
-        return OwnFiles(opened=Opened(layout, content), paths=dict(sorted(recorded.paths.items())))
+        present = {name: path for name, path in sorted(recorded.paths.items()) if path.exists()}  # some are optional
+        return OwnFiles(opened=Opened(layout, content), paths=present)
 
     return files.read_saved(directory, layout.head, opened)

@@ -10,7 +10,10 @@ import pytest
 from open_clt.errors import CheckpointError
 from open_clt.transcoders.formats.own_files import own_files
 from tests.refusals import refuses
+from tests.transcoders.formats.written_by_bluelight import write_bluelight
+from tests.transcoders.formats.written_by_bytedance import write_bytedance
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
+from tests.transcoders.formats.written_by_clt_training import write_clt_training
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
 from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
 from tests.transcoders.formats.written_by_gemma_scope import write_gemma_scope_1, write_gemma_scope_2_layers
@@ -18,9 +21,19 @@ from tests.transcoders.formats.written_by_llamascope import write_llamascope, wr
 from tests.transcoders.formats.written_by_saelens import write_saelens
 from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
+
+def write_bytedance_without_factors(folder: Path) -> None:
+    """ByteDance's layout without the factors of its training, which no reader opens."""
+    write_bytedance(folder)
+    (folder / "factors.safetensors").unlink()
+
+
 WRITERS = [
+    write_bluelight,
+    write_bytedance_without_factors,
     write_circuit_tracer_layers,
     write_clt_forge,
+    write_clt_training,
     write_crosslayer_transcoder,
     write_decode_clt,
     write_gemma_scope_1,
