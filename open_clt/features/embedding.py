@@ -13,6 +13,8 @@ from open_clt.errors import ConfigError
 from open_clt.short_repr import short_repr
 
 EmbeddingMethod: TypeAlias = Literal["pca", "tsne"]
+EmbeddingSpace: TypeAlias = Literal["decoder", "coactivation"]
+"""What makes two features similar: writing in similar directions, or being active on the same tokens."""
 
 
 class Embedding(NamedTuple):

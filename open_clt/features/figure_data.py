@@ -3,9 +3,10 @@
     activations_on(clt, text)         data of a heatmap of activations
     FeaturesOnTexts(clt, texts)       statistics of all features on some texts, which give
         .importance                   data of a bar chart of importance
-        .embedding()                  data of a map of decoder directions
+        .embedding()                  data of a map of features, by what they write or by where they are active
         .layer_correlations()         data of a correlation matrix of layers
         .feature_correlations()       data of a correlation matrix of single features
+    output_effects(clt, features)     output tokens that features raise and lower
 
 ``clt`` is a TranscodedModel: any object that holds a language model and its transcoder.
 """
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_clt.errors import ConfigError, TextError
+from open_clt.features.embedding import EmbeddingSpace
 from open_clt.features.firing import (
     FeatureActivations,
     activation_statistics,
@@ -31,10 +33,14 @@ from open_clt.features.firing import (
 )
 from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.directions import decoder_directions
+from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
 
 _CONTEXT_LENGTH = 64
+_AT_ONCE = 64
+"""Number of features whose effects on all output tokens are in memory at once."""
 
 
 @runtime_checkable
@@ -62,10 +68,12 @@ class ModelAndTranscoder(NamedTuple):
 
 
 class FeatureDirections(NamedTuple):
-    """The directions of the residual stream that some features write."""
+    """Vectors of some features; similar features have similar directions."""
 
-    directions: Float[Tensor, "chosen d_model"]
-    """Decoder direction of each feature."""
+    directions: Float[Tensor, "chosen dimension"]
+    """Vector of each feature: its decoder direction, or a vector whose cosines are correlations of activations."""
+    features: list[Feature]
+    """The features."""
     layers: list[int]
     """Layer of each feature."""
     importance: Float[Tensor, "chosen"]
@@ -113,6 +121,36 @@ def activations_on(source: TranscodedModel, text: object) -> FeatureActivations:
     return feature_activations(source.language_model, source.transcoder, text)
 
 
+class OutputEffects(NamedTuple):
+    """The output tokens on which a feature has most effect."""
+
+    raises: tuple[str, ...]
+    """Tokens whose logits the sum of the feature's decoders raises most."""
+    lowers: tuple[str, ...]
+    """Tokens whose logits the sum of the feature's decoders lowers most."""
+
+
+@torch.no_grad()
+def output_effects(source: TranscodedModel, chosen: Sequence[Feature], count: int = 5) -> dict[Feature, OutputEffects]:
+    """The ``count`` output tokens that each feature raises and lowers most; empty for a mixture of linear transforms.
+
+    The features of such a mixture write what depends on the input.
+    """
+    model = source.language_model
+    if not isinstance(source.transcoder, CrossLayerTranscoder):
+        return {}
+    outputs: dict[Feature, OutputEffects] = {}
+    for start in range(0, len(chosen), _AT_ONCE):
+        features = chosen[start : start + _AT_ONCE]
+        effects = model.unembedding.effects(decoder_directions(source.transcoder, features))
+        most = min(count, effects.shape[1])
+        for feature, raised, lowered in zip(
+            features, effects.topk(most).indices, effects.topk(most, largest=False).indices, strict=True
+        ):
+            outputs[feature] = OutputEffects(tuple(model.token_strings(raised)), tuple(model.token_strings(lowered)))
+    return outputs
+
+
 @final
 class FeaturesOnTexts:
     """Statistics of a transcoder's features on a text or texts, of which at most ``max_contexts`` contexts are read.
@@ -132,11 +170,18 @@ class FeaturesOnTexts:
         self.importance: Float[Tensor, "layer feature"] = feature_importance(self.statistics, source.transcoder)
         """Share of each feature in everything that the transcoder's features write."""
 
-    def embedding(self, top_n: int = 500) -> FeatureDirections:
-        """Decoder directions of the ``top_n`` most important features, most important first."""
+    @property
+    def subject(self) -> str:
+        """The name of the language model and the number of tokens."""
+        return f"{self._source.language_model.name}, {self.statistics.tokens:,} tokens"
+
+    def embedding(self, top_n: int = 500, space: EmbeddingSpace = "decoder") -> FeatureDirections:
+        """Vectors of the ``top_n`` most important features, most important first: what they write, or co-activation."""
         chosen = most_important(self.importance, top_n)
+        of_space = {"decoder": self._decoder_directions, "coactivation": self._coactivations}
         return FeatureDirections(
-            directions=decoder_directions(self._source.transcoder, chosen),
+            directions=of_space[space](chosen),
+            features=chosen,
             layers=[feature.layer for feature in chosen],
             importance=torch.tensor([float(self.importance[feature]) for feature in chosen]),
             n_layers=self._source.transcoder.config.n_layers,
@@ -150,12 +195,27 @@ class FeaturesOnTexts:
     def feature_correlations(self, top_n: int = 40) -> Correlations:
         """Correlations of the activations of the ``top_n`` most important features, sorted by layer."""
         chosen = sorted(most_important(self.importance, top_n))
-        columns = activations_of(self._source.language_model, self._source.transcoder, self.statistics.contexts, chosen)
         return Correlations(
-            matrix=cross_layer_correlations(columns),
+            matrix=self._correlations(chosen),
             names=[str(feature) for feature in chosen],
             layers=[feature.layer for feature in chosen],
         )
+
+    def _correlations(self, chosen: Sequence[Feature]) -> Float[Tensor, "chosen chosen"]:
+        """Correlations, over all tokens, of the activations of the chosen features."""
+        columns = activations_of(self._source.language_model, self._source.transcoder, self.statistics.contexts, chosen)
+        return cross_layer_correlations(columns)
+
+    def _decoder_directions(self, chosen: Sequence[Feature]) -> Float[Tensor, "chosen d_model"]:
+        return decoder_directions(self._source.transcoder, chosen)
+
+    def _coactivations(self, chosen: Sequence[Feature]) -> Float[Tensor, "chosen chosen"]:
+        """Vectors whose cosines are the correlations of activations: a square root of the matrix of correlations.
+
+        They have as many entries as there are chosen features, while the activations have one entry per token.
+        """
+        variances, axes = torch.linalg.eigh(self._correlations(chosen).double())
+        return (axes * variances.clamp(min=0).sqrt()).float()
 
 
 def _strings(texts: object) -> Sequence[str]:
