@@ -5,8 +5,8 @@ Both the static and the interactive figure draw what this module arranges, so th
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,24 +24,45 @@ MARKERS: dict[Shape, tuple[str, str, str]] = {
     "group": ("o", INK, "supernode"),
 }
 """Marker, colour and name in the key of each shape between tokens and outputs."""
-TOKEN_FONT = 8.0
-NODE_FONT, NOTE_FONT, OUTPUT_FONT, KEY_FONT = 6.5, 5.5, 8.0, 7.0
-_SMALLEST, _LARGEST = 3.5, 12.0
-"""Diameters of a node without influence and of the most influential one, in points."""
-THINNEST, WIDEST = 0.3, 3.0
-"""Widths of edges, in points."""
-BESIDE = 2.0
-"""Distance between a node and its label, in points."""
-BETWEEN = 1.5
-"""Distance between a label and the note below it, in points."""
-INSET = 3.5
-"""Distance between the border of a supernode and its content, in points."""
 LEFT, AROUND = 30.0, 8.0
 """Room for the names of layers on the left, and the margin on the other sides, in points."""
 ABOVE = 5.0
 """Distance between the outputs and the title, in points."""
-CAPTION_LINE = 9.0
-"""Height of one line of the caption, in points."""
+KEY_FONT, CAPTION_LINE = 7.0, 9.0
+"""Size of the key's letters, and height of one line of the caption, in points."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Sizes of the letters, markers and distances in a picture, in points or in pixels."""
+
+    node_font: float = 6.5
+    """Size of the letters of a label."""
+    note_font: float = 5.5
+    """Size of the letters of the smaller line below a label."""
+    output_font: float = 8.0
+    """Size of the letters of an output."""
+    token_font: float = 8.0
+    """Size of the letters of a token."""
+    smallest: float = 3.5
+    """Diameter of a node without influence."""
+    largest: float = 12.0
+    """Diameter of the most influential node."""
+    beside: float = 2.0
+    """Distance between a node and its label."""
+    between: float = 1.5
+    """Distance between a label and the note below it."""
+    inset: float = 3.5
+    """Distance between the border of a supernode and its content."""
+
+
+POINTS = Measures()
+"""The sizes of a printed picture, in points."""
+PIXELS = Measures(
+    node_font=11.0, note_font=11.0, output_font=12.0, token_font=12.0, smallest=6.0, largest=18.0, beside=5.0, inset=5.0
+)
+"""The sizes of a picture on a screen, in pixels; no letter is smaller than 11 pixels."""
 
 
 class Anchor(NamedTuple):
@@ -52,17 +73,18 @@ class Anchor(NamedTuple):
     bottom: float
 
 
-def node_size(picture: GraphPicture, node: int) -> Size:
+def node_size(picture: GraphPicture, node: int, measures: Measures = POINTS) -> Size:
     """Return the size of a node together with its label."""
-    diameter, (width, height) = diameter_of(picture, node), _text_size(picture, node)
-    inset = 2 * INSET if picture.shapes[node] == "group" else 0.0
-    label_width = BESIDE + width if width else 0.0
+    diameter = diameter_of(picture, node, measures)
+    width, height = _text_size(picture, node, measures, 16, measures.node_font)
+    inset = 2 * measures.inset if picture.shapes[node] == "group" else 0.0
+    label_width = measures.beside + width if width else 0.0
     return diameter + label_width + inset, max(diameter, height) + inset
 
 
-def output_size(picture: GraphPicture, node: int) -> Size:
+def output_size(picture: GraphPicture, node: int, measures: Measures = POINTS) -> Size:
     """Return the size of an output together with its border."""
-    width, height = _text_size(picture, node, 24, OUTPUT_FONT)
+    width, height = _text_size(picture, node, measures, 24, measures.output_font)
     return width + 7, height + 5
 
 
@@ -87,45 +109,46 @@ def captions_of(picture: GraphPicture) -> list[str]:
     return [*lines, picture.missing] if picture.missing else lines
 
 
-def diameter_of(picture: GraphPicture, node: int) -> float:
+def diameter_of(picture: GraphPicture, node: int, measures: Measures = POINTS) -> float:
     """Return the diameter of a node's marker; its area grows with influence, from the smallest visible marker."""
     influences = picture.influence[picture.of(*MARKERS)]
     share = picture.influence[node] / max(float(np.max(influences, initial=0)), 1e-30)
-    return float(np.sqrt(_SMALLEST**2 + (_LARGEST**2 - _SMALLEST**2) * share))
+    smallest, largest = measures.smallest**2, measures.largest**2
+    return float(np.sqrt(smallest + (largest - smallest) * share))
 
 
-def _text_size(picture: GraphPicture, node: int, line_length: int = 16, font: float = NODE_FONT) -> Size:
+def _text_size(picture: GraphPicture, node: int, measures: Measures, line_length: int, font: float) -> Size:
     """Return the size of a label together with the note below it."""
     if not picture.labels[node]:
         return 0.0, 0.0
     width, height = text_size(wrapped(picture.labels[node], line_length), font)
     if node not in picture.notes:
         return width, height
-    note = text_size(picture.notes[node], NOTE_FONT)
-    return max(width, note[0]), height + BETWEEN + note[1]
+    note = text_size(picture.notes[node], measures.note_font)
+    return max(width, note[0]), height + measures.between + note[1]
 
 
-def arranged(picture: GraphPicture, page: Page) -> PlacedGraph:
+def arranged(picture: GraphPicture, page: Page, measures: Measures = POINTS) -> PlacedGraph:
     """Measure every label and place every node; nodes of a cell are ordered by where their neighbours stand."""
     order = _neighbour_positions(picture)
     items = [
-        Item(picture.positions[node], picture.rows[node], node_size(picture, node), order[node])
+        Item(picture.positions[node], picture.rows[node], node_size(picture, node, measures), order[node])
         for node in picture.of(*MARKERS)
     ]
-    outputs = [Output(picture.positions[node], output_size(picture, node)) for node in picture.of("output")]
-    tokens = [text_size(token_label(token), TOKEN_FONT) for token in picture.tokens]
+    outputs = [Output(picture.positions[node], output_size(picture, node, measures)) for node in picture.of("output")]
+    tokens = [text_size(token_label(token), measures.token_font) for token in picture.tokens]
     rows = sorted({*map(float, range(picture.n_layers)), *(item.row for item in items)})
-    return place(items, tokens, outputs, rows, replace(page, narrowest=max(page.narrowest, narrowest(picture))))
+    return place(items, tokens, outputs, rows, page)
 
 
-def anchors_of(picture: GraphPicture, placed: PlacedGraph) -> dict[int, Anchor]:
+def anchors_of(picture: GraphPicture, placed: PlacedGraph, measures: Measures = POINTS) -> dict[int, Anchor]:
     """Return where edges meet each node: the middle of a marker, or the border of a box or token."""
     anchors: dict[int, Anchor] = {}
     for node, box in zip(picture.of(*MARKERS), placed.items, strict=True):
         if picture.shapes[node] == "group":
             anchors[node] = Anchor(box.x, box.y + box.height / 2, box.y - box.height / 2)
         else:
-            anchors[node] = Anchor(box.x - box.width / 2 + diameter_of(picture, node) / 2, box.y, box.y)
+            anchors[node] = Anchor(box.x - box.width / 2 + diameter_of(picture, node, measures) / 2, box.y, box.y)
     for node in picture.of("token"):
         box = placed.tokens[picture.positions[node]]
         anchors[node] = Anchor(box.x, box.y + box.height / 2 + 1, box.y)

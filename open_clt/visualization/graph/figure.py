@@ -9,6 +9,7 @@ up, a line below the picture says so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from open_clt.config.arguments import NotNegative, checked_arguments
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.supernodes import GroupedGraph
-from open_clt.visualization.graph.arrangement import AROUND, LEFT, arranged, below, title_height
+from open_clt.visualization.graph.arrangement import AROUND, LEFT, arranged, below, narrowest, title_height
 from open_clt.visualization.graph.ink import Canvas, draw
 from open_clt.visualization.graph.layout import Page, PlacedGraph, Size
 from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
@@ -51,7 +52,7 @@ def visualize_attribution_graph(
         picture = graph if isinstance(graph, GraphPicture) else picture_of(graph, max_nodes, max_edges, kinds)
         sides, under = LEFT + AROUND, below(picture) + AROUND
         if ax is None:
-            placed = arranged(picture, Page())
+            placed = _layout(picture, Page())
             lines = fitted(picture.title if title is None else title, placed.width)
             borders = sides, under + title_height(lines)
             size = placed.width + borders[0], placed.height + borders[1]
@@ -67,6 +68,11 @@ def visualize_attribution_graph(
     return figure_of(ax)
 
 
+def _layout(picture: GraphPicture, page: Page) -> PlacedGraph:
+    """Place every node on a page that is at least as wide as the caption."""
+    return arranged(picture, replace(page, narrowest=max(page.narrowest, narrowest(picture))))
+
+
 def _scale(placed: PlacedGraph, size: Size, borders: Size) -> float:
     """Return the factor, at most 1, that shrinks a layout with its borders to a given size."""
     return min(1.0, size[0] / (placed.width + borders[0]), size[1] / (placed.height + borders[1]))
@@ -78,5 +84,5 @@ def _layout_to_fit(picture: GraphPicture, size: Size, borders: Size) -> PlacedGr
     for factor in np.geomspace(1, 3, 7).tolist():
         width, height = size[0] * factor - borders[0], size[1] * factor - borders[1]
         page = Page(widest=width, tallest=height, wider=1.0, narrowest=max(width, Page.narrowest), lowest=height)
-        candidates.append(arranged(picture, page))
+        candidates.append(_layout(picture, page))
     return max(candidates, key=lambda placed: _scale(placed, size, borders))

@@ -16,19 +16,11 @@ from matplotlib.patheffects import withStroke
 
 from open_clt.visualization.graph.arrangement import (
     ABOVE,
-    BESIDE,
-    BETWEEN,
     CAPTION_LINE,
-    INSET,
     KEY_FONT,
     LEFT,
     MARKERS,
-    NODE_FONT,
-    NOTE_FONT,
-    OUTPUT_FONT,
-    THINNEST,
-    TOKEN_FONT,
-    WIDEST,
+    POINTS,
     Anchor,
     anchors_of,
     below,
@@ -42,6 +34,9 @@ from open_clt.visualization.graph.picture import GraphPicture
 from open_clt.visualization.labels import text_size, token_label, wrapped
 from open_clt.visualization.style import BLUE, GREY, INK, PALE, VERMILLION
 from open_clt.visualization.titles import TITLE_FONT
+
+_THINNEST, _WIDEST = 0.3, 3.0
+"""Widths of edges, in points."""
 
 
 @final
@@ -63,9 +58,9 @@ class Canvas:
         """Write a text of a given font size, and a smaller note below it if there is one; both are centred together."""
         if not note:
             return self.text(x, y, *text, **settings)
-        half = (text_size(*text)[1] + BETWEEN + text_size(note, NOTE_FONT)[1]) / 2
+        half = (text_size(*text)[1] + POINTS.between + text_size(note, POINTS.note_font)[1]) / 2
         self.text(x, y + half, *text, **settings, va="top")
-        self.text(x, y - half, note, NOTE_FONT, **settings, va="bottom", color=GREY)
+        self.text(x, y - half, note, POINTS.note_font, **settings, va="bottom", color=GREY)
 
     def rectangle(self, box: Box, *, rounded: float = 0.0, linewidth: float = 0.0, **settings: Any) -> None:
         """Draw a rectangle; its corners are rounded with a radius of ``rounded`` points."""
@@ -92,11 +87,11 @@ def draw(canvas: Canvas, picture: GraphPicture, placed: PlacedGraph, title: str)
         _draw_node(canvas, picture, node, box)
     for box, token in zip(placed.tokens, picture.tokens, strict=True):
         rotation = 90 if placed.upright_tokens else 0
-        canvas.text(box.x, box.y, token_label(token), TOKEN_FONT, rotation=rotation)
+        canvas.text(box.x, box.y, token_label(token), POINTS.token_font, rotation=rotation)
     for box, node in zip(placed.outputs, picture.of("output"), strict=True):
         canvas.rectangle(box, rounded=2.0, linewidth=0.7, facecolor="white", edgecolor=INK, zorder=4)
         label, note = wrapped(picture.labels[node], 24), picture.notes.get(node, "")
-        canvas.text_and_note(box.x, box.y, (label, OUTPUT_FONT), note, zorder=5)
+        canvas.text_and_note(box.x, box.y, (label, POINTS.output_font), note, zorder=5)
     _draw_key(canvas, picture)
     if title:
         canvas.text(0.0, placed.height + ABOVE, title, TITLE_FONT, ha="left", va="bottom")
@@ -113,7 +108,7 @@ def _draw_edges(canvas: Canvas, picture: GraphPicture, anchors: dict[int, Anchor
     colours = [
         to_rgba(BLUE if picture.weights[edge] > 0 else VERMILLION, 0.25 + 0.6 * float(sizes[edge])) for edge in order
     ]
-    widths = canvas.scale * (THINNEST + (WIDEST - THINNEST) * sizes[order])
+    widths = canvas.scale * (_THINNEST + (_WIDEST - _THINNEST) * sizes[order])
     canvas.ax.add_collection(
         PathCollection(curves, facecolors="none", edgecolors=colours, linewidths=widths, zorder=1), autolim=False
     )
@@ -124,7 +119,7 @@ def _draw_node(canvas: Canvas, picture: GraphPicture, node: int, box: Box) -> No
     diameter, left = diameter_of(picture, node), box.x - box.width / 2
     if picture.shapes[node] == "group":
         canvas.rectangle(box, rounded=3.0, linewidth=0.8, facecolor="white", edgecolor=INK, zorder=2)
-        left += INSET
+        left += POINTS.inset
     # At the same marker size, matplotlib draws diamonds and squares larger than circles.
     size = canvas.scale * diameter * (0.75 if marker == "D" else 0.88 if marker == "s" else 1)
     middle = left + diameter / 2
@@ -134,8 +129,8 @@ def _draw_node(canvas: Canvas, picture: GraphPicture, node: int, box: Box) -> No
     if not (label := wrapped(picture.labels[node])):
         return
     halo = [withStroke(linewidth=2.4 * canvas.scale, foreground="white", alpha=0.9)]
-    note, right = picture.notes.get(node, ""), left + diameter + BESIDE
-    canvas.text_and_note(right, box.y, (label, NODE_FONT), note, ha="left", path_effects=halo, zorder=5)
+    note, right = picture.notes.get(node, ""), left + diameter + POINTS.beside
+    canvas.text_and_note(right, box.y, (label, POINTS.node_font), note, ha="left", path_effects=halo, zorder=5)
 
 
 def _draw_key(canvas: Canvas, picture: GraphPicture) -> None:
