@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,14 +30,17 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from open_clt.config.arguments import Count, Perplexity, Seed, checked_arguments
 from open_clt.errors import ConfigError
-from open_clt.features.embedding import EmbeddingMethod
+from open_clt.features.embedding import EmbeddingMethod, EmbeddingSpace
 from open_clt.features.figure_data import TranscodedModel
 from open_clt.features.firing import FeatureActivations
 from open_clt.visualization.inputs import strings
 from open_clt.visualization.labels import fit_tick_labels, text_size, token_label
 from open_clt.visualization.preparation import (
+    CurvePanel,
     Labels,
+    TrainingCurves,
     correlation_cells,
+    curve_panels,
     density_counts,
     feature_points,
     feature_rows,
@@ -59,37 +61,6 @@ from open_clt.visualization.style import (
     styled,
 )
 from open_clt.visualization.titles import Titles, drawing, panel_title, title_figure
-
-
-@runtime_checkable
-class TrainingCurves(Protocol):
-    """Columns of equal length, with one entry per recorded training step."""
-
-    @property
-    def step(self) -> Sequence[int]:
-        """Numbers of the recorded steps."""
-        ...
-
-    @property
-    def loss(self) -> Sequence[float]:
-        """Total loss at each step."""
-        ...
-
-    @property
-    def fvu(self) -> Sequence[float]:
-        """Fraction of variance unexplained (FVU) at each step."""
-        ...
-
-    @property
-    def l0(self) -> Sequence[float]:
-        """Active features per token and layer (L0) at each step."""
-        ...
-
-    @property
-    def dead_share(self) -> Sequence[float]:
-        """Share of dead features at each step."""
-        ...
-
 
 _MOST_ANNOTATED = 16
 """Number of rows up to which the values of a matrix are also written as numbers."""
@@ -142,6 +113,7 @@ def visualize_feature_embedding(
     layers: str | Sequence[str] | Sequence[int] | Int[Array, "feature"] | None = None,
     *,
     method: EmbeddingMethod = "pca",
+    space: EmbeddingSpace = "decoder",
     perplexity: Perplexity = 30.0,
     seed: Seed = 0,
     sizes: Float[Array, "feature"] | None = None,
@@ -154,17 +126,24 @@ def visualize_feature_embedding(
 
     ``sizes``, such as the importance of each feature, sets the areas of the points. ``n_layers`` is the number of
     layers that the colours cover. If ``vectors`` is a model with its transcoder (then ``layers`` is one or more texts),
-    the decoder directions of the most important features are drawn, with areas proportional to importance. See
+    the most important features are drawn, with areas proportional to importance: features that write in similar
+    directions are close, or with ``space="coactivation"`` features that are active on the same tokens. See
     ``open_clt.features.embedding.embed``.
     """
     chosen = feature_points(
-        vectors, layers, method=method, perplexity=perplexity, seed=seed, sizes=sizes, n_layers=n_layers
+        vectors,
+        layers,
+        method=method,
+        space=space,
+        perplexity=perplexity,
+        seed=seed,
+        sizes=sizes,
+        n_layers=n_layers,
     )
     with drawing(ax, (5.6, 4.4), save_path, Titles(title, chosen.title)) as ax:
         x, y = chosen.points.T
-        areas = 12.0 if chosen.sizes is None else 8 + 72 * chosen.sizes / max(float(chosen.sizes.max()), 1e-30)
         colours = layer_colours(chosen.n_layers)[chosen.layers]
-        ax.scatter(x, y, s=areas, c=colours, alpha=0.75, linewidths=0.3, edgecolors="white")
+        ax.scatter(x, y, s=chosen.areas, c=colours, alpha=0.75, linewidths=0.3, edgecolors="white")
         ax.set(xlabel=chosen.axes[0], ylabel=chosen.axes[1])
         if not chosen.has_units:
             ax.set(xticks=[], yticks=[])
@@ -205,7 +184,11 @@ def visualize_cross_layer_correlations(
                 text = f"{value:.2f}".replace("-", "−")
                 colour = "white" if abs(value) > 0.6 else INK
                 ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
-        fit_tick_labels(ax, x=cells.names, y=cells.labelled)
+        fit_tick_labels(
+            ax,
+            x=[token_label(name, 36) for name in cells.names],
+            y=[token_label(name, 36) for name in cells.labelled],
+        )
     return figure_of(ax)
 
 
@@ -235,7 +218,7 @@ def visualize_feature_importance(
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
         add_layer_key(ax, bars.n_layers)
-        fit_tick_labels(ax, y=bars.names)
+        fit_tick_labels(ax, y=[token_label(name, 36) for name in bars.names])
     return figure_of(ax)
 
 
@@ -284,23 +267,21 @@ def visualize_training_curves(
             panels = list(axes)
         figure = figure_of(panels[0])
         title_figure(figure, title or "")
-        _curve(panels[0], "loss", curves.step, curves.loss)
-        _curve(panels[1], "FVU", curves.step, curves.fvu, share=True)
-        _curve(panels[2], "active features per token and layer (L0)", curves.step, curves.l0)
-        _curve(panels[3], "dead features", curves.step, curves.dead_share, share=True)
+        for ax, panel in zip(panels, curve_panels(curves), strict=True):
+            _curve(ax, panel)
         for ax in panels[2:]:
             ax.set_xlabel("step")
         save(figure, save_path)
     return figure
 
 
-def _curve(ax: Axes, name: str, step: Sequence[int], values: Sequence[float], *, share: bool = False) -> None:
-    ax.plot(step, values, color=BLUE, linewidth=1.2)
-    ax.set_ylim(0, 1.08 * max([*values, 1e-6]))
+def _curve(ax: Axes, panel: CurvePanel) -> None:
+    ax.plot(panel.step, panel.values, color=BLUE, linewidth=1.2)
+    ax.set_ylim(0, panel.top)
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    if share:
+    if panel.is_share:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-    panel_title(ax, name, (f"{values[-1]:.1%}" if share else f"{values[-1]:.3g}") if values else "")
+    panel_title(ax, panel.name, panel.last)
 
 
 def _token_heatmap(

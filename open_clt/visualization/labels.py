@@ -22,6 +22,8 @@ FONT = "DejaVu Sans"
 """Font of every figure; matplotlib ships it, so a figure looks the same on every machine."""
 
 _MARKS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "·"}
+_WITHOUT_INK = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)}
+"""Letters, marks and symbols that have no ink, such as fillers and selectors of variants."""
 _SPECIAL = {"<|endoftext|>": "<eot>"}
 _LINE = 1.2
 """Distance between two lines of text, as a multiple of the font size."""
@@ -31,30 +33,34 @@ _GAP = 2.0
 """Free pixels between two labels."""
 
 
-def token_label(text: str, max_chars: int = 14) -> str:
+def token_label(text: str, max_chars: int = 14, *, any_font: bool = False) -> str:
     """Return a readable form of a token for a figure, at most ``max_chars`` characters long.
 
-    Spaces at its ends become ``·`` and line breaks become ``⏎``. Invisible characters, and characters that the font
-    lacks, become their code, such as ``\\u4f60``.
+    Spaces at its ends become ``·`` and line breaks become ``⏎``. Invisible characters become their code, such as
+    ``\\u200b``, and so do characters that the font lacks, unless the reader's program has ``any_font``.
     """
+    visible = _visible if any_font else _in_font
     text = _SPECIAL.get(text, text)
     inner = text.strip(" ")
     leading = len(text) - len(text.lstrip(" "))
     marked = "·" * leading + inner + "·" * (len(text) - len(inner) - leading)
-    shown = "".join(_MARKS.get(character, _visible(character)) for character in marked)
+    shown = "".join(_MARKS.get(character, visible(character)) for character in marked)
     return shown if len(shown) <= max_chars else shown[: max_chars - 1] + "…"
 
 
-def readable(text: str) -> str:
-    """Return a text on one line, in which characters that are invisible or not in the font become their codes."""
+def readable(text: str, *, any_font: bool = False) -> str:
+    """Return a text on one line, in which invisible characters become their codes.
+
+    So do characters that the font lacks, unless the reader's program has ``any_font``.
+    """
     for special, short in _SPECIAL.items():
         text = text.replace(special, short)
-    return "".join(map(_visible, " ".join(text.split())))
+    return "".join(map(_visible if any_font else _in_font, " ".join(text.split())))
 
 
 def feature_name(feature: Feature, labels: Mapping[Feature, str] | None = None, max_chars: int = 36) -> str:
     """Return the name of a feature for an axis: ``L2/417``, followed by its label, if there is one, cut to fit."""
-    label = readable((labels or {}).get(feature, ""))
+    label = readable((labels or {}).get(feature, ""), any_font=True)
     return _cut(f"{feature} {label}".rstrip(), max_chars)
 
 
@@ -139,8 +145,18 @@ def _cut(text: str, width: int) -> str:
 
 
 @cache
-def _visible(character: str) -> str:
+def _in_font(character: str) -> str:
     """Return the character, or its code if it is invisible or not in the font."""
-    visible = not unicodedata.category(character).startswith(("C", "Z")) or character == " "
     in_font = get_font(findfont(FONT)).get_char_index(ord(character)) != 0
-    return character if visible and in_font else f"\\u{ord(character):04x}"
+    return _visible(character) if in_font else _code(character)
+
+
+@cache
+def _visible(character: str) -> str:
+    """Return the character, or its code if nobody can see it."""
+    seen = not unicodedata.category(character).startswith(("C", "Z")) and ord(character) not in _WITHOUT_INK
+    return character if seen or character == " " else _code(character)
+
+
+def _code(character: str) -> str:
+    return f"\\u{ord(character):04x}"

@@ -7,7 +7,7 @@ and returns a record with the values to draw, the names of rows and columns, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 
 from open_clt.errors import ConfigError
-from open_clt.features.embedding import EmbeddingMethod, embed
+from open_clt.features.embedding import EmbeddingMethod, EmbeddingSpace, embed
 from open_clt.features.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
 from open_clt.features.firing import FeatureActivations, top_features
 from open_clt.short_repr import short_repr
@@ -29,6 +29,36 @@ Labels: TypeAlias = Mapping[Feature, str]
 """Labels of features, which stand beside their names."""
 _BINS = 24
 """Number of bins of a histogram of densities."""
+
+
+@runtime_checkable
+class TrainingCurves(Protocol):
+    """Columns of equal length, with one entry per recorded training step."""
+
+    @property
+    def step(self) -> Sequence[int]:
+        """Numbers of the recorded steps."""
+        ...
+
+    @property
+    def loss(self) -> Sequence[float]:
+        """Total loss at each step."""
+        ...
+
+    @property
+    def fvu(self) -> Sequence[float]:
+        """Fraction of variance unexplained (FVU) at each step."""
+        ...
+
+    @property
+    def l0(self) -> Sequence[float]:
+        """Active features per token and layer (L0) at each step."""
+        ...
+
+    @property
+    def dead_share(self) -> Sequence[float]:
+        """Share of dead features at each step."""
+        ...
 
 
 class FeatureRows(NamedTuple):
@@ -63,10 +93,19 @@ class FeaturePoints(NamedTuple):
     """Names of the axes."""
     has_units: bool
     """Whether distances along the axes have a meaning, as with PCA, or not, as with t-SNE."""
+    features: Sequence[Feature] | None
+    """Feature of each point; None if the user gave an array."""
     title: str
     """Title that says what is shown and of what."""
 
     __repr__ = short_repr
+
+    @property
+    def areas(self) -> Float[Array, "feature"]:
+        """Area of each feature's point, in square points."""
+        if self.sizes is None:
+            return np.full(len(self.points), 12.0)
+        return 8 + 72 * self.sizes / max(float(self.sizes.max()), 1e-30)
 
 
 class CorrelationCells(NamedTuple):
@@ -101,6 +140,33 @@ class ImportanceBars(NamedTuple):
     """Title that says what is shown and of what."""
 
     __repr__ = short_repr
+
+
+class CurvePanel(NamedTuple):
+    """One panel of training curves."""
+
+    name: str
+    """Name of the quantity."""
+    step: Sequence[int]
+    """Numbers of the recorded steps."""
+    values: Sequence[float]
+    """Values at these steps."""
+    is_share: bool = False
+    """Whether the values are shares, which are written in percent."""
+
+    __repr__ = short_repr
+
+    @property
+    def last(self) -> str:
+        """The last value as text; empty without values."""
+        if not self.values:
+            return ""
+        return f"{self.values[-1]:.1%}" if self.is_share else f"{self.values[-1]:.3g}"
+
+    @property
+    def top(self) -> float:
+        """Upper end of the vertical axis, which starts at 0."""
+        return 1.08 * max([*self.values, 1e-6])
 
 
 class DensityCounts(NamedTuple):
@@ -151,24 +217,33 @@ def feature_points(
     layers: Any,
     *,
     method: EmbeddingMethod,
+    space: EmbeddingSpace,
     perplexity: float,
     seed: int,
     sizes: Float[Array, "feature"] | None,
     n_layers: int | None,
 ) -> FeaturePoints:
-    """Return vectors as points in a plane; of a model, the decoder directions of its most important features."""
-    named = "PCA" if method == "pca" else "t-SNE"
+    """Return vectors as points in a plane; of a model, its most important features, by what they write or co-activity.
+
+    Raises ConfigError if an array has no layers, or has a ``space``.
+    """
+    named, features = "PCA" if method == "pca" else "t-SNE", None
     title = f"Directions of features, {named}"
     if isinstance(vectors, TranscodedModel):
         on_texts = FeaturesOnTexts(vectors, layers)
-        chosen = on_texts.embedding()
+        chosen = on_texts.embedding(space=space)
+        what = {"decoder": "Decoder directions", "coactivation": "Co-activation"}[space]
         title = title_of(
-            f"Decoder directions of the {len(chosen.layers)} most important features, {named},",
+            f"{what} of the {len(chosen.layers)} most important features, {named},",
             text=tokens_of_text(on_texts.statistics.tokens),
             model=vectors.language_model.name,
         )
-        vectors, layers = chosen.directions, chosen.layers
+        vectors, layers, features = chosen.directions, chosen.layers, chosen.features
         sizes, n_layers = chosen.importance if sizes is None else sizes, n_layers or chosen.n_layers
+    elif space != "decoder":
+        raise ConfigError(
+            f"space is {space!r}, but vectors is an array; leave space out, or give a model with its transcoder."
+        )
     values = array("vectors", vectors, "feature", "d_model")
     layer_of_point = layer_numbers(layers, len(values))
     embedding = embed(torch.as_tensor(values.copy()), method, perplexity=perplexity, seed=seed)
@@ -183,6 +258,7 @@ def feature_points(
         sizes=None if sizes is None else numbers(sizes),
         axes=axes,
         has_units=embedding.explained is not None,
+        features=features,
         title=title,
     )
 
@@ -241,6 +317,16 @@ def density_counts(density: Float[Array, "layer feature"]) -> DensityCounts:
     edges = np.linspace(lowest, 0, _BINS + 1)
     counts: list[npt.NDArray[Any]] = [np.histogram(np.log10(row[row > 0]), edges)[0] for row in values]
     return DensityCounts(10.0**edges, np.stack(counts), float((values == 0).mean()), "Density of features by layer")
+
+
+def curve_panels(curves: TrainingCurves) -> tuple[CurvePanel, ...]:
+    """Return the four panels of training curves."""
+    return (
+        CurvePanel("loss", curves.step, curves.loss),
+        CurvePanel("FVU", curves.step, curves.fvu, is_share=True),
+        CurvePanel("active features per token and layer (L0)", curves.step, curves.l0),
+        CurvePanel("dead features", curves.step, curves.dead_share, is_share=True),
+    )
 
 
 def labelled(names: Sequence[str], labels: Labels | None) -> list[str]:

@@ -11,17 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from open_clt.errors import ConfigError
+from open_clt.config.arguments import checked_arguments
 from open_clt.evaluation.report import NORM_QUANTILES, Report
-from open_clt.replacement.comparison import LogitComparison
 from open_clt.transcoders.metrics import DENSITY_EDGES
 from open_clt.visualization.labels import token_label
+from open_clt.visualization.report_preparation import compared, cross_entropy_increase, report_title
 from open_clt.visualization.style import BLUE, GREY, VERMILLION, NotebookFigure, save, styled
-from open_clt.visualization.titles import panel_title, title_figure, title_of
+from open_clt.visualization.titles import panel_title, title_figure
 
 _MARKERS = "osD^vP*X"
 
 
+@checked_arguments
 def visualize_report(report: Report, *, title: str | None = None, save_path: str | Path | None = None) -> Figure:
     """Draw the report of one transcoder in six panels: FVU, L0, density, decoder norms, cross-entropy and graphs.
 
@@ -31,8 +32,7 @@ def visualize_report(report: Report, *, title: str | None = None, save_path: str
     with styled(save_path):
         figure = NotebookFigure(figsize=(10, 5.6), layout="constrained")
         panels = figure.subplots(2, 3).flat
-        default = title_of(f"Report of {report.name}", text=report.measured_on.description, model=report.model)
-        title_figure(figure, default if title is None else title)
+        title_figure(figure, report_title(report) if title is None else title)
         _per_layer(next(panels), "FVU", report.evaluation.reconstruction.fvu_per_layer, share=True)
         _per_layer(next(panels), "L0", report.evaluation.reconstruction.l0_per_layer)
         _densities(next(panels), report)
@@ -43,48 +43,38 @@ def visualize_report(report: Report, *, title: str | None = None, save_path: str
     return figure
 
 
+@checked_arguments
 def visualize_comparison(
     reports: Sequence[Report], *, title: str | None = None, save_path: str | Path | None = None
 ) -> Figure:
-    """Draw several transcoders as points: L0 against FVU, and L0 against the increase in cross-entropy.
+    """Draw several transcoders as points: L0 against FVU, against the increase in cross-entropy, and against KL.
 
-    The increase is the cross-entropy of the replacement model minus that of the original model. Points further to the
-    lower left are better. Without a ``title``, a title states the contexts and the language model. Raises ConfigError
-    if ``reports`` is empty.
+    The increase is the cross-entropy of the replacement model minus that of the original model; KL is the divergence of
+    their predictions. Points further to the lower left are better, and a line joins the best ones. Without a ``title``,
+    a title states the contexts and the language model. Raises ConfigError if ``reports`` is empty.
     """
-    if not reports:
-        raise ConfigError("reports is empty; give at least one report.")
+    comparison = compared(reports)
     with styled(save_path):
-        figure = NotebookFigure(figsize=(10, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        title_figure(figure, _title_of(reports) if title is None else title)
+        figure = NotebookFigure(figsize=(12.5, 4.0), layout="constrained")
+        axes = figure.subplots(1, len(comparison.panels))
+        title_figure(figure, comparison.title if title is None else title)
         colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))
-        sparsity = [report.evaluation.reconstruction.l0 for report in reports]
-        unexplained = [report.evaluation.reconstruction.fvu for report in reports]
-        increases = [_cross_entropy_increase(report.evaluation.logits) for report in reports]
-        for ax, heights in ((left, unexplained), (right, increases)):
-            for index, (report, colour) in enumerate(zip(reports, colours, strict=True)):
-                marker, point = _MARKERS[index % len(_MARKERS)], (sparsity[index], heights[index])
-                ax.scatter(*point, color=[colour], marker=marker, s=42, label=token_label(report.name, 32), zorder=3)
-            _draw_pareto_front(ax, sparsity, heights)
+        for ax, panel in zip(axes, comparison.panels, strict=True):
+            points = zip(comparison.sparsity, panel.heights, strict=True)
+            for index, (point, name) in enumerate(zip(points, comparison.names, strict=True)):
+                marker, label = _MARKERS[index % len(_MARKERS)], token_label(name, 32)
+                ax.scatter(*point, color=[colours[index]], marker=marker, s=42, label=label, zorder=3)
+            front = [(comparison.sparsity[index], panel.heights[index]) for index in panel.front]
+            ax.plot(*zip(*front, strict=True), color=GREY, linewidth=0.8, zorder=1)
+            ax.set_title(panel.title)
             ax.set_xlabel("active features per token and layer (L0)")
-            ax.set_xlim(0, 1.1 * max(sparsity))
-            ax.set_ylim(min(0.0, 1.1 * min(heights)), 1.1 * max(1e-6, *heights))
-        left.set_title("variance unexplained (FVU)")
-        left.yaxis.set_major_formatter(PercentFormatter(1))
-        right.set_title("increase in cross-entropy, nats")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+            ax.set_xlim(0, 1.1 * max(comparison.sparsity))
+            ax.set_ylim(*panel.limits)
+            if panel.is_share:
+                ax.yaxis.set_major_formatter(PercentFormatter(1))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
         save(figure, save_path)
     return figure
-
-
-def _title_of(reports: Sequence[Report]) -> str:
-    """Return the title of a comparison; contexts and models are stated if all reports have the same."""
-    texts = {report.measured_on.description for report in reports}
-    models = {report.model for report in reports}
-    shared = [values.pop() if len(values) == 1 else "" for values in (texts, models)]
-    what = "1 transcoder" if len(reports) == 1 else f"Comparison of {len(reports)} transcoders"
-    return title_of(what, text=shared[0], model=shared[1])
 
 
 def _per_layer(ax: Axes, name: str, values: Sequence[float], *, share: bool = False) -> None:
@@ -120,8 +110,8 @@ def _norms(ax: Axes, report: Report) -> None:
 
 def _cross_entropies(ax: Axes, report: Report) -> None:
     logits = report.evaluation.logits
-    increases = [_cross_entropy_increase(layer_logits) for layer_logits in report.evaluation.alone]
-    total_increase = _cross_entropy_increase(logits)
+    increases = [cross_entropy_increase(layer_logits) for layer_logits in report.evaluation.alone]
+    total_increase = cross_entropy_increase(logits)
     ax.bar(range(len(increases)), increases, color=BLUE, width=0.7, label="one layer replaced")
     ax.axhline(total_increase, color=VERMILLION, linestyle="--", linewidth=1.2, label="all layers replaced")
     change = f"{logits.cross_entropy_original:.2f} to {logits.cross_entropy_replacement:.2f}"
@@ -130,11 +120,6 @@ def _cross_entropies(ax: Axes, report: Report) -> None:
     ax.set_ylim(min(0.0, *increases), 1.3 * max(1e-3, total_increase, *increases))
     ax.legend(loc="upper right", ncols=2)
     _layer_axis(ax)
-
-
-def _cross_entropy_increase(logits: LogitComparison) -> float:
-    """Return the cross-entropy of the replacement model minus that of the original model, in nats."""
-    return logits.cross_entropy_replacement - logits.cross_entropy_original
 
 
 def _graphs(ax: Axes, report: Report) -> None:
@@ -164,13 +149,3 @@ def _agreements(ax: Axes, report: Report) -> None:
 def _layer_axis(ax: Axes) -> None:
     ax.set_xlabel("layer")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _draw_pareto_front(ax: Axes, sparsity: Sequence[float], heights: Sequence[float]) -> None:
-    """Draw a line through the points for which no other point is lower in both coordinates."""
-    points = sorted(zip(sparsity, heights, strict=True))
-    front = [points[0]]
-    for point in points[1:]:
-        if point[1] < front[-1][1]:
-            front.append(point)
-    ax.plot(*zip(*front, strict=True), color=GREY, linewidth=0.8, zorder=1)

@@ -36,9 +36,11 @@ def title_of(what: str, *, prompt: str = "", text: str = "", model: str = "", li
     ``prompt`` is shown in quotes; ``text`` is the description of a text, such as ``16,384 tokens``. Long parts are cut.
     ``link`` is the word before the prompt or the text.
     """
-    shown_text = f"“{_cut(readable(prompt), _LONGEST_PROMPT)}”" if prompt else readable(text)
+    shown_text = (
+        f"“{_cut(readable(prompt, any_font=True), _LONGEST_PROMPT)}”" if prompt else readable(text, any_font=True)
+    )
     on = f" {link} {shown_text}" if shown_text else ""
-    name = readable(model)
+    name = readable(model, any_font=True)
     shown = name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
     return what + on + (f" ({shown})" if model else "")
 

@@ -62,17 +62,18 @@ def test_a_comparison_draws_a_line_through_the_pareto_front() -> None:
         visualize_comparison([])
 
 
-def test_a_comparison_draws_fvu_on_the_left_and_the_increase_in_cross_entropy_on_the_right() -> None:
-    """The second transcoder has better predictions and a worse reconstruction, so the two fronts differ."""
+def test_a_comparison_draws_fvu_the_increase_in_cross_entropy_and_the_divergence() -> None:
+    """The second transcoder has better predictions and a worse reconstruction, so the fronts differ."""
     reports = [
         report(l0=8.0, fvu=0.1, ce_replacement=3.5),
         report(l0=16.0, fvu=0.2, ce_replacement=2.75),
     ]
-    left, right = visualize_comparison(reports).axes
-    for ax, heights in ((left, [0.1, 0.2]), (right, [1.0, 0.25])):
+    left, right, last = visualize_comparison(reports).axes
+    for ax, heights in ((left, [0.1, 0.2]), (right, [1.0, 0.25]), (last, [0.2, 0.2])):
         coordinates = np.concatenate([np.asarray(points.get_offsets()) for points in ax.collections])
         assert coordinates.flatten().tolist() == pytest.approx([8.0, heights[0], 16.0, heights[1]])
     assert np.asarray(left.lines[0].get_ydata()).tolist() == pytest.approx([0.1])
     assert np.asarray(right.lines[0].get_ydata()).tolist() == [1.0, 0.25]
     assert "FVU" in left.get_title(loc="left")
     assert "cross-entropy" in right.get_title(loc="left")
+    assert "KL" in last.get_title(loc="left")
