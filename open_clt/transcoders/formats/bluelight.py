@@ -202,10 +202,17 @@ def _tensors(weight_files: WeightFiles, n_layers: int) -> dict[str, StoredTensor
     tensors: dict[str, StoredTensor] = {}
     for name in names:
         files.inside(weight_files.place, name)
-        for key, tensor in weight_files.tensors(name).items():
-            decoder = key.removeprefix("W_dec_")
-            tensors[_NAMES.get(key, f"decoder.decoders.{decoder}.W" if decoder != key else key)] = tensor
+        tensors |= {_long_name(key): tensor for key, tensor in weight_files.tensors(name).items()}
+    for key in ("W_enc", "b_enc", *(f"W_dec_{layer}" for layer in range(n_layers))):
+        if _long_name(key) not in tensors:
+            raise CheckpointError(f"The files that {path} lists lack the tensor {key!r}.")
     return tensors
+
+
+def _long_name(name: str) -> str:
+    """The name in ``clt.safetensors`` of a tensor in the files of a manifest."""
+    layer = name.removeprefix("W_dec_")
+    return _NAMES.get(name, f"decoder.decoders.{layer}.W" if layer != name else name)
 
 
 def _decoders(

@@ -47,14 +47,9 @@ def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
         raise CheckpointError(
             f"{place} has model_kind {settings.get('model_kind')!r}; only {_KIND!r} can be read from this layout."
         )
-    encoders, decoders = (_open_layers(weight_files, stem) for stem in (_ENCODER, _DECODER))
-    if not encoders or len(encoders) != len(decoders):
-        raise CheckpointError(
-            f"{place} holds {len(encoders)} encoders and {len(decoders)} decoders; it needs one encoder and one "
-            "decoder per layer."
-        )
+    encoders, decoders = _open_layers(weight_files)
     n_features, d_model = tensor_of(encoders[0], "W_enc_0", (None, None), place).shape
-    has_thresholds = "threshold_0" in encoders[0]
+    has_thresholds = any(f"threshold_{layer}" in each for layer, each in enumerate(encoders))
     values = {
         "n_layers": len(encoders),
         "n_features": n_features,
@@ -99,7 +94,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], settings)
 
 
-def _open_layers(weight_files: WeightFiles, stem: str) -> list[Mapping[str, StoredTensor]]:
-    """The tensors of the files ``{stem}_0``, ``{stem}_1``, ...; raises CheckpointError if a number is missing."""
-    count = len(weight_files.names(f"{stem}_[0-9]*.safetensors"))
-    return [weight_files.tensors(f"{stem}_{layer}.safetensors") for layer in range(count)]
+def _open_layers(weight_files: WeightFiles) -> list[list[Mapping[str, StoredTensor]]]:
+    """The tensors of the encoders and of the decoders; raises CheckpointError if the file of a layer is missing."""
+    stems = (_ENCODER, _DECODER)
+    count = max(len(weight_files.names(f"{stem}_[0-9]*.safetensors")) for stem in stems)
+    return [[weight_files.tensors(f"{stem}_{layer}.safetensors") for layer in range(count)] for stem in stems]

@@ -1,6 +1,6 @@
 """CLT-Forge's layout of a transcoder.
 
-    clt_cfg.json             model_name, activation_fn, cross_layer_decoders
+    clt_cfg.json             model_name, activation_fn, cross_layer_decoders, perhaps d_latent, the number of features
     clt_weights.safetensors, or one file rank{r}_clt_weights.safetensors for each process, which holds some features
                              W_enc [layer, d_model, feature], b_enc [layer, feature], log_threshold [layer, feature],
                              W_dec [pair, feature, d_model], b_dec [pair, d_model],
@@ -51,6 +51,11 @@ def open_clt_forge(weight_files: WeightFiles) -> StoredTranscoder:
     shapes = [tensor_of(tensors, "W_enc", (None, None, None), place).shape for tensors in shards]
     n_layers, d_model, _ = shapes[0]
     widths = [shape[2] for shape in shapes]
+    if isinstance(stated := settings.get("d_latent"), int) and sum(widths) < stated:
+        raise CheckpointError(
+            f"{place} holds {sum(widths)} features of each layer, but {_SETTINGS} states d_latent {stated}; it needs "
+            f"the files of all ranks, such as rank{len(shards)}_{_TENSORS}."
+        )
     values: dict[str, Any] = {
         "n_layers": n_layers,
         "n_features": sum(widths),

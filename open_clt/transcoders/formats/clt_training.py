@@ -123,8 +123,9 @@ class _Layers:
 
     def of_target(self, source: int, name: str, offset: int, *shape: int) -> StoredTensor:
         """The tensor with which a layer writes to the layer that lies ``offset`` layers later."""
-        numbered = f"{name}s.{offset}"
-        return self.one(source, name if offset == 0 and numbered not in self.tensors[source] else numbered, *shape)
+        numbered, tensors = f"{name}s.{offset}", self.tensors[source]
+        plain = offset == 0 and numbered not in tensors and (name in tensors or not self.settings[source].n_targets)
+        return self.one(source, name if plain else numbered, *shape)
 
     def share(self, source: int, target: int) -> float:
         """The factor of what a layer writes to another one."""
@@ -178,7 +179,8 @@ def open_clt_training(weight_files: WeightFiles) -> StoredTranscoder:
     tensors = [weight_files.tensors(name) for name in names]
     n_features, d_model = tensor_of(tensors[0], "encoder.weight", (None, None), place).shape
     layers = _Layers(place=place, settings=settings, tensors=tensors, n_features=n_features, d_model=d_model)
-    adds_after_topk = any(_adds_after_topk(layers, source) for source in range(len(names)))
+    # The numbers may be zero. Old files lack them in all layers; if only some layers have them, the others are damaged.
+    adds_after_topk = any(name in of_layer for of_layer in tensors for name in ("post_enc", "post_encs.0"))
     config = described_config(
         {
             "n_layers": len(names),
@@ -220,6 +222,10 @@ def _read_settings(path: Path) -> _Settings:
 def _agreeing(settings: list[_Settings], paths: Sequence[Path]) -> list[_Settings]:
     """The settings of all layers; raises CheckpointError if they are not those of one transcoder."""
     first, n_layers = settings[0], len(settings)
+    if first.n_targets > n_layers:
+        raise CheckpointError(
+            f"{paths[0]} has n_targets {first.n_targets}, but there are {n_layers} layers; layer {n_layers} is missing."
+        )
     for layer, (of_layer, path) in enumerate(zip(settings, paths, strict=True)):
         if replace(of_layer, n_targets=0) != replace(first, n_targets=0):
             raise CheckpointError(
@@ -358,16 +364,9 @@ def _read_small(config: CrossLayerConfig, layers: _Layers) -> dict[str, Tensor]:
     return small
 
 
-def _adds_after_topk(layers: _Layers, source: int) -> bool:
-    """Whether a layer has numbers that are added to its features after TopK; they may be zero."""
-    return any(name.startswith("post_enc") and "scale" not in name for name in layers.tensors[source])
-
-
 def _added_after_topk(layers: _Layers, source: int) -> Tensor:
     """What is added to the features of a layer after TopK; raises CheckpointError if it differs between targets."""
     width = layers.n_features
-    if not _adds_after_topk(layers, source):
-        return torch.zeros(width)
     own = _read(layers.of_target(source, "post_enc", 0, width))
     for offset in range(1, layers.reach(source)):
         if not torch.equal(_read(layers.of_target(source, "post_enc", offset, width)), own):

@@ -25,7 +25,7 @@ _KNOWN = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold", _SKIP}
 
 def recognises(weight_files: WeightFiles) -> bool:
     """Whether files are those of a transcoder of this layout, whole or damaged."""
-    return weight_files.has("params_layer_0.safetensors")
+    return bool(weight_files.names("params_layer_[0-9]*.safetensors"))
 
 
 def open_gemma_scope_2(weight_files: WeightFiles) -> StoredTranscoder:
@@ -37,7 +37,8 @@ def open_gemma_scope_2(weight_files: WeightFiles) -> StoredTranscoder:
     width, n_layers, d_model = tensor_of(layers[0], "w_dec", (None, None, None), place).shape
     if n_layers != count:
         raise CheckpointError(
-            f"{place} holds {count} layers, but its decoders write to {n_layers}; it needs the files of all layers."
+            f"{place} holds {count} layers, but its decoders write to {n_layers}; it needs the files from "
+            f"params_layer_0.safetensors to params_layer_{n_layers - 1}.safetensors."
         )
     skip = _SKIP in layers[0]
     config = described_config(

@@ -30,6 +30,8 @@ class TranscoderInfo:
     """Number of bytes of these weights in the files."""
     dtypes: tuple[str, ...]
     """Types in which these weights are stored."""
+    states_hooks: bool = True
+    """Whether the files, or the description of their layout, state the hooks; otherwise OpenCLT assumes them."""
 
     @property
     def bytes_in_memory(self) -> int:
@@ -45,6 +47,7 @@ class TranscoderInfo:
         reach = config.reach_of(0)
         written = "features write to their own layer" if reach == 1 else f"features write to {reach} layers at most"
         skip = ", with a skip path" if config.skip else ""
+        assumed = "" if self.states_hooks else " (assumed; the files do not state it)"
         return [
             ("layout", self.layout),
             ("kind", f"{kind}, {written}{skip}"),
@@ -52,8 +55,8 @@ class TranscoderInfo:
             ("features", f"{config.n_features:,} per layer, {config.n_layers * config.n_features:,} in all"),
             ("width", f"{config.d_model:,}"),
             ("nonlinearity", describe_nonlinearity(config.nonlinearity)),
-            ("reads", config.input_hook),
-            ("writes", config.target_hook),
+            ("reads", config.input_hook + assumed),
+            ("writes", config.target_hook + assumed),
             ("language model", config.language_model or "not stated"),
             ("parameters", f"{self.n_parameters:,}"),
             ("on disk", f"{readable(self.bytes_stored)} ({', '.join(self.dtypes)})"),
@@ -85,6 +88,7 @@ def describe(opened: Opened) -> TranscoderInfo:
         n_parameters=sum(size for _, size in sizes),
         bytes_stored=sum(dtype.itemsize * size for dtype, size in sizes),
         dtypes=tuple(sorted({str(dtype).removeprefix("torch.") for dtype, _ in sizes})),
+        states_hooks=not isinstance(content, StoredTranscoder) or content.states_hooks,
     )
 
 

@@ -39,6 +39,9 @@ from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, Sele
 from open_clt.transcoders.make import NO_CODE, OwnCode
 from open_clt.transcoders.transcoder import Transcoder
 
+_WEIGHTS = "*.safetensors"
+"""Pattern of files that many directories hold, so that they do not tell layouts apart."""
+
 
 class Writer(NamedTuple):
     """How a transcoder is written in a layout."""
@@ -58,6 +61,8 @@ class Layout(NamedTuple):
     """Short name, which commands use."""
     head: str
     """Name of the file that is written last, so that a save that was interrupted is noticed."""
+    needs: tuple[str, ...]
+    """Patterns of the files that every transcoder of this layout has, of which ``|`` separates alternatives."""
     recognises: Callable[[WeightFiles], bool]
     read: Callable[[WeightFiles, OwnCode], StoredTranscoder | Transcoder]
     """Reads what the files say; a transcoder that is not a cross-layer transcoder of OpenCLT is read as a whole."""
@@ -83,6 +88,7 @@ LAYOUTS = (
     Layout(
         "native",
         "config.json",
+        ("config.json", "transcoder.safetensors"),
         native.recognises_files,
         native.open_native,
         Writer(native.check_place, native.save_transcoder),
@@ -90,6 +96,7 @@ LAYOUTS = (
     Layout(
         "circuit-tracer",
         "config.yaml",
+        ("config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"),
         circuit_tracer.recognises,
         _without_code(circuit_tracer.open_circuit_tracer),
         Writer(circuit_tracer_writer.check_place, circuit_tracer_writer.save_circuit_tracer),
@@ -97,6 +104,7 @@ LAYOUTS = (
     Layout(
         "circuit-tracer-layers",
         "config.yaml",
+        ("config.yaml", "layer_0.safetensors"),
         circuit_tracer_layers.recognises,
         _without_code(circuit_tracer_layers.open_circuit_tracer_layers),
         Writer(circuit_tracer_writer.check_place_of_layers, circuit_tracer_writer.save_circuit_tracer_layers),
@@ -104,72 +112,84 @@ LAYOUTS = (
     Layout(
         "gemma-scope-1",
         "params.npz",
+        ("layer_*/width_*/average_l0_*/params.npz",),
         gemma_scope_1.recognises,
         _without_code(gemma_scope_1.open_gemma_scope_1),
     ),
     Layout(
         "gemma-scope-2",
         "params_layer_0.safetensors",
+        ("params_layer_*.safetensors",),
         gemma_scope_2.recognises,
         _without_code(gemma_scope_2.open_gemma_scope_2),
     ),
     Layout(
         "gemma-scope-2-layers",
         "params.safetensors",
+        ("layer_*_width_*/params.safetensors",),
         gemma_scope_2_layers.recognises,
         _without_code(gemma_scope_2_layers.open_gemma_scope_2_layers),
     ),
     Layout(
         "clt-forge",
         "clt_cfg.json",
+        ("clt_cfg.json", "clt_weights.safetensors|rank*_clt_weights.safetensors"),
         clt_forge.recognises,
         _without_code(clt_forge.open_clt_forge),
     ),
     Layout(
         "bytedance",
         "config.json",
+        ("config.json", "W_enc_0.safetensors", "W_dec_0.safetensors"),
         bytedance.recognises,
         _without_code(bytedance.open_bytedance),
     ),
     Layout(
         "bluelight",
         "model_config.json",
+        ("model_config.json", "clt.safetensors|manifest.json"),
         bluelight.recognises,
         _without_code(bluelight.open_bluelight),
     ),
     Layout(
         "crosslayer-transcoder",
         "config.yaml",
+        ("config.yaml", "checkpoint.safetensors"),
         crosslayer_transcoder.recognises,
         _without_code(crosslayer_transcoder.open_crosslayer_transcoder),
     ),
     Layout(
         "llamascope",
         "config.json",
+        ("config.json", "sae_weights.safetensors"),
         llamascope.recognises,
         _without_code(llamascope.open_llamascope),
     ),
     Layout(
         "saelens",
         "cfg.json",
+        ("*/cfg.json", "*/sae_weights.safetensors"),
         saelens.recognises,
         _without_code(saelens.open_saelens),
     ),
     Layout(
         "llamascope-layers",
         "config.json",
+        ("layer*/config.json", "layer*/sae_weights.safetensors"),
         llamascope_layers.recognises,
         _without_code(llamascope_layers.open_llamascope_layers),
     ),
     Layout(
         "clt-training",
         "cfg.json",
+        ("*/cfg.json", "*/sae.safetensors"),
         clt_training.recognises,
         _without_code(clt_training.open_clt_training),
     ),
     Layout(
         "decode-clt",
         "cfg.json",
+        ("cfg.json", _WEIGHTS),
         decode_clt.recognises,
         _without_code(decode_clt.open_decode_clt),
     ),
@@ -222,7 +242,7 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
     if path.exists():
         layout = layout_of(path, pattern)
         if layout is None:
-            raise _unknown(path / pattern)
+            raise files.read_saved(path, "config.json", lambda saved: unknown(_selected(LocalFiles(saved), pattern)))
         return Opened(
             layout,
             files.read_saved(
@@ -238,7 +258,7 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
     for layout in LAYOUTS:
         if layout.recognises(weight_files):
             return Opened(layout, layout.read(weight_files, code))
-    raise _unknown(weight_files.place)
+    raise unknown(weight_files)
 
 
 class _Source(NamedTuple):
@@ -263,10 +283,25 @@ def _selected(weight_files: WeightFiles, pattern: str) -> WeightFiles:
     return SelectedFiles(weight_files, pattern) if pattern else weight_files
 
 
-def _unknown(place: object) -> CheckpointError:
+def unknown(weight_files: WeightFiles) -> CheckpointError:
+    """The error for files of no known layout; it names the files that the nearest layouts have besides them."""
+    lacking: dict[str, list[str]] = {}
+    nearness: dict[str, tuple[int, int]] = {}
+    for key, _, needs, *_ in LAYOUTS:
+        absent = [need for need in needs if not any(map(weight_files.names, need.split("|")))]
+        if absent and set(needs) - {*absent, _WEIGHTS}:  # many other directories hold safetensors files, too
+            lacking[key], nearness[key] = absent, (-len(absent), len(needs))
+    if not lacking:
+        only = " (it has weights, but no config.json, config.yaml or cfg.json)" if weight_files.names(_WEIGHTS) else ""
+        return CheckpointError(
+            f"{weight_files.place} does not hold a transcoder of one of the {len(LAYOUTS)} known layouts{only}; "
+            "docs/layouts.md says which files they have."
+        )
+    nearest = [key for key in lacking if nearness[key] == max(nearness.values())]
+    named = ", or ".join(f"{' and '.join(lacking[key]).replace('|', ' or ')} (layout {key})" for key in nearest)
     return CheckpointError(
-        f"{place} does not hold a transcoder of one of the {len(LAYOUTS)} known layouts; docs/layouts.md says which "
-        "files they have."
+        f"{weight_files.place} does not hold a whole transcoder of a known layout; it lacks {named}; see "
+        "docs/layouts.md."
     )
 
 

@@ -16,7 +16,7 @@ from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.hub.repository import HubName
 from open_clt.short_repr import short_repr
-from open_clt.transcoders.formats.load import Opened, layout_of
+from open_clt.transcoders.formats.load import Opened, layout_of, unknown
 from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles
 from open_clt.transcoders.make import NO_CODE, OwnCode
 
@@ -77,9 +77,11 @@ def own_files(directory: str | Path, *, code: OwnCode = NO_CODE) -> OwnFiles:
     Raises CheckpointError if the directory holds no transcoder of a known layout, or if its files are damaged.
     """
     directory = Path(directory).expanduser()
-    layout = layout_of(directory) if directory.is_dir() else None
-    if layout is None:
+    if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory that holds a transcoder of a known layout; check it.")
+    layout = layout_of(directory)
+    if layout is None:
+        raise files.read_saved(directory, "config.json", lambda saved: unknown(LocalFiles(saved)))
 
     def opened(saved: files.Saved) -> OwnFiles:
         recorded = _Recorded(LocalFiles(saved))

@@ -45,6 +45,10 @@ class StoredTranscoder:
 
     A layout with thresholds of JumpReLU gives them as they are, under the name ``THRESHOLDS``."""
 
+    states_hooks: bool = True
+    """Whether the files, or the description of their layout, state the hooks; otherwise those of the config are an
+    assumption."""
+
     @torch.no_grad()
     def load(
         self, *, device: torch.device, dtype: torch.dtype = torch.float32, memory_limit: int | None = None

@@ -29,7 +29,10 @@ def write_clt_forge(folder: Path, *, shards: tuple[int, ...] | None = None, **se
 
     ``shards`` are the numbers of features of the files of ranks; without it there is one file.
     """
-    config = {"model_name": "gpt2", "activation_fn": "jumprelu", "cross_layer_decoders": True, **settings}
+    config = {
+        "model_name": "gpt2", "activation_fn": "jumprelu", "cross_layer_decoders": True, "d_latent": N_FEATURES,
+        **settings,
+    }  # fmt: skip
     pairs = N_LAYERS * (N_LAYERS + 1) // 2 if config["cross_layer_decoders"] else N_LAYERS
     generator = torch.Generator().manual_seed(0)
 

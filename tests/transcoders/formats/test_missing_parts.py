@@ -1,0 +1,159 @@
+"""A transcoder of any layout that lacks a file or a tensor is refused, and the message names the layout or what lacks.
+
+What a transcoder may lack is listed here: parts that are not read, parts that the files hold twice, and the last of
+several transcoders of one layer each, since their files do not say how many there are.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from open_clt.config import JumpReLUConfig
+from open_clt.errors import CheckpointError
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
+from open_clt.transcoders.formats.load import LAYOUTS, load_transcoder
+from open_clt.transcoders.formats.native import save_transcoder
+from tests.random_transcoders import architecture, random_architecture
+from tests.refusals import refuses
+from tests.transcoders.formats.written_by_bluelight import write_bluelight
+from tests.transcoders.formats.written_by_bytedance import write_bytedance
+from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
+from tests.transcoders.formats.written_by_clt_training import write_clt_training
+from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
+from tests.transcoders.formats.written_by_decode_clt import write_decode_clt
+from tests.transcoders.formats.written_by_gemma_scope import write_gemma_scope_1, write_gemma_scope_2_layers
+from tests.transcoders.formats.written_by_llamascope import write_llamascope, write_llamascope_layers
+from tests.transcoders.formats.written_by_saelens import write_saelens
+from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
+
+
+def own(save: Callable[..., object]) -> Callable[[Path], object]:
+    """A function that writes a transcoder of OpenCLT."""
+    config = architecture("clt", d_model=4, n_features=6, nonlinearity=JumpReLUConfig(initial_threshold=0.5))
+    return lambda folder: save(random_architecture(config), folder)
+
+
+CASES: list[tuple[str, Callable[[Path], object]]] = [
+    ("native", own(save_transcoder)),
+    ("circuit-tracer", own(save_circuit_tracer)),
+    ("circuit-tracer-layers", partial(write_circuit_tracer_layers, thresholds=True, skip=True)),
+    ("gemma-scope-1", write_gemma_scope_1),
+    ("gemma-scope-2", partial(write_gemma_scope_2, skip=True)),
+    ("gemma-scope-2-layers", write_gemma_scope_2_layers),
+    ("clt-forge", write_clt_forge),
+    ("clt-forge", partial(write_clt_forge, shards=(2, 4))),
+    ("bytedance", write_bytedance),
+    ("bluelight", write_bluelight),
+    ("bluelight", partial(write_bluelight, in_parts=True)),
+    ("crosslayer-transcoder", write_crosslayer_transcoder),
+    ("llamascope", write_llamascope),
+    ("saelens", partial(write_saelens, architecture="jumprelu_skip_transcoder")),
+    ("llamascope-layers", write_llamascope_layers),
+    ("clt-training", partial(write_clt_training, skip_connection=True, post_encoder_scale=True)),
+    ("clt-training", partial(write_clt_training, cross_layer=1, added=True, normalize_io=True)),
+    ("decode-clt", write_decode_clt),
+]
+"""Every layout, and a function that writes a transcoder of it."""
+LAST_LAYER = {
+    "circuit-tracer-layers": r"layer_2\.safetensors",
+    "gemma-scope-1": r"layer_2/.*\.npz",
+    "gemma-scope-2-layers": r"layer_2_.*/params\.safetensors",
+    "llamascope-layers": r"layer2_.*/sae_weights\.safetensors",
+    "clt-training": r"layers\.2\.mlp/sae\.safetensors",
+}
+"""Patterns of files of a last layer, which the other files do not mention if each layer has a transcoder of its own."""
+UNUSED = {
+    "clt-forge": r".*\[feature_count\]",
+    "bytedance": r"factors.*|W_dec_norm\.safetensors|.*\[W_dec_norm_[0-9]\]",
+    "crosslayer-transcoder": r".*\[nonlinearity\.bandwidth\]",
+    "clt-training": r".*\[(W_dec|W_skip|b_dec)(s\.0)?\]",
+}
+"""Patterns of parts without which a transcoder computes the same; tensors stand in brackets after their files."""
+OPTIONAL = {"bluelight": r".*\[(decoder\.b|b_dec)\]"}
+"""Patterns of parts without which a transcoder is whole too, but computes something else."""
+
+
+def test_all_layouts_are_tried() -> None:
+    assert {key for key, _ in CASES} == {layout.key for layout in LAYOUTS}
+
+
+def damaged(whole: Path, place: Path) -> Iterator[str]:
+    """Copy a transcoder to ``place`` again and again, each time without one part, and give the name of the part."""
+    for path in sorted(path for path in whole.rglob("*") if path.is_file()):
+        name = path.relative_to(whole).as_posix()
+        fresh(whole, place)
+        (place / name).unlink()
+        yield name
+        if path.suffix not in (".safetensors", ".npz"):
+            continue
+        tensors: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else dict(np.load(path))
+        for tensor in tensors:
+            fresh(whole, place)
+            others = {other: value for other, value in tensors.items() if other != tensor}
+            if path.suffix == ".safetensors":
+                save_file(others, place / name)
+            else:
+                np.savez(place / name, **others)
+            yield f"{name}[{tensor}]"
+
+
+def fresh(whole: Path, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(whole, place)
+
+
+def outputs(place: Path) -> torch.Tensor:
+    transcoder = load_transcoder(place)
+    shape = (20, transcoder.config.n_layers, transcoder.config.d_model)
+    with torch.no_grad():
+        return transcoder(torch.randn(shape, generator=torch.Generator().manual_seed(1))).reconstruction
+
+
+def is_named(part: str, layout: str, message: str) -> bool:
+    """Whether a message names the layout, the file or its folder, the tensor, or the layer that a file belongs to."""
+    file, _, tensor = part.rstrip("]").partition("[")
+    names = [layout, tensor or file, file.rpartition("/")[0] or file]
+    names += [f"layer {number}" for number in re.findall(r"(?<![a-z0-9])(?:layers?[._]?)([0-9])", file)[:1]]
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) for name in names)
+
+
+@pytest.mark.parametrize(("layout", "write"), CASES, ids=[f"{layout}-{i}" for i, (layout, _) in enumerate(CASES)])
+def test_a_missing_part_is_named(layout: str, write: Callable[[Path], object], tmp_path: Path) -> None:
+    whole, place = tmp_path / "whole", tmp_path / "damaged"
+    write(whole)
+    expected, failures, n_refused = outputs(whole), list[str](), 0
+    for part in damaged(whole, place):
+        unused, optional = (re.fullmatch(table.get(layout, ""), part) is not None for table in (UNUSED, OPTIONAL))
+        try:
+            found = outputs(place)
+        except CheckpointError as error:
+            n_refused += 1
+            message = str(error).replace(str(tmp_path), "")
+            if unused or optional or not is_named(part, layout, message):
+                failures.append(f"without {part}: {message}")
+            continue
+        fewer = found.shape != expected.shape and re.fullmatch(LAST_LAYER.get(layout, ""), part)
+        if not (optional or fewer or (unused and torch.equal(found, expected))):
+            failures.append(f"without {part}, a transcoder is read")
+    assert not failures, "\n".join(failures)
+    assert n_refused > 0
+
+
+def test_other_directories_are_not_taken_for_a_layout(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    with refuses(CheckpointError, tmp_path, "cfg.json") as raised:
+        load_transcoder(tmp_path)
+    assert not any(f"layout {layout.key}" in str(raised.value) for layout in LAYOUTS)
+    (tmp_path / "config.yaml").write_text("a: 1")
+    with refuses(CheckpointError, tmp_path, "circuit-tracer-layers", "crosslayer-transcoder"):
+        load_transcoder(tmp_path)
