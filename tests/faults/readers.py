@@ -271,7 +271,12 @@ READERS: dict[str, Reader] = {
     ),
     "transcoder of clt-training": Reader(
         lambda folder: write_clt_training(
-            folder, skip_connection=True, normalize_io=True, post_encoder_scale=True, divide_cross_layer=True
+            folder,
+            skip_connection=True,
+            normalize_io=True,
+            post_encoder_scale=True,
+            divide_cross_layer=True,
+            added=True,
         ),
         _read_transcoder,
         "transcoders.formats.clt_training",
