@@ -40,7 +40,7 @@ from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError
 from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.features.firing import ActivationStatistics, activation_statistics
-from open_clt.features.labels import label_features
+from open_clt.features.labelling.given import label_features
 from open_clt.features.records import feature_records
 from open_clt.files import list_names, results, write_json, write_text
 from open_clt.graphs import graph as graph_files

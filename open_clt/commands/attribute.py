@@ -33,7 +33,6 @@ from open_clt.errors import ConfigError
 if TYPE_CHECKING:
     from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
     from open_clt.graphs.graph import AttributionGraph
-    from open_clt.transcoders.feature import Feature
 
 _FORMATS = ("native", "circuit-tracer", "graphml")
 _NOT_SLUGS = ("graph", "graph-metadata")
@@ -44,7 +43,7 @@ _TARGET = (
 )
 _POSITION = "Position whose next token is explained; negative values count from the end (default: -1)."
 _PROBABILITY = "Total probability of the tokens to explain; less likely tokens are left out (default: 0.95)."
-_LABELS = 'JSON file with labels of features, such as {"L2/417": "Texas"}.'
+_LABELS = 'JSON file with labels of features, such as {"L2/417": "Texas"}, or CSV file with columns feature and label.'
 _NO_FAITHFULNESS = "Skip the check, which ablates features and compares the effects with the graph's predictions."
 
 
@@ -114,9 +113,10 @@ def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Seq
     """Compute the graph of each prompt, check, save and draw it, and print its sizes and scores."""
     from open_clt.attribution.attribute import attribute_all
     from open_clt.attribution.targets import read_target
+    from open_clt.features.labelling.given import read_labels
     from open_clt.graphs.targets import SalientLogits
 
-    labels = {} if arguments.labels is None else _read_labels(arguments.labels)
+    labels = {} if arguments.labels is None else read_labels(arguments.labels)
     clt = load(arguments)
     model, replacement = clt.language_model, clt.replacement_model()
     likeliest = SalientLogits(
@@ -171,17 +171,6 @@ def _cards(arguments: argparse.Namespace, prompts: Sequence[str]) -> list[GraphC
         taken.add(slug)
         cards.append(GraphCard(slug=slug, scan=arguments.scan))
     return cards
-
-
-def _read_labels(path: Path) -> dict[Feature, str]:
-    """Read labels of features, such as ``{"L2/417": "Texas"}``; raise ConfigError if the file holds anything else."""
-    from open_clt.files import read_json
-    from open_clt.transcoders.feature import read_labels
-
-    try:
-        return read_labels(read_json(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_writable(arguments: argparse.Namespace, cards: Sequence[GraphCard]) -> None:

@@ -28,6 +28,7 @@ from open_clt.evaluation.report_file import load_report, save_report
 from open_clt.features.about import ABOUT as ABOUT_FILE
 from open_clt.features.about import read_about, write_about
 from open_clt.features.feature_files import FeatureFiles, read_feature_json, write_feature_files, write_feature_json
+from open_clt.features.labelling.given import read_labels
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
@@ -358,6 +359,16 @@ READERS: dict[str, Reader] = {
         lambda folder: (folder / "prompts.txt").write_text("The cat\nA dog\n"),
         _nothing(lambda folder: read_prompts(folder / "prompts.txt")),
         "data.prompts",
+    ),
+    "labels": Reader(
+        lambda folder: (folder / "labels.json").write_text('{"L0/1": "Texas", "0_2": "cities"}'),
+        _nothing(lambda folder: read_labels(folder / "labels.json")),
+        "features.labelling.given",
+    ),
+    "labels in a table": Reader(
+        lambda folder: (folder / "labels.csv").write_text('feature,label\nL0/1,Texas\n0_2,"cities, towns"\n'),
+        _nothing(lambda folder: read_labels(folder / "labels.csv")),
+        "features.labelling.given",
     ),
     "settings": Reader(_write_settings, _read_settings, "training.flags.settings", names=_SETTING, slow=True),
     "index of a repository": Reader(
