@@ -24,9 +24,12 @@ from open_clt.commands.options import (
     AddParser,
     add_chat_option,
     add_command,
+    add_labels_option,
     add_model_options,
+    add_target_options,
     integer,
     load,
+    read_labels_of,
 )
 from open_clt.errors import ConfigError
 
@@ -37,13 +40,7 @@ if TYPE_CHECKING:
 _FORMATS = ("native", "circuit-tracer", "graphml")
 _NOT_SLUGS = ("graph", "graph-metadata")
 """Names that cannot be slugs, because other files of the output directory have them."""
-_TARGET = (
-    "Target to explain instead of the likeliest tokens: a token such as ' Austin', a difference of two tokens such as "
-    "' Austin-- Dallas', or a feature as layer:position:feature. May be repeated."
-)
-_POSITION = "Position whose next token is explained; negative values count from the end (default: -1)."
 _PROBABILITY = "Total probability of the tokens to explain; less likely tokens are left out (default: 0.95)."
-_LABELS = 'JSON file with labels of features, such as {"L2/417": "Texas"}, or CSV file with columns feature and label.'
 _NO_FAITHFULNESS = "Skip the check, which ablates features and compares the effects with the graph's predictions."
 
 
@@ -64,8 +61,7 @@ def _add_targets(option: AddOption) -> None:
     option("--prompt", action="append", default=[], help="Prompt to explain. May be repeated.")
     option("--prompts", type=Path, metavar="FILE", help="Text file with more prompts, one per line.")
     add_chat_option(option)
-    option("--target", action="append", default=[], help=_TARGET)
-    option("--position", type=int, default=-1, help=_POSITION)
+    add_target_options(option)
     option("--max-logits", type=int, default=10, help="Largest number of likeliest tokens to explain (default: 10).")
     option("--logit-probability", type=float, default=0.95, help=_PROBABILITY)
 
@@ -86,7 +82,7 @@ def _add_output(option: AddOption) -> None:
     option("--format", action="append", choices=_FORMATS, help="File format. May be repeated (default: native).")
     option("--slug", default=None, help="Name of the graph's files (default: derived from the prompt).")
     option("--scan", default=None, help="Name under which viewers find the features (default: the name of the model).")
-    option("--labels", type=Path, metavar="FILE", help=_LABELS)
+    add_labels_option(option)
     option("--figure", type=Path, metavar="FILE", help="Picture of the pruned graph, a .png, .svg or .pdf file.")
 
 
@@ -113,10 +109,9 @@ def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Seq
     """Compute the graph of each prompt, check, save and draw it, and print its sizes and scores."""
     from open_clt.attribution.attribute import attribute_all
     from open_clt.attribution.targets import read_target
-    from open_clt.features.labelling.given import read_labels
     from open_clt.graphs.targets import SalientLogits
 
-    labels = {} if arguments.labels is None else read_labels(arguments.labels)
+    labels = read_labels_of(arguments)
     clt = load(arguments)
     model, replacement = clt.language_model, clt.replacement_model()
     likeliest = SalientLogits(

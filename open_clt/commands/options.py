@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
     from open_clt.replacement.interventions.intervention import Intervention
     from open_clt.replacement.model import ReplacementModel
+    from open_clt.transcoders.feature import Feature
 
 AddParser: TypeAlias = Callable[..., argparse.ArgumentParser]
 """Function that adds a command to ``open-clt``: the ``add_parser`` of argparse."""
@@ -26,6 +27,13 @@ _FEATURE_NOTATION = (
     "Each is given as layer:position:feature: 2:-1:417 is feature 417 of layer 2 at the last position, '2:*:417' at "
     "every position."
 )
+
+_TARGET = (
+    "Target to explain instead of the likeliest tokens: a token such as ' Austin', a difference of two tokens such as "
+    "' Austin-- Dallas', or a feature as layer:position:feature. May be repeated."
+)
+_POSITION = "Position whose next token is explained; negative values count from the end (default: -1)."
+_LABELS = 'JSON file with labels of features, such as {"L2/417": "Texas"}, or CSV file with columns feature and label.'
 
 
 def _path(text: str) -> Path:
@@ -124,6 +132,24 @@ def add_chat_option(option: AddOption) -> None:
         help="Apply the chat template of the language model to the prompt, which is a message of the user, or a JSON "
         """list of messages such as '[{"role": "user", "content": "Hi"}]'.""",
     )
+
+
+def add_target_options(option: AddOption) -> None:
+    """Add the options that select what a graph explains."""
+    option("--target", action="append", default=[], help=_TARGET)
+    option("--position", type=int, default=-1, help=_POSITION)
+
+
+def add_labels_option(option: AddOption) -> None:
+    """Add the option that names a file with the user's labels of features."""
+    option("--labels", type=Path, metavar="FILE", help=_LABELS)
+
+
+def read_labels_of(arguments: argparse.Namespace) -> dict[Feature, str]:
+    """Read the labels that the option names; raise ConfigError if its file holds anything else."""
+    from open_clt.features.labelling.given import read_labels
+
+    return {} if arguments.labels is None else read_labels(arguments.labels)
 
 
 def corrected(clt: OpenCrossLayerTranscoder) -> ReplacementModel:
