@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from open_clt.transcoders.formats.native import save_transcoder
     from open_clt.transcoders.make import make_transcoder
     from open_clt.visualization.graph.figure import visualize_attribution_graph
+    from open_clt.visualization.prompt_report.report import write_report
     from open_clt.visualization.suite import run_visualization_suite
 
     __version__: str
@@ -68,6 +69,7 @@ __all__ = [
     "train_transcoder",
     "visualize_attribution_graph",
     "write_circuit_tracer",
+    "write_report",
 ]
 
 _MODULE_OF = {
@@ -97,6 +99,7 @@ _MODULE_OF = {
     "train_transcoder": "open_clt.training.run",
     "visualize_attribution_graph": "open_clt.visualization.graph.figure",
     "write_circuit_tracer": "open_clt.graphs.formats.circuit_tracer",
+    "write_report": "open_clt.visualization.prompt_report.report",
 }
 
 

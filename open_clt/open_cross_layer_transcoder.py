@@ -231,6 +231,26 @@ class OpenCrossLayerTranscoder:
 
         return faithfulness(graph, self.replacement_model(), max_features=max_features)
 
+    @checked_arguments
+    def write_report(
+        self,
+        text: Prompt,
+        path: str | Path,
+        *,
+        features: str | Path | None = None,
+        texts: Iterable[str] | Tensor | None = None,
+        **settings: Unpack[AttributionSettings],
+    ) -> Path:
+        """Write one HTML file about a text: both models' predictions, the attribution graph, features, faithfulness.
+
+        Examples of features come from feature files in the directory ``features``, or else from ``texts``. The function
+        ``open_clt.write_report`` has more settings. Returns the path, which ends in .html.
+        """
+        from open_clt.visualization.prompt_report.report import write_report
+
+        transcoder = self._ready()
+        return write_report(self.language_model, transcoder, text, path, features=features, texts=texts, **settings)
+
     def replacement_model(self) -> ReplacementModel:
         """Return the language model with its MLP outputs replaced by the transcoder's reconstructions."""
         from open_clt.replacement.model import ReplacementModel

@@ -33,6 +33,7 @@ from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.metrics import LayerMetrics, TranscoderMetrics
+from open_clt.visualization.page import page, write_page
 from open_clt.visualization.style import save
 from tests.features.rich_record import ABOUT, rich_record
 from tests.graphs.hand_graph import hand_graph
@@ -202,6 +203,12 @@ ARTEFACTS = {
     ),
     "figure": Artefact(
         save_figure, lambda d: files.read_bytes(d / "figure.png"), ("visualization.style",), named_by_user=True
+    ),
+    "page": Artefact(
+        lambda d, v: write_page(d / "report.html", page(str(v), "", styles=["graph.css"], scripts=["graph.js"])),
+        lambda d: files.read_text(d / "report.html"),
+        ("visualization.page",),
+        named_by_user=True,
     ),
     "text": Artefact(
         lambda d, v: files.write_text(d / "config.yaml", f"seed_everything: {v}"),

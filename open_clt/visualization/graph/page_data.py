@@ -1,0 +1,197 @@
+"""Page data of a graph: nodes, edges and layouts as plain values, which ``assets/graph.js`` draws in a browser.
+
+The header of ``assets/graph.js`` describes the values. Lengths are CSS pixels and y points downwards. A browser cannot
+compute a layout, so the data hold several: with labels for a small and for a large window, and without labels. The
+browser takes the first one that fits into its window, so text is never smaller than 11 pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.transcoders.feature import Feature
+from open_clt.visualization.graph.arrangement import MARKERS, PIXELS, arranged, diameter_of
+from open_clt.visualization.graph.layout import Box, Page, PlacedGraph, Size
+from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
+from open_clt.visualization.labels import token_label, wrapped
+
+MOST_NODES, MOST_EDGES = 300, 2000
+"""Largest numbers of nodes and edges that a page draws; the browser answers a click within 0.2 seconds."""
+_INNER: tuple[Shape, ...] = ("feature", "error", "other")
+_MEASURES = replace(PIXELS, node_font=12.0, note_font=12.0, largest=16.0)
+"""Letters of 12 pixels have 11 pixels in a layout that is shrunk to 11/12."""
+_WINDOWS: tuple[Size, ...] = ((800.0, 530.0), (1400.0, 800.0))
+"""Room of the graph in windows of 1280 x 800 and of 1920 x 1080, without the names of layers."""
+_LEGIBLE = 11 / 12
+_KINDS = {
+    NodeKind.FEATURE: "feature",
+    NodeKind.ERROR: "error",
+    NodeKind.EMBEDDING: "token",
+    NodeKind.POSITIONAL: "position",
+    NodeKind.BIAS: "biases",
+    NodeKind.MLP_OUTPUT: "MLP output",
+    NodeKind.LOGIT: "output",
+    NodeKind.TARGET: "target",
+}
+
+
+def graph_data(
+    graph: AttributionGraph,
+    *,
+    max_nodes: int = MOST_NODES,
+    max_edges: int = MOST_EDGES,
+    automatic: Collection[Feature] = (),
+) -> dict[str, Any]:
+    """Return what ``graph.js`` draws of a graph; the nodes and edges are those of the figure with the same limits.
+
+    ``automatic`` are the features whose labels in the graph are automatic ones, which the page marks.
+    """
+    picture = picture_of(graph, max_nodes, max_edges, _INNER)
+    edges = zip(picture.sources.tolist(), picture.targets.tolist(), picture.weights.tolist(), strict=True)
+    return {
+        "nodes": [_node(graph, picture, node, automatic) for node in range(len(picture.shapes))],
+        "edges": [[source, target, _short(weight)] for source, target, weight in edges],
+        "tokens": [token_label(token) for token in picture.tokens],
+        "layers": picture.n_layers,
+        "caption": picture.caption,
+        "missing": picture.missing,
+        "alarming": picture.alarming,
+        "layouts": _layouts(picture),
+    }
+
+
+def _node(graph: AttributionGraph, picture: GraphPicture, index: int, automatic: Collection[Feature]) -> dict[str, Any]:
+    node = graph.node(picture.members[index][0])
+    feature = Feature(node.layer, node.index) if node.kind is NodeKind.FEATURE else None
+    is_output = node.kind in (NodeKind.LOGIT, NodeKind.TARGET)
+    return {
+        "id": node.id,
+        "shape": picture.shapes[index],
+        "kind": _KINDS[node.kind],
+        "label": _name(graph, picture, index),
+        "automatic": feature is not None and feature in automatic,
+        "note": picture.notes.get(index, ""),
+        "layer": None if node.layer < 0 or is_output else node.layer,
+        "position": node.position,
+        "token": token_label(graph.info.token_strings[node.position], 40),
+        "activation": _short(node.value) if feature else None,
+        "influence": _short(float(picture.influence[index])),
+        "feature": str(feature) if feature else None,
+    }
+
+
+def _name(graph: AttributionGraph, picture: GraphPicture, index: int) -> str:
+    """The name of a node in lists: a label, or what the node is and where."""
+    node = graph.node(picture.members[index][0])
+    token = token_label(graph.info.token_strings[node.position], 20)
+    match node.kind:
+        case NodeKind.FEATURE:
+            feature = Feature(node.layer, node.index)
+            return graph.labels.get(feature, str(feature))
+        case NodeKind.LOGIT | NodeKind.TARGET:
+            return picture.labels[index]
+        case NodeKind.EMBEDDING:
+            return token
+        case NodeKind.POSITIONAL:
+            return f"position {node.position}"
+        case _:
+            name = _KINDS[node.kind] if node.kind is not NodeKind.ERROR else "error"
+            return f"{name} at {token}"
+
+
+def _short(value: float) -> float:
+    """The value with six digits, which are enough to read and take little space."""
+    return float(f"{value:.6g}")
+
+
+def _layouts(picture: GraphPicture) -> list[dict[str, Any]]:
+    """Layouts in the order in which a browser tries them: with labels where they are legible, then without."""
+    layouts: list[dict[str, Any]] = []
+    for width, height in _WINDOWS:
+        placed = arranged(picture, _page(width, height), _MEASURES)
+        if min(width / placed.width, height / placed.height) >= _LEGIBLE:
+            layouts.append(_layout(picture, placed))
+            break
+    inner = set(picture.of(*MARKERS))
+    dots = replace(picture, labels=tuple("" if node in inner else label for node, label in enumerate(picture.labels)))
+    return [*layouts, _layout(dots, _dots(dots))]
+
+
+def _dots(picture: GraphPicture) -> PlacedGraph:
+    """A layout without labels that is as high as a small window, and wider only if it has to be; it may be scrolled."""
+    width, height = _WINDOWS[0]
+    candidates = (arranged(picture, _page(limit, height), _MEASURES) for limit in np.geomspace(width, 8 * width, 10))
+    best = next(candidates)
+    for placed in candidates:
+        if best.height <= height / _LEGIBLE:
+            break
+        best = placed if placed.height < best.height else best
+    return best
+
+
+def _page(width: float, height: float) -> Page:
+    return Page(
+        widest=width,
+        tallest=height,
+        wider=1.0,
+        narrowest=0.0,
+        lowest=height,
+        gap=8.0,
+        line=6.0,
+        row=10.0,
+        empty_row=14.0,
+        margin=16.0,
+    )
+
+
+def _layout(picture: GraphPicture, placed: PlacedGraph) -> dict[str, Any]:
+    """A layout as plain values, one box and one text for each node of the picture."""
+    inner = picture.of(*MARKERS)
+    boxes = dict(zip(inner, placed.items, strict=True))
+    boxes |= dict(zip(picture.of("output"), placed.outputs, strict=True))
+    boxes |= {node: placed.tokens[picture.positions[node]] for node in picture.of("token")}
+    texts = {node: wrapped(picture.labels[node], 24) for node in picture.of("output")}
+    texts |= {node: wrapped(picture.labels[node]) for node in inner}
+    diameters = {node: _px(diameter_of(picture, node, _MEASURES)) for node in inner}
+    nodes = range(len(picture.shapes))
+    return {
+        "labelled": any(picture.labels[node] for node in inner),
+        "width": _px(placed.width),
+        "height": _px(placed.height),
+        "upright": placed.upright_tokens,
+        "boxes": [_box(boxes[node], placed.height) for node in nodes],
+        "diameters": [diameters.get(node, 0) for node in nodes],
+        "texts": [texts.get(node, "") for node in nodes],
+        "tokens": [_box(box, placed.height) for box in placed.tokens],
+        "rows": [
+            {
+                "name": _row_name(row, picture.n_layers),
+                "layer": math.ceil(row),
+                "top": _px(placed.height - top),
+                "bottom": _px(placed.height - bottom),
+            }
+            for row, (bottom, top) in placed.rows.items()
+        ],
+    }
+
+
+def _row_name(row: float, n_layers: int) -> str:
+    layer = math.ceil(row)
+    if row != layer and layer != n_layers:
+        return ""  # the half row of a layer's biases
+    return "input" if layer < 0 else "end" if layer == n_layers else f"L{layer}"
+
+
+def _box(box: Box, height: float) -> list[float]:
+    return [_px(box.x), _px(height - box.y), _px(box.width), _px(box.height)]
+
+
+def _px(length: float) -> float:
+    return round(length, 1)

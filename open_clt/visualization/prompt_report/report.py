@@ -1,0 +1,225 @@
+"""The report of a prompt: ``write_report`` computes everything and writes one HTML file, which needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from open_clt import files
+from open_clt.attribution.attribute import AttributionSettings, attribute
+from open_clt.config.arguments import NotNegative, checked_arguments
+from open_clt.data.contexts import pack_contexts
+from open_clt.errors import ConfigError
+from open_clt.evaluation.faithfulness import faithfulness, with_faithfulness
+from open_clt.evaluation.faithfulness_report import Faithfulness
+from open_clt.features.labelling.given import label_features
+from open_clt.features.records import FeatureRecord
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.language.language_model import LanguageModel
+from open_clt.language.prompts import Prompt
+from open_clt.progress import progress_bar
+from open_clt.replacement.model import ReplacementModel
+from open_clt.short_repr import short_repr
+from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.transcoder import Transcoder
+from open_clt.visualization.graph.page_data import MOST_EDGES, MOST_NODES, graph_data
+from open_clt.visualization.page import data_script, page, write_page
+from open_clt.visualization.prompt_report import sections
+from open_clt.visualization.prompt_report.features import (
+    check_fits_files,
+    record_data,
+    records_from_files,
+    records_on,
+)
+from open_clt.visualization.prompt_report.predictions import Prediction, predictions
+
+_SUFFIXES = (".html", ".htm")
+_CONTEXT_LENGTH, _MOST_CONTEXTS = 48, 256
+_FEW = 100
+"""Largest number of features of which a page shows two examples from each range of quantiles, instead of one."""
+_ADVICE = "There are no examples; give the directory of feature files, or texts to read examples from."
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """What a report reads and how much it computes."""
+
+    features: Path | None
+    """Directory with feature files."""
+    texts: Iterable[str] | Tensor | None
+    """Texts, or contexts of tokens, from which examples are taken if there are no feature files."""
+    labels: Mapping[Feature, str]
+    node_threshold: float
+    edge_threshold: float
+    max_ablations: int
+    facts: Mapping[str, str]
+
+    __repr__ = short_repr
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PromptReport:
+    """Everything that a report shows."""
+
+    graph: AttributionGraph
+    """The whole graph, with labels."""
+    pruned: AttributionGraph
+    """The graph that is drawn."""
+    predictions: Sequence[Prediction]
+    """What both models predict after each token."""
+    faithfulness: Faithfulness | None
+    records: Sequence[FeatureRecord]
+    """Records of the features that are drawn."""
+    automatic: frozenset[Feature]
+    """Features whose labels are made of their records."""
+    transcoder: Transcoder
+    facts: Mapping[str, str]
+    """Further lines on how the report was made."""
+
+    __repr__ = short_repr
+
+
+@checked_arguments
+def write_report(
+    model: LanguageModel,
+    transcoder: Transcoder,
+    prompt: Prompt,
+    path: str | Path,
+    *,
+    features: str | Path | None = None,
+    texts: Iterable[str] | Tensor | None = None,
+    labels: Mapping[Feature, str] | None = None,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    max_ablations: NotNegative = 8,
+    facts: Mapping[str, str] | None = None,
+    **settings: Unpack[AttributionSettings],
+) -> Path:
+    """Write one HTML file about a prompt: predictions, attribution graph, features, faithfulness; return its path.
+
+    The file needs no network and holds at most 300 nodes and 2,000 edges of the graph that ``node_threshold`` and
+    ``edge_threshold`` leave. Examples of features come from the feature files in ``features``, or else from the first
+    256 contexts of ``texts``, which may also be contexts of tokens, each beginning with BOS. Without both, features
+    show the output tokens that they raise and lower. ``labels`` are the user's, and win over automatic ones.
+    ``max_ablations`` features are ablated to measure faithfulness; 0 skips that. ``facts`` are further lines on how the
+    report was made, and ``settings`` those of ``attribute``.
+
+    Raises ConfigError if ``path`` does not end in .html, and the errors of ``attribute``.
+    """
+    path = Path(path)
+    check_report_path(path)
+    if features is not None:
+        check_fits_files(features)
+    report = make_report(
+        ReplacementModel(model, transcoder),
+        prompt,
+        ReportSettings(
+            features=None if features is None else Path(features),
+            texts=texts,
+            labels=labels or {},
+            node_threshold=node_threshold,
+            edge_threshold=edge_threshold,
+            max_ablations=max_ablations,
+            facts=facts or {},
+        ),
+        **settings,
+    )
+    return write_page(path, report_page(report))
+
+
+def check_report_path(path: Path) -> None:
+    """Raise ConfigError if a path does not end in .html, or cannot be written."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ConfigError(f"{str(path)!r} does not end in .html; a report is one HTML file.")
+    files.check_file(path)
+
+
+def make_report(
+    replacement: ReplacementModel, prompt: Prompt, use: ReportSettings, **settings: Unpack[AttributionSettings]
+) -> PromptReport:
+    """Compute everything that a report shows, with a progress bar in a terminal or notebook."""
+    model, transcoder = replacement.model, replacement.transcoder
+    with progress_bar("report", transient=True) as bar:
+        task = bar.add_task("report", total=4)
+        graph = attribute(model, transcoder, prompt, **settings).with_labels(use.labels)
+        bar.advance(task)
+        predicted = predictions(replacement, torch.tensor(graph.info.tokens))
+        bar.advance(task)
+        checked = faithfulness(graph, replacement, max_features=use.max_ablations) if use.max_ablations else None
+        graph = graph if checked is None else with_faithfulness(graph, checked)
+        bar.advance(task)
+        pruned = graph.prune(use.node_threshold, use.edge_threshold)
+        chosen = _drawn_features(pruned)
+        if use.features is not None:
+            records = records_from_files(use.features, chosen)
+        else:
+            records = records_on(model, transcoder, _contexts(model, use.texts), chosen)
+        bar.advance(task)
+    labelled = label_features(pruned, records)
+    given = {record.feature for record in records if record.label is not None and not record.label.automatic}
+    return PromptReport(
+        graph=graph,
+        pruned=labelled,
+        predictions=predicted,
+        faithfulness=checked,
+        records=records,
+        automatic=frozenset(labelled.labels) - set(graph.labels) - given,
+        transcoder=transcoder,
+        facts=use.facts,
+    )
+
+
+def _contexts(model: LanguageModel, texts: Iterable[str] | Tensor | None) -> Int[Tensor, "context position"] | None:
+    """Contexts that begin where texts begin, as prompts do."""
+    if texts is None or isinstance(texts, Tensor):
+        return texts
+    return pack_contexts(texts, model, _CONTEXT_LENGTH, from_start=True, max_contexts=_MOST_CONTEXTS)
+
+
+def _drawn_features(pruned: AttributionGraph) -> list[Feature]:
+    nodes = graph_data(pruned)["nodes"]
+    return sorted({Feature.parse(node["feature"]) for node in nodes if node["feature"]})
+
+
+def report_page(report: PromptReport) -> str:
+    """Return the HTML of a report."""
+    pruned = report.pruned
+    graph = graph_data(pruned, max_nodes=MOST_NODES, max_edges=MOST_EDGES, automatic=report.automatic)
+    per_group = 2 if len(report.records) <= _FEW else 1
+    values = {
+        "graph": graph,
+        "features": {str(record.feature): record_data(record, per_group=per_group) for record in report.records},
+        "advice": _ADVICE,
+    }
+    body = "\n".join(
+        [
+            sections.head(pruned, report.predictions[-1]),
+            sections.graph_section(),
+            sections.features_section(_note(report, graph)),
+            sections.predictions_section(report.predictions),
+            sections.faithfulness_section(report.faithfulness),
+            sections.made_section(report.graph, pruned, report.transcoder, report.facts),
+        ]
+    )
+    return page(
+        f"OpenCLT report: {pruned.info.prompt}",
+        body,
+        styles=("graph.css", "report.css"),
+        scripts=("graph.js", "panel.js", "report.js"),
+        data=data_script("data", values),
+    )
+
+
+def _note(report: PromptReport, graph: Mapping[str, Any]) -> str:
+    count = len({node["feature"] for node in graph["nodes"]} - {None})
+    examples = sum(bool(record.examples) for record in report.records)
+    kind = "Labels in italics are automatic." if report.automatic else "Labels are the user's."
+    return f"{count} features of the graph, by influence; {examples} of them have examples. {kind}"

@@ -1,0 +1,94 @@
+"""The data of the interactive graph: the nodes and edges of the picture, and layouts without overlaps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from open_clt.attribution.attribute import attribute
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.language.language_model import LanguageModel
+from open_clt.transcoders.feature import Feature
+from open_clt.visualization.graph.page_data import graph_data
+from open_clt.visualization.graph.picture import picture_of
+from tests.graphs.hand_graph import NAMES, hand_graph, weights
+from tests.random_transcoders import random_transcoder
+from tests.tiny_models import TEXTS
+
+
+@pytest.fixture(scope="module")
+def crowded(tiny_gpt2: LanguageModel) -> AttributionGraph:
+    """A graph with many active features."""
+    graph = attribute(tiny_gpt2, random_transcoder(tiny_gpt2), TEXTS[1])
+    assert graph.n_nodes > 300
+    return graph
+
+
+def overlaps(layout: dict[str, Any]) -> list[tuple[int, int]]:
+    """Pairs of boxes of nodes that overlap."""
+    boxes = enumerate(layout["boxes"])
+    return [
+        (one, other)
+        for (one, (x, y, width, height)), (other, (x2, y2, width2, height2)) in combinations(boxes, 2)
+        if abs(x - x2) < (width + width2) / 2 - 0.2 and abs(y - y2) < (height + height2) / 2 - 0.2
+    ]
+
+
+def test_the_data_hold_the_nodes_and_edges_of_a_graph() -> None:
+    graph = hand_graph()
+    data = graph_data(graph, automatic=[Feature(0, 7)])
+    nodes = data["nodes"]
+    drawn = {(nodes[source]["id"], nodes[target]["id"]): weight for source, target, weight in data["edges"]}
+    assert {node["id"] for node in nodes} <= set(NAMES)
+    expected = weights(graph)
+    assert drawn
+    assert drawn == pytest.approx({ends: expected[ends] for ends in drawn}, rel=1e-5)
+    labelled = {node["id"]: node for node in nodes}["0:2:7"]
+    assert labelled["label"] == "animals"
+    assert labelled["automatic"]
+    assert (labelled["layer"], labelled["position"], labelled["activation"]) == (0, 2, 2.5)
+    assert [node["automatic"] for node in nodes].count(True) == 1
+    assert {node["id"]: node["note"] for node in nodes if node["note"]} == {"logit:2:40": "60%", "logit:2:41": "20%"}
+
+
+def test_limits_are_those_of_the_figure(crowded: AttributionGraph) -> None:
+    data = graph_data(crowded, max_nodes=40, max_edges=100)
+    picture = picture_of(crowded, 40, 100, ("feature", "error", "other"))
+    ids = crowded.ids()
+    assert [node["id"] for node in data["nodes"]] == [ids[row] for (row,) in picture.members]
+    assert len(data["edges"]) == len(picture.weights)
+    assert data["caption"] == picture.caption
+
+
+@pytest.mark.parametrize("max_nodes", [10, 60, 300])
+def test_boxes_do_not_overlap_and_lie_in_the_layout(crowded: AttributionGraph, max_nodes: int) -> None:
+    data = graph_data(crowded, max_nodes=max_nodes)
+    layouts = data["layouts"]
+    assert not layouts[-1]["labelled"]
+    for layout in layouts:
+        assert overlaps(layout) == []
+        assert len(layout["boxes"]) == len(layout["texts"]) == len(layout["diameters"]) == len(data["nodes"])
+        for x, y, width, height in layout["boxes"]:
+            assert -0.2 <= x - width / 2 <= x + width / 2 <= layout["width"] + 0.2
+            assert -0.2 <= y - height / 2 <= y + height / 2 <= layout["height"] + 0.2
+
+
+def test_labels_are_laid_out_where_they_are_legible(crowded: AttributionGraph) -> None:
+    features = {Feature(int(x), int(y)) for x, y in zip(crowded.nodes.layer, crowded.nodes.index, strict=True)}
+    long = crowded.with_labels({f: "names of all the capitals" for f in features if min(f) >= 0})
+    few, many = graph_data(crowded, max_nodes=10), graph_data(long, max_nodes=300)
+    assert [layout["labelled"] for layout in few["layouts"]] == [True, False]
+    assert [layout["labelled"] for layout in many["layouts"]] == [False]
+    shown = set(few["layouts"][0]["texts"])
+    assert {node["feature"].split("/")[1] for node in few["nodes"] if node["feature"]} <= shown
+
+
+def test_what_is_missing_is_said(crowded: AttributionGraph) -> None:
+    assert not graph_data(crowded)["missing"]
+    wrong = replace(crowded, nodes=replace(crowded.nodes, total=crowded.nodes.total + 1))
+    data = graph_data(wrong)
+    assert data["missing"] == wrong.missing()
+    assert data["alarming"]
