@@ -7,6 +7,7 @@ interventions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +26,11 @@ class NotFinite(NamedTuple):
     value: float
     place: tuple[int, ...]
     """Index of the entry along each axis."""
+
+    @property
+    def type_words(self) -> str:
+        """The type in which the entry is not finite, in words, if it is finite in its own."""
+        return " in float32" if math.isfinite(self.value) else ""
 
     def describe(self, axes: Sequence[str] = ()) -> str:
         """Describe the entry, such as ``nan at layer 2, index [5, 3]``; ``axes`` are names of the first axes."""
@@ -70,7 +76,7 @@ def check_finite(
     """
     if (wrong := find_not_finite(tensor)) is not None:
         ending = f"; {advice}." if advice else "."
-        raise error(f"{name} must be finite, but it holds {wrong.describe(axes)}{ending}")
+        raise error(f"{name} must be finite{wrong.type_words}, and not {wrong.describe(axes)}{ending}")
 
 
 def nested_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

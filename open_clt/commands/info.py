@@ -51,11 +51,12 @@ def _of_transcoder(info: TranscoderInfo) -> list[tuple[str, str]]:
     from open_clt.memory import available_memory
     from open_clt.transcoders.formats.info import readable
 
-    available = available_memory()
-    free = "" if available is None else f"; {readable(available)} are available"
-    in_memory, in_files = readable(info.bytes_in_memory), readable(min(info.bytes_in_memory, CACHED_BYTES))
-    needs = f"{in_memory} in memory, or up to {in_files} if the weights stay in their files"
-    return [*info.rows(), ("attribution needs", f"{needs}{free}")]
+    needs = f"{readable(info.bytes_in_memory)} of memory for the weights"
+    if info.bytes_in_memory > CACHED_BYTES:
+        needs += f", or {readable(CACHED_BYTES)} if they stay in their files"
+    if (available := available_memory()) is not None:
+        needs += f"; {readable(available)} are free"
+    return [*info.rows(), ("attribution needs", needs)]
 
 
 def _of_graph(graph: AttributionGraph) -> list[tuple[str, str]]:

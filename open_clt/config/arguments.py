@@ -20,6 +20,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
+from itertools import islice
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
@@ -116,7 +117,10 @@ def _has_type(hint: Any, value: Any) -> bool:
 
 
 def _items_have_types(origin: type[Any], parts: tuple[Any, ...], value: Any) -> bool:
-    """Whether the items of a list, tuple or other sequence have their types; iterators are not consumed."""
+    """Whether the items of a list, tuple, mapping or other collection have their types; iterators are not consumed."""
+    if issubclass(origin, Mapping) and len(parts) == 2:
+        items = islice(cast(Mapping[Any, Any], value).items(), _MOST_ITEMS)
+        return all(_has_type(parts[0], key) and _has_type(parts[1], item) for key, item in items)
     if not issubclass(origin, Sequence) or isinstance(value, str):
         return True
     return all(_has_type(parts[0], item) for item in value[:_MOST_ITEMS])
@@ -132,10 +136,17 @@ def _is_plain(hint: Any, value: Any) -> bool:
         return type(value) is not bool and isinstance(value, Integral) and abs(int(value)) < 2**63
     if hint is float:
         return _is_finite(value)
+    if _array(hint) is not None and not _is_dense(value):
+        return False
     try:
         return isinstance(value, hint)
     except TypeError:  # a protocol that is not for run time, or a form of annotation that has no instances
         return True
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether an array holds all of its numbers, as sparse tensors and tensors of the device meta do not."""
+    return not getattr(value, "is_meta", False) and str(getattr(value, "layout", "torch.strided")) == "torch.strided"
 
 
 def _is_finite(value: Any) -> bool:
@@ -166,16 +177,26 @@ def _legal(hint: Any) -> list[str]:
         return [repr(part) for part in parts]
     if isinstance(origin, type):
         item = f" of {_legal(parts[0])[0]}" if parts and issubclass(origin, Sequence | Iterable) else ""
+        if issubclass(origin, Mapping) and len(parts) == 2:
+            item = f" from {_legal(parts[0])[0]} to {' or '.join(_legal(parts[1]))}"
         return [f"{_KINDS.get(origin, origin.__name__)}{item}"]
-    return [_WORDS.get(hint) or _array(hint) or getattr(hint, "__name__", str(hint))]
+    name = getattr(hint, "__name__", str(hint))
+    return [_WORDS.get(hint) or _array(hint) or _CLASSES.get(name, name)]
 
 
 def _array(hint: Any) -> str | None:
     """The words for an array of jaxtyping."""
-    return f"an array ({hint.dim_str})" if hasattr(hint, "dim_str") else None
+    if not hasattr(hint, "dim_str"):
+        return None
+    numbers, kind = hint.__name__.partition("[")[0], getattr(hint.array_type, "__name__", "array")
+    words = f" of {_NUMBERS[numbers]}" if numbers in _NUMBERS else ""
+    return f"a dense {'tensor of PyTorch' if kind == 'Tensor' else 'array'} ({hint.dim_str}){words}"
 
 
+_CLASSES = {"dtype": "a dtype such as torch.float32"}
+_NUMBERS = {"Float": "floating-point numbers", "Int": "integers", "Integer": "integers", "Bool": "True and False"}
 _WORDS: dict[Any, str] = {
+    Any: "any value",
     int: "an integer of at most 64 bits",
     float: "a finite number",
     str: "a text",

@@ -57,9 +57,11 @@ from open_clt.files.ownership import (
 from open_clt.files.places import (
     check_directory,
     check_file,
+    existing_path,
     make_directory,
 )
 from open_clt.files.reading import (
+    WEIGHT_TYPES,
     FileFormat,
     check_weights,
     format_of,
@@ -109,6 +111,7 @@ __all__ = [
     "LARGEST_SETTINGS",
     "LARGEST_TEXT",
     "MANIFEST",
+    "WEIGHT_TYPES",
     "FileFormat",
     "JoinedTensor",
     "Saved",
@@ -129,6 +132,7 @@ __all__ = [
     "check_weight_types",
     "check_weights",
     "disk_errors",
+    "existing_path",
     "finish_save",
     "foreign",
     "format_of",

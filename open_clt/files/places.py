@@ -38,6 +38,15 @@ def _check_possible(path: Path) -> None:
         pass  # other checks report it, or it does not exist yet
 
 
+def existing_path(name: str) -> Path | None:
+    """The path that a user names, in which ``~`` is the home directory; None if there is no such file or directory."""
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long for a file, a user without a home directory, a null
+        return None
+
+
 def make_directory(directory: Path) -> Path:
     """Create a directory and its parents unless they exist, and return it; raises ConfigError if that is impossible."""
     check_directory(directory)

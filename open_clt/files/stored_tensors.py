@@ -137,7 +137,8 @@ class StoredTensor:
         if rows.dtype.is_floating_point and (wrong := find_not_finite(rows)) is not None:
             wrong = wrong._replace(place=(int(unique[wrong.place[0]]), *wrong.place[1:]))
             raise CheckpointError(
-                f"The tensor {self.name!r} of {self.place} must be finite, but it holds {wrong.describe(('row',))}."
+                f"The tensor {self.name!r} of {self.place} must be finite{wrong.type_words}, and not "
+                f"{wrong.describe(('row',))}."
             )
         return rows if torch.equal(unique, index) else rows[places]
 

@@ -61,7 +61,8 @@ def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) ->
     options: dict[str, Any] = {"local_files_only": source.local, "trust_remote_code": False}
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
-    with _explained(f"The config.json of {source.name!r} cannot be read"):
+    settings = "metadata" if source.gguf_file else "config.json"
+    with _explained(f"The {settings} of {source.name!r} cannot be read"):
         config = _read_config(source, options)
     with _explained(f"The tokenizer of {source.name!r} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)

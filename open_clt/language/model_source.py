@@ -43,13 +43,13 @@ def find_model(name: str) -> ModelSource:
     """Find the source of the model with this name; raises LanguageModelError, within seconds, if there is none."""
     if name == "embedded":
         return _embedded()
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
+    path = files.existing_path(name)
+    if name.endswith(".gguf"):
         return _gguf(name, path)
-    if name and path.is_dir():
+    if path is not None and path.is_dir():
         return _directory(name, path)
     if not _HUB_NAME.fullmatch(name):
-        problem = "is a file, but not a .gguf file" if path.is_file() else "does not exist"
+        problem = "does not exist" if path is None else "is a file, but not a .gguf file"
         raise LanguageModelError(f"{name!r} {problem}; give a Hugging Face name, {_LOCAL}.")
     return _hub(name)
 
@@ -61,9 +61,9 @@ def _embedded() -> ModelSource:
     return ModelSource(name="embedded", location=str(folder))
 
 
-def _gguf(name: str, path: Path) -> ModelSource:
-    if not path.is_file():
-        raise LanguageModelError(f"There is no file {path}; check the path, or give {_LOCAL}.")
+def _gguf(name: str, path: Path | None) -> ModelSource:
+    if path is None or not path.is_file():
+        raise LanguageModelError(f"There is no file {name}; check the path, or give {_LOCAL}.")
     with files.opened(path, unpack=False) as file:
         if file.read(4) != b"GGUF":
             raise LanguageModelError(f"{path} is not a GGUF file; download it again, or give {_LOCAL}.")

@@ -80,7 +80,8 @@ def publication(
     trust_code: bool = False,
 ) -> Publication:
     """What ``push_transcoder`` would send; nothing is sent, and no network is needed. It has the same errors."""
-    directory, name = Path(directory).expanduser(), repository_name(repo, revision)
+    name = repository_name(repo, revision)
+    directory = files.existing_path(str(directory)) or Path(directory)
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ConfigError(f"{license!r} is not the identifier of a license; write one such as mit or apache-2.0.")
     own = own_files(directory, code=OwnCode(trust_code=trust_code))

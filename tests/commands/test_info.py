@@ -41,7 +41,8 @@ def test_a_transcoder_is_described_without_reading_weights(
     monkeypatch.setattr(StoredTensor, "read", fail)
     monkeypatch.setattr(StoredTensor, "rows", fail)
     rows = {name: value.strip() for name, value in printed(capsys, tmp_path).items()}
-    n_parameters = 3 * 40 * 32 + (2 + 2 + 1) * 40 * 32
+    n_parameters = transcoder.n_parameters
+    assert n_parameters == 3 * (40 * 32 + 40 + 32) + (2 + 2 + 1) * 40 * 32
     assert rows["layout"] == "native"
     assert rows["layers"] == "3"
     assert rows["features"] == "40 per layer, 120 in all"
@@ -49,8 +50,9 @@ def test_a_transcoder_is_described_without_reading_weights(
     assert rows["reads"] == "mlp.hook_in"
     assert rows["writes"] == "hook_mlp_out"
     assert rows["parameters"] == f"{n_parameters:,}"
-    assert rows["on disk"] == f"{4 * n_parameters / 1e3:.1f} kB (float32)"
-    assert f"{4 * n_parameters / 1e3:.1f} kB in memory" in rows["attribution needs"]
+    on_disk = (tmp_path / "transcoder.safetensors").stat().st_size
+    assert rows["on disk"] == f"{on_disk / 1e3:.1f} kB (float32)"
+    assert f"{4 * n_parameters / 1e3:.1f} kB" in rows["attribution needs"]
 
 
 def test_a_transcoder_without_decoders_is_described_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

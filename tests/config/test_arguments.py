@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 import open_clt
@@ -76,9 +76,10 @@ def example(
     mode: Literal["one", "two"] = "one",
     tokens: Int[Tensor, "batch position"] | None = None,
     lengths: Sequence[int] | str = (),
+    states: Mapping[int, Float[Tensor, "position"]] | None = None,
     **settings: Unpack[Settings],
 ) -> str:
-    return f"{place} {count} {share} {names} {mode} {tokens} {lengths} {settings}"
+    return f"{place} {count} {share} {names} {mode} {tokens} {lengths} {states} {settings}"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,8 @@ def example(
         {"tokens": torch.zeros(2, 3, dtype=torch.long)},
         {"lengths": range(3)},
         {"lengths": "abc"},
+        {"states": {0: torch.zeros(2)}},
+        {"states": {}},
         {"width": 4},
     ],
 )
@@ -116,6 +119,10 @@ def test_legal_arguments_are_passed_on_unchanged(legal: dict[str, Any]) -> None:
         ("share", float("inf"), "inf"),
         ("mode", "three", "three"),
         ("tokens", torch.zeros(0), (0,)),
+        ("tokens", torch.zeros(1, 2, dtype=torch.long, device="meta"), (1, 2)),
+        ("tokens", torch.zeros(1, 2, dtype=torch.long).to_sparse(), (1, 2)),
+        ("states", {"0": torch.zeros(2)}, "dict"),
+        ("states", {0: torch.zeros(2), 1: torch.zeros(2, 3)}, "dict"),
         ("lengths", [1, 2.5], "lengths"),
         ("width", "wide", "wide"),
         ("width", 0, 0),

@@ -52,6 +52,12 @@ def test_a_name_that_cannot_be_a_model_is_refused(name: str) -> None:
     fails(name)
 
 
+@pytest.mark.parametrize("name", ["~nobody-has-this-name/gpt", "a" * 5000, "a" * 300 + ".gguf"])
+def test_a_name_that_no_path_can_have_is_refused(name: str) -> None:
+    with refuses(LanguageModelError):
+        load_language_model(name)
+
+
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     fails(tmp_path, tmp_path, "config.json")
     (tmp_path / "some.gguf").touch()

@@ -306,7 +306,7 @@ def test_an_autoencoder_is_called_so(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_transcoder_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "missing"):
+    for folder in (tmp_path, tmp_path / "missing", "~nobody-has-this-name/clt"):
         with refuses(CheckpointError, folder):
             publication(folder, REPO)
     folder = saved(tmp_path / "damaged")

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_clt.config.arguments import Count, checked_arguments
-from open_clt.errors import ConfigError
+from open_clt.errors import ConfigError, short_value
+from open_clt.finite import check_finite
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.encoder.layers import LayerEncoder
 from open_clt.transcoders.encoder.sparse_encoder import EncodedLayer, SparseEncoder
@@ -106,8 +107,8 @@ class SparseCLTEncoder:
 def _encoder(layer: int, transcoder: Any) -> LayerEncoder:
     if isinstance(transcoder, LayerEncoder):
         return transcoder
-    weight, bias, threshold = (_tensor(transcoder, name) for name in ("W_enc", "b_enc", "threshold"))
-    if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+    weight, bias, threshold = (_tensor(layer, transcoder, name) for name in ("W_enc", "b_enc", "threshold"))
+    if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1] or not weight.numel():
         raise ConfigError(
             f"The transcoder of layer {layer} must have tensors W_enc (feature, d_model) and b_enc (feature), or be "
             "one of those that load_transcoders returns."
@@ -118,9 +119,21 @@ def _encoder(layer: int, transcoder: Any) -> LayerEncoder:
             f"The transcoder of layer {layer} has {threshold.numel()} thresholds for {len(bias)} features; give one "
             "for each feature, or one number."
         )
-    return LayerEncoder(weight=weight, bias=bias, thresholds=threshold.to(bias).reshape(-1).expand(len(bias)))
+    thresholds = threshold.to(bias).reshape(-1).expand(len(bias))
+    return LayerEncoder(weight=weight.to(bias), bias=bias, thresholds=thresholds)
 
 
-def _tensor(transcoder: Any, name: str) -> Tensor | None:
+def _tensor(layer: int, transcoder: Any, name: str) -> Tensor | None:
+    """A tensor of a transcoder; raises ConfigError if it does not hold finite numbers."""
     given = transcoder.get(name) if isinstance(transcoder, Mapping) else getattr(transcoder, name, None)
-    return None if given is None else torch.as_tensor(given).detach()
+    if given is None:
+        return None
+    try:
+        tensor = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name} of layer {layer} is {short_value(given)}; it must be a tensor.") from error
+    tensor = tensor if tensor.is_floating_point() else tensor.float()
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        raise ConfigError(f"{name} of layer {layer} must be a dense tensor that holds numbers.")
+    check_finite(tensor, f"{name} of layer {layer}", error=ConfigError)
+    return tensor

@@ -24,6 +24,7 @@ from open_clt.memory import available_on, memory_errors
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.encoder.layers import LayerEncoder, Strongest, layer_encoder
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.checks import check_dtype
 from open_clt.transcoders.formats.load import open_transcoder
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.transcoder import Transcoder
@@ -90,6 +91,7 @@ class SparseEncoder:
         """
         if activation_threshold < 0:
             raise ConfigError(f"activation_threshold is {activation_threshold}; it must be at least 0.")
+        check_dtype(dtype)
         self.top_k, self.activation_threshold = top_k, activation_threshold
         self.chunk_size, self.normalize = chunk_size, normalize
         self._encoders: dict[int, LayerEncoder] = {}
@@ -143,10 +145,10 @@ class SparseEncoder:
         check_finite(hidden, f"The hidden states of layer {layer}", axes=("batch", "position"))
         tokens = hidden.flatten(0, 1)
         top_k, device = min(self.top_k, encoder.n_features), encoder.bias.device
-        activations = torch.zeros(len(tokens), self.top_k, device=device, dtype=encoder.bias.dtype)
-        indices = torch.zeros(len(tokens), self.top_k, device=device, dtype=torch.long)
-        n_active = torch.zeros(len(tokens), device=device, dtype=torch.long)
-        with memory_errors("The pre-activations of a chunk", "use a smaller chunk_size"):
+        with memory_errors("The encoding of the hidden states", "use a smaller top_k or chunk_size"):
+            activations = torch.zeros(len(tokens), self.top_k, device=device, dtype=encoder.bias.dtype)
+            indices = torch.zeros(len(tokens), self.top_k, device=device, dtype=torch.long)
+            n_active = torch.zeros(len(tokens), device=device, dtype=torch.long)
             for start in range(0, len(tokens), step := chunk_size or max(1, len(tokens))):
                 chunk = slice(start, start + step)
                 states = tokens[chunk].to(device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.config import FixedJumpReLUConfig, JumpReLUConfig
-from open_clt.errors import CheckpointError
+from open_clt.errors import CheckpointError, ConfigError
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.nonlinearities import FixedJumpReLU, Nonlinearity
 from open_clt.transcoders.stored_weights import tensors_in_memory
@@ -25,6 +25,13 @@ OFFSETS = "nonlinearity.offsets"
 
 SMALLEST_SCALE = 1e-20
 """Smallest scale of a standardisation; inputs that are divided by a smaller one may be infinite."""
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ConfigError unless a transcoder can have weights of this type."""
+    if dtype not in files.WEIGHT_TYPES:
+        legal = ", ".join(map(str, files.WEIGHT_TYPES))
+        raise ConfigError(f"dtype is {dtype}; it must be one of {legal}.")
 
 
 def check_all(transcoder: Transcoder, place: Path) -> None:

@@ -25,6 +25,7 @@ from open_clt.errors import CheckpointError, ConfigError
 from open_clt.files import StoredTensor
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.checks import THRESHOLDS
+from open_clt.transcoders.formats.circuit_tracer_writer import UNKNOWN_MODEL
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles, tensor_of
 from open_clt.transcoders.stored_weights import StoredWeights
@@ -57,7 +58,7 @@ def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
         "nonlinearity": {"kind": "jumprelu" if has_thresholds else "relu"},
         "input_hook": settings.get("feature_input_hook", "hook_resid_mid"),
         "target_hook": settings.get("feature_output_hook", "hook_mlp_out"),
-        "language_model": settings.get("model_name"),
+        "language_model": stated_model(settings),
     }
     try:
         config = from_dict(CrossLayerConfig, values)
@@ -92,6 +93,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} does not hold settings; it must name model_kind and the hooks.")
     return cast(dict[str, Any], settings)
+
+
+def stated_model(settings: Mapping[str, Any]) -> object:
+    """The language model that settings state; None if they state none."""
+    model = settings.get("model_name")
+    return None if model == UNKNOWN_MODEL else model
 
 
 def _open_layers(weight_files: WeightFiles) -> list[list[Mapping[str, StoredTensor]]]:

@@ -21,7 +21,7 @@ from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.hub.repository import HubFile
 from open_clt.transcoders.formats import gemma_scope_1, gemma_scope_2_layers
-from open_clt.transcoders.formats.circuit_tracer import read_settings
+from open_clt.transcoders.formats.circuit_tracer import read_settings, stated_model
 from open_clt.transcoders.formats.circuit_tracer_writer import KEEP_NEGATIVE
 from open_clt.transcoders.formats.layers import THRESHOLD, transcoders_per_layer
 from open_clt.transcoders.formats.stored import StoredTranscoder
@@ -55,7 +55,7 @@ def open_circuit_tracer_layers(weight_files: WeightFiles) -> StoredTranscoder:
         "nonlinearity": _nonlinearity(settings, THRESHOLD in layers[0], place),
         "input_hook": settings.get("feature_input_hook"),
         "target_hook": settings.get("feature_output_hook"),
-        "language_model": settings.get("model_name"),
+        "language_model": stated_model(settings),
     }
     return transcoders_per_layer(layers, values, place)
 

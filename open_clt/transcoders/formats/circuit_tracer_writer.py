@@ -29,6 +29,8 @@ Tensors: TypeAlias = dict[str, TensorBlocks]
 """The tensors of a file, by name."""
 
 _SETTINGS = "config.yaml"
+UNKNOWN_MODEL = "unknown"
+"""The ``model_name`` of a transcoder whose language model is not stated; circuit-tracer needs a text there."""
 KEEP_NEGATIVE = "keep_negative"
 """Key of OpenCLT in a ``config.yaml``: whether negative pre-activations among the k largest are kept.
 
@@ -147,7 +149,7 @@ def save_circuit_tracer_layers(transcoder: Transcoder, directory: str | Path, *,
 
 def _settings(transcoder: CrossLayerTranscoder, kind: str, scan: str) -> dict[str, Any]:
     return {
-        "model_name": transcoder.config.language_model or "unknown",
+        "model_name": transcoder.config.language_model or UNKNOWN_MODEL,
         "model_kind": kind,
         "feature_input_hook": transcoder.config.input_hook,
         "feature_output_hook": transcoder.config.target_hook,

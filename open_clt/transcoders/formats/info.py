@@ -10,6 +10,7 @@ import torch
 
 from open_clt.config import NonlinearityConfig, TopKConfig, TranscoderConfig
 from open_clt.short_repr import short_repr
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.load import Opened, open_transcoder
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.make import OwnCode
@@ -25,17 +26,17 @@ class TranscoderInfo:
     config: TranscoderConfig
     """Shape, hooks and nonlinearity."""
     n_parameters: int
-    """Number of weights of encoders and decoders, or of all parameters of a transcoder without decoders."""
-    bytes_stored: int
-    """Number of bytes of these weights in the files."""
+    """Number of parameters: of encoders, decoders, biases, thresholds and skip paths."""
+    bytes_on_disk: int
+    """Number of bytes of the files of weights."""
     dtypes: tuple[str, ...]
-    """Types in which these weights are stored."""
+    """Types in which encoders and decoders are stored."""
     states_hooks: bool = True
     """Whether the files, or the description of their layout, state the hooks; otherwise OpenCLT assumes them."""
 
     @property
     def bytes_in_memory(self) -> int:
-        """Number of bytes of these weights in memory, in float32."""
+        """Number of bytes of the parameters in memory, in float32."""
         return self.n_parameters * torch.float32.itemsize
 
     def rows(self) -> list[tuple[str, str]]:
@@ -59,7 +60,7 @@ class TranscoderInfo:
             ("writes", config.target_hook + assumed),
             ("language model", config.language_model or "not stated"),
             ("parameters", f"{self.n_parameters:,}"),
-            ("on disk", f"{readable(self.bytes_stored)} ({', '.join(self.dtypes)})"),
+            ("on disk", f"{readable(self.bytes_on_disk)} ({', '.join(self.dtypes)})"),
         ]
 
     __repr__ = short_repr
@@ -76,18 +77,19 @@ def transcoder_info(source: str | Path, *, trust_code: bool = False) -> Transcod
 
 def describe(opened: Opened) -> TranscoderInfo:
     """What the files of a transcoder that is opened say of it."""
-    layout, content = opened
+    content = opened.content
     if isinstance(content, StoredTranscoder):
-        tables = content.weights.tables
-        sizes = [(table.dtype, table.shape.numel()) for table in tables]
+        dtypes = {table.dtype for table in content.weights.tables}
+        with torch.device("meta"):
+            n_parameters = CrossLayerTranscoder(content.config).n_parameters
     else:
-        sizes = [(parameter.dtype, parameter.numel()) for parameter in content.parameters()]
+        dtypes, n_parameters = {parameter.dtype for parameter in content.parameters()}, content.n_parameters
     return TranscoderInfo(
-        layout=layout.key,
+        layout=opened.layout.key,
         config=content.config,
-        n_parameters=sum(size for _, size in sizes),
-        bytes_stored=sum(dtype.itemsize * size for dtype, size in sizes),
-        dtypes=tuple(sorted({str(dtype).removeprefix("torch.") for dtype, _ in sizes})),
+        n_parameters=n_parameters,
+        bytes_on_disk=opened.bytes_on_disk,
+        dtypes=tuple(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
         states_hooks=not isinstance(content, StoredTranscoder) or content.states_hooks,
     )
 
@@ -97,8 +99,8 @@ def describe_nonlinearity(config: NonlinearityConfig) -> str:
     name, k = config.kind.replace("_", " "), getattr(config, "k", None)
     if isinstance(config, TopKConfig) and config.k_total is not None:
         return f"{name}, k = {config.k_total} over all layers"
-    across = ", across layers" if getattr(config, "across_layers", False) else ""
-    return name if k is None else f"{name}, k = {k}{across}"
+    per_layer = " times the number of layers, ranked over all layers" if getattr(config, "across_layers", False) else ""
+    return name if k is None else f"{name}, k = {k}{per_layer}"
 
 
 def readable(size: int) -> str:

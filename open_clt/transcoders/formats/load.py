@@ -33,7 +33,7 @@ from open_clt.transcoders.formats import (
     native,
     saelens,
 )
-from open_clt.transcoders.formats.checks import check_all
+from open_clt.transcoders.formats.checks import check_all, check_dtype
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, SelectedFiles, WeightFiles
 from open_clt.transcoders.make import NO_CODE, OwnCode
@@ -68,6 +68,11 @@ class Layout(NamedTuple):
     """Reads what the files say; a transcoder that is not a cross-layer transcoder of OpenCLT is read as a whole."""
     writer: Writer | None = None
     """Writes transcoders; None for a layout that is only read."""
+
+    def opened(self, weight_files: WeightFiles, code: OwnCode) -> Opened:
+        """Open a transcoder of this layout."""
+        content = self.read(weight_files, code)
+        return Opened(self, content, sum(weight_files.sizes.values()))
 
     __repr__ = short_repr
 
@@ -224,6 +229,8 @@ class Opened(NamedTuple):
     layout: Layout
     content: StoredTranscoder | Transcoder
     """What the files describe; a transcoder that is not a cross-layer transcoder of OpenCLT is read already."""
+    bytes_on_disk: int
+    """Number of bytes of the files of weights."""
 
     __repr__ = short_repr
 
@@ -237,27 +244,25 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
     machine nor on a hub that answers.
     """
     place, pattern = _split(str(source))
-    path = Path(place).expanduser()
-    path = path.parent if path.is_file() else path
-    if path.exists():
+    path = files.existing_path(place)
+    if path is not None:
+        path = path.parent if path.is_file() else path
         layout = layout_of(path, pattern)
         if layout is None:
             raise files.read_saved(path, "config.json", lambda saved: unknown(_selected(LocalFiles(saved), pattern)))
-        return Opened(
-            layout,
-            files.read_saved(
-                path, layout.head, lambda saved: layout.read(_selected(LocalFiles(saved, whole), pattern), code)
-            ),
+        return files.read_saved(
+            path, layout.head, lambda saved: layout.opened(_selected(LocalFiles(saved, whole), pattern), code)
         )
     name = HubName.parse(place)
     if name is None:
         raise CheckpointError(
-            f"There is no directory {place}, and it is not a name on the hub (org/name[/folder][@revision]); check it."
+            f"There is no directory {place!r}, and it is not a name on the hub (org/name[/folder][@revision]); check "
+            "it."
         )
     weight_files = _selected(HubFiles(Repository.find(name), whole), pattern)
     for layout in LAYOUTS:
         if layout.recognises(weight_files):
-            return Opened(layout, layout.read(weight_files, code))
+            return layout.opened(weight_files, code)
     raise unknown(weight_files)
 
 
@@ -270,7 +275,7 @@ class _Source(NamedTuple):
 
 def _split(source: str) -> _Source:
     """Split a source at the first folder whose name holds ``*``, unless a file or directory has the whole name."""
-    if "*" not in source or Path(source).expanduser().exists():
+    if "*" not in source or files.existing_path(source) is not None:
         return _Source(source, "")
     start, _, end = source.partition("*")
     folder, _, first = start.rpartition("/")
@@ -334,6 +339,7 @@ def load_transcoder(
     HubUnreachableError if it is neither on this machine nor on a hub that answers.
     """
     device = check_device(device)
+    check_dtype(dtype)
     code = OwnCode(own_class=own_class, trust_code=trust_code)
     with memory_errors(f"The transcoder {source}", "close other programs, or use a machine with more memory"):
         transcoder = open_transcoder(source, code=code).content

@@ -23,7 +23,7 @@ from open_clt.errors import CheckpointError, ConfigError
 from open_clt.files import StoredTensor
 from open_clt.finite import check_finite
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.formats.checks import check_numbers
+from open_clt.transcoders.formats.checks import check_dtype, check_numbers
 from open_clt.transcoders.formats.folded_layers import decoder_blocks, encoder_blocks
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles
@@ -80,6 +80,8 @@ def save_transcoder(
     """
     directory = Path(directory)
     check_place(directory)
+    if dtype is not None:
+        check_dtype(dtype)
     stored = transcoder.stored is not None
     tensors = tensors_in_memory(transcoder) if stored else transcoder.state_dict()
     if dtype is not None:

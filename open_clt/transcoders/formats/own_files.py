@@ -46,6 +46,10 @@ class _Recorded(WeightFiles):
     def place(self) -> Path:
         return self.local.place
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.local.sizes
+
     def has(self, name: str) -> bool:
         return self.local.has(name)
 
@@ -76,17 +80,17 @@ def own_files(directory: str | Path, *, code: OwnCode = NO_CODE) -> OwnFiles:
 
     Raises CheckpointError if the directory holds no transcoder of a known layout, or if its files are damaged.
     """
-    directory = Path(directory).expanduser()
-    if not directory.is_dir():
+    path = files.existing_path(str(directory))
+    if path is None or not path.is_dir():
         raise CheckpointError(f"{directory} is not a directory that holds a transcoder of a known layout; check it.")
-    layout = layout_of(directory)
+    layout = layout_of(path)
     if layout is None:
-        raise files.read_saved(directory, "config.json", lambda saved: unknown(LocalFiles(saved)))
+        raise files.read_saved(path, "config.json", lambda saved: unknown(LocalFiles(saved)))
 
-    def opened(saved: files.Saved) -> OwnFiles:
+    def read(saved: files.Saved) -> OwnFiles:
         recorded = _Recorded(LocalFiles(saved))
-        content = layout.read(recorded, code)
+        opened = layout.opened(recorded, code)
         present = {name: path for name, path in sorted(recorded.paths.items()) if path.exists()}  # some are optional
-        return OwnFiles(opened=Opened(layout, content), paths=present)
+        return OwnFiles(opened=opened, paths=present)
 
-    return files.read_saved(directory, layout.head, opened)
+    return files.read_saved(path, layout.head, read)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import final
@@ -27,6 +27,11 @@ class WeightFiles(ABC):
     @abstractmethod
     def place(self) -> Path:
         """The directory or address of the files, for messages."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Number of bytes of each file of weights that was opened, by its path or address."""
 
     @abstractmethod
     def has(self, name: str) -> bool:
@@ -67,10 +72,16 @@ class LocalFiles(WeightFiles):
     saved: files.Saved
     whole: bool = False
     """Whether files on the hub that these files name are downloaded as a whole."""
+    opened: dict[str, int] = field(default_factory=dict[str, int])
+    """What ``sizes`` returns; transcoders on the hub that these files name share it."""
 
     @property
     def place(self) -> Path:
         return self.saved.directory
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.opened
 
     def has(self, name: str) -> bool:
         return self.saved(name).exists()
@@ -86,10 +97,12 @@ class LocalFiles(WeightFiles):
         return path if path.is_file() else None
 
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
-        return _weights(_open_local(self.saved(name)), ignored)
+        tensors = _open_local(path := self.saved(name))
+        self.opened[str(path)] = path.stat().st_size
+        return _weights(tensors, ignored)
 
     def on_hub(self, name: HubName) -> WeightFiles:
-        return HubFiles(Repository.find(name), self.whole)
+        return HubFiles(Repository.find(name), self.whole, self.opened)
 
 
 @final
@@ -100,10 +113,16 @@ class HubFiles(WeightFiles):
     repository: Repository
     whole: bool
     """Whether files of weights are downloaded as a whole, as suits a transcoder that is read into memory."""
+    opened: dict[str, int] = field(default_factory=dict[str, int])
+    """What ``sizes`` returns; transcoders on the hub that these files name share it."""
 
     @property
     def place(self) -> Path:
         return Path(str(self.repository.name))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.opened
 
     def has(self, name: str) -> bool:
         return name in self.repository.sizes
@@ -126,13 +145,14 @@ class HubFiles(WeightFiles):
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         if not self.has(name):
             raise files.missing(self.place / name)
+        self.opened[f"{self.place / name}"] = self.repository.sizes[name]
         if self.whole or self.repository.is_downloaded(name):
             return _weights(_open_local(self.repository.path(name)), ignored)
         open_remote = files.open_remote_npz if name.endswith(".npz") else files.open_remote_tensors
         return _weights(open_remote(self.repository.part(name), self.place / name), ignored)
 
     def on_hub(self, name: HubName) -> WeightFiles:
-        return HubFiles(Repository.find(name), self.whole)
+        return HubFiles(Repository.find(name), self.whole, self.opened)
 
     __repr__ = short_repr
 
@@ -149,6 +169,10 @@ class SelectedFiles(WeightFiles):
     @property
     def place(self) -> Path:
         return self.all_files.place / self.pattern
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.all_files.sizes
 
     def has(self, name: str) -> bool:
         return self._selects(name) and self.all_files.has(name)

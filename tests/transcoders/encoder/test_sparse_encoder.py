@@ -23,7 +23,7 @@ from open_clt.config import (
     ReLUConfig,
     TopKConfig,
 )
-from open_clt.errors import CheckpointError, ConfigError, NotFiniteError
+from open_clt.errors import CheckpointError, ConfigError, NotFiniteError, ResourceError
 from open_clt.transcoders.encoder.sparse_encoder import EncodedLayer
 from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.native import save_transcoder
@@ -243,6 +243,8 @@ MISTAKES: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     ({"top_k": 0}, ("top_k", 0)),
     ({"activation_threshold": -1.0}, ("activation_threshold", -1.0)),
     ({"chunk_size": 0}, ("chunk_size", 0)),
+    ({"dtype": torch.int8}, ("dtype", "torch.int8")),
+    ({"dtype": "float32"}, ("dtype", "float32")),
 ]
 
 
@@ -276,3 +278,31 @@ def test_other_mistakes_are_one_sentence(tmp_path: Path) -> None:
         SparseCLTEncoder({4: {"W_enc": torch.zeros(3, 2), "b_enc": torch.zeros(3), "threshold": torch.zeros(2)}})
     with pytest.raises(ConfigError):
         SparseCLTEncoder({})
+    with refuses(ResourceError, "top_k"):
+        SparseEncoder(made(), top_k=10**13).encode_layer(0, states())
+    with refuses(ConfigError, "source"):
+        SparseEncoder({0: made()})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"W_enc": "x"}, "W_enc"),
+        ({"W_enc": torch.zeros(3, 2, device="meta")}, "W_enc"),
+        ({"W_enc": torch.full((3, 2), torch.nan)}, "W_enc"),
+        ({"W_enc": torch.zeros(0, 2), "b_enc": torch.zeros(0)}, "W_enc"),
+        ({"b_enc": torch.full((3,), torch.inf)}, "b_enc"),
+        ({"threshold": torch.nan}, "threshold"),
+    ],
+    ids=str,
+)
+def test_the_alias_refuses_tensors_without_numbers(changed: dict[str, Any], named: str) -> None:
+    with refuses(ConfigError, named, "layer 4"):
+        SparseCLTEncoder({4: {"W_enc": torch.zeros(3, 2), "b_enc": torch.zeros(3), **changed}})
+
+
+def test_the_alias_takes_weights_of_another_type_than_biases() -> None:
+    tensors = {"W_enc": torch.ones(3, 8, dtype=torch.bfloat16), "b_enc": torch.tensor([0.0, 1.0, 2.0])}
+    found = SparseCLTEncoder({4: tensors}, top_k=1).encode_layer(4, torch.ones(1, 1, 8))
+    assert found["activations"].item() == 10
+    assert found["indices"].item() == 2

@@ -107,3 +107,19 @@ def test_a_transcoder_that_could_not_be_loaded_is_not_written(tmp_path: Path) ->
 def test_a_device_that_pytorch_does_not_know_is_refused(device: str) -> None:
     with refuses(ConfigError, "device", repr(device)):
         load_transcoder("missing", device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn])
+def test_types_that_are_not_those_of_weights_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    save_transcoder(make(ReLUConfig()), tmp_path)
+    with refuses(ConfigError, dtype):
+        load_transcoder(tmp_path, dtype=dtype)
+    with refuses(ConfigError, dtype):
+        save_transcoder(make(ReLUConfig()), tmp_path / "new", dtype=dtype)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("source", ["a" * 5000, "~nobody-has-this-name/clt", " ", "a\nb", "*" * 300])
+def test_a_source_that_no_path_can_have_is_one_sentence(source: str) -> None:
+    with refuses(CheckpointError):
+        load_transcoder(source)

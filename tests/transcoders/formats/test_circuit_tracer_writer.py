@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,10 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
 
 def test_the_command_offers_the_layouts_that_can_be_written() -> None:
     assert set(convert._LAYOUTS) == {layout.key for layout in LAYOUTS if layout.writer is not None}
+
+
+@pytest.mark.parametrize("save", [save_circuit_tracer, save_circuit_tracer_layers])
+def test_a_language_model_that_is_not_stated_stays_so(save: Callable[..., Path], tmp_path: Path) -> None:
+    transcoder = made("per layer", ReLUConfig())
+    assert transcoder.config.language_model is None
+    assert load_transcoder(save(transcoder, tmp_path)).config.language_model is None
