@@ -18,7 +18,7 @@ from open_clt.config import BatchTopKConfig, TopKConfig
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from open_clt.transcoders.formats.load import Layout
+    from open_clt.transcoders.formats.load import Layout, Writer
     from open_clt.transcoders.transcoder import Transcoder
 
 _LAYOUTS = ("native", "circuit-tracer", "circuit-tracer-layers")
@@ -99,18 +99,19 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    """Convert the transcoder, print what changed, and save it."""
-    converted = _with_thresholds(arguments)
-    if arguments.unit_decoders:
-        converted = _with_unit_decoders(converted)
+    """Convert the transcoder, save it, and print what changed."""
     writer = _layout(arguments.layout).writer
     assert writer is not None
+    changes: list[str] = []
+    converted = _with_thresholds(arguments, writer, changes)
+    if arguments.unit_decoders:
+        converted = _with_unit_decoders(converted, changes)
     writer.save(converted, arguments.output)
-    print(f"written: {arguments.output}")
+    print("\n".join([*changes, f"written: {arguments.output}"]))
 
 
-def _with_thresholds(arguments: argparse.Namespace) -> Transcoder:
-    """The transcoder, after TopK and BatchTopK have become JumpReLU where they must; prints what that changes."""
+def _with_thresholds(arguments: argparse.Namespace, writer: Writer, changes: list[str]) -> Transcoder:
+    """The transcoder, after TopK and BatchTopK have become JumpReLU where they must; ``changes`` gets the effect."""
     from open_clt.evaluation.conversion import convert_transcoder
     from open_clt.transcoders.formats.load import load_transcoder, open_transcoder
     from open_clt.transcoders.make import OwnCode
@@ -125,12 +126,14 @@ def _with_thresholds(arguments: argparse.Namespace) -> Transcoder:
         key, config = opened.layout.key, opened.content.config
     if arguments.source_layout not in (None, key):
         raise ConfigError(f"The transcoder has the layout {key}, but --from is {arguments.source_layout!r}.")
+    if writer.check_config is not None:
+        writer.check_config(config)
     has_ranks = isinstance(config.nonlinearity, TopKConfig | BatchTopKConfig)
     keeps = arguments.keep_nonlinearity or arguments.layout == _WITH_RANKS
     if has_ranks and not keeps:
         clt = clt or load(arguments)
         record = convert_transcoder(clt.language_model, clt.transcoder, read_contexts(arguments, clt.language_model))
-        print(record.summary())
+        changes.append(record.summary())
         return record.transcoder
     if arguments.layout == key and not arguments.unit_decoders:
         raise ConfigError(
@@ -142,9 +145,11 @@ def _with_thresholds(arguments: argparse.Namespace) -> Transcoder:
     return load_transcoder(source, device=arguments.device, trust_code=arguments.trust_code)
 
 
-def _with_unit_decoders(transcoder: Transcoder) -> Transcoder:
-    """Fold the standardisation, scale decoder norms to 1, and print the norms before."""
+def _with_unit_decoders(transcoder: Transcoder, changes: list[str]) -> Transcoder:
+    """Fold the standardisation, and scale decoder norms to 1; ``changes`` receives the norms before."""
     folded = transcoder.folded()
-    norms = folded.decoder_norms()
-    print(f"decoder norms  {norms.min():.3g} to {norms.max():.3g} -> 1; what the features write stays the same")
-    return folded.with_unit_decoders()
+    unit, norms = folded.with_unit_decoders(), folded.decoder_norms()
+    changes.append(
+        f"decoder norms  {norms.min():.3g} to {norms.max():.3g} -> 1; what the features write stays the same"
+    )
+    return unit

@@ -192,7 +192,8 @@ def _in_folder(name: HubName, commit: str, sizes: Mapping[str, int]) -> Reposito
     prefix = f"{name.folder}/" if name.folder else ""
     inside = {path.removeprefix(prefix): size for path, size in sizes.items() if path.startswith(prefix)}
     if not inside:
-        raise CheckpointError(f"{name.repo} on the hub has no folder {name.folder!r}; {_HELP}.")
+        lacks = f"has no folder {name.folder!r}" if name.folder else "holds no files"
+        raise CheckpointError(f"{name.repo} on the hub {lacks}; {_HELP}.")
     return Repository(name, commit, inside)
 
 
@@ -205,7 +206,7 @@ def _hub_errors(name: HubName) -> Generator[None]:
         yield
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise CheckpointError(
-            f"The hub has no {str(name)!r}, or does not show it without a token (huggingface-cli login); {_HELP}."
+            f"The hub has no {str(name)!r}, or does not show it without a token (hf auth login); {_HELP}."
         ) from error
     except errors.HFValidationError as error:
         raise CheckpointError(f"{str(name)!r} is not a name of the hub; {_HELP}.") from error

@@ -116,3 +116,19 @@ def test_a_layout_is_converted_to_another_without_a_model(
     assert_mistake(capsys, convert("layers", "new", "--to", "gemma-scope-2"), "gemma-scope-2")
     assert_mistake(capsys, convert("layers", "new", "--to", "circuit-tracer-layers"), "circuit-tracer-layers")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_layout_cannot_hold_is_refused_before_a_model_is_loaded(
+    tiny_gpt2: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_transcoder(random_transcoder(tiny_gpt2, nonlinearity=TopKConfig(k=4), skip=True), tmp_path / "skip")
+    save_transcoder(random_transcoder(tiny_gpt2, nonlinearity=TopKConfig(k=4)), tmp_path / "topk")
+
+    def convert(source: str, *options: str) -> list[str]:
+        places = ["--transcoder", str(tmp_path / source), "--output", str(tmp_path / "new")]
+        return ["convert", "--model", str(tmp_path / "absent"), *places, *options]
+
+    assert_mistake(capsys, convert("skip", "--to", "circuit-tracer"), "skip path", "native")
+    assert_mistake(capsys, convert("topk", "--to", "circuit-tracer-layers"), "3 layers", "circuit-tracer")
+    assert_mistake(capsys, convert("topk", "--unit-decoders", "--keep-nonlinearity"), "TopK")
+    assert not (tmp_path / "new").exists()

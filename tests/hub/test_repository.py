@@ -79,6 +79,10 @@ def test_what_was_used_before_is_used_without_a_network(hub: Hub, monkeypatch: p
 def test_what_is_not_there_is_one_sentence(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refuses(CheckpointError, "org/other"):
         load_transcoder("org/other")
+    (tmp_path / "empty").mkdir()
+    hub.repositories["org/empty"] = tmp_path / "empty"
+    with refuses(CheckpointError, "org/empty", "no files"):
+        load_transcoder("org/empty")
     with refuses(CheckpointError, "org/name", "nothing"):
         load_transcoder("org/name/nothing")
     with refuses(CheckpointError, "org/name/clt"):

@@ -16,28 +16,29 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from open_clt import files
-from open_clt.config import CrossLayerConfig
-from open_clt.config.json import from_dict
-from open_clt.errors import CheckpointError, ConfigError
+from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.checks import THRESHOLDS
 from open_clt.transcoders.formats.circuit_tracer_writer import UNKNOWN_MODEL
+from open_clt.transcoders.formats.layers import described_config, read_stacked
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles, tensor_of
+from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles, check_known, names_of_layers, tensor_of
 from open_clt.transcoders.stored_weights import StoredWeights
 
 _KIND = "cross_layer_transcoder"
 _SETTINGS = "config.yaml"
-_ENCODER, _DECODER = "W_enc", "W_dec"
+_TENSORS = {"W_enc": ("W_enc", "b_enc", "b_dec", "threshold"), "W_dec": ("W_dec", "W_dec_norm")}
+"""Names of the tensors in the files of encoders and of decoders, without the number of the layer.
+
+Norms of decoders are derived, and not read."""
 
 
 def recognises(weight_files: WeightFiles) -> bool:
     """Whether files are those of a transcoder of this layout, whole or damaged."""
-    return weight_files.has(_SETTINGS) and weight_files.has(f"{_ENCODER}_0.safetensors")
+    return weight_files.has(_SETTINGS) and weight_files.has("W_enc_0.safetensors")
 
 
 def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
@@ -60,10 +61,7 @@ def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
         "target_hook": settings.get("feature_output_hook", "hook_mlp_out"),
         "language_model": stated_model(settings),
     }
-    try:
-        config = from_dict(CrossLayerConfig, values)
-    except ConfigError as error:
-        raise CheckpointError(f"{place} does not describe a transcoder: {error}") from error
+    config = described_config(values, place)
     weights = StoredWeights(
         tuple(tensor_of(each, f"W_enc_{layer}", (n_features, d_model), place) for layer, each in enumerate(encoders)),
         tuple((tensor_of(each, f"W_dec_{layer}", (None, None, None), place),) for layer, each in enumerate(decoders)),
@@ -74,11 +72,7 @@ def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
         name: [tensor_of(each, f"{stem}_{layer}", (width[stem],), place) for layer, each in enumerate(encoders)]
         for stem, name in stacked.items()
     }
-
-    def read_small() -> dict[str, Tensor]:
-        return {name: torch.stack([each.read().float() for each in layers]) for name, layers in small.items()}
-
-    return StoredTranscoder(place=place, config=config, weights=weights, small=read_small)
+    return StoredTranscoder(place=place, config=config, weights=weights, small=read_stacked(small))
 
 
 def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
@@ -102,7 +96,16 @@ def stated_model(settings: Mapping[str, Any]) -> object:
 
 
 def _open_layers(weight_files: WeightFiles) -> list[list[Mapping[str, StoredTensor]]]:
-    """The tensors of the encoders and of the decoders; raises CheckpointError if the file of a layer is missing."""
-    stems = (_ENCODER, _DECODER)
-    count = max(len(weight_files.names(f"{stem}_[0-9]*.safetensors")) for stem in stems)
-    return [[weight_files.tensors(f"{stem}_{layer}.safetensors") for layer in range(count)] for stem in stems]
+    """The tensors of the encoders and of the decoders.
+
+    Raises CheckpointError if the file of a layer is missing, or if there is a tensor that the layout does not have.
+    """
+    count = max(len(names_of_layers(weight_files, f"{stem}_{{}}.safetensors")) for stem in _TENSORS)
+    opened: list[list[Mapping[str, StoredTensor]]] = []
+    for stem, names in _TENSORS.items():
+        tensors = [weight_files.tensors(f"{stem}_{layer}.safetensors") for layer in range(count)]
+        for layer, of_layer in enumerate(tensors):
+            known = [f"{name}_{layer}" for name in names]
+            check_known(of_layer, known, weight_files.place / f"{stem}_{layer}.safetensors")
+        opened.append(tensors)
+    return opened

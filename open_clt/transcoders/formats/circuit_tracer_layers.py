@@ -25,7 +25,7 @@ from open_clt.transcoders.formats.circuit_tracer import read_settings, stated_mo
 from open_clt.transcoders.formats.circuit_tracer_writer import KEEP_NEGATIVE
 from open_clt.transcoders.formats.layers import THRESHOLD, transcoders_per_layer
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import WeightFiles
+from open_clt.transcoders.formats.weight_files import WeightFiles, names_of_layers
 
 _SETTINGS = "config.yaml"
 _KIND = "transcoder_set"
@@ -99,7 +99,7 @@ def _file_names(weight_files: WeightFiles, settings: dict[str, Any]) -> list[str
     place = weight_files.place
     listed = settings.get("transcoders")
     if listed is None:
-        names = [f"layer_{layer}.safetensors" for layer in range(len(weight_files.names("layer_[0-9]*.safetensors")))]
+        names = names_of_layers(weight_files, "layer_{}.safetensors")
     elif isinstance(listed, list) and all(isinstance(name, str) for name in cast(list[object], listed)):
         names = cast(list[str], listed)
     else:

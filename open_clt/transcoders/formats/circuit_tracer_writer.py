@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, final
 import torch
 
 from open_clt import files
-from open_clt.config import TopKConfig
+from open_clt.config import TopKConfig, TranscoderConfig
 from open_clt.errors import CheckpointError
 from open_clt.files import TensorBlocks, in_one_block
 from open_clt.short_repr import short_repr
@@ -88,6 +88,30 @@ def check_place_of_layers(directory: Path) -> None:
     _LAYERS.check_place(directory)
 
 
+def check_config(config: TranscoderConfig) -> None:
+    """Raise CheckpointError if the layout of a cross-layer transcoder cannot hold one of this shape."""
+    if config.skip:
+        advice = "circuit-tracer-layers or native" if config.reach_of(0) == 1 else "native"
+        raise CheckpointError(
+            f"The transcoder has a skip path, which the layout circuit-tracer does not have; use the layout {advice}."
+        )
+
+
+def check_config_of_layers(config: TranscoderConfig) -> None:
+    """Raise CheckpointError if the layout of one transcoder per layer cannot hold a transcoder of this shape."""
+    if config.reach_of(0) != 1:
+        advice = "native" if config.skip else "circuit-tracer or native"
+        raise CheckpointError(
+            f"Features of this transcoder write to {config.reach_of(0)} layers; the layout circuit-tracer-layers needs "
+            f"reach 1. Use the layout {advice}."
+        )
+    if isinstance(config.nonlinearity, TopKConfig) and config.nonlinearity.across_layers:
+        raise CheckpointError(
+            "TopK across layers cannot be written in the layout circuit-tracer-layers, where each layer has its own k; "
+            "convert the transcoder to JumpReLU first."
+        )
+
+
 @torch.no_grad()
 def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: str = "./features") -> Path:
     """Write a transcoder in circuit-tracer's layout, with its standardisation folded into the weights.
@@ -101,10 +125,7 @@ def save_circuit_tracer(transcoder: Transcoder, directory: str | Path, *, scan: 
     directory = Path(directory)
     check_place(directory)
     transcoder = plain_transcoder(transcoder, "circuit-tracer's layout")
-    if transcoder.config.skip:
-        raise CheckpointError(
-            "A transcoder with skip=True cannot be written in circuit-tracer's layout; train it with skip=False."
-        )
+    check_config(transcoder.config)
     if transcoder.nonlinearity.threshold(0) is None:
         raise CheckpointError(
             "A TopK transcoder cannot be written in circuit-tracer's layout, which needs thresholds; convert it to "
@@ -125,20 +146,11 @@ def save_circuit_tracer_layers(transcoder: Transcoder, directory: str | Path, *,
     directory = Path(directory)
     check_place_of_layers(directory)
     transcoder = plain_transcoder(transcoder, "the layout circuit-tracer-layers")
-    if transcoder.config.reach_of(0) != 1:
-        raise CheckpointError(
-            f"Features of this transcoder write to {transcoder.config.reach_of(0)} layers; the layout "
-            "circuit-tracer-layers needs reach 1. Use the layout circuit-tracer."
-        )
+    check_config_of_layers(transcoder.config)
     settings = _settings(transcoder, "transcoder_set", scan)
     nonlinearity = transcoder.config.nonlinearity
     if isinstance(nonlinearity, TopKConfig):
-        if nonlinearity.across_layers:
-            raise CheckpointError(
-                "TopK across layers cannot be written in the layout circuit-tracer-layers, where each layer has its "
-                "own k; convert the transcoder to JumpReLU first."
-            )
-        if nonlinearity.offsets:
+        if nonlinearity.offsets:  # known only after the offsets are read, which may be zero
             raise CheckpointError(
                 "TopK with offsets cannot be written in the layout circuit-tracer-layers, which ranks features by "
                 "their pre-activations alone; use the layout native."

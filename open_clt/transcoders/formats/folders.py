@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from open_clt.errors import CheckpointError
+from open_clt.transcoders.formats.weight_files import WeightFiles
 
 _MOST_LISTED = 3
 """Number of sets that a sentence lists."""
@@ -21,6 +22,16 @@ def sets_of_layers(names: Iterable[str], pattern: re.Pattern[str]) -> dict[str, 
         if found := pattern.fullmatch(name):
             sets.setdefault(found["set"], {}).setdefault(int(found["layer"]), []).append(name)
     return sets
+
+
+def names_of_set(weight_files: WeightFiles, files: str, pattern: re.Pattern[str], selects: str) -> list[str]:
+    """The names of the files of the only set, one for each layer, in order.
+
+    ``files`` selects the files and ``pattern`` matches their names; ``selects`` is what a user writes to select a set,
+    with ``{}`` in place of its name. Raises the errors of ``one_set``.
+    """
+    sets = sets_of_layers(weight_files.names(files), pattern)
+    return one_set({selects.format(name): layers for name, layers in sets.items()}, weight_files.place)
 
 
 def one_set(sets: Mapping[str, _Layers], place: Path) -> list[str]:

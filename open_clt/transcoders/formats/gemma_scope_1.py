@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from open_clt.files import StoredTensor
-from open_clt.transcoders.formats.folders import one_set, sets_of_layers
+from open_clt.transcoders.formats.folders import names_of_set, sets_of_layers
 from open_clt.transcoders.formats.layers import THRESHOLD, renamed, transcoders_per_layer
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import WeightFiles
@@ -36,8 +36,7 @@ def recognises(weight_files: WeightFiles) -> bool:
 def open_gemma_scope_1(weight_files: WeightFiles) -> StoredTranscoder:
     """Open transcoders in this layout; raises CheckpointError if files are damaged, or if there are several sets."""
     place = weight_files.place
-    sets = sets_of_layers(weight_files.names(_FILES), _NAME)
-    names = one_set({f"layer_*/{name}": layers for name, layers in sets.items()}, place)
+    names = names_of_set(weight_files, _FILES, _NAME, "layer_*/{}")
     layers = [as_circuit_tracer(weight_files.tensors(name), place) for name in names]
     return transcoders_per_layer(layers, {"nonlinearity": {"kind": "jumprelu"}, **_HOOKS}, place)
 

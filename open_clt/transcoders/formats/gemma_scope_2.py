@@ -16,7 +16,7 @@ from open_clt.errors import CheckpointError
 from open_clt.transcoders.formats.checks import THRESHOLDS
 from open_clt.transcoders.formats.layers import check_names, described_config, read_stacked
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import WeightFiles, tensor_of
+from open_clt.transcoders.formats.weight_files import WeightFiles, names_of_layers, tensor_of
 from open_clt.transcoders.stored_weights import StoredWeights
 
 _SKIP = "affine_skip_connection"
@@ -31,13 +31,12 @@ def recognises(weight_files: WeightFiles) -> bool:
 def open_gemma_scope_2(weight_files: WeightFiles) -> StoredTranscoder:
     """Open a cross-layer transcoder in this layout; raises CheckpointError if its files are damaged."""
     place = weight_files.place
-    count = len(weight_files.names("params_layer_[0-9]*.safetensors"))
-    layers = [weight_files.tensors(f"params_layer_{layer}.safetensors") for layer in range(count)]
+    layers = [weight_files.tensors(name) for name in names_of_layers(weight_files, "params_layer_{}.safetensors")]
     check_names(layers, _KNOWN, place)
     width, n_layers, d_model = tensor_of(layers[0], "w_dec", (None, None, None), place).shape
-    if n_layers != count:
+    if n_layers != len(layers):
         raise CheckpointError(
-            f"{place} holds {count} layers, but its decoders write to {n_layers}; it needs the files from "
+            f"{place} holds {len(layers)} layers, but its decoders write to {n_layers}; it needs the files from "
             f"params_layer_0.safetensors to params_layer_{n_layers - 1}.safetensors."
         )
     skip = _SKIP in layers[0]

@@ -15,7 +15,7 @@ from open_clt.errors import CheckpointError, ConfigError
 from open_clt.files import StoredTensor
 from open_clt.transcoders.formats.checks import THRESHOLDS
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import tensor_of
+from open_clt.transcoders.formats.weight_files import check_known, tensor_of
 from open_clt.transcoders.stored_weights import StoredWeights
 
 THRESHOLD, SKIP = "activation_function.threshold", "W_skip"
@@ -26,10 +26,7 @@ _OF_ONE_LAYER = {"W_enc", "W_dec", "b_enc", "b_dec", THRESHOLD, SKIP}
 def check_names(layers: Sequence[Mapping[str, StoredTensor]], known: set[str], place: Path) -> None:
     """Raise CheckpointError if a layer holds an unknown tensor, or other tensors than the first layer."""
     for layer, tensors in enumerate(layers):
-        if unknown := sorted(tensors.keys() - known):
-            raise CheckpointError(
-                f"Layer {layer} in {place} holds the tensor {unknown[0]!r}, which this layout does not have."
-            )
+        check_known(tensors, known, f"Layer {layer} in {place}")
         if different := sorted(tensors.keys() ^ layers[0].keys()):
             raise CheckpointError(
                 f"Layers 0 and {layer} in {place} differ: only one of them holds the tensor {different[0]!r}; all "
@@ -82,8 +79,7 @@ def renamed(
     Raises CheckpointError if a tensor is missing that is not in ``may_lack``, which holds names of circuit-tracer, if
     there is an unknown one, or if one that is transposed has other than two axes.
     """
-    if unknown := sorted(tensors.keys() - names.keys()):
-        raise CheckpointError(f"{place} holds the tensor {unknown[0]!r}, which this layout does not have.")
+    check_known(tensors, names, place)
     present = {name: new for name, new in names.items() if name in tensors or new not in may_lack}
     return {
         new: tensor_of(tensors, name, (None, None), place).T

@@ -21,7 +21,7 @@ from open_clt.config import CrossLayerConfig
 from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.transcoders.formats.checks import THRESHOLDS
-from open_clt.transcoders.formats.folders import one_set, sets_of_layers
+from open_clt.transcoders.formats.folders import names_of_set, sets_of_layers
 from open_clt.transcoders.formats.layers import described_config
 from open_clt.transcoders.formats.llamascope import (
     LOG_THRESHOLD,
@@ -51,8 +51,7 @@ def recognises(weight_files: WeightFiles) -> bool:
 def open_llamascope_layers(weight_files: WeightFiles) -> StoredTranscoder:
     """Open transcoders in this layout; raises CheckpointError if files are damaged, or if there are several sets."""
     place = weight_files.place
-    sets = sets_of_layers(weight_files.names(_FILES), _NAME)
-    names = one_set({f"layer*_{name}": layers for name, layers in sets.items()}, place)
+    names = names_of_set(weight_files, _FILES, _NAME, "layer*_{}")
     paths = [weight_files.path(f"{name.rpartition('/')[0]}/config.json") for name in names]
     contents = [read_content(path, _KINDS) for path in paths]
     settings = _common_settings(contents, paths)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from open_clt import files
+from open_clt.config import TranscoderConfig
 from open_clt.config.arguments import Count, checked_arguments
 from open_clt.device import check_device
 from open_clt.errors import CheckpointError
@@ -50,6 +51,8 @@ class Writer(NamedTuple):
     """Raises ConfigError if a transcoder would replace other files in a directory."""
     save: Callable[[Transcoder, Path], Path]
     """Writes a transcoder into a directory; raises CheckpointError for what the layout cannot hold."""
+    check_config: Callable[[TranscoderConfig], None] | None = None
+    """Raises CheckpointError if the layout cannot hold transcoders of a shape, before anything is computed."""
 
     __repr__ = short_repr
 
@@ -104,7 +107,11 @@ LAYOUTS = (
         ("config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors"),
         circuit_tracer.recognises,
         _without_code(circuit_tracer.open_circuit_tracer),
-        Writer(circuit_tracer_writer.check_place, circuit_tracer_writer.save_circuit_tracer),
+        Writer(
+            circuit_tracer_writer.check_place,
+            circuit_tracer_writer.save_circuit_tracer,
+            circuit_tracer_writer.check_config,
+        ),
     ),
     Layout(
         "circuit-tracer-layers",
@@ -112,7 +119,11 @@ LAYOUTS = (
         ("config.yaml", "layer_0.safetensors"),
         circuit_tracer_layers.recognises,
         _without_code(circuit_tracer_layers.open_circuit_tracer_layers),
-        Writer(circuit_tracer_writer.check_place_of_layers, circuit_tracer_writer.save_circuit_tracer_layers),
+        Writer(
+            circuit_tracer_writer.check_place_of_layers,
+            circuit_tracer_writer.save_circuit_tracer_layers,
+            circuit_tracer_writer.check_config_of_layers,
+        ),
     ),
     Layout(
         "gemma-scope-1",

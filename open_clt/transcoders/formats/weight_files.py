@@ -6,6 +6,7 @@ config, and for the tensors of a file of weights, which are not read before they
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
@@ -207,6 +208,27 @@ def _weights(tensors: Mapping[str, StoredTensor], ignored: Container[str]) -> Ma
     weights = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     files.check_weight_types(weights)
     return weights
+
+
+def names_of_layers(weight_files: WeightFiles, name: str) -> list[str]:
+    """The names of the files of all layers, in order, where ``name`` has ``{}`` in place of the number of the layer.
+
+    Other files with similar names, such as ``layer_1_copy.safetensors``, are left out. Raises CheckpointError if the
+    file of a layer before the last one is missing.
+    """
+    numbered = re.compile(re.escape(name).replace(r"\{\}", "(0|[1-9][0-9]*)"))
+    similar = weight_files.names(name.format("[0-9]*"))
+    layers = {int(match[1]) for each in similar if (match := numbered.fullmatch(each))}
+    for layer in range(len(layers)):
+        if layer not in layers:
+            raise files.missing(weight_files.place / name.format(layer))
+    return [name.format(layer) for layer in range(len(layers))]
+
+
+def check_known(tensors: Mapping[str, StoredTensor], known: Container[str], place: object) -> None:
+    """Raise CheckpointError if there is a tensor besides those that a layout has; ``place`` holds the tensors."""
+    if unknown := sorted(name for name in tensors if name not in known):
+        raise CheckpointError(f"{place} holds the tensor {unknown[0]!r}, which this layout does not have.")
 
 
 def tensor_of(

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from open_clt.config import ReLUConfig
 from open_clt.errors import CheckpointError
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.load import LAYOUTS, load_transcoder
 from tests.refusals import refuses
 from tests.transcoders.formats.written_layouts import (
@@ -20,6 +23,7 @@ from tests.transcoders.formats.written_layouts import (
     write_circuit_tracer_layers,
     write_gemma_scope_2,
 )
+from tests.transcoders.test_cross_layer import make
 
 IN_MEMORY_AND_NOT = pytest.mark.parametrize("memory_limit", [None, 1], ids=["in memory", "in files"])
 
@@ -94,6 +98,37 @@ def test_gemma_scope_2_without_a_layer_is_refused(tmp_path: Path) -> None:
     write_gemma_scope_2(tmp_path)
     (tmp_path / "params_layer_2.safetensors").unlink()
     with refuses(CheckpointError, tmp_path, "layers"):
+        load_transcoder(tmp_path)
+
+
+def write_circuit_tracer(folder: Path) -> None:
+    save_circuit_tracer(make(ReLUConfig()), folder)
+
+
+FILES = {
+    "W_enc_1.safetensors": write_circuit_tracer,
+    "W_dec_1.safetensors": write_circuit_tracer,
+    "layer_1.safetensors": write_circuit_tracer_layers,
+    "params_layer_1.safetensors": write_gemma_scope_2,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_copies_of_files_beside_those_of_layers_are_left_out(name: str, tmp_path: Path) -> None:
+    FILES[name](tmp_path)
+    before = load_transcoder(tmp_path)
+    for copy in (name.replace("_1", "_1_copy"), name.replace("_1", "_01")):
+        (tmp_path / copy).write_bytes((tmp_path / name).read_bytes())
+    after = load_transcoder(tmp_path)
+    inputs = torch.randn(5, before.config.n_layers, before.config.d_model)
+    assert torch.equal(after(inputs).reconstruction, before(inputs).reconstruction)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_tensor_that_a_layout_does_not_have_is_refused(name: str, tmp_path: Path) -> None:
+    FILES[name](tmp_path)
+    save_file({**load_file(tmp_path / name), "W_skip_1": torch.zeros(4, 4)}, tmp_path / name)
+    with refuses(CheckpointError, "W_skip_1", tmp_path):
         load_transcoder(tmp_path)
 
 
