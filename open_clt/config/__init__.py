@@ -30,7 +30,7 @@ from open_clt.config.transcoder import (
     TopKConfig,
     TranscoderConfig,
 )
-from open_clt.config.use import ReportConfig, SamplingConfig, SamplingSettings
+from open_clt.config.use import FeatureRecordsConfig, ReportConfig, SamplingConfig, SamplingSettings
 
 __all__ = [
     "MLP_INPUT_HOOKS",
@@ -40,6 +40,7 @@ __all__ = [
     "CheckpointsConfig",
     "CrossLayerConfig",
     "DataConfig",
+    "FeatureRecordsConfig",
     "FixedJumpReLUConfig",
     "InputHook",
     "JumpReLUConfig",

@@ -31,6 +31,30 @@ class ReportConfig(CheckedConfig):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class FeatureRecordsConfig(CheckedConfig):
+    """The text on which feature records are measured, and the examples that they hold."""
+
+    context_length: int = 128
+    """Number of tokens in a context, BOS included."""
+    from_start: bool = False
+    """Begin every context at the start of a text, and drop the part of a text that does not fit; for short texts."""
+    max_tokens: int | None = 500_000
+    """Largest number of tokens to read; None reads the whole text."""
+    top_examples: int = 20
+    """Number of contexts with the largest activations that a record shows."""
+    examples_per_group: int = 5
+    """Number of examples from each tenth of the contexts in which the feature is active."""
+    window: int = 32
+    """Number of tokens in an example."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "max_tokens", "top_examples", "examples_per_group", "window")
+        if self.context_length < 2:
+            raise ConfigError(f"context_length is {self.context_length}; it must be at least 2, because of BOS.")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SamplingConfig(CheckedConfig):
     """Sampling of a continuation from a model's probabilities, and the end of the continuation."""
 

@@ -4,8 +4,8 @@ A context is ``context_length`` tokens, and its first token is the beginning-of-
 texts follow one another, with an end-of-text token after each text, and are cut wherever a context is full. No token
 is padding.
 
-``pack_contexts`` packs texts that fit in memory. A ``ContextStream`` packs texts as its contexts are needed, and can
-start at any ``Place``.
+``pack_contexts`` packs texts that fit in memory, and ``stream_contexts`` packs texts as they are read, once. A
+``ContextStream`` packs texts that can be read again, from any ``Place`` on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import dropwhile, islice
+from itertools import chain, dropwhile, islice
 from typing import NamedTuple, final
 
 import torch
@@ -85,6 +85,41 @@ def pack_contexts(
     if not rows:
         raise TextError(f"The texts do not fill a context of {room} tokens; give more text.")
     return _with_bos(rows, room, model)
+
+
+def stream_contexts(
+    texts: Iterable[str],
+    model: LanguageModel,
+    context_length: int,
+    size: int,
+    *,
+    from_start: bool = False,
+    max_contexts: int | None = None,
+) -> Iterator[Int[Tensor, "context position"]]:
+    """Yield the contexts that ``pack_contexts`` packs, ``size`` at a time, while the texts are read once.
+
+    Raises TextError if the texts do not fill a context, or if ``texts`` is one string.
+    """
+    if isinstance(texts, str):
+        raise TextError(f"texts is one string, {texts[:40]!r}; give a list of strings.")
+    room = min(context_length, model.context_length) - 1
+    documents = _documents(texts, model)
+    beginning: list[_Document] = []
+    room = _room_for(_kept(documents, beginning), room)
+    rows = islice(_rows(chain(beginning, documents), room, from_start=from_start), max_contexts)
+    empty = True
+    while chunk := [row.tokens for row in islice(rows, size)]:
+        empty = False
+        yield _with_bos(chunk, room, model)
+    if empty:
+        raise TextError(f"The texts do not fill a context of {room} tokens; give more text.")
+
+
+def _kept(documents: Iterable[_Document], kept: list[_Document]) -> Iterator[_Document]:
+    """Yield documents, and keep those that were read."""
+    for document in documents:
+        kept.append(document)
+        yield document
 
 
 class _Plan(NamedTuple):

@@ -202,7 +202,7 @@ class _Writer:
         """Yield the bytes of each feature of a layer."""
         while self._next is not None and self._next.feature.layer <= layer:
             self._check(self._next.feature)
-            packed = zlib.compress(json_of(self._next, self._name), level=9)
+            packed = zlib.compress(json_of(self._next, self._name))
             self._lengths[layer][self._next.feature.index] = _LENGTH.size + len(packed)
             self.rows.append(row_of(self._next))
             yield _LENGTH.pack(len(packed)) + packed

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import Any, cast
+from itertools import islice, pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from open_clt import files
-from open_clt.config.json import check_record
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.features.records import (
     ExampleGroup,
@@ -51,27 +53,31 @@ def json_of(record: FeatureRecord, name: str) -> bytes:
 
 
 def record_of(entry: Mapping[str, Any], feature: Feature) -> FeatureRecord:
-    """The record that the viewer's JSON describes; raises ValueError, LookupError or TypeError if it describes none."""
-    first, groups = _groups(entry["examples_quantiles"])
+    """The record that the viewer's JSON describes.
+
+    Raises ValueError, LookupError, TypeError or ConfigError if it does not describe a whole record.
+    """
+    groups = _groups(entry["examples_quantiles"])
     own = entry.get(_OWN, {})
-    record = FeatureRecord(
+    top, bottom = _sides(entry)
+    return FeatureRecord(
         feature=feature,
-        density=float(entry.get("activation_frequency", math.nan)),
-        max_activation=float(entry.get("act_max", math.nan)),
-        examples=first,
-        **_outputs(entry),
-        min_activation=float(entry.get("act_min", 0.0)),
+        density=_real(entry.get("activation_frequency", math.nan)),
+        max_activation=_real(entry.get("act_max", math.nan)),
+        # Every program writes the examples with the largest activations first.
+        examples=groups[0].examples if groups else (),
+        top_tokens=top,
+        bottom_tokens=bottom,
+        min_activation=_real(entry.get("act_min", 0.0)),
         histogram=_counts(entry.get("histogram", [])),
         quantile_values=_ascending(entry.get("quantile_values", [])),
-        groups=groups,
-        outputs=tuple(LayerOutputs(int(part["layer"]), **_outputs(part)) for part in own.get("outputs", [])),
-        fires_on=tuple(TokenShare(str(token), float(share)) for token, share in own.get("fires_on", [])),
-        label=_label(own["label"]) if "label" in own else None,
+        groups=groups[1:],
+        outputs=tuple(LayerOutputs(_layer(part["layer"]), *_sides(part)) for part in own.get("outputs", [])),
+        fires_on=tuple(TokenShare(_text(token), _real(share)) for token, share in own.get("fires_on", [])),
         nearest=_related(own.get("nearest", [])),
         coactive=_related(own.get("coactive", [])),
+        label=_label(own["label"]) if "label" in own else None,
     )
-    check_record(record)
-    return record
 
 
 def _entry(record: FeatureRecord, name: str) -> dict[str, Any]:
@@ -130,61 +136,85 @@ def _output_entries(outputs: FeatureRecord | LayerOutputs) -> dict[str, Any]:
     }
 
 
-def _groups(parts: Sequence[Mapping[str, Any]]) -> tuple[tuple[FeatureExample, ...], tuple[ExampleGroup, ...]]:
-    """The examples with the largest activations, which every program writes first, and those of ranges of quantiles."""
-    groups = [
-        ExampleGroup(str(part.get("quantile_name", "")), tuple(_example(example) for example in part["examples"]))
+def _groups(parts: Sequence[Mapping[str, Any]]) -> tuple[ExampleGroup, ...]:
+    """Groups of examples; raises ValueError if an example's tokens, activations and peak do not fit together."""
+    entries = [entry for part in parts for entry in part["examples"]]
+    lengths = [len(entry["tokens"]) for entry in entries]
+    # One tensor of all numbers is made much faster than one for each example.
+    numbers = torch.tensor([value for entry in entries for value in entry["tokens_acts_list"]], dtype=torch.float32)
+    if lengths != [len(entry["tokens_acts_list"]) for entry in entries] or not bool(numbers.isfinite().all()):
+        raise ValueError("an example does not have one finite activation for each token")
+    examples = iter(map(_example, entries, numbers.split(lengths)))
+    return tuple(
+        ExampleGroup(_text(part.get("quantile_name", "")), tuple(islice(examples, len(part["examples"]))))
         for part in parts
-    ]
-    return (groups[0].examples, tuple(groups[1:])) if groups else ((), ())
+    )
 
 
-def _example(entry: Mapping[str, Any]) -> FeatureExample:
-    """An example; raises ValueError if its tokens, activations and peak do not fit together."""
-    tokens, peak = tuple(entry["tokens"]), int(entry["train_token_ind"])
-    activations = torch.tensor(entry["tokens_acts_list"], dtype=torch.float32)
-    if activations.shape != (len(tokens),) or not bool(activations.isfinite().all()) or not 0 <= peak < len(tokens):
-        raise ValueError(f"an example of {len(tokens)} tokens has other activations, or its peak is {peak}")
+def _example(entry: Mapping[str, Any], activations: Float[Tensor, "position"]) -> FeatureExample:
+    tokens, peak = tuple(entry["tokens"]), entry["train_token_ind"]
+    if not set(map(type, tokens)) <= {str} or type(peak) is not int or not 0 <= peak < len(tokens):
+        raise ValueError(f"an example of {len(tokens)} tokens has a token that is not text, or its peak is {peak}")
     return FeatureExample(tokens, activations, peak)
 
 
-def _outputs(entry: Mapping[str, Any]) -> dict[str, tuple[TokenEffect, ...]]:
-    """The tokens of both sides with their effects; NaN where the file has no effects."""
-    sides: dict[str, tuple[TokenEffect, ...]] = {}
-    for side in ("top", "bottom"):
-        tokens = cast(Sequence[str], entry.get(f"{side}_logits", []))
-        # Other programs write tokens without their effects.
-        effects = cast(Sequence[float | None], entry.get(f"{side}_logit_effects", [None] * len(tokens)))
-        pairs = zip(tokens, effects, strict=True)
-        sides[f"{side}_tokens"] = tuple(
-            TokenEffect(token, math.nan if effect is None else effect) for token, effect in pairs
+def _sides(entry: Mapping[str, Any]) -> tuple[tuple[TokenEffect, ...], tuple[TokenEffect, ...]]:
+    """The tokens that are raised and those that are lowered, with their effects; NaN where the file has no effects."""
+    top, bottom = (
+        tuple(
+            TokenEffect(_text(token), math.nan if effect is None else _real(effect))
+            # Other programs write tokens without their effects.
+            for token, effect in zip(tokens, entry.get(f"{side}_logit_effects", [None] * len(tokens)), strict=True)
         )
-    return sides
+        for side, tokens in ((side, entry.get(f"{side}_logits", [])) for side in ("top", "bottom"))
+    )
+    return top, bottom
 
 
 def _counts(values: Sequence[Any]) -> tuple[float, ...]:
-    """The counts of a histogram, which other programs may write as shares; raises ValueError if one is not a count."""
-    counts = tuple(float(value) for value in values)
-    if not all(math.isfinite(count) and count >= 0 for count in counts):
-        raise ValueError("the histogram holds a number that is not a count")
+    """The counts of a histogram, which other programs may write as shares; raises ValueError if one is negative."""
+    counts = tuple(map(_real, values))
+    if any(count < 0 for count in counts):
+        raise ValueError("the histogram holds a negative number")
     return counts
 
 
 def _ascending(values: Sequence[Any]) -> tuple[float, ...]:
-    """Quantiles; raises ValueError unless they are finite and ascend."""
-    quantiles = tuple(float(value) for value in values)
-    if not all(map(math.isfinite, quantiles)) or any(low > high for low, high in pairwise(quantiles)):
-        raise ValueError("the quantiles of the activations are not finite or do not ascend")
+    """Quantiles; raises ValueError unless they ascend."""
+    quantiles = tuple(map(_real, values))
+    if any(low > high for low, high in pairwise(quantiles)):
+        raise ValueError("the quantiles of the activations do not ascend")
     return quantiles
 
 
 def _related(entries: Sequence[Sequence[Any]]) -> tuple[RelatedFeature, ...]:
-    return tuple(RelatedFeature(Feature.parse(feature), float(similarity)) for feature, similarity in entries)
+    return tuple(RelatedFeature(Feature.parse(feature), _real(similarity)) for feature, similarity in entries)
 
 
 def _label(entry: Mapping[str, Any]) -> FeatureLabel:
     label = FeatureLabel(**entry)
-    return label._replace(confidence=float(label.confidence), score=float(label.score))
+    if type(label.automatic) is not bool:
+        raise TypeError(f"{label.automatic!r} does not say whether a label is automatic")
+    return FeatureLabel(_text(label.text), _real(label.confidence), _real(label.score), label.automatic)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _real(value: object) -> float:
+    """A number that is not infinite; it may be NaN, which says that it is not known."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or math.isinf(value):
+        raise TypeError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _layer(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is not the number of a layer")
+    return value
 
 
 def _number(value: float) -> float | None:
@@ -193,5 +223,5 @@ def _number(value: float) -> float | None:
 
 
 def _short(value: float) -> float:
-    """The value rounded to nine digits, which are enough to restore a float32 exactly."""
-    return float(f"{value:.9g}")
+    """The number with the fewest digits that restore its float32 exactly."""
+    return float(str(np.float32(value))) if value else 0.0

@@ -71,7 +71,7 @@ class TopFeature(NamedTuple):
 def feature_activations(model: LanguageModel, transcoder: Transcoder, text: Prompt) -> FeatureActivations:
     """Encode a text, or its tokens; raises TextError if it is empty or longer than the model's context."""
     tokens = prompt_tokens(model, text)
-    features = _encode(model, transcoder, tokens[None])
+    features = encode_contexts(model, transcoder, tokens[None])
     # Positions that are not encoded get a row without entries.
     unused = transcoder.first_position
     layers = [
@@ -233,7 +233,7 @@ def cross_layer_correlations(columns: Float[Tensor, "token column"]) -> Float[Te
     return matrix.fill_diagonal_(1).float()
 
 
-def _encode(
+def encode_contexts(
     model: LanguageModel, transcoder: Transcoder, contexts: Int[Tensor, "context position"]
 ) -> list[SparseFeatures]:
     """Features of all layers, with one row per position that the transcoder uses, context by context."""
@@ -250,7 +250,7 @@ def _encoded_batches(
 ) -> Iterator[tuple[int, list[SparseFeatures]]]:
     """Yield, for each batch of contexts, the index of its first context and the features of all layers."""
     for start in range(0, contexts.shape[0], batch_size):
-        yield start, _encode(model, transcoder, contexts[start : start + batch_size])
+        yield start, encode_contexts(model, transcoder, contexts[start : start + batch_size])
 
 
 def _peak_per_context(active: SparseFeatures, length: int) -> Float[Tensor, "context feature"]:
