@@ -32,16 +32,16 @@ from rich.table import Table
 from torch import Tensor
 
 from open_clt.commands.options import DEVICE_HELP, Parser, integer, seed
-from open_clt.config import SamplingConfig, TextsConfig
+from open_clt.config import FeatureRecordsConfig, SamplingConfig, TextsConfig
 from open_clt.data.contexts import pack_contexts
 from open_clt.data.texts import open_texts
 from open_clt.device import check_device
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError
 from open_clt.evaluation.evaluate import Evaluation, measure
-from open_clt.features.firing import ActivationStatistics, activation_statistics
+from open_clt.features.collecting.collect import FeatureCollection, collect_features
+from open_clt.features.collecting.measured import feature_records
 from open_clt.features.labelling.given import label_features
-from open_clt.features.records import feature_records
 from open_clt.files import list_names, results, write_json, write_text
 from open_clt.graphs import graph as graph_files
 from open_clt.graphs.graph import AttributionGraph
@@ -294,7 +294,8 @@ def trace(
     held_out = len(held_out_contexts(result))
     packed = pack_contexts(data.texts, clt.language_model, data.context_length, max_contexts=held_out + contexts)
     texts = [clt.language_model.decode(context[1:]) for context in packed[held_out:]]
-    statistics = activation_statistics(clt.language_model, clt.transcoder, texts, n_examples=4)
+    settings = FeatureRecordsConfig(context_length=data.context_length, max_tokens=None, top_examples=4)
+    collection = collect_features(clt.language_model, clt.transcoder, texts, settings)
     for index, prompt in enumerate(prompts_for(clt)):
         graph = clt.attribute(prompt)
         pruned = graph.prune()
@@ -306,21 +307,21 @@ def trace(
             f"{graph.check().relative_to_row:.0e}"
         )
         picture = options.output_dir / GRAPH_PICTURES[index]
-        visualize_attribution_graph(with_labels(clt, pruned, statistics), save_path=picture)
+        visualize_attribution_graph(with_labels(clt, pruned, collection), save_path=picture)
         graphs.append(graph)
     graphs[0].save(options.output_dir / "graph")
     return graphs
 
 
 def with_labels(
-    clt: OpenCrossLayerTranscoder, graph: AttributionGraph, statistics: ActivationStatistics
+    clt: OpenCrossLayerTranscoder, graph: AttributionGraph, collection: FeatureCollection
 ) -> AttributionGraph:
     """Label the most influential features of a graph by the tokens they fire on and the predictions they raise."""
     influence = graph.influence().masked_fill(~graph.of_kind(NodeKind.FEATURE), 0)
     node_indices = influence.topk(min(NAMED_FEATURES, graph.n_nodes)).indices.tolist()
     nodes = [graph.node(node_index) for node_index in node_indices]
     features = sorted({Feature(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE})
-    return label_features(graph, feature_records(clt.language_model, clt.transcoder, statistics, features))
+    return label_features(graph, feature_records(clt.language_model, clt.transcoder, collection, features))
 
 
 def compare(clt: OpenCrossLayerTranscoder) -> list[Comparison]:

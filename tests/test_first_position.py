@@ -154,7 +154,6 @@ def test_statistics_of_features_count_the_first_position_if_it_is_used(
     used = dense[:, transcoder.first_position :].flatten(0, 1)
     assert statistics.tokens == len(used)
     torch.testing.assert_close(statistics.mean, used.mean(0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(statistics.maximum, used.amax(0), atol=1e-5, rtol=1e-4)
     columns = activations_of(tiny_gpt2, transcoder, contexts, [Feature(1, 2)])
     torch.testing.assert_close(columns[:, 0], used[:, 1, 2], atol=1e-5, rtol=1e-4)
 

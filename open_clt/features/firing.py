@@ -113,12 +113,6 @@ class ActivationStatistics:
     """Share of the tokens on which each feature is active."""
     mean: Float[Tensor, "layer feature"]
     """Mean size of each feature's activations over all tokens, zeros included."""
-    maximum: Float[Tensor, "layer feature"]
-    """Largest activation of each feature, with its sign."""
-    best_contexts: Int[Tensor, "layer feature example"]
-    """Indices of the contexts in which each feature has its largest activations, largest first."""
-    best_values: Float[Tensor, "layer feature example"]
-    """Largest activation of each feature in each of ``best_contexts``; 0 if it is active in fewer contexts."""
     activity: Float[Tensor, "token layer"]
     """Amount that the features of each layer write at each token: the sum of activations' sizes times decoder norms."""
 
@@ -133,33 +127,23 @@ def activation_statistics(
     *,
     context_length: int = 64,
     max_contexts: int | None = None,
-    n_examples: int = 10,
     batch_size: int = 16,
 ) -> ActivationStatistics:
     """Compute statistics of every feature on texts, which are packed into contexts of ``context_length`` tokens.
 
-    Only the first ``max_contexts`` contexts are used. ``n_examples`` is the number of contexts that are kept as each
-    feature's best. Raises TextError if the texts do not fill a context.
+    Only the first ``max_contexts`` contexts are used. All contexts are kept in memory; ``collect_features`` measures
+    long texts. Raises TextError if the texts do not fill a context.
     """
     contexts = pack_contexts(texts, model, context_length)[:max_contexts]
     encoded = contexts.shape[1] - transcoder.first_position
     shape = (transcoder.config.n_layers, transcoder.config.n_features)
     norms = transcoder.decoder_norms().float()
     counts, sums = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.double)
-    best_values = torch.zeros(*shape, n_examples)
-    best_contexts = torch.zeros(*shape, n_examples, dtype=torch.long)
     activity: list[Tensor] = []
-    for start, features in _encoded_batches(model, transcoder, contexts, batch_size):
+    for features in _encoded_batches(model, transcoder, contexts, batch_size):
         for layer, active in enumerate(features):
             counts[layer] += active_counts(active).cpu()
             sums[layer].index_add_(0, active.features.cpu(), active.values.abs().cpu().double())
-            peaks = _peak_per_context(active, encoded)
-            values = torch.cat([best_values[layer], peaks.T], dim=1)
-            batch = torch.arange(start, start + peaks.shape[0]).expand(shape[1], -1)
-            candidates = torch.cat([best_contexts[layer], batch], dim=1)
-            order = values.abs().topk(n_examples, dim=1).indices
-            best_values[layer] = values.gather(1, order)
-            best_contexts[layer] = candidates.gather(1, order)
         activity.append(torch.stack([_written(active, norms[layer]) for layer, active in enumerate(features)], dim=1))
     tokens = contexts.shape[0] * encoded
     return ActivationStatistics(
@@ -167,9 +151,6 @@ def activation_statistics(
         tokens=tokens,
         density=counts / tokens,
         mean=(sums / tokens).float(),
-        maximum=best_values[..., 0].clone(),
-        best_contexts=best_contexts,
-        best_values=best_values,
         activity=torch.cat(activity),
     )
 
@@ -185,7 +166,7 @@ def activations_of(
 ) -> Float[Tensor, "token chosen"]:
     """Activations of the chosen features on all tokens of some contexts that the transcoder uses, one row per token."""
     batches: list[Tensor] = []
-    for _, features in _encoded_batches(model, transcoder, contexts, batch_size):
+    for features in _encoded_batches(model, transcoder, contexts, batch_size):
         columns = torch.zeros(features[0].batch, len(chosen))
         for column, feature in enumerate(chosen):
             active = features[feature.layer]
@@ -247,20 +228,10 @@ def encode_contexts(
 
 def _encoded_batches(
     model: LanguageModel, transcoder: Transcoder, contexts: Int[Tensor, "context position"], batch_size: int
-) -> Iterator[tuple[int, list[SparseFeatures]]]:
-    """Yield, for each batch of contexts, the index of its first context and the features of all layers."""
-    for start in range(0, contexts.shape[0], batch_size):
-        yield start, encode_contexts(model, transcoder, contexts[start : start + batch_size])
-
-
-def _peak_per_context(active: SparseFeatures, length: int) -> Float[Tensor, "context feature"]:
-    """Largest activation of each feature in each context of ``length`` encoded tokens."""
-    contexts = active.batch // length
-    peaks = torch.zeros(contexts * active.n_features)
-    cells = (active.rows // length) * active.n_features + active.features
-    cells, values = cells.cpu(), active.values.float().cpu()
-    highest, lowest = (peaks.scatter_reduce(0, cells, values, extreme) for extreme in ("amax", "amin"))
-    return torch.where(-lowest > highest, lowest, highest).view(contexts, -1)
+) -> Iterator[list[SparseFeatures]]:
+    """Yield the features of all layers for each batch of contexts."""
+    for batch in contexts.split(batch_size):
+        yield encode_contexts(model, transcoder, batch)
 
 
 def _written(active: SparseFeatures, norms: Float[Tensor, "feature"]) -> Float[Tensor, "token"]:

@@ -1,26 +1,20 @@
 """Feature records: where a feature is active, how strongly, which output tokens it raises, and which others are near.
 
-``feature_files.py`` writes and reads them.
+``collecting/`` measures records on texts, and ``feature_files.py`` writes and reads them.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from open_clt.features.firing import ActivationStatistics, feature_activations
-from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
-from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.feature import Feature
-from open_clt.transcoders.transcoder import Transcoder
 
 
 class FeatureExample(NamedTuple):
@@ -145,47 +139,3 @@ class FeatureRecord:
         if not self.quantile_values:
             return None
         return min(bisect_left(self.quantile_values, activation) + 1, len(self.quantile_values))
-
-
-@torch.no_grad()
-def feature_records(
-    model: LanguageModel,
-    transcoder: Transcoder,
-    statistics: ActivationStatistics,
-    chosen: Sequence[Feature],
-    *,
-    n_tokens: int = 10,
-) -> list[FeatureRecord]:
-    """Describe the chosen features on the texts of ``statistics``, each with ``n_tokens`` top and bottom tokens."""
-    effects = model.unembedding.effects(decoder_directions(transcoder, chosen))
-    records: list[FeatureRecord] = []
-    for feature, effect in zip(chosen, effects, strict=True):
-        contexts = statistics.best_contexts[feature][statistics.best_values[feature] != 0]
-        record = FeatureRecord(
-            feature=feature,
-            density=float(statistics.density[feature]),
-            max_activation=float(statistics.maximum[feature]),
-            examples=tuple(_example(model, transcoder, statistics.contexts[context], feature) for context in contexts),
-            top_tokens=_largest(model, effect, n_tokens, sign=1),
-            bottom_tokens=_largest(model, effect, n_tokens, sign=-1),
-        )
-        records.append(record)
-    return records
-
-
-def _largest(
-    model: LanguageModel, effects: Float[Tensor, "vocab"], count: int, *, sign: int
-) -> tuple[TokenEffect, ...]:
-    """The ``count`` tokens with the largest effects of one sign, strongest first."""
-    values, tokens = (sign * effects).topk(min(count, effects.shape[0]))
-    names = model.token_strings(tokens)
-    return tuple(TokenEffect(name, sign * value) for name, value in zip(names, values.tolist(), strict=True))
-
-
-def _example(
-    model: LanguageModel, transcoder: Transcoder, context: Int[Tensor, "position"], feature: Feature
-) -> FeatureExample:
-    """The activations of a feature in one context."""
-    activations = feature_activations(model, transcoder, context)
-    along_context = activations.of([feature])[0]
-    return FeatureExample(activations.tokens, along_context, int(along_context.abs().argmax()))

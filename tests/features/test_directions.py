@@ -7,8 +7,7 @@ import torch
 
 from open_clt.config import CrossLayerConfig, TopKConfig
 from open_clt.features.embedding import embed
-from open_clt.features.firing import activation_statistics, feature_activations
-from open_clt.features.records import feature_records
+from open_clt.features.firing import feature_activations
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
@@ -50,30 +49,6 @@ def test_logit_effects_are_differences_of_logits_once_the_norm_is_frozen(
     added = (after - before)[-1]
     effect = model.unembedding.effects(direction[None])[0] / path.final_norm.scale[-1]
     torch.testing.assert_close(effect, added - added.mean(), rtol=1e-4, atol=1e-4)
-
-
-def test_records_agree_with_the_statistics(tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder) -> None:
-    statistics = activation_statistics(tiny_gpt2, transcoder, TEXTS * 3, context_length=16, n_examples=4)
-    alive = [Feature(*divmod(int(cell), 16)) for cell in statistics.maximum.flatten().argsort(descending=True)[:3]]
-    dead = [Feature(*cell) for cell in (statistics.maximum == 0).nonzero().tolist()][:1]
-    records = feature_records(tiny_gpt2, transcoder, statistics, [*alive, *dead], n_tokens=5)
-    for record in records[:3]:
-        best = record.examples[0]
-        assert best.activations.max() == pytest.approx(record.max_activation, rel=1e-4)
-        assert int(best.activations.argmax()) == best.peak
-        assert len(best.tokens) == len(best.activations) == statistics.contexts.shape[1]
-        peaks = [float(example.activations.max()) for example in record.examples]
-        assert peaks == sorted(peaks, reverse=True)
-    for record in records[3:]:
-        assert record.examples == ()
-        assert record.density == 0
-    effects = tiny_gpt2.unembedding.effects(decoder_directions(transcoder, alive))
-    for record, effect in zip(records, effects, strict=False):
-        assert [token.effect for token in record.top_tokens] == pytest.approx(
-            effect.sort(descending=True)[0][:5].tolist()
-        )
-        assert record.bottom_tokens[0].effect == pytest.approx(float(effect.min()))
-        assert record.bottom_tokens[0].token == tiny_gpt2.token_strings([int(effect.argmin())])[0]
 
 
 def test_a_text_given_as_tokens_has_the_same_activations(

@@ -120,7 +120,7 @@ def _record(collection: FeatureCollection, names: TokenNames, feature: Feature, 
 
 
 def _examples(windows: Windows, names: TokenNames) -> tuple[FeatureExample, ...]:
-    """Examples of the windows; activations have three digits, which are enough to see them."""
+    """Examples of the windows; activations have four digits, which are enough to see them."""
     activations = windows.shares.float() * windows.values[:, None]
     width = windows.tokens.shape[1]
     tokens = names.of(windows.tokens.flatten().tolist())
@@ -131,8 +131,8 @@ def _examples(windows: Windows, names: TokenNames) -> tuple[FeatureExample, ...]
 
 
 def _rounded(values: Float[Tensor, "position"]) -> Float[Tensor, "position"]:
-    """Values with three significant digits."""
-    return torch.tensor([float(f"{value:.3g}") for value in values.tolist()])
+    """Values with four significant digits."""
+    return torch.tensor([float(f"{value:.4g}") for value in values.tolist()])
 
 
 def _groups(sample: Windows, names: TokenNames) -> tuple[ExampleGroup, ...]:
