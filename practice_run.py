@@ -294,15 +294,14 @@ def trace(
     held_out = len(held_out_contexts(result))
     packed = pack_contexts(data.texts, clt.language_model, data.context_length, max_contexts=held_out + contexts)
     texts = [clt.language_model.decode(context[1:]) for context in packed[held_out:]]
-    settings = FeatureRecordsConfig(context_length=data.context_length, max_tokens=None, top_examples=4)
+    settings = FeatureRecordsConfig(context_length=data.context_length)
     collection = collect_features(clt.language_model, clt.transcoder, texts, settings)
     for index, prompt in enumerate(prompts_for(clt)):
         graph = clt.attribute(prompt)
         pruned = graph.prune()
-        likeliest = graph.info.target_names[0]
         scores = graph.scores()
         console.print(
-            f"{prompt!r} -> {likeliest!r}: {graph.n_nodes:,} nodes ({pruned.n_nodes} after pruning), "
+            f"{prompt!r} -> {graph.info.target_names[0]!r}: {graph.n_nodes:,} nodes ({pruned.n_nodes} after pruning), "
             f"replacement score {scores.replacement:.2f}, largest missing share of a row "
             f"{graph.check().relative_to_row:.0e}"
         )
@@ -316,7 +315,7 @@ def trace(
 def with_labels(
     clt: OpenCrossLayerTranscoder, graph: AttributionGraph, collection: FeatureCollection
 ) -> AttributionGraph:
-    """Label the most influential features of a graph by the tokens they fire on and the predictions they raise."""
+    """Label the most influential features of a graph."""
     influence = graph.influence().masked_fill(~graph.of_kind(NodeKind.FEATURE), 0)
     node_indices = influence.topk(min(NAMED_FEATURES, graph.n_nodes)).indices.tolist()
     nodes = [graph.node(node_index) for node_index in node_indices]
