@@ -4,10 +4,11 @@ A single file is written under a temporary name in its directory (``.part-NAME``
 So a reader finds either the former file or the new file, and never half of one.
 
 ``saving`` saves several files that belong together as one act, and leaves all other files of their directory alone.
+Files may lie in sub-folders, which are made as they are needed, and removed once they are empty.
 One of these files is the head. It makes the directory valid: without it, readers find no artefact.
 
     1. Every new file is written under its temporary name. A failure in this step leaves the former artefact untouched.
-    2. A journal, ``.saving-HEAD.json``, lists the names of the former and of the new files.
+    2. A journal, ``.saving-HEAD.json``, lists the names of the former and of the new files. It stands beside the head.
     3. The former files are renamed to ``.old-NAME``, the head first.
     4. The new files get their final names, the head last.
     5. The former files and the journal are deleted.

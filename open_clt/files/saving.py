@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -42,7 +42,11 @@ class Saved:
         """The names of the artefact's files that match a pattern; only ``/`` in it leads into sub-folders."""
         if self.former is not None:
             return matching(self.former, pattern)
-        return matching((path.relative_to(self.directory).as_posix() for path in self.directory.glob(pattern)), pattern)
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):  # another save removed a sub-folder meanwhile
+                paths = list(self.directory.glob(pattern))
+                return matching((path.relative_to(self.directory).as_posix() for path in paths), pattern)
+        raise _saved_too_often(self.directory)
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
@@ -140,6 +144,7 @@ def saving(directory: Path, *, replaces: Iterable[str] = ()) -> Generator[Stage]
     finally:
         for name in names:
             part_path(directory / name).unlink(missing_ok=True)
+        _remove_empty_folders(directory, names)
 
 
 def remove_saved(directory: Path, head: str, names: Iterable[str] = ()) -> None:
@@ -153,6 +158,7 @@ def remove_saved(directory: Path, head: str, names: Iterable[str] = ()) -> None:
         for leftover in (path, part_path(path), old_path(path)):
             leftover.unlink(missing_ok=True)
     _journal_path(directory, head).unlink(missing_ok=True)
+    _remove_empty_folders(directory, names)
 
 
 @final
@@ -175,12 +181,12 @@ def _exchange(directory: Path, names: Sequence[str], surplus: Sequence[str]) -> 
         _write_journal(directory, head, journal)
         for name in former:
             (directory / name).replace(old_path(directory / name))
-        flush(directory)
+        _flush_folders(directory, (*former, *names))
         for name in body:
             part_path(directory / name).replace(directory / name)
-        flush(directory)
+        _flush_folders(directory, body)
         part_path(directory / head).replace(directory / head)
-        flush(directory)
+        _flush_folders(directory, (head,))
     except BaseException:
         _move_back(directory, journal)
         _journal_path(directory, head).unlink(missing_ok=True)
@@ -217,10 +223,30 @@ def _end(directory: Path, head: str, journal: _Journal) -> None:
     for name in journal.former:
         old_path(directory / name).unlink(missing_ok=True)
     _journal_path(directory, head).unlink(missing_ok=True)
+    _remove_empty_folders(directory, (*journal.former, *journal.new))
+
+
+def _folders(directory: Path, names: Iterable[str]) -> list[Path]:
+    """The sub-folders of a directory that files with these names lie in, sorted."""
+    return sorted({(directory / name).parent for name in names} - {directory})
+
+
+def _flush_folders(directory: Path, names: Iterable[str]) -> None:
+    """Wait until the names of files in a directory and its sub-folders are on the disk."""
+    for folder in (directory, *_folders(directory, names)):
+        flush(folder)
+
+
+def _remove_empty_folders(directory: Path, names: Iterable[str]) -> None:
+    """Remove those sub-folders of a directory that files with these names lay in, and that are empty now."""
+    for folder in _folders(directory, names):
+        with suppress(OSError):  # it holds other files, or it is removed already
+            folder.rmdir()
 
 
 def _journal_path(directory: Path, head: str) -> Path:
-    return directory / f".saving-{head}.json"
+    path = directory / head
+    return path.with_name(f".saving-{path.name}.json")
 
 
 def _write_journal(directory: Path, head: str, journal: _Journal) -> None:

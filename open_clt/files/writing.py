@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 import yaml
@@ -119,6 +119,8 @@ class TensorBlocks(NamedTuple):
     dtype: torch.dtype
     blocks: Callable[[], Iterable[Tensor]]
     """Makes the blocks, which are the rows of the first axis in order."""
+    transposed: bool = False
+    """Whether the tensor has two axes, and the blocks are those of its transpose."""
 
     @property
     def n_bytes(self) -> int:
@@ -148,13 +150,32 @@ def write_blocks(path: Path, tensors: Mapping[str, TensorBlocks]) -> Path:
     with writing(path, needed=8 + len(text) + end) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in ordered.values():
-            written = 0
-            for block in tensor.blocks():
-                numbers = block.detach().to("cpu", tensor.dtype).contiguous().flatten().view(torch.uint8)
-                file.write(memoryview(cast(Any, numbers.numpy())))
-                written += numbers.numel()
+            end = file.tell() + tensor.n_bytes
+            written = _write_columns(file, tensor) if tensor.transposed else _write_in_order(file, tensor)
             assert written == tensor.n_bytes, "the blocks do not make up the tensor"
+            file.seek(end)
     return path
+
+
+def _write_in_order(file: BinaryIO, tensor: TensorBlocks) -> int:
+    """Write blocks one after another, and return the number of bytes."""
+    return sum(file.write(_bytes(block.to("cpu", tensor.dtype))) for block in tensor.blocks())
+
+
+def _write_columns(file: BinaryIO, tensor: TensorBlocks) -> int:
+    """Write each block as columns, so each of its numbers goes to its row, and return the number of bytes."""
+    begin, row_bytes, filled, written = file.tell(), tensor.shape[1] * tensor.dtype.itemsize, 0, 0
+    for block in tensor.blocks():
+        columns = block.detach().to("cpu", tensor.dtype).T.clone(memory_format=torch.contiguous_format)
+        for row, numbers in enumerate(columns):
+            file.seek(begin + row * row_bytes + filled)
+            written += file.write(_bytes(numbers))
+        filled += len(block) * tensor.dtype.itemsize
+    return written
+
+
+def _bytes(numbers: Tensor) -> memoryview:
+    return memoryview(cast(Any, numbers.detach().contiguous().flatten().view(torch.uint8).numpy()))
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
