@@ -52,7 +52,7 @@ class TranscoderInfo:
         return [
             ("layout", self.layout),
             ("kind", f"{kind}, {written}{skip}"),
-            ("layers", f"{config.n_layers}"),
+            ("layers", "1, which is layer 0 of the language model" if config.n_layers == 1 else f"{config.n_layers}"),
             ("features", f"{config.n_features:,} per layer, {config.n_layers * config.n_features:,} in all"),
             ("width", f"{config.d_model:,}"),
             ("nonlinearity", describe_nonlinearity(config.nonlinearity)),
