@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from open_clt.transcoders.formats.load import Layout, Writer
     from open_clt.transcoders.transcoder import Transcoder
 
-_LAYOUTS = ("native", "circuit-tracer", "circuit-tracer-layers")
+_LAYOUTS = ("native", "circuit-tracer", "circuit-tracer-layers", "saelens")
 """The layouts that can be written; a test holds them against the table, which is not imported for ``--help``."""
 _WITH_RANKS = "circuit-tracer-layers"
 """The layout of another tool that holds TopK."""

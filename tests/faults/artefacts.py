@@ -31,6 +31,7 @@ from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer, save_circuit_tracer_layers
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.formats.saelens_writer import save_saelens
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.metrics import LayerMetrics, TranscoderMetrics
 from open_clt.visualization.page import page, write_page
@@ -75,6 +76,12 @@ def save_in_circuit_tracers_layers(directory: Path, version: int) -> None:
     """Save transcoders of one per layer that have fewer layers in version 2."""
     config = CrossLayerConfig(n_layers=3 - version, d_model=4, n_features=6, nonlinearity=ReLUConfig(), reach=1)
     save_circuit_tracer_layers(make_transcoder(config, seed=version), directory)
+
+
+def save_in_the_layout_of_saelens(directory: Path, version: int) -> None:
+    """Save transcoders, each in a folder, of which version 2 has fewer."""
+    config = CrossLayerConfig(n_layers=3 - version, d_model=4, n_features=6, nonlinearity=ReLUConfig(), reach=1)
+    save_saelens(make_transcoder(config, seed=version), directory)
 
 
 def graph_of(version: int) -> AttributionGraph:
@@ -152,6 +159,9 @@ ARTEFACTS = {
     ),
     "transcoders per layer for circuit-tracer": Artefact(
         save_in_circuit_tracers_layers, transcoder_facts, ("transcoders.formats.circuit_tracer_writer",)
+    ),
+    "transcoders for SAELens": Artefact(
+        save_in_the_layout_of_saelens, transcoder_facts, ("transcoders.formats.saelens_writer",), "layer_0/cfg.json"
     ),
     "graph": Artefact(
         lambda d, v: graph_of(v).save(d),

@@ -33,6 +33,7 @@ from open_clt.transcoders.formats import (
     llamascope_layers,
     native,
     saelens,
+    saelens_writer,
 )
 from open_clt.transcoders.formats.checks import check_all, check_dtype
 from open_clt.transcoders.formats.stored import StoredTranscoder
@@ -183,10 +184,11 @@ LAYOUTS = (
     ),
     Layout(
         "saelens",
-        "cfg.json",
+        saelens_writer.HEAD,
         ("*/cfg.json", "*/sae_weights.safetensors"),
         saelens.recognises,
         _without_code(saelens.open_saelens),
+        Writer(saelens_writer.check_place, saelens_writer.save_saelens),
     ),
     Layout(
         "llamascope-layers",

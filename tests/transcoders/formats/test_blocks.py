@@ -20,6 +20,7 @@ from open_clt.transcoders.formats import folded_layers
 from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer, save_circuit_tracer_layers
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.formats.saelens_writer import save_saelens
 from open_clt.transcoders.transcoder import Transcoder
 from tests.random_transcoders import architecture, random_architecture
 from tests.refusals import refuses
@@ -39,7 +40,13 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.parametrize(
-    ("save", "kind"), [(save_circuit_tracer, "reach 2"), (save_circuit_tracer_layers, "skip"), (save_transcoder, "clt")]
+    ("save", "kind"),
+    [
+        (save_circuit_tracer, "reach 2"),
+        (save_circuit_tracer_layers, "skip"),
+        (save_saelens, "skip"),
+        (save_transcoder, "clt"),
+    ],
 )
 def test_weights_that_stay_in_their_files_are_written_as_those_in_memory(
     save: Callable[[Transcoder, Path], Path],
@@ -56,10 +63,13 @@ def test_weights_that_stay_in_their_files_are_written_as_those_in_memory(
     monkeypatch.setattr(StoredTensor, "read", lambda self: (read.append(self.shape.numel()), whole(self))[1])
     save(stored, tmp_path / "files")
     assert 0 < max(read) <= small_blocks
-    names = sorted(path.name for path in (tmp_path / "memory").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "files").iterdir())
+    names, of_files = (
+        sorted(path.relative_to(tmp_path / place) for path in (tmp_path / place).rglob("*"))
+        for place in ("memory", "files")
+    )
+    assert names == of_files
     for name in names:
-        if name.endswith(".safetensors"):
+        if name.suffix == ".safetensors":
             ours, theirs = load_file(tmp_path / "memory" / name), load_file(tmp_path / "files" / name)
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -107,3 +117,22 @@ def test_tensors_of_several_types_are_written_block_by_block(tmp_path: Path) -> 
     read = load_file(tmp_path / "blocks.safetensors")
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("width", [1, 2, 7])
+def test_a_tensor_is_written_in_blocks_of_its_transpose(width: int, tmp_path: Path) -> None:
+    tensors = {"columns": torch.randn(7, 3), "half": torch.randn(7, 5).bfloat16(), "row": torch.randn(7, 1)}
+    blocks = {
+        name: files.TensorBlocks(
+            (tensor.shape[1], 7), tensor.dtype, lambda tensor=tensor: tensor.split(width), transposed=True
+        )
+        for name, tensor in tensors.items()
+    }
+    last = torch.arange(5).double()
+    files.write_blocks(tmp_path / "blocks.safetensors", {**blocks, "last": files.in_one_block(last)})
+    read = load_file(tmp_path / "blocks.safetensors")
+    assert torch.equal(read.pop("last"), last)
+    assert read.keys() == tensors.keys()
+    assert all(
+        torch.equal(read[name], tensor.T) and read[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )

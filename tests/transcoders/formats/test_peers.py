@@ -1,4 +1,4 @@
-"""A transcoder that the package of a layout wrote or reads computes here what it computes there.
+"""A transcoder that the package of a layout wrote or reads computes here what it computes there, also one of ours.
 
 ``--peer-python`` names the Python of an environment with one of these packages; the tests of the others are skipped.
 """
@@ -14,7 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from open_clt.config import JumpReLUConfig, NonlinearityConfig, ReLUConfig
 from open_clt.transcoders.formats.load import load_transcoder
+from open_clt.transcoders.formats.saelens_writer import save_saelens
+from tests.random_transcoders import architecture, random_architecture
 from tests.transcoders.formats.written_by_bluelight import D_MODEL, N_LAYERS, write_bluelight
 
 pytestmark = pytest.mark.peer
@@ -99,3 +102,22 @@ def test_sparsify(peer_python: str, tmp_path: Path, settings: dict[str, Any]) ->
 )
 def test_saelens(peer_python: str, tmp_path: Path, architecture: str) -> None:
     assert_same_outputs(peer_python, "sae_lens", "writes_saelens.py", tmp_path, {"architecture": architecture})
+
+
+@pytest.mark.parametrize("nonlinearity", [ReLUConfig(), JumpReLUConfig(initial_threshold=0.4)], ids=str)
+@pytest.mark.parametrize("kind", ["per layer", "skip"])
+def test_what_is_written_for_saelens(
+    peer_python: str, tmp_path: Path, kind: str, nonlinearity: NonlinearityConfig
+) -> None:
+    """The package loads what is written, and computes what the transcoder computes that is not written yet."""
+    transcoder = random_architecture(architecture(kind, nonlinearity=nonlinearity))
+    config = transcoder.config
+    save_saelens(transcoder, tmp_path)
+    name = ("" if isinstance(nonlinearity, ReLUConfig) else "jumprelu_") + ("skip_" if kind == "skip" else "")
+    settings = {"n_layers": config.n_layers, "d_model": config.d_model, "input_hook": config.input_hook}
+    settings["architecture"] = f"{name}transcoder"
+    assert_same_outputs(peer_python, "sae_lens", "reads_saelens.py", tmp_path, settings)
+    results = load_file(tmp_path / "results")
+    with torch.no_grad():
+        expected = transcoder(results["inputs"]).reconstruction
+    torch.testing.assert_close(results["outputs"], expected, atol=1e-5, rtol=1e-5)
