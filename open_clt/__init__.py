@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from open_clt.transcoders.formats.native import save_transcoder
     from open_clt.transcoders.make import make_transcoder
     from open_clt.visualization.graph.figure import visualize_attribution_graph
+    from open_clt.visualization.interactive.graph import interactive_attribution_graph
+    from open_clt.visualization.interactive.saving import save_interactive
     from open_clt.visualization.prompt_report.report import write_report
     from open_clt.visualization.suite import run_visualization_suite
 
@@ -58,12 +60,14 @@ __all__ = [
     "attribute",
     "attribute_all",
     "faithfulness",
+    "interactive_attribution_graph",
     "intervene",
     "load_language_model",
     "load_transcoder",
     "make_transcoder",
     "push_transcoder",
     "run_visualization_suite",
+    "save_interactive",
     "save_transcoder",
     "suggest_supernodes",
     "train_transcoder",
@@ -88,12 +92,14 @@ _MODULE_OF = {
     "attribute": "open_clt.attribution.attribute",
     "attribute_all": "open_clt.attribution.attribute",
     "faithfulness": "open_clt.evaluation.faithfulness",
+    "interactive_attribution_graph": "open_clt.visualization.interactive.graph",
     "intervene": "open_clt.replacement.interventions.intervene",
     "load_language_model": "open_clt.language.language_model",
     "load_transcoder": "open_clt.transcoders.formats.load",
     "make_transcoder": "open_clt.transcoders.make",
     "push_transcoder": "open_clt.publishing.push",
     "run_visualization_suite": "open_clt.visualization.suite",
+    "save_interactive": "open_clt.visualization.interactive.saving",
     "save_transcoder": "open_clt.transcoders.formats.native",
     "suggest_supernodes": "open_clt.graphs.supernodes",
     "train_transcoder": "open_clt.training.run",

@@ -18,7 +18,6 @@ which model and on which text, as far as the function knows; an empty ``title`` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,6 @@ from open_clt.errors import ConfigError
 from open_clt.features.embedding import EmbeddingMethod, EmbeddingSpace
 from open_clt.features.figure_data import TranscodedModel
 from open_clt.features.firing import FeatureActivations
-from open_clt.visualization.inputs import strings
 from open_clt.visualization.labels import fit_tick_labels, text_size, token_label
 from open_clt.visualization.preparation import (
     CurvePanel,
@@ -41,10 +39,12 @@ from open_clt.visualization.preparation import (
     TrainingCurves,
     correlation_cells,
     curve_panels,
+    curves_title,
     density_counts,
     feature_points,
     feature_rows,
     importance_bars,
+    layer_rows,
 )
 from open_clt.visualization.style import (
     BLUE,
@@ -100,11 +100,9 @@ def visualize_layer_activity(
     save_path: str | Path | None = None,
 ) -> Figure:
     """Draw the activity of each layer (rows, the first at the bottom) at each token; ``quantity`` names the values."""
-    values = numbers(activity)[::-1]
-    tokens = strings("tokens", tokens, values.shape[1])
-    names = [f"L{layer}" for layer in range(len(values))][::-1]
-    titles = Titles(title, "What each layer writes, by token")
-    return _token_heatmap(values, tokens, names, quantity, titles=titles, ax=ax, save_path=save_path)
+    rows = layer_rows(activity, tokens)
+    titles = Titles(title, rows.title)
+    return _token_heatmap(rows.values, rows.tokens, rows.names, quantity, titles=titles, ax=ax, save_path=save_path)
 
 
 @checked_arguments
@@ -176,7 +174,7 @@ def visualize_cross_layer_correlations(
         image = ax.imshow(values, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
         _colour_bar(ax, image, "correlation")
         _hide_frame(ax)
-        for boundary in _layer_boundaries(cells.layers or []):
+        for boundary in cells.boundaries:
             ax.axhline(boundary, color=INK, linewidth=0.6)
             ax.axvline(boundary, color=INK, linewidth=0.6)
         if len(values) <= _MOST_ANNOTATED:
@@ -262,7 +260,7 @@ def visualize_training_curves(
         if axes is None:
             figure = NotebookFigure(figsize=(7.2, 4.4), layout="constrained")
             panels: list[Axes] = list(figure.subplots(2, 2, sharex=True).flat)
-            title = f"Training curves of {max([0, *curves.step]):,} steps" if title is None else title
+            title = curves_title(curves) if title is None else title
         else:
             panels = list(axes)
         figure = figure_of(panels[0])
@@ -313,11 +311,6 @@ def _token_heatmap(
 def _inches(names: Sequence[str]) -> float:
     """Return the width of the longest name along an axis, in inches."""
     return max((text_size(name, 8.5)[0] for name in names), default=0.0) / 72
-
-
-def _layer_boundaries(layers: Sequence[int]) -> list[float]:
-    """Return the coordinates between rows at which the layer changes."""
-    return [row + 0.5 for row, (layer, next_layer) in enumerate(pairwise(layers)) if layer != next_layer]
 
 
 def _colour_bar(ax: Axes, image: AxesImage, label: str) -> None:

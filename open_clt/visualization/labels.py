@@ -80,7 +80,8 @@ def text_size(text: str, size: float) -> tuple[float, float]:
     """Return the largest width and height that a text can take when it is drawn, in points."""
     lines = text.split("\n")
     measure, font = TextToPath(), FontProperties(family=FONT, size=size)
-    width = max(measure.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
+    known = ("".join(map(_measured, line)) for line in lines)
+    width = max(measure.get_text_width_height_descent(line, font, ismath=False)[0] for line in known)
     return _HINTING * width, _LINE * size * len(lines)
 
 
@@ -142,6 +143,12 @@ def _cut(text: str, width: int) -> str:
         return text
     words = text[: width - 1].rpartition(" ")[0].rstrip(" ,")
     return f"{words} …" if 2 * len(words) >= width else f"{text[: width - 1]}…"
+
+
+@cache
+def _measured(character: str) -> str:
+    """Return the character, or one that is at least as wide as most if the font lacks it."""
+    return character if _in_font(character) == character else "W"
 
 
 @cache

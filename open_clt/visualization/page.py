@@ -15,7 +15,7 @@ from pathlib import Path
 
 from open_clt import files
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 # A script element ends at "</", and "<!--" changes how it is read. JavaScript once ended lines at the last two.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 

@@ -7,6 +7,7 @@ and returns a record with the values to draw, the names of rows and columns, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -124,6 +125,11 @@ class CorrelationCells(NamedTuple):
 
     __repr__ = short_repr
 
+    @property
+    def boundaries(self) -> list[float]:
+        """Coordinates between rows at which the layer changes."""
+        return [row + 0.5 for row, (layer, above) in enumerate(pairwise(self.layers or ())) if layer != above]
+
 
 class ImportanceBars(NamedTuple):
     """The most important features, most important first."""
@@ -210,6 +216,14 @@ def feature_rows(
         title = "Activations of features by token"
     tokens, names = strings("tokens", tokens, values.shape[1]), strings("names", names, values.shape[0])
     return FeatureRows(values, tokens, labelled(names, labels), features, title)
+
+
+def layer_rows(activity: Float[Array, "layer position"], tokens: Sequence[str]) -> FeatureRows:
+    """Return the rows of a heatmap of layers, the first layer at the bottom."""
+    values = array("activity", activity, "layer", "position")[::-1]
+    names = [f"L{layer}" for layer in range(len(values))][::-1]
+    tokens = strings("tokens", tokens, values.shape[1])
+    return FeatureRows(values, tokens, names, None, "What each layer writes, by token")
 
 
 def feature_points(
@@ -327,6 +341,11 @@ def curve_panels(curves: TrainingCurves) -> tuple[CurvePanel, ...]:
         CurvePanel("active features per token and layer (L0)", curves.step, curves.l0),
         CurvePanel("dead features", curves.step, curves.dead_share, is_share=True),
     )
+
+
+def curves_title(curves: TrainingCurves) -> str:
+    """Return the title of training curves."""
+    return f"Training curves of {max([0, *curves.step]):,} steps"
 
 
 def labelled(names: Sequence[str], labels: Labels | None) -> list[str]:

@@ -45,10 +45,12 @@ def title_of(what: str, *, prompt: str = "", text: str = "", model: str = "", li
     return what + on + (f" ({shown})" if model else "")
 
 
-def fitted(title: str, width: float, font: float = TITLE_FONT, lines: int = _MOST_LINES) -> str:
+def fitted(
+    title: str, width: float, font: float = TITLE_FONT, *, lines: int = _MOST_LINES, any_font: bool = False
+) -> str:
     """Break a title into at most ``lines`` lines that are at most ``width`` points wide; an ellipsis ends a cut one."""
     broken = [""]
-    for word in readable(title).split():
+    for word in readable(title, any_font=any_font).split():
         longer = f"{broken[-1]} {word}".lstrip()
         if text_size(longer, font)[0] <= width or not broken[-1]:
             broken[-1] = longer

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import plotly.graph_objects as go
 import torch
 from matplotlib.figure import Figure
 
@@ -34,6 +35,7 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.formats.saelens_writer import save_saelens
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.metrics import LayerMetrics, TranscoderMetrics
+from open_clt.visualization.interactive.saving import save_interactive
 from open_clt.visualization.page import page, write_page
 from open_clt.visualization.style import save
 from tests.features.rich_record import ABOUT, rich_record
@@ -146,6 +148,10 @@ def save_metrics(directory: Path, version: int) -> None:
     metrics.save()
 
 
+def save_interactive_figure(directory: Path, version: int) -> None:
+    save_interactive(go.Figure(go.Scatter(x=[0, version])), directory / "figure.html")
+
+
 def save_figure(directory: Path, version: int) -> None:
     figure = Figure()
     figure.add_subplot().plot([0, version])
@@ -218,6 +224,12 @@ ARTEFACTS = {
         lambda d, v: write_page(d / "report.html", page(str(v), "", styles=["graph.css"], scripts=["graph.js"])),
         lambda d: files.read_text(d / "report.html"),
         ("visualization.page",),
+        named_by_user=True,
+    ),
+    "interactive figure": Artefact(
+        save_interactive_figure,
+        lambda d: files.read_bytes(d / "figure.html"),
+        ("visualization.interactive.saving",),
         named_by_user=True,
     ),
     "text": Artefact(

@@ -1,18 +1,20 @@
-"""Directions and records of features: what features write, which tokens they raise, and embeddings of directions."""
+"""Directions and records of features: what features write, which tokens they raise, and embeddings of vectors."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from open_clt.config import CrossLayerConfig, TopKConfig
+from open_clt.config import CrossLayerConfig, MoltConfig, TopKConfig
 from open_clt.features.embedding import embed
-from open_clt.features.firing import feature_activations
+from open_clt.features.figure_data import FeaturesOnTexts, ModelAndTranscoder, output_effects
+from open_clt.features.firing import activations_of, feature_activations
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.molt import Molt
 from tests.tiny_models import TEXTS
 
 KEYS = [Feature(2, 4), Feature(0, 7), Feature(2, 1), Feature(1, 0)]
@@ -57,6 +59,36 @@ def test_a_text_given_as_tokens_has_the_same_activations(
     from_text = feature_activations(tiny_gpt2, transcoder, TEXTS[1])
     from_tokens = feature_activations(tiny_gpt2, transcoder, tiny_gpt2.tokenize(TEXTS[1]))
     assert torch.equal(from_text.dense(), from_tokens.dense())
+
+
+def test_output_effects_name_the_tokens_that_directions_raise_and_lower(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder
+) -> None:
+    named = output_effects(ModelAndTranscoder(tiny_gpt2, transcoder), KEYS, 3)
+    assert list(named) == KEYS
+    for feature, effect in zip(KEYS, tiny_gpt2.unembedding.effects(decoder_directions(transcoder, KEYS)), strict=True):
+        order = effect.sort(descending=True).indices
+        assert named[feature].raises == tuple(tiny_gpt2.token_strings(order[:3]))
+        assert named[feature].lowers == tuple(tiny_gpt2.token_strings(order.flip(0)[:3]))
+
+
+def test_a_mixture_of_linear_transforms_has_no_output_effects(tiny_gpt2: LanguageModel) -> None:
+    shape = {"n_layers": tiny_gpt2.n_layers, "d_model": tiny_gpt2.d_model}
+    molt = Molt(MoltConfig(**shape, ranks=(2,), counts=(6,), nonlinearity=TopKConfig(k=2)))
+    assert output_effects(ModelAndTranscoder(tiny_gpt2, molt), [Feature(0, 0)]) == {}
+
+
+def test_vectors_of_coactivation_have_the_correlations_of_activations_as_cosines(
+    tiny_gpt2: LanguageModel, transcoder: CrossLayerTranscoder
+) -> None:
+    on_texts = FeaturesOnTexts(ModelAndTranscoder(tiny_gpt2, transcoder), TEXTS * 8)
+    chosen = on_texts.embedding(8, space="coactivation")
+    columns = activations_of(tiny_gpt2, transcoder, on_texts.statistics.contexts, chosen.features)
+    unit = torch.nn.functional.normalize(chosen.directions, dim=1)
+    torch.testing.assert_close(unit @ unit.T, torch.corrcoef(columns.T), rtol=1e-4, atol=1e-4)
+    decoders = on_texts.embedding(8)
+    assert decoders.features == chosen.features
+    torch.testing.assert_close(decoders.directions, decoder_directions(transcoder, chosen.features))
 
 
 def clustered(seed: int) -> torch.Tensor:
