@@ -40,7 +40,7 @@ var OpenCLT = OpenCLT || {};
   const NAMES = 46, EDGE = 8; // room for the names of layers on the left, and the margin elsewhere
   const SMALLEST_SCALE = 11 / 12; // letters of 12 px become letters of 11 px
   const NEAREST = 30, HIT = 10; // pixels between the pointer and a node; half of the smallest area to click
-  const THINNEST = 0.5, WIDEST = 4;
+  const THINNEST = 0.6, WIDEST = 4;
 
   /* Make an element; children are elements or texts. Attributes that are null are left out. */
   const make = (space) => (tag, attributes = {}, ...children) => {
@@ -87,7 +87,7 @@ var OpenCLT = OpenCLT || {};
       return edge;
     });
     const listeners = [];
-    let layout = null, selected = null, hovered = null, entry = null, names = null, drawnSize = "";
+    let layout = null, selected = null, hovered = null, entry = null, names = null, drawn = false, drawnSize = "";
 
     const picture = svg("svg", { class: "oc-picture" });
     const flag = html("div", { class: "oc-flag", "aria-hidden": "true" });
@@ -154,13 +154,14 @@ var OpenCLT = OpenCLT || {};
         const y = (row.top + row.bottom) / 2;
         if (row.name) names.append(svg("text", { class: "oc-layer", x: NAMES - 8, y, "text-anchor": "end" }, row.name));
       }
+      const faint = Math.min(0.35, Math.max(0.06, 25 / edges.length));
       const lines = svg("g", { class: "oc-edges", "aria-hidden": "true" });
       for (const edge of [...edges].sort((a, b) => a.share - b.share)) {
         edge.element = svg("path", {
           class: `oc-edge ${edge.weight < 0 ? "oc-negative" : "oc-positive"}`,
           d: curve(edge),
           "stroke-width": (THINNEST + (WIDEST - THINNEST) * edge.share).toFixed(2),
-          "stroke-opacity": (0.06 + 0.6 * edge.share).toFixed(3),
+          "stroke-opacity": (faint + 0.6 * edge.share).toFixed(3),
         });
         lines.append(edge.element);
       }
@@ -176,7 +177,10 @@ var OpenCLT = OpenCLT || {};
       if (entry) entry.element.setAttribute("tabindex", "0");
       hovered = null;
       mark();
-      if (entry) reveal(selected || entry);
+      if (!drawn && entry) canvas.scrollLeft = entry.x * scaleOf() - 0.65 * canvas.clientWidth;
+      if (selected) reveal(selected);
+      drawn = true;
+      holdNames();
       if (hadFocus && entry) entry.element.focus();
     }
 
@@ -211,7 +215,10 @@ var OpenCLT = OpenCLT || {};
         element.append(dot(node));
         if (node.text) element.append(textLines(node.text.split("\n"), node.x + node.diameter / 2 + 5, node.y, "start"));
       }
-      element.addEventListener("focus", () => over(node));
+      element.addEventListener("focus", () => {
+        enterAt(node);
+        over(node);
+      });
       element.addEventListener("blur", () => over(null));
       return element;
     }
@@ -364,10 +371,7 @@ var OpenCLT = OpenCLT || {};
         choose(selected === entry ? null : entry);
       } else if (event.key.startsWith("Arrow")) {
         const next = beside(entry, event.key);
-        if (next) {
-          enterAt(next);
-          next.element.focus();
-        }
+        if (next) next.element.focus();
       } else {
         return;
       }

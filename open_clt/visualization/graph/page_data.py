@@ -67,6 +67,11 @@ def graph_data(
     }
 
 
+def drawn_nodes(graph: AttributionGraph) -> list[int]:
+    """Return the rows of the nodes that ``graph_data`` draws by default."""
+    return [rows[0] for rows in picture_of(graph, MOST_NODES, MOST_EDGES, _INNER).members]
+
+
 def _node(graph: AttributionGraph, picture: GraphPicture, index: int, automatic: Collection[Feature]) -> dict[str, Any]:
     node = graph.node(picture.members[index][0])
     feature = Feature(node.layer, node.index) if node.kind is NodeKind.FEATURE else None
@@ -102,8 +107,8 @@ def _name(graph: AttributionGraph, picture: GraphPicture, index: int) -> str:
         case NodeKind.POSITIONAL:
             return f"position {node.position}"
         case _:
-            name = _KINDS[node.kind] if node.kind is not NodeKind.ERROR else "error"
-            return f"{name} at {token}"
+            layer = "end" if node.layer == graph.info.n_layers else f"L{node.layer}"
+            return f"{_KINDS[node.kind]} {layer} at {token}"
 
 
 def _short(value: float) -> float:

@@ -21,6 +21,7 @@ from open_clt.evaluation.faithfulness_report import Faithfulness
 from open_clt.features.labelling.given import label_features
 from open_clt.features.records import FeatureRecord
 from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.prompts import Prompt
 from open_clt.progress import progress_bar
@@ -28,7 +29,7 @@ from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
-from open_clt.visualization.graph.page_data import MOST_EDGES, MOST_NODES, graph_data
+from open_clt.visualization.graph.page_data import drawn_nodes, graph_data
 from open_clt.visualization.page import data_script, page, write_page
 from open_clt.visualization.prompt_report import sections
 from open_clt.visualization.prompt_report.features import (
@@ -185,14 +186,14 @@ def _contexts(model: LanguageModel, texts: Iterable[str] | Tensor | None) -> Int
 
 
 def _drawn_features(pruned: AttributionGraph) -> list[Feature]:
-    nodes = graph_data(pruned)["nodes"]
-    return sorted({Feature.parse(node["feature"]) for node in nodes if node["feature"]})
+    drawn = [pruned.node(row) for row in drawn_nodes(pruned)]
+    return sorted({Feature(node.layer, node.index) for node in drawn if node.kind is NodeKind.FEATURE})
 
 
 def report_page(report: PromptReport) -> str:
     """Return the HTML of a report."""
     pruned = report.pruned
-    graph = graph_data(pruned, max_nodes=MOST_NODES, max_edges=MOST_EDGES, automatic=report.automatic)
+    graph = graph_data(pruned, automatic=report.automatic)
     per_group = 2 if len(report.records) <= _FEW else 1
     values = {
         "graph": graph,
@@ -201,8 +202,7 @@ def report_page(report: PromptReport) -> str:
     }
     body = "\n".join(
         [
-            sections.head(pruned, report.predictions[-1]),
-            sections.graph_section(),
+            f'<div class="r-first">{sections.head(pruned, report.predictions[-1])}{sections.graph_section()}</div>',
             sections.features_section(_note(report, graph)),
             sections.predictions_section(report.predictions),
             sections.faithfulness_section(report.faithfulness),
