@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from open_clt.config import FeatureRecordsConfig
 from open_clt.errors import ConfigError
+from open_clt.features.collecting.collect import FeatureCollection
+from open_clt.features.collecting.measured import feature_records
+from open_clt.features.collecting.outputs import TokenNames, outputs_of
 from open_clt.features.feature_files import FeatureFiles
-from open_clt.features.firing import activations_of
+from open_clt.features.firing import encode_contexts
+from open_clt.features.labelling.automatic import label_records
+from open_clt.features.labelling.background import background_of
 from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.language.language_model import LanguageModel
-from open_clt.transcoders.directions import decoder_directions
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
 from open_clt.visualization.labels import token_label
 
 _EXAMPLES, _EFFECTS = 5, 8
+_BATCH = 16
 _BEFORE, _AFTER = 20, 11
 """Tokens of an example that a page shows before and after the peak."""
 
@@ -40,69 +44,29 @@ def records_from_files(directory: str | Path, chosen: Sequence[Feature]) -> list
 def records_on(
     model: LanguageModel,
     transcoder: Transcoder,
-    contexts: Int[Tensor, "context position"] | None,
+    contexts: Int[Tensor, "context position"],
     chosen: Sequence[Feature],
 ) -> list[FeatureRecord]:
-    """Describe the chosen features by one pass over contexts; without contexts, by their effects on tokens alone."""
-    records = _effects_alone(model, transcoder, chosen)
-    if contexts is None or not records:
-        return records
-    contexts = contexts.to(model.device)
-    columns = activations_of(model, transcoder, contexts, chosen)
-    per_context = columns.unflatten(0, (len(contexts), -1))
-    names = [tuple(model.token_strings(context)) for context in contexts]
+    """Measure the chosen features in one pass over contexts, and label them."""
+    config = FeatureRecordsConfig(context_length=contexts.shape[1])
+    collection = FeatureCollection(transcoder, contexts.shape[1], config)
+    for start in range(0, len(contexts), _BATCH):
+        batch = contexts[start : start + _BATCH].to(model.device)
+        collection.add(batch, encode_contexts(model, transcoder, batch), start)
+    records = feature_records(model, transcoder, collection, chosen, n_tokens=_EFFECTS)
+    return list(label_records(records, background_of(model, transcoder, contexts)))
+
+
+def records_without_text(
+    model: LanguageModel, transcoder: Transcoder, chosen: Sequence[Feature]
+) -> list[FeatureRecord]:
+    """Describe the chosen features by the output tokens that their decoders raise and lower."""
+    names = TokenNames(model)
+    outputs = (outputs_of(model, transcoder, names, [feature], _EFFECTS)[0] for feature in chosen)
     return [
-        replace(
-            record,
-            density=float((column != 0).float().mean()),
-            max_activation=float(column[column.abs().argmax()]),
-            examples=_examples(names, per_context[:, :, index], transcoder.first_position),
-        )
-        for index, (record, column) in enumerate(zip(records, columns.unbind(1), strict=True))
+        FeatureRecord(feature, math.nan, math.nan, (), written.top_tokens, written.bottom_tokens)
+        for feature, written in zip(chosen, outputs, strict=True)
     ]
-
-
-def _effects_alone(model: LanguageModel, transcoder: Transcoder, chosen: Sequence[Feature]) -> list[FeatureRecord]:
-    if not chosen:
-        return []
-    records: list[FeatureRecord] = []
-    effects = model.unembedding.effects(decoder_directions(transcoder, chosen))
-    for feature, effect in zip(chosen, effects, strict=True):
-        top, bottom = (_largest(model, effect, sign) for sign in (1, -1))
-        records.append(
-            FeatureRecord(
-                feature=feature,
-                density=math.nan,
-                max_activation=math.nan,
-                examples=(),
-                top_tokens=top,
-                bottom_tokens=bottom,
-            )
-        )
-    return records
-
-
-def _largest(model: LanguageModel, effects: Float[Tensor, "vocab"], sign: int) -> tuple[TokenEffect, ...]:
-    values, tokens = (sign * effects).topk(min(_EFFECTS, len(effects)))
-    return tuple(map(TokenEffect, model.token_strings(tokens), (sign * values).tolist()))
-
-
-def _examples(
-    names: Sequence[tuple[str, ...]], activations: Float[Tensor, "context position"], first: int
-) -> tuple[FeatureExample, ...]:
-    """The contexts with the largest activations, strongest first; a context that begins alike is shown once."""
-    peaks = activations.abs().amax(1)
-    examples: list[FeatureExample] = []
-    seen = set[tuple[str, ...]]()
-    for context in peaks.argsort(descending=True, stable=True).tolist():
-        if len(examples) == _EXAMPLES or not peaks[context]:
-            break
-        along = torch.nn.functional.pad(activations[context], (first, 0))
-        peak = int(along.abs().argmax())
-        if names[context][: peak + 1] not in seen:
-            seen.add(names[context][: peak + 1])
-            examples.append(FeatureExample(names[context], along, peak))
-    return tuple(examples)
 
 
 def record_data(record: FeatureRecord, *, per_group: int = 2) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from open_clt.visualization.prompt_report.features import (
     record_data,
     records_from_files,
     records_on,
+    records_without_text,
 )
 from open_clt.visualization.prompt_report.predictions import Prediction, predictions
 
@@ -159,10 +160,7 @@ def make_report(
         bar.advance(task)
         pruned = graph.prune(use.node_threshold, use.edge_threshold)
         chosen = _drawn_features(pruned)
-        if use.features is not None:
-            records = records_from_files(use.features, chosen)
-        else:
-            records = records_on(model, transcoder, _contexts(model, use.texts), chosen)
+        records = _records(replacement, use, chosen)
         bar.advance(task)
     labelled = label_features(pruned, records)
     given = {record.feature for record in records if record.label is not None and not record.label.automatic}
@@ -178,9 +176,19 @@ def make_report(
     )
 
 
-def _contexts(model: LanguageModel, texts: Iterable[str] | Tensor | None) -> Int[Tensor, "context position"] | None:
+def _records(replacement: ReplacementModel, use: ReportSettings, chosen: Sequence[Feature]) -> Sequence[FeatureRecord]:
+    """Records of features from files, else from texts, else from the weights alone."""
+    model, transcoder = replacement.model, replacement.transcoder
+    if use.features is not None:
+        return records_from_files(use.features, chosen)
+    if use.texts is None:
+        return records_without_text(model, transcoder, chosen)
+    return records_on(model, transcoder, _contexts(model, use.texts), chosen)
+
+
+def _contexts(model: LanguageModel, texts: Iterable[str] | Tensor) -> Int[Tensor, "context position"]:
     """Contexts that begin where texts begin, as prompts do."""
-    if texts is None or isinstance(texts, Tensor):
+    if isinstance(texts, Tensor):
         return texts
     return pack_contexts(texts, model, _CONTEXT_LENGTH, from_start=True, max_contexts=_MOST_CONTEXTS)
 
