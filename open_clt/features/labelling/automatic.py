@@ -25,9 +25,10 @@ import numpy as np
 
 from open_clt.config.arguments import checked_arguments
 from open_clt.features.labelling.background import Background
+from open_clt.features.labelling.examples import cut, groups_of, split_examples
 from open_clt.features.labelling.rules import LONGEST_WINDOW, Rule, Windows, any_of, is_readable
 from open_clt.features.labelling.search import Sides, best_rule
-from open_clt.features.records import FeatureExample, FeatureLabel, FeatureRecord
+from open_clt.features.records import FeatureLabel, FeatureRecord
 
 _FIRES = 0.3
 """Confidence from which on a label states its rule."""
@@ -87,7 +88,7 @@ def _promotes(record: FeatureRecord) -> str:
 
     The weights alone do not show which of the tokens that they raise matter.
     """
-    peaks = {(example.tokens, example.peak) for examples in _groups(record) for example in examples}
+    peaks = {(example.tokens, example.peak) for examples in groups_of(record) for example in examples}
     following = Counter(tokens[peak + 1] for tokens, peak in peaks if peak + 1 < len(tokens))
     raised = [effect.token for effect in record.top_tokens if effect.effect > 0 and is_readable(effect.token)]
     seen = [token for token in raised if following[token]]
@@ -123,9 +124,9 @@ def _score(rule: Rule, held_out: Sides) -> float:
 
 def _sides(record: FeatureRecord, background: Background, *, held_out: bool) -> Sides:
     """The windows of one half: those of the feature's examples, and those of the background."""
-    examples = _split(record)[held_out]
+    examples = split_examples(record)[held_out]
     length = min(background.length, LONGEST_WINDOW)
-    windows = [_cut(example, length) for example in examples]
+    windows = [cut(example, length) for example in examples]
     peaks = np.array([1 << peak for _, peak in windows], dtype=np.uint64)
     return Sides(
         Windows([tokens for tokens, _ in windows]),
@@ -133,30 +134,3 @@ def _sides(record: FeatureRecord, background: Background, *, held_out: bool) -> 
         background.windows(held_out=held_out),
         background.inactive(record.feature, held_out=held_out),
     )
-
-
-def _split(record: FeatureRecord) -> tuple[list[FeatureExample], list[FeatureExample]]:
-    """The examples to find a rule with, and the held-out examples: every second one of each group.
-
-    Without groups, every second one of the largest activations is held out. Equal examples stay on one side.
-    """
-    sides: tuple[list[FeatureExample], list[FeatureExample]] = ([], [])
-    seen: set[tuple[tuple[str, ...], int]] = set()
-    for examples in _groups(record):
-        new = {(example.tokens, example.peak): example for example in examples}
-        for row, (key, example) in enumerate(new.items()):
-            if key not in seen:
-                sides[row % 2].append(example)
-        seen |= set(new)
-    return sides
-
-
-def _groups(record: FeatureRecord) -> list[tuple[FeatureExample, ...]]:
-    """The examples of each range of quantiles, or else those with the largest activations."""
-    return [group.examples for group in record.groups] or [record.examples]
-
-
-def _cut(example: FeatureExample, length: int) -> tuple[tuple[str, ...], int]:
-    """At most ``length`` tokens around the peak of an example, and the position of the peak among them."""
-    start = max(0, min(example.peak - length // 2, len(example.tokens) - length))
-    return example.tokens[start : start + length], example.peak - start
