@@ -68,6 +68,8 @@ def _check_records(hint: Any, value: Any, name: str) -> None:
     """Check a value and every record in it."""
     _checked(hint, value, name)
     for item in cast(tuple[Any, ...], value) if type(value) is tuple else (value,):
+        if type(item) is str:
+            continue
         if hasattr(item, "_fields"):
             check_record(item)
         elif isinstance(item, float) and math.isinf(item):
@@ -137,7 +139,10 @@ def _checked_tuple(hints: tuple[Any, ...], value: Any, setting: str) -> tuple[An
     if not isinstance(value, list | tuple) or len(cast(Sequence[Any], value)) != (n_items or len(value)):
         count = "" if n_items is None else f"{n_items} values of "
         raise _illegal(setting, value, f"a list of {count}{getattr(item_hint, '__name__', item_hint)}")
-    return tuple(_checked(item_hint, item, setting) for item in cast(Sequence[Any], value))
+    items = cast(Sequence[Any], value)
+    if item_hint in (str, float) and n_items is None and all(type(item) is item_hint for item in items):
+        return tuple(items)  # the long lists of records, such as the tokens of an example
+    return tuple(_checked(item_hint, item, setting) for item in items)
 
 
 def _checked_dict(item_hint: Any, value: Any, setting: str) -> dict[str, Any]:

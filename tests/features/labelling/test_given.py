@@ -73,5 +73,5 @@ def test_files_without_labels_are_refused(tmp_path: Path, name: str, content: st
 
 @pytest.mark.wrong_types
 def test_labels_of_something_else_are_refused() -> None:
-    with refuses(ConfigError, "3"):
+    with refuses(ConfigError, "labels"):
         list(with_labels([record(0, 5)], {Feature(0, 5): 3}))  # pyright: ignore[reportArgumentType]
