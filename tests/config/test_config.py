@@ -30,6 +30,7 @@ from open_clt.config import (
 from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
 from open_clt.features.about import AboutRecords
+from open_clt.features.labelling.service.endpoint import Endpoint
 from open_clt.graphs.info import GraphInfo, GraphSettings, PruningSettings
 from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDifference, SalientLogits, TokenLogits
 from open_clt.replacement.interventions.intervention import Intervention
@@ -91,6 +92,7 @@ NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
         "model": "m", "transcoder": "t", "transcoder_hash": "0", "text": "x", "tokens": 1, "contexts": 1,
         "context_length": 1, "from_start": False, "bos": "b", "encodes_first_position": False, "window": 1,
     },
+    Endpoint: {"url": "http://127.0.0.1/v1", "model": "m"},
     GraphInfo: {
         "model": "m", "transcoder": None, "prompt": "a", "tokens": (1,), "token_strings": ("a",), "target_names": (),
         "n_layers": 1, "n_active_features": 0, "compatible": False,
