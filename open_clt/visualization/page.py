@@ -1,6 +1,6 @@
 """Pages: HTML files that open from a disk without a network, with styles, scripts and data inside.
 
-Text of prompts and labels may hold anything. ``escaped`` is the only way from a text to HTML, and ``data_script`` the
+Text of prompts and labels may hold anything. ``escaped`` is the only way from a text to HTML, and ``script_text`` the
 only way from values to a script; the scripts in ``assets/`` make text nodes of what they read there. A page's policy
 allows neither requests nor code from anywhere else.
 """
@@ -30,8 +30,16 @@ def data_script(name: str, values: object) -> str:
 
     Raises CheckpointError if the values cannot be written as JSON.
     """
+    return f'<script type="application/json" id="{escaped(name)}">{script_text(name, values)}</script>'
+
+
+def script_text(name: str, values: object) -> str:
+    """Return values as JSON that is also JavaScript, and that no HTML around it reads as anything else.
+
+    ``name`` names the data. Raises CheckpointError if the values cannot be written as JSON.
+    """
     content = files.json_text(values, f"The data {name!r} of the page", strict=True, indent=None)
-    return f'<script type="application/json" id="{escaped(name)}">{content.translate(_ESCAPES)}</script>'
+    return content.translate(_ESCAPES)
 
 
 @cache
@@ -40,13 +48,19 @@ def asset(name: str) -> str:
     return (resources("open_clt.visualization") / "assets" / name).read_text(encoding="utf-8")
 
 
-def page(title: str, body: str, *, styles: Sequence[str], scripts: Sequence[str], data: str = "") -> str:
-    """Return a whole page; ``styles`` and ``scripts`` are names of assets, and ``data`` the scripts that hold data."""
+def page(
+    title: str, body: str, *, styles: Sequence[str], scripts: Sequence[str], data: str = "", loads: bool = False
+) -> str:
+    """Return a whole page; ``styles`` and ``scripts`` are names of assets, and ``data`` the scripts that hold data.
+
+    ``loads`` allows the page to load scripts that lie beside it.
+    """
+    policy = _POLICY.replace("script-src", "script-src 'self' file:") if loads else _POLICY
     style = "\n".join(map(asset, styles))
     script = "\n".join(map(asset, scripts))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escaped(title)}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n{body}\n{data}\n<script>\n{script}</script>\n</body>\n</html>\n"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +39,7 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.formats.saelens_writer import save_saelens
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.metrics import LayerMetrics, TranscoderMetrics
+from open_clt.visualization.dashboards.write import write_dashboards
 from open_clt.visualization.interactive.saving import save_interactive
 from open_clt.visualization.page import page, write_page
 from open_clt.visualization.style import save
@@ -158,6 +163,26 @@ def save_figure(directory: Path, version: int) -> None:
     save(figure, directory / "figure.png")
 
 
+@cache
+def stored_features(version: int) -> Path:
+    """Feature files of as many layers as the version says."""
+    directory = Path(tempfile.mkdtemp(prefix="open-clt-features-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    records = [rich_record(layer, 0, version) for layer in range(version)]
+    write_feature_files(records, directory, n_layers=version, n_features=1, about=replace(ABOUT, tokens=version))
+    return directory
+
+
+def dashboards_facts(directory: Path) -> object:
+    """The texts of the page and of the scripts beside it."""
+
+    def read(saved: files.Saved) -> object:
+        page = files.read_text(saved("index.html"))
+        return page, [files.read_text(saved(name)) for name in saved.names("data/[!.]*.js")]
+
+    return files.read_saved(directory, "index.html", read)
+
+
 ARTEFACTS = {
     "transcoder": Artefact(save_native, transcoder_facts, ("transcoders.formats.native",), "config.json"),
     "transcoder for circuit-tracer": Artefact(
@@ -208,6 +233,9 @@ ARTEFACTS = {
         ("features.feature_files",),
         "0.json",
     ),
+    "dashboards": Artefact(
+        lambda d, v: write_dashboards(stored_features(v), d), dashboards_facts, ("visualization.dashboards.write",)
+    ),
     "checkpoint": Artefact(
         lambda d, v: SafetensorsCheckpointIO().save_checkpoint({"step": v, "weights": torch.full((2,), v)}, d / "last"),
         checkpoint_facts,
@@ -221,7 +249,7 @@ ARTEFACTS = {
         save_figure, lambda d: files.read_bytes(d / "figure.png"), ("visualization.style",), named_by_user=True
     ),
     "page": Artefact(
-        lambda d, v: write_page(d / "report.html", page(str(v), "", styles=["graph.css"], scripts=["graph.js"])),
+        lambda d, v: write_page(d / "report.html", page(str(v), "", styles=["graph.css"], scripts=["elements.js"])),
         lambda d: files.read_text(d / "report.html"),
         ("visualization.page",),
         named_by_user=True,

@@ -1,4 +1,5 @@
 /* The interactive attribution graph: plain ES2020 that draws SVG, without a framework and without a network.
+   Needs elements.js.
 
    OpenCLT.graph(host, data, options) draws into an empty element and returns a handle. The data are plain values, which
    open_clt/visualization/graph/page_data.py makes:
@@ -33,35 +34,12 @@
    Text enters the page as text nodes and attributes only, never as HTML. */
 "use strict";
 
-var OpenCLT = OpenCLT || {};
-
 (() => {
-  const SVG = "http://www.w3.org/2000/svg";
+  const { html, svg, digits } = OpenCLT;
   const NAMES = 46, EDGE = 8; // room for the names of layers on the left, and the margin elsewhere
   const SMALLEST_SCALE = 11 / 12; // letters of 12 px become letters of 11 px
   const NEAREST = 30, HIT = 10; // pixels between the pointer and a node; half of the smallest area to click
   const THINNEST = 0.6, WIDEST = 4;
-
-  /* Make an element; children are elements or texts. Attributes that are null are left out. */
-  const make = (space) => (tag, attributes = {}, ...children) => {
-    const element = space ? document.createElementNS(space, tag) : document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (value !== null && value !== undefined) element.setAttribute(name, value);
-    }
-    element.append(...children);
-    return element;
-  };
-  const html = make(null), svg = make(SVG);
-
-  /* A number with its sign and a real minus, in three digits. */
-  const signed = (value) => (value < 0 ? "\u2212" : "+") + digits(Math.abs(value));
-  const digits = (value) => {
-    if (value === 0) return "0";
-    const size = Math.abs(value);
-    if (size < 0.001 || size >= 1e5) return value.toExponential(1).replace("-", "\u2212");
-    return size >= 100 ? value.toFixed(0) : value.toFixed(size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
-  };
-  const percent = (share) => (share > 0 && share < 0.001 ? "<0.1 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
 
   /* The lines that describe a node: on the flag, and as its name for screen readers. */
   const facts = (node) => {
@@ -422,5 +400,5 @@ var OpenCLT = OpenCLT || {};
     };
   }
 
-  Object.assign(OpenCLT, { graph, html, svg, signed, digits, percent, facts });
+  Object.assign(OpenCLT, { graph, facts });
 })();

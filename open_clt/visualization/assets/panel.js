@@ -1,4 +1,4 @@
-/* The panel beside the graph: what feeds the selected node and what it feeds, and the feature behind it. Needs graph.js.
+/* The panel beside the graph: what feeds the selected node and what it feeds, and the feature behind it. Needs elements.js.
 
    OpenCLT.panel(host, graph, {features, advice}) fills an element, and again whenever the selection changes.
    OpenCLT.detail(record, {activation, advice}) returns an element that shows one feature.

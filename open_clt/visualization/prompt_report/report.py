@@ -221,7 +221,7 @@ def report_page(report: PromptReport) -> str:
         f"OpenCLT report: {pruned.info.prompt}",
         body,
         styles=("graph.css", "report.css"),
-        scripts=("graph.js", "panel.js", "report.js"),
+        scripts=("elements.js", "graph.js", "panel.js", "report.js"),
         data=data_script("data", values),
     )
 

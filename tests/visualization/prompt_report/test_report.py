@@ -102,7 +102,7 @@ def test_the_data_hold_texts_as_they_are(hostile_report: str) -> None:
 
 
 def test_scripts_make_no_html_of_texts() -> None:
-    for name in ("graph.js", "panel.js", "report.js"):
+    for name in ("elements.js", "graph.js", "panel.js", "report.js"):
         assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", asset(name)) == []
 
 
