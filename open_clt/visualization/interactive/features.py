@@ -145,7 +145,7 @@ def interactive_feature_embedding(
     texts = _point_texts(chosen, notes)
     points = go.Scatter(x=x, y=y, mode="markers", marker=marker, hovertext=texts, hoverinfo="text")
     figure = new_figure(
-        (700, 560),
+        (700.0, 560.0),
         Margins(right=COLOUR_BAR_ROOM),
         title=chosen.title if title is None else title,
         static="visualize_feature_embedding",
@@ -231,7 +231,7 @@ def interactive_feature_importance(
     height = float(np.clip(20 * count, 100, 1200))
     up = ticks_along_y(bars.names, [plain_text(name) for name in bars.names], height / max(count, 1))
     figure = new_figure(
-        (480, height),
+        (480.0, height),
         Margins(left=up.room, right=COLOUR_BAR_ROOM),
         title=bars.title if title is None else title,
         static="visualize_feature_importance",
@@ -272,8 +272,8 @@ def interactive_feature_density(
     never_active = f"{histograms.never_active:.1%} never active"
     shown = histograms.title if title is None else title
     figure = new_figure(
-        (640, 400),
-        Margins(left=70, right=COLOUR_BAR_ROOM),
+        (640.0, 400.0),
+        Margins(left=70.0, right=COLOUR_BAR_ROOM),
         title=f"{shown}, {never_active}" if shown else never_active,
         static="visualize_feature_density",
         traces=traces,

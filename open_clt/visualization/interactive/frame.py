@@ -22,7 +22,7 @@ from open_clt.visualization.interactive.text import title_text
 from open_clt.visualization.labels import text_size
 from open_clt.visualization.style import DIVERGING, GREY, INK, layer_colours, sequential
 
-FONT, TITLE_FONT = 12, 14
+FONT, TITLE_FONT = 12.0, 14.0
 """Sizes of labels and of titles."""
 LINE = 17.0
 """Height of a line of labels."""

@@ -97,7 +97,7 @@ def interactive_attribution_graph(
     captions = [line for text in captions_of(picture) for line in textwrap.wrap(text, int(placed.width / 7))]
     figure = new_figure(
         (placed.width, placed.height - base + 12),
-        Margins(left=64, right=16, bottom=base + 74 + _CAPTION_LINE * len(captions)),
+        Margins(left=64.0, right=16.0, bottom=base + 74 + _CAPTION_LINE * len(captions)),
         title=picture.title if title is None else title,
         static="visualize_attribution_graph",
         traces=[*_edges(picture, placed), *_boxes(picture, placed)],

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 import plotly.graph_objects as go
 from matplotlib.colors import to_hex
 from plotly.subplots import make_subplots
@@ -45,7 +46,7 @@ def interactive_training_curves(
     names = [f"{panel.name}  <b>{panel.last}</b>" for panel in panels]
     figure = _panels(
         (2, 2),
-        (860, 520),
+        (860.0, 520.0),
         names,
         title=curves_title(curves) if title is None else title,
         static="visualize_training_curves",
@@ -75,7 +76,7 @@ def interactive_report(report: Report, *, title: str | None = None, save_path: s
     check_interactive_path(save_path, "visualize_report")
     figure = _panels(
         (2, 3),
-        (1120, 560),
+        (1120.0, 560.0),
         _report_names(report),
         title=report_title(report) if title is None else title,
         static="visualize_report",
@@ -108,7 +109,7 @@ def interactive_comparison(
     comparison = compared(reports)
     shown = comparison.title if title is None else title
     titles = [panel.title for panel in comparison.panels]
-    figure = _panels((1, 3), (1000, 380), titles, title=shown, static="visualize_comparison", right=210)
+    figure = _panels((1, 3), (1000.0, 380.0), titles, title=shown, static="visualize_comparison", right=210.0)
     colours = [to_hex(colour) for colour in mpl.colormaps["viridis"](np.linspace(0, 0.9, len(reports)))]
     symbols = [_SYMBOLS[index % len(_SYMBOLS)] for index in range(len(reports))]
     names = [plain_text(name, 32) for name in comparison.names]
@@ -144,11 +145,11 @@ def _panels(
     *,
     title: str,
     static: str,
-    right: float = 20,
+    right: float = 20.0,
 ) -> go.Figure:
     """Return a figure with a grid of panels, each with its name above it; the names are written for plotly."""
     rows, columns = grid
-    frame = new_figure(size, Margins(left=60, right=right, top=34, bottom=52), title=title, static=static)
+    frame = new_figure(size, Margins(left=60.0, right=right, top=34.0, bottom=52.0), title=title, static=static)
     figure = make_subplots(
         rows=rows,
         cols=columns,
@@ -290,7 +291,7 @@ def _add_names(figure: go.Figure, names: Sequence[str], colours: Sequence[str], 
     figure.update_layout(showlegend=True, legend={"x": 1.01, "y": 1, "itemclick": False, "itemdoubleclick": False})
 
 
-def _thinned(step: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+def _thinned(step: npt.NDArray[Any], values: npt.NDArray[Any]) -> tuple[Any, Any]:
     """Return a curve with at most ``_MOST_STEPS`` points: of each stretch, the least and the largest value."""
     if len(values) <= _MOST_STEPS:
         return step, values

@@ -31,10 +31,17 @@ _PATIENCE = 120.0
 """Seconds after which Chrome is stopped, because it hangs."""
 _PIXELS = 2
 """Number of pixels of a picture per pixel of the figure."""
-_EXPORT = (
-    "import sys; from plotly import io; figure = io.from_json(sys.stdin.read()); "
-    f"sys.stdout.buffer.write(io.to_image(figure, format=sys.argv[1], scale={_PIXELS}))"
-)
+_EXPORT = f"""
+import sys
+from plotly import io
+figure = io.from_json(sys.stdin.read())
+try:
+    picture = io.to_image(figure, format=sys.argv[1], scale={_PIXELS})
+except (RuntimeError, ValueError, OSError) as error:
+    sys.exit(" ".join(str(error).split()))
+sys.stdout.buffer.write(picture)
+"""
+"""Program of the process that draws a picture; if it fails, its last line says why."""
 _ANY = "visualize_..."
 
 
@@ -113,9 +120,13 @@ def _picture(figure: go.Figure, path: Path) -> bytes:
         _end(process)
     if process.returncode != 0 or not picture:
         lines = [line.strip() for line in complaint.decode(errors="replace").splitlines() if line.strip()]
-        reason = "Chrome cannot be used" if not lines else f"Chrome cannot be used ({lines[-1][:80]})"
+        reason = "Chrome cannot be used" if not lines else f"Chrome cannot be used ({_first_sentence(lines[-1])})"
         raise ConfigError(f"{str(path)!r} cannot be drawn: {reason}; {_instead(static_of(figure))}.")
     return picture
+
+
+def _first_sentence(text: str) -> str:
+    return text.partition(". ")[0].rstrip(".")[:100]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

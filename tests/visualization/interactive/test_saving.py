@@ -68,8 +68,9 @@ def test_a_picture_without_kaleido_is_refused_with_what_to_do(
 def test_a_picture_without_chrome_is_refused_with_what_to_do(
     figure: go.Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving, "_EXPORT", "raise RuntimeError('Kaleido requires Google Chrome to be installed.')")
-    with refuses(ConfigError, "figure.png", "Chrome", ".html", "visualize_feature_density"):
+    export = "import sys; sys.exit('Kaleido requires Google Chrome to be installed. Either download it or not.')"
+    monkeypatch.setattr(saving, "_EXPORT", export)
+    with refuses(ConfigError, "figure.png", "requires Google Chrome", ".html", "visualize_feature_density"):
         save_interactive(figure, tmp_path / "figure.png")
     assert list(tmp_path.iterdir()) == []
 

@@ -76,7 +76,7 @@ def test_plotly_shows_a_text_as_it_is(text: str) -> None:
     assert displayed(token_text(text, 100)) == token_label(text, 100, any_font=True)
     assert displayed(plain_text(text)) == readable(text, any_font=True)
     assert displayed(wrapped_text(text, 100)) == readable(text, any_font=True)
-    assert displayed(title_text(text, 1000, 14)) == readable(text, any_font=True)
+    assert displayed(title_text(text, 1000.0, 14.0)) == readable(text, any_font=True)
 
 
 @given(st.text(max_size=60))
