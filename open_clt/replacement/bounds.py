@@ -34,8 +34,18 @@ def token_bounds(
     hook = transcoder.config.input_hook
     if not needs_bounds(transcoder):
         return None
+    return bounds_on(transcoder, model.capture(tokens, hook, hook).inputs)
+
+
+@torch.no_grad()
+def bounds_on(
+    transcoder: Transcoder, inputs: Float[Tensor, "batch position layer d_model"]
+) -> Float[Tensor, "token"] | None:
+    """The bounds of the tokens of whole texts, from the original model's activations; None if there are none."""
+    if not needs_bounds(transcoder):
+        return None
     with inference_mode(transcoder):
-        return _bounds(transcoder, model.capture(tokens, hook, hook).inputs)
+        return score_bounds(transcoder, inputs.flatten(0, 1).to(transcoder.device, transcoder.dtype))
 
 
 @final
@@ -55,14 +65,7 @@ class GrowingBounds:
             return None
         with model.hooks([(model.hook_name(layer, hook), inputs.append) for layer in range(model.n_layers)]):
             self._key_values = model.advance(tokens, self._key_values).key_values
-        with inference_mode(transcoder):
-            return _bounds(transcoder, torch.stack(inputs, dim=2))
-
-
-def _bounds(
-    transcoder: Transcoder, inputs: Float[Tensor, "batch position layer d_model"]
-) -> Float[Tensor, "token"] | None:
-    return score_bounds(transcoder, inputs.flatten(0, 1).to(transcoder.device, transcoder.dtype))
+        return bounds_on(transcoder, torch.stack(inputs, dim=2))
 
 
 @contextmanager

@@ -65,7 +65,9 @@ class Comparison(NamedTuple):
     cross_entropy_ablated: float
     """Cross-entropy in nats per token when each replaced MLP output is set to its mean over the text."""
     continuations: Continuations | None
-    """Continuations of the text by both models; None if the text leaves no room for more tokens."""
+    """Continuations of the text by both models; None if none were asked for, or the text leaves no room for more."""
+    prompt: str = ""
+    """The text, without the BOS token."""
 
     __repr__ = short_repr
 

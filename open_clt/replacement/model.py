@@ -35,7 +35,7 @@ from open_clt.language.fits import check_fits
 from open_clt.language.language_model import Advanced, Hook, KeyValues, LanguageModel, Positioned, load_language_model
 from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.language.unembedding import Unembedding
-from open_clt.replacement.bounds import GrowingBounds, inference_mode, needs_bounds, token_bounds
+from open_clt.replacement.bounds import GrowingBounds, bounds_on, inference_mode, needs_bounds, token_bounds
 from open_clt.replacement.comparison import (
     Comparison,
     Continuations,
@@ -263,10 +263,19 @@ class ReplacementModel:
 
     @checked_arguments
     @torch.no_grad()
-    def compare(self, prompt: Prompt, sampling: SamplingConfig | None = None, *, chat: bool = False) -> Comparison:
+    def compare(
+        self,
+        prompt: Prompt,
+        sampling: SamplingConfig | None = None,
+        *,
+        continuations: bool = True,
+        chat: bool = False,
+    ) -> Comparison:
         """Compare the predictions of both models on a text, and their continuations of it.
 
-        By default a continuation has 20 tokens, each the most probable one. ``chat`` applies the chat template.
+        The predictions take three forward passes: of the original, the replacement and the ablated model. By default a
+        continuation has 20 tokens, each the most probable one, and each of them takes one more pass of its model;
+        without ``continuations``, nothing is generated. ``chat`` applies the chat template.
         """
         sampling = sampling or SamplingConfig(max_new_tokens=20)
         tokens = prompt_tokens(self.model, prompt, chat=chat)
@@ -274,17 +283,20 @@ class ReplacementModel:
         batch, first = tokens[None], self.transcoder.first_position
         next_tokens = predicted_tokens(batch, first)
         original = self.model.capture(batch, config.input_hook, config.target_hook)
-        replaced = self.states(batch)
+        with self.replacing(bounds=bounds_on(self.transcoder, original.inputs)):
+            replaced = self.model.states(batch)
         with self.ablating(original.targets[0, first:].mean(0)):
             ablated = self.model.states(batch)
         states = [predicting(of_model, first) for of_model in (original.states, replaced, ablated)]
         comparison = _compared(self.model.unembedding, states, next_tokens)
-        if room_after(self.model, tokens, sampling) < 1:
+        comparison = comparison._replace(prompt=self.model.decode(tokens[int(tokens[0] == self.model.bos_token_id) :]))
+        if not continuations or room_after(self.model, tokens, sampling) < 1:
             return comparison
-        continuations = Continuations(
-            original=generate(self.model, tokens, sampling), replacement=self.generate(tokens, sampling)
+        return comparison._replace(
+            continuations=Continuations(
+                original=generate(self.model, tokens, sampling), replacement=self.generate(tokens, sampling)
+            )
         )
-        return comparison._replace(continuations=continuations)
 
 
 def _compared(

@@ -6,10 +6,13 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 import torch
+from torch.nn import functional
 
 from open_clt.config import SamplingConfig
 from open_clt.language.language_model import Hook, LanguageModel
+from open_clt.replacement.comparison import Comparison, LogitComparison
 from open_clt.replacement.generation import draw
+from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
 from tests.reference.dense_transcoder import preactivations_by_loops
@@ -49,6 +52,31 @@ def replaced_logits(
         clamps.append((model.hook_name(layer, transcoder.config.target_hook), partial(constant, output)))
     with model.hooks(clamps):
         return model.logits(tokens)
+
+
+@torch.no_grad()
+def compared_slowly(replacement: ReplacementModel, text: str) -> Comparison:
+    """A comparison without continuations: whole logits of three models that run one after the other, by definition."""
+    model, transcoder = replacement.model, replacement.transcoder
+    tokens, first = model.tokenize(text)[None], transcoder.first_position
+    outputs = model.capture(tokens, transcoder.config.input_hook, transcoder.config.target_hook).targets
+    with replacement.ablating(outputs[0, first:].mean(0)):
+        ablated = model.logits(tokens)
+    original, replaced = model.logits(tokens), replacement.logits(tokens)
+    before, after, without = (logits[0, first:-1].float() for logits in (original, replaced, ablated))
+    right = tokens[0, first + 1 :]
+    entropies = [functional.cross_entropy(logits, right).item() for logits in (before, after, without)]
+    divergence = functional.kl_div(after.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="sum")
+    agreement = (before.argmax(-1) == after.argmax(-1)).float().mean().item()
+    centred = [logits - logits.mean(-1, keepdim=True) for logits in (before, after)]
+    return Comparison(
+        logits=LogitComparison(entropies[0], entropies[1], divergence.item() / len(right), agreement),
+        cosine=functional.cosine_similarity(*centred, dim=-1).mean().item(),
+        mean_squared_error=(after - before).square().mean().item(),
+        cross_entropy_ablated=entropies[2],
+        continuations=None,
+        prompt=text,
+    )
 
 
 @torch.no_grad()

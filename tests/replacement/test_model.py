@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from open_clt.config import BatchTopKConfig, InputHook, SamplingConfig
+from open_clt.config import BatchTopKConfig, InputHook, NonlinearityConfig, SamplingConfig, TopKConfig
 from open_clt.errors import ConfigError, OpenCLTError
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.formats.native import save_transcoder
 from tests.random_transcoders import exact_transcoder, random_transcoder
-from tests.reference.naive_replacement import generate_without_cache, replaced_logits
+from tests.reference.naive_replacement import compared_slowly, generate_without_cache, replaced_logits
 from tests.refusals import refuses
 from tests.tiny_models import write_gpt2
 
@@ -228,3 +229,45 @@ def test_a_pretrained_model_with_error_correction_writes_the_text_of_the_origina
     assert generation.tokens[len(tokens) :].tolist() == generate_without_cache(model.logits, tokens, sampling)
     assert generation.tokens[len(tokens) :].tolist() == generate_without_cache(replacement.logits, tokens, sampling)
     torch.testing.assert_close(replacement.logits(tokens[None]), model.logits(tokens[None]), atol=1e-3, rtol=1e-4)
+
+
+NONLINEARITIES = [TopKConfig(k=5), TopKConfig(k=9, across_layers=True), BatchTopKConfig(k=5)]
+
+
+@contextlib.contextmanager
+def counted_passes(model: LanguageModel) -> Generator[list[int]]:
+    """While this is open, the number of positions of each forward pass is added to a list."""
+    passes: list[int] = []
+    first_layer = model.hook_name(0, "hook_resid_mid")
+    with model.hooks([(first_layer, lambda activation: passes.append(activation.shape[1]))]):
+        yield passes
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
+def test_comparing_predictions_takes_three_forward_passes(
+    model: LanguageModel, nonlinearity: NonlinearityConfig
+) -> None:
+    replacement = ReplacementModel(model, random_transcoder(model, nonlinearity=nonlinearity))
+    length = len(model.tokenize(TEXT))
+    with counted_passes(model) as passes:
+        alone = replacement.compare(TEXT, continuations=False)
+    assert passes == [length] * 3
+    assert alone.continuations is None
+    with counted_passes(model) as passes:
+        both = replacement.compare(TEXT, SamplingConfig(max_new_tokens=4, stop_at_eos=False))
+    assert passes[:3] == [length] * 3
+    assert both.continuations is not None
+    assert both._replace(continuations=None) == alone
+    assert both.prompt == alone.prompt == TEXT
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES, ids=str)
+@pytest.mark.parametrize("layers", [None, [1]])
+def test_a_comparison_equals_one_that_runs_every_model_separately(
+    model: LanguageModel, nonlinearity: NonlinearityConfig, layers: list[int] | None
+) -> None:
+    transcoder = random_transcoder(model, nonlinearity=nonlinearity)
+    replacement = ReplacementModel(model, transcoder, layers=layers)
+    expected, fast = compared_slowly(replacement, TEXT), replacement.compare(TEXT, continuations=False)
+    assert fast.logits == pytest.approx(expected.logits, rel=1e-6, abs=1e-6)
+    assert fast[1:4] == pytest.approx(expected[1:4], rel=1e-6, abs=1e-6)
