@@ -7,6 +7,7 @@
 #   make soak                       the longest tests, started by hand; docs/results.md has their figures
 #   make check PYTEST="-x -k text"  the checks of `make test` without the installation; PYTEST is passed to pytest
 #   make format                     let ruff rewrite what it can
+#   make notebooks                  run the notebooks and keep their outputs
 #   make gallery                    draw every picture in visualizations/gallery/ again
 #   make clean                      remove .venv, caches and build outputs
 
@@ -25,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # pyright does not look for a newer version of itself, because poetry.lock names its version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: run test check slow soak format gallery clean
+.PHONY: run test check slow soak format gallery notebooks clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -55,6 +56,9 @@ format: $(VENV)/.installed-dev
 gallery: $(VENV)/.installed
 	$(BIN)/python practice_run.py --model embedded --output-dir build/gallery
 	cp $(patsubst $(GALLERY)/%,build/gallery/%,$(wildcard $(GALLERY)/*.png)) $(GALLERY)/
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python tools/run_notebooks.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

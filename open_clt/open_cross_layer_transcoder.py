@@ -23,6 +23,7 @@ from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
 from open_clt.features.firing import FeatureActivations, TopFeature, feature_activations, top_features
 from open_clt.graphs.graph import AttributionGraph, check_place
+from open_clt.html_repr import html_repr
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.language.prompts import Prompt
@@ -85,6 +86,13 @@ class OpenCrossLayerTranscoder:
         with memory_errors(f"A transcoder of {num_features:,} features per layer", "use a smaller num_features"):
             self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
         self._trained = False
+
+    _repr_html_ = html_repr
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the transcoder is trained or loaded, so that the methods can use it."""
+        return self._trained
 
     def __repr__(self) -> str:
         transcoder = f"<{type(self.transcoder).__name__} of {self.transcoder.config.n_features} features per layer>"

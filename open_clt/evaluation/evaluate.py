@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from open_clt.html_repr import html_repr
 from open_clt.language.language_model import Captured
 from open_clt.replacement.comparison import (
     LogitAccumulator,
@@ -91,6 +92,7 @@ class Evaluation(NamedTuple):
         )
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 def measure(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from open_clt.html_repr import html_repr
 from open_clt.short_repr import short_repr
 
 _SMALLEST = 1e-12
@@ -143,6 +144,7 @@ class Faithfulness:
         }
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 def pearson(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:

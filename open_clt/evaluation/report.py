@@ -27,6 +27,7 @@ from open_clt.config.json import check_record, to_dict
 from open_clt.errors import AttributionError, ConfigError, LanguageModelError
 from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.evaluation.measured_on import MeasuredOn, check_same_contexts, measured_on
+from open_clt.html_repr import html_repr
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
@@ -129,6 +130,7 @@ class Report(NamedTuple):
         return rebuilt
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 @torch.no_grad()

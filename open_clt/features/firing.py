@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from open_clt.data.contexts import pack_contexts
 from open_clt.errors import TextError
+from open_clt.html_repr import html_repr
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
@@ -52,6 +53,7 @@ class FeatureActivations:
         return activations
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 class TopFeature(NamedTuple):
@@ -65,6 +67,12 @@ class TopFeature(NamedTuple):
     """Text of the token at that position."""
     activation: float
     """Largest activation of the feature."""
+
+
+class TopFeatures(list[TopFeature]):
+    """The most active features of a text as a list, which a notebook shows as a table."""
+
+    _repr_html_ = html_repr
 
 
 @torch.no_grad()
@@ -81,7 +89,7 @@ def feature_activations(model: LanguageModel, transcoder: Transcoder, text: Prom
     return FeatureActivations(tuple(model.token_strings(tokens)), tuple(layers))
 
 
-def top_features(activations: FeatureActivations, top_n: int = 10) -> list[TopFeature]:
+def top_features(activations: FeatureActivations, top_n: int = 10) -> TopFeatures:
     """The features with the largest activations on a text, strongest first, each with its largest activation.
 
     Here and below, an activation is as large as its absolute value: some nonlinearities have negative activations.
@@ -97,7 +105,7 @@ def top_features(activations: FeatureActivations, top_n: int = 10) -> list[TopFe
             if index not in seen:
                 seen.add(index)
                 top.append(TopFeature(Feature(layer, index), position, activations.tokens[position], value))
-    return sorted(top, key=lambda entry: -abs(entry.activation))[:top_n]
+    return TopFeatures(sorted(top, key=lambda entry: -abs(entry.activation))[:top_n])
 
 
 @final

@@ -13,6 +13,7 @@ from typing import NamedTuple, final
 from jaxtyping import Float
 from torch import Tensor
 
+from open_clt.html_repr import html_repr
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 
@@ -133,6 +134,7 @@ class FeatureRecord:
     """A description of the feature in words."""
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     def percentile(self, activation: float) -> int | None:
         """The percentage of the feature's activations that are lower, rounded up; None without ``quantile_values``."""

@@ -27,6 +27,7 @@ from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph, Roles
 from open_clt.graphs.info import GraphInfo, PruningSettings, info_json, read_info
 from open_clt.graphs.nodes import Node, NodeId, NodeKind, NodeTable
 from open_clt.graphs.validity import problem
+from open_clt.html_repr import html_repr
 from open_clt.memory import check_memory
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature, check_labels, labels_json, read_labels
@@ -287,6 +288,7 @@ class AttributionGraph:
                 return f"output {name!r} (p={node.weight:.3f})" if node.kind is NodeKind.LOGIT else name
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 def check_place(directory: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from open_clt.errors import AttributionError
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeId, NodeKind
+from open_clt.html_repr import html_repr
 from open_clt.short_repr import short_repr
 
 
@@ -123,6 +124,7 @@ class GraphComparison:
     """Edges of the second graph that the first lacks."""
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     @property
     def node_overlap(self) -> float:

@@ -25,6 +25,7 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import NodeQuery, find_nodes, node_numbers
+from open_clt.html_repr import html_repr
 from open_clt.memory import check_memory
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.directions import decoder_directions
@@ -97,6 +98,7 @@ class GroupedGraph:
         raise AttributionError("The groups form a cycle, so influence is not defined; split one of the supernodes.")
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 def supernode(graph: AttributionGraph, label: str, query: NodeQuery) -> Supernode:

@@ -34,6 +34,7 @@ from open_clt.config import MLP_INPUT_HOOKS, MLP_OUTPUT_HOOK, PARALLEL_INPUT_HOO
 from open_clt.config.arguments import checked_arguments
 from open_clt.device import check_device
 from open_clt.errors import LanguageModelError, TextError
+from open_clt.html_repr import html_repr
 from open_clt.language.loading import check_dtype, load_model
 from open_clt.language.model_source import find_model
 from open_clt.language.unembedding import Unembedding
@@ -129,6 +130,8 @@ class LanguageModel:
         # while the lock is held.
         self._start = 0
         self._shape = torch.Size((0, 0))
+
+    _repr_html_ = html_repr
 
     def __repr__(self) -> str:
         shape = f"n_layers={self.n_layers}, d_model={self.d_model}"

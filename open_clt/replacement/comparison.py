@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from open_clt.errors import TextError
 from open_clt.finite import check_finite
+from open_clt.html_repr import html_repr
 from open_clt.replacement.generation import Generation
 from open_clt.short_repr import short_repr
 
@@ -31,6 +32,8 @@ class LogitComparison(NamedTuple):
     """KL(original || replacement), in nats per token."""
     top1_agreement: float
     """Share of the predictions for which both models give the highest probability to the same token."""
+
+    _repr_html_ = html_repr
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values, under the names that files and tables use."""
@@ -70,6 +73,7 @@ class Comparison(NamedTuple):
     """The text, without the BOS token."""
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     @property
     def share_recovered(self) -> float | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from open_clt.config import SamplingConfig
 from open_clt.errors import TextError
 from open_clt.finite import check_finite
+from open_clt.html_repr import html_repr
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.short_repr import short_repr
@@ -44,6 +45,7 @@ class Generation(NamedTuple):
         return self.prompt + self.continuation
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from torch.nn import functional
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import ConfigError
+from open_clt.html_repr import html_repr
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import Advanced, Hook, KeyValues, LanguageModel, Positioned, load_language_model
 from open_clt.language.prompts import Prompt, prompt_tokens
@@ -151,6 +152,8 @@ class ReplacementModel:
         self.transcoder = _transcoder(transcoder, self.model)
         self.layers = _layers(self.model, layers)
         self.error_correction = error_correction
+
+    _repr_html_ = html_repr
 
     def __repr__(self) -> str:
         transcoder = f"<{type(self.transcoder).__name__} of {self.transcoder.config.n_features} features per layer>"

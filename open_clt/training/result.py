@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
+from open_clt.html_repr import html_repr
 from open_clt.short_repr import short_repr
 from open_clt.training.data import HarvestCost
 from open_clt.training.step.module import Curves
@@ -53,3 +54,4 @@ class TrainingResult(NamedTuple):
         return {**scalars, "harvest_seconds": harvest, "held_out": held_out, "curves": self.curves._asdict()}
 
     __repr__ = short_repr
+    _repr_html_ = html_repr

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from open_clt.finite import check_finite
+from open_clt.html_repr import html_repr
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import active_counts
 from open_clt.transcoders.transcoder import Transcoder
@@ -46,6 +47,7 @@ class TranscoderMetrics(NamedTuple):
     """Number of features in each bin of ``DENSITY_EDGES``. Features that fire on no token are in no bin."""
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
     @property
     def fvu_per_layer(self) -> list[float]:

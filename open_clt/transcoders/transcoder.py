@@ -23,6 +23,7 @@ from torch.nn import functional
 from open_clt.config import TranscoderConfig
 from open_clt.errors import ConfigError
 from open_clt.finite import check_finite
+from open_clt.html_repr import html_repr
 from open_clt.transcoders.nonlinearities import Nonlinearity, all_candidates, make_nonlinearity, select_above
 from open_clt.transcoders.outputs import TranscoderErrors, TranscoderOutput
 from open_clt.transcoders.slices import ALONE, WHOLE, Part, Peers
@@ -43,9 +44,9 @@ class Transcoder(nn.Module, ABC):
     """The features that this transcoder holds, if it is a slice of a larger transcoder."""
     peers: Peers = ALONE
     """The processes that hold the other slices of the same transcoder; ``share_with`` sets them."""
-
     stored: StoredWeights | None
     """Encoders and decoders that stay in their files; None if they are in memory, as ``W_enc`` and ``W_dec``."""
+    _repr_html_ = html_repr
 
     def __init__(self, config: TranscoderConfig, *, stored: StoredWeights | None = None) -> None:
         super().__init__()

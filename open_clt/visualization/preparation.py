@@ -172,7 +172,7 @@ class CurvePanel(NamedTuple):
     @property
     def top(self) -> float:
         """Upper end of the vertical axis, which starts at 0."""
-        return 1.08 * max([*self.values, 1e-6])
+        return 1.08 * max([*self.values, 0.01 if self.is_share else 1e-6])
 
 
 class DensityCounts(NamedTuple):

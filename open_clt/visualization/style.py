@@ -19,6 +19,7 @@ from torch import Tensor
 
 from open_clt.errors import ConfigError
 from open_clt.files import check_file, writing
+from open_clt.visualization.notebook_cells import show_later
 
 Array: TypeAlias = npt.NDArray[Any] | Tensor
 """Type of the values that figures draw: NumPy arrays or tensors."""
@@ -33,6 +34,8 @@ DIVERGING = "RdBu"
 _SUFFIXES = (".png", ".svg", ".pdf")
 _SHOWN_DPI = 96
 """Number of pixels of a notebook per inch of a figure, as in CSS."""
+_SHARP_DPI = 144
+"""Number of pixels of a notebook's picture per inch: more than are shown, so that letters are sharp on any screen."""
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -63,15 +66,37 @@ _STYLE: dict[str, Any] = {
 
 @final
 class NotebookFigure(Figure):
-    """A figure that a notebook shows as a picture, whether or not pyplot is used."""
+    """A figure that a notebook shows as a picture, whether or not pyplot is used.
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        """The picture and its size in pixels; it has more pixels than are shown, so that letters are sharp."""
+    ``notebook_cells.show_later`` shows it below the cell that draws it, unless the cell returns or displays it.
+    """
+
+    is_shown = False
+    """Whether a notebook shows the picture, or it is part of what a notebook shows."""
+
+    def png(self, dpi: int = _SHARP_DPI) -> bytes:
+        """Return the picture as a PNG file; the figure then counts as shown."""
+        self.is_shown = True
         png = BytesIO()
         with mpl.rc_context(cast(Any, _STYLE)):
-            self.savefig(png, format="png", dpi=2 * _SHOWN_DPI)
+            self.savefig(png, format="png", dpi=dpi, pil_kwargs={"compress_level": 9})
+        return png.getvalue()
+
+    def shown_size(self) -> tuple[int, int]:
+        """Return the width and the height that a page shows, in its pixels."""
         width, height = self.get_size_inches()
-        return png.getvalue(), {"width": round(width * _SHOWN_DPI), "height": round(height * _SHOWN_DPI)}
+        return round(width * _SHOWN_DPI), round(height * _SHOWN_DPI)
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, bytes], dict[str, dict[str, int]]]:
+        """The picture and its size in pixels; it has more pixels than are shown, so that letters are sharp.
+
+        A notebook asks for this form first, also where pyplot has a form of its own for all figures.
+        """
+        width, height = self.shown_size()
+        return {"image/png": self.png()}, {"image/png": {"width": width, "height": height}}
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
 
 
 def numbers(values: Array) -> npt.NDArray[Any]:
@@ -126,8 +151,12 @@ def check_save_path(save_path: str | Path | None) -> None:
 
 
 def save(figure: Figure, save_path: str | Path | None) -> None:
-    """Write a figure in the format of the suffix, creating folders as needed; the same figure gives the same file."""
+    """Write a figure in the format of the suffix, creating folders as needed; the same figure gives the same file.
+
+    A figure without a path is shown below the notebook cell that draws it, if a notebook runs.
+    """
     if save_path is None:
+        show_later(figure)
         return
     path = Path(save_path)
     # A file without a date is the same at every run.

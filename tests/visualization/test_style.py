@@ -22,7 +22,7 @@ def test_a_notebook_shows_a_figure_as_a_picture_of_its_size() -> None:
     width, height = struct.unpack(">II", shown["image/png"][16:24])  # the header of a PNG file
     size = metadata["image/png"]
     assert (size["width"], size["height"]) == tuple(round(96 * inches) for inches in figure.get_size_inches())
-    assert (width, height) == pytest.approx((2 * size["width"], 2 * size["height"]), abs=2)
+    assert (width, height) == pytest.approx((1.5 * size["width"], 1.5 * size["height"]), abs=2)
     assert dict(mpl.rcParams) == settings
 
 

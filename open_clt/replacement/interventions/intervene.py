@@ -26,6 +26,7 @@ from torch import Tensor
 from open_clt.config import SamplingConfig, SamplingSettings
 from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import ConfigError
+from open_clt.html_repr import html_repr
 from open_clt.language.language_model import Advanced, KeyValues, LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.replacement.bounds import GrowingBounds, inference_mode
@@ -138,6 +139,7 @@ class InterventionRecord:
         return "\n".join(lines)
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 @checked_arguments

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from open_clt.config import LearningConfig
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationBatch
+from open_clt.html_repr import html_repr
 from open_clt.short_repr import short_repr
 from open_clt.training.data import refuse_other_settings
 from open_clt.training.parallel.shards import shard_features
@@ -85,6 +86,7 @@ class Curves(NamedTuple):
     """Learning rate at each entry's step, not a mean."""
 
     __repr__ = short_repr
+    _repr_html_ = html_repr
 
 
 @final
