@@ -40,7 +40,7 @@ def title_of(what: str, *, prompt: str = "", text: str = "", model: str = "", li
         f"“{_cut(readable(prompt, any_font=True), _LONGEST_PROMPT)}”" if prompt else readable(text, any_font=True)
     )
     on = f" {link} {shown_text}" if shown_text else ""
-    name = readable(model, any_font=True)
+    name = readable(Path(model).name if Path(model).is_absolute() else model, any_font=True)
     shown = name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
     return what + on + (f" ({shown})" if model else "")
 

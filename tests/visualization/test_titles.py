@@ -52,7 +52,7 @@ def title_text(figure: Figure) -> Text:
 def test_a_figure_of_a_model_states_the_prompt_or_the_length_of_the_texts_and_the_model(
     clt: OpenCrossLayerTranscoder,
 ) -> None:
-    model = clt.language_model.name
+    model = Path(clt.language_model.name).name
     heatmap = title(visualize_feature_heatmap(clt, PROMPT))
     assert PROMPT in heatmap
     assert model in heatmap
@@ -95,7 +95,8 @@ def test_long_prompts_and_names_are_cut_and_line_breaks_are_not_kept() -> None:
     stated = title_of("Graph", prompt="word\n" * 200, model="/a/long/path" * 20 + "/name")
     assert len(stated) < 160
     assert "\n" not in stated
-    assert stated.endswith("/name)")
+    assert stated.endswith("(name)")
+    assert title_of("Graph", model="org/model") == "Graph (org/model)"
 
 
 def test_labels_stand_beside_the_names_of_their_features_and_are_cut() -> None:
@@ -118,5 +119,7 @@ def test_a_picture_of_a_graph_states_its_prompt_and_model(clt: OpenCrossLayerTra
 
     graph = clt.create_attribution_graph(PROMPT)
     texts = [text.get_text() for text in visualize_attribution_graph(graph).findobj(Text)]
-    assert any(PROMPT in text and clt.language_model.name in text for text in (t.replace("\n", " ") for t in texts))
+    assert any(
+        PROMPT in text and Path(clt.language_model.name).name in text for text in (t.replace("\n", " ") for t in texts)
+    )
     assert not any(PROMPT in t.get_text() for t in visualize_attribution_graph(graph, title="").findobj(Text))
