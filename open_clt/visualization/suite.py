@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 
 from open_clt.config.arguments import Count, Seed, checked_arguments
 from open_clt.errors import TextError
@@ -26,6 +27,17 @@ from open_clt.visualization.figures import (
     visualize_feature_importance,
     visualize_layer_activity,
 )
+from open_clt.visualization.index_page import Entry, write_index
+from open_clt.visualization.interactive.features import (
+    interactive_cross_layer_correlations,
+    interactive_feature_density,
+    interactive_feature_embedding,
+    interactive_feature_heatmap,
+    interactive_feature_importance,
+    interactive_layer_activity,
+)
+from open_clt.visualization.interactive.saving import page_of_all
+from open_clt.visualization.page import write_page
 from open_clt.visualization.preparation import Labels, text_of, tokens_of_text
 from open_clt.visualization.style import check_save_path
 from open_clt.visualization.titles import title_of
@@ -37,7 +49,7 @@ _LONGEST_HEATMAP = 40
 
 
 class VisualizationSuite(NamedTuple):
-    """Paths of the pictures that ``run_visualization_suite`` wrote."""
+    """Paths of the pictures and pages that ``run_visualization_suite`` wrote."""
 
     feature_heatmap: Path
     """Heatmap of the most active features on the prompt."""
@@ -55,6 +67,10 @@ class VisualizationSuite(NamedTuple):
     """Bars of the most important features."""
     feature_density: Path
     """Histograms of how often features fire, by layer."""
+    interactive: Path
+    """One page with all these figures as interactive ones, which opens without a network."""
+    index: Path  # pyright: ignore[reportIncompatibleMethodOverride] (hides tuple.index, which has no use here)
+    """Page that shows the pictures and links to the interactive ones."""
 
     __repr__ = short_repr
 
@@ -62,6 +78,11 @@ class VisualizationSuite(NamedTuple):
     def paths(self) -> tuple[Path, ...]:
         """All paths."""
         return tuple(self)
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """Paths of the static figures."""
+        return tuple(path for path in self if path.suffix != ".html")
 
 
 @checked_arguments
@@ -80,7 +101,7 @@ def run_visualization_suite(
     suffix: Literal[".png", ".svg", ".pdf"] = ".png",
     labels: Labels | None = None,
 ) -> VisualizationSuite:
-    """Draw every figure of a transcoder from the activations of its features on ``texts``.
+    """Draw every figure of a transcoder from the activations of its features on ``texts``, and make a page of them.
 
     >>> run_visualization_suite(transcoder=clt, texts=texts, output_dir="visualizations")  # doctest: +SKIP
 
@@ -88,7 +109,8 @@ def run_visualization_suite(
     heatmaps show the beginning of ``prompt``, which defaults to the first text. All other figures use at most
     ``max_contexts`` contexts of 64 tokens; all texts are read first, so limit a stream with ``itertools.islice``.
     ``labels`` are labels of features, which stand beside their names. Titles state the model and the prompt or text.
-    Returns the paths of the pictures, which the directory's manifest lists.
+    The interactive figures are on one page, and ``index.html`` shows all pictures. Returns the paths of the files,
+    which the directory's manifest lists.
 
     Raises ConfigError if ``model`` or ``transcoder`` is missing, ``suffix`` is not supported, or a picture would
     replace a file of another program, and TextError if there are no texts or the texts hold too few tokens.
@@ -104,98 +126,136 @@ def run_visualization_suite(
     if not texts:
         raise TextError("texts is empty; give at least one text.")
     list_names(Path(output_dir), names)
-    drawing = _Drawing(source, paths, labels)
-    drawing.text(prompt or texts[0], top_n)
     features = FeaturesOnTexts(source, texts, max_contexts=max_contexts)
     logger.info("Drawing the figures of %d tokens into %s.", features.statistics.tokens, output_dir)
-    drawing.statistics(features, top_n)
-    drawing.correlations(features, n_correlated)
-    drawing.embeddings(features, n_embedded, seed)
+    chosen = _Chosen(source, features, labels)
+    shown = [
+        *chosen.on_text(prompt or texts[0], top_n),
+        *chosen.on_texts(top_n, n_correlated),
+        *chosen.embeddings(n_embedded, seed),
+    ]
+    _write(paths, shown, source.language_model.name)
     return paths
 
 
 def suite_paths(output_dir: str | Path, suffix: str = ".png") -> VisualizationSuite:
-    """The paths of the pictures that ``run_visualization_suite`` writes to a directory."""
-    return VisualizationSuite(*(Path(output_dir) / f"{name}{suffix}" for name in VisualizationSuite._fields))
+    """The paths of the pictures and pages that ``run_visualization_suite`` writes to a directory."""
+    suffixes = {"interactive": ".html", "index": ".html"}
+    names = (f"{name}{suffixes.get(name, suffix)}" for name in VisualizationSuite._fields)
+    return VisualizationSuite(*(Path(output_dir) / name for name in names))
 
 
-class _Drawing(NamedTuple):
-    """The model, the paths of its pictures, and the labels of its features."""
+class _Shown(NamedTuple):
+    """One figure: the functions that draw it, and what they draw."""
+
+    field: str
+    """Name of the picture's path in ``VisualizationSuite``."""
+    draw: Callable[..., Figure]
+    show: Callable[..., Any]
+    arrays: tuple[Any, ...]
+    settings: dict[str, Any]
+    """Settings of both functions, with the title."""
+    labels: dict[str, Any]
+    """Labels, for the functions that take them."""
+
+
+def _write(paths: VisualizationSuite, shown: Sequence[_Shown], model: str) -> None:
+    """Write all pictures, the page of interactive figures, and the index."""
+    entries: list[Entry] = []
+    interactive: list[Any] = []
+    for figure in shown:
+        path: Path = getattr(paths, figure.field)
+        figure.draw(*figure.arrays, **figure.settings, **figure.labels, save_path=path)
+        interactive.append(figure.show(*figure.arrays, **figure.settings, **figure.labels))
+        entries.append(Entry(path, figure.settings["title"]))
+    title = title_of("Figures of a transcoder", model=model)
+    write_page(paths.interactive, page_of_all(interactive, title))
+    link = Entry(paths.interactive, "The same figures as interactive ones, with facts under the mouse")
+    write_index(paths.index, title, [link, *entries])
+
+
+class _Chosen(NamedTuple):
+    """The model, the statistics of its features, and their labels: all that the figures are made from."""
 
     source: TranscodedModel
-    paths: VisualizationSuite
+    features: FeaturesOnTexts
     labels: Labels | None
 
-    def text(self, text: str, top_n: int) -> None:
-        """Draw the features and the layers on the beginning of a text."""
+    def on_text(self, text: str, top_n: int) -> list[_Shown]:
+        """The features and the layers on the beginning of a text."""
         model = self.source.language_model
         beginning = model.token_ids([text])[0][:_LONGEST_HEATMAP]
         tokens = torch.tensor([model.bos_token_id, *beginning])
         activations = feature_activations(model, self.source.transcoder, tokens)
-        shown = text_of(activations.tokens)
-        visualize_feature_heatmap(
-            activations,
-            labels=self.labels,
-            top_n=top_n,
-            title=title_of("Most active features", prompt=shown, model=model.name),
-            save_path=self.paths.feature_heatmap,
-        )
-        visualize_layer_activity(
-            layer_activity(activations, self.source.transcoder),
-            activations.tokens,
-            title=title_of("What each layer writes", prompt=shown, model=model.name),
-            save_path=self.paths.layer_activity,
-        )
+        shown, labels = text_of(activations.tokens), {"labels": self.labels}
+        heatmap = {"top_n": top_n, "title": title_of("Most active features", prompt=shown, model=model.name)}
+        layers = {"title": title_of("What each layer writes", prompt=shown, model=model.name)}
+        activity = layer_activity(activations, self.source.transcoder), activations.tokens
+        return [
+            _Shown(
+                "feature_heatmap",
+                visualize_feature_heatmap,
+                interactive_feature_heatmap,
+                (activations,),
+                heatmap,
+                labels,
+            ),
+            _Shown("layer_activity", visualize_layer_activity, interactive_layer_activity, activity, layers, {}),
+        ]
 
-    def statistics(self, features: FeaturesOnTexts, top_n: int) -> None:
-        """Draw the importance of features and how often they fire."""
-        visualize_feature_importance(
-            features.importance,
-            labels=self.labels,
-            top_n=top_n,
-            title=self._title("Most important features", features),
-            save_path=self.paths.feature_importance,
-        )
-        title = self._title("Density of features by layer", features)
-        visualize_feature_density(features.statistics.density, title=title, save_path=self.paths.feature_density)
+    def on_texts(self, top_n: int, n_correlated: int) -> list[_Shown]:
+        """The importance and density of features, and the correlations of layers and of features."""
+        labels = {"labels": self.labels}
+        importance = {"top_n": top_n, "title": self._title("Most important features")}
+        density = {"title": self._title("Density of features by layer")}
+        shown = [
+            _Shown(
+                "feature_importance",
+                visualize_feature_importance,
+                interactive_feature_importance,
+                (self.features.importance,),
+                importance,
+                labels,
+            ),
+            _Shown(
+                "feature_density",
+                visualize_feature_density,
+                interactive_feature_density,
+                (self.features.statistics.density,),
+                density,
+                {},
+            ),
+        ]
+        of_features = self.features.feature_correlations(n_correlated)
+        for field, correlations, what in (
+            ("layer_correlations", self.features.layer_correlations(), "Correlations of what layers write"),
+            ("feature_correlations", of_features, "Correlations of the most important features"),
+        ):
+            settings = {"layers": correlations.layers, "title": self._title(what)}
+            arrays = correlations.matrix, correlations.names
+            draw, show = visualize_cross_layer_correlations, interactive_cross_layer_correlations
+            shown.append(_Shown(field, draw, show, arrays, settings, labels))
+        return shown
 
-    def correlations(self, features: FeaturesOnTexts, n_correlated: int) -> None:
-        """Draw the correlations of layers and of features."""
-        of_features, most = features.feature_correlations(n_correlated), "Correlations of the most important features"
-        figures = (
-            (features.layer_correlations(), "Correlations of what layers write", self.paths.layer_correlations),
-            (of_features, most, self.paths.feature_correlations),
-        )
-        for correlations, what, path in figures:
-            visualize_cross_layer_correlations(
-                correlations.matrix,
-                correlations.names,
-                layers=correlations.layers,
-                labels=self.labels,
-                title=self._title(what, features),
-                save_path=path,
-            )
-
-    def embeddings(self, features: FeaturesOnTexts, n_embedded: int, seed: int) -> None:
-        """Draw the decoder directions of the most important features, by two methods."""
-        methods: dict[EmbeddingMethod, tuple[str, Path]] = {
-            "pca": ("PCA", self.paths.embedding_pca),
-            "tsne": ("t-SNE", self.paths.embedding_tsne),
-        }
-        chosen = features.embedding(n_embedded)
-        for method, (name, path) in methods.items():
+    def embeddings(self, n_embedded: int, seed: int) -> list[_Shown]:
+        """The decoder directions of the most important features, by two methods."""
+        methods: dict[EmbeddingMethod, str] = {"pca": "PCA", "tsne": "t-SNE"}
+        chosen = self.features.embedding(n_embedded)
+        shown: list[_Shown] = []
+        for method, name in methods.items():
             what = f"Decoder directions of the {len(chosen.layers)} most important features, {name},"
-            visualize_feature_embedding(
-                chosen.directions,
-                chosen.layers,
-                method=method,
-                seed=seed,
-                sizes=chosen.importance,
-                n_layers=chosen.n_layers,
-                title=self._title(what, features),
-                save_path=path,
-            )
+            settings = {
+                "method": method,
+                "seed": seed,
+                "sizes": chosen.importance,
+                "n_layers": chosen.n_layers,
+                "title": self._title(what),
+            }
+            arrays = chosen.directions, chosen.layers
+            draw, show = visualize_feature_embedding, interactive_feature_embedding
+            shown.append(_Shown(f"embedding_{method}", draw, show, arrays, settings, {}))
+        return shown
 
-    def _title(self, what: str, features: FeaturesOnTexts) -> str:
-        text = tokens_of_text(features.statistics.tokens)
+    def _title(self, what: str) -> str:
+        text = tokens_of_text(self.features.statistics.tokens)
         return title_of(what, text=text, model=self.source.language_model.name)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -89,6 +90,15 @@ def page_of(figure: go.Figure) -> str:
     body = figure.to_html(config=_CONFIG, include_plotlyjs=True, full_html=False, div_id=name)
     title = html.unescape((cast(Any, figure).layout.title.text or "").replace(BREAK, " "))
     return page(title, body, styles=[], scripts=[])
+
+
+def page_of_all(figures: Sequence[go.Figure], title: str) -> str:
+    """Return a whole page of HTML that shows several figures below each other, with plotly's program in it once."""
+    parts: list[str] = []
+    for number, figure in enumerate(figures):
+        name = f"figure-{number}-{hashlib.sha256(_json(figure)).hexdigest()[:12]}"
+        parts.append(figure.to_html(config=_CONFIG, include_plotlyjs=number == 0, full_html=False, div_id=name))
+    return page(title, "\n".join(parts), styles=[], scripts=[])
 
 
 def static_of(figure: go.Figure) -> str:
