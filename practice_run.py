@@ -12,10 +12,12 @@ The run saves its results in one folder: figures, ``metrics.json``, ``comparison
 
 from __future__ import annotations
 
+from open_clt.environment import check_environment
 from open_clt.interrupts import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals("practice_run")
+    check_environment("practice_run")
 
 import argparse
 import logging
@@ -37,7 +39,7 @@ from open_clt.data.contexts import pack_contexts
 from open_clt.data.texts import open_texts
 from open_clt.device import check_device
 from open_clt.embedded.corpus import generate_texts
-from open_clt.errors import HubUnreachableError
+from open_clt.errors import HubUnreachableError, TextError
 from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.features.collecting.collect import FeatureCollection, collect_features
 from open_clt.features.collecting.measured import feature_records
@@ -267,8 +269,9 @@ def measure_on_held_out(clt: OpenCrossLayerTranscoder, result: TrainingResult) -
 
 
 def held_out_contexts(result: TrainingResult) -> Tensor:
-    """Return the contexts that were held out from training."""
-    assert result.held_out is not None, "this script always holds out some contexts"
+    """Return the contexts that were held out from training; raise TextError if the texts are too short for one."""
+    if result.held_out is None:
+        raise TextError("The texts are too short to hold out a context, so nothing can be measured; give more text.")
     return result.held_out
 
 

@@ -10,7 +10,11 @@ from open_clt.interrupts import end_on_signals
 
 end_on_signals("open-clt")
 
-from open_clt.cli import main  # noqa: E402, because signals during this import are handled
+from open_clt.environment import check_environment  # noqa: E402, because signals during this import are handled
+
+check_environment("open-clt")
+
+from open_clt.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -5,7 +5,8 @@
     status 128 + N    signal N ended the program: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP (a closed
                       terminal), 141 after a closed output
 
-Of several processes that torchrun started on a machine, only the first one to end prints its line.
+Of several processes that torchrun or Lightning started on a machine, only the first one to end prints its line
+(``first_line.py``).
 
 ``run_program`` handles signals while a program runs. The first signal raises ``Stopped``, so that files and locks are
 released; the next one ends the process at once, and so does the first one during an import, where libraries discard
@@ -21,13 +22,14 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from open_clt.environment import refused_variable
 from open_clt.errors import OpenCLTError, one_line
 from open_clt.interrupts import NAMES
 from open_clt.memory import failed_request, is_failed_allocation
+from open_clt.first_line import is_first_to_speak, is_one_of_several, join_processes
 
 _WAYS_OUT = "use shorter texts, smaller batches or fewer features, or a machine with more memory"
 _SIGPIPE = 13
@@ -55,6 +57,7 @@ def run_program(name: str, program: Callable[[], int], *, ends_process: bool = F
     """
     if ends_process:
         _prepare_streams()
+        join_processes()
     handlers = _Handlers(name)
     with handlers.installed(keep=ends_process):
         try:
@@ -109,6 +112,12 @@ def _ended(name: str, error: BaseException, received: int | None) -> int | None:
         case OSError():
             subject = error.filename or "A file or the output"
             _say(name, f"{subject} cannot be read or written ({error.strerror or error}).")
+        case Exception() if (message := refused_variable(error)) is not None:
+            _say(name, message)
+        case Exception() if (
+            is_one_of_several() and not is_first_to_speak()
+        ):  # another process has ended, which stops this one
+            return 1
         case _:
             return None
     return 2
@@ -124,27 +133,9 @@ def _end(name: str, stopped: Stopped) -> int:
 def _say(name: str, message: str) -> None:
     """Print a line on stderr, if anything still reads it."""
     with suppress(OSError):
-        if _is_first_to_speak():
+        if is_first_to_speak():
             sys.stderr.write(f"{name}: {one_line(message)}\n")
             sys.stderr.flush()
-
-
-def _is_first_to_speak() -> bool:
-    """Whether no other process that torchrun started on this machine with this one has printed its line.
-
-    All processes meet the same mistake, or torchrun ends them because one of them has. Any of them may be the first
-    one, so the mark is a directory in torchrun's own temporary directory, which the processes share.
-    """
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # such as .../attempt_0/1/error.json, of process 1
-    if error_file is None:
-        return True
-    try:
-        (Path(error_file).parents[1] / "open-clt-has-printed").mkdir()
-    except FileExistsError:
-        return False
-    except (OSError, IndexError):
-        return True
-    return True
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -44,6 +44,15 @@ def test_without_a_network_the_run_uses_the_embedded_model(
     assert (tmp_path / "graph" / "graph.json").is_file()
 
 
+def test_texts_that_are_too_short_to_measure_on_are_a_message_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short.txt").write_text("hello")
+    arguments = ["--model", "embedded", "--num-features", "32", "--texts", str(tmp_path / "short.txt")]
+    assert practice_run.main([*arguments, "--output-dir", str(tmp_path / "results")]) == 2
+    assert "too short" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -96,6 +97,7 @@ def dataset_texts(
     if Path(name).is_dir():
         with _as_text_errors():
             check_card(Path(name))
+        _check_number_of_files(Path(name))
     described = f"The data set {name!r} (subset {subset!r}, split {split!r})"
     with _library_errors(f"{described} cannot be loaded", "Check its name, subset and split."):
         try:
@@ -108,6 +110,18 @@ def dataset_texts(
                 "check the name, or give the path of a text, .jsonl or .parquet file."
             ) from error
     return _without_bad_rows(_read_dataset(rows, column, name), name, bad_rows)
+
+
+def _check_number_of_files(directory: Path) -> None:
+    """Raise TextError if a directory holds too many files for a data set; the library would look at all of them."""
+    count = 0
+    for _, folders, names in os.walk(directory):
+        count += len(folders) + len(names)
+        if count > files.MOST_FILES:
+            raise TextError(
+                f"The directory {str(directory)!r} holds more than {files.MOST_FILES:,} files and folders, so it is "
+                "not read as a data set; give a file of texts, or the directory of one data set."
+            )
 
 
 def _read_dataset(rows: Iterable[Any], column: str, name: str) -> Iterator[str | TextError]:

@@ -33,6 +33,8 @@ LARGEST_HEADER = 2**24
 """Largest number of bytes of the header of a safetensors file; it bounds the number of tensors."""
 LARGEST_ROW_GROUP = 2**33
 """Largest number of bytes of a row group of a Parquet file, after it is unpacked."""
+MOST_FILES = 20_000
+"""Largest number of files and folders in the directory of a data set; a library looks at each of them many times."""
 
 _CHUNK = 2**20
 """Number of bytes that are read at once."""

@@ -6,6 +6,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 HUB_TIMEOUT = 3.0
 """Seconds within which the hub must answer, including the time to resolve its name."""
@@ -30,5 +31,5 @@ def _ask(address: str) -> bool:
     except urllib.error.URLError as error:
         # The server does answer; huggingface_hub may trust its certificate although urllib does not.
         return isinstance(error.reason, ssl.SSLCertVerificationError)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # HTTPException: such as a proxy whose port is not a number
         return False

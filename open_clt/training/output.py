@@ -24,6 +24,8 @@ METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
 """Folder for the files of Lightning's profilers."""
+STAGED_PROFILE = f".part-{PROFILE}"
+"""Temporary folder of these files; each process after the first adds its number to the name."""
 
 
 @final
@@ -154,6 +156,8 @@ def _remove_run(output: Path) -> None:
             remove_checkpoint(path)
     for name in sorted(files.listed_names(output), reverse=True):  # the files of a folder, and then the folder
         path = output / name
+        if name.startswith(STAGED_PROFILE):
+            continue  # the new run has made this folder again
         if not path.parent.resolve().is_relative_to(output.resolve()):
             continue  # a link leads to another directory, whose files belong to somebody else
         if path.is_dir() and not path.is_symlink():

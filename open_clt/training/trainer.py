@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -20,7 +22,7 @@ from open_clt.errors import ConfigError
 from open_clt.training.callbacks import Checkpoints, ProgressBar, StepLog
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
 from open_clt.training.metrics_file import MetricsFile
-from open_clt.training.output import CHECKPOINTS, METRICS, PROFILE
+from open_clt.training.output import CHECKPOINTS, METRICS, PROFILE, STAGED_PROFILE
 from open_clt.training.step.optimization import check_precision
 
 Settings: TypeAlias = dict[str, Any]
@@ -213,16 +215,22 @@ def _write_profile(trainer: Trainer, output: Path) -> None:
     """Make a profiler without a directory of its own write to the folder ``profile`` of the output directory.
 
     Lightning would append its summary to a file that may be the user's, and other files would replace the user's.
-    Raises ConfigError if another program has made such a folder.
+    Meanwhile the files are in a temporary folder, which the next run deletes if this one is killed: their names, which
+    hold the time, are not known before. Raises ConfigError if another program has made a folder ``profile``.
     """
+    staging = output / (STAGED_PROFILE if trainer.is_global_zero else f"{STAGED_PROFILE}-{trainer.global_rank}")
+    files.check_ours(output, [staging.name])
+    if staging.is_dir() and not staging.is_symlink():
+        shutil.rmtree(staging)
     profiler = cast(Any, trainer).profiler
     if isinstance(profiler, PassThroughProfiler) or profiler.dirpath is not None:
         return  # Lightning uses PassThroughProfiler when no profiler is set
     files.check_ours(output, [PROFILE])
-    files.list_names(output, [PROFILE])  # before the profiler writes, in case the run is killed meanwhile
-    folder, name = output / PROFILE, profiler.filename or "summary"
-    profiler.dirpath, profiler.filename = folder, None
-    former = {path.name for path in folder.glob("*")}
+    if trainer.is_global_zero:
+        staged = (f"{STAGED_PROFILE}-{rank}" for rank in range(1, trainer.world_size))
+        files.list_names(output, [PROFILE, STAGED_PROFILE, *staged])
+    name = profiler.filename or "summary"
+    profiler.dirpath, profiler.filename = staging, None
 
     def describe() -> None:
         pytorch_profiler = getattr(profiler, "profiler", None)
@@ -230,12 +238,31 @@ def _write_profile(trainer: Trainer, output: Path) -> None:
             profiler.profiler = None  # the run took no step, and PyTorch's profiler has nothing to be asked for
         if summary := profiler.summary():
             rank = f"-{trainer.global_rank}" if trainer.global_rank else ""
-            files.write_text(folder / f"{name}{rank}.txt", summary)
-        written = {path.name for path in folder.glob("*")} - former
-        if trainer.is_global_zero and written:
-            files.list_names(output, [PROFILE, *(f"{PROFILE}/{name}" for name in written)])
+            files.write_text(staging / f"{name}{rank}.txt", summary)
+        _keep_profile(staging, output, lists=trainer.is_global_zero)
 
     profiler.describe = describe
+
+
+def _keep_profile(staging: Path, output: Path, *, lists: bool) -> None:
+    """Move the files of a profiler from the temporary folder to the folder ``profile``; replace none of the user's."""
+    written = sorted(path for path in staging.glob("*") if path.is_file())
+    if not written:
+        return
+    ours, names = files.listed_names(output), dict[Path, str]()
+    for path in written:
+        candidates = (path.name, *(f"{path.stem}-{number}{path.suffix}" for number in range(2, 10**6)))
+        names[path] = next(
+            name
+            for name in (f"{PROFILE}/{candidate}" for candidate in candidates)
+            if name in ours or not os.path.lexists(output / name)
+        )
+    if lists:
+        files.list_names(output, names.values())
+    (output / PROFILE).mkdir(exist_ok=True)
+    for path, name in names.items():
+        path.replace(output / name)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def listed(value: Any, kind: type[Any] = object) -> list[Any]:

@@ -15,6 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from open_clt import files
 from open_clt.config import TextsConfig
 from open_clt.data.texts import dataset_texts, open_texts, read_texts
 from open_clt.errors import TextError
@@ -220,6 +221,18 @@ def test_a_damaged_file_of_a_local_data_set_is_refused(name: str, content: bytes
     (tmp_path / name).write_bytes(content)
     with refuses(TextError, tmp_path):
         list(dataset_texts(str(tmp_path)))
+
+
+def test_a_directory_of_too_many_files_is_not_read_as_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_FILES", 3)
+    for name in ("a.txt", "folder/b.txt"):
+        files.write_text(tmp_path / name, "The cat sat.")
+    assert list(open_texts(TextsConfig(source=str(tmp_path)))) == ["The cat sat."] * 2
+    files.write_text(tmp_path / "folder" / "c.txt", "A dog.")
+    with refuses(TextError, tmp_path):
+        open_texts(TextsConfig(source=str(tmp_path)))
 
 
 def test_a_data_set_without_a_name_is_refused() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.profilers import SimpleProfiler
 
 from open_clt import files
 from open_clt.config import CheckpointsConfig
@@ -203,3 +204,34 @@ def test_a_finished_run_is_resumed_with_a_profiler(tmp_path: Path) -> None:
     assert (tmp_path / "profile" / "summary.txt").is_file()
     after = run(tmp_path, own=own, resume="last")
     assert torch.equal(after.transcoder.W_enc, before.transcoder.W_enc)
+
+
+class Killed(BaseException):
+    """The process would be killed."""
+
+
+def test_files_of_a_profiler_do_not_outlive_a_run_that_is_killed_while_it_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(profiler: SimpleProfiler) -> None:
+        files.write_text(Path(str(profiler.dirpath)) / "fit-1763.json", "{}")
+        raise Killed
+
+    mine = files.write_text(tmp_path / "notes.txt", "mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(SimpleProfiler, "summary", killed)
+        with pytest.raises(Killed):
+            run(tmp_path, own=OwnParts(trainer={"profiler": "simple"}))
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith("fit-")]
+    run(tmp_path, overwrite=True)
+    assert not [path for path in tmp_path.rglob("*") if "profile" in path.name]
+    assert mine.read_text() == "mine"
+
+
+def test_a_profile_leaves_files_alone_that_the_user_added_to_its_folder(tmp_path: Path) -> None:
+    run(tmp_path)
+    files.list_names(tmp_path, ["profile"])
+    mine = files.write_text(tmp_path / "profile" / "summary.txt", "mine")
+    run(tmp_path, own=OwnParts(trainer={"profiler": "simple"}), overwrite=True)
+    assert mine.read_text() == "mine"
+    assert (tmp_path / "profile" / "summary-2.txt").is_file()

@@ -61,6 +61,7 @@ from open_clt.training.flags.settings import (
     named_class,
     older_names,
     read_settings,
+    refuse_ignored,
     user_class,
 )
 from open_clt.training.memory import keep_freed_memory
@@ -72,6 +73,8 @@ from open_clt.transcoders.make import OwnArchitecture
 
 _CONFIG = "config.yaml"
 _FROM_TRAINER = ("epochs", "max_steps", "seed")
+_OF_SOURCE = ("source", "column", "subset", "split", "streaming", "bad_rows")
+"""Settings of texts that are read from a file or a data set."""
 _NO_TIME = "00:00:00:00"
 """A ``trainer.max_time`` with which a resumed run takes no step: it only saves the transcoder of its checkpoint."""
 
@@ -301,6 +304,8 @@ class TrainingCLI(LightningCLI):
         name, dtype = data.pop("language_model", None), data.pop("dtype", "float32")
         origin = {"language_model": name, "texts": dict(texts), "activations": data.get("class_path")}
         own_store, own_texts = user_class(data, "data"), user_class(texts, "data.texts")
+        if own_texts is not None:
+            refuse_ignored(texts, _OF_SOURCE, "data.texts", "data.texts.class_path brings texts of its own")
         if own_store is not None:
             store = own_store()
             if not isinstance(store, ActivationStore):
@@ -308,6 +313,7 @@ class TrainingCLI(LightningCLI):
                     f"data.class_path is {origin['activations']!r}, which is not an ActivationStore; name a class that "
                     "has n_tokens and __iter__."
                 )
+            refuse_ignored(texts, texts, "data.texts", "data.class_path brings activations of its own")
             return OwnStore(store, origin)
         if not isinstance(name, str):
             raise ConfigError(f"data.language_model is {name!r}; it must be the name of a language model.")

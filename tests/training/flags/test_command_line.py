@@ -224,6 +224,9 @@ WRONG_ARGUMENTS = {
     group: [f"--{group}.class_path", OWN, f"--{group}.init_args.a", "1"] for group in ("transcoder", "training.loss")
 }
 
+OWN_TEXTS = ["--data.texts.class_path", "tests.training.own.texts"]
+OWN_ACTIVATIONS = ["--data.class_path", "tests.training.own.OwnStore", "--data.init_args.tokens", "320"]
+
 
 @pytest.mark.parametrize(
     ("flags", "error", "named"),
@@ -252,6 +255,8 @@ WRONG_ARGUMENTS = {
         (["--trainer.max_steps", "0"], ConfigError, ["trainer.max_steps", 0]),
         (["--trainer.max_epochs", "0"], ConfigError, ["trainer.max_epochs", 0]),
         (["--data.class_path", "builtins.int"], ConfigError, ["data.class_path", "'builtins.int'", "ActivationStore"]),
+        (OWN_TEXTS, ConfigError, ["data.texts.source", "data.texts.class_path"]),
+        (OWN_ACTIVATIONS, ConfigError, ["data.texts.held_out_contexts", "data.class_path"]),
         (["--training.loss.init_args.a", "1"], ConfigError, ["training.loss.init_args", "training.loss.class_path"]),
         (["--data.texts.column", "body"], TextError, ["'body'", "text", "other"]),
         (["--data.texts.source", "gone.jsonl"], TextError, ["gone.jsonl"]),

@@ -102,3 +102,19 @@ def losses(output: Path) -> list[float]:
 def report(output: Path) -> dict[str, float]:
     numbers = json.loads((output / "evaluation.json").read_text())
     return {name: value for name, value in numbers.items() if isinstance(value, float)}
+
+
+@pytest.mark.slow
+def test_a_mistake_that_two_processes_meet_in_training_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(100, seed=1)), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--training.learning_rate", "1e30"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "open_clt", "train", "--config", "run.yaml", "--output", "out", *two],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "loss" in ended.stderr

@@ -1,0 +1,99 @@
+"""Environment variables: a value that a library cannot read ends a program with one sentence.
+
+Libraries read environment variables while they are imported, where a wrong value is a traceback, or lines of C code
+that Python cannot catch. Programs call ``check_environment`` before they import a library, and ``refused_variable``
+explains the errors that remain.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import NoReturn
+
+from open_clt.errors import one_line, short_value
+
+_INTEGER = (re.compile(r"\s*[+-]?\d+\s*"), "an integer")
+_THREADS = (re.compile(r"\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)*"), "a number of threads, of at least 1")
+_LEGAL = {
+    "OMP_NUM_THREADS": _THREADS,
+    "OMP_THREAD_LIMIT": _THREADS,
+    "HF_HUB_DOWNLOAD_TIMEOUT": _INTEGER,
+    "HF_HUB_ETAG_TIMEOUT": _INTEGER,
+    "SOURCE_DATE_EPOCH": _INTEGER,
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"), _INTEGER),
+}
+"""Variables that libraries report badly: on several lines, on standard output, or not while they are imported."""
+_SHORTEST_NAME = 6
+"""Shorter names of variables are ordinary words in the message of a library."""
+
+
+def check_environment(program: str) -> None:
+    """End the process with one line and status 2 if an environment variable has a value that libraries refuse.
+
+    A program calls this function before it imports a library. Later errors of imports end it in the same way.
+    """
+    # matplotlib prints lines about a home directory that it cannot write to, although it works without one.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    for name, (legal, what) in _LEGAL.items():
+        value = os.environ.get(name)
+        if value is not None and not legal.fullmatch(value):
+            _end(program, f"The environment variable {name} is {short_value(value)}; it must be {what}, or not be set.")
+    former = sys.excepthook
+
+    def explain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if (message := refused_variable(error)) is None:
+            former(kind, error, traceback)
+        else:
+            _end(program, message)
+
+    sys.excepthook = explain
+
+
+def refused_variable(error: BaseException) -> str | None:
+    """A sentence on the environment variable because of which a module cannot be imported; None for other errors."""
+    if not (isinstance(error, ValueError | RuntimeError) and any(map(_is_of_import, _causes(error)))):
+        return None
+    message = str(error)
+    blames: tuple[Callable[[str, str], bool], ...] = (
+        lambda name, value: len(name) >= _SHORTEST_NAME and re.search(rf"\b{re.escape(name)}\b", message) is not None,
+        lambda name, value: value != "" and repr(value) in message,
+    )
+    for is_blamed in blames:
+        for name, value in os.environ.items():
+            if is_blamed(name, value):
+                return (
+                    f"The environment variable {name} is {short_value(value)}, which a library refuses; correct it or "
+                    f"unset it ({' '.join(message.split())})."
+                )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and the errors that it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _is_of_import(error: BaseException) -> bool:
+    """Whether an error was raised while a module of a library was imported."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        name = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "<module>" and name.split(".")[0] not in ("__main__", "open_clt"):
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _end(program: str, message: str) -> NoReturn:
+    """End the process with one line on stderr; a hook of Python for errors cannot set the status in another way."""
+    os.write(2, f"{program}: {one_line(message)}\n".encode(errors="backslashreplace"))
+    os._exit(2)

@@ -1,0 +1,79 @@
+"""Environment variables: a value that a library refuses is one line on stderr and status 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from open_clt.environment import refused_variable
+
+ROOT = Path(__file__).parent.parent
+OPEN_CLT = [sys.executable, "-m", "open_clt", "info", "embedded"]
+PRACTICE_RUN = [sys.executable, str(ROOT / "practice_run.py"), "--model", "embedded", "--texts", "missing.txt"]
+
+
+def ended(command: list[str], folder: Path, **variables: str) -> tuple[int, str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", [OPEN_CLT, PRACTICE_RUN], ids=["open-clt", "practice_run"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OMP_NUM_THREADS", "abc"),
+        ("OMP_NUM_THREADS", "0"),
+        ("HF_HUB_ETAG_TIMEOUT", "abc"),
+        ("SOURCE_DATE_EPOCH", "abc"),
+        ("LOCAL_RANK", "abc"),
+        ("TORCH_LOGS", "no-such-log"),
+    ],
+)
+def test_a_value_that_a_library_refuses_is_one_line(command: list[str], name: str, value: str, tmp_path: Path) -> None:
+    status, printed, error = ended(command, tmp_path, **{name: value})
+    assert (status, printed, error.count("\n")) == (2, "", 1)
+    assert name in error
+
+
+@pytest.mark.slow
+def test_a_value_that_matplotlib_refuses_is_one_line_when_a_command_draws(tmp_path: Path) -> None:
+    prompt = ["--prompt", "The capital of France is", "--no-faithfulness", "--figure", "a.png"]
+    command = [sys.executable, "-m", "open_clt", "attribute", *prompt]
+    status, printed, error = ended(command, tmp_path, MPLBACKEND="bogus")
+    assert (status, printed, error.count("\n")) == (2, "", 1)
+    assert "MPLBACKEND" in error
+    status, _, error = ended(command, tmp_path, MPLCONFIGDIR="/dev/null/here")
+    assert (status, error) == (0, "")
+
+
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> BaseException:
+    """The error of importing a library that holds this code."""
+    (tmp_path / "planted_library.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "planted_library", raising=False)
+    with pytest.raises((ValueError, AttributeError, KeyError)) as caught:
+        import_module("planted_library")
+    return caught.value
+
+
+def test_an_error_of_an_import_names_the_variable_by_its_value_or_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_TIMEOUT", "three")
+    by_value = imported(tmp_path, monkeypatch, "import os\nint(os.environ['PLANTED_TIMEOUT'])")
+    assert "PLANTED_TIMEOUT" in str(refused_variable(by_value))
+    by_name = imported(tmp_path, monkeypatch, "raise ValueError('PLANTED_TIMEOUT is not a number')")
+    assert "'three'" in str(refused_variable(by_name))
+
+
+def test_other_errors_are_not_blamed_on_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_TIMEOUT", "three")
+    for code in ("int('four')", "None.three", "{}['three']"):
+        assert refused_variable(imported(tmp_path, monkeypatch, code)) is None
+    assert refused_variable(ValueError("PLANTED_TIMEOUT is not a number")) is None, "it is not of an import"
