@@ -116,5 +116,7 @@ def test_a_mistake_that_two_processes_meet_in_training_is_one_line(tmp_path: Pat
         text=True,
         check=False,
     )
-    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
-    assert "loss" in ended.stderr
+    assert (ended.returncode, ended.stdout) == (2, "")
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("[")]  # PyTorch's log of a lost peer
+    assert len(lines) == 1, ended.stderr
+    assert "loss" in lines[0]
