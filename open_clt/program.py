@@ -27,9 +27,9 @@ from typing import Any, NoReturn
 
 from open_clt.environment import refused_variable
 from open_clt.errors import OpenCLTError, one_line
+from open_clt.first_line import is_first_to_speak, is_one_of_several, join_processes
 from open_clt.interrupts import NAMES
 from open_clt.memory import failed_request, is_failed_allocation
-from open_clt.first_line import is_first_to_speak, is_one_of_several, join_processes
 
 _WAYS_OUT = "use shorter texts, smaller batches or fewer features, or a machine with more memory"
 _SIGPIPE = 13
