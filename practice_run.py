@@ -12,12 +12,10 @@ The run saves its results in one folder: figures, ``metrics.json``, ``comparison
 
 from __future__ import annotations
 
-from open_clt.environment import check_environment
-from open_clt.interrupts import end_on_signals
+from open_clt.environment import begin_program
 
 if __name__ == "__main__":
-    end_on_signals("practice_run")
-    check_environment("practice_run")
+    begin_program("practice_run")
 
 import argparse
 import logging
@@ -193,8 +191,7 @@ def load_data(options: argparse.Namespace, model: LanguageModel) -> Data:
     """Read as many texts as training and held-out contexts need."""
     small = model.name == "embedded"
     length = min(64 if small else 128, model.context_length)
-    budget = options.max_tokens or (160_000 if small else 40_000)
-    contexts = max(1, budget // length)
+    contexts = max(1, (options.max_tokens or (160_000 if small else 40_000)) // length)
     source = options.texts or "sentences from the package's own generator"
     texts = enough_texts(texts_of(options), model, (contexts + MOST_HELD_OUT) * length)
     console.print(f"at most {contexts:,} contexts of {length} tokens, from {source}")

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from open_clt.errors import one_line, short_value
+from open_clt.interrupts import end_on_signals
 
 _INTEGER = (re.compile(r"\s*[+-]?\d+\s*"), "an integer")
 _THREADS = (re.compile(r"\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)*"), "a number of threads, of at least 1")
@@ -30,6 +31,12 @@ _LEGAL = {
 """Variables that libraries report badly: on several lines, on standard output, or not while they are imported."""
 _SHORTEST_NAME = 6
 """Shorter names of variables are ordinary words in the message of a library."""
+
+
+def begin_program(program: str) -> None:
+    """Handle signals and check the environment, before a program imports a library."""
+    end_on_signals(program)
+    check_environment(program)
 
 
 def check_environment(program: str) -> None:
