@@ -56,6 +56,7 @@ format: $(VENV)/.installed-dev
 gallery: $(VENV)/.installed
 	$(BIN)/python practice_run.py --model embedded --output-dir build/gallery
 	cp $(patsubst $(GALLERY)/%,build/gallery/%,$(wildcard $(GALLERY)/*.png)) $(GALLERY)/
+	$(BIN)/open-clt report --prompt "The capital of the state containing Dallas is" --output $(GALLERY)/two_hop_report.html
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python tools/run_notebooks.py

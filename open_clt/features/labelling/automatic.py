@@ -17,6 +17,7 @@ the rule holds anywhere in it.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -77,6 +78,18 @@ def arrow_text(record: FeatureRecord, count: int = 2) -> str:
     active_on = _readable((token for token, _ in peaks.most_common()), count)
     raises = _readable((effect.token for effect in record.top_tokens), count) if record.examples else ""
     return " → ".join(filter(None, (active_on, raises)))
+
+
+def in_brief(text: str) -> str:
+    """A label as graphs draw it, where there is little room: ``“is” ≤16 after “capital” → “Boise”``.
+
+    It leaves out the words that most automatic labels begin with, and the spaces that tokens begin with; other labels
+    stay as they are.
+    """
+    if not text.startswith("fires "):
+        return text
+    brief = text.removeprefix("fires ").removeprefix("on ").replace("; promotes ", " → ").replace("“ ", "“")
+    return re.sub(r"\bwithin (\d+) tokens after\b", r"≤\1 after", brief)
 
 
 def _label(text: str, confidence: float, score: float) -> FeatureLabel | None:

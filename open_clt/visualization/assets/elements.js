@@ -25,7 +25,7 @@ var OpenCLT = OpenCLT || {};
     return size >= 100 ? value.toFixed(0) : value.toFixed(size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
   };
   const signed = (value) => (value < 0 ? "\u2212" : "+") + digits(Math.abs(value));
-  const percent = (share) => (share > 0 && share < 0.001 ? "<0.1 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
+  const percent = (share) => (share > 0 && share < 0.001 ? "<0.1%" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`);
 
   Object.assign(OpenCLT, { html: make(null), svg: make("http://www.w3.org/2000/svg"), signed, digits, percent });
 })();

@@ -4,8 +4,9 @@
    OpenCLT.graph(host, data, options) draws into an empty element and returns a handle. The data are plain values, which
    open_clt/visualization/graph/page_data.py makes:
 
-     nodes    [{id, shape, kind, label, automatic, note, layer, position, token, activation, influence, feature}]
+     nodes    [{id, shape, kind, label, brief, automatic, note, layer, position, token, activation, influence, feature}]
                 shape: feature, error, other (bias, position, MLP output), group, token or output
+                brief: the label for places with little room, or null
                 layer, activation and feature ("L2/417") are null where a node has none
                 automatic: whether the label is an automatic one
      edges    [[source, target, weight]]: indices of nodes, and a signed weight

@@ -33,7 +33,7 @@
       const share = Math.abs(link.weight) / largest;
       const button = html("button", { type: "button", class: link.weight < 0 ? "oc-below" : null, title: link.node.label },
         html("kbd", {}, key),
-        html("span", { class: `oc-name${link.node.automatic ? " oc-automatic" : ""}` }, link.node.label),
+        html("span", { class: `oc-name${link.node.automatic ? " oc-automatic" : ""}` }, link.node.brief || link.node.label),
         html("span", { class: "oc-number" }, link.text || signed(link.weight)),
         html("span", { class: "oc-bar", style: `width:${(100 * share).toFixed(1)}%` }));
       button.addEventListener("click", () => graph.select(link.node.id));
@@ -103,19 +103,22 @@
     parts.push(...shares("Fires on", record.firesOn, percent));
     if (record.histogram) parts.push(...histogram(record.histogram, activation));
     const examples = record.examples || [];
-    const groups = [{ name: "Examples", examples }, ...(record.quantiles || [])].filter((group) => group.examples.length);
-    const largest = Math.max(...groups.flatMap((group) => group.examples.flatMap((each) => each.activations.map(Math.abs))), 1e-30);
-    groups.forEach((group, index) => {
-      const shown = group.examples.map((each) => example(each, largest));
-      const first = index ? [] : shown.slice(0, FIRST_EXAMPLES), more = index ? shown : shown.slice(FIRST_EXAMPLES);
-      if (!index) parts.push(html("h3", {}, group.name), ...first);
-      if (more.length) {
-        parts.push(html("details", {}, html("summary", {}, index ? group.name : `${more.length} more examples`), ...more));
-      }
-    });
+    const groups = (record.quantiles || []).filter((group) => group.examples.length);
+    const all = [...examples, ...groups.flatMap((group) => group.examples)];
+    const largest = Math.max(...all.flatMap((each) => each.activations.map(Math.abs)), 1e-30);
+    const shown = examples.map((each) => example(each, largest));
+    const fold = (name, ...content) => html("details", {}, html("summary", {}, name), ...content);
+    if (shown.length) parts.push(html("h3", {}, "Examples"), ...shown.slice(0, FIRST_EXAMPLES));
+    if (shown.length > FIRST_EXAMPLES) {
+      parts.push(fold(`${shown.length - FIRST_EXAMPLES} more examples`, ...shown.slice(FIRST_EXAMPLES)));
+    }
+    if (groups.length) {
+      const listed = groups.map((group) => [html("h3", {}, group.name), ...group.examples.map((each) => example(each, largest))]);
+      parts.push(fold("Examples from weaker and weaker contexts", ...listed.flat()));
+    }
     parts.push(...shares("Similar decoders", record.nearest, (value) => value.toFixed(2)));
     parts.push(...shares("Active on the same tokens", record.coactive, (value) => value.toFixed(2)));
-    if (!groups.length) parts.push(html("h3", {}, "Examples"), html("p", { class: "oc-none" }, nothing(record, advice)));
+    if (!all.length) parts.push(html("h3", {}, "Examples"), html("p", { class: "oc-none" }, nothing(record, advice)));
     return html("div", { class: "oc-detail" }, ...parts);
   }
 

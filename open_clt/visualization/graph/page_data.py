@@ -81,6 +81,7 @@ def _node(graph: AttributionGraph, picture: GraphPicture, index: int, automatic:
         "shape": picture.shapes[index],
         "kind": _KINDS[node.kind],
         "label": _name(graph, picture, index),
+        "brief": picture.labels[index] if feature in graph.labels else None,
         "automatic": feature is not None and feature in automatic,
         "note": picture.notes.get(index, ""),
         "layer": None if node.layer < 0 or is_output else node.layer,

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.influence import Edges
 from open_clt.graphs.nodes import NodeKind
@@ -160,7 +161,7 @@ def _label(graph: AttributionGraph, node_index: int) -> str:
     node = graph.node(node_index)
     match node.kind:
         case NodeKind.FEATURE:
-            return graph.labels.get(Feature(node.layer, node.index), str(node.index))
+            return in_brief(graph.labels.get(Feature(node.layer, node.index), str(node.index)))
         case NodeKind.LOGIT:
             return token_label(graph.info.target_names[node_index - graph.n_nodes])
         case NodeKind.TARGET:

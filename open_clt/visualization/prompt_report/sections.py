@@ -156,7 +156,7 @@ def _facts(rows: Iterable[tuple[str, Any]]) -> str:
 
 def _chip(likely: Likely) -> str:
     share = "&lt;1" if likely.probability < 0.005 else f"{100 * likely.probability:.0f}"
-    return f'<span class="r-chip"><bdi>{_token(likely.token)}</bdi> <small>{share} %</small></span> '
+    return f'<span class="r-chip"><bdi>{_token(likely.token)}</bdi> <small>{share}%</small></span> '
 
 
 def _token(text: str) -> str:

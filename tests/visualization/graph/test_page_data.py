@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from open_clt.attribution.attribute import attribute
+from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.feature import Feature
@@ -84,6 +85,18 @@ def test_labels_are_laid_out_where_they_are_legible(crowded: AttributionGraph) -
     assert [layout["labelled"] for layout in many["layouts"]] == [False]
     shown = set(few["layouts"][0]["texts"])
     assert {node["feature"].split("/")[1] for node in few["nodes"] if node["feature"]} <= shown
+
+
+def test_automatic_labels_are_drawn_in_brief_and_listed_in_full() -> None:
+    label = "fires on “ is” within 16 tokens after “ capital”; promotes “ Boise”"
+    data = graph_data(hand_graph().with_labels({Feature(0, 7): label}))
+    node = next(node for node in data["nodes"] if node["feature"] == "L0/7")
+    assert node["label"] == label
+    text = data["layouts"][0]["texts"][data["nodes"].index(node)]
+    assert node["brief"] == in_brief(label) == "“is” ≤16 after “capital” → “Boise”"
+    assert text.endswith("→ “Boise”")
+    assert in_brief("fires at dawn") == "at dawn"
+    assert in_brief("about fires on ships") == "about fires on ships"
 
 
 def test_what_is_missing_is_said(crowded: AttributionGraph) -> None:

@@ -161,7 +161,7 @@ def test_an_address_selects_a_node_and_lists_its_strongest_edges(report: Path, o
     panel = page[page.index('<aside id="panel"') :]
     names = [html.unescape(name) for name in re.findall(r'<span class="oc-name[^"]*">(.*?)</span>', panel)]
     signs = re.findall(r'<span class="oc-number">(.)', panel)
-    assert names[: len(fed_by)] == [node["label"] for node, _ in fed_by]
+    assert names[: len(fed_by)] == [node["brief"] or node["label"] for node, _ in fed_by]
     assert signs[: len(fed_by)] == ["+" if weight > 0 else "\u2212" for _, weight in fed_by]
     assert f"Feature {chosen['feature']}" in panel
     assert 'class="oc-example"' in panel
