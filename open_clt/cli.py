@@ -4,6 +4,7 @@
     open-clt generate --model M --transcoder T --prompt P     continue a prompt with the original and the replacement
     open-clt attribute --model M --transcoder T --prompt P    compute, check, save and draw attribution graphs
     open-clt report --prompt P --output report.html           show predictions, graph and features in one HTML file
+    open-clt features --transcoder T --text FILE              measure every feature of a transcoder on a text
     open-clt intervene --prompt P --ablate 2:5:417            change features and compare the predictions
     open-clt train --config FILE --output T                   train a transcoder; every setting is also a flag
     open-clt evaluate --transcoder T --text FILE              measure a transcoder on held-out text
@@ -49,6 +50,7 @@ def _commands() -> Sequence[Any]:
         convert,
         embedded,
         evaluate,
+        features,
         generate,
         info,
         intervene,
@@ -57,7 +59,7 @@ def _commands() -> Sequence[Any]:
         train,
     )
 
-    return embedded, generate, attribute, report, intervene, train, evaluate, compare, convert, info, push
+    return embedded, generate, attribute, report, features, intervene, train, evaluate, compare, convert, info, push
 
 
 @contextmanager

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from open_clt.commands.options import integer, seed
+from open_clt.commands.options import AddOption, integer, seed
 from open_clt.config import ReportConfig, TextsConfig
 from open_clt.errors import ConfigError
 from open_clt.short_repr import short_repr
@@ -26,6 +25,7 @@ _TEXT = (
     "sentences, for the embedded model only)."
 )
 _CONTEXT_TOKENS, _SENTENCE_TOKENS, _FEWEST_TOKENS = 128, 40, 4
+_SENTENCES = 20_000
 
 
 class HeldOut(NamedTuple):
@@ -54,6 +54,12 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the text and its length."""
     parser.set_defaults(measuring=False)
     option = partial(parser.add_argument, action=_Measuring)
+    add_source_options(option, max_tokens=16_384)
+    option("--seed", type=seed, default=0, help="Seed that selects the contexts of a longer text (default: 0).")
+
+
+def add_source_options(option: AddOption, *, max_tokens: int) -> None:
+    """Add the options that name a text, and say how much of it is read in contexts of which length."""
     option("--text", default=None, help=_TEXT)
     option(
         "--column",
@@ -64,8 +70,8 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--max-tokens",
         type=integer(least=_FEWEST_TOKENS),
-        default=16_384,
-        help="Largest number of tokens to measure on (default: 16384).",
+        default=max_tokens,
+        help=f"Largest number of tokens to measure on (default: {max_tokens}).",
     )
     option(
         "--context-length",
@@ -73,7 +79,6 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="Number of tokens in a context (default: 128, or 40 for generated sentences).",
     )
-    option("--seed", type=seed, default=0, help="Seed that selects the contexts of a longer text (default: 0).")
 
 
 def add_held_out_options(parser: argparse.ArgumentParser) -> None:
@@ -122,13 +127,10 @@ def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor
 
     from open_clt.data.contexts import pack_contexts
 
-    # The embedded model was trained on short contexts that begin where a document begins.
-    length = arguments.context_length or (_SENTENCE_TOKENS if arguments.text is None else _CONTEXT_TOKENS)
-    length = min(length, model.context_length)
+    length = min(context_length(arguments), model.context_length)
     count = max(1, arguments.max_tokens // length)
-    contexts = pack_contexts(
-        _texts(arguments, model), model, length, from_start=arguments.text is None, max_contexts=4 * count
-    )
+    texts = texts_of(arguments, model, sentences=_SENTENCES)
+    contexts = pack_contexts(texts, model, length, from_start=arguments.text is None, max_contexts=4 * count)
     order = torch.randperm(contexts.shape[0], generator=torch.Generator().manual_seed(arguments.seed))
     return contexts[order[:count].sort().values]
 
@@ -147,7 +149,14 @@ def make_report(arguments: argparse.Namespace, replacement: ReplacementModel, he
     )
 
 
-def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Iterable[str]:
+def context_length(arguments: argparse.Namespace) -> int:
+    """The number of tokens in a context that the options ask for."""
+    # The embedded model was trained on short contexts that begin where a document begins.
+    return arguments.context_length or (_SENTENCE_TOKENS if arguments.text is None else _CONTEXT_TOKENS)
+
+
+def texts_of(arguments: argparse.Namespace, model: LanguageModel, *, sentences: int) -> Iterable[str]:
+    """The texts that the options name; for the embedded model without a text, at most ``sentences`` documents."""
     from open_clt.data.texts import open_texts
     from open_clt.embedded.corpus import generate_texts
 
@@ -159,5 +168,5 @@ def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Iterable[str]
             raise ConfigError(
                 f"The model {model.name!r} needs a text to measure on; give a file or a data set with --text."
             )
-        return islice(generate_texts(20_000, seed=arguments.seed + 1), 20_000)
+        return generate_texts(sentences, seed=arguments.seed + 1)
     return open_texts(TextsConfig(source=arguments.text, **place))

@@ -151,6 +151,14 @@ def _not_layers(folder: Path) -> CheckpointError:
     )
 
 
+def check_feature_files(directory: str | Path) -> None:
+    """Raise ConfigError if ``write_feature_files`` would replace a file of another program."""
+    folder = Path(directory) / FOLDER
+    files.check_directory(folder)
+    present = [path.name for path in folder.glob("layer_*.bin")] if folder.is_dir() else []
+    files.check_results(folder, [*present, TABLE, ABOUT, INDEX])
+
+
 def write_feature_files(
     records: Iterable[FeatureRecord],
     directory: str | Path,

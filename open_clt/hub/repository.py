@@ -94,7 +94,7 @@ class Repository:
         """
         from huggingface_hub import constants
 
-        index = _cache() / name.repo.replace("/", "--") / f"{name.revision.replace('/', '--')}.json"
+        index = cache_directory() / name.repo.replace("/", "--") / f"{name.revision.replace('/', '--')}.json"
         if constants.HF_HUB_OFFLINE:
             reason = "the environment variable HF_HUB_OFFLINE forbids asking the hub"
         elif not answers(f"{constants.ENDPOINT}/api/models/{name.repo}"):
@@ -130,7 +130,7 @@ class Repository:
 
     def part(self, name: str) -> PartialFile:
         """A file of which only the needed parts are fetched."""
-        folder = _cache() / self.name.repo.replace("/", "--") / self.commit
+        folder = cache_directory() / self.name.repo.replace("/", "--") / self.commit
         full_name = self._full_name(name)
         return PartialFile(folder / full_name, self.sizes[name], partial(self._fetch, full_name))
 
@@ -156,7 +156,8 @@ class Repository:
     __repr__ = short_repr
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
+    """The directory of everything that OpenCLT keeps to use it again."""
     return Path(os.environ.get("OPEN_CLT_CACHE") or Path.home() / ".cache" / "open-clt")
 
 

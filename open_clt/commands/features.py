@@ -1,0 +1,115 @@
+"""The command ``open-clt features``: measure every feature of a transcoder on a text, and write feature files.
+
+Several processes can share the text:
+
+    torchrun --nproc-per-node 2 -m open_clt features --model gpt2 --transcoder DIRECTORY --text FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from open_clt.commands.held_out import add_source_options, context_length, texts_of
+from open_clt.commands.options import AddParser, add_command, add_model_options, integer, load, seed
+from open_clt.config import FeatureRecordsConfig
+
+if TYPE_CHECKING:
+    from open_clt.features.about import AboutRecords
+    from open_clt.features.collecting.collect import FeatureCollection
+    from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+    from open_clt.processes import Processes
+
+_OUTPUT = (
+    "Directory in whose folder `features` the files are written (default: the directory of the transcoder, or a "
+    "directory of the cache for a transcoder of the hub and for the one that ships with the package)."
+)
+
+
+def add_to(add_parser: AddParser) -> None:
+    """Add the command and its options."""
+    parser = add_command(add_parser, "features", "Measure every feature of a transcoder on a text.")
+    add_model_options(parser)
+    option = parser.add_argument
+    add_source_options(option, max_tokens=500_000)
+    option("--seed", type=seed, default=0, help="Seed of generated sentences (default: 0).")
+    option("--output", type=Path, metavar="DIR", help=_OUTPUT)
+    settings = FeatureRecordsConfig
+    for flag, name, text in (
+        ("--top-examples", "top_examples", "Number of contexts with the largest activations that a record shows"),
+        ("--group-examples", "examples_per_group", "Number of examples from each tenth of a feature's contexts"),
+        ("--window", "window", "Number of tokens in an example"),
+    ):
+        default = getattr(settings, name)
+        option(flag, dest=name, type=integer(least=1), default=default, help=f"{text} (default: {default}).")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the output directory, measure, and write the files."""
+    from open_clt.features.feature_files import check_feature_files
+    from open_clt.features.places import place_for_records
+    from open_clt.processes import joined_processes
+
+    if arguments.output is not None:
+        check_feature_files(arguments.output)
+    with joined_processes() as processes:
+        clt = load(arguments)
+        output = arguments.output or place_for_records(arguments.transcoder, clt.transcoder)
+        check_feature_files(output)
+        _measure(arguments, clt, output, processes)
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, output: Path, processes: Processes) -> None:
+    """Measure all features; the first process writes the files and says where they are."""
+    from open_clt.features.collecting.collect import collect_features
+    from open_clt.features.collecting.measured import feature_records
+    from open_clt.features.feature_files import write_feature_files
+
+    config = FeatureRecordsConfig(
+        context_length=context_length(arguments),
+        from_start=arguments.text is None,
+        max_tokens=arguments.max_tokens,
+        top_examples=arguments.top_examples,
+        examples_per_group=arguments.examples_per_group,
+        window=arguments.window,
+    )
+    model, transcoder = clt.language_model, clt.transcoder
+    texts = texts_of(arguments, model, sentences=1000 + arguments.max_tokens // 10)
+    collection = collect_features(model, transcoder, texts, config, processes=processes)
+    if not processes.is_first:
+        return
+    about = _about(arguments, clt, collection)
+    folder = write_feature_files(
+        feature_records(model, transcoder, collection),
+        output,
+        n_layers=collection.n_layers,
+        n_features=collection.n_features,
+        about=about,
+        name=about.transcoder,
+    )
+    alive = int((collection.counts > 0).sum())
+    print(f"{alive} of {len(collection.counts)} features are active on {collection.n_tokens:,} tokens")
+    print(f"written: {folder}")
+
+
+def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collection: FeatureCollection) -> AboutRecords:
+    """How the records are measured."""
+    from open_clt.features.about import AboutRecords
+    from open_clt.transcoders.fingerprint import fingerprint
+
+    return AboutRecords(
+        model=clt.language_model.name,
+        transcoder=arguments.transcoder or arguments.model,
+        transcoder_hash=fingerprint(clt.transcoder),
+        text=arguments.text or f"generated sentences, seed {arguments.seed}",
+        tokens=collection.n_tokens,
+        contexts=collection.n_contexts,
+        context_length=collection.context_length,
+        from_start=collection.config.from_start,
+        bos=clt.language_model.token_strings([clt.language_model.bos_token_id])[0],
+        encodes_first_position=collection.first_position == 0,
+        window=collection.top.window,
+    )

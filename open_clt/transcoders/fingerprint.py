@@ -1,0 +1,33 @@
+"""The fingerprint of a transcoder: whether two sources hold the same one, without reading all weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+
+from open_clt.config.json import to_dict
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.transcoder import Transcoder, encoder_rows
+
+_FEATURES = 32
+
+
+@torch.no_grad()
+def fingerprint(transcoder: Transcoder) -> str:
+    """Hash of a transcoder's config, and of the weights of 32 features of each layer, as 16 hexadecimal digits.
+
+    Two transcoders that differ in other features only have the same fingerprint; two training runs never give such.
+    """
+    config = transcoder.config
+    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode())
+    step = max(1, config.n_features // _FEATURES)
+    chosen = torch.arange(0, config.n_features, step, device=transcoder.device)[:_FEATURES]
+    for layer in range(config.n_layers):
+        weights = [encoder_rows(transcoder, layer, chosen)]
+        if isinstance(transcoder, CrossLayerTranscoder):
+            weights.append(transcoder.decoders(layer, chosen))
+        for tensor in weights:
+            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
