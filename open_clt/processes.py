@@ -38,6 +38,14 @@ class Processes:
         """Whether this process does the part of the work with this number."""
         return number % self.count == self.rank
 
+    def add_up(self, *tensors: Tensor) -> None:
+        """Replace the numbers of each tensor by their sums over all processes, in all processes."""
+        if self.count > 1:
+            from torch import distributed
+
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
     def gather(self, tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """In the first process, yield the tensors of each other process; in the others, send them.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from open_clt.evaluation.report import Report
     from open_clt.language.language_model import LanguageModel
+    from open_clt.processes import Processes
     from open_clt.replacement.model import ReplacementModel
 
 _TEXT = (
@@ -135,9 +136,16 @@ def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor
     return contexts[order[:count].sort().values]
 
 
-def make_report(arguments: argparse.Namespace, replacement: ReplacementModel, held_out: HeldOut, name: str) -> Report:
+def make_report(
+    arguments: argparse.Namespace,
+    replacement: ReplacementModel,
+    held_out: HeldOut,
+    name: str,
+    processes: Processes | None = None,
+) -> Report:
     """Measure one transcoder and return its report."""
     from open_clt.evaluation.report import report
+    from open_clt.processes import ALONE
 
     return report(
         replacement,
@@ -146,6 +154,7 @@ def make_report(arguments: argparse.Namespace, replacement: ReplacementModel, he
         text=held_out.text,
         prompts=held_out.prompts,
         max_feature_nodes=arguments.max_feature_nodes,
+        processes=processes or ALONE,
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from open_clt.html_repr import html_repr
 from open_clt.language.language_model import Captured
+from open_clt.processes import ALONE, Processes
 from open_clt.replacement.comparison import (
     LogitAccumulator,
     LogitComparison,
@@ -101,13 +102,15 @@ def measure(
     *,
     alone: bool = False,
     batch_size: int = 8,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Measure a replacement model and its transcoder on contexts of tokens, each of which begins with BOS.
 
     With ``alone``, predictions with one MLP replaced at a time are measured too, which takes one more run per layer.
+    Several processes, all of which are given all contexts, share the work, and each returns the whole evaluation.
     Raises TextError if contexts are too short to predict a token.
     """
-    return measure_each([replacement], contexts, alone=alone, batch_size=batch_size)[0]
+    return measure_each([replacement], contexts, alone=alone, batch_size=batch_size, processes=processes)[0]
 
 
 @torch.no_grad()
@@ -117,6 +120,7 @@ def measure_each(
     *,
     alone: bool = False,
     batch_size: int = 8,
+    processes: Processes = ALONE,
 ) -> list[Evaluation]:
     """Measure several replacement models of one language model, which runs only once per context for all of them.
 
@@ -124,12 +128,13 @@ def measure_each(
     """
     model, config = replacements[0].model, replacements[0].transcoder.config
     measurements = [_Measurement(replacement, alone=alone) for replacement in replacements]
-    batches = [batch.to(model.device) for batch in contexts.split(batch_size)]
+    numbered = enumerate(contexts.split(batch_size))
+    batches = [batch.to(model.device) for number, batch in numbered if processes.work_on(number)]
     for tokens in batches:
         original = model.capture(tokens, config.input_hook, config.target_hook)
         for measurement in measurements:
             measurement.update(original, tokens)
-    return [measurement.result(batches) for measurement in measurements]
+    return [measurement.result(batches, processes) for measurement in measurements]
 
 
 @final
@@ -156,13 +161,15 @@ class _Measurement:
             for states, accumulator in zip(after, self._accumulators, strict=True):
                 accumulator.update(logits, unembedding.logits(states[rows]), next_tokens[rows])
 
-    def result(self, batches: list[Tensor]) -> Evaluation:
+    def result(self, batches: list[Tensor], processes: Processes) -> Evaluation:
         """The evaluation; runs the ablated model on all contexts, because the mean MLP outputs are now known."""
+        for accumulator in (self._metrics, *self._accumulators):
+            accumulator.add_up(processes)
         all_layers, *single_layers = (accumulator.result() for accumulator in self._accumulators)
         return Evaluation(
             reconstruction=self._metrics.result(),
             logits=all_layers,
-            cross_entropy_ablated=_ablated(self._replacement, batches, self._metrics.target_means()),
+            cross_entropy_ablated=_ablated(self._replacement, batches, self._metrics.target_means(), processes),
             alone=tuple(single_layers),
         )
 
@@ -173,14 +180,20 @@ def _single_layer_models(replacement: ReplacementModel) -> list[ReplacementModel
     return [ReplacementModel(model, transcoder, layers=[layer]) for layer in range(model.n_layers)]
 
 
-def _ablated(replacement: ReplacementModel, batches: list[Tensor], means: Float[Tensor, "layer d_model"]) -> float:
+def _ablated(
+    replacement: ReplacementModel,
+    batches: list[Tensor],
+    means: Float[Tensor, "layer d_model"],
+    processes: Processes,
+) -> float:
     """Cross-entropy when every MLP output is set to its mean."""
     model, first = replacement.model, replacement.transcoder.first_position
-    total, predictions = 0.0, 0
+    totals = torch.zeros(2, dtype=torch.float64)  # the sum of cross-entropies, and the number of predictions
     with replacement.ablating(means):
         for tokens in batches:
             states, next_tokens = predicting(model.states(tokens), first), predicted_tokens(tokens, first)
             for rows in model.unembedding.slices(len(next_tokens)):
-                total += float(cross_entropies(model.unembedding.logits(states[rows]), next_tokens[rows]).sum())
-            predictions += len(next_tokens)
-    return total / predictions
+                totals[0] += float(cross_entropies(model.unembedding.logits(states[rows]), next_tokens[rows]).sum())
+            totals[1] += len(next_tokens)
+    processes.add_up(totals)
+    return float(totals[0] / totals[1])

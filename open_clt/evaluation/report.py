@@ -29,6 +29,7 @@ from open_clt.evaluation.evaluate import Evaluation, measure
 from open_clt.evaluation.measured_on import MeasuredOn, check_same_contexts, measured_on
 from open_clt.html_repr import html_repr
 from open_clt.language.language_model import LanguageModel
+from open_clt.processes import ALONE, Processes
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.transcoder import Transcoder
@@ -143,11 +144,13 @@ def report(
     prompts: Sequence[str] = (),
     max_feature_nodes: int | None = 1024,
     batch_size: int = 8,
+    processes: Processes = ALONE,
 ) -> Report:
     """Measure a transcoder on contexts of tokens, each of which begins with BOS, and on the graphs of some prompts.
 
     ``text`` describes where the contexts come from. Each graph attributes at most ``max_feature_nodes`` features. The
-    report of a transcoder that attribution cannot use has no graphs.
+    report of a transcoder that attribution cannot use has no graphs. Several processes share the contexts, and only the
+    first one computes the graphs.
     """
     transcoder = replacement.transcoder
     return Report(
@@ -156,9 +159,9 @@ def report(
         settings=to_dict(transcoder.config),
         parameters=transcoder.n_parameters,
         measured_on=measured_on(contexts, text),
-        evaluation=measure(replacement, contexts, alone=True, batch_size=batch_size),
+        evaluation=measure(replacement, contexts, alone=True, batch_size=batch_size, processes=processes),
         decoder_norms=_norm_quantiles(transcoder.decoder_norms()),
-        graphs=tuple(_graphs(replacement.model, transcoder, prompts, max_feature_nodes)),
+        graphs=tuple(_graphs(replacement.model, transcoder, prompts if processes.is_first else (), max_feature_nodes)),
     )
 
 

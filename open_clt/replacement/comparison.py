@@ -17,6 +17,7 @@ from torch.nn import functional
 from open_clt.errors import TextError
 from open_clt.finite import check_finite
 from open_clt.html_repr import html_repr
+from open_clt.processes import Processes
 from open_clt.replacement.generation import Generation
 from open_clt.short_repr import short_repr
 
@@ -106,7 +107,7 @@ class LogitAccumulator:
     """Sums over predictions; ``result`` is the comparison of all predictions so far."""
 
     def __init__(self) -> None:
-        self._n_predictions = 0
+        self._n_predictions = torch.zeros(1, dtype=torch.long)
         self._sums = torch.zeros(len(LogitComparison._fields), dtype=torch.float64)
 
     @torch.no_grad()
@@ -121,6 +122,10 @@ class LogitAccumulator:
         columns = (*losses, kl_divergences(original, replacement), agreements(original, replacement))
         self._n_predictions += len(next_tokens)
         self._sums += torch.stack([column.float() for column in columns]).cpu().double().sum(1)
+
+    def add_up(self, processes: Processes) -> None:
+        """Add the predictions of all processes that share a text."""
+        processes.add_up(self._n_predictions, self._sums)
 
     def result(self) -> LogitComparison:
         """Return the means over all predictions so far."""

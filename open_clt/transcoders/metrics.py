@@ -15,6 +15,7 @@ from torch import Tensor
 
 from open_clt.finite import check_finite
 from open_clt.html_repr import html_repr
+from open_clt.processes import Processes
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.sparse.codes import active_counts
 from open_clt.transcoders.transcoder import Transcoder
@@ -118,7 +119,7 @@ class MetricsAccumulator:
     def __init__(self, transcoder: Transcoder) -> None:
         config = transcoder.config
         self._transcoder = transcoder
-        self.tokens = 0
+        self._tokens = torch.zeros(1, dtype=torch.long)
         self._error = torch.zeros(config.n_layers, dtype=torch.float64)
         self._squares = torch.zeros(config.n_layers, dtype=torch.float64)
         self._sum = torch.zeros(config.n_layers, config.d_model, dtype=torch.float64)
@@ -134,12 +135,21 @@ class MetricsAccumulator:
         features, reconstruction = transcoder.eval()(inputs.to(transcoder.device, transcoder.dtype))
         transcoder.train(was_training)
         targets = targets.to("cpu", torch.float64)
-        self.tokens += targets.shape[0]
+        self._tokens += targets.shape[0]
         self._error += (reconstruction.to("cpu", torch.float64) - targets).square().sum((0, 2))
         self._squares += targets.square().sum((0, 2))
         self._sum += targets.sum(0)
         for layer, active in enumerate(features):
             self._active[layer] += active_counts(active).cpu()
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens added so far."""
+        return int(self._tokens)
+
+    def add_up(self, processes: Processes) -> None:
+        """Add the tokens of all processes that share a text."""
+        processes.add_up(self._tokens, self._error, self._squares, self._sum, self._active)
 
     def target_means(self) -> Float[Tensor, "layer d_model"]:
         """Mean of each layer's targets over the tokens added so far."""

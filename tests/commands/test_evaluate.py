@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from open_clt.cli import main
 from open_clt.evaluation.report_file import load_report, save_reconstruction
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.formats.native import save_transcoder
+from tests.commands.in_processes import run_in_processes
 from tests.commands.mistakes import assert_mistake
 from tests.random_transcoders import architecture, random_architecture, random_transcoder
 from tests.tiny_models import TEXTS
@@ -237,3 +239,23 @@ def test_every_model_but_the_embedded_one_needs_a_text(
 @pytest.mark.parametrize("option", ["--column", "--split"])
 def test_a_place_in_a_text_needs_a_text(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert_mistake(capsys, ["evaluate", option, "story"], option, "story", "--text")
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(tiny: Path, tiny_gpt2_folder: Path) -> None:
+    (tiny / "text.txt").write_text("\n".join(TEXTS * 20))
+    command = ["evaluate", "--transcoder", str(tiny / "clt"), *options(tiny, tiny_gpt2_folder), "--max-tokens", "500"]
+    printed: list[str] = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]):
+        output = ["--output", str(tiny / f"out{len(printed)}")]
+        printed.append(run_in_processes([*launcher, "-m", "open_clt", *command, *output]))
+    single, shared = (load_report(tiny / f"out{number}") for number in range(2))
+    assert shared.graphs == single.graphs
+    assert [text.count("written:") for text in printed] == [1, 1]
+    flat = [flatten(report.evaluation.as_dict()) for report in (single, shared)]
+    assert flat[1] == pytest.approx(flat[0], rel=1e-9)
+
+
+def flatten(values: dict[str, Any]) -> list[float]:
+    columns = [value if isinstance(value, list) else [value] for value in values.values()]
+    return [float(number) for column in columns for number in column if number is not None]

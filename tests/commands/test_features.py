@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +14,12 @@ from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.fingerprint import fingerprint
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
+from tests.commands.in_processes import run_in_processes
 from tests.commands.mistakes import assert_mistake
 from tests.random_transcoders import random_transcoder
 from tests.tiny_models import TEXTS
+
+TWO = ["--nproc-per-node", "2", "--standalone"]
 
 
 @pytest.fixture
@@ -107,23 +107,10 @@ def test_two_processes_write_what_one_writes(folder: Path, tiny_gpt2_folder: Pat
     single, shared = folder / "single", folder / "shared"
     # A batch has 4,096 tokens at most, and every process gets several batches.
     (folder / "text.txt").write_text("\n".join(TEXTS * 1500))
-    run = [sys.executable, "-m", "open_clt"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "open_clt",
-    ]
-    for launcher, output in ((run, single), ([sys.executable, *launch], shared)):
+    for launcher, output in (([], single), (["-m", "torch.distributed.run", *TWO], shared)):
         arguments = command(folder, tiny_gpt2_folder, "--max-tokens", "20000", "--output", str(output))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        result = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment, check=False)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("written:") == 1
+        printed = run_in_processes([*launcher, "-m", "open_clt", *arguments])
+        assert printed.count("written:") == 1
     names = sorted(path.name for path in (single / "features").iterdir())
     assert names == sorted(path.name for path in (shared / "features").iterdir())
     for name in names:
