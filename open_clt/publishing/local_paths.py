@@ -39,7 +39,10 @@ def changed_text(path: Path) -> str | None:
 
 def _json_text(match: re.Match[str]) -> str:
     """A text of a JSON file, with its quotation marks and escapes, without local paths."""
-    text = json.loads(match[0], strict=False)
+    try:
+        text = files.parse_json(match[0])
+    except ValueError:  # a line break inside a text, which JSON does not allow
+        return without_local_paths(match[0])
     changed = without_local_paths(f'"{text}"')[1:-1]
     return match[0] if changed == text else json.dumps(changed)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files as resources
 from pathlib import Path
 
 from open_clt import files
@@ -45,7 +44,7 @@ def script_text(name: str, values: object) -> str:
 @cache
 def asset(name: str) -> str:
     """Return the text of a script or a style that ships with the package, such as ``graph.js``."""
-    return (resources("open_clt.visualization") / "assets" / name).read_text(encoding="utf-8")
+    return files.read_text(Path(__file__).parent / "assets" / name)
 
 
 def page(

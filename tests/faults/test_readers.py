@@ -28,6 +28,8 @@ NOT_READERS = {
     "open_cross_layer_transcoder": "defines from_pretrained",
     "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
     "hub.partial_file": "opens files of the cache, whose bytes files.stored_tensors reads",
+    "publishing.local_paths": "reads files that their own readers have read before",
+    "visualization.page": "reads scripts and styles of the package",
     "publishing.card": "shows a call of circuit-tracer in the card",
     "transcoders.formats.own_files": "passes calls on to the reader of a layout",
     "language.model_source": "reads the config of a model's directory before language.loading reads it again",
