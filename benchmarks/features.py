@@ -64,8 +64,9 @@ def measure(tokens: int) -> dict[str, Any]:
             started = time.perf_counter()
             collection = collect_features(model, transcoder, texts(), settings(tokens))
             collected = time.perf_counter()
-            shape = {"n_layers": collection.n_layers, "n_features": collection.n_features}
-            folder = write_feature_files(feature_records(model, transcoder, collection), directory, **shape)
+            n_layers, n_features = collection.n_layers, collection.n_features
+            records = feature_records(model, transcoder, collection)
+            folder = write_feature_files(records, directory, n_layers=n_layers, n_features=n_features)
             written = time.perf_counter()
         size = sum(path.stat().st_size for path in folder.iterdir())
         stored = FeatureFiles(directory)

@@ -98,7 +98,7 @@ def _measure(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, outpu
 def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collection: FeatureCollection) -> AboutRecords:
     """How the records are measured."""
     from open_clt.features.about import AboutRecords
-    from open_clt.transcoders.fingerprint import fingerprint
+    from open_clt.features.fingerprint import fingerprint
 
     return AboutRecords(
         model=clt.language_model.name,

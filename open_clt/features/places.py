@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 from open_clt.features.feature_files import FOLDER, INDEX, FeatureFiles
+from open_clt.features.fingerprint import fingerprint
 from open_clt.hub.repository import cache_directory
-from open_clt.transcoders.fingerprint import fingerprint
 from open_clt.transcoders.transcoder import Transcoder
 
 
