@@ -29,6 +29,7 @@ NOT_READERS = {
     "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
     "hub.partial_file": "opens files of the cache, whose bytes files.stored_tensors reads",
     "publishing.local_paths": "reads files that their own readers have read before",
+    "features.labelling.service.endpoint": "reads answers of a server, which tests/features/labelling tests",
     "visualization.page": "reads scripts and styles of the package",
     "publishing.card": "shows a call of circuit-tracer in the card",
     "transcoders.formats.own_files": "passes calls on to the reader of a layout",

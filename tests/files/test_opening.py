@@ -137,8 +137,9 @@ def test_saving_does_not_follow_links_under_its_temporary_names(name: str, tmp_p
 
 _READING = {"open", "read_text", "read_bytes", "load_file", "safe_open", "loads"}
 """Names of functions and methods that read files or objects without the checks of ``open_clt.files``."""
-_CHECKED = {"files", "os"}
-"""Modules whose functions of these names are allowed: OpenCLT's own, and ``os.open``, which opens a null device."""
+_CHECKED = {"files", "os", "opener"}
+"""Owners whose functions of these names are allowed: OpenCLT's own, ``os.open``, which opens a null device, and the
+``opener`` of urllib, which opens addresses on the web."""
 _READS_THE_SYSTEM = "memory.py"
 """Module that reads what the operating system says about its memory, in files that no user names."""
 

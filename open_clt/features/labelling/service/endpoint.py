@@ -17,6 +17,7 @@ from time import sleep as wait
 from typing import Any, final
 from urllib.parse import urlsplit
 
+from open_clt import files
 from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError, ServiceError, short_value
 
@@ -87,8 +88,9 @@ class Endpoint(CheckedConfig):
         handlers: list[Any] = [_NoRedirect()]
         if urlsplit(self.url).hostname in _LOOPBACK:
             handlers.append(urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(*handlers)
         try:
-            with urllib.request.build_opener(*handlers).open(request, timeout=self.timeout) as answer:
+            with opener.open(request, timeout=self.timeout) as answer:
                 return answer.read(_LONGEST_ANSWER + 1)
         except urllib.error.HTTPError as error:
             raise self._refusal(error, has_key=bool(key)) from None  # the request, with its key, stays out of the error
@@ -113,7 +115,7 @@ class Endpoint(CheckedConfig):
     def _content(self, answer: bytes) -> str:
         """The text of an answer."""
         try:
-            content = json.loads(answer)["choices"][0]["message"]["content"]
+            content = files.parse_json(answer)["choices"][0]["message"]["content"]
             if len(answer) > _LONGEST_ANSWER or not isinstance(content, str):
                 raise TypeError
         except (ValueError, LookupError, TypeError, RecursionError):
