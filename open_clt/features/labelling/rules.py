@@ -3,6 +3,7 @@
     Condition(Where.HERE, words=(" Texas", " Dallas"))      the token is " Texas" or " Dallas"
     Condition(Where.HERE, kind="numbers")                   the token is a number
     Condition(Where.BEFORE, words=(" of",))                 the token before it is " of"
+    Condition(Where.NEAR, words=(" capital",))              " capital" is one of the 4 tokens before it
     Condition(Where.EARLIER, words=(" capital",))           " capital" is one of the 16 tokens before it
 
 A rule is one to three conditions with different ``Where``, and holds at the positions at which all of them hold. Its
@@ -22,8 +23,6 @@ import numpy.typing as npt
 
 from open_clt.short_repr import short_repr
 
-EARLIER_TOKENS = 16
-"""Number of tokens before a position that ``Where.EARLIER`` looks at."""
 LONGEST_WINDOW = 64
 """Largest number of tokens of a window: a mask has one bit for each."""
 
@@ -33,7 +32,16 @@ class Where(Enum):
 
     HERE = "here"
     BEFORE = "before"
+    NEAR = "near"
     EARLIER = "earlier"
+
+    @property
+    def reach(self) -> int:
+        """Number of tokens before a position that the condition looks at, a power of two; 0 is the token itself."""
+        return _REACH[self]
+
+
+_REACH = {Where.HERE: 0, Where.BEFORE: 1, Where.NEAR: 4, Where.EARLIER: 16}
 
 
 @lru_cache(2**16)
@@ -159,11 +167,9 @@ class Windows:
             holds = self._mask(np.array([*belongs, False])[self._ids])
         else:
             holds = self._mask(self._ids == self._numbers[condition.words[0]])
-        if condition.where is Where.BEFORE:
-            holds = holds << np.uint64(1)
-        elif condition.where is Where.EARLIER:
+        if reach := condition.where.reach:
             width = 1
-            while width < EARLIER_TOKENS:  # after each step, a token reaches ``width`` positions, its own included
+            while width < reach:  # after each step, a token reaches ``width`` positions, its own included
                 holds = holds | holds << np.uint64(width)
                 width *= 2
             holds = holds << np.uint64(1)
@@ -187,14 +193,10 @@ class Rule(NamedTuple):
     def text(self) -> str:
         """The rule as it follows "fires" in a label, such as "on “ is” within 16 tokens after “ capital”"."""
         by_place = {condition.where: condition.text for condition in self.conditions}
-        parts: list[str] = []
-        if Where.HERE in by_place:
-            parts.append(f"on {by_place[Where.HERE]}")
-        if Where.BEFORE in by_place:
-            parts.append(f"{'right' if parts else 'on the token'} after {by_place[Where.BEFORE]}")
-        if Where.EARLIER in by_place:
-            joined = "and " if Where.BEFORE in by_place else ""
-            parts.append(f"{joined}within {EARLIER_TOKENS} tokens after {by_place[Where.EARLIER]}")
-        return " ".join(parts)
+        here = by_place.pop(Where.HERE, "")
+        places = {Where.BEFORE: "right after" if here else "on the token after"}
+        places |= {where: f"within {where.reach} tokens after" for where in (Where.NEAR, Where.EARLIER)}
+        before = " and ".join(f"{places[where]} {by_place[where]}" for where in places if where in by_place)
+        return " ".join(filter(None, (f"on {here}" if here else "", before)))
 
     __repr__ = short_repr

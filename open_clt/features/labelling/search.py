@@ -13,7 +13,7 @@ from typing import NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
-from open_clt.features.labelling.rules import EARLIER_TOKENS, KINDS, Condition, Rule, Where, Windows, is_readable
+from open_clt.features.labelling.rules import KINDS, Condition, Rule, Where, Windows, is_readable
 from open_clt.short_repr import short_repr
 
 _MOST_WORDS = 6
@@ -21,7 +21,7 @@ _CANDIDATES = 16
 """Number of words that are tried in a condition: the most frequent ones."""
 _SMALLEST_GAIN = 0.02
 """Balanced accuracy that another word of a condition must add."""
-_COSTS = {Where.HERE: 0.0, Where.BEFORE: 0.01, Where.EARLIER: 0.03}
+_COSTS = {Where.HERE: 0.0, Where.BEFORE: 0.01, Where.NEAR: 0.02, Where.EARLIER: 0.03}
 _COST_OF_MORE = 0.02
 """Balanced accuracy that a condition must add, by its place and for every condition after the first.
 
@@ -102,15 +102,15 @@ class _Search:
         candidates = [Condition(where, (word,)) for word, _ in counts.most_common(_CANDIDATES)]
         if candidates:
             yield self._best_words(candidates, active, background)
-        if where is not Where.EARLIER:
+        if where.reach <= 1:
             yield from (Condition(where, kind=kind) for kind in KINDS)
 
     def _words_at(self, where: Where, row: int) -> list[str]:
         """The readable words at a place relative to the peak of a window."""
         tokens, peak = self._sides.active.tokens[row], self._peaks[row]
-        nearest = {Where.HERE: peak, Where.BEFORE: peak - 1, Where.EARLIER: peak - EARLIER_TOKENS}[where]
-        beyond = peak if where is Where.EARLIER else nearest + 1
-        return [word for word in dict.fromkeys(tokens[max(0, nearest) : max(0, beyond)]) if is_readable(word)]
+        first = max(0, peak - where.reach)
+        beyond = peak if where.reach else peak + 1
+        return [word for word in dict.fromkeys(tokens[first:beyond]) if is_readable(word)]
 
     def _best_words(
         self, candidates: list[Condition], active: npt.NDArray[np.uint64], background: npt.NDArray[np.uint64]

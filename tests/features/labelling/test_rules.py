@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from open_clt.features.labelling.rules import EARLIER_TOKENS, KINDS, Condition, Rule, Where, Windows, is_readable
+from open_clt.features.labelling.rules import KINDS, Condition, Rule, Where, Windows, is_readable
 from tests.features.labelling.made_records import WORDS, drawn_windows
 
 CONDITIONS = [
@@ -18,9 +18,9 @@ CONDITIONS = [
 
 def holds_slowly(condition: Condition, tokens: Sequence[str], position: int) -> bool:
     """Look at the tokens one by one."""
-    first = {Where.HERE: position, Where.BEFORE: position - 1, Where.EARLIER: position - EARLIER_TOKENS}
-    beyond = {Where.HERE: position + 1, Where.BEFORE: position, Where.EARLIER: position}
-    seen = tokens[max(0, first[condition.where]) : beyond[condition.where]]
+    first = {Where.HERE: 0, Where.BEFORE: 1, Where.NEAR: 4, Where.EARLIER: 16}[condition.where]
+    beyond = position + 1 if condition.where is Where.HERE else position
+    seen = tokens[max(0, position - first) : beyond]
     return any(KINDS[condition.kind](token) if condition.kind else token in condition.words for token in seen)
 
 
@@ -48,7 +48,7 @@ def test_rules_hold_where_all_their_conditions_hold() -> None:
 
 def test_the_text_of_a_rule_names_its_words_and_where_they_stand() -> None:
     texts = [Rule((Condition(where, (" a", "b\n")),)).text for where in Where]
-    assert len(set(texts)) == 3
+    assert len(set(texts)) == len(Where)
     assert all("“ a” or “b⏎”" in text for text in texts)
     assert "numbers" in Rule((Condition(Where.HERE, kind="numbers"),)).text
 
