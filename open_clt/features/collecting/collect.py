@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +38,7 @@ N_GROUPS = 10
 _BATCH_TOKENS = 4096
 
 
+@runtime_checkable
 class _Table(Protocol):
     """What a collection holds of every feature, as tensors that can be merged with those of other contexts."""
 
