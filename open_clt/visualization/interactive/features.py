@@ -25,10 +25,10 @@ from open_clt.visualization.interactive.frame import (
     COLOUR_BAR_ROOM,
     WIDEST,
     Margins,
-    colour_bar,
     correlation_scale,
     layer_hex,
     layer_scale,
+    matrix_trace,
     new_figure,
     share_axis,
     ticks_along_x,
@@ -52,8 +52,6 @@ from open_clt.visualization.preparation import (
 )
 from open_clt.visualization.style import INK, Array
 
-_MOST_TEXTS = 40_000
-"""Largest number of cells of a matrix that have a hover text of their own; a larger page would exceed 6 MB."""
 _MOST_ANNOTATED = 16
 _MOST_LINES = 24
 """Largest number of traces of a histogram; with more layers, neighbouring layers share a trace and a colour."""
@@ -173,14 +171,12 @@ def interactive_cross_layer_correlations(
     count = len(cells.values)
     side = float(np.clip(22 * count, 260, 600))
     named = [plain_text(name) for name in cells.labelled]
-    heatmap = go.Heatmap(z=np.asarray(cells.values), colorscale=correlation_scale(), zmin=-1, zmax=1)
-    heatmap.update(colorbar=colour_bar("correlation"))
-    if count**2 <= _MOST_TEXTS:
-        texts = [
-            [f"{row}<br>{column}<br>correlation {value:.3f}" for column, value in zip(named, values, strict=True)]
-            for row, values in zip(named, cells.values.tolist(), strict=True)
-        ]
-        heatmap.update(hovertext=texts, hoverinfo="text")
+    texts = [
+        [f"{row}<br>{column}<br>correlation {value:.3f}" for column, value in zip(named, values, strict=True)]
+        for row, values in zip(named, cells.values.tolist(), strict=True)
+    ]
+    heatmap = matrix_trace(np.asarray(cells.values), texts, "correlation")
+    heatmap.update(colorscale=correlation_scale(), zmin=-1, zmax=1)
     if count <= _MOST_ANNOTATED:
         heatmap.update(text=_minus([[f"{value:.2f}" for value in row] for row in cells.values.tolist()]))
         heatmap.update(texttemplate="%{text}", textfont={"size": 11 if side / count > 34 else 9})
@@ -299,9 +295,8 @@ def _heatmap(
         [token_text(token, 14) for token in rows.tokens],
         width / columns,
     )
-    trace = go.Heatmap(z=values, **value_scale(values), xgap=1, ygap=1, colorbar=colour_bar(quantity))
-    if values.size <= _MOST_TEXTS:
-        trace.update(hovertext=_cell_texts(rows, notes, quantity), hoverinfo="text")
+    trace = matrix_trace(values, _cell_texts(rows, notes, quantity), quantity)
+    trace.update(**value_scale(values), xgap=1, ygap=1)
     figure = new_figure(
         (width, height),
         Margins(left=up.room, right=COLOUR_BAR_ROOM, bottom=across.room),

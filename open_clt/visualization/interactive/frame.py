@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from matplotlib.colors import Colormap, to_hex
 
 from open_clt.short_repr import short_repr
-from open_clt.visualization.interactive.text import title_text
+from open_clt.visualization.interactive.text import plain_text, title_text
 from open_clt.visualization.labels import text_size
 from open_clt.visualization.style import DIVERGING, GREY, INK, layer_colours, sequential
 
@@ -187,6 +187,24 @@ WIDEST = 1230.0
 """Largest width of a figure, which fits a window of 1280 pixels."""
 COLOUR_BAR_ROOM = 100.0
 """Room of a colour bar to the right of the axes."""
+_MOST_CELLS, _MOST_CHARACTERS = 10_000, 600_000
+"""Largest number of cells in double precision, and of characters under the mouse; a page has at most 6 MB."""
+
+
+def matrix_trace(values: npt.NDArray[Any], texts: list[list[str]], quantity: str) -> go.Heatmap:
+    """Return a heatmap with a text for each cell; ``quantity`` names the values.
+
+    The texts of a matrix that is too large for a page are left out: then the mouse shows the labels of the axes and the
+    value. Its values are written in single precision.
+    """
+    title = plain_text(quantity)
+    trace = go.Heatmap(z=values.astype(np.float32) if values.size > _MOST_CELLS else values)
+    trace.update(colorbar=colour_bar(title))
+    # JSON writes "<" and ">" with six characters each.
+    characters = sum(len(text) + 10 * text.count("<") for row in texts for text in row)
+    if characters <= _MOST_CHARACTERS:
+        return trace.update(hovertext=texts, hoverinfo="text")
+    return trace.update(hovertemplate=f"%{{y}}<br>%{{x}}<br>{title} %{{z:.3g}}<extra></extra>")
 
 
 def _sampled(colours: Colormap, count: int) -> list[tuple[float, str]]:

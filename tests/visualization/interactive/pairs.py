@@ -70,11 +70,22 @@ REPORTS = [report(), report("sparser", l0=8.0, fvu=0.2, ce_replacement=3.4), rep
 PAIRS = {
     "heatmap": pair("feature_heatmap", HEAT, TOKENS, NAMES),
     "signed heatmap": pair("feature_heatmap", HEAT - 1, TOKENS, NAMES),
+    "long text": pair(
+        "feature_heatmap",
+        RNG.random((20, 1000)).astype(np.float32),
+        [f" {number}" for number in range(1000)],
+        [f"L0/{row}" for row in range(20)],
+    ),
     "layer activity": pair("layer_activity", HEAT[:4], TOKENS),
     "pca": pair("feature_embedding", VECTORS, np.arange(40) % 4, method="pca"),
     "tsne": pair("feature_embedding", VECTORS, np.arange(40) % 4, method="tsne", sizes=RNG.random(40)),
     "correlations": pair("cross_layer_correlations", CORRELATIONS, NAMES, layers=[0] * 5 + [1] * 5 + [2] * 10),
     "small correlations": pair("cross_layer_correlations", CORRELATIONS[:4, :4], NAMES[:4]),
+    "many correlations": pair(
+        "cross_layer_correlations",
+        np.corrcoef(RNG.normal(size=(300, 9))).astype(np.float32),
+        [f"L0/{row}" for row in range(300)],
+    ),
     "importance": pair("feature_importance", SPARSE),
     "density": pair("feature_density", SPARSE),
     "many layers": pair("feature_density", RNG.random((60, 30)) ** 4),
