@@ -20,7 +20,7 @@ _MARK = "OPEN_CLT_FIRST_LINE"
 _LAUNCHED = "LOCAL_RANK"
 """The environment variable that launchers set in each process; Lightning sets it in the first one, too."""
 _LONGEST_WAIT = 3.0
-"""Seconds for which the first process waits for the others, before it deletes their mark."""
+"""Seconds for which a process waits for the others: for their line, or before it deletes their mark."""
 
 
 def join_processes() -> None:
@@ -47,6 +47,26 @@ def is_first_to_speak() -> bool:
     return True
 
 
+def another_speaks() -> bool:
+    """Whether another process prints the line; a process asks when it has lost another one, which may say why.
+
+    Waits while the others may still be about to print. It does not when a process that this one started, or that
+    started this one, has ended without a line: Lightning soon kills the first process without a line, too.
+    """
+    mark, parent = _mark(), os.getppid()
+    if mark is None:
+        return False
+    deadline = time.monotonic() + _LONGEST_WAIT
+    while time.monotonic() < deadline:
+        may_be_killed = _a_child_has_ended() or os.getppid() != parent  # asked before the mark, which is made earlier
+        if mark.exists():
+            return True
+        if may_be_killed:
+            return False
+        time.sleep(0.05)
+    return mark.exists()
+
+
 def is_one_of_several() -> bool:
     """Whether other processes may run the same command together with this one."""
     return _mark() is not None
@@ -60,6 +80,14 @@ def _mark() -> Path | None:
         return parents[1] / "open-clt-has-printed" if len(parents) > 1 else None
     mark = os.environ.get(_MARK)
     return Path(mark) if mark and _LAUNCHED in os.environ else None
+
+
+def _a_child_has_ended() -> bool:
+    """Whether a process that this one started has ended; its status stays for those who wait for it."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except (ChildProcessError, AttributeError):  # there is none, or its status was read already; or Windows
+        return False
 
 
 def _remove_mark(mark: Path) -> None:

@@ -1,6 +1,7 @@
 """Programs: how ``open-clt`` and ``practice_run.py`` end, which is with an exit status and at most one line on stderr.
 
     status 0          success
+    status 1          another process of the same command has ended, or a bug, with a traceback
     status 2          a mistake that the user can correct, a full disk, or too little memory
     status 128 + N    signal N ended the program: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP (a closed
                       terminal), 141 after a closed output
@@ -15,11 +16,13 @@ exceptions or crash. ``open_clt.files`` keeps saved files whole in all cases.
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import FrameType
@@ -27,11 +30,19 @@ from typing import Any, NoReturn
 
 from open_clt.environment import refused_variable
 from open_clt.errors import OpenCLTError, one_line
-from open_clt.first_line import is_first_to_speak, is_one_of_several, join_processes
+from open_clt.first_line import another_speaks, is_first_to_speak, is_one_of_several, join_processes
 from open_clt.interrupts import NAMES
 from open_clt.memory import failed_request, is_failed_allocation
 
 _WAYS_OUT = "use shorter texts, smaller batches or fewer features, or a machine with more memory"
+_LOST_PROCESS = re.compile(
+    r"(closed|reset) by (remote )?peer|broken pipe|connection was likely closed|remote process exited", re.IGNORECASE
+)
+"""Errors of PyTorch in a process that exchanges tensors with one that has ended."""
+_LOST = (
+    "Another process of this command has ended without a message, as when the system kills it because memory is short; "
+    "start the command again, and resume a training run from its last checkpoint."
+)
 _SIGPIPE = 13
 """Number of the signal of a closed output, which Windows does not name."""
 
@@ -55,8 +66,10 @@ def run_program(name: str, program: Callable[[], int], *, ends_process: bool = F
 
     With ``ends_process``, the process ends after the program, so signals are handled until then.
     """
+    statuses: list[int] = []
     if ends_process:
         _prepare_streams()
+        atexit.register(_end_one_of_several, statuses)  # Python runs it last, because it is registered first
         join_processes()
     handlers = _Handlers(name)
     with handlers.installed(keep=ends_process):
@@ -64,11 +77,31 @@ def run_program(name: str, program: Callable[[], int], *, ends_process: bool = F
             status = program()
             _flush_output()
         except BaseException as error:
-            ended = _ended(name, error, handlers.received)
+            try:
+                ended = _ended(name, error, handlers.received)
+            except Stopped as stopped:  # a signal arrived before the line was printed
+                ended = _end(name, stopped)
             if ended is None:
+                if isinstance(error, Exception):
+                    statuses.append(1)
                 raise
-            return ended
+            status = ended
+        statuses.append(status)
         return status
+
+
+def _end_one_of_several(statuses: Sequence[int]) -> None:
+    """End this process with its status at once if it worked together with others.
+
+    Otherwise Python would destroy PyTorch's process groups, whose threads sometimes abort the process: its status would
+    be another one, and stderr would have one more line (docs/log.md, 2026-11-26).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if statuses and (is_one_of_several() or (distributed is not None and distributed.is_initialized())):
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(statuses[-1])
 
 
 def _prepare_streams() -> None:
@@ -114,9 +147,11 @@ def _ended(name: str, error: BaseException, received: int | None) -> int | None:
             _say(name, f"{subject} cannot be read or written ({error.strerror or error}).")
         case Exception() if (message := refused_variable(error)) is not None:
             _say(name, message)
-        case Exception() if (
-            is_one_of_several() and not is_first_to_speak()
-        ):  # another process has ended, which stops this one
+        case RuntimeError() if is_one_of_several() and _LOST_PROCESS.search(str(error)):
+            if not another_speaks():
+                _say(name, _LOST)
+            return 1
+        case Exception() if is_one_of_several() and not is_first_to_speak():
             return 1
         case _:
             return None

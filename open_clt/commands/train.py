@@ -7,10 +7,7 @@ The output directory contains the folded transcoder (``config.json``, ``transcod
 from __future__ import annotations
 
 import argparse
-import atexit
-import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 from open_clt.commands.options import AddParser
@@ -38,31 +35,13 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and evaluate a transcoder; write it with its settings, metrics and curves; print a summary."""
-    from torch import distributed
-
     from open_clt.evaluation.report_file import REPORT_FILES
     from open_clt.training.flags.command_line import train_command
 
-    successes: list[bool] = []
-    atexit.register(_end_one_of_several_processes, successes)  # Python runs it last, because it is registered first
     train_command(
         arguments.settings, keep_memory=True, also_writes=(_CURVES, *REPORT_FILES, _REPORT_FIGURE), then=_finish
     )
-    if distributed.is_initialized():
-        successes.append(True)
     return 0
-
-
-def _end_one_of_several_processes(successes: list[bool]) -> None:
-    """End this process at once if it trained together with others and has succeeded.
-
-    Otherwise Python would destroy PyTorch's process groups, whose threads sometimes abort the process
-    (docs/log.md, 2026-11-26).
-    """
-    if successes:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def _finish(trained: CommandResult) -> None:

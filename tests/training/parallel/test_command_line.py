@@ -117,6 +117,32 @@ def test_a_mistake_that_two_processes_meet_in_training_is_one_line(tmp_path: Pat
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (2, "")
-    lines = [line for line in ended.stderr.splitlines() if not line.startswith("[")]  # PyTorch's log of a lost peer
-    assert len(lines) == 1, ended.stderr
-    assert "loss" in lines[0]
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert "loss" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["first", "second"])
+def test_a_killed_process_is_one_line_of_the_other(killed: str, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(300, seed=1)), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
+    endless = ["--config", "run.yaml", "--output", "out", "--trainer.max_steps", "1000000", "--checkpoints.every", "5"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "open_clt", "train", *endless, *two],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        last = tmp_path / "out" / "checkpoints" / "last"
+        while not last.exists() and run.poll() is None:
+            time.sleep(0.1)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        os.kill(run.pid if killed == "first" else int(children[0]), signal.SIGKILL)
+        printed, error = run.communicate(timeout=120)
+    assert (run.returncode, printed) == (-signal.SIGKILL if killed == "first" else 1, "")
+    assert error.count("\n") == 1, error
+    assert "Another process" in error
+    assert last.exists()
