@@ -29,6 +29,7 @@ from open_clt.features.collecting.measured import feature_records
 from open_clt.features.feature_files import FeatureFiles
 from open_clt.features.labelling.automatic import label_records
 from open_clt.features.labelling.background import Background, background_of
+from open_clt.features.labelling.single_tokens import single_tokens
 from open_clt.features.records import FeatureExample, FeatureRecord
 from open_clt.language.language_model import load_language_model
 from open_clt.transcoders.formats.load import load_transcoder
@@ -57,7 +58,8 @@ def main() -> None:
         stored = FeatureFiles(arguments.features)
         records = [record for record in map(stored.record, stored.features()) if record is not None]
     start = time.perf_counter()
-    records = list(label_records((replace(record, label=None) for record in records), background))
+    inputs = single_tokens(model, transcoder)
+    records = list(label_records((replace(record, label=None) for record in records), background, inputs))
     seconds = time.perf_counter() - start
     alive = [record for record in records if record.density > 0]
     print("| feature | automatic label | confidence | score | what the facts say |\n|---|---|---|---|---|")

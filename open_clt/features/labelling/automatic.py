@@ -29,6 +29,7 @@ from open_clt.features.labelling.background import Background
 from open_clt.features.labelling.examples import cut, groups_of, split_examples
 from open_clt.features.labelling.rules import LONGEST_WINDOW, Rule, Windows, any_of, is_readable
 from open_clt.features.labelling.search import Sides, best_rule
+from open_clt.features.labelling.single_tokens import SingleTokens
 from open_clt.features.records import FeatureLabel, FeatureRecord
 
 _FIRES = 0.3
@@ -41,19 +42,24 @@ _FEWEST_WINDOWS = 4
 
 
 @checked_arguments
-def label_records(records: Iterable[FeatureRecord], background: Background) -> Iterator[FeatureRecord]:
+def label_records(
+    records: Iterable[FeatureRecord], background: Background, inputs: SingleTokens | None = None
+) -> Iterator[FeatureRecord]:
     """Yield each record with an automatic label, and records that a user has labelled as they are.
 
-    A feature that is never active, or whose tokens cannot be read, has no label.
+    ``inputs`` are the tokens that make each feature active alone. A rule may be about all of them, of which the few
+    examples of a record show only some. A feature that is never active, or whose tokens cannot be read, has no label.
     """
     for record in records:
         if record.label is None or record.label.automatic:
-            record = replace(record, label=label_record(record, background))
+            record = replace(record, label=label_record(record, background, inputs))
         yield record
 
 
 @checked_arguments
-def label_record(record: FeatureRecord, background: Background | None = None) -> FeatureLabel | None:
+def label_record(
+    record: FeatureRecord, background: Background | None = None, inputs: SingleTokens | None = None
+) -> FeatureLabel | None:
     """Describe a feature from its examples and the tokens that it raises; None if there is nothing to say.
 
     Without a background there is nothing to tell the examples from: confidence and score are NaN.
@@ -61,7 +67,7 @@ def label_record(record: FeatureRecord, background: Background | None = None) ->
     if background is None:
         return _label(arrow_text(record), math.nan, math.nan)
     train, held_out = (_sides(record, background, held_out=half) for half in (False, True))
-    found = best_rule(train)
+    found = best_rule(train, () if inputs is None else inputs.of(record.feature))
     if found is None:
         return _label(arrow_text(record), 0.0, math.nan)
     confidence = _confidence(found.rule, train)

@@ -23,6 +23,8 @@ import numpy.typing as npt
 
 from open_clt.short_repr import short_repr
 
+MOST_NAMED = 6
+"""Largest number of words that a condition names; of a longer list, it names four and the number of the others."""
 LONGEST_WINDOW = 64
 """Largest number of tokens of a window: a mask has one bit for each."""
 
@@ -114,7 +116,12 @@ class Condition(NamedTuple):
     @property
     def text(self) -> str:
         """The tokens that meet the condition, in words."""
-        return self.kind or any_of(self.words)
+        if self.kind:
+            return self.kind
+        if len(self.words) <= MOST_NAMED:
+            return any_of(self.words)
+        first = self.words[: MOST_NAMED - 2]
+        return f"{', '.join(map(quoted, first))} or {len(self.words) - len(first)} more"
 
 
 @final

@@ -13,10 +13,9 @@ from typing import NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
-from open_clt.features.labelling.rules import KINDS, Condition, Rule, Where, Windows, is_readable
+from open_clt.features.labelling.rules import KINDS, MOST_NAMED, Condition, Rule, Where, Windows, is_readable
 from open_clt.short_repr import short_repr
 
-_MOST_WORDS = 6
 _CANDIDATES = 16
 """Number of words that are tried in a condition: the most frequent ones."""
 _SMALLEST_GAIN = 0.02
@@ -28,6 +27,11 @@ _COST_OF_MORE = 0.02
 Of two rules that are almost equally right, the shorter is better, and one about the token itself is best."""
 _BEAM = (5, 3)
 """Number of rules of one and of two conditions to which another condition is added."""
+
+
+def _cost(condition: Condition) -> float:
+    """What a condition must add, which is more for a list that is too long to be read."""
+    return _COSTS[condition.where] + _COST_OF_MORE * (1 + (len(condition.words) > MOST_NAMED))
 
 
 class Sides(NamedTuple):
@@ -54,9 +58,12 @@ class Found(NamedTuple):
     """The balanced accuracy less the costs of the rule's conditions."""
 
 
-def best_rule(sides: Sides) -> Found | None:
-    """The best rule for these contexts; None if no readable token stands at a peak."""
-    search = _Search(sides)
+def best_rule(sides: Sides, single_tokens: tuple[str, ...] = ()) -> Found | None:
+    """The best rule for these contexts; None if no readable token stands at a peak.
+
+    ``single_tokens`` are tokens that make the feature active alone: all of them together are one more condition.
+    """
+    search = _Search(sides, tuple(filter(is_readable, single_tokens)))
     rules = sorted(search.longer(Rule(())), key=lambda found: -found.value)
     found = rules
     for width in _BEAM:
@@ -70,7 +77,8 @@ def best_rule(sides: Sides) -> Found | None:
 class _Search:
     """The contexts of one feature, and what they say about conditions."""
 
-    def __init__(self, sides: Sides) -> None:
+    def __init__(self, sides: Sides, single_tokens: tuple[str, ...]) -> None:
+        self._single_tokens = single_tokens
         self._sides = sides
         self._peaks = [int(bit).bit_length() - 1 for bit in sides.peaks]
         self._n_inactive = max(1, int(sides.inactive.sum()))
@@ -92,7 +100,7 @@ class _Search:
         hits = float(((self._sides.active.positions(last) & active) != 0).mean())
         false_alarms = int(((self._sides.background.positions(last) & background) != 0).sum()) / self._n_inactive
         accuracy = (hits + 1 - false_alarms) / 2
-        costs = sum(_COSTS[condition.where] + _COST_OF_MORE for condition in rule.conditions)
+        costs = sum(map(_cost, rule.conditions))
         return Found(rule, accuracy, accuracy - costs)
 
     def _conditions(
@@ -102,6 +110,8 @@ class _Search:
         candidates = [Condition(where, (word,)) for word, _ in counts.most_common(_CANDIDATES)]
         if candidates:
             yield self._best_words(candidates, active, background)
+        if where is Where.HERE and self._single_tokens:
+            yield Condition(where, self._single_tokens)
         if where.reach <= 1:
             yield from (Condition(where, kind=kind) for kind in KINDS)
 
@@ -119,7 +129,7 @@ class _Search:
         hits = np.stack([(self._sides.active.positions(word) & active) != 0 for word in candidates])
         alarms = np.stack([(self._sides.background.positions(word) & background) != 0 for word in candidates])
         chosen: list[str] = []
-        while len(chosen) < _MOST_WORDS:
+        while len(chosen) < MOST_NAMED:
             gains = hits.mean(1) / 2 - alarms.sum(1) / self._n_inactive / 2
             best = int(gains.argmax())
             if chosen and gains[best] < _SMALLEST_GAIN:

@@ -12,6 +12,7 @@ from open_clt.features.collecting.collect import collect_features
 from open_clt.features.collecting.measured import feature_records
 from open_clt.features.labelling.automatic import label_records
 from open_clt.features.labelling.background import background_of
+from open_clt.features.labelling.single_tokens import single_tokens
 from open_clt.features.records import FeatureLabel
 from open_clt.language.language_model import load_language_model
 from open_clt.transcoders.feature import Feature
@@ -28,8 +29,9 @@ def labels() -> list[FeatureLabel]:
     collection = collect_features(model, transcoder, generate_texts(10_000, seed=3), config)
     contexts = pack_contexts(generate_texts(2000, seed=4), model, config.context_length, max_contexts=75)
     background = background_of(model, transcoder, contexts, n_windows=300, window=config.window)
+    inputs = single_tokens(model, transcoder)
     chosen = [Feature(layer, index) for layer in range(5) for index in range(0, 768, 10)]
-    records = label_records(feature_records(model, transcoder, collection, chosen), background)
+    records = label_records(feature_records(model, transcoder, collection, chosen), background, inputs)
     found = [record.label for record in records]
     return [label for label in found if label is not None and label.score == label.score]
 
