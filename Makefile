@@ -17,7 +17,6 @@ BIN := $(VENV)/bin
 EXTRAS := dev,gguf
 ARGS ?=
 PYTEST ?=
-GALLERY := visualizations/gallery
 # One process for each core; a process that has finished its tests takes tests from another one.
 PARALLEL := -n auto --dist worksteal
 SETUP_FILES := pyproject.toml poetry.lock tools/constraints.py
@@ -52,11 +51,8 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# practice_run.py draws more pictures than the gallery has: only those that the gallery already has are copied into it.
 gallery: $(VENV)/.installed
-	$(BIN)/python practice_run.py --model embedded --output-dir build/gallery
-	cp $(patsubst $(GALLERY)/%,build/gallery/%,$(wildcard $(GALLERY)/*.png)) $(GALLERY)/
-	$(BIN)/open-clt report --prompt "The capital of the state containing Dallas is" --output $(GALLERY)/two_hop_report.html
+	$(BIN)/python tools/gallery.py
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python tools/run_notebooks.py

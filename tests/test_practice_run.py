@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import practice_run
+from open_clt.visualization.suite import suite_paths
 
 METRICS = {"fvu", "l0", "dead_share", "ce_original", "ce_replacement", "top1_agreement", "seconds"}
 
@@ -94,5 +95,4 @@ def test_a_whole_run_draws_the_gallery_and_reaches_the_documented_reconstruction
     assert json.loads((tmp_path / "metrics.json").read_text())["fvu"] <= 0.25
     for name in ("attribution_graph.png", "training_curves.png", "feature_heatmap.png", "embedding_tsne.png"):
         assert (tmp_path / name).stat().st_size > 5_000
-    gallery = Path(practice_run.__file__).parent / "visualizations" / "gallery"
-    assert {path.name for path in gallery.iterdir()} <= {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in suite_paths(tmp_path)} <= {path.name for path in tmp_path.iterdir()}

@@ -184,8 +184,8 @@ def visualize_cross_layer_correlations(
                 ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
         fit_tick_labels(
             ax,
-            x=[token_label(name, 36) for name in cells.names],
-            y=[token_label(name, 36) for name in cells.labelled],
+            x=[token_label(name, 48) for name in cells.names],
+            y=[token_label(name, 48) for name in cells.labelled],
         )
     return figure_of(ax)
 
@@ -216,7 +216,7 @@ def visualize_feature_importance(
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
         add_layer_key(ax, bars.n_layers)
-        fit_tick_labels(ax, y=[token_label(name, 36) for name in bars.names])
+        fit_tick_labels(ax, y=[token_label(name, 48) for name in bars.names])
     return figure_of(ax)
 
 
@@ -294,7 +294,7 @@ def _token_heatmap(
 ) -> Figure:
     """Draw a heatmap over the tokens of a text, in which zero is white; negative values have colours of their own."""
     rows, columns = values.shape
-    names = [token_label(name, 36) for name in names]
+    names = [token_label(name, 48) for name in names]
     size = float(np.clip(1.7 + _inches(names) + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.8, 12))
     with drawing(ax, size, save_path, titles) as ax:
         top = max(float(np.max(np.abs(values), initial=0)), 1e-30)

@@ -58,7 +58,7 @@ def readable(text: str, *, any_font: bool = False) -> str:
     return "".join(map(_visible if any_font else _in_font, " ".join(text.split())))
 
 
-def feature_name(feature: Feature, labels: Mapping[Feature, str] | None = None, max_chars: int = 36) -> str:
+def feature_name(feature: Feature, labels: Mapping[Feature, str] | None = None, max_chars: int = 48) -> str:
     """Return the name of a feature for an axis: ``L2/417``, followed by its label, if there is one, cut to fit."""
     label = readable((labels or {}).get(feature, ""), any_font=True)
     return _cut(f"{feature} {label}".rstrip(), max_chars)

@@ -105,7 +105,7 @@ def test_labels_stand_beside_the_names_of_their_features_and_are_cut() -> None:
     names = [label.get_text() for label in bars.get_yticklabels()]
     assert names[:2] == ["L1/0 Texas and its cities", "L1/1"]
     assert names[2].startswith("L0/1 xxx")
-    assert len(names[2]) <= 36
+    assert len(names[2]) <= 48
     tokens, rows = ["a", "b"], ["L1/0", "L0/0"]
     heatmap = visualize_feature_heatmap(np.eye(2), tokens, rows, labels=labels).axes[0]
     assert [label.get_text() for label in heatmap.get_yticklabels()] == ["L1/0 Texas and its cities", "L0/0"]
