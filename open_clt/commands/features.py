@@ -1,6 +1,6 @@
 """The command ``open-clt features``: measure every feature of a transcoder on a text, and write feature files.
 
-Several processes can share the text:
+Features get automatic labels; a user's own labels win. Several processes can share the text:
 
     torchrun --nproc-per-node 2 -m open_clt features --model gpt2 --transcoder DIRECTORY --text FILE
 """
@@ -8,11 +8,21 @@ Several processes can share the text:
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_source_options, context_length, texts_of
-from open_clt.commands.options import AddParser, add_command, add_model_options, integer, load, seed
+from open_clt.commands.options import (
+    AddParser,
+    add_command,
+    add_labels_option,
+    add_model_options,
+    integer,
+    load,
+    read_labels_of,
+    seed,
+)
 from open_clt.config import FeatureRecordsConfig
 
 if TYPE_CHECKING:
@@ -21,6 +31,8 @@ if TYPE_CHECKING:
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
     from open_clt.processes import Processes
 
+_BACKGROUND = 400
+"""Number of contexts in the background of automatic labels."""
 _OUTPUT = (
     "Directory in whose folder `features` the files are written (default: the directory of the transcoder, or a "
     "directory of the cache for a transcoder of the hub and for the one that ships with the package)."
@@ -35,6 +47,8 @@ def add_to(add_parser: AddParser) -> None:
     add_source_options(option, max_tokens=500_000)
     option("--seed", type=seed, default=0, help="Seed of generated sentences (default: 0).")
     option("--output", type=Path, metavar="DIR", help=_OUTPUT)
+    option("--html", type=Path, metavar="DIR", help="Directory for pages about all features, which open in a browser.")
+    add_labels_option(option)
     settings = FeatureRecordsConfig
     for flag, name, text in (
         ("--top-examples", "top_examples", "Number of contexts with the largest activations that a record shows"),
@@ -50,10 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the output directory, measure, and write the files."""
     from open_clt.features.feature_files import check_feature_files
     from open_clt.features.places import place_for_records
+    from open_clt.files import check_directory, check_ours
     from open_clt.processes import joined_processes
 
     if arguments.output is not None:
         check_feature_files(arguments.output)
+    if arguments.html is not None:
+        check_directory(arguments.html)
+        check_ours(arguments.html, ["index.html"])
+    read_labels_of(arguments)
     with joined_processes() as processes:
         clt = load(arguments)
         output = arguments.output or place_for_records(arguments.transcoder, clt.transcoder)
@@ -67,6 +86,7 @@ def _measure(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, outpu
     from open_clt.features.collecting.collect import collect_features
     from open_clt.features.collecting.measured import feature_records
     from open_clt.features.feature_files import write_feature_files
+    from open_clt.visualization.dashboards.write import write_dashboards
 
     config = FeatureRecordsConfig(
         context_length=context_length(arguments),
@@ -77,13 +97,14 @@ def _measure(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, outpu
         window=arguments.window,
     )
     model, transcoder = clt.language_model, clt.transcoder
-    texts = texts_of(arguments, model, sentences=1000 + arguments.max_tokens // 10)
-    collection = collect_features(model, transcoder, texts, config, processes=processes)
+    texts = partial(texts_of, arguments, model, sentences=1000 + arguments.max_tokens // 10)
+    collection = collect_features(model, transcoder, texts(), config, processes=processes)
     if not processes.is_first:
         return
     about = _about(arguments, clt, collection)
+    records = feature_records(model, transcoder, collection)
     folder = write_feature_files(
-        feature_records(model, transcoder, collection),
+        _labelled(records, read_labels_of(arguments), clt, _some_contexts(texts(), model, config)),
         output,
         n_layers=collection.n_layers,
         n_features=collection.n_features,
@@ -93,6 +114,27 @@ def _measure(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, outpu
     alive = int((collection.counts > 0).sum())
     print(f"{alive} of {len(collection.counts)} features are active on {collection.n_tokens:,} tokens")
     print(f"written: {folder}")
+    if arguments.html is not None:
+        print(f"pages: {write_dashboards(output, arguments.html)}")
+
+
+def _some_contexts(texts: Iterable[str], model: LanguageModel, config: FeatureRecordsConfig) -> Tensor:
+    """The first contexts of the text, from which labels must tell those in which a feature is active."""
+    from open_clt.data.contexts import stream_contexts
+
+    return next(stream_contexts(texts, model, config.context_length, _BACKGROUND, from_start=config.from_start))
+
+
+def _labelled(
+    records: Iterator[FeatureRecord], labels: Mapping[Feature, str], clt: OpenCrossLayerTranscoder, contexts: Tensor
+) -> Iterator[FeatureRecord]:
+    """The records with labels: those of the user, and automatic ones for all other features."""
+    from open_clt.features.labelling.automatic import label_records
+    from open_clt.features.labelling.background import background_of
+    from open_clt.features.labelling.given import with_labels
+
+    background = background_of(clt.language_model, clt.transcoder, contexts)
+    return label_records(with_labels(records, labels), background)
 
 
 def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collection: FeatureCollection) -> AboutRecords:

@@ -59,6 +59,26 @@ def test_records_are_written_beside_the_transcoder(
     assert FeatureFiles(folder / "clt").about() != about
 
 
+def test_labels_and_pages_are_written_with_the_records(
+    folder: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = folder / "labels.json"
+    labels.write_text('{"L0/3": "my <b>label</b>"}')
+    more = ["--max-tokens", "400", "--labels", str(labels), "--html", str(folder / "pages")]
+    assert main(command(folder, tiny_gpt2_folder, *more)) == 0
+    assert str(folder / "pages" / "index.html") in capsys.readouterr().out
+    stored = FeatureFiles(folder / "clt")
+    rows = {row.feature: row for row in stored.table()}
+    assert (rows[Feature(0, 3)].label, rows[Feature(0, 3)].automatic) == ("my <b>label</b>", False)
+    assert sum(row.automatic and row.label != "" for row in rows.values()) > 10
+    assert "my <b>label" not in (folder / "pages" / "index.html").read_text()
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "index.html").write_text("mine")
+    assert_mistake(capsys, command(folder, tiny_gpt2_folder, "--html", str(folder / "theirs")), folder / "theirs")
+    labels.write_text('{"cat": 3}')
+    assert_mistake(capsys, command(folder, tiny_gpt2_folder, "--labels", str(labels)), labels)
+
+
 def test_other_transcoders_keep_their_records_in_the_cache(
     folder: Path, tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
