@@ -8,6 +8,7 @@ Features get automatic labels; a user's own labels win. Several processes can sh
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +27,15 @@ from open_clt.commands.options import (
 from open_clt.config import FeatureRecordsConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from open_clt.features.about import AboutRecords
     from open_clt.features.collecting.collect import FeatureCollection
+    from open_clt.features.records import FeatureRecord
+    from open_clt.language.language_model import LanguageModel
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
     from open_clt.processes import Processes
+    from open_clt.transcoders.feature import Feature
 
 _BACKGROUND = 400
 """Number of contexts in the background of automatic labels."""
@@ -132,9 +138,11 @@ def _labelled(
     from open_clt.features.labelling.automatic import label_records
     from open_clt.features.labelling.background import background_of
     from open_clt.features.labelling.given import with_labels
+    from open_clt.features.labelling.single_tokens import single_tokens
 
-    background = background_of(clt.language_model, clt.transcoder, contexts)
-    return label_records(with_labels(records, labels), background)
+    model, transcoder = clt.language_model, clt.transcoder
+    background = background_of(model, transcoder, contexts)
+    return label_records(with_labels(records, labels), background, single_tokens(model, transcoder))
 
 
 def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collection: FeatureCollection) -> AboutRecords:
