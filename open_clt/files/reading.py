@@ -92,7 +92,12 @@ def missing(path: Path) -> CheckpointError:
 
 
 def unreadable(path: Path, kind: str, error: Exception) -> CheckpointError:
-    """The error for a file that cannot be read as a file of its ``kind``: JSON, safetensors, ..."""
+    """The error for a file that cannot be read as a file of its ``kind``: JSON, safetensors, ...
+
+    If the system refuses to read the file, nothing is known of its content.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and its permissions.")
     reason = " ".join(str(error).split())[:200]
     return CheckpointError(f"{path} is not a readable {kind} file ({reason}); it is damaged or truncated.")
 

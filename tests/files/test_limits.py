@@ -203,6 +203,7 @@ def test_the_page_on_security_states_the_limits() -> None:
         2**24: "16 MiB",
         2**33: "8 GiB",
         10_000: "10,000",
+        20_000: "20,000",
         50_000_000: "50,000,000",
     }
     for name, limit in vars(limits).items():

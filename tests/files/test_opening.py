@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import gzip
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -163,3 +165,21 @@ def test_only_the_room_of_files_opens_files() -> None:
     modules = [path for path in modules if path != package / _READS_THE_SYSTEM]
     assert [call for path in modules for call in calls_that_read(path)] == []
     assert list(calls_that_read(package / "files" / "opening.py"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_file_that_the_system_does_not_read_is_not_called_damaged(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+
+    def refuse(*arguments: object, **settings: object) -> NoReturn:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for read in (files.read_json, files.read_text):
+        with pytest.raises(CheckpointError, match=os.strerror(number)) as caught:
+            read(path)
+        assert "damaged" not in str(caught.value)
+        assert str(path) in str(caught.value)
