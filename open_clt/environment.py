@@ -18,6 +18,11 @@ from typing import NoReturn
 from open_clt.errors import one_line, short_value
 from open_clt.interrupts import end_on_signals
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 _INTEGER = (re.compile(r"\s*[+-]?\d+\s*"), "an integer")
 _THREADS = (re.compile(r"\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)*"), "a number of threads, of at least 1")
 _LEGAL = {
@@ -29,6 +34,8 @@ _LEGAL = {
     **dict.fromkeys(("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"), _INTEGER),
 }
 """Variables that libraries report badly: on several lines, on standard output, or not while they are imported."""
+_LEAST_ADDRESS_SPACE = 700 * 2**20
+"""Bytes of address space below which PyTorch may abort the process while it is imported (700 MiB)."""
 _SHORTEST_NAME = 6
 """Shorter names of variables are ordinary words in the message of a library."""
 
@@ -50,6 +57,7 @@ def check_environment(program: str) -> None:
         value = os.environ.get(name)
         if value is not None and not legal.fullmatch(value):
             _end(program, f"The environment variable {name} is {short_value(value)}; it must be {what}, or not be set.")
+    _check_address_space(program)
     former = sys.excepthook
 
     def explain(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -59,6 +67,19 @@ def check_environment(program: str) -> None:
             _end(program, message)
 
     sys.excepthook = explain
+
+
+def _check_address_space(program: str) -> None:
+    """End the process if a limit (``ulimit -v``) leaves so little address space that PyTorch would abort it."""
+    if resource is None:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_ADDRESS_SPACE:
+        _end(
+            program,
+            f"The address space of the process is limited to {limit:,} bytes, and PyTorch needs at least "
+            f"{_LEAST_ADDRESS_SPACE:,}; raise the limit (ulimit -v).",
+        )
 
 
 def refused_variable(error: BaseException) -> str | None:

@@ -41,6 +41,18 @@ def test_a_value_that_a_library_refuses_is_one_line(command: list[str], name: st
     assert name in error
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
+@pytest.mark.parametrize("size", [150, 400, 650, 800])
+def test_an_address_space_that_is_too_small_is_one_line(size: int, tmp_path: Path) -> None:
+    code = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, ({size} * 2**20,) * 2)"
+    program = (
+        f"{code}; import sys; sys.argv[1:] = ['info', 'embedded']; runpy.run_module('open_clt', run_name='__main__')"
+    )
+    status, printed, error = ended([sys.executable, "-c", program], tmp_path)
+    assert (status, error.count("\n")) == (2, 1) or (size > 700 and (status, error) == (0, ""))
+    assert printed == "" or status == 0
+
+
 @pytest.mark.slow
 def test_a_value_that_matplotlib_refuses_is_one_line_when_a_command_draws(tmp_path: Path) -> None:
     prompt = ["--prompt", "The capital of France is", "--no-faithfulness", "--figure", "a.png"]
