@@ -210,8 +210,8 @@ class _Handlers:
             sys.unraisablehook = former_hook
 
     def stop_at_once(self, number: int, frame: FrameType | None) -> NoReturn:
-        """End the process; print the line of the signal unless it is printed already."""
-        if not self._line_is_printed:
+        """End the process; print the line of the signal unless it, or another process, has printed one."""
+        if not self._line_is_printed and is_first_to_speak():
             # print could be interrupted by this very handler while it holds the lock of stderr
             os.write(2, f"{self._name}: {NAMES[number]}.\n".encode())
         os._exit(128 + (self.received or number))

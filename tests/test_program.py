@@ -112,6 +112,21 @@ def test_of_several_processes_of_torchrun_the_first_to_end_prints_its_line(
     assert lines == ["name: first"]
 
 
+def test_torchrun_ends_a_process_that_imports_without_a_second_line(tmp_path: Path) -> None:
+    (tmp_path / "importing.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
+    (tmp_path / "0").mkdir()
+    run_it = "run_program('name', lambda: __import__('importing'), ends_process=True)"
+    code = f"from open_clt.program import run_program\n{run_it}"
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)])
+    environment = {**os.environ, "PYTHONPATH": paths, "TORCHELASTIC_ERROR_FILE": str(tmp_path / "0" / "error.json")}
+    lines = []
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 143
+        lines += run.stderr.splitlines()
+    assert lines == ["name: Terminated (SIGTERM)."]
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_program("name", lambda: 1 // 0)
