@@ -114,10 +114,7 @@ class FeatureCollection:
             entries = entries_of(active, encoded.shape[1], self.first_position)
             rows = entries.features + first_row
             self._sums.add(rows, entries.values)
-            negative = entries.values < 0
-            for histograms, chosen in ((self.positive, ~negative), (self.negative, negative)):
-                if bool(chosen.any()):
-                    histograms.add(rows[chosen], entries.values[chosen].abs())
+            self._count_values(rows, entries.values)
             self.tokens.add(rows, flat[entries.tokens])
             self.activity.add(first_row, entries.tokens, entries.offsets, signs)
             peaks = peaks_of(entries, len(contexts))
@@ -125,6 +122,14 @@ class FeatureCollection:
             windows = partial(cut_windows, entries, peaks, contexts, self.top.window)
             self.top.offer(rows, size_keys(peaks, numbers), windows)
             self.sample.offer(rows, random_keys(rows, numbers), windows)
+
+    def _count_values(self, rows: Int[Tensor, "entry"], values: Float[Tensor, "entry"]) -> None:
+        negative = values < 0
+        if not bool(negative.any()):
+            self.positive.add(rows, values)
+            return
+        self.negative.add(rows[negative], -values[negative])
+        self.positive.add(rows[~negative], values[~negative])
 
     def merge(self, tensors: Sequence[Tensor]) -> None:
         """Add what was measured on other contexts of the same text: the ``tensors`` of another collection."""

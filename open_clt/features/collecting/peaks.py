@@ -51,7 +51,8 @@ class Peaks(NamedTuple):
 
 def entries_of(active: SparseFeatures, length: int, first_position: int) -> Entries:
     """The entries of a batch of contexts, of which ``length`` tokens each are encoded, from ``first_position`` on."""
-    active = active.kept(active.values != 0)
+    is_active = active.values != 0
+    active = active if bool(is_active.all()) else active.kept(is_active)
     entries = active.transposed
     return Entries(
         features=entries.features,
