@@ -129,6 +129,8 @@ class OutputEffects(NamedTuple):
     lowers: tuple[str, ...]
     """Tokens whose logits the sum of the feature's decoders lowers most."""
 
+    __repr__ = short_repr
+
 
 @torch.no_grad()
 def output_effects(source: TranscodedModel, chosen: Sequence[Feature], count: int = 5) -> dict[Feature, OutputEffects]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from open_clt.features.records import FeatureRecord
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 
 TABLE = "table.json.gz"
@@ -33,6 +34,8 @@ class FeatureRow(NamedTuple):
     """Tokens on which the feature is active most often."""
     top_tokens: tuple[str, ...]
     """Output tokens that the feature raises most."""
+
+    __repr__ = short_repr
 
 
 def row_of(record: FeatureRecord) -> FeatureRow:

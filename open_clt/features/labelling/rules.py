@@ -113,6 +113,8 @@ class Condition(NamedTuple):
     kind: str = ""
     """The class of tokens that meet the condition, one of ``KINDS``."""
 
+    __repr__ = short_repr
+
     @property
     def text(self) -> str:
         """The tokens that meet the condition, in words."""

@@ -57,6 +57,8 @@ class Found(NamedTuple):
     value: float
     """The balanced accuracy less the costs of the rule's conditions."""
 
+    __repr__ = short_repr
+
 
 def best_rule(sides: Sides, single_tokens: tuple[str, ...] = ()) -> Found | None:
     """The best rule for these contexts; None if no readable token stands at a peak.

@@ -15,6 +15,7 @@ from torch import Tensor
 from open_clt.config.arguments import checked_arguments
 from open_clt.features.firing import encode_contexts
 from open_clt.language.language_model import LanguageModel
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
@@ -31,6 +32,8 @@ class Strongest(NamedTuple):
 
     values: Float[Tensor, "feature token"]
     tokens: Int[Tensor, "feature token"]
+
+    __repr__ = short_repr
 
 
 @final

@@ -76,6 +76,8 @@ class LocalFiles(WeightFiles):
     opened: dict[str, int] = field(default_factory=dict[str, int])
     """What ``sizes`` returns; transcoders on the hub that these files name share it."""
 
+    __repr__ = short_repr
+
     @property
     def place(self) -> Path:
         return self.saved.directory

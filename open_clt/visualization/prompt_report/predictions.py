@@ -10,6 +10,7 @@ from torch import Tensor
 
 from open_clt.replacement.comparison import kl_divergences
 from open_clt.replacement.model import ReplacementModel
+from open_clt.short_repr import short_repr
 
 
 class Likely(NamedTuple):
@@ -31,6 +32,8 @@ class Prediction(NamedTuple):
     """The likeliest next tokens of the replacement model."""
     kl_divergence: float
     """KL(original || replacement) of the next token, in nats."""
+
+    __repr__ = short_repr
 
 
 @torch.no_grad()
