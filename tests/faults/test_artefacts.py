@@ -260,7 +260,7 @@ def test_an_artefact_that_cannot_be_written_is_one_sentence_and_leaves_the_forme
 ) -> None:
     artefact.save(tmp_path, 1)
     former = artefact.load(tmp_path)
-    with bad_disk(), refuses(ResourceError, str(tmp_path)[:20]) as raised:
+    with bad_disk(), refuses(ResourceError, Path(*tmp_path.parts[:3])) as raised:
         artefact.save(tmp_path, 2)
     assert ".part-" not in str(raised.value)
     assert artefact.load(tmp_path) == former
