@@ -73,6 +73,10 @@ class Layout(NamedTuple):
     writer: Writer | None = None
     """Writes transcoders; None for a layout that is only read."""
 
+    def may_hold(self, path: Path) -> bool:
+        """Whether a file in the transcoder's directory may be one of its files, by its suffix."""
+        return path.suffix in {Path(name).suffix for need in self.needs if "/" not in need for name in need.split("|")}
+
     def opened(self, weight_files: WeightFiles, code: OwnCode) -> Opened:
         """Open a transcoder of this layout."""
         content = self.read(weight_files, code)
@@ -259,8 +263,10 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
     place, pattern = _split(str(source))
     path = files.existing_path(place)
     if path is not None:
-        path = path.parent if path.is_file() else path
+        named, path = (path, path.parent) if path.is_file() else (None, path)
         layout = layout_of(path, pattern)
+        if named is not None and (layout is None or not layout.may_hold(named)):
+            raise CheckpointError(f"{named} is not a file of a transcoder; give the directory of the transcoder.")
         if layout is None:
             raise files.read_saved(path, "config.json", lambda saved: unknown(_selected(LocalFiles(saved), pattern)))
         return files.read_saved(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from open_clt.config import JumpReLUConfig
 from open_clt.errors import CheckpointError
 from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
-from open_clt.transcoders.formats.load import LAYOUTS, load_transcoder
+from open_clt.transcoders.formats.load import LAYOUTS, load_transcoder, open_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from tests.random_transcoders import architecture, random_architecture
 from tests.refusals import refuses
@@ -157,3 +157,16 @@ def test_other_directories_are_not_taken_for_a_layout(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1")
     with refuses(CheckpointError, tmp_path, "circuit-tracer-layers", "crosslayer-transcoder"):
         load_transcoder(tmp_path)
+
+
+def test_a_file_is_part_of_a_transcoder_or_it_is_named(tmp_path: Path) -> None:
+    """Files beside a transcoder, or beside folders of one, do not stand for it."""
+    write_saelens(tmp_path / "set")
+    save_transcoder(random_architecture(architecture("clt")), tmp_path / "native")
+    for folder in ("set", "native", "."):
+        notes = tmp_path / folder / "notes.md"
+        notes.write_text("mine")
+        with refuses(CheckpointError, notes):
+            open_transcoder(notes)
+    assert open_transcoder(tmp_path / "native" / "transcoder.safetensors").layout.key == "native"
+    assert open_transcoder(tmp_path / "native" / "config.json").layout.key == "native"
