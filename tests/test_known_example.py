@@ -106,8 +106,9 @@ def test_saving_to_a_directory_does_not_warn(
 @pytest.mark.slow
 def test_the_suite_draws_all_pictures_from_one_object(clt: OpenCrossLayerTranscoder, tmp_path: Path) -> None:
     suite = run_visualization_suite(transcoder=clt, texts=TEXTS, output_dir=str(tmp_path / "pictures"))
-    assert set(suite.paths) == set((tmp_path / "pictures").glob("*.png"))
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in suite.paths)
+    assert set(suite.pictures) == set((tmp_path / "pictures").glob("*.png"))
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in suite.pictures)
+    assert set(suite.paths) - set(suite.pictures) == set((tmp_path / "pictures").glob("*.html"))
 
 
 @pytest.mark.parametrize("draw", [visualize_feature_heatmap, *FIGURES_OF_TEXTS])

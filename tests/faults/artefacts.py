@@ -21,7 +21,13 @@ from open_clt.evaluation.evaluate import Evaluation
 from open_clt.evaluation.measured_on import MeasuredOn
 from open_clt.evaluation.report import NORM_QUANTILES, Report
 from open_clt.evaluation.report_file import load_report, save_reconstruction, save_report
-from open_clt.features.feature_files import FeatureFiles, read_feature_json, write_feature_files, write_feature_json
+from open_clt.features.feature_files import (
+    INDEX,
+    FeatureFiles,
+    read_feature_json,
+    write_feature_files,
+    write_feature_json,
+)
 from open_clt.features.records import FeatureRecord
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
@@ -131,10 +137,14 @@ def record_of(feature: int, version: int) -> FeatureRecord:
 
 def feature_facts(directory: Path) -> object:
     feature_files = FeatureFiles(directory)
-    record, about = feature_files.record(Feature(0, 0)), feature_files.about()
-    assert record is not None
-    assert about is not None
-    return record_facts(record), about.tokens, feature_files.table()
+
+    def read(_: files.Saved) -> object:
+        record, about = feature_files.record(Feature(0, 0)), feature_files.about()
+        assert record is not None
+        assert about is not None
+        return record_facts(record), about.tokens, feature_files.table()
+
+    return files.read_saved(feature_files.folder, INDEX, read)
 
 
 def record_facts(record: FeatureRecord) -> object:

@@ -101,7 +101,10 @@ class LocalFiles(WeightFiles):
 
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         tensors = _open_local(path := self.saved(name))
-        self.opened[str(path)] = path.stat().st_size
+        try:
+            self.opened[str(path)] = path.stat().st_size
+        except FileNotFoundError as error:  # another process saves the transcoder meanwhile
+            raise files.missing(path) from error
         return _weights(tensors, ignored)
 
     def on_hub(self, name: HubName) -> WeightFiles:
@@ -216,12 +219,12 @@ def names_of_layers(weight_files: WeightFiles, name: str) -> list[str]:
     """The names of the files of all layers, in order, where ``name`` has ``{}`` in place of the number of the layer.
 
     Other files with similar names, such as ``layer_1_copy.safetensors``, are left out. Raises CheckpointError if the
-    file of a layer before the last one is missing.
+    file of a layer before the last one is missing, or all are.
     """
     numbered = re.compile(re.escape(name).replace(r"\{\}", "(0|[1-9][0-9]*)"))
     similar = weight_files.names(name.format("[0-9]*"))
     layers = {int(match[1]) for each in similar if (match := numbered.fullmatch(each))}
-    for layer in range(len(layers)):
+    for layer in range(max(1, len(layers))):
         if layer not in layers:
             raise files.missing(weight_files.place / name.format(layer))
     return [name.format(layer) for layer in range(len(layers))]
