@@ -59,6 +59,7 @@ def test_records_are_written_beside_the_transcoder(
     assert FeatureFiles(folder / "clt").about() != about
 
 
+@pytest.mark.slow
 def test_labels_and_pages_are_written_with_the_records(
     folder: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
