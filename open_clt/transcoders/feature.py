@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, cast
 
 from open_clt.errors import ConfigError
 
-_FEATURE = re.compile(r"L?(?P<layer>\d+)[/_](?P<index>\d+)", re.ASCII)
-_FEATURE_PLACE = re.compile(r"(?P<layer>\d+):(?P<position>-?\d+|\*):(?P<index>\d+)", re.ASCII)
-_CIRCUIT_TRACER_PLACE = re.compile(r"(?P<layer>\d+)_(?P<index>\d+)_(?P<position>\d+)", re.ASCII)
+_FEATURE = re.compile(r"L?(?P<layer>\d{1,18})[/_](?P<index>\d{1,18})", re.ASCII)
+_FEATURE_PLACE = re.compile(r"(?P<layer>\d{1,18}):(?P<position>-?\d{1,18}|\*):(?P<index>\d{1,18})", re.ASCII)
+_CIRCUIT_TRACER_PLACE = re.compile(r"(?P<layer>\d{1,18})_(?P<index>\d{1,18})_(?P<position>\d{1,18})", re.ASCII)
 
 
 class Feature(NamedTuple):

@@ -21,6 +21,7 @@ computes for a token depends on the other tokens; the outputs differ.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -203,7 +204,8 @@ def _tensors(weight_files: WeightFiles, n_layers: int) -> dict[str, StoredTensor
     for name in names:
         files.inside(weight_files.place, name)
         tensors |= {_long_name(key): tensor for key, tensor in weight_files.tensors(name).items()}
-    for key in ("W_enc", "b_enc", *(f"W_dec_{layer}" for layer in range(n_layers))):
+    # The names are made one by one, because a damaged file may state any number of layers.
+    for key in chain(("W_enc", "b_enc"), (f"W_dec_{layer}" for layer in range(n_layers))):
         if _long_name(key) not in tensors:
             raise CheckpointError(f"The files that {path} lists lack the tensor {key!r}.")
     return tensors
