@@ -160,7 +160,7 @@ def _in_font(character: str) -> str:
 
 @cache
 def _visible(character: str) -> str:
-    """Return the character, or its code if nobody can see it."""
+    """Return the character, or its code if it is invisible."""
     seen = not unicodedata.category(character).startswith(("C", "Z")) and ord(character) not in _WITHOUT_INK
     return character if seen or character == " " else _code(character)
 

@@ -219,7 +219,7 @@ def collect_features(
 
 
 def _check_memory(rows: int, window: int, slots: int) -> None:
-    """Raise ResourceError if the tables of so many features do not fit into memory."""
+    """Raise ResourceError if the tables of ``rows`` features, with ``slots`` examples each, do not fit into memory."""
     of_example = 8 + 4 + 2 + window * (4 + 2)
     needed = rows * (slots * of_example + 4 * (256 + 2 * 256 + 256) + 32)
     check_memory(f"Measuring {rows:,} features", needed, "ask for fewer examples per feature, or for a shorter window")
