@@ -34,18 +34,19 @@ from open_clt.files import StoredTensor
 from open_clt.transcoders.formats.checks import THRESHOLDS
 from open_clt.transcoders.formats.layers import described_config
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import WeightFiles, tensor_of
+from open_clt.transcoders.formats.weight_files import WeightFiles, check_known, tensor_of
 from open_clt.transcoders.stored_weights import StoredWeights
 
 _SETTINGS, _TENSORS, _MANIFEST = "model_config.json", "clt.safetensors", "manifest.json"
 _HOOKS = {"mlp.input": "mlp.hook_in", "mlp.output": "mlp.hook_out"}
 """Hooks by the module and the side at which that package reads activations."""
+_THRESHOLDS = "activation.log_threshold"
 _NAMES = {
     "W_enc": "encoder.W",
     "b_enc": "encoder.b",
     "norm_factor_in": "norm_factor_in",
     "norm_factor_out": "norm_factor_out",
-    "log_threshold": "activation.log_threshold",
+    "log_threshold": _THRESHOLDS,
     "b_dec": "decoder.b",
 }
 """Names of tensors in ``clt.safetensors``, by their names in the files of a manifest."""
@@ -80,13 +81,17 @@ def open_bluelight(weight_files: WeightFiles) -> StoredTranscoder:
     )
     small = {"b_enc": tensor_of(tensors, "encoder.b", (n_layers, n_features), place)}
     if settings["activation"] == "jumprelu":
-        small[THRESHOLDS] = tensor_of(tensors, "activation.log_threshold", (n_layers, n_features), place)
+        small[THRESHOLDS] = tensor_of(tensors, _THRESHOLDS, (n_layers, n_features), place)
     if "decoder.b" in tensors:
         small["b_dec"] = tensor_of(tensors, "decoder.b", (n_layers, d_model), place)
     for name, side in (("norm_factor_in", "input"), ("norm_factor_out", "target")):
         if name not in tensors or tensors[name].shape.numel() != n_layers:
             raise CheckpointError(f"{place} must hold the tensor {name!r} with one number for each layer.")
         small[f"standardisation.{side}_scale"] = tensors[name]
+    known = {*_NAMES.values(), *(f"decoder.decoders.{layer}.W" for layer in range(n_layers))}
+    if settings["activation"] != "jumprelu":
+        known.remove(_THRESHOLDS)
+    check_known(tensors, known, place)
     return StoredTranscoder(place=place, config=config, weights=weights, small=lambda: _read_small(small, n_layers))
 
 

@@ -6,7 +6,7 @@
                             W_dec_norm_{l} [feature], the rows of the next file
     W_dec_norm.safetensors  W_dec_norm [layer, feature]: the norms by which activations are ranked; without this file,
                             the files of all decoders have their rows
-    factors.safetensors     factors of the training, which the weights include already; it is not read
+    factors.safetensors     factors of the training, which the weights include already; nothing is computed with them
 
     a = relu(x @ W_enc.T), of which the n_layers * k largest a * W_dec_norm of all layers of a token are kept
     y[t] = sum of a[s] @ W_dec[s][:, t - s] over s <= t
@@ -24,10 +24,10 @@ from open_clt.errors import CheckpointError
 from open_clt.files import StoredTensor
 from open_clt.transcoders.formats.layers import described_config, read_stacked
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import WeightFiles, tensor_of
+from open_clt.transcoders.formats.weight_files import WeightFiles, check_known, tensor_of
 from open_clt.transcoders.stored_weights import StoredWeights
 
-_SETTINGS, _NORMS = "config.json", "W_dec_norm.safetensors"
+_SETTINGS, _NORMS, _FACTORS = "config.json", "W_dec_norm.safetensors", "factors.safetensors"
 
 
 def recognises(weight_files: WeightFiles) -> bool:
@@ -51,6 +51,11 @@ def open_bytedance(weight_files: WeightFiles) -> StoredTranscoder:
         [weight_files.tensors(f"{stem}_{layer}.safetensors") for layer in range(n_layers)]
         for stem in ("W_enc", "W_dec")
     )
+    for layer, (encoder, decoder) in enumerate(zip(of_encoders, of_decoders, strict=True)):
+        check_known(encoder, {f"W_enc_{layer}"}, place / f"W_enc_{layer}.safetensors")
+        check_known(decoder, {f"W_dec_{layer}", f"W_dec_norm_{layer}"}, place / f"W_dec_{layer}.safetensors")
+    if weight_files.has(_FACTORS):
+        weight_files.tensors(_FACTORS)  # so that the file is part of the transcoder, and its numbers are checked
     encoders = [
         tensor_of(tensors, f"W_enc_{layer}", (n_features, d_model), place) for layer, tensors in enumerate(of_encoders)
     ]
@@ -82,7 +87,9 @@ def _norms(
     """The norms by which the activations of each layer are ranked."""
     place, n_layers = weight_files.place, len(of_decoders)
     if weight_files.has(_NORMS):
-        norms = tensor_of(weight_files.tensors(_NORMS), "W_dec_norm", (n_layers, n_features), place)
+        tensors = weight_files.tensors(_NORMS)
+        check_known(tensors, {"W_dec_norm"}, place / _NORMS)
+        norms = tensor_of(tensors, "W_dec_norm", (n_layers, n_features), place)
         return [norms[layer] for layer in range(n_layers)]
     for layer, tensors in enumerate(of_decoders):
         if f"W_dec_norm_{layer}" not in tensors:

@@ -4,7 +4,8 @@
     clt_weights.safetensors, or one file rank{r}_clt_weights.safetensors for each process, which holds some features
                              W_enc [layer, d_model, feature], b_enc [layer, feature], log_threshold [layer, feature],
                              W_dec [pair, feature, d_model], b_dec [pair, d_model],
-                             estimated_norm_scaling_factor_in [layer], estimated_norm_scaling_factor_out [layer]
+                             estimated_norm_scaling_factor_in [layer], estimated_norm_scaling_factor_out [layer];
+                             feature_count and layer_mask, which matter to training only
 
 The pairs of a source and a target layer are sorted by source, then by target; without ``cross_layer_decoders`` there is
 one for each layer. Biases of all pairs with one target add up. Inputs are multiplied by their factor before they are
@@ -28,13 +29,13 @@ from open_clt.files import JoinedTensor, StoredTensor, Table
 from open_clt.transcoders.formats.checks import THRESHOLDS
 from open_clt.transcoders.formats.layers import described_config
 from open_clt.transcoders.formats.stored import StoredTranscoder
-from open_clt.transcoders.formats.weight_files import WeightFiles, tensor_of
+from open_clt.transcoders.formats.weight_files import WeightFiles, check_known, tensor_of
 from open_clt.transcoders.stored_weights import StoredWeights
 
 _SETTINGS = "clt_cfg.json"
 _TENSORS = "clt_weights.safetensors"
-_COUNTS = ("feature_count",)
-"""Tensors of training that hold integers."""
+_OF_TRAINING = ("feature_count", "layer_mask")
+"""Tensors that matter to training only."""
 _FACTOR = "estimated_norm_scaling_factor"
 
 
@@ -47,7 +48,7 @@ def open_clt_forge(weight_files: WeightFiles) -> StoredTranscoder:
     """Open a transcoder in this layout; raises CheckpointError if its files are damaged."""
     place = weight_files.place
     settings = _read_settings(weight_files)
-    shards = [weight_files.tensors(name, ignored=_COUNTS) for name in _file_names(weight_files)]
+    shards = [weight_files.tensors(name, ignored=_OF_TRAINING) for name in _file_names(weight_files)]
     shapes = [tensor_of(tensors, "W_enc", (None, None, None), place).shape for tensors in shards]
     n_layers, d_model, _ = shapes[0]
     widths = [shape[2] for shape in shapes]
@@ -75,6 +76,8 @@ def open_clt_forge(weight_files: WeightFiles) -> StoredTranscoder:
         f"{_FACTOR}_in": (n_layers,),
         f"{_FACTOR}_out": (n_layers,),
     }
+    for tensors in shards:
+        check_known(tensors, {"W_enc", "W_dec", *of_features, *shared}, place)
     of_all = {name: [tensor_of(each, name, shape, place) for each in shards] for name, shape in shared.items()}
     return StoredTranscoder(
         place=place,

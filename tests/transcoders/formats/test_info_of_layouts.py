@@ -14,8 +14,8 @@ from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_trac
 from open_clt.transcoders.formats.info import transcoder_info
 from open_clt.transcoders.formats.load import LAYOUTS, load_transcoder
 from tests.random_transcoders import random_architecture
-from tests.transcoders.formats.test_own_files import write_bytedance_without_factors
 from tests.transcoders.formats.written_by_bluelight import write_bluelight
+from tests.transcoders.formats.written_by_bytedance import write_bytedance
 from tests.transcoders.formats.written_by_clt_forge import write_clt_forge
 from tests.transcoders.formats.written_by_clt_training import write_clt_training
 from tests.transcoders.formats.written_by_crosslayer_transcoder import write_crosslayer_transcoder
@@ -38,7 +38,7 @@ def write_circuit_tracer(folder: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "bluelight": partial(write_bluelight, in_parts=True),
-    "bytedance": write_bytedance_without_factors,
+    "bytedance": write_bytedance,
     "circuit-tracer": write_circuit_tracer,
     "circuit-tracer-layers": partial(write_circuit_tracer_layers, skip=True),
     "clt-forge": partial(write_clt_forge, shards=(2, 4)),

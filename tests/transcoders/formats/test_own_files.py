@@ -21,16 +21,9 @@ from tests.transcoders.formats.written_by_llamascope import write_llamascope, wr
 from tests.transcoders.formats.written_by_saelens import write_saelens
 from tests.transcoders.formats.written_layouts import write_circuit_tracer_layers, write_gemma_scope_2
 
-
-def write_bytedance_without_factors(folder: Path) -> None:
-    """ByteDance's layout without the factors of its training, which no reader opens."""
-    write_bytedance(folder)
-    (folder / "factors.safetensors").unlink()
-
-
 WRITERS = [
     write_bluelight,
-    write_bytedance_without_factors,
+    write_bytedance,
     write_circuit_tracer_layers,
     write_clt_forge,
     write_clt_training,

@@ -45,6 +45,7 @@ def write_clt_forge(folder: Path, *, shards: tuple[int, ...] | None = None, **se
         "W_dec": normal(pairs, N_FEATURES, D_MODEL),
         "b_dec": normal(pairs, D_MODEL),
         "log_threshold": normal(N_LAYERS, N_FEATURES) - 1,
+        "layer_mask": torch.ones(N_LAYERS, pairs),
         "feature_count": torch.arange(N_LAYERS * N_FEATURES).view(N_LAYERS, N_FEATURES),
         "estimated_norm_scaling_factor_in": normal(N_LAYERS).exp(),
         "estimated_norm_scaling_factor_out": normal(N_LAYERS).exp(),
