@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.errors import CheckpointError
-from open_clt.files.stored_tensors import Key
+from open_clt.files.stored_tensors import Key, StoredTensor
 from open_clt.finite import check_finite
 
 
@@ -47,6 +47,11 @@ class Table(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether a part of the tensor is in a remote file."""
+        ...
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """The stored tensors whose rows are read for this one; factors are not among them."""
         ...
 
     def __len__(self) -> int: ...
@@ -97,6 +102,11 @@ class ScaledTensor:
     def is_remote(self) -> bool:
         """Whether the tensor is in a remote file."""
         return self._table.is_remote
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """The stored tensors whose rows are scaled."""
+        return self._table.parts
 
     def __len__(self) -> int:
         return len(self._table)
@@ -156,6 +166,11 @@ class JoinedTensor:
     def is_remote(self) -> bool:
         """Whether a part is in a remote file."""
         return any(part.is_remote for part in self._parts)
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """The stored tensors of all joined ones."""
+        return tuple(stored for part in self._parts for stored in part.parts)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -24,7 +24,7 @@ from open_clt.errors import CheckpointError
 from open_clt.files.limits import LARGEST_HEADER, too_large
 from open_clt.files.opening import opened
 from open_clt.files.reading import WEIGHT_TYPES, missing, parse_json, unreadable
-from open_clt.finite import find_not_finite
+from open_clt.finite import check_finite, find_not_finite, layer_axis
 from open_clt.short_repr import short_repr
 
 SAFETENSORS_TYPES = {
@@ -110,6 +110,16 @@ class StoredTensor:
         """The tensor with its first two axes exchanged."""
         return self._with(self._view.transpose(0, 1))
 
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """The stored tensors that are read for this one, which is itself."""
+        return (self,)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """The part of the file that the tensor is: where it begins in memory, its shape and its strides."""
+        return (self._view.data_ptr(), *self._view.shape, *self._view.stride())
+
     def __len__(self) -> int:
         return self._view.shape[0]
 
@@ -141,6 +151,16 @@ class StoredTensor:
                 f"{wrong.describe(('row',))}."
             )
         return rows if torch.equal(unique, index) else rows[places]
+
+    def check_finite(self, n_layers: int) -> None:
+        """Search a local tensor of a transcoder with so many layers, of which only a part is in memory at once.
+
+        Raises CheckpointError, which names the file, the tensor and the place, if a number is not finite.
+        """
+        if self.dtype.is_floating_point:
+            view = self._view if self.dtype in WEIGHT_TYPES else self._view.float()
+            axes = layer_axis(self.name, view, n_layers)
+            check_finite(view, f"The tensor {self.name!r} of {self.place}", axes=axes, error=CheckpointError)
 
     def read(self) -> Tensor:
         """Read the whole tensor; whether its numbers are finite is not checked."""

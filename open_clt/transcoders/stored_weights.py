@@ -65,10 +65,9 @@ class StoredWeights:
             weight = encoder[block].read()
             result[:, block] = functional.linear(inputs, weight.to(inputs), bias[block])
             if not is_finite(result[:, block]):  # the block is searched only now, because that takes as long again
-                name = (
-                    f"The tensor {encoder.name!r} of layer {layer} in {encoder.place}, from feature {block.start} on,"
-                )
-                check_finite(weight, name, error=CheckpointError)
+                for part in (*encoder[block].parts, encoder[block]):  # a part may be infinite only once it is scaled
+                    name = f"The tensor {part.name!r} of layer {layer} in {part.place}, from feature {block.start} on,"
+                    check_finite(part.read(), name, error=CheckpointError)
         return result
 
     def encoder_rows(self, layer: int, features: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen d_model"]:
@@ -107,7 +106,10 @@ class StoredWeights:
 
     @cached_property
     def decoder_norms(self) -> Float[Tensor, "layer feature"]:
-        """Norm of what one unit of each feature writes; all decoders are read once."""
+        """Norm of what one unit of each feature writes; all decoders are read once.
+
+        Raises CheckpointError, which names the file, if a number of a decoder is not finite.
+        """
         return torch.stack([self._norms(source) for source in range(len(self.decoders))])
 
     def _norms(self, source: int) -> Float[Tensor, "feature"]:
@@ -115,7 +117,9 @@ class StoredWeights:
         squares = torch.zeros(len(parts[0]), dtype=torch.float64)
         for part in parts:
             for block in self._blocks(part):
-                squares[block] += part[block].read().flatten(1).double().square().sum(1)
+                rows = part[block].read()
+                check_finite(rows, f"The tensor {part.name!r} of layer {source} in {part.place}", error=CheckpointError)
+                squares[block] += rows.flatten(1).double().square().sum(1)
         return squares.sqrt().float()
 
     def _blocks(self, table: Table) -> Iterator[slice]:

@@ -27,6 +27,7 @@ from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.checks import check_dtype
 from open_clt.transcoders.formats.load import open_transcoder
 from open_clt.transcoders.formats.stored import StoredTranscoder
+from open_clt.transcoders.formats.weight_files import OpenedFiles
 from open_clt.transcoders.transcoder import Transcoder
 
 _SHARE_OF_MEMORY = 0.5
@@ -226,6 +227,7 @@ def _open(source: str | Path, device: torch.device, dtype: torch.dtype) -> tuple
     available = available_on(device)
     needed = sum(encoder.shape.numel() for encoder in content.weights.encoders) * dtype.itemsize
     in_memory = available is None or needed <= available * _SHARE_OF_MEMORY
+    content = content.of_files(OpenedFiles())  # so that no decoder is searched for numbers that are not finite
     return content.load(device=device, dtype=dtype, memory_limit=0), in_memory
 
 

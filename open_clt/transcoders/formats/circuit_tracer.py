@@ -77,8 +77,12 @@ def open_circuit_tracer(weight_files: WeightFiles) -> StoredTranscoder:
 
 def load_circuit_tracer(directory: str | Path) -> CrossLayerTranscoder:
     """Read a cross-layer transcoder in circuit-tracer's layout; raises CheckpointError if the directory has none."""
-    stored = files.read_saved(Path(directory), _SETTINGS, lambda saved: open_circuit_tracer(LocalFiles(saved)))
-    return stored.load(device=torch.device("cpu"))
+
+    def opened(saved: files.Saved) -> StoredTranscoder:
+        weight_files = LocalFiles(saved)
+        return open_circuit_tracer(weight_files).of_files(weight_files.opened)
+
+    return files.read_saved(Path(directory), _SETTINGS, opened).load(device=torch.device("cpu"))
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast, final
@@ -49,6 +49,7 @@ from open_clt.errors import CheckpointError
 from open_clt.files import ScaledTensor, StoredTensor, Table
 from open_clt.finite import check_finite
 from open_clt.transcoders.formats.checks import OFFSETS
+from open_clt.transcoders.formats.clt_training_settings import LayerSettings, agreeing_settings, read_settings
 from open_clt.transcoders.formats.folders import one_set, sets_of_layers
 from open_clt.transcoders.formats.layers import described_config
 from open_clt.transcoders.formats.stored import StoredTranscoder
@@ -61,42 +62,6 @@ _TRANSCODER_HOOKS = {".mlp": ("mlp.hook_in", "mlp.hook_out"), "": ("hook_resid_p
 """Hooks at the input and the output of a module, by the end of its name; a layer's own name has no end."""
 _RESIDUAL_NORM = re.compile(r"(?:.*\.)?([0-9]+)\.(?:ln_2|post_attention_layernorm)")
 """Names of modules whose input is the residual stream before the MLP."""
-_LEGAL: dict[str, tuple[object, ...]] = {
-    "activation": ("topk",),
-    "signed": (False,),
-    "secondary_target_tied": (False,),
-    "embed_skip": (False,),
-    "gram_lookup": (False,),
-    "transcode": (False, True),
-    "skip_connection": (False, True),
-    "normalize_io": (False, True),
-    "post_encoder_scale": (False, True),
-    "per_source_tied": (False, True),
-    "divide_cross_layer": (False, True),
-    "coalesce_topk": ("none", "concat", "per-layer"),
-}
-"""Legal values of settings; the first of them is the default."""
-_FLAGS = [name for name, legal in _LEGAL.items() if len(legal) > 1]
-"""Names of the settings that have several legal values."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """What the config of a layer says."""
-
-    k: object
-    n_targets: int
-    """Number of layers that the layer writes to; 0 is its own layer, with tensors that have no number."""
-    flags: Mapping[str, object]
-
-    @property
-    def coalesced(self) -> bool:
-        """Whether a layer has one bias and one tensor of decoders, which hold for all its sources."""
-        return self.flags["coalesce_topk"] != "none"
-
-    def __getitem__(self, name: str) -> bool:
-        return self.flags[name] is True
 
 
 @final
@@ -105,13 +70,13 @@ class _Layers:
     """The layers of a transcoder, whose settings but the number of targets agree."""
 
     place: Path
-    settings: Sequence[_Settings]
+    settings: Sequence[LayerSettings]
     tensors: Sequence[Mapping[str, StoredTensor]]
     n_features: int
     d_model: int
 
     @property
-    def common(self) -> _Settings:
+    def common(self) -> LayerSettings:
         return self.settings[0]
 
     def reach(self, source: int) -> int:
@@ -175,7 +140,7 @@ def open_clt_training(weight_files: WeightFiles) -> StoredTranscoder:
     names = one_set({f"*[0-9]{name}": layers for name, layers in sets.items()}, place)
     module = next(iter(sets))
     paths = [weight_files.path(f"{name.rpartition('/')[0]}/{_SETTINGS}") for name in names]
-    settings = _agreeing([_read_settings(path) for path in paths], paths)
+    settings = agreeing_settings([read_settings(path) for path in paths], paths)
     tensors = [weight_files.tensors(name) for name in names]
     n_features, d_model = tensor_of(tensors[0], "encoder.weight", (None, None), place).shape
     layers = _Layers(place=place, settings=settings, tensors=tensors, n_features=n_features, d_model=d_model)
@@ -197,47 +162,6 @@ def open_clt_training(weight_files: WeightFiles) -> StoredTranscoder:
     return StoredTranscoder(
         place=place, config=config, weights=_weights(layers), small=partial(_read_small, config, layers)
     )
-
-
-def _read_settings(path: Path) -> _Settings:
-    content = files.read_json(path)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold the settings of a transcoder.")
-    content = cast(dict[str, Any], content)
-    flags = {name: content.get(name, legal[0]) for name, legal in _LEGAL.items()}
-    for name, value in flags.items():
-        if not any(value == legal and type(value) is type(legal) for legal in _LEGAL[name]):
-            raise CheckpointError(f"{path} has {name} {value!r}; it must be {' or '.join(map(repr, _LEGAL[name]))}.")
-    if flags["coalesce_topk"] != "none" and content.get("topk_coalesced", False) is not False:
-        raise CheckpointError(f"{path} has topk_coalesced {content['topk_coalesced']!r}; it must be False.")
-    n_targets = content.get("n_targets", 0)
-    if type(n_targets) is not int or n_targets < 0:
-        raise CheckpointError(f"{path} has n_targets {n_targets!r}; it must be an integer of at least 0.")
-    if not flags["transcode"] and (n_targets or flags["skip_connection"]):
-        name = "n_targets" if n_targets else "skip_connection"
-        raise CheckpointError(f"{path} has {name} {content[name]!r} without transcode; this cannot be read.")
-    return _Settings(k=content.get("k", 32), n_targets=n_targets, flags=flags)
-
-
-def _agreeing(settings: list[_Settings], paths: Sequence[Path]) -> list[_Settings]:
-    """The settings of all layers; raises CheckpointError if they are not those of one transcoder."""
-    first, n_layers = settings[0], len(settings)
-    if first.n_targets > n_layers:
-        raise CheckpointError(
-            f"{paths[0]} has n_targets {first.n_targets}, but there are {n_layers} layers; layer {n_layers} is missing."
-        )
-    for layer, (of_layer, path) in enumerate(zip(settings, paths, strict=True)):
-        if replace(of_layer, n_targets=0) != replace(first, n_targets=0):
-            raise CheckpointError(
-                f"{path} has other settings than layer 0; k, {', '.join(_FLAGS)} must be the same in all layers."
-            )
-        expected = min(first.n_targets, n_layers - layer)
-        if of_layer.n_targets != expected:
-            raise CheckpointError(
-                f"{path} has n_targets {of_layer.n_targets}; as layer 0 of {n_layers} layers has {first.n_targets}, it "
-                f"must be {expected}."
-            )
-    return settings
 
 
 def _hooks(module: str, layers: _Layers, weight_files: WeightFiles) -> dict[str, Any]:
@@ -332,6 +256,7 @@ def _read(tensor: StoredTensor) -> Tensor:
 
 
 def _read_small(config: CrossLayerConfig, layers: _Layers) -> dict[str, Tensor]:
+    _check_copies(layers)
     _check_skips(layers)
     n_layers, width, d_model = config.n_layers, config.n_features, config.d_model
     own_biases = torch.stack([_read(layers.of_target(layer, "b_dec", 0, d_model)) for layer in range(n_layers)])
@@ -375,6 +300,21 @@ def _added_after_topk(layers: _Layers, source: int) -> Tensor:
                 f"(post_encs.{offset}) than for its own (post_encs.0); a feature with several values cannot be read."
             )
     return own
+
+
+def _check_copies(layers: _Layers) -> None:
+    """Raise CheckpointError if a bias or a skip path to the own layer has a copy under another name that differs.
+
+    Copies on the hub are not fetched for this, and decoders are not compared.
+    """
+    for tensors in layers.tensors:
+        for name in ("b_dec", "W_skip", "post_enc", "post_enc_scale"):
+            pair = [tensors[each] for each in (name, f"{name}s.0") if each in tensors]
+            local = len(pair) == 2 and not any(each.is_remote for each in pair)
+            if local and not torch.equal(*(_read(each) for each in pair)):
+                raise CheckpointError(
+                    f"The tensors {name} and {name}s.0 of {pair[0].place} differ; they must be copies of one tensor."
+                )
 
 
 def _check_skips(layers: _Layers) -> None:

@@ -101,7 +101,13 @@ def open_llamascope(weight_files: WeightFiles) -> StoredTranscoder:
         small |= norms_of(tensors, hooks_in, hooks_out, place)
     known = {"W_E", "b_E", *(f"W_D.{layer}" for layer in range(n_layers))}
     check_explained(tensors, known, small, place)
-    return assembled(config, settings, weights, small, place)
+    unset = () if settings.normalised else norm_names(tensors)
+    return assembled(config, settings, weights, small, place, unset=unset)
+
+
+def norm_names(tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
+    """The names of all average norms, to which the package gives no numbers once they are part of the weights."""
+    return tuple(name for name in tensors if name.startswith(_NORM))
 
 
 def read_content(path: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -203,6 +209,8 @@ def assembled(
     weights: StoredWeights,
     small: Mapping[str, Sequence[StoredTensor]],
     place: Path,
+    *,
+    unset: tuple[str, ...] = (),
 ) -> StoredTranscoder:
     """The transcoder with these weights, and with small tensors layer by layer, which have logarithms of thresholds.
 
@@ -216,6 +224,7 @@ def assembled(
         config=config,
         weights=_with_unit_norms(weights) if ranked else weights,
         small=partial(_read_small, config, settings, small, weights),
+        unset=unset,
     )
 
 

@@ -30,6 +30,7 @@ from open_clt.transcoders.formats.llamascope import (
     check_explained,
     hook_within_blocks,
     nonlinearity,
+    norm_names,
     norms_of,
     read_content,
     read_settings,
@@ -81,7 +82,8 @@ def open_llamascope_layers(weight_files: WeightFiles) -> StoredTranscoder:
         small |= {name: [of_layer[name][0] for of_layer in norms] for name in norms[0]}
     for each in layers:
         check_explained(each, {"W_E", "W_D"}, small, place)
-    return assembled(config, settings, weights, small, place)
+    unset = () if settings.normalised else norm_names({name: each[name] for each in layers for name in each})
+    return assembled(config, settings, weights, small, place, unset=unset)
 
 
 def _common_settings(contents: Sequence[dict[str, Any]], paths: Sequence[Path]) -> Settings:

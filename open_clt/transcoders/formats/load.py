@@ -80,7 +80,9 @@ class Layout(NamedTuple):
     def opened(self, weight_files: WeightFiles, code: OwnCode) -> Opened:
         """Open a transcoder of this layout."""
         content = self.read(weight_files, code)
-        return Opened(self, content, sum(weight_files.sizes.values()))
+        if isinstance(content, StoredTranscoder):
+            content = content.of_files(weight_files.opened)
+        return Opened(self, content, sum(weight_files.opened.sizes.values()))
 
     __repr__ = short_repr
 

@@ -17,7 +17,7 @@ from open_clt.files import StoredTensor
 from open_clt.hub.repository import HubName
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats.load import Opened, layout_of, unknown
-from open_clt.transcoders.formats.weight_files import LocalFiles, WeightFiles
+from open_clt.transcoders.formats.weight_files import LocalFiles, OpenedFiles, WeightFiles
 from open_clt.transcoders.make import NO_CODE, OwnCode
 
 
@@ -47,8 +47,8 @@ class _Recorded(WeightFiles):
         return self.local.place
 
     @property
-    def sizes(self) -> dict[str, int]:
-        return self.local.sizes
+    def opened(self) -> OpenedFiles:
+        return self.local.opened
 
     def has(self, name: str) -> bool:
         return self.local.has(name)

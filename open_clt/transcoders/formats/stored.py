@@ -6,8 +6,8 @@ enough, and otherwise with encoders and decoders that stay in their files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import final
 
@@ -17,15 +17,18 @@ from torch import Tensor
 from open_clt.config import CrossLayerConfig, JumpReLUConfig, TopKConfig
 from open_clt.errors import CheckpointError
 from open_clt.files import Table
-from open_clt.finite import check_finite
+from open_clt.finite import check_finite, is_finite
 from open_clt.memory import available_on
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.checks import OFFSETS, THRESHOLDS, check_all, jumprelu_tensors
+from open_clt.transcoders.formats.weight_files import OpenedFiles
 from open_clt.transcoders.stored_weights import StoredWeights, tensors_in_memory
 
 _SHARE_OF_MEMORY = 0.5
 """Share of the available memory that the weights of a transcoder may take, unless the user says otherwise."""
+_LARGEST_CHECKED = 2**24
+"""Largest number of entries of a tensor that is checked although nothing uses it, if tables stay in their files."""
 
 
 @final
@@ -45,6 +48,11 @@ class StoredTranscoder:
 
     A layout with thresholds of JumpReLU gives them as they are, under the name ``THRESHOLDS``."""
 
+    unset: Container[str] = ()
+    """Names of tensors that may hold any bytes, because the package that wrote them does not set their numbers."""
+    opened: OpenedFiles = field(default_factory=OpenedFiles)
+    """All files that the reader opened."""
+
     states_hooks: bool = True
     """Whether the files, or the description of their layout, state the hooks; otherwise those of the config are an
     assumption."""
@@ -58,9 +66,12 @@ class StoredTranscoder:
         Encoders and decoders are read into memory if they take at most ``memory_limit`` bytes there, which by default
         is half of the memory that is available. Otherwise they stay in their files. Raises CheckpointError if a number
         that is read is not finite, or if a threshold or a scale makes no sense.
+        Numbers that nothing uses are checked, too, unless they are on the hub, or belong to a tensor of more than 16
+        million numbers while encoders and decoders stay in their files.
         """
         self._check_shapes()
         in_memory = self.fits(device, dtype, memory_limit)
+        self._check_finite(in_memory)
         config, small = self._settled()
         with torch.device("meta"):  # so that no weights are drawn
             transcoder = CrossLayerTranscoder(config, stored=None if in_memory else self.weights)
@@ -87,6 +98,25 @@ class StoredTranscoder:
     def bytes_in_memory(self, dtype: torch.dtype) -> int:
         """Number of bytes that encoders and decoders take in memory."""
         return self.weights.n_parameters * dtype.itemsize
+
+    def of_files(self, opened: OpenedFiles) -> StoredTranscoder:
+        """The same transcoder, which ``load`` checks against all tensors of the files that the reader opened."""
+        return replace(self, opened=opened)
+
+    def _check_finite(self, in_memory: bool) -> None:
+        """Raise CheckpointError, which names a tensor, if the files hold NaN or infinity outside the tables.
+
+        A damaged file is not trusted, even where the damage does not change what the transcoder computes. Tables are
+        checked when they are read; here are all other tensors, such as second copies, and tables of which a part is
+        not used. The large ones among them are skipped if the tables stay in their files.
+        """
+        used = _used(self.weights.tables)
+        for tensors in self.opened.tensors.values():
+            for name, tensor in tensors.items():
+                size = tensor.shape.numel()
+                skipped = tensor.is_remote or name in self.unset or (not in_memory and size > _LARGEST_CHECKED)
+                if not skipped and used.get((name, str(tensor.place))) != size:
+                    tensor.check_finite(self.config.n_layers)
 
     def _check_shapes(self) -> None:
         """Raise CheckpointError if encoders or decoders do not have the shapes that the config asks for."""
@@ -145,7 +175,20 @@ class StoredTranscoder:
     __repr__ = short_repr
 
 
+def _used(tables: Iterable[Table]) -> dict[tuple[str, str], int]:
+    """How many numbers of stored tensors are in tables, by the name and the file of the stored tensor."""
+    used: dict[tuple[str, str], int] = {}
+    parts = {part.extent: part for table in tables for part in table.parts}  # several tables may share a part
+    for part in parts.values():
+        key = (part.name, str(part.place))
+        used[key] = used.get(key, 0) + part.shape.numel()
+    return used
+
+
 def _read(stored: Table, layer: int) -> Tensor:
     tensor = stored.read()
-    check_finite(tensor, f"The tensor {stored.name!r} of layer {layer} in {stored.place}", error=CheckpointError)
+    if not is_finite(tensor):  # the number may be in one of several files, or be infinite only once it is scaled
+        for part in (*stored.parts, stored):
+            name = f"The tensor {part.name!r} of layer {layer} in {part.place}"
+            check_finite(part.read(), name, error=CheckpointError)
     return tensor

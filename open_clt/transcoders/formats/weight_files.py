@@ -21,6 +21,19 @@ from open_clt.hub.repository import HubName, Repository
 from open_clt.short_repr import short_repr
 
 
+@final
+@dataclass(frozen=True)
+class OpenedFiles:
+    """The files of weights that a reader opened, by their paths or addresses."""
+
+    sizes: dict[str, int] = field(default_factory=dict[str, int])
+    """Number of bytes of each file."""
+    tensors: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict[str, Mapping[str, StoredTensor]])
+    """All tensors of each file by their names, also those that no reader uses."""
+
+    __repr__ = short_repr
+
+
 class WeightFiles(ABC):
     """The files of a stored transcoder."""
 
@@ -31,8 +44,8 @@ class WeightFiles(ABC):
 
     @property
     @abstractmethod
-    def sizes(self) -> dict[str, int]:
-        """Number of bytes of each file of weights that was opened, by its path or address."""
+    def opened(self) -> OpenedFiles:
+        """The files of weights that were opened; transcoders on the hub that these files name share it."""
 
     @abstractmethod
     def has(self, name: str) -> bool:
@@ -73,8 +86,8 @@ class LocalFiles(WeightFiles):
     saved: files.Saved
     whole: bool = False
     """Whether files on the hub that these files name are downloaded as a whole."""
-    opened: dict[str, int] = field(default_factory=dict[str, int])
-    """What ``sizes`` returns; transcoders on the hub that these files name share it."""
+    record: OpenedFiles = field(default_factory=OpenedFiles)
+    """What ``opened`` returns."""
 
     __repr__ = short_repr
 
@@ -83,8 +96,8 @@ class LocalFiles(WeightFiles):
         return self.saved.directory
 
     @property
-    def sizes(self) -> dict[str, int]:
-        return self.opened
+    def opened(self) -> OpenedFiles:
+        return self.record
 
     def has(self, name: str) -> bool:
         return self.saved(name).exists()
@@ -102,13 +115,14 @@ class LocalFiles(WeightFiles):
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         tensors = _open_local(path := self.saved(name))
         try:
-            self.opened[str(path)] = path.stat().st_size
+            self.record.sizes[str(path)] = path.stat().st_size
         except FileNotFoundError as error:  # another process saves the transcoder meanwhile
             raise files.missing(path) from error
+        self.record.tensors[str(path)] = tensors
         return _weights(tensors, ignored)
 
     def on_hub(self, name: HubName) -> WeightFiles:
-        return HubFiles(Repository.find(name), self.whole, self.opened)
+        return HubFiles(Repository.find(name), self.whole, self.record)
 
 
 @final
@@ -119,16 +133,16 @@ class HubFiles(WeightFiles):
     repository: Repository
     whole: bool
     """Whether files of weights are downloaded as a whole, as suits a transcoder that is read into memory."""
-    opened: dict[str, int] = field(default_factory=dict[str, int])
-    """What ``sizes`` returns; transcoders on the hub that these files name share it."""
+    record: OpenedFiles = field(default_factory=OpenedFiles)
+    """What ``opened`` returns."""
 
     @property
     def place(self) -> Path:
         return Path(str(self.repository.name))
 
     @property
-    def sizes(self) -> dict[str, int]:
-        return self.opened
+    def opened(self) -> OpenedFiles:
+        return self.record
 
     def has(self, name: str) -> bool:
         return name in self.repository.sizes
@@ -151,14 +165,18 @@ class HubFiles(WeightFiles):
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
         if not self.has(name):
             raise files.missing(self.place / name)
-        self.opened[f"{self.place / name}"] = self.repository.sizes[name]
+        address = self.place / name
         if self.whole or self.repository.is_downloaded(name):
-            return _weights(_open_local(self.repository.path(name)), ignored)
-        open_remote = files.open_remote_npz if name.endswith(".npz") else files.open_remote_tensors
-        return _weights(open_remote(self.repository.part(name), self.place / name), ignored)
+            tensors = _open_local(self.repository.path(name))
+        else:
+            open_remote = files.open_remote_npz if name.endswith(".npz") else files.open_remote_tensors
+            tensors = open_remote(self.repository.part(name), address)
+        self.record.sizes[str(address)] = self.repository.sizes[name]
+        self.record.tensors[str(address)] = tensors
+        return _weights(tensors, ignored)
 
     def on_hub(self, name: HubName) -> WeightFiles:
-        return HubFiles(Repository.find(name), self.whole, self.opened)
+        return HubFiles(Repository.find(name), self.whole, self.record)
 
     __repr__ = short_repr
 
@@ -177,8 +195,8 @@ class SelectedFiles(WeightFiles):
         return self.all_files.place / self.pattern
 
     @property
-    def sizes(self) -> dict[str, int]:
-        return self.all_files.sizes
+    def opened(self) -> OpenedFiles:
+        return self.all_files.opened
 
     def has(self, name: str) -> bool:
         return self._selects(name) and self.all_files.has(name)

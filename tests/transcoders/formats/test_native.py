@@ -90,13 +90,13 @@ def stack(features: list[SparseFeatures]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_thresholds_that_are_not_finite_are_refused_with_layer_and_feature(value: float, tmp_path: Path) -> None:
+def test_thresholds_that_are_not_finite_are_refused_with_file_tensor_and_feature(value: float, tmp_path: Path) -> None:
     save_circuit_tracer(make(FixedJumpReLUConfig()), tmp_path)
     path = tmp_path / "W_enc_2.safetensors"
     tensors = load_file(path)
     tensors["threshold_2"][5] = value
     save_file(tensors, path)
-    with refuses(CheckpointError, "layer 2", "Feature 5", value, tmp_path):
+    with refuses(CheckpointError, "threshold_2", 5, value, path):
         load_transcoder(tmp_path)
 
 
