@@ -1,6 +1,7 @@
 """The command ``open-clt features``: measure every feature of a transcoder on a text, and write feature files.
 
-Features get automatic labels; a user's own labels win. Several processes can share the text:
+Features get automatic labels, or labels of a language model behind an endpoint; a user's own labels win. Several
+processes can share the text:
 
     torchrun --nproc-per-node 2 -m open_clt features --model gpt2 --transcoder DIRECTORY --text FILE
 """
@@ -8,12 +9,13 @@ Features get automatic labels; a user's own labels win. Several processes can sh
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_source_options, context_length, texts_of
+from open_clt.commands.label_service import add_service_options, label_with_service, read_endpoint
 from open_clt.commands.options import (
     AddParser,
     add_command,
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from open_clt.language.language_model import LanguageModel
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
     from open_clt.processes import Processes
-    from open_clt.transcoders.feature import Feature
 
 _BACKGROUND = 400
 """Number of contexts in the background of automatic labels."""
@@ -63,6 +64,7 @@ def add_to(add_parser: AddParser) -> None:
     ):
         default = getattr(settings, name)
         option(flag, dest=name, type=integer(least=1), default=default, help=f"{text} (default: {default}).")
+    add_service_options(parser)
     parser.set_defaults(command=run)
 
 
@@ -79,7 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_directory(arguments.html)
         check_ours(arguments.html, ["index.html"])
     read_labels_of(arguments)
+    endpoint = read_endpoint(arguments)
     with joined_processes() as processes:
+        if endpoint is not None and processes.is_first:
+            endpoint.check()
         clt = load(arguments)
         output = arguments.output or place_for_records(arguments.transcoder, clt.transcoder)
         check_feature_files(output)
@@ -90,7 +95,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, output: Path, processes: Processes) -> None:
     """Measure all features; the first process writes the files and says where they are."""
     from open_clt.features.collecting.collect import collect_features
-    from open_clt.features.collecting.measured import feature_records
     from open_clt.features.feature_files import write_feature_files
     from open_clt.visualization.dashboards.write import write_dashboards
 
@@ -108,9 +112,8 @@ def _measure(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, outpu
     if not processes.is_first:
         return
     about = _about(arguments, clt, collection)
-    records = feature_records(model, transcoder, collection)
     folder = write_feature_files(
-        _labelled(records, read_labels_of(arguments), clt, _some_contexts(texts(), model, config)),
+        _labelled(arguments, clt, collection, _some_contexts(texts(), model, config)),
         output,
         n_layers=collection.n_layers,
         n_features=collection.n_features,
@@ -132,17 +135,26 @@ def _some_contexts(texts: Iterable[str], model: LanguageModel, config: FeatureRe
 
 
 def _labelled(
-    records: Iterator[FeatureRecord], labels: Mapping[Feature, str], clt: OpenCrossLayerTranscoder, contexts: Tensor
+    arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collection: FeatureCollection, contexts: Tensor
 ) -> Iterator[FeatureRecord]:
-    """The records with labels: those of the user, and automatic ones for all other features."""
+    """The records with labels: those of the user, those of a language model, and automatic ones for all others."""
+    from open_clt.features.collecting.measured import feature_records
     from open_clt.features.labelling.automatic import label_records
     from open_clt.features.labelling.background import background_of
     from open_clt.features.labelling.given import with_labels
     from open_clt.features.labelling.single_tokens import single_tokens
+    from open_clt.transcoders.feature import Feature
 
     model, transcoder = clt.language_model, clt.transcoder
+    labels, endpoint = read_labels_of(arguments), read_endpoint(arguments)
     background = background_of(model, transcoder, contexts)
-    return label_records(with_labels(records, labels), background, single_tokens(model, transcoder))
+    records = with_labels(feature_records(model, transcoder, collection), labels)
+    records = label_records(records, background, single_tokens(model, transcoder))
+    if endpoint is None:
+        return records
+    active = [Feature(*divmod(row, collection.n_features)) for row in collection.counts.nonzero().flatten().tolist()]
+    candidates = [feature for feature in active if feature not in labels]
+    return label_with_service(records, candidates, arguments, endpoint, background)
 
 
 def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collection: FeatureCollection) -> AboutRecords:

@@ -12,7 +12,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import sleep as wait
 from typing import Any, final
 from urllib.parse import urlsplit
@@ -79,6 +79,10 @@ class Endpoint(CheckedConfig):
         assert failure is not None
         raise ServiceError(f"{failure} (tried {self.tries} times)")
 
+    def check(self) -> None:
+        """Ask for one short answer; raise ServiceError if the address, the key or the name of the model is wrong."""
+        replace(self, tries=min(self.tries, 2)).answer([{"role": "user", "content": "Answer with the word ready."}])
+
     def _send(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         key = os.environ.get(self.key_variable)
@@ -137,7 +141,8 @@ def _is_address(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username
+    more = parts.username or parts.query or parts.fragment
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not more
 
 
 def _seconds(header: str | None) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -29,6 +29,7 @@ from open_clt.features.labelling.service.delphi import (
 )
 from open_clt.features.labelling.service.endpoint import Endpoint
 from open_clt.features.records import FeatureExample, FeatureLabel, FeatureRecord
+from open_clt.transcoders.feature import Feature
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +43,23 @@ _MOST_FAILURES = 3
 
 @checked_arguments
 def explain_records(
-    records: Iterable[FeatureRecord], endpoint: Endpoint, background: Background, *, scorer: Scorer | None = "detection"
+    records: Iterable[FeatureRecord],
+    endpoint: Endpoint,
+    background: Background,
+    *,
+    scorer: Scorer | None = "detection",
+    features: Collection[Feature] | None = None,
 ) -> Iterator[FeatureRecord]:
     """Yield each record with a label that a language model wrote; labels of users are kept.
 
-    No record is lost: if the endpoint fails, a warning says why, and the record keeps the label that it has. After
-    three features in a row without an answer, the endpoint is not asked any more.
+    The model is asked about ``features``, or about all features. No record is lost: if the endpoint fails, a warning
+    says why, and the record keeps the label that it has. After three features in a row without an answer, the endpoint
+    is not asked any more.
     """
     failures = 0
     for record in records:
-        asks = failures < _MOST_FAILURES and record.examples and (record.label is None or record.label.automatic)
-        if asks:
+        wanted = (features is None or record.feature in features) and bool(record.examples)
+        if failures < _MOST_FAILURES and wanted and (record.label is None or record.label.automatic):
             try:
                 label = explain(record, endpoint, background, scorer=scorer)
                 failures, record = 0, replace(record, label=label)

@@ -102,7 +102,7 @@ def test_no_server_at_all_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "file:///etc/passwd", "127.0.0.1:8000", "http://me:secret@host/v1", "http://[1/v1"]
+    "url", ["", "file:///etc/passwd", "127.0.0.1:8000", "http://me:secret@host/v1", "http://[1/v1", "http://h/v1?key=1"]
 )
 def test_what_is_not_an_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigError):

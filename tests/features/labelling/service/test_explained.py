@@ -123,6 +123,16 @@ def test_labels_of_users_and_dead_features_are_not_asked_for() -> None:
     assert not service.requests
 
 
+def test_only_chosen_features_are_asked_for() -> None:
+    records = [record_for(Feature(0, index), on_texas) for index in range(4)]
+    chosen = {Feature(0, 1), Feature(0, 3), Feature(2, 0)}
+    with answering(perfect) as service:
+        endpoint = Endpoint(url=service.url, model="small")
+        labelled = list(explain_records(records, endpoint, background_for([]), scorer=None, features=chosen))
+    assert [record.feature.index for record in labelled if record.label] == [1, 3]
+    assert len(service.requests) == 2
+
+
 def test_a_label_is_kept_if_only_its_scorer_fails(caplog: pytest.LogCaptureFixture) -> None:
     def answer(messages: list[dict[str, str]]) -> str | Raw:
         return Raw(500) if "Description" in messages[1]["content"] else perfect(messages)
