@@ -34,7 +34,11 @@ from open_clt.features.figure_data import TranscodedModel
 from open_clt.features.firing import FeatureActivations
 from open_clt.visualization.labels import fit_tick_labels, text_size, token_label
 from open_clt.visualization.preparation import (
+    CorrelationCells,
     CurvePanel,
+    FeaturePoints,
+    FeatureRows,
+    ImportanceBars,
     Labels,
     TrainingCurves,
     correlation_cells,
@@ -85,8 +89,7 @@ def visualize_feature_heatmap(
     first row on top; it needs ``tokens`` and the ``names`` of its features.
     """
     rows = feature_rows(activations, tokens, names, labels=labels, top_n=top_n)
-    titles = Titles(title, rows.title)
-    return _token_heatmap(rows.values, rows.tokens, rows.names, "activation", titles=titles, ax=ax, save_path=save_path)
+    return draw_rows(rows, "activation", title=title, ax=ax, save_path=save_path)
 
 
 @checked_arguments
@@ -100,9 +103,7 @@ def visualize_layer_activity(
     save_path: str | Path | None = None,
 ) -> Figure:
     """Draw the activity of each layer (rows, the first at the bottom) at each token; ``quantity`` names the values."""
-    rows = layer_rows(activity, tokens)
-    titles = Titles(title, rows.title)
-    return _token_heatmap(rows.values, rows.tokens, rows.names, quantity, titles=titles, ax=ax, save_path=save_path)
+    return draw_rows(layer_rows(activity, tokens), quantity, title=title, ax=ax, save_path=save_path)
 
 
 @checked_arguments
@@ -138,6 +139,13 @@ def visualize_feature_embedding(
         sizes=sizes,
         n_layers=n_layers,
     )
+    return draw_points(chosen, title=title, ax=ax, save_path=save_path)
+
+
+def draw_points(
+    chosen: FeaturePoints, *, title: str | None = None, ax: Axes | None = None, save_path: str | Path | None = None
+) -> Figure:
+    """Draw prepared points; see ``visualize_feature_embedding``."""
     with drawing(ax, (5.6, 4.4), save_path, Titles(title, chosen.title)) as ax:
         x, y = chosen.points.T
         colours = layer_colours(chosen.n_layers)[chosen.layers]
@@ -167,6 +175,13 @@ def visualize_cross_layer_correlations(
     two layers write at each token are correlated.
     """
     cells = correlation_cells(matrix, names, layers=layers, labels=labels)
+    return draw_cells(cells, title=title, ax=ax, save_path=save_path)
+
+
+def draw_cells(
+    cells: CorrelationCells, *, title: str | None = None, ax: Axes | None = None, save_path: str | Path | None = None
+) -> Figure:
+    """Draw a prepared matrix; see ``visualize_cross_layer_correlations``."""
     values = cells.values
     side = float(np.clip(1.6 + 0.2 * len(values), 4, 11))
     beside = _inches(cells.labelled) - _inches(cells.names)
@@ -207,6 +222,13 @@ def visualize_feature_importance(
     its transcoder, the importance is measured on ``texts``; an array is drawn as it is, without ``texts``.
     """
     bars = importance_bars(importance, texts, labels=labels, top_n=top_n)
+    return draw_bars(bars, title=title, ax=ax, save_path=save_path)
+
+
+def draw_bars(
+    bars: ImportanceBars, *, title: str | None = None, ax: Axes | None = None, save_path: str | Path | None = None
+) -> Figure:
+    """Draw prepared bars; see ``visualize_feature_importance``."""
     count = len(bars.features)
     size = 4.7 + _inches(bars.names), 0.9 + 0.19 * max(count, 3)
     with drawing(ax, size, save_path, Titles(title, bars.title)) as ax:
@@ -282,29 +304,28 @@ def _curve(ax: Axes, panel: CurvePanel) -> None:
     panel_title(ax, panel.name, panel.last)
 
 
-def _token_heatmap(
-    values: Float[Array, "row position"],
-    tokens: Sequence[str],
-    names: Sequence[str],
+def draw_rows(
+    rows: FeatureRows,
     quantity: str,
     *,
-    titles: Titles,
-    ax: Axes | None,
-    save_path: str | Path | None,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save_path: str | Path | None = None,
 ) -> Figure:
     """Draw a heatmap over the tokens of a text, in which zero is white; negative values have colours of their own."""
-    rows, columns = values.shape
-    names = [token_label(name, 48) for name in names]
-    size = float(np.clip(1.7 + _inches(names) + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * rows, 2.8, 12))
-    with drawing(ax, size, save_path, titles) as ax:
+    values = rows.values
+    count, columns = values.shape
+    names = [token_label(name, 48) for name in rows.names]
+    size = float(np.clip(1.7 + _inches(names) + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * count, 2.8, 12))
+    with drawing(ax, size, save_path, Titles(title, rows.title)) as ax:
         top = max(float(np.max(np.abs(values), initial=0)), 1e-30)
         lowest, colours = (0.0, sequential()) if np.min(values, initial=0) >= 0 else (-top, DIVERGING)
         image = ax.imshow(numbers(values), cmap=colours, vmin=lowest, vmax=top, aspect="auto", interpolation="nearest")
         _colour_bar(ax, image, quantity)
         _hide_frame(ax)
-        for row in range(1, rows):
+        for row in range(1, count):
             ax.axhline(row - 0.5, color="#E4E4E0", linewidth=0.5)
-        fit_tick_labels(ax, [token_label(token) for token in tokens], names)
+        fit_tick_labels(ax, [token_label(token) for token in rows.tokens], names)
     return figure_of(ax)
 
 

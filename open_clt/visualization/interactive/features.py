@@ -9,6 +9,7 @@ one; a model with its transcoder gives the output tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from open_clt.features.embedding import EmbeddingMethod, EmbeddingSpace
 from open_clt.features.figure_data import TranscodedModel, output_effects
 from open_clt.features.firing import FeatureActivations
 from open_clt.features.records import FeatureRecord
+from open_clt.visualization.figures import draw_bars, draw_cells, draw_points, draw_rows, visualize_feature_density
 from open_clt.visualization.interactive.frame import (
     COLOUR_BAR_ROOM,
     WIDEST,
@@ -36,7 +38,8 @@ from open_clt.visualization.interactive.frame import (
     value_scale,
 )
 from open_clt.visualization.interactive.hover import FeatureNotes
-from open_clt.visualization.interactive.saving import check_interactive_path, saved
+from open_clt.visualization.interactive.notebook_plot import NotebookPlot
+from open_clt.visualization.interactive.saving import check_interactive_path, finished
 from open_clt.visualization.interactive.text import BREAK, plain_text, token_text
 from open_clt.visualization.labels import token_label
 from open_clt.visualization.preparation import (
@@ -78,7 +81,7 @@ def interactive_feature_heatmap(
     if isinstance(activations, TranscodedModel):
         notes.outputs = output_effects(activations, rows.features or ())
     figure = _heatmap(rows, notes, "visualize_feature_heatmap", title)
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(draw_rows, rows, "activation", title=title))
 
 
 @checked_arguments
@@ -94,7 +97,7 @@ def interactive_layer_activity(
     check_interactive_path(save_path, "visualize_layer_activity")
     rows = layer_rows(activity, tokens)
     figure = _heatmap(rows, FeatureNotes(), "visualize_layer_activity", title, quantity=quantity)
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(draw_rows, rows, quantity, title=title))
 
 
 @checked_arguments
@@ -152,7 +155,7 @@ def interactive_feature_embedding(
     shown = {} if chosen.has_units else {"showticklabels": False, "ticks": ""}
     figure.update_layout(xaxis={"title": {"text": chosen.axes[0]}, **shown})
     figure.update_layout(yaxis={"title": {"text": chosen.axes[1]}, **shown})
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(draw_points, chosen, title=title))
 
 
 @checked_arguments
@@ -196,7 +199,7 @@ def interactive_cross_layer_correlations(
     kind = "layer" if cells.layers is None else "feature"
     figure.update_layout(xaxis=across.axis(kind, ticks="", showline=False))
     figure.update_layout(yaxis=up.axis(kind, ticks="", showline=False, autorange="reversed"))
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(draw_cells, cells, title=title))
 
 
 @checked_arguments
@@ -235,7 +238,7 @@ def interactive_feature_importance(
     )
     figure.update_layout(xaxis={"title": {"text": "share of everything written (%)"}, "rangemode": "tozero"})
     figure.update_layout(yaxis=up.axis("feature", ticks="", showline=False, range=[count - 0.4, -0.6]))
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(draw_bars, bars, title=title))
 
 
 @checked_arguments
@@ -277,12 +280,12 @@ def interactive_feature_density(
     share = "share of tokens on which a feature is active"
     figure.update_layout(xaxis=share_axis(share, float(edges[0])))
     figure.update_layout(yaxis={"title": {"text": "features"}, "rangemode": "tozero"})
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(visualize_feature_density, density, title=title))
 
 
 def _heatmap(
     rows: FeatureRows, notes: FeatureNotes, static: str, title: str | None, *, quantity: str = "activation"
-) -> go.Figure:
+) -> NotebookPlot:
     """Return a heatmap over the tokens of a text."""
     values = np.asarray(rows.values, dtype=np.float64)
     count, columns = values.shape

@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 from matplotlib.colors import Colormap, to_hex
 
 from open_clt.short_repr import short_repr
+from open_clt.visualization.interactive.notebook_plot import NotebookPlot
 from open_clt.visualization.interactive.text import plain_text, title_text
 from open_clt.visualization.labels import text_size
 from open_clt.visualization.style import DIVERGING, GREY, INK, layer_colours, sequential
@@ -97,13 +98,13 @@ class Ticks(NamedTuple):
 
 def new_figure(
     size: tuple[float, float], margins: Margins, *, title: str, static: str, traces: Sequence[Any] = ()
-) -> go.Figure:
+) -> NotebookPlot:
     """Return a figure whose axes have a ``size`` in pixels; ``static`` draws the same figure with matplotlib."""
     width = size[0] + margins.left + margins.right
     lines = title_text(title, width - 24 - _BUTTONS, TITLE_FONT)
     top = margins.top + (_TITLE_LINE * (lines.count("<br>") + 1) + 8 if lines else 0.0)
     height = size[1] + top + margins.bottom
-    return go.Figure(
+    return NotebookPlot(
         data=list(traces),
         layout={
             "template": _TEMPLATE,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,12 +33,13 @@ from open_clt.visualization.graph.arrangement import (
     edge_curve,
     relative_sizes,
 )
+from open_clt.visualization.graph.figure import visualize_attribution_graph
 from open_clt.visualization.graph.layout import Box, Page, PlacedGraph
 from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
 from open_clt.visualization.interactive.frame import Margins, new_figure
 from open_clt.visualization.interactive.hover import FeatureNotes
 from open_clt.visualization.interactive.node_hover import node_texts
-from open_clt.visualization.interactive.saving import check_interactive_path, saved
+from open_clt.visualization.interactive.saving import check_interactive_path, finished
 from open_clt.visualization.interactive.text import BREAK, lines_text, plain_text, token_text
 from open_clt.visualization.labels import token_label, wrapped
 from open_clt.visualization.style import BLUE, GREY, INK, PALE, VERMILLION
@@ -107,7 +109,7 @@ def interactive_attribution_graph(
     figure.add_traces([*_nodes(picture, placed, texts), *_ends(picture, placed, texts)])
     _add_axes(figure, picture, placed, base)
     _add_captions(figure, picture, captions)
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(visualize_attribution_graph, picture, title=title))
 
 
 def _edges(picture: GraphPicture, placed: PlacedGraph) -> list[go.Scatter]:

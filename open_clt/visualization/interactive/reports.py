@@ -6,6 +6,7 @@ Each function shows what the static function of the same name shows, and takes t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +20,13 @@ from plotly.subplots import make_subplots
 from open_clt.config.arguments import checked_arguments
 from open_clt.evaluation.report import NORM_QUANTILES, Report
 from open_clt.transcoders.metrics import DENSITY_EDGES
+from open_clt.visualization.figures import visualize_training_curves
 from open_clt.visualization.interactive.frame import FONT, Margins, new_figure, share_axis
-from open_clt.visualization.interactive.saving import check_interactive_path, saved
+from open_clt.visualization.interactive.notebook_plot import NotebookPlot
+from open_clt.visualization.interactive.saving import check_interactive_path, finished
 from open_clt.visualization.interactive.text import BREAK, plain_text
 from open_clt.visualization.preparation import TrainingCurves, curve_panels, curves_title
+from open_clt.visualization.report_figures import visualize_comparison, visualize_report
 from open_clt.visualization.report_preparation import compared, cross_entropy_increase, report_title
 from open_clt.visualization.style import BLUE, GREY, VERMILLION
 
@@ -63,7 +67,7 @@ def interactive_training_curves(
         figure.update_yaxes(range=[0, panel.top], nticks=6, row=row, col=column, **ticks)
         if row == 2:
             figure.update_xaxes(title_text="step", row=row, col=column)
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(visualize_training_curves, curves, title=title))
 
 
 @checked_arguments
@@ -93,7 +97,7 @@ def interactive_report(report: Report, *, title: str | None = None, save_path: s
     else:
         agreements, together = [one.top1_agreement for one in alone], report.evaluation.logits.top1_agreement
         _add_layers(figure, (2, 3), agreements, "same likeliest token", share=True, together=together)
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(visualize_report, report, title=title))
 
 
 @checked_arguments
@@ -135,7 +139,7 @@ def interactive_comparison(
         figure.update_xaxes(range=[0, 1.1 * max(comparison.sparsity)], row=1, col=column)
     figure.update_xaxes(title_text="active features per token (L0)")
     _add_names(figure, names, colours, symbols)
-    return saved(figure, save_path)
+    return finished(figure, save_path, partial(visualize_comparison, reports, title=title))
 
 
 def _panels(
@@ -146,11 +150,12 @@ def _panels(
     title: str,
     static: str,
     right: float = 20.0,
-) -> go.Figure:
+) -> NotebookPlot:
     """Return a figure with a grid of panels, each with its name above it; the names are written for plotly."""
     rows, columns = grid
-    frame = new_figure(size, Margins(left=60.0, right=right, top=34.0, bottom=52.0), title=title, static=static)
-    figure = make_subplots(
+    figure = new_figure(size, Margins(left=60.0, right=right, top=34.0, bottom=52.0), title=title, static=static)
+    make_subplots(
+        figure=figure,
         rows=rows,
         cols=columns,
         subplot_titles=list(names),
@@ -161,7 +166,7 @@ def _panels(
     layout = cast(Any, figure).layout
     for number, annotation in enumerate(layout.annotations):
         annotation.x = layout[f"xaxis{number + 1 if number else ''}"].domain[0]
-    return figure.update_layout(cast(Any, frame).layout)
+    return figure
 
 
 def _report_names(report: Report) -> list[str]:

@@ -12,22 +12,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import plotly.graph_objects as go
+from matplotlib.figure import Figure
 
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.files import check_file, write_bytes
+from open_clt.visualization.interactive.notebook_plot import CONFIG, NotebookPlot
 from open_clt.visualization.interactive.text import BREAK
 from open_clt.visualization.page import page, write_page
 
 _PICTURES = (".png", ".svg", ".pdf")
-_CONFIG: dict[str, Any] = {"displaylogo": False, "typesetMath": False, "showSendToCloud": False}
-"""Settings of plotly's program. A page sends nothing to a server."""
 _PATIENCE = 120.0
 """Seconds after which Chrome is stopped, because it hangs."""
 _PIXELS = 2
@@ -61,11 +61,11 @@ def save_interactive(figure: go.Figure, path: str | Path) -> Path:
     return write_bytes(path, _picture(figure, path))
 
 
-def saved(figure: go.Figure, save_path: str | Path | None) -> go.Figure:
-    """Return the figure, after writing it to a file if a path is given."""
+def finished(figure: NotebookPlot, save_path: str | Path | None, draw: Callable[[], Figure]) -> go.Figure:
+    """Return the figure, after writing it to a file if a path is given; ``draw`` draws the static one of a notebook."""
     if save_path is not None:
         save_interactive(figure, save_path)
-    return figure
+    return figure.with_picture(draw)
 
 
 def check_interactive_path(path: str | Path | None, static: str) -> None:
@@ -87,7 +87,7 @@ def check_interactive_path(path: str | Path | None, static: str) -> None:
 def page_of(figure: go.Figure) -> str:
     """Return a whole page of HTML that shows a figure, with plotly's program in it."""
     name = "figure-" + hashlib.sha256(_json(figure)).hexdigest()[:12]
-    body = figure.to_html(config=_CONFIG, include_plotlyjs=True, full_html=False, div_id=name)
+    body = figure.to_html(config=CONFIG, include_plotlyjs=True, full_html=False, div_id=name)
     title = html.unescape((cast(Any, figure).layout.title.text or "").replace(BREAK, " "))
     return page(title, body, styles=[], scripts=[])
 
@@ -97,7 +97,7 @@ def page_of_all(figures: Sequence[go.Figure], title: str) -> str:
     parts: list[str] = []
     for number, figure in enumerate(figures):
         name = f"figure-{number}-{hashlib.sha256(_json(figure)).hexdigest()[:12]}"
-        parts.append(figure.to_html(config=_CONFIG, include_plotlyjs=number == 0, full_html=False, div_id=name))
+        parts.append(figure.to_html(config=CONFIG, include_plotlyjs=number == 0, full_html=False, div_id=name))
     return page(title, "\n".join(parts), styles=[], scripts=[])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,8 +18,10 @@ from open_clt import visualization_utils as utils
 from open_clt.errors import ConfigError, OpenCLTError
 from open_clt.features.records import FeatureLabel, FeatureRecord, TokenEffect
 from open_clt.transcoders.feature import Feature
+from open_clt.visualization.interactive.notebook_plot import PLOTLY
 from open_clt.visualization.interactive.saving import page_of
 from open_clt.visualization.preparation import density_counts, feature_points
+from open_clt.visualization.style import NotebookFigure
 from tests.refusals import refuses
 from tests.visualization.interactive.pairs import (
     CORRELATIONS,
@@ -229,11 +232,35 @@ def test_a_map_of_points_is_that_of_its_preparation() -> None:
     assert cast(Any, figure).layout.xaxis.title.text == chosen.axes[0]
 
 
-def test_a_notebook_shows_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")  # the form that a notebook keeps
-    content = cast(Any, PAIRS["heatmap"].shown())._repr_mimebundle_()["application/vnd.plotly.v1+json"]
-    assert content["data"][0]["type"] == "heatmap"
-    assert len(json.dumps(content, default=str)) < 200_000
+@pytest.mark.parametrize(
+    "name",
+    [
+        "heatmap",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("layer activity", "pca", "small correlations", "importance", "density", "curves", "report")
+        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("comparison", "graph", "supernodes")),
+    ],
+)
+def test_a_notebook_stores_the_data_of_a_figure_and_the_picture_of_the_static_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype+notebook")  # as plotly 6 has it in Jupyter
+    figure = PAIRS[name].shown(title="A title")
+    content = cast(Any, figure)._repr_mimebundle_()
+    assert content.keys() == {PLOTLY, "image/png"}
+    stored = json.loads(cast(Any, figure).to_json())
+    assert {key: content[PLOTLY][key] for key in stored} == stored
+    assert len(json.dumps(content)) < 400_000
+    drawn = PAIRS[name].drawn(title="A title")
+    assert isinstance(drawn, NotebookFigure)
+    assert base64.b64decode(content["image/png"]) == drawn.png(96)
+
+
+def test_a_form_that_the_user_chooses_is_plotlys_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pio.renderers, "default", "json")
+    assert cast(Any, PAIRS["heatmap"].shown())._repr_mimebundle_().keys() == {"application/json"}
 
 
 def test_every_static_figure_has_an_interactive_one() -> None:
