@@ -46,6 +46,26 @@ def locked(directory: Path) -> Generator[None]:
                 empty.rmdir()
 
 
+@contextmanager
+def taking_turns(directory: Path) -> Generator[None]:
+    """Let one process at a time run the block for a directory, which is created if it does not exist; others wait.
+
+    The processes of one run change the same file in such a block. On a system or file system without locks, they do not
+    wait.
+    """
+    make_directory(directory)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _lock(path: Path) -> int | None:
     """Lock a file, which is created if it does not exist; return None on a system or file system without locks."""
     while fcntl is not None:

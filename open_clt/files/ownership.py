@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.files.lock import locked
+from open_clt.files.lock import locked, taking_turns
 from open_clt.files.places import check_directory, is_inside
 from open_clt.files.reading import FileFormat, format_of
 from open_clt.files.saving import is_interrupted
@@ -39,10 +39,11 @@ def listed_names(directory: Path) -> frozenset[str]:
 
 
 def list_names(directory: Path, names: Iterable[str]) -> None:
-    """Add names to a directory's manifest, before files of these names are written."""
-    listed = listed_names(directory)
-    if missing := set(names) - listed:
-        write_json(directory / MANIFEST, {**_FORMAT.header(), "names": sorted(listed | missing)})
+    """Add names to a directory's manifest, before files of these names are written; several processes may do so."""
+    with taking_turns(directory):
+        listed = listed_names(directory)
+        if missing := set(names) - listed:
+            write_json(directory / MANIFEST, {**_FORMAT.header(), "names": sorted(listed | missing)})
 
 
 def is_ours(directory: Path, head: str, *formats: FileFormat) -> bool:

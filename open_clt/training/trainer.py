@@ -239,12 +239,12 @@ def _write_profile(trainer: Trainer, output: Path) -> None:
         if summary := profiler.summary():
             rank = f"-{trainer.global_rank}" if trainer.global_rank else ""
             files.write_text(staging / f"{name}{rank}.txt", summary)
-        _keep_profile(staging, output, lists=trainer.is_global_zero)
+        _keep_profile(staging, output)
 
     profiler.describe = describe
 
 
-def _keep_profile(staging: Path, output: Path, *, lists: bool) -> None:
+def _keep_profile(staging: Path, output: Path) -> None:
     """Move the files of a profiler from the temporary folder to the folder ``profile``; replace none of the user's."""
     written = sorted(path for path in staging.glob("*") if path.is_file())
     if not written:
@@ -257,8 +257,7 @@ def _keep_profile(staging: Path, output: Path, *, lists: bool) -> None:
             for name in (f"{PROFILE}/{candidate}" for candidate in candidates)
             if name in ours or not os.path.lexists(output / name)
         )
-    if lists:
-        files.list_names(output, names.values())
+    files.list_names(output, names.values())
     (output / PROFILE).mkdir(exist_ok=True)
     for path, name in names.items():
         path.replace(output / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,22 @@ def test_listed_names_are_ours_and_other_names_are_not(tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to(tmp_path / "nowhere")
     with refuses(ConfigError, tmp_path / "link.csv"):
         files.check_ours(tmp_path, ["link.csv"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_processes_that_list_names_at_the_same_time_lose_none(tmp_path: Path) -> None:
+    children: list[int] = []
+    for rank in range(4):
+        if (child := os.fork()) == 0:
+            try:
+                for number in range(10):
+                    files.list_names(tmp_path, [f"{rank}-{number}.txt"])
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    assert len(files.listed_names(tmp_path)) == 40
 
 
 def test_an_artefact_is_ours_if_its_head_states_its_format(tmp_path: Path) -> None:

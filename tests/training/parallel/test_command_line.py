@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from open_clt import files
 from open_clt.embedded.corpus import generate_texts
 from open_clt.transcoders.formats.load import load_transcoder
 
@@ -36,7 +37,8 @@ def test_two_processes_train_the_same_transcoder_as_one(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
     (tmp_path / "sharded.yaml").write_text(SHARDED, encoding="utf-8")
     train(tmp_path, "one")
-    train(tmp_path, "ddp", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    train(tmp_path, "ddp", *two, "--trainer.profiler", "simple")
     train(tmp_path, "sharded", "--config", "sharded.yaml", launcher=TORCHRUN)
 
     one = load_transcoder(tmp_path / "one")
@@ -47,6 +49,7 @@ def test_two_processes_train_the_same_transcoder_as_one(tmp_path: Path) -> None:
         for key, tensor in one.state_dict().items():
             torch.testing.assert_close(transcoder.state_dict()[key], tensor, rtol=1e-2, atol=1e-4)
         assert report(tmp_path / name) == pytest.approx(report(tmp_path / "one"), rel=1e-3)
+    check_profiles_are_ours(tmp_path / "ddp")
     last = tmp_path / "sharded" / "checkpoints" / "last"
     assert sorted(path.name for path in last.iterdir()) == ["shard_0_of_2", "shard_1_of_2"]
 
@@ -56,6 +59,13 @@ def test_two_processes_train_the_same_transcoder_as_one(tmp_path: Path) -> None:
     train(tmp_path, "sharded", *save_only, launcher=TORCHRUN)
     for key, tensor in load_transcoder(tmp_path / "sharded").state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[key]), key
+
+
+def check_profiles_are_ours(output: Path) -> None:
+    """The profiles of both processes are in the manifest, so another run may replace them."""
+    profiles = {f"profile/{path.name}" for path in (output / "profile").iterdir()}
+    assert profiles == {"profile/summary.txt", "profile/summary-1.txt"}
+    assert profiles <= files.listed_names(output)
 
 
 @pytest.mark.slow
