@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,23 @@ _FAILED_ALLOCATION = re.compile(
     rf"|storage size calculation overflowed|failed to map segment|os error {errno.ENOMEM}\b",
     re.IGNORECASE,
 )
+_FAILED_IN_C = re.compile("error return without exception set|returned NULL without setting an exception")
+"""What Python says where C code, such as that of imports, could not allocate the error that it wanted to raise."""
 _REQUEST = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
+
+
+def check_address_space(job: str, needed: int) -> None:
+    """Raise ResourceError if a limit of this process (``ulimit -v``) leaves fewer bytes of address space than needed.
+
+    Libraries need them when they are imported, whether they use that memory or not. Where they get less, they may
+    print lines of their own, or end the process.
+    """
+    free = _free_of_process()
+    if free is not None and free < needed:
+        raise ResourceError(
+            f"{job} needs at least {needed:,} bytes of address space, and the limit of this process leaves {free:,}; "
+            "raise the limit (ulimit -v)."
+        )
 
 
 def check_memory(job: str, needed: int, ways: str, *, available: int | None = None) -> None:
@@ -66,11 +82,27 @@ def memory_errors(job: str, ways: str) -> Generator[None]:
 
 
 def is_failed_allocation(error: BaseException) -> bool:
-    """Whether an error of Python or of a library says that memory cannot be allocated."""
+    """Whether an error of Python or of a library says that memory cannot be allocated, or arose because of such one."""
+    return not isinstance(error, OpenCLTError) and any(map(_says_so, _with_causes(error)))
+
+
+def _says_so(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
+    if isinstance(error, SystemError):  # it may be a bug of a library, unless memory is limited
+        return address_space_is_limited() and bool(_FAILED_IN_C.search(str(error)))
     # Libraries raise RuntimeError or errors of their own, which only their message tells from others.
     return not isinstance(error, OpenCLTError) and bool(_FAILED_ALLOCATION.search(str(error)))
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those during whose handling it was raised."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def failed_request(error: Exception) -> str:
@@ -83,6 +115,11 @@ def available_memory() -> int | None:
     """Number of bytes that this process can still allocate on the CPU; None if the system does not say."""
     known = [free for free in (_free_of_machine(), _free_of_group(), _free_of_process()) if free is not None]
     return max(0, min(known)) if known else None
+
+
+def address_space_is_limited() -> bool:
+    """Whether the system limits the address space of this process (``ulimit -v``)."""
+    return resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _free_of_machine() -> int | None:
@@ -105,11 +142,9 @@ def _free_of_group() -> int | None:
 
 def _free_of_process() -> int | None:
     """What the limit of this process leaves (``ulimit -v``)."""
-    if resource is None:
+    if resource is None or not address_space_is_limited():
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return None
     with suppress(OSError):
         return limit - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     return None

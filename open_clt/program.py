@@ -32,7 +32,7 @@ from open_clt.environment import refused_variable
 from open_clt.errors import OpenCLTError, one_line
 from open_clt.first_line import another_speaks, is_first_to_speak, is_one_of_several, join_processes
 from open_clt.interrupts import NAMES
-from open_clt.memory import failed_request, is_failed_allocation
+from open_clt.memory import address_space_is_limited, failed_request, is_failed_allocation
 
 _WAYS_OUT = "use shorter texts, smaller batches or fewer features, or a machine with more memory"
 _LOST_PROCESS = re.compile(
@@ -141,7 +141,7 @@ def _ended(name: str, error: BaseException, received: int | None) -> int | None:
         case OpenCLTError():
             _say(name, str(error))
         case Exception() if is_failed_allocation(error):
-            _say(name, f"The memory of the machine is too small{failed_request(error)}; {_WAYS_OUT}.")
+            _say(name, _too_little_memory(error))
         case OSError():
             subject = error.filename or "A file or the output"
             _say(name, f"{subject} cannot be read or written ({error.strerror or error}).")
@@ -156,6 +156,11 @@ def _ended(name: str, error: BaseException, received: int | None) -> int | None:
         case _:
             return None
     return 2
+
+
+def _too_little_memory(error: Exception) -> str:
+    whose = "this process may have (ulimit -v)" if address_space_is_limited() else "of the machine"
+    return f"The memory {whose} is too small{failed_request(error)}; {_WAYS_OUT}."
 
 
 def _end(name: str, stopped: Stopped) -> int:

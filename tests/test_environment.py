@@ -41,16 +41,42 @@ def test_a_value_that_a_library_refuses_is_one_line(command: list[str], name: st
     assert name in error
 
 
+def ended_with(mebibytes: int, arguments: list[str], folder: Path) -> tuple[int, str, str]:
+    """The end of a command whose process may have only so much address space."""
+    code = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, ({mebibytes} * 2**20,) * 2)"
+    program = f"{code}; import sys; sys.argv[1:] = {arguments}; runpy.run_module('open_clt', run_name='__main__')"
+    return ended([sys.executable, "-c", program], folder)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
 @pytest.mark.parametrize("size", [150, 400, 650, 800])
 def test_an_address_space_that_is_too_small_is_one_line(size: int, tmp_path: Path) -> None:
-    code = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, ({size} * 2**20,) * 2)"
-    program = (
-        f"{code}; import sys; sys.argv[1:] = ['info', 'embedded']; runpy.run_module('open_clt', run_name='__main__')"
-    )
-    status, printed, error = ended([sys.executable, "-c", program], tmp_path)
+    status, printed, error = ended_with(size, ["info", "embedded"], tmp_path)
     assert (status, error.count("\n")) == (2, 1) or (size > 700 and (status, error) == (0, ""))
     assert printed == "" or status == 0
+
+
+TRAINING = ["--data.language_model", "embedded", "--data.texts.source", "texts.txt", "--output", "new"]
+SMALL = ["--trainer.max_steps", "2", "--transcoder.n_features", "32", "--trainer.accelerator", "cpu"]
+LARGER_COMMANDS = {
+    "attribute": ["--prompt", "The capital of France is", "--no-faithfulness", "--output", "graph"],
+    "evaluate": ["--text", "texts.txt", "--max-tokens", "400", "--graphs", "0"],
+    "features": ["--text", "texts.txt", "--max-tokens", "400", "--output", "records"],
+    "report": ["--prompt", "The capital of France is", "--output", "report.html"],
+    "train": [*TRAINING, *SMALL],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
+@pytest.mark.parametrize("size", [800, 850, 950, 1050, 1230, 1400])
+@pytest.mark.parametrize("command", LARGER_COMMANDS)
+def test_larger_commands_end_with_one_line_if_the_address_space_is_too_small(
+    command: str, size: int, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("The capital of France is Paris, and the king lives in Madrid.\n" * 300)
+    status, _, error = ended_with(size, [command, *LARGER_COMMANDS[command]], tmp_path)
+    assert (status, error.count("\n")) == (2, 1) or (size > 1100 and status == 0), error
 
 
 @pytest.mark.slow

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from open_clt import memory
+from open_clt import files, memory
 from open_clt.config import CrossLayerConfig, ReLUConfig
-from open_clt.errors import ConfigError, ResourceError
-from open_clt.memory import available_memory, check_memory, memory_errors
+from open_clt.errors import CheckpointError, ConfigError, ResourceError
+from open_clt.memory import available_memory, check_address_space, check_memory, memory_errors
 from open_clt.program import run_program
 from open_clt.training.memory import check_training_memory
 from tests.graphs.hand_graph import hand_graph
@@ -24,6 +25,12 @@ ALLOCATIONS = {
     "NumPy": lambda: np.zeros(TOO_LARGE, dtype=np.uint8),
     "PyTorch": lambda: torch.zeros(TOO_LARGE, dtype=torch.uint8),
 }
+
+
+def raised_while(first: Exception, second: Exception) -> Exception:
+    """The second error, as if it was raised while the first one was handled."""
+    second.__context__ = first
+    return second
 
 
 @pytest.fixture
@@ -49,6 +56,7 @@ def test_a_failed_allocation_is_one_sentence(
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("unable to mmap 20 bytes from file <a>: Cannot allocate memory (12)"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        raised_while(MemoryError(), ImportError("a library cannot be imported")),
     ],
     ids=str,
 )
@@ -62,6 +70,31 @@ def test_other_errors_are_raised_as_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as raised, memory_errors("The job", "do less"):
         raise error
     assert raised.value is error
+
+
+IN_C = SystemError("error return without exception set")
+
+
+def test_an_error_of_c_code_is_a_failed_allocation_where_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (memory.resource.RLIM_INFINITY,) * 2)
+    assert not memory.is_failed_allocation(IN_C)
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (TOO_LARGE,) * 2)
+    assert memory.is_failed_allocation(IN_C)
+    assert not memory.is_failed_allocation(SystemError("unknown opcode"))
+
+
+def test_a_file_that_memory_is_too_small_for_is_not_called_damaged() -> None:
+    error = files.unreadable(Path("a.safetensors"), "safetensors", ConfigError("damaged"))
+    assert isinstance(error, CheckpointError)
+    with refuses(ResourceError, "a.safetensors"):
+        raise files.unreadable(Path("a.safetensors"), "safetensors", OSError(errno.ENOMEM, "Cannot allocate memory"))
+
+
+def test_a_library_is_imported_only_if_the_limit_leaves_enough_address_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (TOO_LARGE,) * 2)
+    check_address_space("Importing it", 2**20)
+    with refuses(ResourceError, "Importing it", f"{TOO_LARGE:,}", "ulimit"):
+        check_address_space("Importing it", TOO_LARGE)
 
 
 def test_a_job_starts_only_if_its_memory_is_available() -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from open_clt.errors import CheckpointError
+from open_clt.errors import CheckpointError, ResourceError
 from open_clt.files.limits import (
     LARGEST_HEADER,
     LARGEST_JSON,
@@ -29,7 +29,7 @@ from open_clt.files.limits import (
 from open_clt.files.opening import opened
 from open_clt.files.places import old_path
 from open_clt.finite import check_finite, layer_axis
-from open_clt.memory import check_memory, memory_errors
+from open_clt.memory import check_memory, is_failed_allocation, memory_errors
 
 _PACKINGS = {".gz": "gzip", ".bz2": "bz2"}
 """How a file is compressed, by the suffix of its name."""
@@ -94,8 +94,11 @@ def missing(path: Path) -> CheckpointError:
 def unreadable(path: Path, kind: str, error: Exception) -> CheckpointError:
     """The error for a file that cannot be read as a file of its ``kind``: JSON, safetensors, ...
 
-    If the system refuses to read the file, nothing is known of its content.
+    If the system refuses to read the file, nothing is known of its content. Raises ResourceError if memory is too small
+    to read it.
     """
+    if is_failed_allocation(error):
+        raise ResourceError(f"Reading {path} needs more memory than there is; {_MEMORY_WAYS}.") from error
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return CheckpointError(f"{path} cannot be read ({error.strerror}); check the file and its permissions.")
     reason = " ".join(str(error).split())[:200]

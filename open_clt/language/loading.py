@@ -22,7 +22,7 @@ from open_clt.errors import CheckpointError, ConfigError, LanguageModelError, Op
 from open_clt.finite import check_finite
 from open_clt.language.gguf import complete_config
 from open_clt.language.model_source import ModelSource
-from open_clt.memory import available_on, check_memory, is_failed_allocation
+from open_clt.memory import available_on, check_address_space, check_memory, is_failed_allocation
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ _UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, Nam
 _MOST_LAYERS = 10_000
 """Largest number of layers of a model; a damaged config may state more, and building them would not end."""
 _GENERATION = "generation_config.json"
+_ADDRESS_SPACE = 512 * 2**20
+"""Bytes of address space without which TransformerLens and the libraries that it uses cannot be imported (512 MiB)."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -52,6 +54,7 @@ class LoadedModel(NamedTuple):
 
 def load_model(source: ModelSource, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     """Load a model from its source; raises LanguageModelError if it cannot be read, or cannot have a transcoder."""
+    check_address_space("Importing TransformerLens", _ADDRESS_SPACE)
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
