@@ -86,6 +86,7 @@ def _graph(path: Path) -> AttributionGraph | None:
     from open_clt.graphs.formats.networkx import read_graphml
     from open_clt.graphs.graph import AttributionGraph
 
+    files.check_readable(path)
     if path.is_file() and path.suffix in _GRAPH_FILES and path.name != "config.json":
         return read_graphml(path) if path.suffix == ".graphml" else read_circuit_tracer(path).graph
     if path.is_dir() and files.can_be_read(path, "graph.json"):

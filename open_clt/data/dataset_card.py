@@ -19,6 +19,7 @@ def check_card(directory: Path) -> None:
     """Raise CheckpointError if a data set's card cannot be read, or names files outside the data set's directory."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+    files.check_readable(directory)
     for path in (directory / "README.md", directory / ".huggingface.yaml"):
         if not os.path.lexists(path):
             continue

@@ -33,6 +33,7 @@ def open_texts(config: TextsConfig) -> Iterator[str]:
     """Return the texts of the file or data set that a config names; raises TextError if they cannot be read."""
     if config.source is None:
         raise TextError("The source of texts is missing; give a file or a Hugging Face data set.")
+    _check_readable(Path(config.source))
     if Path(config.source).is_file() or _suffix(Path(config.source)) in (*_READERS, ".txt"):
         return read_texts(config.source, column=config.column, bad_rows=config.bad_rows)
     return dataset_texts(
@@ -55,6 +56,7 @@ def read_texts(path: str | Path, *, column: str = "text", bad_rows: int = TextsC
     lacks the column, or has more bad rows.
     """
     path = Path(path)
+    _check_readable(path)
     if not path.is_file():
         raise TextError(f"There is no file {path}; give the path of a text, .jsonl, .json, .csv or .parquet file.")
     reader = _READERS.get(_suffix(path))
@@ -84,6 +86,7 @@ def dataset_texts(
     """
     if not name.strip():
         raise TextError(f"The name of the data set is {name!r}; give a file, a directory or a name on the hub.")
+    _check_readable(Path(name))
     without_widget_advice()
     import datasets
     from huggingface_hub import constants
@@ -110,6 +113,12 @@ def dataset_texts(
                 "check the name, or give the path of a text, .jsonl or .parquet file."
             ) from error
     return _without_bad_rows(_read_dataset(rows, column, name), name, bad_rows)
+
+
+def _check_readable(path: Path) -> None:
+    """Raise TextError if the user may not read a file or directory."""
+    with _as_text_errors():
+        files.check_readable(path)
 
 
 def _check_number_of_files(directory: Path) -> None:

@@ -76,6 +76,7 @@ def _layer_row(layer: dict[str, Any]) -> dict[str, Any]:
 def load_report(path: str | Path) -> Report:
     """Read a report from its file or its directory; raises CheckpointError if it does not hold a whole report."""
     path = Path(path)
+    files.check_readable(path)
     return files.read_saved_file(path / _JSON if path.is_dir() else path, _read_report)
 
 
@@ -103,6 +104,7 @@ def _whole(path: Path) -> Generator[None]:
 def is_report(path: str | Path) -> bool:
     """Whether a path is a file, or a directory with a report; the report may be damaged."""
     path = Path(path)
+    files.check_readable(path)
     if path.is_file():
         return True
     return files.read_saved(

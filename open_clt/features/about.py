@@ -50,6 +50,7 @@ def write_about(path: Path, about: AboutRecords) -> None:
 
 def read_about(path: Path) -> AboutRecords | None:
     """Read how records were measured; None without a file. Raises CheckpointError if the file is damaged."""
+    files.check_readable(path)
     if not path.exists():
         return None
     content = _FORMAT.read(path, finite=True)

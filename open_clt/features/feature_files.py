@@ -120,6 +120,8 @@ class FeatureFiles:
             return record_of(files.parse_json(content, finite=True), feature)
         except FileNotFoundError as error:
             raise files.missing(path) from error
+        except PermissionError as error:
+            raise files.unreadable(path, "feature", error) from error
         except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"Feature {feature} in {path} is damaged; write the features again.") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from open_clt import files
 from open_clt.features.feature_files import FOLDER, INDEX, FeatureFiles
 from open_clt.features.fingerprint import fingerprint
 from open_clt.hub.repository import cache_directory
@@ -28,10 +29,11 @@ def place_for_records(source: str | Path | None, transcoder: Transcoder) -> Path
 def find_records(source: str | Path | None, transcoder: Transcoder) -> FeatureFiles | None:
     """The records of a transcoder, from its own directory or from the cache; None if there are none.
 
-    Raises CheckpointError if they are damaged.
+    Raises CheckpointError if they are damaged, or if the user may not read a directory.
     """
     own = [] if source is None else [Path(source)]
     for directory in (*own, _in_cache(transcoder)):
+        files.check_readable(directory)
         if (directory / FOLDER / INDEX).is_file():
             return FeatureFiles(directory)
     return None

@@ -59,6 +59,7 @@ from open_clt.files.ownership import (
 from open_clt.files.places import (
     check_directory,
     check_file,
+    check_readable,
     existing_path,
     make_directory,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "check_directory",
     "check_file",
     "check_ours",
+    "check_readable",
     "check_regular",
     "check_results",
     "check_row_groups",

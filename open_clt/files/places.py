@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from open_clt.errors import ConfigError, short_value
+from open_clt.errors import CheckpointError, ConfigError, short_value
 from open_clt.files.disk_errors import PART, disk_errors
 
 
@@ -39,12 +40,38 @@ def _check_possible(path: Path) -> None:
 
 
 def existing_path(name: str) -> Path | None:
-    """The path that a user names, in which ``~`` is the home directory; None if there is no such file or directory."""
+    """The path that a user names, in which ``~`` is the home directory; None if there is no such file or directory.
+
+    Raises CheckpointError if the user may not read it.
+    """
     try:
         path = Path(name).expanduser()
-        return path if name and path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # too long for a file, a user without a home directory, a null
+    except RuntimeError:  # a user without a home directory
         return None
+    check_readable(path)
+    try:
+        return path if name and path.exists() else None
+    except (OSError, ValueError):  # too long for a file, a null
+        return None
+
+
+def check_readable(path: Path) -> None:
+    """Raise CheckpointError if the user has no permission to read a file or directory; one that does not exist passes.
+
+    Python takes a directory that may not be searched for one without the file that is looked for.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            os.scandir(os.path.join(path, ".")).close()  # noqa: PTH118  (the dot asks for the right to search it)
+        elif stat.S_ISREG(mode):
+            os.close(os.open(path, os.O_RDONLY))
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}); check its permissions, or give another path."
+        ) from error
+    except (OSError, ValueError):
+        pass  # readers report it
 
 
 def make_directory(directory: Path) -> Path:

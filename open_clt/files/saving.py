@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar, cast, final
 
 from open_clt.errors import CheckpointError
 from open_clt.files.disk_errors import disk_errors
-from open_clt.files.places import check_file, flush, is_inside, make_directory, old_path, part_path
+from open_clt.files.places import check_file, check_readable, flush, is_inside, make_directory, old_path, part_path
 from open_clt.files.reading import FileFormat
 from open_clt.files.writing import write_json
 
@@ -56,7 +56,11 @@ def matching(names: Iterable[str], pattern: str) -> list[str]:
 
 
 def saved(directory: Path, head: str) -> Saved:
-    """The files of an artefact with this head; if a save of it was interrupted, the files of the former artefact."""
+    """The files of an artefact with this head; if a save of it was interrupted, the files of the former artefact.
+
+    Raises CheckpointError if the user may not read the directory.
+    """
+    check_readable(directory)
     if (directory / head).exists() or not is_interrupted(directory, head):
         return Saved(directory, None)
     try:
@@ -80,7 +84,8 @@ def is_interrupted(directory: Path, head: str) -> bool:
 def read_saved(directory: Path, head: str, read: Callable[[Saved], _Content]) -> _Content:
     """Read an artefact with the function ``read``, and read it again if it was saved meanwhile.
 
-    So the files that ``read`` combines are those of one save. Raises what ``read`` raises.
+    So the files that ``read`` combines are those of one save. Raises what ``read`` raises, and CheckpointError if the
+    user may not read the directory.
     """
     for _ in range(_TRIES):
         state = _state(directory, head)

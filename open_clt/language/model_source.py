@@ -43,7 +43,10 @@ def find_model(name: str) -> ModelSource:
     """Find the source of the model with this name; raises LanguageModelError, within seconds, if there is none."""
     if name == "embedded":
         return _embedded()
-    path = files.existing_path(name)
+    try:
+        path = files.existing_path(name)
+    except CheckpointError as error:
+        raise LanguageModelError(str(error)) from error
     if name.endswith(".gguf"):
         return _gguf(name, path)
     if path is not None and path.is_dir():

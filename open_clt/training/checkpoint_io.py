@@ -53,6 +53,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
         optimizer is not finite.
         """
         path = Path(path)
+        files.check_readable(path)
         for first_slice in path.glob("shard_0_of_*"):
             shards = first_slice.name.rpartition("_")[2]
             raise CheckpointError(

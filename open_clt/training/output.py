@@ -110,6 +110,7 @@ def checkpoint_path(output: Path | None, resume: str | Path | None) -> Path | No
     if resume is None:
         return None
     path = output / CHECKPOINTS / resume if output is not None and resume in ("last", "best") else Path(resume)
+    files.check_readable(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a checkpoint; resume from last, best, or the path of a checkpoint.")
     return path

@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from open_clt import files
 from open_clt.config import FeatureRecordsConfig
 from open_clt.errors import ConfigError
 from open_clt.features.collecting.collect import FeatureCollection
@@ -119,6 +120,7 @@ def _short(value: float) -> float:
 
 def check_fits_files(directory: str | Path) -> None:
     """Raise ConfigError or CheckpointError if a directory does not hold feature files that can be read."""
+    files.check_readable(Path(directory))
     if not Path(directory).is_dir():
         raise ConfigError(f"There is no directory {directory}; give the one in which `features/` was written.")
     FeatureFiles(directory)
