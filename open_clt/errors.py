@@ -6,7 +6,7 @@ OpenCLTError
 ├── LanguageModelError     a language model cannot be found, cannot be read, or has a part that OpenCLT cannot express
 │   └── HubUnreachableError    a model must be downloaded, and the hub does not answer or is switched off
 ├── TextError              a text is empty, too long, or missing (also a ValueError)
-├── HubRefusedError        the hub refuses an upload: there is no token, or the token does not permit it
+├── HubRefusedError        the hub refuses an upload: a token is missing, or does not permit it
 ├── ServiceError           an endpoint for labels does not answer, refuses a request, or answers something else
 ├── CheckpointError        a stored artefact is missing, damaged, written by another program, or of another version
 │                          or shape
@@ -86,7 +86,7 @@ class HubUnreachableError(LanguageModelError):
 
 
 class HubRefusedError(OpenCLTError):
-    """The Hugging Face hub refuses an upload: there is no token, or the token does not permit it."""
+    """The Hugging Face hub refuses an upload: a token is missing, or does not permit it."""
 
 
 class TextError(OpenCLTError, ValueError):

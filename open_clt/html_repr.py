@@ -13,5 +13,5 @@ _VIEWS = "open_clt.visualization.notebook.views"
 
 
 def html_repr(self: Any) -> str | None:
-    """The record as HTML; None, so that a notebook shows it as text, if there is no view of it."""
+    """The record as HTML; None for a record without a view, which a notebook then shows as text."""
     return import_module(_VIEWS).view_of(self)

@@ -111,7 +111,9 @@ def _report(trained: CommandResult) -> Report:
             "The transcoder was trained on activations without a language model, so it cannot replace parts of one."
         )
     if contexts is None:
-        raise ConfigError("data.texts.held_out_contexts is 0, so there are no contexts to measure on.")
+        raise ConfigError(
+            "data.texts.held_out_contexts is 0, so the transcoder cannot be measured on held-out contexts."
+        )
     return report(
         ReplacementModel(model, trained.training.transcoder.to(model.device)),
         contexts,

@@ -58,7 +58,9 @@ def read_texts(path: str | Path, *, column: str = "text", bad_rows: int = TextsC
     path = Path(path)
     _check_readable(path)
     if not path.is_file():
-        raise TextError(f"There is no file {path}; give the path of a text, .jsonl, .json, .csv or .parquet file.")
+        raise TextError(
+            f"The file {path} does not exist; give the path of a text, .jsonl, .json, .csv or .parquet file."
+        )
     reader = _READERS.get(_suffix(path))
     if reader is not None:
         return _without_bad_rows(reader(path, column), path, bad_rows)

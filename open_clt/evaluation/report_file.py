@@ -113,7 +113,7 @@ def is_report(path: str | Path) -> bool:
 
 
 def save_reconstruction(numbers: Mapping[str, Any], directory: str | Path, *, reason: str) -> Path:
-    """Write the reconstruction of a transcoder and a sentence that says why there is no report; returns the path.
+    """Write the reconstruction of a transcoder and a sentence that says why it has no report; returns the path.
 
     A former report is replaced; raises ConfigError if files of other programs have the names of a report's files.
     """

@@ -153,7 +153,7 @@ class StoredTensor:
         return rows if torch.equal(unique, index) else rows[places]
 
     def check_finite(self, n_layers: int) -> None:
-        """Search a local tensor of a transcoder with so many layers, of which only a part is in memory at once.
+        """Search a tensor of a local file for NaN and infinity; ``n_layers`` tells whether its first axis is the layer.
 
         Raises CheckpointError, which names the file, the tensor and the place, if a number is not finite.
         """

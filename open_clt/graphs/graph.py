@@ -107,7 +107,7 @@ class AttributionGraph:
 
     @checked_arguments
     def node(self, number: int) -> Node:
-        """Return the node in row ``number``, with its id and label; raises AttributionError if there is no such row."""
+        """Return the node in row ``number``, with its id and label; raises AttributionError if the row is missing."""
         nodes = self.nodes
         if not 0 <= number < len(nodes.kind):
             raise AttributionError(f"The graph has no node {number}; its {len(nodes.kind)} nodes count from 0.")

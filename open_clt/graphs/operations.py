@@ -79,7 +79,7 @@ def subgraph(graph: AttributionGraph, ids: Iterable[str]) -> AttributionGraph:
 
 
 def path_subgraph(graph: AttributionGraph, source: str, target: str) -> AttributionGraph:
-    """Return the nodes and edges on all paths from one node to another; raises AttributionError if there is no path."""
+    """Return the nodes and edges on all paths from one node to another; raises AttributionError without a path."""
     start, end = node_numbers(graph, [source, target]).tolist()
     edges = graph.edges
     after_start = _reachable(start, edges.source, edges.target, graph.n_nodes)

@@ -47,7 +47,7 @@ class Destination:
     def at(name: HubName, *, private: bool) -> Destination:
         """Create the repository and the branch unless they exist, and list the files.
 
-        Raises HubUnreachableError if the hub does not answer, and HubRefusedError if there is no token, if the token
+        Raises HubUnreachableError if the hub does not answer, and HubRefusedError if a token is missing, if the token
         does not permit it, or if ``private`` is asked for and the repository is public.
         """
         from huggingface_hub import HfApi
@@ -66,7 +66,7 @@ class Destination:
         return Destination(name, frozenset(file.rfilename for file in info.siblings or []))
 
     def downloaded(self, name: str) -> Path | None:
-        """The path of a file of the branch, which is downloaded into the cache; None if there is no such file."""
+        """The path of a file of the branch, which is downloaded into the cache; None if the branch lacks it."""
         from huggingface_hub import hf_hub_download
 
         if name not in self.existing:
@@ -96,7 +96,7 @@ class Destination:
 
 
 def _check_reachable(name: HubName) -> None:
-    """Raise an error before any work if the hub cannot be asked, or if there is no token."""
+    """Raise an error before any work if the hub cannot be asked, or if a token is missing."""
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:

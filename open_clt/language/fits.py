@@ -18,8 +18,8 @@ def check_fits(transcoder: Transcoder | TranscoderConfig, model: LanguageModel, 
         made_for = f", made for {config.language_model!r}," if config.language_model else ""
         raise ConfigError(
             f"The transcoder{made_for} has n_layers = {config.n_layers} and d_model = {config.d_model}, "
-            f"but the language model {model.name!r} has n_layers = {model.n_layers} and d_model = {model.d_model}; use "
-            "a transcoder that was trained on this language model."
+            f"but the language model {model.name!r} has n_layers = {model.n_layers} and d_model = {model.d_model}; "
+            "use the language model that it was made for, or a transcoder that was trained on this one."
         )
     if same_device and isinstance(transcoder, Transcoder) and transcoder.device != model.device:
         raise ConfigError(

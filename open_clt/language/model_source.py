@@ -40,7 +40,7 @@ class ModelSource:
 
 
 def find_model(name: str) -> ModelSource:
-    """Find the source of the model with this name; raises LanguageModelError, within seconds, if there is none."""
+    """Find the source of the model with this name; raises LanguageModelError, within seconds, if it has none."""
     if name == "embedded":
         return _embedded()
     try:
@@ -66,7 +66,7 @@ def _embedded() -> ModelSource:
 
 def _gguf(name: str, path: Path | None) -> ModelSource:
     if path is None or not path.is_file():
-        raise LanguageModelError(f"There is no file {name}; check the path, or give {_LOCAL}.")
+        raise LanguageModelError(f"The file {name} does not exist; check the path, or give {_LOCAL}.")
     with files.opened(path, unpack=False) as file:
         if file.read(4) != b"GGUF":
             raise LanguageModelError(f"{path} is not a GGUF file; download it again, or give {_LOCAL}.")

@@ -25,7 +25,7 @@ _NOT_ON_HUB = ("embedded", "unknown")
 _CIRCUIT_TRACER = ("circuit-tracer", "circuit-tracer-layers")
 """Layouts that circuit-tracer reads."""
 _HELD_OUT = {"fvu": "FVU", "l0": "L0", "dead_share": "share of dead features", "tokens": "held-out tokens"}
-"""Numbers of a training run that a card shows if there is no report."""
+"""Numbers of a training run that a card shows for a transcoder without a report."""
 
 
 @final

@@ -141,7 +141,7 @@ def predicting(values: Shaped[Tensor, "batch position *value"], first: int) -> S
 
 
 def predicted_tokens(tokens: Int[Tensor, "batch position"], first: int) -> Int[Tensor, "prediction"]:
-    """The tokens that the positions of ``predicting`` predict; raises TextError if there is no such position."""
+    """The tokens that the positions of ``predicting`` predict; raises TextError for a text that is too short."""
     if tokens.shape[1] < first + 2:
         raise TextError(
             f"The text has {tokens.shape[1]} tokens; to compare predictions from position {first} on, "

@@ -60,7 +60,7 @@ class OwnArchitecture:
 @final
 @dataclass(frozen=True, kw_only=True)
 class OwnCode:
-    """What a checkpoint may use of code outside OpenCLT: nothing, one class, or whatever it names."""
+    """Which code outside OpenCLT a checkpoint may use: none, one given class, or the class that it names."""
 
     own_class: type[Any] | None = None
     """The class of the transcoder if it is not one of OpenCLT's; then nothing is imported."""

@@ -158,7 +158,7 @@ class MetricsAccumulator:
     def result(self) -> TranscoderMetrics:
         """The metrics of all tokens added so far.
 
-        Raises ValueError if there are none, and NotFiniteError if the reconstruction of a layer is not finite.
+        Raises ValueError before the first token, and NotFiniteError if the reconstruction of a layer is not finite.
         """
         if self.tokens == 0:
             raise ValueError("The metrics have no tokens; call update with at least one.")

@@ -75,7 +75,7 @@ class Peers(ABC):
     def kth_largest(self, values: Float[Tensor, "candidate"], k: int) -> Float[Tensor, ""]:
         """The ``k``-th largest value over all features and tokens, or the smallest if there are fewer than ``k``.
 
-        Negative values count as 0. The result is 0 if there are no values.
+        Negative values count as 0. Without values, the result is 0.
         """
 
 

@@ -44,7 +44,7 @@ class StatisticsEstimator:
         self._squares += activations.square().sum((0, 2))
 
     def statistics(self) -> Statistics:
-        """The estimate from all tokens added so far; raises ValueError if there are none."""
+        """The estimate from all tokens added so far; raises ValueError before the first token."""
         if self.tokens == 0:
             raise ValueError("The statistics have no tokens; call update with at least one.")
         mean = self._sum / self.tokens

@@ -150,7 +150,7 @@ def in_one_line(error: argparse.ArgumentError, parser: ArgumentParser) -> str:
     flags = [flag for action in parser._actions for flag in action.option_strings]  # pyright: ignore[reportPrivateUsage]
     if match := re.search(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", message):
         typed = (match[1] or f"--{match[2]}").split("=")[0]
-        return f"There is no setting {typed.removeprefix('--')!r}; {_nearest(typed, flags)}"
+        return f"{typed.removeprefix('--')!r} is not a setting; {_nearest(typed, flags)}"
     if match := re.search(r"ambiguous option: (\S+) could match", message):
         group = match[1].split("=")[0].removeprefix("--")
         members = [flag.removeprefix("--") for flag in flags if flag.startswith(f"--{group}.")]

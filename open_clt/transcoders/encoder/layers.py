@@ -48,7 +48,7 @@ class LayerEncoder:
     """Encoder rows (feature, d_model), in memory or in a file from which they are read block by block."""
     bias: Float[Tensor, "feature"]
     thresholds: Float[Tensor, "feature"] | None = None
-    """Pre-activations that features must exceed to be active; None if there is a ``k``."""
+    """Pre-activations that features must exceed to be active; None for TopK."""
     k: int | None = None
     """Number of features that can be active for each token, for TopK."""
     keep_negative: bool = False
@@ -140,7 +140,7 @@ class LayerEncoder:
 
 
 def _joined(blocks: Sequence[Strongest], top_k: int, *, size: Callable[[Tensor], Tensor] = torch.abs) -> Strongest:
-    """The strongest features of several blocks in ``top_k`` columns, largest ``size`` first; 0 if there are too few."""
+    """The strongest features of several blocks in ``top_k`` columns, largest ``size`` first; other columns hold 0."""
     activations = torch.cat([block.activations for block in blocks], dim=1)
     indices = torch.cat([block.indices for block in blocks], dim=1)
     order = size(activations).topk(min(top_k, indices.shape[1]), dim=1).indices

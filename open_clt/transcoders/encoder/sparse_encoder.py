@@ -126,7 +126,7 @@ class SparseEncoder:
     def encode_layer(self, layer: int, hidden: Float[Tensor, "batch position d_model"]) -> EncodedLayer:
         """Encode the hidden states of one layer, ``chunk_size`` positions at a time.
 
-        Raises ConfigError if there is no such layer or if the states have another shape, and NotFiniteError if a state
+        Raises ConfigError if the layer is unknown or if the states have another shape, and NotFiniteError if a state
         is not finite.
         """
         return self.encode_chunked(layer, hidden, chunk_size=self.chunk_size)

@@ -197,7 +197,7 @@ def _hooks(module: str, layers: _Layers, weight_files: WeightFiles) -> dict[str,
 
 
 def _run(weight_files: WeightFiles) -> tuple[dict[str, Any], Path]:
-    """The config of the training run and its path; it is empty if there is no such file."""
+    """The config of the training run and its path; it is empty where the file is missing."""
     try:  # a pattern selects folders, and this file lies beside them
         path = weight_files.path(_RUN)
     except CheckpointError:
@@ -209,7 +209,7 @@ def _run(weight_files: WeightFiles) -> tuple[dict[str, Any], Path]:
 
 
 def _check_names(layers: _Layers) -> None:
-    """Raise CheckpointError if there is a tensor that the settings do not explain."""
+    """Raise CheckpointError if a file holds a tensor that the settings do not explain."""
     decoding = ["b_dec"] + ["W_skip"] * layers.common["skip_connection"]
     of_target = ["post_enc"] + ["post_enc_scale"] * layers.common["post_encoder_scale"]
     if not layers.common.coalesced:

@@ -132,7 +132,7 @@ def _checked(model: _Class, part: str, legal: tuple[str, ...], place: Path) -> _
 def _side(
     model: _Class, tensors: Mapping[str, StoredTensor], side: str, config: CrossLayerConfig, place: Path
 ) -> _Side | None:
-    """The standardiser of inputs or outputs; None if there is none, or if the weights contain it."""
+    """The standardiser of inputs or outputs; None if the config states none, or if the weights contain it."""
     part, ending = f"{side}_standardizer", f"{side.title()}Standardizer"
     stated = model.arguments.get(part)
     if stated is None or (_class(stated) or _Class("", {})).name == "Standardizer":
@@ -203,7 +203,7 @@ def _check_known(
     small: Mapping[str, StoredTensor],
     place: Path,
 ) -> None:
-    """Raise CheckpointError if there is a tensor that the config does not explain."""
+    """Raise CheckpointError if the file holds a tensor that the config does not explain."""
     decoders = [f"decoder.W_{target}" for target in range(config.n_layers)] if config.reach is None else ["decoder.W"]
     explained = [*small.values(), *(tensor for side in sides.values() if side is not None for tensor in side)]
     if unknown := sorted(tensors.keys() - {"encoder.W", *decoders, *(tensor.name for tensor in explained)}):

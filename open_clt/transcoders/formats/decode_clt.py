@@ -192,8 +192,8 @@ def _statistics(
     path = weight_files.path(_STATISTICS) if here else weight_files.above(_STATISTICS)
     if path is None:
         raise CheckpointError(
-            f"{weight_files.place} has normalization_method mean_std, but there is no {_STATISTICS} in it or in the "
-            "folder above; copy it there."
+            f"{weight_files.place} has normalization_method mean_std, but neither it nor the folder above holds "
+            f"{_STATISTICS}; copy it there."
         )
     content = files.read_json(path)
     means, scales = ({side: _stacked(content, side, name, config, path) for side in sides} for name in ("mean", "std"))
@@ -228,7 +228,7 @@ def _stacked(
 
 
 def _check_names(content: _Content) -> None:
-    """Raise CheckpointError if there is a tensor that this layout does not have."""
+    """Raise CheckpointError if the file holds a tensor that this layout does not have."""
     known = {_LOG_THRESHOLD}
     for source in range(content.config.n_layers):
         stems = [f"{_ENCODER}.{source}"]

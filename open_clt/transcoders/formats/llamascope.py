@@ -182,7 +182,7 @@ def norms_of(
 def check_explained(
     tensors: Mapping[str, StoredTensor], known: set[str], small: Mapping[str, Sequence[StoredTensor]], place: Path
 ) -> None:
-    """Raise CheckpointError if there is a tensor that is neither known, nor small, nor a norm."""
+    """Raise CheckpointError if a tensor is neither known, nor small, nor a norm."""
     explained = known | {tensor.name for of_layers in small.values() for tensor in of_layers}
     if unknown := sorted(name for name in tensors.keys() - explained if not name.startswith(_NORM)):
         raise CheckpointError(f"{place} holds the tensor {unknown[0]!r}, which its {_SETTINGS} does not explain.")

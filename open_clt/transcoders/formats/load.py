@@ -222,7 +222,7 @@ LAYOUTS = (
 
 
 def layout_of(directory: Path, pattern: str = "") -> Layout | None:
-    """The layout of the transcoder in a directory, whole or damaged; None if there is none.
+    """The layout of the transcoder in a directory, whole or damaged; None if it holds none.
 
     A pattern restricts the search to the files that it selects.
     """
@@ -259,8 +259,8 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
 
     A folder with ``*`` in its name selects those folders of a directory that hold the layers of one transcoder. Of a
     transcoder on the hub only settings and headers are fetched, unless ``whole`` asks for all of its files. Raises
-    CheckpointError if there is no transcoder of a known layout, and HubUnreachableError if it is neither on this
-    machine nor on a hub that answers.
+    CheckpointError if the source does not hold a transcoder of a known layout, and HubUnreachableError if it is neither
+    on this machine nor on a hub that answers.
     """
     place, pattern = _split(str(source))
     path = files.existing_path(place)
@@ -277,8 +277,7 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
     name = HubName.parse(place)
     if name is None:
         raise CheckpointError(
-            f"There is no directory {place!r}, and it is not a name on the hub (org/name[/folder][@revision]); check "
-            "it."
+            f"{place!r} is neither a directory nor a name on the hub (org/name[/folder][@revision]); check it."
         )
     weight_files = _selected(HubFiles(Repository.find(name), whole), pattern)
     for layout in LAYOUTS:
@@ -356,7 +355,7 @@ def load_transcoder(
     ``config.json`` names is imported instead, so the code of its module runs; use it only for sources that you
     trust. Otherwise the source cannot make any code run.
 
-    Raises CheckpointError if there is no transcoder of a known layout or if its files are damaged, and
+    Raises CheckpointError if the source does not hold a transcoder of a known layout or if its files are damaged, and
     HubUnreachableError if it is neither on this machine nor on a hub that answers.
     """
     device = check_device(device)

@@ -100,7 +100,7 @@ class StoredTranscoder:
         return self.weights.n_parameters * dtype.itemsize
 
     def of_files(self, opened: OpenedFiles) -> StoredTranscoder:
-        """The same transcoder, which ``load`` checks against all tensors of the files that the reader opened."""
+        """The same transcoder; ``load`` searches all tensors of these files for NaN and infinity."""
         return replace(self, opened=opened)
 
     def _check_finite(self, in_memory: bool) -> None:

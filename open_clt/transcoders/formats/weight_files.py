@@ -61,7 +61,7 @@ class WeightFiles(ABC):
 
     @abstractmethod
     def above(self, name: str) -> Path | None:
-        """The path of a small file in the folder above, which several transcoders share; None if there is none."""
+        """The path of a small file in the folder above, which several transcoders share; None if it does not exist."""
 
     @abstractmethod
     def tensors(self, name: str, *, ignored: Container[str] = ()) -> Mapping[str, StoredTensor]:
@@ -249,7 +249,7 @@ def names_of_layers(weight_files: WeightFiles, name: str) -> list[str]:
 
 
 def check_known(tensors: Mapping[str, StoredTensor], known: Container[str], place: object) -> None:
-    """Raise CheckpointError if there is a tensor besides those that a layout has; ``place`` holds the tensors."""
+    """Raise CheckpointError if a tensor is not one of those that a layout has; ``place`` holds the tensors."""
     if unknown := sorted(name for name in tensors if name not in known):
         raise CheckpointError(f"{place} holds the tensor {unknown[0]!r}, which this layout does not have.")
 

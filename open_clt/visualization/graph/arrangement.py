@@ -94,7 +94,7 @@ def below(picture: GraphPicture) -> float:
 
 
 def title_height(title: str) -> float:
-    """Return the height of a title above the picture, with its distance; 0 if there is no title."""
+    """Return the height of a title above the picture, with its distance; 0 for an empty one."""
     return text_size(title, TITLE_FONT)[1] + ABOVE if title else 0.0
 
 

@@ -35,7 +35,7 @@ VIEWS = {
 
 
 def view_of(record: Any) -> str | None:
-    """Return the HTML of a record, or None if there is no view of its class."""
+    """Return the HTML of a record, or None if its class has no view."""
     for base in type(record).__mro__:
         if name := VIEWS.get(f"{base.__module__}.{base.__qualname__}"):
             module, function = name.split(".")
