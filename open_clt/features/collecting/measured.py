@@ -16,7 +16,7 @@ from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.features.collecting.collect import N_GROUPS, FeatureCollection
 from open_clt.features.collecting.examples import Windows
-from open_clt.features.collecting.outputs import Directions, Outputs, TokenNames, outputs_of
+from open_clt.features.collecting.outputs import Directions, Outputs, TokenNames, outputs_of, rounded
 from open_clt.features.records import ExampleGroup, FeatureExample, FeatureRecord, RelatedFeature, TokenShare
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
@@ -132,7 +132,7 @@ def _examples(windows: Windows, names: TokenNames) -> tuple[FeatureExample, ...]
 
 def _rounded(values: Float[Tensor, "position"]) -> Float[Tensor, "position"]:
     """Values with four significant digits."""
-    return torch.tensor([float(f"{value:.4g}") for value in values.tolist()])
+    return torch.tensor([rounded(value) for value in values.tolist()])
 
 
 def _groups(sample: Windows, names: TokenNames) -> tuple[ExampleGroup, ...]:
@@ -171,9 +171,8 @@ def _quantiles(collection: FeatureCollection, row: int, lowest: float, highest: 
         values[below] = -collection.negative.quantiles(row, 1 - wanted[below] / negative)
     if positive:
         values[~below] = collection.positive.quantiles(row, (wanted[~below] - negative) / positive)
-    values = values.clamp(min=lowest, max=highest)
-    values[-1] = highest if positive else values[-1]
-    return tuple(values.cummax(0).values.tolist())
+    quantiles = [min(max(rounded(value), lowest), highest) for value in values.cummax(0).values.tolist()]
+    return (*quantiles[:-1], highest if positive else quantiles[-1])
 
 
 def _fires_on(
@@ -187,7 +186,7 @@ def _fires_on(
     shares = collection.tokens.shares(row, tokens)
     order = shares.argsort(descending=True, stable=True)[:10]
     chosen = zip(names.of(tokens[order].tolist()), shares[order].tolist(), strict=True)
-    return tuple(TokenShare(name, share) for name, share in chosen if share > 0)
+    return tuple(TokenShare(name, rounded(share)) for name, share in chosen if share > 0)
 
 
 def _related(
@@ -203,7 +202,7 @@ def _related(
     values, others = cosines.topk(min(count, cosines.shape[1]), dim=1)
     return [
         tuple(
-            RelatedFeature(Feature(*divmod(other, collection.n_features)), cosine)
+            RelatedFeature(Feature(*divmod(other, collection.n_features)), rounded(cosine))
             for other, cosine in zip(related, similar, strict=True)
             if cosine > 0
         )

