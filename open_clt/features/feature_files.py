@@ -56,7 +56,17 @@ class FeatureFiles:
 
         Raises ConfigError if the feature lies outside the files, CheckpointError if its bytes are damaged.
         """
-        return files.read_saved(self.folder, INDEX, lambda saved: self._read(saved, feature))
+        return next(iter(self.records([feature])), None)
+
+    def records(self, chosen: Iterable[Feature]) -> list[FeatureRecord]:
+        """The records of those of the chosen features that have one, all of one save; has the errors of ``record``."""
+        chosen = list(chosen)
+
+        def read(saved: files.Saved) -> list[FeatureRecord]:
+            self._read_index(saved)
+            return [record for feature in chosen if (record := self._read(saved, feature)) is not None]
+
+        return files.read_saved(self.folder, INDEX, read)
 
     def about(self) -> AboutRecords | None:
         """How the records were measured; None if another program wrote the files. Raises CheckpointError if damaged."""
@@ -97,7 +107,7 @@ class FeatureFiles:
         self._index = packed
 
     def _read(self, saved: files.Saved, feature: Feature) -> FeatureRecord | None:
-        self._read_index(saved)
+        """The record of a feature, from the files of the index that was read last."""
         try:
             if min(feature) < 0:
                 raise IndexError(feature)

@@ -1,10 +1,13 @@
-"""Where the feature records of a transcoder are: in its own directory, or in the cache of OpenCLT.
+"""Where the feature records of a transcoder are: in its own directory, in the cache of OpenCLT, or in the package.
 
 The cache is the directory that the environment variable ``OPEN_CLT_CACHE`` names (by default ``~/.cache/open-clt``).
+The embedded transcoder ships with its records. They are read if the cache does not hold newer ones, and are never
+replaced.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,30 +17,48 @@ from open_clt.features.fingerprint import fingerprint
 from open_clt.hub.repository import cache_directory
 from open_clt.transcoders.transcoder import Transcoder
 
+logger = logging.getLogger(__name__)
+
+_SHIPPED = Path(__file__).parent.parent / "embedded" / "transcoder"
+
 
 def place_for_records(source: str | Path | None, transcoder: Transcoder) -> Path:
     """The directory in whose folder ``features`` the records of a transcoder are written.
 
     It is the transcoder's own directory, if ``source`` is one that can be written; otherwise a directory of the cache.
-    ``source`` is None for a transcoder that ships with the package.
+    The records of the transcoder that ships with the package, for which ``source`` may be None, go to the cache, too.
     """
-    if source is not None and Path(source).is_dir() and os.access(source, os.W_OK):
-        return Path(source)
-    return _in_cache(transcoder)
+    own = _own_directory(source)
+    return own if own is not None and own.is_dir() and os.access(own, os.W_OK) else _in_cache(fingerprint(transcoder))
 
 
 def find_records(source: str | Path | None, transcoder: Transcoder) -> FeatureFiles | None:
-    """The records of a transcoder, from its own directory or from the cache; None if there are none.
+    """The records of a transcoder: from its own directory, else from the cache, else from the package; None if none.
 
-    Raises CheckpointError if they are damaged, or if the user may not read a directory.
+    Records in a place are skipped, with a warning, if they say that they were measured with another transcoder. Raises
+    CheckpointError if they are damaged, or if the user may not read a directory.
     """
-    own = [] if source is None else [Path(source)]
-    for directory in (*own, _in_cache(transcoder)):
+    own, mark = _own_directory(source), fingerprint(transcoder)
+    for directory in filter(None, (own, _in_cache(mark), _SHIPPED)):
         files.check_readable(directory)
-        if (directory / FOLDER / INDEX).is_file():
-            return FeatureFiles(directory)
+        if not (directory / FOLDER / INDEX).is_file():
+            continue
+        stored = FeatureFiles(directory)
+        about = stored.about()
+        if about is None or about.transcoder_hash == mark:  # records of other programs do not say their transcoder
+            return stored
+        if directory != _SHIPPED:
+            logger.warning(
+                "%s holds the records of another transcoder, so they are not used; run `open-clt features` again.",
+                stored.folder,
+            )
     return None
 
 
-def _in_cache(transcoder: Transcoder) -> Path:
-    return cache_directory() / "features" / fingerprint(transcoder)
+def _own_directory(source: str | Path | None) -> Path | None:
+    """The directory of a transcoder; None for the one that ships, whose directory belongs to the package."""
+    return None if source is None or Path(source).resolve() == _SHIPPED.resolve() else Path(source)
+
+
+def _in_cache(mark: str) -> Path:
+    return cache_directory() / "features" / mark

@@ -228,6 +228,12 @@ class NodeTable:
         columns = (column.tolist() for column in (self.kind, self.layer, self.position, self.index))
         return [NodeId.of(NodeKind(kind), *facts) for kind, *facts in zip(*columns, strict=True)]
 
+    def features(self) -> list[Feature]:
+        """Return the features among the nodes, by layer and index; one that has several nodes is listed once."""
+        chosen = self.kind == NodeKind.FEATURE
+        layers, indices = self.layer[chosen].tolist(), self.index[chosen].tolist()
+        return sorted({Feature(*feature) for feature in zip(layers, indices, strict=True)})
+
     @staticmethod
     def of(
         kind: NodeKind,
