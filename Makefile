@@ -9,6 +9,7 @@
 #   make format                     let ruff rewrite what it can
 #   make notebooks                  run the notebooks and keep their outputs
 #   make gallery                    draw every picture in visualizations/gallery/ again
+#   make embedded-features          measure the feature records and the start graph that ship (ten minutes)
 #   make clean                      remove .venv, caches and build outputs
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # pyright does not look for a newer version of itself, because poetry.lock names its version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: run test check slow soak format gallery notebooks clean
+.PHONY: run test check slow soak format gallery embedded-features notebooks clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -53,6 +54,9 @@ format: $(VENV)/.installed-dev
 
 gallery: $(VENV)/.installed
 	$(BIN)/python tools/gallery.py
+
+embedded-features: $(VENV)/.installed
+	$(BIN)/python tools/embedded_features.py
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python tools/run_notebooks.py
