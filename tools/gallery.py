@@ -17,20 +17,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import open_clt.embedded
 from open_clt import OpenCrossLayerTranscoder, run_visualization_suite
-from open_clt.config import FeatureRecordsConfig
-from open_clt.data.contexts import pack_contexts
+from open_clt.embedded import START_PROMPT, TRANSCODER_DIRECTORY
 from open_clt.embedded.corpus import generate_texts
-from open_clt.features.collecting.collect import FeatureCollection, collect_features
-from open_clt.features.collecting.measured import feature_records
+from open_clt.features.feature_files import FeatureFiles
 from open_clt.features.figure_data import FeaturesOnTexts
 from open_clt.features.firing import most_important
-from open_clt.features.labelling.automatic import label_records
-from open_clt.features.labelling.background import Background, background_of
+from open_clt.features.labelling.automatic import in_brief
+from open_clt.features.labelling.stored import with_stored_labels
 from open_clt.files import read_json
-from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.nodes import NodeKind
 from open_clt.transcoders.feature import Feature
 from open_clt.visualization.figures import visualize_training_curves
 from open_clt.visualization.graph.figure import visualize_attribution_graph
@@ -39,65 +34,47 @@ from open_clt.visualization.prompt_report.report import write_report
 
 GALLERY = Path(__file__).resolve().parent.parent / "visualizations" / "gallery"
 PROMPTS = {
-    "attribution_graph.png": "The capital of the state containing Dallas is",
+    "attribution_graph.png": START_PROMPT,
     "attribution_graph_2.png": "When Mary and John went to the store, John gave a drink to",
 }
-SENTENCES, SEED, CONTEXT = 6000, 2, 64
+SENTENCES, SEED = 6000, 2
 IMPORTANT, ACTIVE = 40, 20
 """Numbers of features that figures name: the most important ones, and the most active ones of a prompt."""
 
 
-class Labels:
-    """Automatic labels of features, from one pass over texts."""
-
-    def __init__(self, clt: OpenCrossLayerTranscoder, texts: list[str]) -> None:
-        settings = FeatureRecordsConfig(context_length=CONTEXT)
-        self._clt = clt
-        self._collection: FeatureCollection = collect_features(clt.language_model, clt.transcoder, texts, settings)
-        contexts = pack_contexts(texts, clt.language_model, CONTEXT)
-        self._background: Background = background_of(clt.language_model, clt.transcoder, contexts)
-
-    def of(self, features: Iterable[Feature]) -> dict[Feature, str]:
-        """The labels of some features, short enough for pictures; a feature without a label is left out."""
-        chosen = sorted(set(features))
-        records = feature_records(self._clt.language_model, self._clt.transcoder, self._collection, chosen)
-        labelled = label_records(records, self._background)
-        texts = {record.feature: record.label.text for record in labelled if record.label is not None}
-        return {feature: text.removeprefix("fires ") for feature, text in texts.items()}
-
-
-def features_of(graph: AttributionGraph) -> list[Feature]:
-    """The features of a graph."""
-    nodes = (graph.node(number) for number in range(graph.n_nodes))
-    return [Feature(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE]
+def labels_of(stored: FeatureFiles, features: Iterable[Feature]) -> dict[Feature, str]:
+    """The labels of some features in their records, in brief."""
+    records = stored.records(sorted(set(features)))
+    return {record.feature: in_brief(record.label.text) for record in records if record.label is not None}
 
 
 def draw(directory: Path) -> None:
     """Draw everything into a directory."""
     clt = OpenCrossLayerTranscoder.from_pretrained("embedded")
     texts = list(islice(generate_texts(SENTENCES, seed=SEED), SENTENCES))
-    prompt = PROMPTS["attribution_graph.png"]
-    labels = Labels(clt, texts)
+    stored = FeatureFiles(TRANSCODER_DIRECTORY)
     importance = FeaturesOnTexts(clt, texts).importance
-    named = [*most_important(importance, IMPORTANT), *(top.feature for top in clt.get_top_features(prompt, ACTIVE))]
+    named = [
+        *most_important(importance, IMPORTANT),
+        *(top.feature for top in clt.get_top_features(START_PROMPT, ACTIVE)),
+    ]
     suite = run_visualization_suite(
-        transcoder=clt, texts=texts, output_dir=directory, prompt=prompt, labels=labels.of(named)
+        transcoder=clt, texts=texts, output_dir=directory, prompt=START_PROMPT, labels=labels_of(stored, named)
     )
     others: list[Entry] = []
     for name, text in PROMPTS.items():
-        graph = clt.attribute(text).prune(node_threshold=0.7)
-        graph = graph.with_labels(labels.of(features_of(graph)))
+        graph = with_stored_labels(clt.attribute(text).prune(node_threshold=0.7), clt.transcoder)
         visualize_attribution_graph(graph, max_nodes=40, save_path=directory / name)
         others.append(Entry(directory / name, f"Attribution graph of “{text}”"))
-    run = read_json(Path(open_clt.embedded.__file__).parent / "transcoder" / "training.json")
+    run = read_json(TRANSCODER_DIRECTORY / "training.json")
     title = f"Training of a transcoder on {run['tokens']:,} tokens ({clt.language_model.name})"
     curves = directory / "training_curves.png"
     visualize_training_curves(cast(Any, SimpleNamespace(**run["curves"])), title=title, save_path=curves)
     page = directory / "two_hop_report.html"
-    report = write_report(clt.language_model, clt.transcoder, prompt, page, texts=texts[:2000])
+    report = write_report(clt.language_model, clt.transcoder, START_PROMPT, page, features=TRANSCODER_DIRECTORY)
     pictures = [Entry(path, path.stem.replace("_", " ").capitalize()) for path in suite.pictures]
     links = [
-        Entry(report, f"Report of “{prompt}”: the graph, its features and its faithfulness"),
+        Entry(report, f"Report of “{START_PROMPT}”: the graph, its features and its faithfulness"),
         Entry(suite.interactive, "Figures with facts under the mouse"),
     ]
     write_index(suite.index, "Gallery of the embedded transcoder", [*links, *others, *pictures, Entry(curves, title)])

@@ -8,6 +8,9 @@ are written to ``--output``:
     circuit-tracer   SLUG.json, and graph-metadata.json with the list of all graphs: the pruned graph for the viewer of
                      circuit-tracer
     graphml          SLUG.graphml: the pruned graph for Gephi and other programs
+
+Features have the labels of ``--labels``, and others those of the transcoder's records (``open-clt features``), if there
+are any.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from open_clt.commands.options import (
     add_target_options,
     integer,
     load,
+    own_source,
     read_labels_of,
 )
 from open_clt.errors import ConfigError
@@ -109,6 +113,7 @@ def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Seq
     """Compute the graph of each prompt, check, save and draw it, and print its sizes and scores."""
     from open_clt.attribution.attribute import attribute_all
     from open_clt.attribution.targets import read_target
+    from open_clt.features.labelling.stored import with_stored_labels
     from open_clt.graphs.targets import SalientLogits
 
     labels = read_labels_of(arguments)
@@ -129,7 +134,7 @@ def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Seq
     for graph, card in zip(graphs, cards, strict=True):
         if len(prompts) > 1:
             print(f"\n{card.slug}: {graph.info.prompt!r}")
-        graph, report = graph.with_labels(labels), ""
+        graph, report = with_stored_labels(graph.with_labels(labels), clt.transcoder, own_source(arguments)), ""
         if not arguments.no_faithfulness:
             from open_clt.evaluation.faithfulness import faithfulness, with_faithfulness
 

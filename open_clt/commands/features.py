@@ -23,6 +23,7 @@ from open_clt.commands.options import (
     add_model_options,
     integer,
     load,
+    own_source,
     read_labels_of,
     seed,
 )
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         if endpoint is not None and processes.is_first:
             endpoint.check()
         clt = load(arguments)
-        output = arguments.output or place_for_records(arguments.transcoder, clt.transcoder)
+        output = arguments.output or place_for_records(own_source(arguments), clt.transcoder)
         check_feature_files(output)
         _measure(arguments, clt, output, processes)
     return 0

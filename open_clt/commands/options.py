@@ -115,6 +115,11 @@ def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
     return clt
 
 
+def own_source(arguments: argparse.Namespace) -> str | Path | None:
+    """The source of the transcoder that the options name; None for the one that ships for the model."""
+    return None if arguments.transcoder is None else transcoder_source(arguments.transcoder)
+
+
 def transcoder_source(name: str) -> str | Path:
     """Return the source that an option names; ``embedded`` means the transcoder that ships with the package."""
     from open_clt.embedded import TRANSCODER_DIRECTORY

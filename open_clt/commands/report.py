@@ -4,8 +4,9 @@ The file shows what the model and the replacement model predict, the attribution
 check against interventions, and how all this was made. Examples come from the first of
 
     --features DIR         feature files, in DIR/features
-    the transcoder         feature files in the transcoder's own directory
-    --text SOURCE          a pass over a text; for the embedded model, sentences are generated if no text is given
+    --text SOURCE          a pass over a text; with --max-tokens and no text, over sentences for the embedded model
+    the records            feature files of the transcoder: in its own directory, in the cache, or in the package
+    generated sentences    a pass over them, for the embedded model
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from open_clt.commands.options import (
     add_target_options,
     integer,
     load,
+    own_source,
     read_labels_of,
-    transcoder_source,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from open_clt.features.feature_files import FeatureFiles
     from open_clt.language.language_model import LanguageModel
+    from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 
 _FEATURES = (
-    "Directory whose folder `features` holds feature files with examples (default: that of the transcoder, if it has "
-    "any)."
+    "Directory whose folder `features` holds feature files with examples (default: the records of the transcoder, if "
+    "there are any and no option asks for a text)."
 )
 
 
@@ -71,23 +74,23 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.visualization.prompt_report.report import check_report_path, write_report
 
     check_report_path(arguments.output)
-    labels, features = read_labels_of(arguments), _features(arguments)
-    if features is not None:
-        check_fits_files(features)
+    labels = read_labels_of(arguments)
+    if arguments.features is not None:
+        check_fits_files(arguments.features)
     clt = load(arguments)
-    model = clt.language_model
+    model, records = clt.language_model, _records(arguments, clt)
     path = write_report(
         model,
         clt.transcoder,
         arguments.prompt,
         arguments.output,
-        features=features,
-        texts=None if features is not None else _texts(arguments, model),
+        features=None if records is None else records.folder.parent,
+        texts=None if records is not None else _texts(arguments, model),
         labels=labels,
         node_threshold=arguments.threshold,
         edge_threshold=arguments.edge_threshold,
         max_ablations=0 if arguments.no_faithfulness else arguments.max_features,
-        facts=_facts(arguments, features),
+        facts=_facts(arguments, records),
         targets=[read_target(model, text, arguments.position) for text in arguments.target]
         or SalientLogits(position=arguments.position),
         max_feature_nodes=arguments.max_feature_nodes,
@@ -97,15 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _features(arguments: argparse.Namespace) -> Path | None:
-    """The directory of the feature files: the one that the option names, or the transcoder's own if it has any."""
-    from open_clt.embedded import TRANSCODER_DIRECTORY
-    from open_clt.features.feature_files import FOLDER, INDEX
+def _records(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder) -> FeatureFiles | None:
+    """The feature files that the option names, or the records of the transcoder unless an option asks for a text."""
+    from open_clt.features.feature_files import FeatureFiles
+    from open_clt.features.places import find_records
 
     if arguments.features is not None:
-        return arguments.features
-    own = Path(TRANSCODER_DIRECTORY if arguments.transcoder is None else transcoder_source(arguments.transcoder))
-    return own if (own / FOLDER / INDEX).is_file() and arguments.text is None else None
+        return FeatureFiles(arguments.features)
+    return None if arguments.measuring else find_records(own_source(arguments), clt.transcoder)
 
 
 def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor | None:
@@ -113,12 +115,16 @@ def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor | None
     return read_contexts(arguments, model) if arguments.text is not None or model.name == "embedded" else None
 
 
-def _facts(arguments: argparse.Namespace, features: Path | None) -> dict[str, Any]:
-    examples = (
-        f"feature files in {features}"
-        if features is not None
-        else f"at most {arguments.max_tokens} tokens of {arguments.text or 'generated sentences'} "
-        f"(seed {arguments.seed})"
-    )
+def _facts(arguments: argparse.Namespace, records: FeatureFiles | None) -> dict[str, Any]:
     source = arguments.transcoder or "the transcoder that ships with the package"
-    return {"source of the transcoder": source, "source of the examples": examples}
+    return {"source of the transcoder": source, "source of the examples": _source_of_examples(arguments, records)}
+
+
+def _source_of_examples(arguments: argparse.Namespace, records: FeatureFiles | None) -> str:
+    if records is None:
+        text = arguments.text or "generated sentences"
+        return f"at most {arguments.max_tokens} tokens of {text} (seed {arguments.seed})"
+    about = records.about()
+    if about is None:
+        return f"feature files in {records.folder.parent}"
+    return f"feature records, measured on {about.tokens:,} tokens of {about.text}"

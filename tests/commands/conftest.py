@@ -1,4 +1,4 @@
-"""Fixture of all tests of commands: each language model is loaded once, although every command loads its model."""
+"""Fixtures of all tests of commands: language models are loaded once, and the user's cache is not used."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def models_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(language_model, "load_language_model", load)
     monkeypatch.setattr(facade, "load_language_model", load)
+
+
+@pytest.fixture(autouse=True)
+def cache_is_empty(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPEN_CLT_CACHE", str(tmp_path_factory.mktemp("cache")))

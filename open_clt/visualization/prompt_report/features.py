@@ -32,16 +32,6 @@ _BEFORE, _AFTER = 20, 11
 """Tokens of an example that a page shows before and after the peak."""
 
 
-def records_from_files(directory: str | Path, chosen: Sequence[Feature]) -> list[FeatureRecord]:
-    """Return the records that feature files hold of the chosen features; raises CheckpointError if they are damaged.
-
-    Raises ConfigError if the files are those of a transcoder with fewer layers or features.
-    """
-    stored = FeatureFiles(directory)
-    records = [stored.record(feature) for feature in chosen]
-    return [record for record in records if record is not None]
-
-
 def records_on(
     model: LanguageModel,
     transcoder: Transcoder,

@@ -18,7 +18,9 @@ from open_clt.data.contexts import pack_contexts
 from open_clt.errors import ConfigError
 from open_clt.evaluation.faithfulness import faithfulness, with_faithfulness
 from open_clt.evaluation.faithfulness_report import Faithfulness
+from open_clt.features.feature_files import FeatureFiles
 from open_clt.features.labelling.given import label_features
+from open_clt.features.places import find_records
 from open_clt.features.records import FeatureRecord
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
@@ -35,7 +37,6 @@ from open_clt.visualization.prompt_report import sections
 from open_clt.visualization.prompt_report.features import (
     check_fits_files,
     record_data,
-    records_from_files,
     records_on,
     records_without_text,
 )
@@ -109,8 +110,9 @@ def write_report(
 
     The file needs no network and holds at most 300 nodes and 2,000 edges of the graph that ``node_threshold`` and
     ``edge_threshold`` leave. Examples of features come from the feature files in ``features``, or else from the first
-    256 contexts of ``texts``, which may also be contexts of tokens, each beginning with BOS. Without both, features
-    show the output tokens that they raise and lower. ``labels`` are the user's, and win over automatic ones.
+    256 contexts of ``texts``, which may also be contexts of tokens, each beginning with BOS. Without both, they are the
+    records of the transcoder that the cache or the package holds; if there are none, features show the output tokens
+    that they raise and lower. ``labels`` are the user's, and win over automatic ones.
     ``max_ablations`` features are ablated to measure faithfulness; 0 skips that. ``facts`` are further lines on how the
     report was made, and ``settings`` those of ``attribute``.
 
@@ -177,12 +179,11 @@ def make_report(
 
 
 def _records(replacement: ReplacementModel, use: ReportSettings, chosen: Sequence[Feature]) -> Sequence[FeatureRecord]:
-    """Records of features from files, else from texts, else from the weights alone."""
+    """Records of features: from files, else from texts, else those of the transcoder, else from the weights alone."""
     model, transcoder = replacement.model, replacement.transcoder
-    if use.features is not None:
-        return records_from_files(use.features, chosen)
-    if use.texts is None:
-        return records_without_text(model, transcoder, chosen)
+    if use.texts is None or use.features is not None:
+        stored = find_records(None, transcoder) if use.features is None else FeatureFiles(use.features)
+        return records_without_text(model, transcoder, chosen) if stored is None else stored.records(chosen)
     return records_on(model, transcoder, _contexts(model, use.texts), chosen)
 
 
