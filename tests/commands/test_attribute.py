@@ -10,6 +10,7 @@ import pytest
 
 from open_clt.cli import main
 from open_clt.config import CrossLayerConfig, JumpReLUConfig
+from open_clt.embedded import start_graph
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.formats.networkx import read_graphml
 from open_clt.graphs.graph import AttributionGraph
@@ -108,11 +109,13 @@ def test_labels_are_stored_in_the_graph_and_in_its_files(trace: Trace, tmp_path:
     (tmp_path / "labels.json").write_text(json.dumps({key: "about Texas"}))
     options = ("--labels", str(tmp_path / "labels.json"), "--format", "native", "--format", "circuit-tracer")
     graph = trace(*options, "--slug", "named")
-    assert graph.labels == {Feature(node.layer, node.index): "about Texas"}
+    # The user's label wins; all other features have those of the records that ship.
+    feature, of_records = Feature(node.layer, node.index), start_graph().labels
+    assert graph.labels == {**of_records, feature: "about Texas"}
     entries = json.loads((tmp_path / "named.json").read_text())["nodes"]
-    assert {
-        entry["clerp"] for entry in entries if entry["node_id"] == f"{node.layer}_{node.index}_{node.position}"
-    } == {"about Texas"}
+    texts = {entry["node_id"]: entry["clerp"] for entry in entries}
+    assert texts[f"{node.layer}_{node.index}_{node.position}"] == "about Texas"
+    assert len(set(texts.values()) & set(of_records.values())) > 20
 
 
 def test_every_prompt_gets_its_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from open_clt.cli import main
+from open_clt.embedded import start_graph
 from open_clt.features.feature_files import write_feature_files
 from open_clt.features.records import FeatureRecord
 from open_clt.transcoders.feature import Feature
@@ -42,6 +43,17 @@ def test_a_report_is_written_with_labels_and_examples(tmp_path: Path, capsys: py
     text = report.read_text()
     assert "<b>" not in text
     assert "2 features were ablated" in text
+
+
+def test_the_records_that_ship_are_read_without_a_text(tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    assert main(["report", "--prompt", PROMPT, "--output", str(report), "--no-faithfulness"]) == 0
+    data = data_of(report)
+    labels = {node["feature"]: node["label"] for node in data["graph"]["nodes"] if node["feature"]}
+    assert labels.items() <= {str(feature): label for feature, label in start_graph().labels.items()}.items()
+    assert data["features"].keys() == labels.keys()
+    assert all(record["examples"] for record in data["features"].values())
+    assert "487,500 tokens of generated sentences" in report.read_text()
 
 
 def test_options_select_target_size_and_feature_files(tmp_path: Path) -> None:
