@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict, Unpack
 
@@ -30,7 +31,6 @@ from open_clt.attribution.targets import Resolved, resolve_targets
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError, OpenCLTError
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.influence import Edges
 from open_clt.graphs.info import GraphInfo, GraphSettings
 from open_clt.graphs.nodes import NodeTable
 from open_clt.graphs.targets import SalientLogits, Target
@@ -113,7 +113,7 @@ def attribute(
     )
     text = prompt if isinstance(prompt, str) and not chat else model.decode(tokens)
     info = _info(model, sources, prompt=text, target_names=resolved.names, compatible=compatible, settings=settings)
-    return _graph(sources, resolved, explored, info)
+    return _graph(sources, resolved, explored, replace(info, influence_left_out=explored.influence_left_out))
 
 
 @checked_arguments
@@ -202,18 +202,8 @@ def _graph(sources: Sources, resolved: Resolved, explored: Explored, info: Graph
     """Build the graph; its nodes are the explored features by layer, then the other sources, then the targets."""
     table, columns = sources.nodes(), sources.columns
     table.total[columns.features] = explored.totals
-    # Columns are sorted by position first; a stable sort by layer orders them by layer, position and feature.
-    by_layer = torch.argsort(table.layer[columns.features], stable=True)
-    features = by_layer[explored.mask[by_layer]]
-    others = torch.arange(columns.errors.start, columns.embeddings.stop if info.compatible else sources.n_columns)
-    source_columns = torch.cat([features, others])
-    order = torch.cat([source_columns, sources.n_columns + torch.arange(len(resolved.seeds))])
-    node_of_column = torch.full((sources.n_columns + len(resolved.seeds),), -1)
-    node_of_column[order] = torch.arange(order.shape[0])
-    target, source = node_of_column[explored.edges.target], node_of_column[explored.edges.source]
-    by_target = torch.argsort(target * order.shape[0] + source)
-    edges = Edges(target[by_target], source[by_target], explored.edges.weight[by_target])
-    return AttributionGraph(NodeTable.stacked([table[source_columns], resolved.nodes]), edges, info)
+    from_columns = explored.columns[: -len(resolved.seeds)]
+    return AttributionGraph(NodeTable.stacked([table[from_columns], resolved.nodes]), explored.edges, info)
 
 
 def _versions() -> dict[str, str]:

@@ -6,8 +6,9 @@ row come next. When the budget is spent, the remaining features are folded into 
 position.
 
 Rows are kept in blocks, one per batch, cropped to the features at positions that the batch can see; they take at most
-4 bytes per entry. Rows become edges at the end, when it is known which features have rows. Memory is thus bounded by
-the budget and the batch size, besides at most 512 MB of decoder rows (``sources.py``). Measured with GPT-2's shape, it
+4 bytes per entry. Rows become edges at the end (``rows_to_edges.py``), when it is known which features have rows.
+Memory is thus bounded by the budget and the batch size, besides at most 512 MB of decoder rows (``sources.py``). If
+every active feature gets a row, no block is kept. Measured with GPT-2's shape, it
 is 0.3 GB for 1,024 of 5,520 features on 24 tokens, and 0.9 GB for 2,048 of 26,907 features on 128 tokens
 (``benchmarks/attribution.py``).
 """
@@ -15,6 +16,7 @@ is 0.3 GB for 1,024 of 5,520 features on 24 tokens, and 0.9 GB for 2,048 of 26,9
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -22,9 +24,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from open_clt.attribution.adjoint import Seeds, attribute_rows, feature_seeds
+from open_clt.attribution.rows_to_edges import Block, edges_of_blocks
 from open_clt.attribution.sources import Sources
 from open_clt.attribution.targets import Resolved
-from open_clt.graphs.influence import Edges
+from open_clt.graphs.edges import Edges
 from open_clt.memory import check_memory
 from open_clt.short_repr import short_repr
 
@@ -39,34 +42,18 @@ least 96 %."""
 
 
 class Explored(NamedTuple):
-    """The edges into the targets and the explored features.
-
-    Nodes are numbered by their columns; the targets have the numbers after the last column.
-    """
+    """The edges into the targets and the explored features."""
 
     edges: Edges
-    """All edges with a non-zero weight."""
+    """All edges with a non-zero weight, between the nodes of the graph."""
+    columns: Int[Tensor, "node"]
+    """Column of each node of the graph; the targets have the numbers after the last column."""
     mask: Bool[Tensor, "feature"]
     """True for each active feature that has a row."""
     totals: Float[Tensor, "feature"]
     """Value that the entries of each explored feature's complete row add up to; NaN for other features."""
-
-    __repr__ = short_repr
-
-
-class Block(NamedTuple):
-    """The rows of one batch of targets, highest level first, on the CPU."""
-
-    numbers: Int[Tensor, "target"]
-    """Column of each target; outputs, which are not columns, have the numbers after the last column."""
-    level: Int[Tensor, "target"]
-    """Level of each target."""
-    features: Float[Tensor, "target visible"]
-    """Feature columns up to the batch's last position; the later ones are zero and left out."""
-    others: Float[Tensor, "target other"]
-    """All requested columns after the feature columns."""
-    mass: Float[Tensor, "target"]
-    """Absolute sum of each row."""
+    influence_left_out: float
+    """Share of the influence that ends at active features without a row."""
 
     __repr__ = short_repr
 
@@ -79,21 +66,55 @@ def explore(sources: Sources, resolved: Resolved, budget: int | None, *, batch_s
     mask, totals = torch.zeros(active, dtype=torch.bool), torch.full((active,), torch.nan)
     outputs = torch.cat([torch.zeros(sources.n_columns), resolved.nodes.weight])
     numbers = sources.n_columns + torch.arange(len(resolved.seeds))
-    blocks = list(_blocks(sources, resolved.seeds, numbers, batch_size, compatible))
-    part = budget if budget == active else -(-budget // _ROUNDS)
-    while (remaining := budget - int(mask.sum())) > 0:
-        count = min(part, remaining)
-        chosen = torch.arange(active) if count == active else _most_influential(blocks, outputs, mask, count)
+
+    def rows_of(chosen: Int[Tensor, "chosen"]) -> Iterator[Block]:
         seeds = _seeds(sources, chosen)
         mask[chosen], totals[chosen] = True, seeds.total.cpu()
-        blocks += _blocks(sources, seeds, chosen, batch_size, compatible)
-    return Explored(_edges(sources, blocks, mask), mask, totals)
+        return _blocks(sources, seeds, chosen, batch_size, compatible)
+
+    blocks, left_out = _blocks(sources, resolved.seeds, numbers, batch_size, compatible), 0.0
+    if budget == active:
+        # Every row is needed, so each batch of rows becomes edges as soon as it is computed.
+        blocks = chain(blocks, rows_of(torch.arange(active)))
+    else:
+        kept, part = list(blocks), -(-budget // _ROUNDS)
+        while (remaining := budget - int(mask.sum())) > 0:
+            kept += rows_of(_most_influential(kept, outputs, mask, min(part, remaining)))
+        ending = block_influence(kept, outputs)[:active].masked_fill(mask, 0.0)
+        left_out = float(ending.sum() / outputs.sum().clamp(min=1e-30))
+        blocks = _drained(kept)
+    columns = node_columns(sources, mask, len(numbers), compatible=compatible)
+    return Explored(edges_of_blocks(sources, blocks, columns, mask), columns, mask, totals, left_out)
+
+
+def node_columns(
+    sources: Sources, mask: Bool[Tensor, "feature"], n_targets: int, *, compatible: bool
+) -> Int[Tensor, "node"]:
+    """The columns of a graph's nodes: explored features by layer, position and index, other sources, targets."""
+    columns = sources.columns
+    # Columns are sorted by position first; a stable sort by layer orders them by layer, position and feature.
+    by_layer = torch.argsort(sources.features.layer.cpu(), stable=True)
+    others = torch.arange(columns.errors.start, columns.embeddings.stop if compatible else sources.n_columns)
+    return torch.cat([by_layer[mask[by_layer]], others, sources.n_columns + torch.arange(n_targets)])
+
+
+def _drained(blocks: list[Block]) -> Iterator[Block]:
+    """The blocks of a list, each of which is removed from the list, so that its memory is freed."""
+    while blocks:
+        yield blocks.pop()
 
 
 def _check_memory(sources: Sources, budget: int) -> None:
     """Raise ResourceError if even the smallest rows that the budget allows do not fit into memory."""
-    visible = sources.starts[sources.features.position.cpu(), -1]
-    needed = int(visible.sort().values[:budget].sum()) * torch.float32.itemsize
+    features = sources.features
+    position, layer = features.position.cpu(), features.layer.cpu()
+    if budget == features.value.shape[0]:
+        # Edges from the features of lower layers, of 8 bytes each.
+        below = (sources.starts - sources.starts[:, :1]).cumsum(0)
+        needed = 8 * int(below[position, layer].sum())
+    else:
+        visible = sources.starts[position, -1]
+        needed = int(visible.sort().values[:budget].sum()) * torch.float32.itemsize
     check_memory(f"An attribution graph with rows of {budget:,} features", needed, MEMORY_WAYS)
 
 
@@ -147,23 +168,3 @@ def _at_level(block: Block, level: int) -> slice:
     """The slice of a block that holds the rows of one level."""
     start, end = int((block.level > level).sum()), int((block.level >= level).sum())
     return slice(start, end)
-
-
-def _edges(sources: Sources, blocks: list[Block], mask: Bool[Tensor, "feature"]) -> Edges:
-    """The edges of all rows; unexplored features are added to the error of their layer and position.
-
-    Removes each block from ``blocks`` as it is read, so that its memory is freed.
-    """
-    features = sources.features
-    cells = (features.layer * sources.path.n_positions + features.position).cpu()
-    pieces: list[Edges] = []
-    while blocks:
-        block = blocks.pop()
-        has_row = mask[: block.features.shape[1]]
-        explored, folded = has_row.nonzero().flatten(), (~has_row).nonzero().flatten()
-        block.others.T.index_add_(0, cells[folded], block.features.T[folded])
-        rows = torch.cat([block.features[:, explored], block.others], dim=1)
-        others = sources.columns.errors.start + torch.arange(block.others.shape[1])
-        target, source = rows.nonzero(as_tuple=True)
-        pieces.append(Edges(block.numbers[target], torch.cat([explored, others])[source], rows[target, source]))
-    return Edges(*(torch.cat(columns) for columns in zip(*pieces, strict=True)))

@@ -80,7 +80,7 @@ def every_head_contribution(
     """Yield each node that has inputs, with its edges split as ``head_contributions`` splits them."""
     sources = _sources(model, transcoder, graph)
     columns = _nodes_of_columns(graph, sources)
-    for target in graph.edges.target.unique().tolist():
+    for target in graph.edges.rows.tolist():
         yield target, _split(model, sources, columns, graph, target)
 
 
@@ -121,7 +121,7 @@ def _split(
     heads = rows.new_zeros(model.n_layers, model.n_heads, n_nodes)
     heads[levels] = _by_node(rows, columns, n_nodes).unflatten(0, (-1, model.n_heads))
     # Pruning also removes edges between nodes that stay in the graph; such an edge has no parts.
-    has_edge = torch.zeros(n_nodes).index_fill(0, graph.edges.source[graph.edges.target == target], 1)
+    has_edge = torch.zeros(n_nodes).index_fill(0, graph.edges.sources_of(target), 1)
     return HeadContributions(heads.cpu() * has_edge, _by_node(without_heads, columns, n_nodes)[0].cpu() * has_edge)
 
 

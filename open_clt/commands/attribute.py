@@ -212,6 +212,8 @@ def _summary(graph: AttributionGraph, pruned: AttributionGraph) -> Iterator[str]
     outputs = graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET).nonzero().flatten().tolist()
     yield ", ".join(graph.node(node_index).label for node_index in outputs)
     yield f"{graph.n_nodes} nodes, {graph.n_edges} edges; {pruned.n_nodes} and {pruned.n_edges} after pruning"
+    if left_out := graph.info.left_out():
+        yield left_out
     for name, version in (("whole graph", graph), ("pruned graph", pruned)):
         scores = version.scores()
         yield f"{name}: replacement score {scores.replacement:.3f}, completeness {scores.completeness:.3f}"

@@ -75,7 +75,7 @@ def _of_graph(graph: AttributionGraph) -> list[tuple[str, str]]:
         ("nodes", f"{graph.n_nodes:,}: {kinds}"),
         ("edges", f"{graph.n_edges:,}"),
         ("active features", f"{info.n_active_features:,}" + ("" if budget is None else f", a budget of {budget:,}")),
-        ("left out", graph.missing() or "nothing"),
+        ("left out", " ".join(filter(None, (info.left_out(), graph.missing()))) or "nothing"),
     ]
 
 

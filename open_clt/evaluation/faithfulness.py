@@ -89,12 +89,13 @@ def predicted_changes(
     relative[every_ablation, ablated] = -1
     change = torch.zeros_like(relative)
     passes_on = graph.of_kind(NodeKind.FEATURE) & paths
-    target_layer = nodes.layer[edges.target]
-    for layer in target_layer.unique().tolist():
-        into_layer = target_layer == layer
-        target, source, weight = (column[into_layer] for column in edges)
-        change.index_add_(1, target, relative[:, source] * weight)
-        reached = target.unique()
+    row_layers = nodes.layer[edges.rows]
+    for layer in row_layers.unique().tolist():
+        into_layer = (row_layers == layer).nonzero().flatten()
+        for chunk in edges.chunks(into_layer.numpy()):
+            changes = chunk.matrix(graph.n_nodes, signed=True) @ relative.numpy().T
+            change[:, edges.rows[torch.from_numpy(chunk.rows)]] = torch.from_numpy(changes.T)
+        reached = edges.rows[into_layer]
         reached = reached[passes_on[reached]]
         relative[:, reached] += change[:, reached] / nodes.value[reached]
     return change.float()

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -23,7 +24,8 @@ from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
 from open_clt.finite import check_finite
 from open_clt.graphs import influence as paths
-from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph, Roles
+from open_clt.graphs.edges import Edges
+from open_clt.graphs.influence import GraphScores, InfluenceGraph, Roles
 from open_clt.graphs.info import GraphInfo, PruningSettings, info_json, read_info
 from open_clt.graphs.nodes import Node, NodeId, NodeKind, NodeTable
 from open_clt.graphs.validity import problem
@@ -188,19 +190,23 @@ class AttributionGraph:
 
         The weights of removed edges are added to the ``omitted`` columns of their targets.
         """
-        stays = nodes[self.edges.target] & nodes[self.edges.source]
+        stays = self.edges.between(nodes)
         stays = stays if edges is None else stays & edges
-        remaining, removed = (Edges(*(column[mask] for column in self.edges)) for mask in (stays, ~stays))
-        table = replace(
-            self.nodes,
-            omitted=self.nodes.omitted.index_add(0, removed.target, removed.weight.abs()),
-            omitted_sum=self.nodes.omitted_sum.index_add(0, removed.target, removed.weight),
-        )[nodes]
-        new_row = nodes.cumsum(0) - 1
+        table = self._without(nodes, ~stays)[nodes]
         output_stays = nodes[self.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].tolist()
         names = tuple(name for name, is_kept in zip(self.info.target_names, output_stays, strict=True) if is_kept)
-        renumbered = Edges(new_row[remaining.target], new_row[remaining.source], remaining.weight)
-        return replace(self, nodes=table, edges=renumbered, info=replace(self.info, target_names=names))
+        edges_of_part = self.edges.part(stays).renumbered(nodes.cumsum(0) - 1)
+        return replace(self, nodes=table, edges=edges_of_part, info=replace(self.info, target_names=names))
+
+    def _without(self, nodes: Bool[Tensor, "node"], removed: Bool[Tensor, "edge"]) -> NodeTable:
+        """Return the table of nodes after the weights of removed edges into some nodes are added to what is omitted."""
+        omitted, omitted_sum = self.nodes.omitted.double(), self.nodes.omitted_sum.double()
+        rows = self.edges.rows.numpy()
+        for chunk in self.edges.chunks(nodes[self.edges.rows].nonzero().flatten().numpy()):
+            weight = chunk.weight * removed.numpy()[chunk.edges]
+            omitted_sum.numpy()[rows[chunk.rows]] += chunk.sums(weight)
+            omitted.numpy()[rows[chunk.rows]] += chunk.sums(np.abs(weight))
+        return replace(self.nodes, omitted=omitted.float(), omitted_sum=omitted_sum.float())
 
     def check(self) -> Completeness:
         """Measure how far rows are from adding up to their totals; in a complete graph, ``relative_to_row`` is < 1e-5.
@@ -211,9 +217,10 @@ class AttributionGraph:
         if not bool(has_row.any()):
             raise AttributionError("The graph has no rows to check: no node has a known total.")
         zeros = torch.zeros(self.n_nodes, dtype=torch.double)
-        weight = self.edges.weight.double()
-        row_sum = zeros.index_add(0, self.edges.target, weight) + self.nodes.omitted_sum
-        scale = zeros.index_add(0, self.edges.target, weight.abs()) + self.nodes.omitted
+        row_sum, scale, rows = self.nodes.omitted_sum.double(), self.nodes.omitted.double(), self.edges.rows.numpy()
+        for chunk in self.edges.chunks():
+            row_sum.numpy()[rows[chunk.rows]] += chunk.sums(chunk.weight)
+            scale.numpy()[rows[chunk.rows]] += chunk.sums(np.abs(chunk.weight))
         residual = (row_sum - self.nodes.total.double()).abs()
         by_row = (residual / scale.clamp(min=1e-30)).clamp(max=1e30).where(has_row, zeros)
         check_finite(by_row, "The graph's relative residual", axes=("row",), error=AttributionError)
@@ -240,7 +247,7 @@ class AttributionGraph:
         directory = Path(directory)
         check_place(directory)
         tensors = {f"nodes.{f.name}": getattr(self.nodes, f.name) for f in fields(self.nodes)}
-        tensors |= {f"edges.{name}": column for name, column in self.edges._asdict().items()}
+        tensors |= {f"edges.{name}": column for name, column in self.edges.stored().items()}
         facts, vectors = info_json(self.info)
         tensors |= {f"{_VECTORS}{number}": vector for number, vector in vectors.items()}
         content = {**FORMAT.header(), "info": facts, "labels": labels_json(self.labels), "missing": self.missing()}
@@ -256,10 +263,10 @@ class AttributionGraph:
         content, stored = files.read_saved(
             Path(directory), _JSON, lambda saved: (FORMAT.read(saved(_JSON)), files.read_tensors(saved(_TENSORS)))
         )
-        tensors = {name: _wide(tensor) for name, tensor in stored.items()}
+        tensors = {name: _wide(tensor) for name, tensor in stored.items() if not name.startswith("edges.")}
         try:
             nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
-            edges = Edges(*(tensors[f"edges.{name}"] for name in Edges._fields))
+            edges = Edges(*(stored[f"edges.{name}"] for name in ("target", "source", "weight")))
             vectors = {name.removeprefix(_VECTORS): t for name, t in tensors.items() if name.startswith(_VECTORS)}
             info = read_info(content["info"], vectors, content["format_version"])
             labels = read_labels(content.get("labels", {}))

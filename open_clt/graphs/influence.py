@@ -5,7 +5,8 @@ Absolute edge weights, divided by the sum over the edges into the same target, g
 the output rows of ``B``, weighted by each output's weight (its probability). Sources: Ameisen et al. (2025),
 "Attribution graphs" and "Graph pruning"; circuit-tracer's two-stage pruning and scores.
 
-Edges are three tensors (target, source, weight), never a square matrix.
+Edges are stored row by row (``edges.py``), never as a square matrix. Shares are not stored: a sum over edges divides
+each row once, by the sum of its inputs. Influence is computed once for a graph, and pruning and scores share it.
 """
 
 from __future__ import annotations
@@ -15,26 +16,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from open_clt.errors import AttributionError
 from open_clt.finite import check_finite
+from open_clt.graphs.edges import Edges
 from open_clt.short_repr import short_repr
-
-
-class Edges(NamedTuple):
-    """Weighted edges between the nodes of a graph."""
-
-    target: Int[Tensor, "edge"]
-    """Row of the node that each edge leads to."""
-    source: Int[Tensor, "edge"]
-    """Row of the node that each edge comes from."""
-    weight: Float[Tensor, "edge"]
-    """Signed part of the target's pre-activation (or logit) that the source contributes."""
-
-    __repr__ = short_repr
 
 
 @final
@@ -54,16 +44,63 @@ class InfluenceGraph:
     @cached_property
     def inputs(self) -> Float[Tensor, "node"]:
         """Sum of each node's absolute inputs, with the omitted ones."""
-        return self.omitted.double().index_add(0, self.edges.target, self.edges.weight.abs().double()).clamp(min=1e-30)
+        sums = self.omitted.double()
+        rows = self.edges.rows.numpy()
+        for chunk in self.edges.chunks():
+            sums.numpy()[rows[chunk.rows]] += chunk.sums(np.abs(chunk.weight))
+        return sums.clamp(min=1e-30)
 
     @cached_property
-    def shares(self) -> Float[Tensor, "edge"]:
-        """``A``: each edge's absolute weight divided by the sum of its target's inputs."""
-        return self.edges.weight.abs().double() / self.inputs[self.edges.target]
+    def influence(self) -> Float[Tensor, "node"]:
+        """Influence of every node on the outputs, over paths of all lengths.
 
-    def part(self, kept: Bool[Tensor, "edge"]) -> InfluenceGraph:
+        One pass from the highest level down follows every path. The result equals the sum of ``path_steps``. Raises
+        AttributionError if an edge is not finite.
+        """
+        total = torch.zeros_like(self.outputs, dtype=torch.double)
+        levels = self.level[self.edges.rows]
+        for level in sorted(levels.unique().tolist(), reverse=True):
+            self._pass_on(total + self.outputs, total, (levels == level).nonzero().flatten())
+        check_finite(total, "The influence", axes=("node",), error=AttributionError)
+        return total
+
+    @property
+    def shares(self) -> Float[Tensor, "edge"]:
+        """``A``: each edge's absolute weight divided by the sum of its target's inputs; 8 bytes per edge."""
+        return self.scaled(torch.ones_like(self.inputs))
+
+    def scaled(self, values: Float[Tensor, "node"]) -> Float[Tensor, "edge"]:
+        """Return each edge's share in the inputs of its target, times the value of its target, in float64."""
+        scaled = torch.empty(len(self.edges.sources), dtype=torch.double)
+        factors = (values / self.inputs)[self.edges.rows].numpy()
+        for chunk in self.edges.chunks():
+            scaled.numpy()[chunk.edges] = np.abs(chunk.weight) * chunk.spread(factors[chunk.rows])
+        return scaled
+
+    def shares_from(self, nodes: Bool[Tensor, "node"]) -> Float[Tensor, "node"]:
+        """Return the share of each node's inputs that comes from some nodes."""
+        weight, rows = torch.zeros_like(self.inputs), self.edges.rows.numpy()
+        chosen = nodes.double().numpy()
+        for chunk in self.edges.chunks():
+            weight.numpy()[rows[chunk.rows]] = chunk.matrix(len(nodes)) @ chosen
+        return weight / self.inputs
+
+    def arriving(self, values: Float[Tensor, "node"]) -> Float[Tensor, "node"]:
+        """Return what arrives at every node when each node passes its value on to its sources, by their shares."""
+        arriving = torch.zeros_like(self.inputs)
+        self._pass_on(values, arriving, torch.arange(len(self.edges.rows)))
+        return arriving
+
+    def _pass_on(
+        self, values: Float[Tensor, "node"], arriving: Float[Tensor, "node"], rows: Int[Tensor, "some"]
+    ) -> None:
+        """Add to ``arriving`` what some rows pass on to their sources."""
+        factors = (values / self.inputs)[self.edges.rows].numpy()
+        for chunk in self.edges.chunks(rows.numpy()):
+            arriving += torch.from_numpy(factors[chunk.rows] @ chunk.matrix(len(arriving)))
+
+    def inner(self, edges: Edges) -> InfluenceGraph:
         """Return the same nodes with some of the edges; omitted inputs and the other edges do not count anywhere."""
-        edges = Edges(*(column[kept] for column in self.edges))
         return InfluenceGraph(edges, self.outputs, torch.zeros_like(self.omitted), self.level)
 
     __repr__ = short_repr
@@ -107,9 +144,9 @@ def path_steps(graph: InfluenceGraph) -> Iterator[Float[Tensor, "node"]]:
 
     Raises AttributionError if the graph has a cycle.
     """
-    edges, arriving = graph.edges, graph.outputs.double()
+    arriving = graph.outputs.double()
     for _ in range(arriving.shape[0] + 1):
-        arriving = torch.zeros_like(arriving).index_add(0, edges.source, graph.shares * arriving[edges.target])
+        arriving = graph.arriving(arriving)
         if not bool(arriving.any()):
             return
         yield arriving
@@ -117,20 +154,11 @@ def path_steps(graph: InfluenceGraph) -> Iterator[Float[Tensor, "node"]]:
 
 
 def influence(graph: InfluenceGraph) -> Float[Tensor, "node"]:
-    """Return the influence of every node on the outputs, over paths of all lengths.
+    """Return the influence of every node on the outputs, over paths of all lengths; it is computed once for a graph.
 
-    One pass from the highest level down follows every path. The result equals the sum of ``path_steps``. Raises
-    AttributionError if an edge is not finite.
+    Raises AttributionError if an edge is not finite.
     """
-    edges, weighted = graph.edges, graph.outputs.double()
-    total = torch.zeros_like(weighted)
-    levels = graph.level[edges.target]
-    for level in sorted(levels.unique().tolist(), reverse=True):
-        at_level = (levels == level).nonzero().flatten()
-        target, source = edges.target[at_level], edges.source[at_level]
-        total.index_add_(0, source, graph.shares[at_level] * (total + weighted)[target])
-    check_finite(total, "The influence", axes=("node",), error=AttributionError)
-    return total
+    return graph.influence
 
 
 def smallest_kept(scores: Float[Tensor, "some"], share: float) -> float:
@@ -156,34 +184,38 @@ def prune(graph: InfluenceGraph, roles: Roles, node_share: float, edge_share: fl
 
     Last, remove the nodes that are left without a path to an output or, if they are computed, without an input.
     """
-    node_scores = influence(graph)
-    nodes = (node_scores >= smallest_kept(node_scores, node_share)) | roles.always | roles.exempt
-    edges = nodes[graph.edges.target] & nodes[graph.edges.source]
-    inner = graph.part(edges)
-    edge_scores = inner.shares * (influence(inner) + inner.outputs)[inner.edges.target]
-    edges[edges.clone()] = edge_scores >= smallest_kept(edge_scores, edge_share)
-    return _without_dead_ends(graph.edges, Pruning(nodes, edges), roles)
+    nodes = (graph.influence >= smallest_kept(graph.influence, node_share)) | roles.always | roles.exempt
+    mask = graph.edges.between(nodes)
+    inner = graph.inner(graph.edges.part(mask))
+    edge_scores = inner.scaled(inner.influence + inner.outputs)
+    stays = edge_scores >= smallest_kept(edge_scores, edge_share)
+    nodes, stays = _without_dead_ends(inner.edges, Pruning(nodes, stays), roles)
+    mask[mask.nonzero()[:, 0][~stays]] = False
+    return Pruning(nodes, mask)
 
 
 def _without_dead_ends(edges: Edges, pruning: Pruning, roles: Roles) -> Pruning:
     """Remove nodes without an edge to another node, and computed nodes without an input, until none is left."""
     nodes, edge_stays = pruning
+    remaining_edges = edge_stays.nonzero().flatten()
+    target, source, _ = edges.part(edge_stays)
     while True:
-        has_target = torch.zeros_like(nodes).index_fill(0, edges.source[edge_stays], True)
-        has_source = torch.zeros_like(nodes).index_fill(0, edges.target[edge_stays], True)
+        has_target = torch.zeros_like(nodes).index_fill(0, source, True)
+        has_source = torch.zeros_like(nodes).index_fill(0, target, True)
         remaining = roles.always | (nodes & has_target & (has_source | ~roles.computed))
         if bool((remaining == nodes).all()):
-            return Pruning(nodes, edge_stays)
+            return Pruning(nodes, torch.zeros_like(edge_stays).index_fill(0, remaining_edges, True))
         nodes = remaining
-        edge_stays = edge_stays & nodes[edges.target] & nodes[edges.source]
+        both = nodes[target] & nodes[source]
+        target, source, remaining_edges = target[both], source[both], remaining_edges[both]
 
 
 def scores(graph: InfluenceGraph, tokens: Bool[Tensor, "node"], errors: Bool[Tensor, "node"]) -> GraphScores:
     """Return the replacement and completeness scores; inputs that the graph omits count as error."""
-    node_influence = influence(graph)
+    node_influence = graph.influence
     with_outputs = node_influence + graph.outputs
     omitted_share = graph.omitted.double() / graph.inputs
-    unexplained = omitted_share.index_add(0, graph.edges.target, graph.shares * errors[graph.edges.source])
+    unexplained = omitted_share + graph.shares_from(errors)
     from_tokens = node_influence[tokens].sum()
     from_errors = node_influence[errors].sum() + (with_outputs * omitted_share).sum()
     replacement = from_tokens / (from_tokens + from_errors).clamp(min=1e-30)

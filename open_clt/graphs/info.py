@@ -85,6 +85,19 @@ class GraphInfo(CheckedConfig):
     """Versions of the packages that computed the graph."""
     faithfulness: dict[str, Any] | None = None
     """Numbers of the test against interventions (``evaluation.faithfulness``); None if it was not run."""
+    influence_left_out: float | None = None
+    """Share of the influence that ends at features that the budget left out; None if the graph's file lacks it."""
+
+    def left_out(self) -> str:
+        """Return a sentence on the features that the budget left out, or an empty text if it left out none."""
+        budget, active = self.settings.max_feature_nodes, self.n_active_features
+        if budget is None or budget >= active:
+            return ""
+        share = "" if self.influence_left_out is None else f", with {self.influence_left_out:.2g} of the influence"
+        return (
+            f"The budget of {budget:,} left out {active - budget:,} of {active:,} active features{share}; "
+            "they count as errors."
+        )
 
     __repr__ = short_repr
 

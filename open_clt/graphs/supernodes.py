@@ -21,8 +21,9 @@ from torch.nn import functional
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError
 from open_clt.graphs import influence as paths
+from open_clt.graphs.edges import Edges
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.influence import Edges, GraphScores, InfluenceGraph
+from open_clt.graphs.influence import GraphScores, InfluenceGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import NodeQuery, find_nodes, node_numbers
 from open_clt.html_repr import html_repr
@@ -90,8 +91,9 @@ class GroupedGraph:
     def _level(self) -> Int[Tensor, "group"]:
         """Return the length of the longest path to each group; unlike a layer, it rises along every edge."""
         level = torch.zeros(len(self.groups), dtype=torch.long)
+        target, source, _ = self.edges
         for _ in self.groups:
-            higher = level.scatter_reduce(0, self.edges.target, level[self.edges.source] + 1, "amax")
+            higher = level.scatter_reduce(0, target, level[source] + 1, "amax")
             if torch.equal(higher, level):
                 return level
             level = higher

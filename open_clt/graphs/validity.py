@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from open_clt.graphs.influence import Edges
+from open_clt.graphs.edges import Edges
 from open_clt.graphs.info import GraphInfo
 from open_clt.graphs.nodes import NodeKind, NodeTable
 
-_INTEGERS = ("nodes.kind", "nodes.layer", "nodes.position", "nodes.index", "edges.target", "edges.source")
+_INTEGERS = ("nodes.kind", "nodes.layer", "nodes.position", "nodes.index")
 _MAY_BE_NAN = ("nodes.total", "nodes.cumulative")
 _NOT_NEGATIVE = ("nodes.weight", "nodes.omitted")
 _LARGEST_SUM_OF_WEIGHTS = 1e30
@@ -26,25 +27,24 @@ _LARGEST_SUM_OF_WEIGHTS = 1e30
 def problem(nodes: NodeTable, edges: Edges, info: GraphInfo) -> str | None:
     """What is wrong with the tables of a graph, as the end of a sentence; None if they fit together."""
     columns = {f"nodes.{entry.name}": getattr(nodes, entry.name) for entry in fields(nodes)}
-    columns |= {f"edges.{name}": column for name, column in edges._asdict().items()}
     return (  # each step relies on the steps before it
         next(_problems_of_types(columns), None)
         or next(_problems_of_info(nodes, info), None)
         or next(_problems_of_ranges(nodes, edges, info), None)
         or next(_problems_of_numbers(columns), None)
         or _problem_of_totals(nodes, edges)
-        or _problem_of_order(nodes, edges)
+        or _problem_of_edges(nodes, edges)
     )
 
 
 def _problems_of_types(columns: dict[str, Tensor]) -> Iterator[str]:
-    lengths = {"nodes": columns["nodes.kind"].shape, "edges": columns["edges.target"].shape}
+    length = columns["nodes.kind"].shape
     for name, column in columns.items():
-        table, expected = name.partition(".")[0], torch.int64 if name in _INTEGERS else torch.float32
+        expected = torch.int64 if name in _INTEGERS else torch.float32
         if column.dtype != expected:
             yield f"{name} has the data type {column.dtype}, not {expected}"
-        if column.ndim != 1 or column.shape != lengths[table]:
-            yield f"{name} has the shape {tuple(column.shape)}, but other columns of {table} {tuple(lengths[table])}"
+        if column.ndim != 1 or column.shape != length:
+            yield f"{name} has the shape {tuple(column.shape)}, but other columns of nodes {tuple(length)}"
 
 
 def _problems_of_info(nodes: NodeTable, info: GraphInfo) -> Iterator[str]:
@@ -66,8 +66,8 @@ def _problems_of_ranges(nodes: NodeTable, edges: Edges, info: GraphInfo) -> Iter
         ("index", nodes.index, -1, None),
         ("layer of a feature or error", nodes.layer[nodes.kind <= NodeKind.ERROR], 0, info.n_layers - 1),
         ("index of a feature", nodes.index[nodes.kind == NodeKind.FEATURE], 0, None),
-        ("target of an edge", edges.target, 0, n_nodes - 1),
-        ("source of an edge", edges.source, 0, n_nodes - 1),
+        ("target of an edge", edges.rows, 0, n_nodes - 1),
+        ("source of an edge", edges.sources, 0, n_nodes - 1),
     )
     for name, column, lowest, highest in ranges:
         if not column.numel():
@@ -96,19 +96,33 @@ def _problems_of_numbers(columns: dict[str, Tensor]) -> Iterator[str]:
 def _problem_of_totals(nodes: NodeTable, edges: Edges) -> str | None:
     """The totals of all nodes with inputs are known, or none is, as in files of other programs."""
     unknown = nodes.total.isnan()
-    unchecked = unknown[edges.target]
+    unchecked = unknown[edges.rows]
     if bool(unknown.all()) or not bool(unchecked.any()):
         return None
-    return f"nodes.total is nan in row {int(edges.target[unchecked][0])}, which has inputs"
+    return f"nodes.total is nan in row {int(edges.rows[unchecked][0])}, which has inputs"
 
 
-def _problem_of_order(nodes: NodeTable, edges: Edges) -> str | None:
-    """Edges lead from lower to higher layers; only sources without inputs may lie as high as their targets."""
-    has_inputs = torch.zeros(len(nodes), dtype=torch.bool).index_fill(0, edges.target, value=True)
-    wrong = has_inputs[edges.source] & (nodes.layer[edges.target] <= nodes.layer[edges.source])
-    if not bool(wrong.any()):
-        return None
-    edge = int(wrong.int().argmax())
-    return (
-        f"the edge from row {int(edges.source[edge])} to row {int(edges.target[edge])} does not lead to a later layer"
-    )
+def _problem_of_edges(nodes: NodeTable, edges: Edges) -> str | None:
+    """Weights are finite, and edges lead from lower to higher layers.
+
+    Only sources without inputs may lie as high as their targets.
+    """
+    layers = nodes.layer.numpy()
+    # A source without inputs is below every node.
+    heights = np.full(len(nodes), -2, dtype=np.int32)
+    heights[edges.rows.numpy()] = layers[edges.rows.numpy()]
+    target_layers = layers[edges.rows.numpy()]
+    for chunk in edges.chunks():
+        if not np.isfinite(chunk.weight.sum(dtype=np.float64)):
+            edge = int(np.isfinite(chunk.weight).argmin())
+            row = int(edges.starts[int(chunk.rows[0])]) + edge
+            return f"edges.weight is {chunk.weight[edge]} in row {row}"
+        highest = np.maximum.reduceat(heights[chunk.sources], chunk.starts[:-1])
+        wrong = highest >= target_layers[chunk.rows]
+        if wrong.any():
+            row = int(wrong.argmax())
+            sources = chunk.sources[chunk.starts[row] : chunk.starts[row + 1]]
+            source = sources[heights[sources].argmax()]
+            target = int(edges.rows[int(chunk.rows[row])])
+            return f"the edge from row {source} to row {target} does not lead to a later layer"
+    return None

@@ -10,16 +10,19 @@ from torch import Tensor
 
 from open_clt import memory
 from open_clt.attribution.adjoint import attribute_rows, feature_seeds
-from open_clt.attribution.budget import Block, block_influence, explore
+from open_clt.attribution.budget import block_influence, explore
+from open_clt.attribution.rows_to_edges import Block
 from open_clt.attribution.sources import Sources, find_sources
 from open_clt.attribution.targets import Resolved, resolve_targets
 from open_clt.errors import ResourceError
-from open_clt.graphs.influence import Edges, InfluenceGraph, influence
+from open_clt.graphs.edges import Edges
+from open_clt.graphs.influence import InfluenceGraph, influence
 from open_clt.graphs.targets import SalientLogits
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
 from tests.attribution.cases import KINDS, PROMPT
 from tests.random_transcoders import random_architecture
+from tests.reference.dense_influence import SlowGraph, slow_influence
 from tests.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -89,10 +92,26 @@ def test_unexplored_features_are_added_to_their_errors(sources: Sources, resolve
     if compatible:
         expected[:, columns.embeddings.stop :] = 0
     adjacency = torch.zeros(sources.n_columns + len(resolved.seeds), sources.n_columns)
-    adjacency[explored.edges.target, explored.edges.source] = explored.edges.weight
+    columns = explored.columns
+    adjacency[columns[explored.edges.target], columns[explored.edges.source]] = explored.edges.weight
     chosen = explored.mask.nonzero().flatten()
     torch.testing.assert_close(adjacency[chosen], expected[chosen], atol=1e-6, rtol=1e-5)
     assert not adjacency[: sources.n_columns][~torch.isin(torch.arange(sources.n_columns), chosen)].any()
+
+
+def test_the_influence_left_out_ends_at_features_without_a_row(sources: Sources, resolved: Resolved) -> None:
+    explored = explore(sources, resolved, 9, batch_size=4, compatible=False)
+    size, active = sources.n_columns + len(resolved.seeds), len(explored.mask)
+    adjacency, outputs = torch.zeros(size, size), torch.zeros(size)
+    adjacency[:active, : sources.n_columns] = dense_rows(sources) * explored.mask[:, None]
+    for batch in attribute_rows(sources, resolved.seeds, batch_size=4):
+        adjacency[sources.n_columns + batch.targets, : sources.n_columns] = batch.rows
+    outputs[sources.n_columns :] = resolved.nodes.weight
+    influence = slow_influence(SlowGraph(adjacency.double(), outputs.double(), torch.zeros(size, dtype=torch.double)))
+    expected = float(influence[:active][~explored.mask].sum() / outputs.sum())
+    assert 0 < explored.influence_left_out < 1
+    assert explored.influence_left_out == pytest.approx(expected, rel=1e-5)
+    assert explore(sources, resolved, None, batch_size=4, compatible=False).influence_left_out == 0
 
 
 def test_every_edge_is_listed_once(sources: Sources, resolved: Resolved) -> None:

@@ -73,10 +73,14 @@ def test_a_position_selects_the_token_whose_prediction_is_explained(trace: Trace
         assert not graph.adjacency()[-1, graph.nodes.position > 4].any()
 
 
-def test_a_budget_limits_the_number_of_features(trace: Trace) -> None:
+def test_a_budget_limits_the_number_of_features_and_says_what_it_left_out(
+    trace: Trace, capsys: pytest.CaptureFixture[str]
+) -> None:
     graph = trace("--max-feature-nodes", "25", "--compatible")
     assert int(graph.of_kind(NodeKind.FEATURE).sum()) == 25
     assert graph.info.compatible
+    assert f"left out {graph.info.n_active_features - 25:,} of" in graph.info.left_out()
+    assert graph.info.left_out() in capsys.readouterr().out
 
 
 def test_every_format_contains_the_same_graph(tmp_path: Path) -> None:

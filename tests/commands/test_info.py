@@ -84,6 +84,7 @@ def test_a_graph_is_described_in_every_layout(
         assert rows["prompt"] == "'The cat sat'"
         assert rows["edges"] == f"{graph.n_edges:,}"
         assert rows["active features"].endswith("a budget of 5")
+        assert rows["left out"] == graph.info.left_out() != ""
     assert "The cat sat" in printed(capsys, viewer)["prompt"]
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from open_clt.graphs.edges import Edges
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.influence import Edges
 from open_clt.graphs.info import GraphInfo, GraphSettings
 from open_clt.graphs.nodes import NodeId, NodeKind, NodeTable
 from open_clt.graphs.targets import SalientLogits

@@ -14,11 +14,12 @@ import torch
 
 from open_clt.attribution.attribute import attribute
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from open_clt.graphs.edges import Edges
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
 from open_clt.graphs.formats.networkx import write_graphml
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.influence import Edges, InfluenceGraph, path_steps, smallest_kept
+from open_clt.graphs.influence import InfluenceGraph, path_steps, smallest_kept
 from open_clt.graphs.info import GraphSettings, PruningSettings
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.targets import FeaturePreactivation, LogitDifference, SalientLogits

@@ -51,7 +51,7 @@ _TYPES = {
 
 def circuit_tracer_json(graph: AttributionGraph, card: GraphCard, view: GraphView | None = None) -> dict[str, Any]:
     """Return the graph as the viewers' JSON; raises AttributionError if the view names a node that the graph lacks."""
-    with_edges = set(torch.cat([*graph.edges[:2]]).tolist())
+    with_edges = set(torch.cat([graph.edges.rows, graph.edges.source]).tolist())
     # As in circuit-tracer, features and errors without edges are not shown.
     shown = {
         row: _viewer_id(graph, row)

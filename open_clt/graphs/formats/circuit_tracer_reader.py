@@ -15,6 +15,7 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.errors import AttributionError, CheckpointError
+from open_clt.graphs.edges import Edges
 from open_clt.graphs.formats.circuit_tracer_schema import (
     FeatureType,
     GraphView,
@@ -22,7 +23,6 @@ from open_clt.graphs.formats.circuit_tracer_schema import (
     read_object,
 )
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.influence import Edges
 from open_clt.graphs.info import GraphInfo, GraphSettings, PruningSettings
 from open_clt.graphs.nodes import NodeKind, NodeTable
 from open_clt.graphs.supernodes import Supernode

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from open_clt.graphs.edges import Edges
 from open_clt.graphs.graph import FORMAT, AttributionGraph, log_missing
-from open_clt.graphs.influence import Edges
 from open_clt.graphs.info import info_json, read_info
 from open_clt.graphs.nodes import NodeKind, NodeTable
 from open_clt.transcoders.feature import labels_json, read_labels

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.influence import Edges
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.short_repr import short_repr
@@ -105,9 +104,10 @@ def picture_of(
     ends = torch.tensor([unit.shape in ("token", "output") for unit in units])
     eligible = torch.tensor([unit.shape in (*kinds, "group") for unit in units]) & (influence > 0)
     drawn_nodes = ends | _largest(influence.where(eligible, 0), max_nodes)
-    between = drawn_nodes[edges.source] & drawn_nodes[edges.target]
-    carried = influence_graph.shares.float() * (influence + influence_graph.outputs)[edges.target]
-    drawn_edges = _strongest(edges, carried.masked_fill(~between, 0), max_edges)
+    between = edges.between(drawn_nodes).nonzero().flatten()
+    target, source, weight = (column[between] for column in edges)
+    carried = influence_graph.scaled(influence + influence_graph.outputs)[between]
+    drawn_edges = _strongest(source, target, carried.float(), max_edges)
     index_in_picture = drawn_nodes.cumsum(0) - 1
     shown = [units[node] for node in drawn_nodes.nonzero()[:, 0].tolist()]
     picture = GraphPicture(
@@ -118,9 +118,9 @@ def picture_of(
         notes={index: unit.note for index, unit in enumerate(shown) if unit.note},
         members=tuple(unit.members for unit in shown),
         influence=influence[drawn_nodes].double().numpy(),
-        sources=index_in_picture[edges.source[drawn_edges]].numpy(),
-        targets=index_in_picture[edges.target[drawn_edges]].numpy(),
-        weights=edges.weight[drawn_edges].double().numpy(),
+        sources=index_in_picture[source[drawn_edges]].numpy(),
+        targets=index_in_picture[target[drawn_edges]].numpy(),
+        weights=weight[drawn_edges].double().numpy(),
         tokens=tuple(graph.info.token_strings),
         n_layers=graph.info.n_layers,
         title=title_of(
@@ -129,7 +129,7 @@ def picture_of(
             model=graph.info.model,
             link="of",
         ),
-        caption=_caption(influence[~ends], drawn_nodes[~ends], len(drawn_edges), int(between.sum())),
+        caption=_caption(influence[~ends], drawn_nodes[~ends], len(drawn_edges), len(between)),
         missing=graph.missing(),
         alarming=not graph.info.compatible,
     )
@@ -207,12 +207,14 @@ def _count(shape: Shape, count: int) -> str:
     return f"{count} {name}" + ("" if count == 1 else "s")
 
 
-def _strongest(edges: Edges, carried: Float[Tensor, "edge"], count: int) -> Int[Tensor, "drawn"]:
+def _strongest(
+    source: Int[Tensor, "edge"], target: Int[Tensor, "edge"], carried: Float[Tensor, "edge"], count: int
+) -> Int[Tensor, "drawn"]:
     """Return the edges that carry most, and the strongest from and to every node, so that every node is connected."""
     order = carried.argsort(descending=True, stable=True)
     order = order[carried[order] > 0]
     is_drawn = torch.arange(len(order)) < count
-    for ends in (edges.source, edges.target):
+    for ends in (source, target):
         is_drawn[torch.from_numpy(np.unique(ends[order].numpy(), return_index=True)[1])] = True
     return order[is_drawn]
 
