@@ -4,7 +4,7 @@ A target is a linear function of the residual stream at one level and position: 
 unembedding direction through the final norm. This function (the "cotangent") is carried down the frozen, linear model
 by the adjoint of each step. Attention's adjoint spreads the cotangent over earlier positions. At every level, the
 products of the cotangent with the vectors that are added to the stream there are the target's edges (Ameisen et al.,
-2025, "Attribution graphs"; ``LinearBlock.attention_adjoint`` writes the adjoint out).
+2025, "Attribution graphs"; ``LinearBlock.add_attention_adjoint`` writes the adjoint out).
 
 Targets at nearby positions share a batch, so that positions after the last target are not computed. Each target enters
 the walk at its own level.
@@ -26,6 +26,10 @@ from open_clt.short_repr import short_repr
 
 _BATCH_NUMBERS = 2**24
 """Largest number of entries in one batch's cotangents (64 MB in float32); the walk needs a few times as much memory."""
+_CACHED_NUMBERS = 2**19
+"""Number of entries of the cotangents that attention's adjoint takes at a time (2 MB in float32).
+
+Intermediate results then stay in the processor's cache, and their memory is used again."""
 
 
 @final
@@ -217,13 +221,21 @@ def _attend(
     n_spread = cotangents.shape[0] - single.shape[0]
     spread, entered = cotangents[:n_spread], cotangents[n_spread:]
     at_single = entered[torch.arange(single.shape[0], device=single.device), single]
+    size = max(1, _CACHED_NUMBERS // (length * path.d_model))
     if level:
-        spread += block.attention_adjoint(spread)
-        entered += block.attention_adjoint_at(at_single, single, length)
+        for part in spread.split(size):
+            block.add_attention_adjoint(part)
+        for part, stream, positions in zip(*(whole.split(size) for whole in (entered, at_single, single)), strict=True):
+            part += block.attention_adjoint_at(stream, positions, length)
         return
-    values = torch.cat([block.values_adjoint(spread), block.values_adjoint_at(at_single, single, length)])
+    embedding = block.values_of(path.embedding[:length])
     positional = None if path.positional is None else block.values_of(path.positional[:length])
-    _add_embeddings(sources, rows, values, block.values_of(path.embedding[:length]), positional)
+    for part, part_rows in zip(spread.split(size), rows[:n_spread].split(size), strict=True):
+        _add_embeddings(sources, part_rows, block.values_adjoint(part), embedding, positional)
+    columns = (at_single, single, rows[n_spread:])
+    for stream, positions, part_rows in zip(*(whole.split(size) for whole in columns), strict=True):
+        values = block.values_adjoint_at(stream, positions, length)
+        _add_embeddings(sources, part_rows, values, embedding, positional)
 
 
 def _add_embeddings(

@@ -132,14 +132,13 @@ class LinearBlock:
         outputs = self._split_heads(cotangents @ self.factors.outputs.T)
         return self._add_shared(torch.einsum("hbk,bhe->bkhe", self.factors.pattern[:, positions, :length], outputs))
 
-    def attention_adjoint(
-        self, cotangents: Float[Tensor, "batch position d_model"]
-    ) -> Float[Tensor, "batch position d_model"]:
-        """Take linear functions of the output of attention to functions of the stream that it reads.
+    def add_attention_adjoint(self, cotangents: Float[Tensor, "batch position d_model"]) -> None:
+        """Add, to linear functions of the stream after attention, what they read of the stream before it.
 
         ``Z = G W_O^T``, ``V[k] = sum_q pattern[q, k] Z[q]``, ``X = V W_V^T``, with the norms folded into the factors.
         """
-        return self.values_adjoint(cotangents) @ self.factors.values.T
+        values = self.values_adjoint(cotangents)
+        cotangents.view(-1, cotangents.shape[-1]).addmm_(values.flatten(0, 1), self.factors.values.T)
 
     def attention_adjoint_at(
         self, cotangents: Float[Tensor, "target d_model"], positions: Int[Tensor, "target"], length: int
@@ -154,7 +153,7 @@ class LinearBlock:
         return torch.einsum("hbk,bhd->bkd", self.factors.pattern[:, positions, :length], vectors)
 
     def head_adjoints(self, cotangents: Float[Tensor, "position d_model"]) -> Float[Tensor, "head position d_model"]:
-        """Return the adjoint of each head alone; the sum over heads is ``attention_adjoint``."""
+        """Return the adjoint of each head alone; ``add_attention_adjoint`` adds the sum over heads."""
         return torch.einsum("khe,hed->hkd", self._values_adjoint_by_head(cotangents[None])[0], self._values_by_head())
 
     def _values_adjoint_by_head(
