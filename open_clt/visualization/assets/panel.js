@@ -1,33 +1,36 @@
-/* The panel beside the graph: what feeds the selected node and what it feeds, and the feature behind it. Needs elements.js.
+/* The panel beside the graph: what feeds the selected node and what it feeds, and the feature behind it. Needs elements.js
+   and feature.js.
 
    OpenCLT.panel(host, graph, {features, advice}) fills an element, and again whenever the selection changes.
-   OpenCLT.detail(record, {activation, advice}) returns an element that shows one feature.
 
-     features  records by the name of the feature ("L2/417"). Every key of a record may be absent:
-       density      share of tokens on which the feature is active
-       max          largest activation
-       top, bottom  [[token, effect]]: output tokens that the feature raises and lowers; effect may be null
-       histogram    {least, largest, counts}: numbers of activations in bins of equal width from least to largest
-       percentiles  values of the quantiles 1 %, 2 %, ... 100 % of the activations
-       firesOn      [[token, share]]: tokens on which the feature is active, and their share
-       nearest      [[feature, cosine]]: features with similar decoders
-       coactive     [[feature, similarity]]: features that are active on the same tokens
-       examples     [{tokens, activations, peak}]: contexts with the largest activations; peak is an index of tokens
-       quantiles    [{name, examples}]: further examples
+     features  records by the name of the feature ("L2/417"), as feature.js shows them
      advice    a sentence that says how to get examples, for records without any
+
+   OpenCLT.panel.linkTo(graph) returns the function link of feature.js: it selects the node of a feature in the graph.
 
    Text enters the page as text nodes and attributes only, never as HTML. */
 "use strict";
 
 (() => {
-  const { html, svg, signed, digits, percent } = OpenCLT;
-  const MOST_LINKS = 9, FIRST_EXAMPLES = 3, MOST_INFLUENTIAL = 12;
+  const { html, signed, digits } = OpenCLT;
+  const MOST_LINKS = 9, MOST_INFLUENTIAL = 12;
 
-  const VISIBLE = { "\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5" };
-  const visible = (token) => token.replace(/[\n\r\t]/g, (character) => VISIBLE[character]);
+  /* Features of the graph are links that select their most influential node. */
+  function linkTo(graph) {
+    const nodes = new Map();
+    for (const node of graph.nodes()) {
+      const other = nodes.get(node.feature);
+      if (node.feature && !(other && other.influence >= node.influence)) nodes.set(node.feature, node);
+    }
+    return (name) => {
+      const node = nodes.get(name);
+      return node ? { choose: () => graph.select(node.id), label: node.label, automatic: node.automatic } : null;
+    };
+  }
 
   function panel(host, graph, { features = {}, advice = "" } = {}) {
     host.classList.add("oc-panel");
+    const link = linkTo(graph), detail = (record, settings) => OpenCLT.feature(record, { ...settings, link });
 
     const row = (link, largest, key) => {
       const share = Math.abs(link.weight) / largest;
@@ -83,88 +86,5 @@
     show(graph.selected());
   }
 
-  function detail(record, { activation = null, advice = "" } = {}) {
-    const parts = [];
-    const numbers = [];
-    if (record.density != null) numbers.push(`fires on ${percent(record.density)} of tokens`);
-    if (record.max != null) numbers.push(`largest activation ${digits(record.max)}`);
-    if (record.max && activation !== null) numbers.push(`here ${percent(activation / record.max)} of it`);
-    if (record.percentiles && activation !== null) {
-      const lower = record.percentiles.filter((value) => value < activation).length;
-      numbers.push(`percentile ${Math.min(lower + 1, record.percentiles.length)}`);
-    }
-    if (numbers.length) parts.push(html("p", { class: "oc-facts" }, numbers.join(" \u00b7 ")));
-    if ((record.top || []).length || (record.bottom || []).length) {
-      parts.push(html("div", { class: "oc-columns" }, effects("Raises", record.top || []), effects("Lowers", record.bottom || [])));
-    }
-    const shares = (name, pairs, write) =>
-      pairs && pairs.length ? [html("h3", {}, name), html("p", { class: "oc-pairs" },
-        ...pairs.map(([word, value]) => html("span", {}, html("b", {}, word), ` ${write(value)} `)))] : [];
-    parts.push(...shares("Fires on", record.firesOn, percent));
-    if (record.histogram) parts.push(...histogram(record.histogram, activation));
-    const examples = record.examples || [];
-    const groups = (record.quantiles || []).filter((group) => group.examples.length);
-    const all = [...examples, ...groups.flatMap((group) => group.examples)];
-    const largest = Math.max(...all.flatMap((each) => each.activations.map(Math.abs)), 1e-30);
-    const shown = examples.map((each) => example(each, largest));
-    const fold = (name, ...content) => html("details", {}, html("summary", {}, name), ...content);
-    if (shown.length) parts.push(html("h3", {}, "Examples"), ...shown.slice(0, FIRST_EXAMPLES));
-    if (shown.length > FIRST_EXAMPLES) {
-      parts.push(fold(`${shown.length - FIRST_EXAMPLES} more examples`, ...shown.slice(FIRST_EXAMPLES)));
-    }
-    if (groups.length) {
-      const listed = groups.map((group) => [html("h3", {}, group.name), ...group.examples.map((each) => example(each, largest))]);
-      parts.push(fold("Examples from weaker and weaker contexts", ...listed.flat()));
-    }
-    parts.push(...shares("Similar decoders", record.nearest, (value) => value.toFixed(2)));
-    parts.push(...shares("Active on the same tokens", record.coactive, (value) => value.toFixed(2)));
-    if (!all.length) parts.push(html("h3", {}, "Examples"), html("p", { class: "oc-none" }, nothing(record, advice)));
-    return html("div", { class: "oc-detail" }, ...parts);
-  }
-
-  const nothing = (record, advice) =>
-    record.density === 0 ? "This feature fired on none of the tokens that were read." : advice || "There are no examples.";
-
-  function effects(name, pairs) {
-    const rows = pairs.flatMap(([token, effect]) => [
-      html("dt", { title: visible(token) }, visible(token)),
-      html("dd", {}, effect === null ? "" : signed(effect)),
-    ]);
-    return html("div", {}, html("h3", {}, name), html("dl", { class: "oc-effects" }, ...rows));
-  }
-
-  /* A context whose tokens are shaded by the activation of the feature: blue if it is positive, vermillion otherwise. */
-  function example({ tokens, activations, peak }, largest) {
-    const words = tokens.map((token, index) => {
-      const share = activations[index] / largest;
-      const shade = share > 0 ? `rgba(0,114,178,${(0.55 * share).toFixed(3)})` : `rgba(213,94,0,${(-0.55 * share).toFixed(3)})`;
-      return html("span", {
-        style: share ? `background:${shade}` : null, class: index === peak ? "oc-peak" : null,
-        title: share ? digits(activations[index]) : null,
-      }, visible(token));
-    });
-    return html("p", { class: "oc-example" }, ...words);
-  }
-
-  function histogram({ least, largest, counts }, activation) {
-    const width = 340, height = 64, floor = 44, most = Math.max(...counts, 1);
-    const edges = [...counts, 0].map((_, index) => least + ((largest - least) * index) / counts.length);
-    const x = (value) => (width * (value - least)) / (largest - least || 1);
-    const bars = counts.map((count, index) => {
-      const tall = count ? Math.max(1, (floor * Math.log1p(count)) / Math.log1p(most)) : 0;
-      return svg("rect", { x: x(edges[index]), y: floor - tall, width: Math.max(0.5, x(edges[index + 1]) - x(edges[index]) - 1), height: tall });
-    });
-    const here = activation === null ? [] : [svg("path", { class: "oc-here", d: `M${x(activation)} 0V${floor}` })];
-    return [
-      html("h3", {}, "Activations"),
-      svg("svg", { class: "oc-histogram", viewBox: `0 0 ${width} ${height}`, width: "100%", role: "img",
-        "aria-label": `Histogram of activations from ${digits(least)} to ${digits(largest)}` },
-        ...bars, ...here,
-        svg("text", { x: 0, y: height - 4 }, digits(least)),
-        svg("text", { x: width / 2, y: height - 4, "text-anchor": "middle" }, "activation (height: log of the number of tokens)"),
-        svg("text", { x: width, y: height - 4, "text-anchor": "end" }, digits(largest))),
-    ];
-  }
-
-  Object.assign(OpenCLT, { panel, detail });
+  Object.assign(OpenCLT, { panel: Object.assign(panel, { linkTo }) });
 })();

@@ -11,6 +11,7 @@
   const host = document.getElementById("graph");
   const graph = OpenCLT.graph(host, data.graph, { label: "Attribution graph: tokens below, layers above them, outputs on top" });
   OpenCLT.panel(document.getElementById("panel"), graph, data);
+  const inGraph = OpenCLT.panel.linkTo(graph);
 
   function check() {
     const { nodes, edges } = graph.counts(), selected = graph.selected();
@@ -48,6 +49,11 @@
       const [node] = [...nodes].sort((a, b) => b.influence - a.influence);
       const record = data.features[node.feature] || {};
       const raises = (record.top || []).slice(0, 3).map(([token]) => token).join("  ");
+      const show = (select) => () => {
+        select();
+        host.scrollIntoView({ block: "center" });
+      };
+      const link = (name) => inGraph(name) && { ...inGraph(name), choose: show(inGraph(name).choose) };
       const line = html("details", { class: "r-feature" }, html("summary", {},
         html("span", { class: node.automatic ? "oc-automatic" : null }, node.label),
         html("span", {}, node.feature),
@@ -56,13 +62,10 @@
         html("span", { class: "r-number" }, digits(influence(nodes))),
         html("span", {}, raises)));
       line.addEventListener("toggle", () => {
-        if (!line.open || line.querySelector(".oc-detail")) return;
+        if (!line.open || line.querySelector(".f-feature")) return;
         const button = html("button", { type: "button" }, "Show in the graph");
-        button.addEventListener("click", () => {
-          graph.select(node.id);
-          host.scrollIntoView({ block: "center" });
-        });
-        line.append(button, OpenCLT.detail(record, { activation: node.activation, advice: data.advice }));
+        button.addEventListener("click", show(() => graph.select(node.id)));
+        line.append(button, OpenCLT.feature(record, { activation: node.activation, advice: data.advice, link }));
       });
       return line;
     });

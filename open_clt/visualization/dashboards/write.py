@@ -26,6 +26,7 @@ from open_clt.visualization.dashboards.values import part_values, table_values
 from open_clt.visualization.page import escaped, page, script_text
 
 HEAD = "index.html"
+_STYLES, _SCRIPTS = ("feature.css", "dashboards.css"), ("elements.js", "feature.js", "dashboards.js")
 _KEYS = "Keys: / search, ← and → the features before and after, r a random feature, Esc all features."
 _PART = 64
 """Number of features whose records one file holds."""
@@ -90,7 +91,7 @@ def _page(about: AboutRecords | None) -> str:
         f'{_how_measured(about)}<main id="main"><noscript>This page needs JavaScript.</noscript></main>'
         f'<p class="d-keys">{_KEYS}</p>'
     )
-    return page("Features", body, styles=["dashboards.css"], scripts=["elements.js", "dashboards.js"], loads=True)
+    return page("Features", body, styles=_STYLES, scripts=_SCRIPTS, loads=True)
 
 
 def _how_measured(about: AboutRecords | None) -> str:

@@ -1,9 +1,10 @@
-"""The features of a report: their records from files or from a small pass over texts, and as values of a page."""
+"""The features of a report: their records from files or from a small pass over texts, and what is shown of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ from open_clt.errors import ConfigError
 from open_clt.features.collecting.collect import FeatureCollection
 from open_clt.features.collecting.measured import feature_records
 from open_clt.features.collecting.outputs import TokenNames, outputs_of
+from open_clt.features.feature_data import feature_data
 from open_clt.features.feature_files import FeatureFiles
 from open_clt.features.firing import encode_contexts
 from open_clt.features.labelling.automatic import label_records
 from open_clt.features.labelling.background import background_of
-from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
+from open_clt.features.records import FeatureExample, FeatureRecord
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
-from open_clt.visualization.labels import token_label
 
 _EXAMPLES, _EFFECTS = 5, 8
 _BATCH = 16
@@ -61,51 +62,27 @@ def records_without_text(
 
 
 def record_data(record: FeatureRecord, *, per_group: int = 2) -> dict[str, Any]:
-    """Return what ``assets/panel.js`` shows of a feature; what is not known is left out.
-
-    Of each group of examples, ``per_group`` are kept.
-    """
-    numbers = {"density": record.density, "max": record.max_activation}
-    data: dict[str, Any] = {name: _short(value) for name, value in numbers.items() if not math.isnan(value)}
-    data |= {"top": _effect_pairs(record.top_tokens), "bottom": _effect_pairs(record.bottom_tokens)}
-    data["examples"] = [_example_data(example) for example in record.examples[:_EXAMPLES]]
-    if record.groups:
-        data["quantiles"] = [
-            {"name": group.name, "examples": [_example_data(example) for example in group.examples[:per_group]]}
-            for group in record.groups
-        ]
-    if record.histogram:
-        ends = {"least": _short(record.min_activation), "largest": _short(record.max_activation)}
-        data["histogram"] = {**ends, "counts": list(record.histogram)}
-    if record.quantile_values:
-        data["percentiles"] = [_short(value) for value in record.quantile_values]
-    if record.fires_on:
-        data["firesOn"] = [[token_label(each.token, 20), _short(each.share)] for each in record.fires_on[:_EFFECTS]]
-    for name, related in (("nearest", record.nearest), ("coactive", record.coactive)):
-        if related:
-            data[name] = [[str(other.feature), _short(other.similarity)] for other in related[:_EFFECTS]]
-    return data
+    """Return what a report shows of a feature, for ``assets/feature.js``: ``per_group`` examples of each group."""
+    groups = [group._replace(examples=tuple(map(_window, group.examples[:per_group]))) for group in record.groups]
+    brief = replace(
+        record,
+        examples=tuple(map(_window, record.examples[:_EXAMPLES])),
+        groups=tuple(groups),
+        top_tokens=record.top_tokens[:_EFFECTS],
+        bottom_tokens=record.bottom_tokens[:_EFFECTS],
+        outputs=(),
+        fires_on=record.fires_on[:_EFFECTS],
+        nearest=record.nearest[:_EFFECTS],
+        coactive=record.coactive[:_EFFECTS],
+    )
+    return feature_data(brief)
 
 
-def _effect_pairs(effects: Sequence[TokenEffect]) -> list[list[Any]]:
-    return [
-        [token_label(effect.token, 20), None if math.isnan(effect.effect) else _short(effect.effect)]
-        for effect in effects[:_EFFECTS]
-    ]
-
-
-def _example_data(example: FeatureExample) -> dict[str, Any]:
+def _window(example: FeatureExample) -> FeatureExample:
+    """Return the tokens around the peak."""
     start = max(0, example.peak - _BEFORE)
     window = slice(start, example.peak + _AFTER + 1)
-    return {
-        "tokens": list(example.tokens[window]),
-        "activations": [_short(value) for value in example.activations[window].tolist()],
-        "peak": example.peak - start,
-    }
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+    return FeatureExample(example.tokens[window], example.activations[window], example.peak - start)
 
 
 def check_fits_files(directory: str | Path) -> None:

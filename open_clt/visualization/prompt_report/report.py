@@ -221,8 +221,8 @@ def report_page(report: PromptReport) -> str:
     return page(
         f"OpenCLT report: {pruned.info.prompt}",
         body,
-        styles=("graph.css", "report.css"),
-        scripts=("elements.js", "graph.js", "panel.js", "report.js"),
+        styles=("graph.css", "feature.css", "report.css"),
+        scripts=("elements.js", "feature.js", "graph.js", "panel.js", "report.js"),
         data=data_script("data", values),
     )
 

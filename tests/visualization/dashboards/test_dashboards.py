@@ -58,16 +58,16 @@ def test_the_values_are_those_of_the_record(stored: Path, tmp_path: Path) -> Non
     page = write_dashboards(stored, tmp_path / "pages")
     part, record = values_of(page.parent / "data" / "L0_0.js"), rich_record(0, 63)
     shown = part["features"]["63"]
-    (name, examples) = shown["groups"][1]
-    assert name == record.groups[0].name
-    tokens, active, peak = examples[0]
+    group = shown["groups"][1]
+    assert group["name"] == record.groups[0].name
+    tokens, active, peak = (group["examples"][0][key] for key in ("tokens", "active", "peak"))
     expected = record.groups[0].examples[0]
     assert tuple(part["tokens"][token] for token in tokens) == expected.tokens
     values = dict(zip(active[::2], active[1::2], strict=True))
     assert [values.get(position, 0.0) for position in range(4)] == pytest.approx(expected.activations.tolist())
     assert peak == expected.peak
     assert shown["label"]["text"] == "fires on “ïve” <b>"
-    assert shown["quantiles"] == pytest.approx(record.quantile_values, rel=1e-3)
+    assert shown["percentiles"] == pytest.approx(record.quantile_values, rel=1e-3)
     assert [outputs["layer"] for outputs in shown["outputs"]] == [0, 1]
     assert shown["nearest"] == [["L0/64", 0.5]]
 

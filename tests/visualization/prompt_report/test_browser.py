@@ -164,7 +164,7 @@ def test_an_address_selects_a_node_and_lists_its_strongest_edges(report: Path, o
     assert names[: len(fed_by)] == [node["brief"] or node["label"] for node, _ in fed_by]
     assert signs[: len(fed_by)] == ["+" if weight > 0 else "\u2212" for _, weight in fed_by]
     assert f"Feature {chosen['feature']}" in panel
-    assert 'class="oc-example"' in panel
+    assert 'class="f-example"' in panel
 
 
 def test_an_unknown_address_selects_nothing(report: Path, opened: Opened) -> None:
@@ -313,7 +313,7 @@ def test_hostile_labels_and_texts_stay_texts(small_report: Path, run_in: Callabl
       click(feature); point(feature);
       const places = [".oc-title", ".oc-flag b", ".r-feature summary span"];
       const texts = new Set(places.map((each) => document.querySelector(each).textContent));
-      const examples = document.querySelectorAll(".oc-example").length;
+      const examples = document.querySelectorAll(".f-example").length;
       return [document.images.length, document.title, [...texts], examples];
     """
     images, title, texts, examples = run_in(small_report, script)
@@ -331,5 +331,5 @@ def test_a_feature_of_the_list_shows_its_examples_when_it_is_opened(
     changed.write_text(report.read_text().replace("</body>", f"<script>{script}</script></body>"))
     page = opened(changed)
     section = page[page.index('<div id="features"') :]
-    assert 'class="oc-example"' in section
+    assert 'class="f-example"' in section
     assert "Show in the graph" in section

@@ -58,6 +58,11 @@ def data_of(text: str) -> dict[str, Any]:
     return json.loads(match[1])
 
 
+def largest(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The examples of a feature with the largest activations."""
+    return record["groups"][0]["examples"]
+
+
 @pytest.fixture(scope="module")
 def transcoder(tiny_gpt2: LanguageModel) -> Transcoder:
     return random_transcoder(tiny_gpt2, nonlinearity=TopKConfig(k=4))
@@ -97,12 +102,12 @@ def test_the_data_hold_texts_as_they_are(hostile_report: str) -> None:
     data = data_of(hostile_report)
     labels = {node["label"] for node in data["graph"]["nodes"] if node["feature"]}
     assert labels == {HOSTILE}
-    examples = [example for record in data["features"].values() for example in record["examples"]]
+    examples = [example for record in data["features"].values() for example in largest(record)]
     assert any("onerror" in "".join(example["tokens"]) for example in examples)
 
 
 def test_scripts_make_no_html_of_texts() -> None:
-    for name in ("elements.js", "graph.js", "panel.js", "report.js"):
+    for name in ("elements.js", "feature.js", "graph.js", "panel.js", "report.js", "dashboards.js"):
         assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", asset(name)) == []
 
 
@@ -161,9 +166,7 @@ def test_examples_come_from_feature_files(tiny_gpt2: LanguageModel, transcoder: 
     )
     stored = data_of(path.read_text())["features"]
     assert list(stored) == [str(first)]
-    assert stored[str(first)]["examples"] == [
-        {"tokens": ["a", " stored", " text"], "activations": [0.0, 2.0, 1.0], "peak": 1}
-    ]
+    assert largest(stored[str(first)]) == [{"tokens": ["a", " stored", " text"], "active": [1, 2.0, 2, 1.0], "peak": 1}]
     assert stored[str(first)]["density"] == 0.25
 
 
@@ -174,7 +177,10 @@ def test_examples_from_texts_are_the_strongest_contexts(
     records = data_of(path.read_text())["features"].values()
     assert records
     for record in records:
-        peaks = [abs(example["activations"][example["peak"]]) for example in record["examples"]]
+        activations = [
+            dict(zip(example["active"][::2], example["active"][1::2], strict=True)) for example in largest(record)
+        ]
+        peaks = [abs(values[example["peak"]]) for values, example in zip(activations, largest(record), strict=True)]
         assert peaks == sorted(peaks, reverse=True)
         assert [abs(record["max"])] == peaks[:1] or not record["density"]
 
