@@ -4,11 +4,13 @@
    OpenCLT.graph(host, data, options) draws into an empty element and returns a handle. The data are plain values, which
    open_clt/visualization/graph/page_data.py makes:
 
-     nodes    [{id, shape, kind, label, brief, automatic, note, layer, position, token, activation, influence, feature}]
+     nodes    [{id, shape, kind, label, brief, automatic, note, layer, position, token, activation, influence, feature,
+                members}]
                 shape: feature, error, other (bias, position, MLP output), group, token or output
                 brief: the label for places with little room, or null
                 layer, activation and feature ("L2/417") are null where a node has none
                 automatic: whether the label is an automatic one
+                members: [{id, label, automatic, token, feature, activation, influence}] of a supernode, else []
      edges    [[source, target, weight]]: indices of nodes, and a signed weight
      tokens   [text]: all tokens of the prompt
      layers   number of layers
@@ -45,8 +47,9 @@
   /* The lines that describe a node: on the flag, and as its name for screen readers. */
   const facts = (node) => {
     const where = [node.kind === "feature" ? `feature ${node.feature}` : node.kind];
-    if (node.kind !== "feature" && node.layer !== null) where.push(`layer ${node.layer}`);
-    where.push(`at ${node.token} (${node.position})`);
+    const isGroup = node.kind === "supernode";
+    if (node.kind !== "feature" && !isGroup && node.layer !== null) where.push(`layer ${node.layer}`);
+    where.push(`${isGroup ? "mostly " : ""}at ${node.token} (${node.position})`);
     const numbers = node.activation === null ? [] : [`activation ${digits(node.activation)}`];
     numbers.push(`influence ${digits(node.influence)}`);
     return [node.note ? `${node.label}  ${node.note}` : node.label, where.join(" \u00b7 "), numbers.join(" \u00b7 ")];

@@ -50,6 +50,24 @@
       return [html("ol", { class: "oc-links" }, ...rows), ...(rest ? [html("p", { class: "oc-rest" }, `and ${rest} more`)] : [])];
     };
 
+    /* The members of a supernode; a feature is shown when its line is opened. */
+    function members(all) {
+      const line = (member) => {
+        const name = html("span", { class: `oc-name${member.automatic ? " oc-automatic" : ""}`, title: member.label }, member.label);
+        const where = html("span", { class: "oc-number" }, digits(member.influence));
+        const parts = [name, html("span", {}, member.token), where];
+        if (!member.feature) return html("li", { class: "oc-member" }, ...parts);
+        const fold = html("details", {}, html("summary", { class: "oc-member" }, ...parts));
+        fold.addEventListener("toggle", () => {
+          if (!fold.open || fold.querySelector(".f-feature")) return;
+          fold.append(html("p", { class: "oc-facts" }, `feature ${member.feature} \u00b7 activation ${digits(member.activation)}`),
+            detail(features[member.feature] || {}, { activation: member.activation, advice }));
+        });
+        return html("li", {}, fold);
+      };
+      return [html("h2", {}, `${all.length} members, by influence`), html("ul", { class: "oc-members" }, ...all.map(line))];
+    }
+
     function nothingSelected() {
       const nodes = graph.nodes().filter((node) => node.shape !== "token" && node.shape !== "output");
       const links = nodes.map((node) => ({ node, weight: node.influence, text: digits(node.influence) }));
@@ -79,6 +97,7 @@
         );
         if (node.feature) host.append(html("h2", {}, `Feature ${node.feature}`), detail(features[node.feature] || {}, { activation: node.activation, advice }));
       }
+      if (node && (node.members || []).length) host.append(...members(node.members));
       host.scrollTop = 0;
       if (hadFocus) host.querySelector(".oc-title").focus();
     }

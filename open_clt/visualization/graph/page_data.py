@@ -16,6 +16,7 @@ import numpy as np
 
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
+from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.transcoders.feature import Feature
 from open_clt.visualization.graph.arrangement import MARKERS, PIXELS, arranged, diameter_of
 from open_clt.visualization.graph.layout import Box, Page, PlacedGraph, Size
@@ -43,7 +44,7 @@ _KINDS = {
 
 
 def graph_data(
-    graph: AttributionGraph,
+    drawn: AttributionGraph | GroupedGraph,
     *,
     max_nodes: int = MOST_NODES,
     max_edges: int = MOST_EDGES,
@@ -51,9 +52,11 @@ def graph_data(
 ) -> dict[str, Any]:
     """Return what ``graph.js`` draws of a graph; the nodes and edges are those of the figure with the same limits.
 
-    ``automatic`` are the features whose labels in the graph are automatic ones, which the page marks.
+    A supernode of a grouped graph is one node, of the shape ``group`` or, if it holds outputs, ``output``; its members
+    are listed. ``automatic`` are the features whose labels in the graph are automatic ones, which the page marks.
     """
-    picture = picture_of(graph, max_nodes, max_edges, _INNER)
+    picture = picture_of(drawn, max_nodes, max_edges, _INNER)
+    graph = drawn.graph if isinstance(drawn, GroupedGraph) else drawn
     edges = zip(picture.sources.tolist(), picture.targets.tolist(), picture.weights.tolist(), strict=True)
     return {
         "nodes": [_node(graph, picture, node, automatic) for node in range(len(picture.shapes))],
@@ -73,14 +76,17 @@ def drawn_nodes(graph: AttributionGraph) -> list[int]:
 
 
 def _node(graph: AttributionGraph, picture: GraphPicture, index: int, automatic: Collection[Feature]) -> dict[str, Any]:
-    node = graph.node(picture.members[index][0])
+    rows = picture.members[index]
+    if len(rows) > 1 or picture.shapes[index] == "group":
+        return _group(graph, picture, index, automatic)
+    node = graph.node(rows[0])
     feature = Feature(node.layer, node.index) if node.kind is NodeKind.FEATURE else None
     is_output = node.kind in (NodeKind.LOGIT, NodeKind.TARGET)
     return {
         "id": node.id,
         "shape": picture.shapes[index],
         "kind": _KINDS[node.kind],
-        "label": _name(graph, picture, index),
+        "label": picture.labels[index] if is_output else _name(graph, rows[0]),
         "brief": picture.labels[index] if feature in graph.labels else None,
         "automatic": feature is not None and feature in automatic,
         "note": picture.notes.get(index, ""),
@@ -90,19 +96,61 @@ def _node(graph: AttributionGraph, picture: GraphPicture, index: int, automatic:
         "activation": _short(node.value) if feature else None,
         "influence": _short(float(picture.influence[index])),
         "feature": str(feature) if feature else None,
+        "members": [],
     }
 
 
-def _name(graph: AttributionGraph, picture: GraphPicture, index: int) -> str:
+def _group(
+    graph: AttributionGraph, picture: GraphPicture, index: int, automatic: Collection[Feature]
+) -> dict[str, Any]:
+    """A supernode, whose layers stand in its note; its id is its label, which no other node of a grouped graph has."""
+    influence, position, layer = graph.influence().tolist(), picture.positions[index], math.ceil(picture.rows[index])
+    rows = sorted(picture.members[index], key=lambda row: -influence[row])
+    return {
+        "id": picture.labels[index],
+        "shape": picture.shapes[index],
+        "kind": "supernode",
+        "label": picture.labels[index],
+        "brief": None,
+        "automatic": False,
+        "note": picture.notes.get(index, ""),
+        "layer": None if layer < 0 or picture.shapes[index] == "output" else layer,
+        "position": position,
+        "token": token_label(graph.info.token_strings[position], 40),
+        "activation": None,
+        "influence": _short(float(picture.influence[index])),
+        "feature": None,
+        "members": [_member(graph, row, influence[row], automatic) for row in rows],
+    }
+
+
+def _member(graph: AttributionGraph, row: int, influence: float, automatic: Collection[Feature]) -> dict[str, Any]:
+    """A member of a supernode; its influence is that in the graph without groups."""
+    node = graph.node(row)
+    feature = Feature(node.layer, node.index) if node.kind is NodeKind.FEATURE else None
+    return {
+        "id": node.id,
+        "label": _name(graph, row),
+        "automatic": feature is not None and feature in automatic,
+        "token": token_label(graph.info.token_strings[node.position], 20),
+        "feature": str(feature) if feature else None,
+        "activation": _short(node.value) if feature else None,
+        "influence": _short(influence),
+    }
+
+
+def _name(graph: AttributionGraph, row: int) -> str:
     """The name of a node in lists: a label, or what the node is and where."""
-    node = graph.node(picture.members[index][0])
+    node = graph.node(row)
     token = token_label(graph.info.token_strings[node.position], 20)
     match node.kind:
         case NodeKind.FEATURE:
             feature = Feature(node.layer, node.index)
             return graph.labels.get(feature, str(feature))
-        case NodeKind.LOGIT | NodeKind.TARGET:
-            return picture.labels[index]
+        case NodeKind.LOGIT:
+            return token_label(graph.info.target_names[row - graph.n_nodes])
+        case NodeKind.TARGET:
+            return node.label
         case NodeKind.EMBEDDING:
             return token
         case NodeKind.POSITIONAL:
@@ -125,7 +173,7 @@ def _layouts(picture: GraphPicture) -> list[dict[str, Any]]:
         if min(width / placed.width, height / placed.height) >= _LEGIBLE:
             layouts.append(_layout(picture, placed))
             break
-    inner = set(picture.of(*MARKERS))
+    inner = set(picture.of(*_INNER))
     dots = replace(picture, labels=tuple("" if node in inner else label for node, label in enumerate(picture.labels)))
     return [*layouts, _layout(dots, _dots(dots))]
 
@@ -165,10 +213,11 @@ def _layout(picture: GraphPicture, placed: PlacedGraph) -> dict[str, Any]:
     boxes |= {node: placed.tokens[picture.positions[node]] for node in picture.of("token")}
     texts = {node: wrapped(picture.labels[node], 24) for node in picture.of("output")}
     texts |= {node: wrapped(picture.labels[node]) for node in inner}
-    diameters = {node: _px(diameter_of(picture, node, _MEASURES)) for node in inner}
+    dots = picture.of(*_INNER)
+    diameters = {node: _px(diameter_of(picture, node, _MEASURES)) for node in dots}
     nodes = range(len(picture.shapes))
     return {
-        "labelled": any(picture.labels[node] for node in inner),
+        "labelled": any(picture.labels[node] for node in dots) or not dots,
         "width": _px(placed.width),
         "height": _px(placed.height),
         "upright": placed.upright_tokens,

@@ -11,10 +11,12 @@ import pytest
 from open_clt.attribution.attribute import attribute
 from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.supernodes import Supernode, group
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.feature import Feature
 from open_clt.visualization.graph.page_data import graph_data
 from open_clt.visualization.graph.picture import picture_of
+from open_clt.visualization.labels import wrapped
 from tests.graphs.hand_graph import NAMES, hand_graph, weights
 from tests.random_transcoders import random_transcoder
 from tests.tiny_models import TEXTS
@@ -97,6 +99,48 @@ def test_automatic_labels_are_drawn_in_brief_and_listed_in_full() -> None:
     assert text.endswith("→ “Boise”")
     assert in_brief("fires at dawn") == "at dawn"
     assert in_brief("about fires on ships") == "about fires on ships"
+
+
+def test_a_supernode_is_one_node_that_lists_its_members() -> None:
+    graph = hand_graph()
+    two = Supernode("<b>two</b> features", ("0:2:5", "0:1:5"))
+    grouped = group(graph, [two, Supernode("words", ("token:0:10", "token:1:11")), Supernode("one", ("0:2:7",))])
+    data = graph_data(grouped, automatic=[Feature(0, 5)])
+    nodes = {node["id"]: node for node in data["nodes"]}
+    assert {name: node["shape"] for name, node in nodes.items() if node["members"]} == {
+        two.label: "group",
+        "words": "group",
+        "one": "group",
+    }
+    box = nodes[two.label]
+    assert (box["label"], box["kind"], box["layer"], box["feature"]) == (two.label, "supernode", 0, None)
+    assert box["note"] == "2 features, L0"
+    influence = dict(zip(graph.ids(), graph.influence().tolist(), strict=True))
+    assert [member["id"] for member in box["members"]] == sorted(two.members, key=lambda name: -influence[name])
+    assert [member["influence"] for member in box["members"]] == pytest.approx(
+        sorted((influence[name] for name in two.members), reverse=True), rel=1e-5
+    )
+    assert {(member["feature"], member["activation"]) for member in box["members"]} == {("L0/5", 1.5), ("L0/5", 0.1)}
+    assert all(member["automatic"] for member in box["members"])
+    assert [member["label"] for member in nodes["one"]["members"]] == ["animals"]
+    assert {member["label"] for member in nodes["words"]["members"]} == {"<bos>", "·the"}
+    ends = [(data["nodes"][source]["id"], data["nodes"][target]["id"]) for source, target, _ in data["edges"]]
+    weight = dict(zip(ends, (weight for *_, weight in data["edges"]), strict=True))
+    assert weight[two.label, "1:2:3"] == pytest.approx(2.0 + 1.5)  # the edges of the members are added up
+
+
+def test_boxes_of_supernodes_keep_their_labels_where_nodes_are_dots(crowded: AttributionGraph) -> None:
+    features = [name for name in crowded.ids() if name.startswith("0:")][:40]
+    pairs = [Supernode(f"group {number}", (features[number], features[-number - 1])) for number in range(20)]
+    data = graph_data(group(crowded, pairs), max_nodes=300)
+    boxes = [row for row, node in enumerate(data["nodes"]) if node["shape"] == "group"]
+    assert len(boxes) > 10
+    dots = data["layouts"][-1]
+    assert not dots["labelled"]
+    assert overlaps(dots) == []
+    for row in boxes:
+        assert dots["texts"][row].split("\n") == wrapped(data["nodes"][row]["label"]).split("\n")
+        assert dots["diameters"][row] == 0
 
 
 def test_what_is_missing_is_said(crowded: AttributionGraph) -> None:
