@@ -130,14 +130,7 @@ def visualize_feature_embedding(
     ``open_clt.features.embedding.embed``.
     """
     chosen = feature_points(
-        vectors,
-        layers,
-        method=method,
-        space=space,
-        perplexity=perplexity,
-        seed=seed,
-        sizes=sizes,
-        n_layers=n_layers,
+        vectors, layers, method=method, space=space, perplexity=perplexity, seed=seed, sizes=sizes, n_layers=n_layers
     )
     return draw_points(chosen, title=title, ax=ax, save_path=save_path)
 

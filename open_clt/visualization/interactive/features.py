@@ -123,14 +123,7 @@ def interactive_feature_embedding(
     """
     check_interactive_path(save_path, "visualize_feature_embedding")
     chosen = feature_points(
-        vectors,
-        layers,
-        method=method,
-        space=space,
-        perplexity=perplexity,
-        seed=seed,
-        sizes=sizes,
-        n_layers=n_layers,
+        vectors, layers, method=method, space=space, perplexity=perplexity, seed=seed, sizes=sizes, n_layers=n_layers
     )
     notes = FeatureNotes(labels, records)
     if isinstance(vectors, TranscodedModel):

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,35 +31,43 @@ trainer:
   strategy: {class_path: open_clt.training.parallel.FeatureParallelStrategy, init_args: {tensor_parallel_size: 2}}
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+TRAIN = [sys.executable, "-m", "open_clt", "train", "--config", "run.yaml"]
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+LAST = Path("out", "checkpoints", "last")
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_same_transcoder_as_one(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the texts and the settings of a run."""
     (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(300, seed=1)), encoding="utf-8")
     (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
     (tmp_path / "sharded.yaml").write_text(SHARDED, encoding="utf-8")
-    train(tmp_path, "one")
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    train(tmp_path, "ddp", *two, "--trainer.profiler", "simple")
-    train(tmp_path, "sharded", "--config", "sharded.yaml", launcher=TORCHRUN)
+    return tmp_path
 
-    one = load_transcoder(tmp_path / "one")
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_transcoder_as_one(folder: Path) -> None:
+    train(folder, "one")
+    train(folder, "ddp", *TWO, "--trainer.profiler", "simple")
+    train(folder, "sharded", "--config", "sharded.yaml", launcher=TORCHRUN)
+
+    one = load_transcoder(folder / "one")
     for name in ("ddp", "sharded"):
-        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-        transcoder = load_transcoder(tmp_path / name)
+        assert losses(folder / name) == pytest.approx(losses(folder / "one"), rel=1e-5)
+        transcoder = load_transcoder(folder / name)
         assert transcoder.config == one.config
         for key, tensor in one.state_dict().items():
             torch.testing.assert_close(transcoder.state_dict()[key], tensor, rtol=1e-2, atol=1e-4)
-        assert report(tmp_path / name) == pytest.approx(report(tmp_path / "one"), rel=1e-3)
-    check_profiles_are_ours(tmp_path / "ddp")
-    last = tmp_path / "sharded" / "checkpoints" / "last"
+        assert report(folder / name) == pytest.approx(report(folder / "one"), rel=1e-3)
+    check_profiles_are_ours(folder / "ddp")
+    last = folder / "sharded" / "checkpoints" / "last"
     assert sorted(path.name for path in last.iterdir()) == ["shard_0_of_2", "shard_1_of_2"]
 
-    whole = load_transcoder(tmp_path / "sharded")
-    (tmp_path / "sharded" / "transcoder.safetensors").unlink()  # as if the run had been killed before its end
+    whole = load_transcoder(folder / "sharded")
+    (folder / "sharded" / "transcoder.safetensors").unlink()  # as if the run had been killed before its end
     save_only = ["--config", "sharded.yaml", "--ckpt-path", "last", "--trainer.max_time", "00:00:00:00"]
-    train(tmp_path, "sharded", *save_only, launcher=TORCHRUN)
-    for key, tensor in load_transcoder(tmp_path / "sharded").state_dict().items():
+    train(folder, "sharded", *save_only, launcher=TORCHRUN)
+    for key, tensor in load_transcoder(folder / "sharded").state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[key]), key
 
 
@@ -70,28 +80,26 @@ def check_profiles_are_ours(output: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["first", "all"])
-def test_sigterm_ends_two_processes_with_one_line_and_keeps_their_checkpoint(whom: str, tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(300, seed=1)), encoding="utf-8")
-    (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
-    endless = ["--config", "run.yaml", "--output", "out", "--trainer.max_steps", "1000000", "--checkpoints.every", "5"]
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "open_clt", "train", *endless, *two],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as run:
-        last = tmp_path / "out" / "checkpoints" / "last"
-        while not last.exists() and run.poll() is None:
-            time.sleep(0.1)
+def test_sigterm_ends_two_processes_with_one_line_and_keeps_their_checkpoint(whom: str, folder: Path) -> None:
+    with endless_run(folder) as run:
         send = os.kill if whom == "first" else os.killpg
         send(run.pid, signal.SIGTERM)
         printed, error = run.communicate(timeout=120)
     assert (run.returncode, printed, error.count("\n")) == (143, "", 1), error
-    assert str(Path("out") / "checkpoints" / "last") in error
-    assert last.exists()
+    assert str(LAST) in error
+    assert (folder / LAST).exists()
+
+
+@contextmanager
+def endless_run(folder: Path) -> Generator[subprocess.Popen[str]]:
+    """A run of two processes in ``out`` that would train for ever, and that has written a checkpoint."""
+    endless = ["--output", "out", "--trainer.max_steps", "1000000", "--checkpoints.every", "5"]
+    pipe = subprocess.PIPE
+    command = [*TRAIN, *endless, *TWO]
+    with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as run:
+        while not (folder / LAST).exists() and run.poll() is None:
+            time.sleep(0.1)
+        yield run
 
 
 def train(folder: Path, output: str, *settings: str, launcher: list[str] | None = None) -> None:
@@ -115,13 +123,10 @@ def report(output: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_mistake_that_two_processes_meet_in_training_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(100, seed=1)), encoding="utf-8")
-    (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--training.learning_rate", "1e30"]
+def test_a_mistake_that_two_processes_meet_in_training_is_one_line(folder: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "open_clt", "train", "--config", "run.yaml", "--output", "out", *two],
-        cwd=tmp_path,
+        [*TRAIN, "--output", "out", *TWO, "--training.learning_rate", "1e30"],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
@@ -133,26 +138,12 @@ def test_a_mistake_that_two_processes_meet_in_training_is_one_line(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", ["first", "second"])
-def test_a_killed_process_is_one_line_of_the_other(killed: str, tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("\n\n".join(generate_texts(300, seed=1)), encoding="utf-8")
-    (tmp_path / "run.yaml").write_text(SETTINGS, encoding="utf-8")
-    endless = ["--config", "run.yaml", "--output", "out", "--trainer.max_steps", "1000000", "--checkpoints.every", "5"]
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "open_clt", "train", *endless, *two],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as run:
-        last = tmp_path / "out" / "checkpoints" / "last"
-        while not last.exists() and run.poll() is None:
-            time.sleep(0.1)
+def test_a_killed_process_is_one_line_of_the_other(killed: str, folder: Path) -> None:
+    with endless_run(folder) as run:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
         os.kill(run.pid if killed == "first" else int(children[0]), signal.SIGKILL)
         printed, error = run.communicate(timeout=120)
     assert (run.returncode, printed) == (-signal.SIGKILL if killed == "first" else 1, "")
     assert error.count("\n") == 1, error
     assert "Another process" in error
-    assert last.exists()
+    assert (folder / LAST).exists()
