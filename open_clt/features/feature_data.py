@@ -60,13 +60,13 @@ def _label(label: FeatureLabel) -> dict[str, Any]:
     return {"text": label.text, "automatic": label.automatic, **numbers}
 
 
-def _example(example: FeatureExample, vocabulary: dict[str, int] | None) -> dict[str, Any]:
+def _example(example: FeatureExample, vocabulary: dict[str, int] | None) -> list[Any]:
     tokens: list[str | int] = list(example.tokens)
     if vocabulary is not None:
         tokens = [vocabulary.setdefault(token, len(vocabulary)) for token in example.tokens]
     values = enumerate(example.activations.tolist())
     active = [number for position, value in values if value != 0 for number in (position, short(value))]
-    return {"tokens": tokens, "active": active, "peak": example.peak}
+    return [tokens, active, example.peak]
 
 
 def _sides(outputs: FeatureRecord | LayerOutputs) -> dict[str, Any]:

@@ -9,7 +9,7 @@
        histogram    numbers of activations in bins of equal width from min to max
        percentiles  values of the quantiles 1 %, 2 %, ... 100 % of the activations
        groups       [{name, examples}], of which the first holds the contexts with the largest activations;
-                    an example is {tokens, active, peak}: its tokens, position and activation of each active token in
+                    an example is [tokens, active, peak]: its tokens, position and activation of each active token in
                     turn (position, activation, position, ...), and the position of the peak
        top, bottom  [[token, effect]]: output tokens that the feature raises and lowers; effect may be null
        outputs      [{layer, top, bottom}]: the same for the decoder to each layer
@@ -31,7 +31,9 @@
   const FIRST_EXAMPLES = 3;
 
   const VISIBLE = { "\n": "\u23ce", "\r": "\u240d", "\t": "\u21e5" };
-  const visible = (token) => token.replace(/[\n\r\t]/g, (character) => VISIBLE[character]);
+  const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g; // control characters
+  const visible = (token) => token.replace(UNSEEN, (character) =>
+    VISIBLE[character] || `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
   /* A token on its own: its spaces at the ends become dots, because they would not be seen. */
   const dotted = (token) => visible(token).replace(/^ +| +$/g, (spaces) => "\u00b7".repeat(spaces.length)) || "(empty)";
   const chip = (token) => html("span", { class: "f-chip", title: dotted(token) }, dotted(token));
@@ -44,9 +46,10 @@
     const groups = (record.groups || []).filter((group) => group.examples.length);
     const chart = (record.histogram || []).length && known(record.max) ? histogram(record, activation) : null;
     const drawn = groups.map((group) => ({ name: group.name, examples: group.examples.map((each) => example(each, words, record, chart)) }));
-    const facts = factsOf(record, activation);
+    const facts = factsOf(record, activation, wide);
     const said = facts.length ? [html("p", { class: "f-facts" }, ...facts.map((fact) => html("span", {}, fact)))] : [];
-    const about = [...outputs(record), ...shares("Fires on", record.firesOn), ...(chart ? titled("Activations", chart.element) : [])];
+    const about = [outputs(record), shares("Fires on", record.firesOn), chart ? titled("Activations", chart.element) : []];
+    if (wide) about.reverse();
     const relatives = [
       ...related("Similar decoders (cosine)", record.nearest, link),
       ...related("Active on the same tokens (similarity)", record.coactive, link),
@@ -56,9 +59,9 @@
     if (wide) {
       const examples = drawn.map((group) => html("section", {}, ...titled(group.name, ...group.examples)));
       return html("div", { class: "f-feature f-wide" }, ...said, html("div", { class: "f-columns" },
-        html("div", {}, ...(examples.length ? examples : [none])), html("aside", {}, ...about, ...relatives)));
+        html("div", {}, ...(examples.length ? examples : [none])), html("aside", {}, ...about.flat(), ...relatives)));
     }
-    return html("div", { class: "f-feature" }, ...said, ...about, ...(drawn.length ? folded(drawn) : titled("Examples", none)), ...relatives);
+    return html("div", { class: "f-feature" }, ...said, ...about.flat(), ...(drawn.length ? folded(drawn) : titled("Examples", none)), ...relatives);
   }
 
   /* The first examples; all others are folded. */
@@ -71,14 +74,14 @@
     ];
   }
 
-  function factsOf({ density, max, label, ...record }, activation) {
+  function factsOf({ density, max, label, ...record }, activation, wide) {
     const rank = activation === null ? null : percentile(record, activation);
     return [
       known(density) && `fires on ${percent(density)} of tokens`,
       known(max) && `largest activation ${digits(max)}`,
       max && activation !== null && `here ${percent(activation / max)} of it`,
       rank !== null && `percentile ${rank}`,
-      label && label.automatic && "automatic label",
+      wide && label && label.automatic && "automatic label", // elsewhere the label stands above, and is marked there
       label && known(label.confidence) && `confidence ${label.confidence.toFixed(2)}`,
       label && known(label.score) && `detection score ${label.score.toFixed(2)}`,
     ].filter(Boolean);
@@ -92,7 +95,7 @@
 
   /* A context whose tokens are shaded by the activation: blue if it is positive, vermillion otherwise. Tokens that are
      active mark their activation in the histogram. */
-  function example({ tokens, active, peak }, words, record, chart) {
+  function example([tokens, active, peak], words, record, chart) {
     const values = new Map();
     for (let at = 0; at < active.length; at += 2) values.set(active[at], active[at + 1]);
     const largest = Math.abs(record.max) || Math.max(...[...values.values()].map(Math.abs), 1e-30);

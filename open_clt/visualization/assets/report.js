@@ -48,7 +48,7 @@
     return [...features.values()].sort((a, b) => influence(b) - influence(a)).map((nodes) => {
       const [node] = [...nodes].sort((a, b) => b.influence - a.influence);
       const record = data.features[node.feature] || {};
-      const raises = (record.top || []).slice(0, 3).map(([token]) => token).join("  ");
+      const raises = (record.top || []).slice(0, 3).map(([token]) => OpenCLT.chip(token));
       const show = (select) => () => {
         select();
         host.scrollIntoView({ block: "center" });
@@ -60,7 +60,7 @@
         html("span", {}, nodes.map((each) => each.token).join(" ")),
         html("span", { class: "r-number" }, digits(node.activation)),
         html("span", { class: "r-number" }, digits(influence(nodes))),
-        html("span", {}, raises)));
+        html("span", {}, ...raises)));
       line.addEventListener("toggle", () => {
         if (!line.open || line.querySelector(".f-feature")) return;
         const button = html("button", { type: "button" }, "Show in the graph");

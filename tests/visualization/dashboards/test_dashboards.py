@@ -60,7 +60,7 @@ def test_the_values_are_those_of_the_record(stored: Path, tmp_path: Path) -> Non
     shown = part["features"]["63"]
     group = shown["groups"][1]
     assert group["name"] == record.groups[0].name
-    tokens, active, peak = (group["examples"][0][key] for key in ("tokens", "active", "peak"))
+    tokens, active, peak = group["examples"][0]
     expected = record.groups[0].examples[0]
     assert tuple(part["tokens"][token] for token in tokens) == expected.tokens
     values = dict(zip(active[::2], active[1::2], strict=True))

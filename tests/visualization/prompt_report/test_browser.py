@@ -17,7 +17,10 @@ import pytest
 
 from open_clt import OpenCrossLayerTranscoder, write_report
 from open_clt.embedded.corpus import generate_texts
+from open_clt.graphs.supernodes import Supernode, group
 from open_clt.transcoders.feature import Feature
+from open_clt.visualization.graph.page_data import graph_data
+from open_clt.visualization.page import data_script, page
 
 PROMPT = "The capital of the state containing Dallas is"
 HOSTILE = "</script><img src=x onerror=document.title='ran'>&\"'<!--"
@@ -165,6 +168,32 @@ def test_an_address_selects_a_node_and_lists_its_strongest_edges(report: Path, o
     assert signs[: len(fed_by)] == ["+" if weight > 0 else "\u2212" for _, weight in fed_by]
     assert f"Feature {chosen['feature']}" in panel
     assert 'class="f-example"' in panel
+
+
+def test_a_supernode_is_a_box_that_lists_its_members(
+    clt: OpenCrossLayerTranscoder, run_in: Callable[..., Any], tmp_path: Path
+) -> None:
+    graph = clt.attribute(PROMPT, max_feature_nodes=60).prune(node_threshold=0.6)
+    features = [name for name in graph.ids() if re.fullmatch(r"\d+:\d+:\d+", name)][:3]
+    grouped = group(graph, [Supernode(HOSTILE, tuple(features))])
+    data = data_script("data", {"graph": graph_data(grouped), "features": {}, "advice": "none"})
+    body = '<section id="graph" style="height: 700px"></section><aside id="panel"></aside><div id="features"></div>'
+    scripts = ("elements.js", "feature.js", "graph.js", "panel.js", "report.js")
+    path = tmp_path / "grouped.html"
+    path.write_text(
+        page("grouped", body, styles=("graph.css", "feature.css", "report.css"), scripts=scripts, data=data)
+    )
+    script = """
+      const box = document.querySelector(".oc-group");
+      click(box);
+      const members = [...document.querySelectorAll("#panel .oc-member")].map((each) => each.textContent);
+      document.querySelector("#panel summary.oc-member").click();
+      return [selected(), box.querySelectorAll(".oc-box").length, box.textContent, members, document.images.length];
+    """
+    chosen, boxes, text, members, images = run_in(path, script)
+    assert (chosen, boxes, images) == (HOSTILE, 1, 0)
+    assert "3 features" in text
+    assert len(members) == 3
 
 
 def test_an_unknown_address_selects_nothing(report: Path, opened: Opened) -> None:

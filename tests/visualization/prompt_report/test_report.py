@@ -58,7 +58,7 @@ def data_of(text: str) -> dict[str, Any]:
     return json.loads(match[1])
 
 
-def largest(record: dict[str, Any]) -> list[dict[str, Any]]:
+def largest(record: dict[str, Any]) -> list[Any]:
     """The examples of a feature with the largest activations."""
     return record["groups"][0]["examples"]
 
@@ -103,7 +103,7 @@ def test_the_data_hold_texts_as_they_are(hostile_report: str) -> None:
     labels = {node["label"] for node in data["graph"]["nodes"] if node["feature"]}
     assert labels == {HOSTILE}
     examples = [example for record in data["features"].values() for example in largest(record)]
-    assert any("onerror" in "".join(example["tokens"]) for example in examples)
+    assert any("onerror" in "".join(tokens) for tokens, _, _ in examples)
 
 
 def test_scripts_make_no_html_of_texts() -> None:
@@ -166,7 +166,7 @@ def test_examples_come_from_feature_files(tiny_gpt2: LanguageModel, transcoder: 
     )
     stored = data_of(path.read_text())["features"]
     assert list(stored) == [str(first)]
-    assert largest(stored[str(first)]) == [{"tokens": ["a", " stored", " text"], "active": [1, 2.0, 2, 1.0], "peak": 1}]
+    assert largest(stored[str(first)]) == [[["a", " stored", " text"], [1, 2.0, 2, 1.0], 1]]
     assert stored[str(first)]["density"] == 0.25
 
 
@@ -177,10 +177,7 @@ def test_examples_from_texts_are_the_strongest_contexts(
     records = data_of(path.read_text())["features"].values()
     assert records
     for record in records:
-        activations = [
-            dict(zip(example["active"][::2], example["active"][1::2], strict=True)) for example in largest(record)
-        ]
-        peaks = [abs(values[example["peak"]]) for values, example in zip(activations, largest(record), strict=True)]
+        peaks = [abs(active[2 * active[::2].index(peak) + 1]) for _, active, peak in largest(record)]
         assert peaks == sorted(peaks, reverse=True)
         assert [abs(record["max"])] == peaks[:1] or not record["density"]
 
