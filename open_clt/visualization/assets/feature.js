@@ -38,7 +38,7 @@
   const dotted = (token) => visible(token).replace(/^ +| +$/g, (spaces) => "\u00b7".repeat(spaces.length)) || "(empty)";
   const chip = (token) => html("span", { class: "f-chip", title: dotted(token) }, dotted(token));
 
-  const titled = (name, ...content) => [html("h3", {}, name), ...content];
+  const titled = (name, ...content) => [html("h3", { class: "f-title" }, name), ...content];
   const fold = (name, ...content) => html("details", {}, html("summary", {}, ...[name].flat()), ...content);
   const known = (value) => value !== null && value !== undefined;
 
