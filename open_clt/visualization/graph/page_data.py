@@ -76,17 +76,17 @@ def drawn_nodes(graph: AttributionGraph) -> list[int]:
 
 
 def _node(graph: AttributionGraph, picture: GraphPicture, index: int, automatic: Collection[Feature]) -> dict[str, Any]:
-    rows = picture.members[index]
-    if len(rows) > 1 or picture.shapes[index] == "group":
+    row, *others = picture.members[index]
+    if others or picture.shapes[index] == "group":
         return _group(graph, picture, index, automatic)
-    node = graph.node(rows[0])
+    node = graph.node(row)
     feature = Feature(node.layer, node.index) if node.kind is NodeKind.FEATURE else None
     is_output = node.kind in (NodeKind.LOGIT, NodeKind.TARGET)
     return {
         "id": node.id,
         "shape": picture.shapes[index],
         "kind": _KINDS[node.kind],
-        "label": picture.labels[index] if is_output else _name(graph, rows[0]),
+        "label": picture.labels[index] if is_output else _name(graph, row),
         "brief": picture.labels[index] if feature in graph.labels else None,
         "automatic": feature is not None and feature in automatic,
         "note": picture.notes.get(index, ""),
