@@ -18,6 +18,7 @@ from open_clt.data.texts import TextSource
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
+from open_clt.training.ignored import check_own_contexts, check_own_texts
 
 
 @final
@@ -119,13 +120,18 @@ Source: TypeAlias = ModelOnTexts | ModelOnContexts | OwnStore
 def model_on(
     model: LanguageModel, texts_or_contexts: Iterable[str] | Int[Tensor, "context position"], training: TrainingConfig
 ) -> ModelOnTexts | ModelOnContexts:
-    """The source for texts or contexts that are given in Python; raises TextError for a single string."""
+    """The source for texts or contexts that are given in Python; raises TextError for a single string.
+
+    Raises ConfigError if ``training`` has settings that say where texts come from.
+    """
     if isinstance(texts_or_contexts, Tensor):
+        check_own_contexts(training, texts_or_contexts.shape[-1])
         return ModelOnContexts(model, texts_or_contexts)
     if isinstance(texts_or_contexts, str):
         raise TextError(f"texts is one string, {texts_or_contexts[:40]!r}; give a list of strings.")
     if not isinstance(texts_or_contexts, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TextError(f"texts is {texts_or_contexts!r}; give a list of strings.")
+    check_own_texts(training)
     texts = list(texts_or_contexts)
     digest = hashlib.sha256(repr(texts).encode()).hexdigest()
     origin = {"language_model": model.name, "texts": {"digest": digest, **to_dict(training.texts)}}

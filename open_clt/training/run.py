@@ -59,6 +59,7 @@ from open_clt.short_repr import short_repr
 from open_clt.training.activations import RunActivations, model_on
 from open_clt.training.callbacks import FirstStep
 from open_clt.training.data import ActivationDataModule
+from open_clt.training.ignored import check_own_activations, check_own_parts
 from open_clt.training.memory import MEMORY_WAYS, check_training_memory
 from open_clt.training.output import OutputDirectory, checkpoint_path, how_to_resume, output_directory
 from open_clt.training.parallel.shards import draw_shard, gather_features
@@ -122,6 +123,7 @@ class TrainingRun:
         resume: str | Path | None = None,
     ) -> None:
         """``trainer`` holds all arguments of Lightning's Trainer, including those of ``own.trainer``."""
+        check_own_parts(training, loss=own.loss is not None, optimizer=own.optimizer is not None)
         self.activations = activations
         self.training = training
         self.output = output
@@ -241,7 +243,11 @@ def train_on_activations(
     progress: bool = True,
     own: OwnParts | None = None,
 ) -> TrainingResult:
-    """Train a transcoder on activations from any store; everything else is as in ``train_transcoder``."""
+    """Train a transcoder on activations from any store; everything else is as in ``train_transcoder``.
+
+    Also raises ConfigError if ``training_config`` has settings of texts or of a language model, which are not used.
+    """
+    check_own_activations(training_config)
     return _train(
         lambda: RunActivations(train=train, held_out=held_out),
         transcoder_config,

@@ -61,9 +61,9 @@ from open_clt.training.flags.settings import (
     named_class,
     older_names,
     read_settings,
-    refuse_ignored,
     user_class,
 )
+from open_clt.training.ignored import LOSS_SETTINGS, MODEL_SETTINGS, OPTIMIZER_SETTINGS, SOURCE_SETTINGS, refuse_given
 from open_clt.training.memory import keep_freed_memory
 from open_clt.training.output import OutputDirectory, output_directory
 from open_clt.training.result import TrainingResult
@@ -73,8 +73,7 @@ from open_clt.transcoders.make import OwnArchitecture
 
 _CONFIG = "config.yaml"
 _FROM_TRAINER = ("epochs", "max_steps", "seed")
-_OF_SOURCE = ("source", "column", "subset", "split", "streaming", "bad_rows")
-"""Settings of texts that are read from a file or a data set."""
+_MODEL, _DTYPE = "gpt2", "float32"
 _NO_TIME = "00:00:00:00"
 """A ``trainer.max_time`` with which a resumed run takes no step: it only saves the transcoder of its checkpoint."""
 
@@ -188,14 +187,14 @@ class TrainingCLI(LightningCLI):
         option(
             "--data.language_model",
             type=str,
-            default="gpt2",
-            help="Language model: a name, a directory, a .gguf file, or 'embedded'.",
+            default=argparse.SUPPRESS,
+            help=f"Language model: a name, a directory, a .gguf file, or 'embedded' (default: {_MODEL}).",
         )
         option(
             "--data.dtype",
             type=str,
-            default="float32",
-            help="Precision in which the language model computes: float32 or bfloat16.",
+            default=argparse.SUPPRESS,
+            help=f"Precision in which the language model computes: float32 or bfloat16 (default: {_DTYPE}).",
         )
         add_settings(parser, "checkpoints", CheckpointsConfig)
         add_settings(parser, "report", ReportConfig)
@@ -289,23 +288,29 @@ class TrainingCLI(LightningCLI):
         transcoder, training = settings.get("transcoder", {}), settings.get("training", {})
         architecture = named_class(transcoder, "transcoder")
         loss = user_class(training.get("loss", {}), "training.loss")
+        optimizer = user_class(training.pop("optimizer", {}), "training.optimizer")
+        if loss is not None:
+            refuse_given(training["loss"], LOSS_SETTINGS, "training.loss", "training.loss.class_path replaces the loss")
+        if optimizer is not None:
+            refuse_given(training, OPTIMIZER_SETTINGS, "training", "training.optimizer has settings of its own")
         # A refused run must not leave its settings in the directory, so they are written after the first step.
         save_config = FirstStep(self.save_config)
         return OwnParts(
             architecture=architecture and OwnArchitecture(*architecture),
             loss=None if loss is None else loss(),
-            optimizer=user_class(training.pop("optimizer", {}), "training.optimizer"),
+            optimizer=optimizer,
             callbacks=[save_config, instances["early_stop"]],
         )
 
     def _source(self, data: Settings) -> Source:
         """The source of activations: a store, or a language model on texts; its settings are removed from ``data``."""
         texts: Settings = data.setdefault("texts", {})
-        name, dtype = data.pop("language_model", None), data.pop("dtype", "float32")
+        given = dict(data)
+        name, dtype = data.pop("language_model", _MODEL), data.pop("dtype", _DTYPE)
         origin = {"language_model": name, "texts": dict(texts), "activations": data.get("class_path")}
         own_store, own_texts = user_class(data, "data"), user_class(texts, "data.texts")
         if own_texts is not None:
-            refuse_ignored(texts, _OF_SOURCE, "data.texts", "data.texts.class_path brings texts of its own")
+            refuse_given(texts, SOURCE_SETTINGS, "data.texts", "data.texts.class_path brings texts of its own")
         if own_store is not None:
             store = own_store()
             if not isinstance(store, ActivationStore):
@@ -313,7 +318,8 @@ class TrainingCLI(LightningCLI):
                     f"data.class_path is {origin['activations']!r}, which is not an ActivationStore; name a class that "
                     "has n_tokens and __iter__."
                 )
-            refuse_ignored(texts, texts, "data.texts", "data.class_path brings activations of its own")
+            refuse_given(texts, texts, "data.texts", "data.class_path brings activations of its own")
+            refuse_given(given, MODEL_SETTINGS, "data", "data.class_path brings activations of its own")
             return OwnStore(store, origin)
         if not isinstance(name, str):
             raise ConfigError(f"data.language_model is {name!r}; it must be the name of a language model.")
@@ -387,6 +393,8 @@ class TrainingCLI(LightningCLI):
             settings: Settings = {**self.config.as_dict(), "ckpt_path": None, "overwrite": False}
             if settings["trainer"]["max_time"] == _NO_TIME:
                 settings["trainer"]["max_time"] = None
+            if self.language_model is not None:
+                settings["data"] = {"language_model": _MODEL, "dtype": _DTYPE, **settings["data"]}
             with older_names():
                 text = self.parser.dump(Namespace(settings), skip_none=False, skip_validation=True)
             files.write_text(self.output / _CONFIG, text)

@@ -114,12 +114,6 @@ def user_class(values: Settings, key: str) -> Callable[..., Any] | None:
     return make
 
 
-def refuse_ignored(values: Settings, names: Collection[str], key: str, reason: str) -> None:
-    """Raise ConfigError if settings below ``key`` are given that the run would ignore for this reason."""
-    if ignored := [name for name in values if name in names]:
-        raise ConfigError(f"{key}.{ignored[0]} is given, but {reason}; remove one of the two settings.")
-
-
 def check_config_files(arguments: Sequence[str]) -> None:
     """Raise CheckpointError or ConfigError, which names the file, if a ``--config`` file does not hold settings."""
     for number, argument in enumerate(arguments):

@@ -109,6 +109,18 @@ def test_a_batch_size_above_the_size_of_the_data_makes_batches_of_all_tokens(
     assert warning.args[1] * 8 == run.training.tokens <= 8 * 320
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("language_model", "gpt2"), ("dtype", "float32"), ("context_length", 16), ("harvest_batch_size", 4)],
+)
+def test_settings_of_a_language_model_are_refused_beside_a_users_own_activations(
+    settings: Settings, name: str, value: object
+) -> None:
+    settings["data"] = {"class_path": "tests.training.own.OwnStore", "init_args": {"tokens": 320}, name: value}
+    with refuses(ConfigError, f"data.{name}", "data.class_path"):
+        train(settings)
+
+
 def test_accumulated_batches_equal_one_large_batch(settings: Settings) -> None:
     # No feature is dead, so that the losses of both half batches add up to the loss of the large batch.
     whole = train(settings, "--data.batch_size", "32")
@@ -130,8 +142,10 @@ def test_a_users_own_classes_are_used(settings: Settings, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("open_clt.training.run.set_from_data", watch)
     settings["transcoder"] |= {"class_path": "tests.training.own.OwnTranscoder", "init_args": {"size": 3.0}}
-    settings["training"]["loss"] = {"class_path": "tests.training.own.AbsoluteErrors", "init_args": {"weight": 2.0}}
-    settings["training"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.25}}
+    settings["training"] = {
+        "loss": {"class_path": "tests.training.own.AbsoluteErrors", "init_args": {"weight": 2.0}},
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.25}},
+    }
     settings["data"]["texts"] |= {"class_path": "tests.training.own.texts", "init_args": {"number": 30}}
     del settings["data"]["texts"]["source"]
     run = train(settings)
@@ -225,6 +239,8 @@ WRONG_ARGUMENTS = {
 }
 
 OWN_TEXTS = ["--data.texts.class_path", "tests.training.own.texts"]
+OWN_LOSS = ["--training.loss.class_path", "tests.training.own.AbsoluteErrors", "--training.loss.auxiliary", "1"]
+OWN_OPTIMIZER = ["--training.optimizer.class_path", "torch.optim.SGD", "--training.learning_rate", "0.1"]
 OWN_ACTIVATIONS = ["--data.class_path", "tests.training.own.OwnStore", "--data.init_args.tokens", "320"]
 
 
@@ -257,6 +273,8 @@ OWN_ACTIVATIONS = ["--data.class_path", "tests.training.own.OwnStore", "--data.i
         (["--data.class_path", "builtins.int"], ConfigError, ["data.class_path", "'builtins.int'", "ActivationStore"]),
         (OWN_TEXTS, ConfigError, ["data.texts.source", "data.texts.class_path"]),
         (OWN_ACTIVATIONS, ConfigError, ["data.texts.held_out_contexts", "data.class_path"]),
+        (OWN_LOSS, ConfigError, ["training.loss.auxiliary", "training.loss.class_path"]),
+        (OWN_OPTIMIZER, ConfigError, ["training.learning_rate", "training.optimizer"]),
         (["--training.loss.init_args.a", "1"], ConfigError, ["training.loss.init_args", "training.loss.class_path"]),
         (["--data.texts.column", "body"], TextError, ["'body'", "text", "other"]),
         (["--data.texts.source", "gone.jsonl"], TextError, ["gone.jsonl"]),
@@ -298,13 +316,13 @@ def test_adam_in_the_backward_pass_trains_as_adam_does(settings: Settings, tmp_p
     settings["trainer"]["gradient_clip_val"] = None
     usual = train(settings)
     settings["output"] = str(tmp_path / "frugal")
-    settings["training"]["optimizer"] = {"class_path": ADAM_IN_BACKWARD, "init_args": {"lr": 0.01}}
+    settings["training"] = {"optimizer": {"class_path": ADAM_IN_BACKWARD, "init_args": {"lr": 0.01}}}
     assert_same_weights(train(settings), usual, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("setting", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
 def test_adam_in_the_backward_pass_refuses_what_needs_all_gradients(settings: Settings, setting: Settings) -> None:
     settings["trainer"] |= {"gradient_clip_val": None, **setting}
-    settings["training"]["optimizer"] = {"class_path": ADAM_IN_BACKWARD, "init_args": {"lr": 0.01}}
+    settings["training"] = {"optimizer": {"class_path": ADAM_IN_BACKWARD, "init_args": {"lr": 0.01}}}
     with refuses(ConfigError, "AdamInBackward", *(f"trainer.{name}" for name in setting)):
         train(settings)
