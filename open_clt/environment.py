@@ -25,15 +25,63 @@ except ImportError:  # Windows
 
 _INTEGER = (re.compile(r"\s*[+-]?\d+\s*"), "an integer")
 _THREADS = (re.compile(r"\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)*"), "a number of threads, of at least 1")
+_COUNT = (re.compile(r"\s*[+]?\d+\s*"), "a number of at least 0")
+_SWITCH = (re.compile(r"\s*(true|false)\s*", re.IGNORECASE), "true or false")
+_STACK = (re.compile(r"\s*[1-9]\d*\s*[bkmg]?\s*", re.IGNORECASE), "a size, such as 4M")
+_SPINS = (re.compile(r"\s*(\d+\s*[kmgt]?|infinite|infinity)\s*", re.IGNORECASE), "a number")
+_SCHEDULE = (
+    re.compile(
+        r"\s*((non)?monotonic\s*:)?\s*(static|dynamic|guided|auto|runtime)\s*(,\s*\d+\s*)?",
+        re.IGNORECASE,
+    ),
+    "static, dynamic, guided or auto",
+)
+_BOUND = "(primary|master|close|spread)"
+_BINDING = (
+    re.compile(
+        r"\s*(true|false|(primary|master|close|spread)(\s*,\s*(primary|master|close|spread))*)\s*", re.IGNORECASE
+    ),
+    "true, false, primary, close or spread",
+)
+_PLACES = (
+    re.compile(r"\s*((threads|cores|sockets|ll_caches|numa_domains)\s*(\(\d+\))?|[{}\d\s,:!-]+)\s*", re.IGNORECASE),
+    "threads, cores, sockets or a list of places",
+)
+
+
+def _one_of(names: str) -> tuple[re.Pattern[str], str]:
+    """The legal values of a variable that is one of these names, or empty."""
+    return re.compile(f"({names.replace(', ', '|')})?"), f"one of {names}"
+
+
+_LEVELS = "debug, info, warning, error, critical"
 _LEGAL = {
     "OMP_NUM_THREADS": _THREADS,
     "OMP_THREAD_LIMIT": _THREADS,
+    **dict.fromkeys(("OMP_DYNAMIC", "OMP_NESTED", "OMP_CANCELLATION", "OMP_DISPLAY_AFFINITY"), _SWITCH),
+    **dict.fromkeys(("OMP_MAX_ACTIVE_LEVELS", "OMP_DEFAULT_DEVICE", "OMP_MAX_TASK_PRIORITY", "GOMP_DEBUG"), _COUNT),
+    **dict.fromkeys(("OMP_STACKSIZE", "GOMP_STACKSIZE"), _STACK),
+    "OMP_DISPLAY_ENV": (re.compile(r"\s*(true|false|verbose)\s*", re.IGNORECASE), "true, false or verbose"),
+    "OMP_WAIT_POLICY": (re.compile(r"\s*(active|passive)\s*", re.IGNORECASE), "active or passive"),
+    "OMP_SCHEDULE": _SCHEDULE,
+    "OMP_PROC_BIND": _BINDING,
+    "OMP_PLACES": _PLACES,
+    "GOMP_SPINCOUNT": _SPINS,
+    "TORCH_CPP_LOG_LEVEL": (
+        re.compile(r"(info|warning|error|fatal|[0-3])?", re.IGNORECASE),
+        "one of INFO, WARNING, ERROR, FATAL, or their numbers 0 to 3",
+    ),
+    "HF_HUB_VERBOSITY": _one_of(_LEVELS),
+    "DATASETS_VERBOSITY": _one_of(_LEVELS),
+    "TRANSFORMERS_VERBOSITY": _one_of(f"detail, {_LEVELS}"),
     "HF_HUB_DOWNLOAD_TIMEOUT": _INTEGER,
     "HF_HUB_ETAG_TIMEOUT": _INTEGER,
     "SOURCE_DATE_EPOCH": _INTEGER,
     **dict.fromkeys(("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT"), _INTEGER),
 }
-"""Variables that libraries report badly: on several lines, on standard output, or not while they are imported."""
+"""Variables that libraries report badly: on several lines, on standard output, not while they are imported, or in a
+line beside those of a program, which goes on without the value. (Python itself reports its own, such as
+PYTHONWARNINGS, before a program begins.)"""
 _LEAST_ADDRESS_SPACE = 700 * 2**20
 """Bytes of address space below which PyTorch may abort the process while it is imported (700 MiB)."""
 _SHORTEST_NAME = 6
