@@ -69,7 +69,8 @@ def run_program(name: str, program: Callable[[], int], *, ends_process: bool = F
     statuses: list[int] = []
     if ends_process:
         _prepare_streams()
-        atexit.register(_end_one_of_several, statuses)  # Python runs it last, because it is registered first
+        atexit.register(_ignore_signals)
+        atexit.register(_end_one_of_several, statuses)  # Python runs both last, because they are registered first
         join_processes()
     handlers = _Handlers(name)
     with handlers.installed(keep=ends_process):
@@ -88,6 +89,15 @@ def run_program(name: str, program: Callable[[], int], *, ends_process: bool = F
             status = ended
         statuses.append(status)
         return status
+
+
+def _ignore_signals() -> None:
+    """Ignore signals while Python frees its memory: all work is done, and handlers of Python do not run any more.
+
+    Python would give the signals back to the system, which would end the process with another status and no line.
+    """
+    for number in NAMES:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_one_of_several(statuses: Sequence[int]) -> None:

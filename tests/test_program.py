@@ -154,7 +154,16 @@ def program():
 """
 LATE = """
 import atexit, signal
-atexit.register(signal.raise_signal, signal.SIGTERM)
+def program():
+    atexit.register(signal.raise_signal, signal.SIGTERM)
+    return 0
+"""
+LAST = """
+import os, signal
+class Dying:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGTERM):
+        kill(process, number)
+dying = Dying()
 def program():
     return 0
 """
@@ -184,6 +193,12 @@ def test_a_signal_ends_a_process_at_any_time_with_one_line(script: str) -> None:
     result = subprocess.run([sys.executable, "-c", script + end], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (143, 1), result.stderr
     assert result.stderr.startswith("name: ")
+
+
+def test_a_signal_while_python_frees_its_memory_changes_nothing() -> None:
+    end = "from open_clt.program import run_program\nraise SystemExit(run_program('name', program, ends_process=True))"
+    result = subprocess.run([sys.executable, "-c", LAST + end], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_signal_during_an_import_ends_a_process_although_libraries_discard_exceptions(tmp_path: Path) -> None:
