@@ -9,6 +9,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from open_clt.errors import CheckpointError, ConfigError, short_value
 from open_clt.files.disk_errors import PART, disk_errors
 
+_LONGEST_NAME = 255
+"""Largest number of bytes that file systems allow for the name of a file or folder."""
+
 
 def check_directory(directory: Path) -> None:
     """Raise ConfigError if files cannot be written to a directory, which need not exist yet; nothing is created."""
@@ -83,8 +86,13 @@ def make_directory(directory: Path) -> Path:
 
 
 def is_inside(name: object) -> bool:
-    """Whether a name that stands in a file is relative, stays inside the directory of that file, and is not a URL."""
+    """Whether a name that stands in a file is relative, stays inside the directory of that file, and is not a URL.
+
+    Names that are too long for a file are not inside either; a message could not show them and the directory.
+    """
     if not isinstance(name, str) or not name.isprintable() or "://" in name:
+        return False
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")):
         return False
     paths = (PurePosixPath(name), PureWindowsPath(name))
     return all(path.parts and not path.anchor and ".." not in path.parts for path in paths)

@@ -100,6 +100,12 @@ def test_a_name_inside_its_folder_is_followed(name: str, tmp_path: Path) -> None
     assert files.inside(tmp_path, name) == tmp_path / name
 
 
+def test_a_name_that_is_too_long_for_a_file_is_refused_with_the_folder(tmp_path: Path) -> None:
+    assert files.inside(tmp_path, "é" * 127 + "/a") == tmp_path / ("é" * 127) / "a"
+    with refuses(CheckpointError, tmp_path):
+        files.inside(tmp_path, "é" * 128)
+
+
 @pytest.mark.parametrize("name", ["/dev/zero", "../../secret.bin"])
 def test_an_index_of_features_cannot_name_files_outside_its_folder(name: str, tmp_path: Path) -> None:
     folder = write_feature_files(RECORDS, tmp_path / "here", n_layers=3, n_features=5)
