@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from open_clt.config import TrainingConfig, TranscoderConfig
+from open_clt.config.ignored import check_own_contexts, check_own_texts
 from open_clt.config.json import to_dict
 from open_clt.data.contexts import ContextStream, split_contexts
 from open_clt.data.harvest import ActivationStore, Harvest
@@ -18,7 +19,6 @@ from open_clt.data.texts import TextSource
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
-from open_clt.training.ignored import check_own_contexts, check_own_texts
 
 
 @final

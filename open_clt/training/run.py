@@ -48,6 +48,7 @@ from torch import Tensor
 
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config.arguments import checked_arguments
+from open_clt.config.ignored import check_own_activations, check_own_parts
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
 from open_clt.device import check_device
@@ -59,7 +60,6 @@ from open_clt.short_repr import short_repr
 from open_clt.training.activations import RunActivations, model_on
 from open_clt.training.callbacks import FirstStep
 from open_clt.training.data import ActivationDataModule
-from open_clt.training.ignored import check_own_activations, check_own_parts
 from open_clt.training.memory import MEMORY_WAYS, check_training_memory
 from open_clt.training.output import OutputDirectory, checkpoint_path, how_to_resume, output_directory
 from open_clt.training.parallel.shards import draw_shard, gather_features

@@ -43,6 +43,7 @@ from open_clt.config import (
     TrainingConfig,
     TranscoderConfig,
 )
+from open_clt.config.ignored import LOSS_SETTINGS, MODEL_SETTINGS, OPTIMIZER_SETTINGS, SOURCE_SETTINGS, refuse_given
 from open_clt.data.harvest import ActivationStore
 from open_clt.data.prompts import report_prompts
 from open_clt.data.texts import open_texts
@@ -63,7 +64,6 @@ from open_clt.training.flags.settings import (
     read_settings,
     user_class,
 )
-from open_clt.training.ignored import LOSS_SETTINGS, MODEL_SETTINGS, OPTIMIZER_SETTINGS, SOURCE_SETTINGS, refuse_given
 from open_clt.training.memory import keep_freed_memory
 from open_clt.training.output import OutputDirectory, output_directory
 from open_clt.training.result import TrainingResult

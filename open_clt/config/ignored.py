@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from open_clt.config import LossConfig, TextsConfig, TrainingConfig
+from open_clt.config.texts import TextsConfig
+from open_clt.config.training import LossConfig, TrainingConfig
 from open_clt.errors import ConfigError, short_value
 
 SOURCE_SETTINGS = ("source", "column", "subset", "split", "streaming", "bad_rows")
