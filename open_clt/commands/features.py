@@ -158,6 +158,12 @@ def _labelled(
     return label_with_service(records, candidates, arguments, endpoint, background)
 
 
+def _name(arguments: argparse.Namespace) -> str:
+    """The name of the transcoder in its files, which may be published: the last part of the path of a directory."""
+    source = arguments.transcoder or arguments.model
+    return Path(source).resolve().name if Path(source).is_dir() and source != "embedded" else source
+
+
 def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collection: FeatureCollection) -> AboutRecords:
     """How the records are measured."""
     from open_clt.features.about import AboutRecords
@@ -165,7 +171,7 @@ def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collect
 
     return AboutRecords(
         model=clt.language_model.name,
-        transcoder=arguments.transcoder or arguments.model,
+        transcoder=_name(arguments),
         transcoder_hash=fingerprint(clt.transcoder),
         text=arguments.text or f"generated sentences, seed {arguments.seed}",
         tokens=collection.n_tokens,

@@ -94,6 +94,12 @@ class FeatureFiles:
             if start < end
         ]
 
+    def paths(self) -> list[Path]:
+        """The files that hold the records, and those about them that are present."""
+        files.read_saved(self.folder, INDEX, self._read_index)
+        names = [*(entry.filename for entry in self._layers), ABOUT, TABLE, INDEX]
+        return [self.folder / name for name in dict.fromkeys(names) if (self.folder / name).exists()]
+
     def _read_index(self, saved: files.Saved) -> None:
         """Read the index, unless it is the one that was read before."""
         path = saved(INDEX)

@@ -13,6 +13,7 @@ import yaml
 
 from open_clt.evaluation.report import Report, comparison_table, layer_table
 from open_clt.hub.repository import HubName
+from open_clt.publishing.records import PushedRecords
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats.info import TranscoderInfo
 
@@ -41,6 +42,8 @@ class CardContent:
     """Whether the transcoder is of a user's own class."""
     report: Report | None = None
     """Evaluation report, if there is one."""
+    features: PushedRecords | None = None
+    """Feature records, if there are any."""
     record: Mapping[str, Any]
     """Record of the training run; empty if there is none."""
     license: str | None = None
@@ -72,6 +75,7 @@ def make_card(content: CardContent) -> str:
         _description(content),
         _use(content),
         *_numbers(content),
+        *_features(content.features),
         *_training(content.record),
     ]
     return "\n\n".join(parts) + "\n"
@@ -148,6 +152,19 @@ def _numbers(content: CardContent) -> list[str]:
     known = {label: numbers.get(name) for name, label in _HELD_OUT.items()}
     rows = [f"| {label} | {value:.6g} |" for label, value in known.items() if isinstance(value, int | float)]
     return ["## Evaluation", "| on held-out tokens | |\n|---|---|\n" + "\n".join(rows)] if rows else []
+
+
+def _features(records: PushedRecords | None) -> list[str]:
+    """The section on the feature records; none without records."""
+    if records is None:
+        return []
+    text = (
+        f"The folder `features` describes {records.n_records:,} features: where each is active, and which output "
+        "tokens it raises. Circuit-tracer's viewer reads these files."
+    )
+    if (about := records.about) is not None:
+        text += f" They were measured on {about.tokens:,} tokens ({_cell(about.text)})."
+    return [f"## Features\n\n{text}"]
 
 
 def _training(record: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
-"""Pushing: the files of a saved transcoder, its report and its model card go to the Hugging Face hub in one commit.
+"""Pushing: a saved transcoder, its report, feature records and model card go to the Hugging Face hub in one commit.
 
-Only files that belong to the transcoder are sent: those that its reader opens, and those of an evaluation report.
+Only files that belong to the transcoder are sent: those that its reader opens, those of an evaluation report, and those
+of the feature records in the folder ``features``.
 A ``README.md`` that a user wrote, in the directory or in the repository, is kept as it is.
 """
 
@@ -23,6 +24,7 @@ from open_clt.hub.repository import HubName
 from open_clt.hub.upload import Destination, repository_name
 from open_clt.publishing.card import CARD, CardContent, is_our_card, make_card
 from open_clt.publishing.local_paths import changed_text, without_local_paths
+from open_clt.publishing.records import PushedRecords, records_to_push
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats.info import describe
 from open_clt.transcoders.formats.native import read_record
@@ -89,11 +91,15 @@ def publication(
     if report is not None:
         present = [each for each in REPORT_FILES if (directory / each).exists()]
         paths |= {each: directory / each for each in present}
+    records = records_to_push(directory, trust_code=trust_code)
+    if records is not None:
+        paths |= records.paths
     for path in (*paths.values(), directory / CARD):
         _check_is_inside(path, directory)
     written = files.read_text(directory / CARD, "Markdown") if (directory / CARD).exists() else None
     is_ours = written is None or is_our_card(written)
-    card = without_local_paths(make_card(_content(name, own, report, directory, license))) if is_ours else written
+    content = _content(name, own, directory, report=report, records=records, license=license)
+    card = without_local_paths(make_card(content)) if is_ours else written
     assert card is not None
     changed = {each: text for each, path in paths.items() if (text := changed_text(path)) is not None}
     return Publication(name=name, paths=paths, changed=changed, card=card, card_is_ours=is_ours)
@@ -115,7 +121,8 @@ def push_transcoder(
     an identifier such as ``mit``. A transcoder of a user's own class needs ``trust_code``, which imports the class.
     Where a config or a report names a path of this machine, its last part is sent in its place; no file is changed.
 
-    Raises CheckpointError if the directory holds no whole transcoder or a damaged report, ConfigError for names that
+    Raises CheckpointError if the directory holds no whole transcoder, or a damaged report or feature records, or those
+    of another transcoder, ConfigError for names that
     the hub does not have, HubUnreachableError if the hub does not answer, and HubRefusedError if there is no token, if
     the token does not permit it, or if the branch holds weights of another transcoder.
     """
@@ -149,13 +156,22 @@ def _strangers(existing: Iterable[str], pushed: Iterable[str]) -> list[str]:
     return sorted(n for n in {*existing} - weights if n.endswith(_WEIGHTS) and n.count("/") in depths)
 
 
-def _content(name: HubName, own: OwnFiles, report: Report | None, directory: Path, license: str | None) -> CardContent:
+def _content(
+    name: HubName,
+    own: OwnFiles,
+    directory: Path,
+    *,
+    report: Report | None,
+    records: PushedRecords | None,
+    license: str | None,
+) -> CardContent:
     content = own.opened.content
     return CardContent(
         name=name,
         info=describe(own.opened),
         own_class=isinstance(content, Transcoder) and own_architecture(content) is not None,
         report=report,
+        features=records,
         record=read_record(directory) if own.opened.layout.key == "native" else {},
         license=license,
     )
