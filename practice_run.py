@@ -39,8 +39,10 @@ from open_clt.device import check_device
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import HubUnreachableError, TextError
 from open_clt.evaluation.evaluate import Evaluation, measure
-from open_clt.features.collecting.collect import FeatureCollection, collect_features
+from open_clt.features.collecting.collect import collect_features
 from open_clt.features.collecting.measured import feature_records
+from open_clt.features.labelling.automatic import label_records
+from open_clt.features.labelling.background import background_of
 from open_clt.features.labelling.given import label_features
 from open_clt.files import list_names, results, write_json, write_text
 from open_clt.graphs import graph as graph_files
@@ -69,8 +71,7 @@ MOST_HELD_OUT = 64
 NAMED_FEATURES = 60
 """Number of features per graph that get labels."""
 GRAPH_PICTURES = ("attribution_graph.png", "attribution_graph_2.png", "attribution_graph_3.png")
-SUITE = tuple(path.name for path in suite_paths(".").paths)
-FILES = ("training_curves.png", "metrics.json", "comparison.md", *GRAPH_PICTURES, *SUITE)
+FILES = ("training_curves.png", "metrics.json", "comparison.md", *GRAPH_PICTURES, *map(str, suite_paths("").paths))
 """Names of the files that a run writes to its output directory, apart from the transcoder and the graph."""
 
 
@@ -290,37 +291,35 @@ def trace(
     """Compute and draw the attribution graph of each prompt, with labels of features."""
     heading("Attribution graphs")
     graphs: list[AttributionGraph] = []
-    contexts = 400 if clt.language_model.name == "embedded" else 40
-    held_out = len(held_out_contexts(result))
-    packed = pack_contexts(data.texts, clt.language_model, data.context_length, max_contexts=held_out + contexts)
-    texts = [clt.language_model.decode(context[1:]) for context in packed[held_out:]]
-    settings = FeatureRecordsConfig(context_length=data.context_length)
-    collection = collect_features(clt.language_model, clt.transcoder, texts, settings)
+    model, held_out = clt.language_model, len(held_out_contexts(result))
+    most = held_out + (400 if model.name == "embedded" else 40)
+    contexts = pack_contexts(data.texts, model, data.context_length, max_contexts=most)[held_out:]
+    texts = [model.decode(context[1:]) for context in contexts]
+    collection = collect_features(
+        model, clt.transcoder, texts, FeatureRecordsConfig(context_length=data.context_length)
+    )
+    background = background_of(model, clt.transcoder, contexts)
     for index, prompt in enumerate(prompts_for(clt)):
         graph = clt.attribute(prompt)
-        pruned = graph.prune()
-        scores = graph.scores()
+        pruned, scores = graph.prune(), graph.scores()
         console.print(
             f"{prompt!r} -> {graph.info.target_names[0]!r}: {graph.n_nodes:,} nodes ({pruned.n_nodes} after pruning), "
             f"replacement score {scores.replacement:.2f}, largest missing share of a row "
             f"{graph.check().relative_to_row:.0e}"
         )
-        picture = options.output_dir / GRAPH_PICTURES[index]
-        visualize_attribution_graph(with_labels(clt, pruned, collection), save_path=picture)
-        graphs.append(graph)
+        records = feature_records(model, clt.transcoder, collection, named_features(pruned))
+        labelled = label_features(pruned, label_records(records, background))
+        visualize_attribution_graph(labelled, save_path=options.output_dir / GRAPH_PICTURES[index])
+        graphs.append(graph.with_labels(labelled.labels))
     graphs[0].save(options.output_dir / "graph")
     return graphs
 
 
-def with_labels(
-    clt: OpenCrossLayerTranscoder, graph: AttributionGraph, collection: FeatureCollection
-) -> AttributionGraph:
-    """Label the most influential features of a graph."""
+def named_features(graph: AttributionGraph) -> list[Feature]:
+    """Return the most influential features of a graph."""
     influence = graph.influence().masked_fill(~graph.of_kind(NodeKind.FEATURE), 0)
-    node_indices = influence.topk(min(NAMED_FEATURES, graph.n_nodes)).indices.tolist()
-    nodes = [graph.node(node_index) for node_index in node_indices]
-    features = sorted({Feature(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE})
-    return label_features(graph, feature_records(clt.language_model, clt.transcoder, collection, features))
+    nodes = map(graph.node, influence.topk(min(NAMED_FEATURES, graph.n_nodes)).indices.tolist())
+    return sorted({Feature(node.layer, node.index) for node in nodes if node.kind is NodeKind.FEATURE})
 
 
 def compare(clt: OpenCrossLayerTranscoder) -> list[Comparison]:
