@@ -251,8 +251,9 @@ class OpenCrossLayerTranscoder:
     ) -> Path:
         """Write one HTML file about a text: both models' predictions, the attribution graph, features, faithfulness.
 
-        Examples of features come from feature files in the directory ``features``, or else from ``texts``. The function
-        ``open_clt.write_report`` has more settings. Returns the path, which ends in .html.
+        Examples of features come from feature files in the directory ``features``, or else from ``texts``; without
+        both, from records in the cache or the package. The function ``open_clt.write_report`` has more settings.
+        Returns the path, which ends in .html.
         """
         from open_clt.visualization.prompt_report.report import write_report
 

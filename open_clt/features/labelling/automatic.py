@@ -37,6 +37,7 @@ _FIRES = 0.3
 _PROMOTED_SHARE = 0.1
 """Share of the peaks that must be followed by one of the tokens that the feature raises, for a label to name them."""
 _MOST_PROMOTED = 3
+_ALTERNATIVES = re.compile(r"“[^”]*”(?:, “[^”]*”)*(?: or (?:“[^”]*”|\d+ more))?")
 _FEWEST_WINDOWS = 4
 """Number of held-out windows of each kind that a score needs at least."""
 
@@ -87,15 +88,22 @@ def arrow_text(record: FeatureRecord, count: int = 2) -> str:
 
 
 def in_brief(text: str) -> str:
-    """A label as graphs draw it, where there is little room: ``“is” ≤16 after “capital” → “Boise”``.
+    """A label as graphs draw it, where there is little room: ``“is” after “capital” → “Boise”``.
 
-    It leaves out the words that most automatic labels begin with, and the spaces that tokens begin with; other labels
-    stay as they are.
+    It leaves out the words that most automatic labels begin with, how far away the token before may be, the spaces that
+    tokens begin with, and tokens that differ by such a space only; other labels stay as they are.
     """
     if not text.startswith("fires "):
         return text
     brief = text.removeprefix("fires ").removeprefix("on ").replace("; promotes ", " → ").replace("“ ", "“")
-    return re.sub(r"\bwithin (\d+) tokens after\b", r"≤\1 after", brief)
+    brief = re.sub(r"\bwithin \d+ tokens after\b", "after", brief)
+    return _ALTERNATIVES.sub(_each_once, brief)
+
+
+def _each_once(alternatives: re.Match[str]) -> str:
+    """Quoted tokens such as “a”, “b” or 5 more, each of them once."""
+    *tokens, last = dict.fromkeys(re.split("(?<=”)(?:, | or )", alternatives[0]))
+    return " or ".join(filter(None, [", ".join(tokens), last]))
 
 
 def _label(text: str, confidence: float, score: float) -> FeatureLabel | None:

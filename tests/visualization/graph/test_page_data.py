@@ -95,9 +95,13 @@ def test_automatic_labels_are_drawn_in_brief_and_listed_in_full() -> None:
     node = next(node for node in data["nodes"] if node["feature"] == "L0/7")
     assert node["label"] == label
     text = data["layouts"][0]["texts"][data["nodes"].index(node)]
-    assert node["brief"] == in_brief(label) == "“is” ≤16 after “capital” → “Boise”"
+    assert node["brief"] == in_brief(label) == "“is” after “capital” → “Boise”"
     assert text.endswith("→ “Boise”")
     assert in_brief("fires at dawn") == "at dawn"
+    assert in_brief("fires on “The”, “ The” or “ a”; promotes “ a” or “ an”") == "“The” or “a” → “a” or “an”"
+    assert in_brief("fires on “The”, “ The” or “,”") == "“The” or “,”"
+    assert in_brief("fires on “, ”, “ or ” or “ a”") == "“, ”, “or ” or “a”"
+    assert in_brief("fires on “ The”, “ the”, “The” or 11 more") == "“The”, “the” or 11 more"
     assert in_brief("about fires on ships") == "about fires on ships"
 
 
