@@ -13,12 +13,8 @@ import yaml
 from open_clt.config import CrossLayerConfig, ReLUConfig
 from open_clt.errors import CheckpointError, ConfigError, HubRefusedError, HubUnreachableError
 from open_clt.evaluation.report_file import save_reconstruction, save_report
-from open_clt.features.about import AboutRecords
-from open_clt.features.feature_files import FeatureFiles, write_feature_files
-from open_clt.features.fingerprint import fingerprint
 from open_clt.publishing.local_paths import without_local_paths
 from open_clt.publishing.push import publication, push_transcoder
-from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.circuit_tracer_writer import save_circuit_tracer
 from open_clt.transcoders.formats.info import transcoder_info
 from open_clt.transcoders.formats.load import load_transcoder
@@ -26,7 +22,6 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import OwnArchitecture, make_transcoder
 from open_clt.transcoders.transcoder import Transcoder
 from tests.faults.artefacts import report_of
-from tests.features.rich_record import rich_record
 from tests.hub import stand_in
 from tests.hub.stand_in import Hub, serving
 from tests.random_transcoders import random_architecture
@@ -86,53 +81,6 @@ def test_only_files_of_the_transcoder_are_sent(hub: Hub, tmp_path: Path) -> None
     sent = {path.relative_to(tmp_path / "remote").as_posix() for path in (tmp_path / "remote").rglob("*.*")}
     report = {"evaluation.json", "evaluation.csv", "evaluation-totals.csv"}
     assert sent == {"README.md", "config.json", "transcoder.safetensors", *report}
-
-
-def write_records(folder: Path, transcoder_hash: str) -> None:
-    about = AboutRecords(
-        model="gpt2",
-        transcoder="local",
-        transcoder_hash=transcoder_hash,
-        text="/home/me/wiki.txt",
-        tokens=5000,
-        contexts=50,
-        context_length=101,
-        from_start=False,
-        bos="<s>",
-        encodes_first_position=False,
-        window=4,
-    )
-    records = [rich_record(0, 1), rich_record(1, 3)]
-    write_feature_files(records, folder, n_layers=2, n_features=6, about=about, name="local")
-
-
-def test_feature_records_are_sent_with_the_transcoder(hub: Hub, tmp_path: Path) -> None:
-    folder = saved(tmp_path / "local")
-    write_records(folder, fingerprint(load_transcoder(folder)))
-    (folder / "features" / "notes.txt").write_text("private")
-    files = {
-        f"features/{name}" for name in ("layer_0.bin", "layer_1.bin", "about.json", "table.json.gz", "index.json.gz")
-    }
-    pushed = publication(folder, REPO)
-    assert set(pushed.sizes) == {"README.md", "config.json", "transcoder.safetensors", *files}
-    assert "2 features" in pushed.card
-    assert "5,000 tokens (wiki.txt)" in pushed.card
-    push_transcoder(folder, REPO)
-    remote = FeatureFiles(tmp_path / "remote")
-    assert remote.record(Feature(1, 3)) is not None
-    about = remote.about()
-    assert about is not None
-    assert about.text == "wiki.txt"
-    assert not (tmp_path / "remote/features/notes.txt").exists()
-    # What was pushed belongs to the transcoder that was pushed.
-    assert about.transcoder_hash == fingerprint(load_transcoder(REPO))
-
-
-def test_feature_records_of_another_transcoder_are_refused(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "local")
-    write_records(folder, "0123456789abcdef")
-    with refuses(CheckpointError, str(folder / "features")):
-        publication(folder, REPO)
 
 
 def test_a_card_says_what_the_transcoder_is_and_how_it_is_used(tmp_path: Path) -> None:
