@@ -4,6 +4,7 @@
 #   make run                        run practice_run.py from start to finish   (make run ARGS="--help")
 #   make test                       lint, formatting, types, import contracts, the default tests (minutes)
 #   make slow                       all tests with shapes checked, also long runs and notebooks (under 20 minutes)
+#   make browser                   the tests that drive Chromium; they need `apt-get install chromium`
 #   make soak                       the longest tests, started by hand; docs/results.md has their figures
 #   make check PYTEST="-x -k text"  the checks of `make test` without the installation; PYTEST is passed to pytest
 #   make format                     let ruff rewrite what it can
@@ -15,7 +16,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,gguf
+EXTRAS := dev,explorer,gguf
 ARGS ?=
 PYTEST ?=
 # One process for each core; a process that has finished its tests takes tests from another one.
@@ -26,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # pyright does not look for a newer version of itself, because poetry.lock names its version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: run test check slow soak format gallery embedded-features notebooks clean
+.PHONY: run test check slow browser soak format gallery embedded-features notebooks clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -42,8 +43,11 @@ check:
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
 slow: $(VENV)/.installed-dev
-	OPEN_CLT_CHECK_SHAPES=1 $(BIN)/python -m pytest $(PARALLEL) -m "not soak and not real_model and not gpu" \
+	OPEN_CLT_CHECK_SHAPES=1 $(BIN)/python -m pytest $(PARALLEL) -m "not soak and not real_model and not gpu and not browser" \
 		--timeout 900 $(PYTEST)
+
+browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m browser --timeout 300 $(PYTEST)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak --timeout 0 $(PYTEST) || test $$? -eq 5  # pytest's status 5: no test has the marker

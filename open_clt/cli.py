@@ -3,6 +3,7 @@
     open-clt embedded evaluate                                measure what the embedded model knows
     open-clt generate --model M --transcoder T --prompt P     continue a prompt with the original and the replacement
     open-clt attribute --model M --transcoder T --prompt P    compute, check, save and draw attribution graphs
+    open-clt explore --model M --transcoder T                 trace, label, group and steer in a browser
     open-clt report --prompt P --output report.html           show predictions, graph and features in one HTML file
     open-clt features --transcoder T --text FILE              measure every feature of a transcoder on a text
     open-clt intervene --prompt P --ablate 2:5:417            change features and compare the predictions
@@ -50,6 +51,7 @@ def _commands() -> Sequence[Any]:
         convert,
         embedded,
         evaluate,
+        explore,
         features,
         generate,
         info,
@@ -59,7 +61,21 @@ def _commands() -> Sequence[Any]:
         train,
     )
 
-    return embedded, generate, attribute, report, features, intervene, train, evaluate, compare, convert, info, push
+    return (
+        embedded,
+        generate,
+        attribute,
+        explore,
+        report,
+        features,
+        intervene,
+        train,
+        evaluate,
+        compare,
+        convert,
+        info,
+        push,
+    )
 
 
 @contextmanager

@@ -1,13 +1,19 @@
-"""Progress bars: they are shown on standard error, in a terminal or a notebook, and never in a pipe or a file."""
+"""Progress: bars on standard error, in a terminal or a notebook and never in a pipe or a file; and listeners.
+
+A listener is what a program with pages of its own shows instead of a bar. Long computations report to it what they have
+reached, and a listener stops the computation by raising an exception.
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +25,28 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+Listener: TypeAlias = Callable[[str, int, int], None]
+"""Function of a phase, such as ``features``, of the number of steps that are done, and of the number of all steps."""
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Generator[None]:
+    """Let a listener hear the progress of what this thread computes during the block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def report_progress(phase: str, done: int, total: int) -> None:
+    """Tell the listener of this thread, if it has one, how many steps of a phase are done."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(phase, done, total)
 
 
 def progress_bar(name: str, *details: ProgressColumn, shown: bool = True, transient: bool = False) -> Progress:

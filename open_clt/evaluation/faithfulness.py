@@ -27,10 +27,10 @@ from torch.nn import functional
 from open_clt.attribution.sources import attributable
 from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import AttributionError
+from open_clt.evaluation.effects import measured_changes, predicted_changes
 from open_clt.evaluation.faithfulness_report import Agreement, Effects, Faithfulness, InfluenceCheck, Perturbation
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
-from open_clt.graphs.targets import FeaturePreactivation, LogitDifference
 from open_clt.replacement.comparison import agreements, kl_divergences
 from open_clt.replacement.interventions.intervene import InterventionRecord, intervene
 from open_clt.replacement.interventions.intervention import Constrained, Intervention, Iterative
@@ -75,32 +75,6 @@ def with_faithfulness(graph: AttributionGraph, numbers: Faithfulness) -> Attribu
     return replace(graph, info=replace(graph.info, faithfulness=numbers.report()))
 
 
-def predicted_changes(
-    graph: AttributionGraph, ablated: Int[Tensor, "ablation"], *, paths: bool = True
-) -> Float[Tensor, "ablation node"]:
-    """The change of every node's total (pre-activation or logit) that a graph predicts for each ablated node.
-
-    Without ``paths``, the change is minus the edge from the ablated node. With paths, each feature on a path passes on
-    its relative change, which assumes that features neither become active nor become inactive.
-    """
-    nodes, edges = graph.nodes, graph.edges
-    every_ablation = torch.arange(len(ablated))
-    relative = torch.zeros(len(ablated), graph.n_nodes, dtype=torch.double)
-    relative[every_ablation, ablated] = -1
-    change = torch.zeros_like(relative)
-    passes_on = graph.of_kind(NodeKind.FEATURE) & paths
-    row_layers = nodes.layer[edges.rows]
-    for layer in row_layers.unique().tolist():
-        into_layer = (row_layers == layer).nonzero().flatten()
-        for chunk in edges.chunks(into_layer.numpy()):
-            changes = chunk.matrix(graph.n_nodes, signed=True) @ relative.numpy().T
-            change[:, edges.rows[torch.from_numpy(chunk.rows)]] = torch.from_numpy(changes.T)
-        reached = edges.rows[into_layer]
-        reached = reached[passes_on[reached]]
-        relative[:, reached] += change[:, reached] / nodes.value[reached]
-    return change.float()
-
-
 class _Ablation(NamedTuple):
     """The effects of ablating one feature."""
 
@@ -127,8 +101,8 @@ def _ablate(
     held, free, local = (intervene(exact, before, ablation, patching) for patching in (_HELD, _FREE, _LOCAL))
     outputs = graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET)
     return _Ablation(
-        _measured(graph, transcoder, held),
-        _measured(graph, transcoder, free),
+        measured_changes(graph, transcoder, held),
+        measured_changes(graph, transcoder, free),
         _divergence(free, graph.nodes.position[outputs].unique()),
         _perturbations(node.layer, local, free),
     )
@@ -158,34 +132,6 @@ def _check_same(graph: AttributionGraph, before: Observed) -> None:
             "The graph's features have other activations with this model and transcoder; give those that the graph was "
             "made with."
         )
-
-
-def _measured(
-    graph: AttributionGraph, transcoder: CrossLayerTranscoder, run: InterventionRecord
-) -> Float[Tensor, "node"]:
-    """Changes of each node's total: pre-activation, logit minus the mean logit, or target; NaN for other nodes."""
-    nodes, measured = graph.nodes, torch.full((graph.n_nodes,), torch.nan)
-    positions = nodes.position[graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].unique()
-    change = (run.after.logits_at(positions) - run.before.logits_at(positions)).float().cpu()
-    rows, logits = torch.searchsorted(positions, nodes.position), graph.of_kind(NodeKind.LOGIT)
-    measured[logits] = (change - change.mean(1, keepdim=True))[rows[logits], nodes.index[logits]]
-    for layer in range(graph.info.n_layers):
-        in_layer = graph.of_kind(NodeKind.FEATURE) & (nodes.layer == layer)
-        if bool(in_layer.any()):
-            changes = run.preactivation_change(transcoder, layer, nodes.index[in_layer].to(transcoder.device))
-            measured[in_layer] = changes.float().cpu()[nodes.position[in_layer], torch.arange(int(in_layer.sum()))]
-    for node_index in graph.of_kind(NodeKind.TARGET).nonzero().flatten().tolist():
-        match graph.info.settings.target(int(nodes.index[node_index])):
-            case LogitDifference(positive=int(positive), negative=int(negative)):
-                row = change[rows[node_index]]
-                measured[node_index] = row[positive] - row[negative]
-            case FeaturePreactivation(layer=layer, feature=feature, position=position):
-                index = torch.tensor([feature], device=transcoder.device)
-                measured[node_index] = float(run.preactivation_change(transcoder, layer, index)[position])
-            case _:
-                pass  # a run does not record the stream that a direction reads
-    measured[nodes.total.isnan()] = torch.nan  # an unexplored feature has no row to compare with
-    return measured
 
 
 def _effects(predicted: Float[Tensor, "run node"], measured: Float[Tensor, "run node"]) -> Effects:

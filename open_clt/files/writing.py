@@ -108,8 +108,20 @@ def write_yaml(path: Path, content: object, *, comment: str) -> Path:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     """Write a safetensors file and return its path."""
     with writing(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as part:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+        save_file(_apart(tensors), part)
     return path
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: on the CPU, contiguous, and none in the memory of another."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in taken else tensor
+        taken.add(place)
+    return apart
 
 
 class TensorBlocks(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from open_clt import files
 from open_clt.errors import CheckpointError, ConfigError
@@ -76,3 +77,17 @@ def test_a_path_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> N
     for check in (files.check_file, files.check_directory, files.make_directory):
         with refuses(ConfigError, "path"):
             check(tmp_path / name)
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
+    zeros = torch.zeros(4)
+    path = files.write_tensors(
+        tmp_path / "a.safetensors", {"a": zeros, "b": zeros, "c": zeros[1:3], "d": torch.ones(2)}
+    )
+    read = files.read_tensors(path)
+    assert {name: tensor.tolist() for name, tensor in read.items()} == {
+        "a": [0] * 4,
+        "b": [0] * 4,
+        "c": [0, 0],
+        "d": [1, 1],
+    }

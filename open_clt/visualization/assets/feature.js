@@ -23,6 +23,8 @@
                  or a function that is called on a click; null for unknown features
      wide        whether all examples are shown, with everything else beside them
 
+   OpenCLT.example(example, words, record, chart) returns one context, and OpenCLT.chip(token) one token.
+
    Text enters the page as text nodes and attributes only, never as HTML. */
 "use strict";
 
@@ -185,5 +187,5 @@
     })));
   }
 
-  Object.assign(OpenCLT, { feature, chip });
+  Object.assign(OpenCLT, { feature, chip, example });
 })();

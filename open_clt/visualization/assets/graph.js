@@ -9,6 +9,7 @@
                 shape: feature, error, other (bias, position, MLP output), group, token or output
                 brief: the label for places with little room, or null
                 layer, activation and feature ("L2/417") are null where a node has none
+                members: [{id, label}] of a group, the nodes that it stands for
                 automatic: whether the label is an automatic one
                 members: [{id, label, automatic, token, feature, activation, influence}] of a supernode, else []
      edges    [[source, target, weight]]: indices of nodes, and a signed weight
@@ -21,7 +22,9 @@
               texts: the text beside each dot or in each output. tokens: boxes of all tokens.
               rows: [{name, layer, top, bottom}], the bands of layers.
 
-   options: {label: name of the graph for screen readers}
+   options: {label: name of the graph for screen readers
+             click: function(node, event), called on a click; if it returns true, the click does not select the node
+             digits: whether the keys 1-9 and Esc select (default: true)}
 
    The handle has
      select(id)       select a node, or none with null; returns whether there is such a node
@@ -31,6 +34,9 @@
      numbered(node)   the neighbours that the keys 1-9 select
      hide(shapes)     draw all nodes but those of these shapes
      onChange(f)      call f(node or null) whenever the selection changes
+     mark(ids, name)  give the nodes with these ids, and no others, the class oc-NAME
+     focused()        the node at which Tab enters the graph
+     destroy()        stop listening; the element can then be emptied
      counts()         {nodes, edges}: numbers of elements that are drawn
      labelled()       whether the drawn layout has labels
 
@@ -68,7 +74,7 @@
       edge.target.from.push(edge);
       return edge;
     });
-    const listeners = [];
+    const listeners = [], marks = new Map(), stop = new AbortController(), { signal } = stop;
     let layout = null, selected = null, hovered = null, entry = null, names = null, drawn = false, drawnSize = "";
 
     const picture = svg("svg", { class: "oc-picture" });
@@ -147,13 +153,14 @@
         });
         lines.append(edge.element);
       }
-      const marks = svg("g", { role: "listbox", "aria-label": options.label || "Attribution graph" });
+      const list = svg("g", { role: "listbox", "aria-label": options.label || "Attribution graph" });
       const shown = new Set(nodes.filter((node) => node.shape === "token").map((node) => node.position));
       tokens.forEach((box, position) => {
         if (!shown.has(position)) bands.append(word(box, data.tokens[position]));
       });
-      for (const node of readingOrder()) marks.append((node.element = drawNode(node)));
-      picture.replaceChildren(bands, lines, marks, svg("g", { class: "oc-numbers", "aria-hidden": "true" }), names);
+      for (const node of readingOrder()) list.append((node.element = drawNode(node)));
+      for (const name of marks.keys()) showMark(name);
+      picture.replaceChildren(bands, lines, list, svg("g", { class: "oc-numbers", "aria-hidden": "true" }), names);
       for (const edge of edges) edge.element.classList.toggle("oc-hidden", edge.source.hidden || edge.target.hidden);
       entry = entry && !entry.hidden ? entry : nodes.find((node) => node.shape === "output") || nodes[0] || null;
       if (entry) entry.element.setAttribute("tabindex", "0");
@@ -248,6 +255,10 @@
       }));
       over(hovered);
     }
+
+    const showMark = (name) => {
+      for (const node of nodes) node.element.classList.toggle(`oc-${name}`, marks.get(name).has(node.id));
+    };
 
     const scaleOf = () => picture.getBoundingClientRect().width / picture.viewBox.baseVal.width || 1;
 
@@ -345,6 +356,7 @@
     picture.addEventListener("pointerleave", (event) => event.shiftKey || over(null));
     picture.addEventListener("click", (event) => {
       const node = nearest(event);
+      if (options.click && options.click(node, event)) return;
       choose(node === selected ? null : node);
     });
     picture.addEventListener("keydown", (event) => {
@@ -359,24 +371,26 @@
       }
       event.preventDefault();
     });
-    document.addEventListener("keydown", (event) => {
+    if (options.digits !== false) document.addEventListener("keydown", (event) => {
       if (isTyping(event.target) || event.ctrlKey || event.metaKey || event.altKey || !selected) return;
       if (event.key === "Escape") choose(null);
       else if (/^[1-9]$/.test(event.key)) {
         const next = numbered(selected)[Number(event.key) - 1];
         if (next) choose(next);
       }
-    });
+    }, { signal });
     canvas.addEventListener("scroll", () => {
       holdNames();
       over(hovered);
     });
-    new ResizeObserver(() => {
+    const observer = new ResizeObserver(() => {
       const size = `${canvas.clientWidth} ${canvas.clientHeight}`;
       if (size === drawnSize) return;
       drawnSize = size;
       draw();
-    }).observe(canvas);
+    });
+    observer.observe(canvas);
+    signal.addEventListener("abort", () => observer.disconnect());
     drawnSize = `${canvas.clientWidth} ${canvas.clientHeight}`;
     draw();
 
@@ -396,6 +410,12 @@
         draw();
       },
       onChange: (listener) => listeners.push(listener),
+      mark(ids, name) {
+        marks.set(name, new Set(ids));
+        showMark(name);
+      },
+      focused: () => entry,
+      destroy: () => stop.abort(),
       labelled: () => layout.labelled,
       counts: () => ({
         nodes: picture.querySelectorAll(".oc-node:not(.oc-hidden)").length,

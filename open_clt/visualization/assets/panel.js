@@ -1,7 +1,13 @@
 /* The panel beside the graph: what feeds the selected node and what it feeds, and the feature behind it. Needs elements.js
    and feature.js.
 
-   OpenCLT.panel(host, graph, {features, advice}) fills an element, and again whenever the selection changes.
+   OpenCLT.panel(host, graph, options) fills an element, and again whenever the selection changes. It returns
+   {refresh()}, which fills it once more. Options:
+     features, advice  as below
+     load(name)        a promise of a feature's record, for pages that do not have all records at once
+     name(node)        an element in place of the node's label, such as one that can be edited
+     tools(node)       elements below the facts of a node
+     links(node)       elements below the lists of edges
 
      features  records by the name of the feature ("L2/417"), as feature.js shows them
      advice    a sentence that says how to get examples, for records without any
@@ -28,9 +34,10 @@
     };
   }
 
-  function panel(host, graph, { features = {}, advice = "" } = {}) {
+  function panel(host, graph, { features = {}, advice = "", load, name, tools, links: below } = {}) {
     host.classList.add("oc-panel");
     const link = linkTo(graph), detail = (record, settings) => OpenCLT.feature(record, { ...settings, link });
+    let shown = null;
 
     const row = (link, largest, key) => {
       const share = Math.abs(link.weight) / largest;
@@ -61,7 +68,7 @@
         fold.addEventListener("toggle", () => {
           if (!fold.open || fold.querySelector(".f-feature")) return;
           fold.append(html("p", { class: "oc-facts" }, `feature ${member.feature} \u00b7 activation ${digits(member.activation)}`),
-            detail(features[member.feature] || {}, { activation: member.activation, advice }));
+            about(member));
         });
         return html("li", {}, fold);
       };
@@ -81,21 +88,36 @@
       );
     }
 
+      /* The feature of a node; a record that has to be loaded takes its place when it is there. */
+    function about(node) {
+      if (!load) return detail(features[node.feature] || {}, { activation: node.activation, advice });
+      const place = html("div", { class: "f-feature" }, html("p", { class: "oc-none" }, "Reading the record \u2026"));
+      load(node.feature).then(
+        (record) => place.replaceWith(detail(record, { activation: node.activation, advice })),
+        (error) => place.replaceChildren(html("p", { class: "oc-none" }, error.message)),
+      );
+      return place;
+    }
+
     function show(node) {
+      shown = node;
       const hadFocus = host.contains(document.activeElement);
       if (!node) nothingSelected();
       else {
         const [, where, numbers] = OpenCLT.facts(node);
         const sources = graph.fedBy(node), targets = graph.feeds(node);
-        const title = html("h2", { class: `oc-title${node.automatic ? " oc-automatic" : ""}`, tabindex: "-1" }, node.label);
+        const title = html("h2", { class: `oc-title${node.automatic ? " oc-automatic" : ""}`, tabindex: "-1" },
+          (name && name(node)) || node.label);
         host.replaceChildren(
           title,
           html("p", { class: "oc-facts" }, `${node.automatic ? "automatic label \u00b7 " : ""}${where}`),
           html("p", { class: "oc-facts" }, `${numbers} \u00b7 node ${node.id}`),
+          ...(tools ? tools(node) : []),
           html("h2", {}, "Fed by"), ...list(sources, MOST_LINKS, true),
           html("h2", {}, "Feeds"), ...list(targets, MOST_LINKS, !sources.length),
+          ...(below ? below(node) : []),
         );
-        if (node.feature) host.append(html("h2", {}, `Feature ${node.feature}`), detail(features[node.feature] || {}, { activation: node.activation, advice }));
+        if (node.feature) host.append(html("h2", {}, `Feature ${node.feature}`), about(node));
       }
       if (node && (node.members || []).length) host.append(...members(node.members));
       host.scrollTop = 0;
@@ -103,6 +125,7 @@
     }
     graph.onChange(show);
     show(graph.selected());
+    return { refresh: () => show(shown) };
   }
 
   Object.assign(OpenCLT, { panel: Object.assign(panel, { linkTo }) });

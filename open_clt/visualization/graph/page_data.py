@@ -8,7 +8,7 @@ browser takes the first one that fits into its window, so text is never smaller 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ MOST_NODES, MOST_EDGES = 300, 2000
 _INNER: tuple[Shape, ...] = ("feature", "error", "other")
 _MEASURES = replace(PIXELS, node_font=12.0, note_font=12.0, largest=16.0)
 """Letters of 12 pixels have 11 pixels in a layout that is shrunk to 11/12."""
-_WINDOWS: tuple[Size, ...] = ((800.0, 530.0), (1400.0, 800.0))
+WINDOWS: tuple[Size, ...] = ((800.0, 530.0), (1400.0, 800.0))
 """Room of the graph in windows of 1280 x 800 and of 1920 x 1080, without the names of layers."""
 _LEGIBLE = 11 / 12
 _KINDS = {
@@ -49,11 +49,15 @@ def graph_data(
     max_nodes: int = MOST_NODES,
     max_edges: int = MOST_EDGES,
     automatic: Collection[Feature] = (),
+    windows: Sequence[Size] = WINDOWS,
+    labelled: bool = False,
 ) -> dict[str, Any]:
     """Return what ``graph.js`` draws of a graph; the nodes and edges are those of the figure with the same limits.
 
     A supernode of a grouped graph is one node, of the shape ``group`` or, if it holds outputs, ``output``; its members
     are listed. ``automatic`` are the features whose labels in the graph are automatic ones, which the page marks.
+    ``windows`` are the room that the graph has in windows of several sizes, the smallest first. A ``labelled`` graph
+    shows all labels, and may be larger than the window.
     """
     picture = picture_of(drawn, max_nodes, max_edges, _INNER)
     graph = drawn.graph if isinstance(drawn, GroupedGraph) else drawn
@@ -66,7 +70,7 @@ def graph_data(
         "caption": picture.caption,
         "missing": picture.missing,
         "alarming": picture.alarming,
-        "layouts": _layouts(picture),
+        "layouts": [_labelled(picture, windows[0])] if labelled else _layouts(picture, windows),
     }
 
 
@@ -165,22 +169,27 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _layouts(picture: GraphPicture) -> list[dict[str, Any]]:
+def _layouts(picture: GraphPicture, windows: Sequence[Size]) -> list[dict[str, Any]]:
     """Layouts in the order in which a browser tries them: with labels where they are legible, then without."""
     layouts: list[dict[str, Any]] = []
-    for width, height in _WINDOWS:
+    for width, height in windows:
         placed = arranged(picture, _page(width, height), _MEASURES)
         if min(width / placed.width, height / placed.height) >= _LEGIBLE:
             layouts.append(_layout(picture, placed))
             break
     inner = set(picture.of(*_INNER))
     dots = replace(picture, labels=tuple("" if node in inner else label for node, label in enumerate(picture.labels)))
-    return [*layouts, _layout(dots, _dots(dots))]
+    return [*layouts, _layout(dots, _wide_enough(dots, windows[0]))]
 
 
-def _dots(picture: GraphPicture) -> PlacedGraph:
-    """A layout without labels that is as high as a small window, and wider only if it has to be; it may be scrolled."""
-    width, height = _WINDOWS[0]
+def _labelled(picture: GraphPicture, window: Size) -> dict[str, Any]:
+    """A layout with all labels that is as high as a window if it can be; it may be scrolled."""
+    return _layout(picture, _wide_enough(picture, window))
+
+
+def _wide_enough(picture: GraphPicture, window: Size) -> PlacedGraph:
+    """A layout that is as high as a window, and wider only if it has to be."""
+    width, height = window
     candidates = (arranged(picture, _page(limit, height), _MEASURES) for limit in np.geomspace(width, 8 * width, 10))
     best = next(candidates)
     for placed in candidates:

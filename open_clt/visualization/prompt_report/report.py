@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, final
@@ -218,8 +218,36 @@ def report_page(report: PromptReport) -> str:
             sections.made_section(report.graph, pruned, report.transcoder, report.facts),
         ]
     )
+    return _page(f"OpenCLT report: {pruned.info.prompt}", body, values)
+
+
+def graph_page(
+    graph: AttributionGraph, records: Sequence[FeatureRecord] = (), automatic: Collection[Feature] = ()
+) -> str:
+    """Return the HTML of a page about a graph alone, which needs no model: the graph, its features, how it was made.
+
+    ``records`` are those of features that the graph draws, and ``automatic`` the features with automatic labels.
+    """
+    drawn = graph_data(graph, automatic=automatic)
+    per_group = 2 if len(records) <= _FEW else 1
+    values = {
+        "graph": drawn,
+        "features": {str(record.feature): record_data(record, per_group=per_group) for record in records},
+        "advice": _ADVICE,
+    }
+    count = len({node["feature"] for node in drawn["nodes"]} - {None})
+    body = "\n".join(
+        [
+            f'<div class="r-first">{sections.head_of_graph(graph)}{sections.graph_section()}</div>',
+            sections.features_section(f"{count} features of the graph, by influence."),
+        ]
+    )
+    return _page(f"OpenCLT graph: {graph.info.prompt}", body, values)
+
+
+def _page(title: str, body: str, values: Mapping[str, Any]) -> str:
     return page(
-        f"OpenCLT report: {pruned.info.prompt}",
+        title,
         body,
         styles=("graph.css", "feature.css", "report.css"),
         scripts=("elements.js", "feature.js", "graph.js", "panel.js", "report.js"),

@@ -20,11 +20,16 @@ _TOKEN_CHARS = 24
 
 def head(graph: AttributionGraph, last: Prediction) -> str:
     """The prompt, and what both models predict after it."""
-    info = graph.info
     chips = "".join(
         f'<p class="r-next"><span class="r-who">{who}</span> {"".join(map(_chip, likely[:3]))}</p>'
         for who, likely in (("model", last.original), ("replacement", last.replacement))
     )
+    return head_of_graph(graph, chips)
+
+
+def head_of_graph(graph: AttributionGraph, chips: str = "") -> str:
+    """The prompt of a graph, and beside it what is known of the predictions, as HTML."""
+    info = graph.info
     return (
         f'<header class="r-head"><div class="r-prompt"><h1><bdi>{escaped(info.prompt)}</bdi></h1>'
         f'<p class="r-small">OpenCLT report · {escaped(info.model)} · {len(info.tokens)} tokens</p></div>'

@@ -1,0 +1,69 @@
+"""The command ``open-clt explore``: a web application on this computer that shows why a model said what it said.
+
+It listens on the loopback interface only, unless ``--host`` says otherwise. A remote computer's explorer is reached
+through SSH: ``ssh -L 8041:localhost:8041 NAME``, and then http://localhost:8041/ in a browser here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import webbrowser
+from pathlib import Path
+
+from open_clt.commands.options import AddParser, add_command, add_model_options, integer
+from open_clt.errors import MissingExtraError
+
+
+def add_to(add_parser: AddParser) -> None:
+    """Add the command and its options."""
+    parser = add_command(
+        add_parser, "explore", "Open the explorer: trace prompts, follow edges, name, group and change features."
+    )
+    add_model_options(parser)
+    option = parser.add_argument
+    option("--features", type=Path, metavar="DIR", help="Directory with feature files (default: the transcoder's own).")
+    option(
+        "--max-feature-nodes",
+        type=integer(least=1),
+        default=500,
+        help="Largest number of features to attribute (default: 500).",
+    )
+    option("--all-features", action="store_true", help="Attribute all features; long prompts take longer.")
+    option("--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1, this computer only).")
+    option("--port", type=integer(least=0, most=65535), default=8041, help="Port (default: 8041; 0 is any free one).")
+    option(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="Further name under which browsers may reach the explorer, such as that of a proxy. May be repeated.",
+    )
+    option("--open", action="store_true", help="Open a browser.")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Listen, print the address, and answer requests until a signal ends the program."""
+    try:
+        import dash
+    except ImportError as error:
+        raise MissingExtraError("The explorer needs Dash; install it with `pip install open-clt[explorer]`.") from error
+    del dash
+    from open_clt.explorer.explorer import Explorer
+    from open_clt.explorer.models import Source
+    from open_clt.explorer.server.serve import listen
+
+    source = Source(
+        model=arguments.model,
+        transcoder=arguments.transcoder,
+        device=arguments.device,
+        features=arguments.features,
+        trust_code=arguments.trust_code,
+    )
+    explorer = Explorer(source, budget=None if arguments.all_features else arguments.max_feature_nodes)
+    served = listen(explorer, arguments.host, arguments.port, arguments.allow_host)
+    print(f"explorer: {served.url} (Ctrl-C ends it)", flush=True)
+    if arguments.open:
+        webbrowser.open_new_tab(served.url)
+    served.run()
+    return 0

@@ -1,0 +1,99 @@
+/* The circuit: pinned nodes and groups with their whole labels, the scores of this part, and what can be done with it. */
+"use strict";
+
+(() => {
+  const { html, digits } = OpenCLT;
+  const { client, store, say } = OpenCLT.explorer;
+  let drawn = "", picture = null, shown = null;
+
+  const kept = ({ graph, pins, groups, labels }) => JSON.stringify([graph, pins, groups, labels]);
+
+  function update(host, session) {
+    if (kept(session) === drawn) return;
+    drawn = kept(session);
+    host.dataset.boxes = "";
+    if (!host.childElementCount) build(host);
+    fill(host, session);
+  }
+
+  function build(host) {
+    const { button, groupPins } = OpenCLT.explorer.selection;
+    host.append(
+      html("div", { class: "x-circuit-bar" },
+        html("b", {}, "Circuit"), html("span", { id: "circuit-score" }),
+        button("Group the pins", groupPins), button("Suggest groups", () => suggest(host)),
+        button("Steer these", steerAll)),
+      html("div", { id: "suggestions" }),
+      html("div", { id: "groups", class: "x-groups" }),
+      html("div", { id: "circuit-graph", class: "x-graph" }));
+  }
+
+  async function fill(host, session) {
+    const place = host.querySelector("#circuit-graph"), score = host.querySelector("#circuit-score");
+    host.querySelector("#groups").replaceChildren(...session.groups.map(groupLine));
+    try {
+      shown = session.graph && session.pins.length ? await client.job("circuit", { session }) : null;
+    } catch (error) {
+      if (error instanceof client.Ended) return;
+      shown = null;
+      say.error(error);
+    }
+    if (picture) picture.destroy();
+    picture = null;
+    place.replaceChildren();
+    score.textContent = shown
+      ? `replacement ${digits(shown.scores[0])}, completeness ${digits(shown.scores[1])} of this part`
+      : "Pin nodes (P or Ctrl-click) to put them here.";
+    if (shown) {
+      picture = OpenCLT.graph(place, shown.picture, { label: "Circuit", digits: false });
+      host.dataset.boxes = shown.names.length;
+    }
+  }
+
+  function groupLine(group) {
+    const { button, } = OpenCLT.explorer.selection;
+    const name = html("input", { type: "text", value: group.name, maxlength: 200, "aria-label": "Name of the group" });
+    name.addEventListener("change", () => say.trying(store.act({ kind: "rename", name: group.name, new_name: name.value })));
+    return html("span", { class: "x-group", title: group.members.join("  ") }, name,
+      html("small", {}, ` ${group.members.length} nodes `),
+      button("Ungroup", () => say.trying(store.act({ kind: "ungroup", name: group.name }))),
+      button("Steer", () => OpenCLT.explorer.steer.add(group.members, group.name)));
+  }
+
+  async function suggest(host) {
+    const place = host.querySelector("#suggestions"), { button } = OpenCLT.explorer.selection;
+    place.replaceChildren(html("p", { class: "oc-none" }, "Comparing features \u2026"));
+    try {
+      const groups = await client.job("suggestions", { session: store.session() });
+      const lines = groups.map((group) => {
+        const line = html("span", { class: "x-group", "data-members": group.members.join(" "), title: group.members.join("  ") },
+          html("b", {}, group.name), html("small", {}, ` ${group.members.length} nodes `));
+        line.append(
+          button("Take", () => {
+            line.remove();
+            say.trying(store.act({ kind: "group", ...group }));
+          }),
+          button("Refuse", () => line.remove()));
+        return line;
+      });
+      place.replaceChildren(...(lines.length ? lines : [html("p", { class: "oc-none" }, "No features are similar enough for a group.")]));
+    } catch (error) {
+      place.replaceChildren();
+      say.error(error);
+    }
+  }
+
+  function steerAll() {
+    const { groups, pins } = store.session();
+    const free = pins.filter((id) => !groups.some((group) => group.members.includes(id)));
+    const graph = OpenCLT.explorer.graphPage.graph();
+    for (const group of groups) OpenCLT.explorer.steer.add(group.members, group.name, false);
+    for (const id of free) {
+      const node = graph && graph.node(id);
+      if (node && node.feature) OpenCLT.explorer.steer.add([id], node.label, false);
+    }
+    OpenCLT.explorer.go("/steer");
+  }
+
+  OpenCLT.explorer.circuit = { update, shown: () => shown };
+})();

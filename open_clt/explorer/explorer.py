@@ -1,0 +1,154 @@
+"""The explorer without its pages: its models, its traces, and its worker.
+
+Nothing here waits for the model; ``jobs/`` has the work that needs it, which the worker does.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from open_clt.embedded import start_graph
+from open_clt.errors import ConfigError, OpenCLTError
+from open_clt.explorer.exports import File, read_upload
+from open_clt.explorer.feature_list import listed, read_query
+from open_clt.explorer.models import Models, Source, load_models
+from open_clt.explorer.session.session import Session
+from open_clt.explorer.traces import (
+    BUDGET,
+    START,
+    Trace,
+    Traces,
+)
+from open_clt.explorer.views import Views, largest_activations
+from open_clt.explorer.worker import Worker
+from open_clt.features.feature_data import feature_data
+from open_clt.progress import report_progress
+from open_clt.transcoders.feature import Feature
+from open_clt.visualization.prompt_report.features import records_without_text
+
+_HEADS = 12
+"""Number of heads that the page lists of an edge."""
+_LONGEST_CONTINUATION = 40
+_MOST_FILES = 4
+"""Number of exported files that are kept until a browser fetches them."""
+
+
+@final
+class Explorer:
+    """Models, traces and the worker of one explorer; ``close`` ends its thread."""
+
+    def __init__(self, source: Source, *, budget: int | None = BUDGET, cache: Path | None = None) -> None:
+        self.source = source
+        self.budget = budget
+        self.models: Models | None = None
+        self.traces = Traces(cache)
+        self.views = Views()
+        self.worker = Worker()
+        self._files: OrderedDict[str, File] = OrderedDict()
+        self.failed = ""
+        if source.is_embedded:
+            self.traces.hold(Trace(key=START, graph=start_graph()))
+        self._loader = Worker()  # a thread of its own, so that graphs can be looked at while the models are loading
+        self._loading = self._loader.submit("load", self._load)
+
+    def close(self) -> None:
+        """Cancel all jobs, and end the threads."""
+        self.worker.close()
+        self._loader.close()
+
+    def status(self) -> dict[str, Any]:
+        """What the page shows of the models and the jobs, as plain values."""
+        models = self.models
+        config = None if models is None else models.transcoder.config
+        return {
+            "model": self.source.model,
+            "transcoder": self.source.transcoder or self.source.model,
+            "ready": models is not None,
+            "failed": self.failed,
+            "shape": None if config is None else [config.n_layers, config.n_features],
+            "fingerprint": None if models is None else models.fingerprint,
+            "has_records": models is not None and models.records is not None,
+            "start": START if self.source.is_embedded else None,
+            "budget": self.budget,
+            "jobs": [job.status() for job in (*self._loader.running(), *self.worker.running())],
+        }
+
+    def loaded(self) -> Models:
+        """The models; raises ConfigError while they are loading or if they cannot be loaded."""
+        if self.models is None:
+            raise ConfigError(self.failed or "The models are still loading; try again in a moment.")
+        return self.models
+
+    def wait_for_models(self) -> Models:
+        """The models, for a job in the worker, which shows how far they are loaded until they are there."""
+        while not self._loading.finished.wait(0.05):
+            report_progress(self._loading.phase, self._loading.done, self._loading.total)
+        return self.loaded()
+
+    def trace_of(self, key: object) -> Trace:
+        """The trace with a key; raises ConfigError if it is not kept any more."""
+        trace = self.traces.find(key) if isinstance(key, str) else None
+        if trace is None:
+            raise ConfigError("The graph is not kept any more; trace the prompt again.")
+        return trace
+
+    def keep_file(self, made: File) -> str:
+        """Keep an exported file until a browser fetches it; returns its name for ``file``."""
+        token = secrets.token_hex(8)
+        self._files[token] = made
+        while len(self._files) > _MOST_FILES:
+            self._files.popitem(last=False)
+        return token
+
+    def file(self, token: str) -> File | None:
+        """A file that an export has made."""
+        return self._files.get(token)
+
+    def opened(self, name: str, content: bytes) -> Session:
+        """The session in a file; raises ConfigError if it was made with another transcoder."""
+        saved = read_upload(name, content)
+        if saved.transcoder and saved.transcoder != self.loaded().fingerprint:
+            raise ConfigError(
+                f"{name[:80]!r} was made with another transcoder ({saved.transcoder}) than this explorer's "
+                f"({self.loaded().fingerprint}); start the explorer with that one."
+            )
+        self.traces.keep(saved.trace)
+        return saved.session
+
+    def feature(self, name: str) -> dict[str, Any]:
+        """The record of a feature; without one, the output tokens that its decoders raise and lower."""
+        models, feature = self.loaded(), Feature.parse(name)
+        self.check_feature(feature)
+        record = None if models.records is None else models.records.record(feature)
+        if record is None:
+            record = records_without_text(models.model, models.transcoder, [feature])[0]
+        return {**feature_data(record), "feature": str(feature), "measured": models.records is not None}
+
+    def check_feature(self, feature: Feature) -> None:
+        """Raise ConfigError if the transcoder does not have a feature."""
+        config = self.loaded().transcoder.config
+        if not (0 <= feature.layer < config.n_layers and 0 <= feature.index < config.n_features):
+            raise ConfigError(
+                f"The transcoder does not have feature {feature}; its {config.n_layers} layers have "
+                f"{config.n_features} features each."
+            )
+
+    def features(self, values: Mapping[str, str], session: Session) -> dict[str, Any]:
+        """A page of the list of features; ``values`` are those of an address (``feature_list.read_query``)."""
+        query, rows = read_query(values), self.loaded().rows
+        among: dict[Feature, float] | None = None
+        if values.get("here") == "1":
+            graph = self.trace_of(session.graph).graph
+            among = largest_activations(graph)
+        return listed(rows, query, session.feature_labels, among)
+
+    def _load(self) -> None:
+        try:
+            self.models = load_models(self.source)
+        except OpenCLTError as error:
+            self.failed = str(error)
+            raise

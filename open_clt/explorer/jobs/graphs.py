@@ -1,0 +1,114 @@
+"""Jobs of the graph page: traces, views, circuits, predictions, heads, groups and exports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from open_clt.attribution.heads import head_contributions
+from open_clt.explorer.explorer import Explorer
+from open_clt.explorer.exports import Exported, check_kind, export
+from open_clt.explorer.jobs.requests import Request, Work, check_fits, session_of, text_of
+from open_clt.explorer.traces import check_prompt, fits, trace_prompt, with_predictions
+from open_clt.explorer.views import circuit_view, graph_view
+from open_clt.graphs.operations import node_numbers
+from open_clt.graphs.supernodes import suggest_supernodes
+from open_clt.progress import report_progress
+
+_HEADS = 12
+"""Number of heads that the page lists of an edge."""
+
+
+def trace(explorer: Explorer, request: Request) -> Work:
+    """Trace a prompt; the result is the key of the trace."""
+    prompt = text_of(request, "prompt")
+    if explorer.models is not None:
+        check_prompt(explorer.models, prompt)
+
+    def work() -> dict[str, str]:
+        models = explorer.wait_for_models()
+        check_prompt(models, prompt)
+        return {"graph": trace_prompt(models, explorer.traces, prompt, explorer.budget).key}
+
+    return work
+
+
+def view(explorer: Explorer, request: Request) -> Work:
+    """What the graph page shows of a session."""
+    session = session_of(request)
+    shown_trace = explorer.trace_of(session.graph)
+    return lambda: graph_view(shown_trace, explorer.views.shown(shown_trace, session, explorer.models))
+
+
+def circuit(explorer: Explorer, request: Request) -> Work:
+    """What the circuit shows of a session; the result is None if nothing is pinned."""
+    session = session_of(request)
+    shown_trace = explorer.trace_of(session.graph)
+    return lambda: circuit_view(shown_trace, session, explorer.models)
+
+
+def predictions(explorer: Explorer, request: Request) -> Work:
+    """What both models predict at each position of a trace."""
+    found = explorer.trace_of(request.get("graph"))
+
+    def work() -> list[dict[str, Any]]:
+        models = explorer.wait_for_models()
+        if found.predictions or not fits(found, models):
+            return list(found.predictions)
+        full = with_predictions(found, models)
+        explorer.traces.hold(full)
+        return list(full.predictions)
+
+    return work
+
+
+def heads(explorer: Explorer, request: Request) -> Work:
+    """The attention heads that carry an edge, largest part first."""
+    found = explorer.trace_of(request.get("graph"))
+    ends = [text_of(request, "source"), text_of(request, "target")]
+    source, target = node_numbers(found.graph, ends).tolist()
+
+    def work() -> dict[str, Any]:
+        models = explorer.wait_for_models()
+        check_fits(found, models)
+        report_progress("splitting the edge by heads", 0, 1)
+        parts = head_contributions(models.model, models.transcoder, found.graph, target).edge(source)
+        values = parts.heads.flatten()
+        order = values.abs().argsort(descending=True)[:_HEADS].tolist()
+        n_heads = parts.heads.shape[1]
+        return {
+            "direct": parts.direct,
+            "total": parts.direct + float(values.sum()),
+            "heads": [[at // n_heads, at % n_heads, float(values[at])] for at in order if float(values[at])],
+        }
+
+    return work
+
+
+def suggestions(explorer: Explorer, request: Request) -> Work:
+    """Groups of similar features in the part of the graph that a session shows."""
+    session = session_of(request)
+    found = explorer.trace_of(session.graph)
+
+    def work() -> list[dict[str, Any]]:
+        models = explorer.models
+        shown = explorer.views.shown(found, session, models)
+        report_progress("comparing features", 0, 1)
+        transcoder = models.transcoder if models is not None and fits(found, models) else None
+        groups = suggest_supernodes(shown.graph, transcoder)
+        return [{"name": group.label, "members": list(group.members)} for group in groups]
+
+    return work
+
+
+def write_file(explorer: Explorer, request: Request) -> Work:
+    """Write a file of what a session shows; the result names the file, which ``Explorer.file`` returns."""
+    session, kind = session_of(request), text_of(request, "kind")
+    check_kind(kind)
+    found = explorer.trace_of(session.graph)
+
+    def work() -> dict[str, str]:
+        shown = explorer.views.shown(found, session, explorer.models)
+        made = export(kind, Exported(found, shown, session, explorer.models))
+        return {"file": explorer.keep_file(made), "name": made.name}
+
+    return work

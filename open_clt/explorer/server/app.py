@@ -1,0 +1,98 @@
+"""The pages of the explorer: a Dash application whose graph, circuit and panels are drawn by ``assets/``.
+
+The layout holds every page; the address says which one is shown, so going back and forth does not lose anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from dash import ClientsideFunction, Dash, Input, Output, dcc, html
+from flask import Response, abort, send_from_directory
+
+from open_clt import visualization
+from open_clt.explorer.explorer import Explorer
+from open_clt.explorer.server.api import add_api, guard
+
+PAGES: dict[str, str] = {
+    "graph": "Graph",
+    "features": "Features",
+    "steer": "Steer",
+    "compare": "Compare",
+    "transcoder": "Transcoder",
+}
+"""Names of the pages, which are also their addresses (``/`` is the graph), and their titles."""
+_SHARED = Path(visualization.__file__).parent / "assets"
+_OWN = Path(__file__).parents[1] / "assets"
+_SCRIPTS: dict[str, Path] = {
+    "elements.js": _SHARED,
+    "graph.js": _SHARED,
+    "feature.js": _SHARED,
+    "panel.js": _SHARED,
+    "client.js": _OWN,
+    "store.js": _OWN,
+    "say.js": _OWN,
+    "selection.js": _OWN,
+    "circuit.js": _OWN,
+    "graph_page.js": _OWN,
+    "steer.js": _OWN,
+    "features.js": _OWN,
+    "tools.js": _OWN,
+    "start.js": _OWN,
+}
+"""Scripts in the order in which they are loaded, and where they are."""
+_STYLES: dict[str, Path] = {"graph.css": _SHARED, "feature.css": _SHARED, "explorer.css": _OWN}
+
+
+def make_app(explorer: Explorer, allowed: Collection[str] = ()) -> Dash:
+    """Return the application of an explorer; it answers for this computer's names and the ``allowed`` ones."""
+    app = Dash(
+        __name__,
+        title="OpenCLT explorer",
+        update_title="",
+        include_assets_files=False,
+        external_scripts=[f"/files/{name}" for name in _SCRIPTS],
+        external_stylesheets=[f"/files/{name}" for name in _STYLES],
+    )
+    guard(app.server, allowed)
+    add_api(app.server, explorer)
+
+    @app.server.get("/files/<name>")
+    def file(name: str) -> Response:  # pyright: ignore[reportUnusedFunction]
+        folder = (_SCRIPTS | _STYLES).get(name)
+        return abort(404) if folder is None else send_from_directory(folder, name)
+
+    app.layout = _layout()
+    app.clientside_callback(
+        ClientsideFunction("explorer", "navigate"),
+        Output("page", "data-page"),
+        Input("location", "pathname"),
+        Input("location", "search"),
+    )
+    return app
+
+
+def _layout() -> html.Div:
+    links = [
+        dcc.Link(title, href="/" if name == "graph" else f"/{name}", id=f"link-{name}", className="x-link")
+        for name, title in PAGES.items()
+    ]
+    pages = [html.Main(id=f"page-{name}", className="x-page", hidden=True) for name in PAGES]
+    return html.Div(
+        [
+            dcc.Location(id="location", refresh=False),
+            html.Header(
+                [
+                    html.B("OpenCLT", className="x-brand"),
+                    html.Nav(links),
+                    html.Div(id="facts", className="x-facts"),
+                    html.Div(id="tools", className="x-tools"),
+                ],
+                className="x-header",
+            ),
+            html.Div(id="banner", role="status"),
+            html.Div(pages, id="page"),
+        ],
+        id="explorer",
+    )

@@ -1,0 +1,61 @@
+"""Checks of requests to a server on this computer, for every server that OpenCLT starts.
+
+A server listens on the loopback interface, so other computers cannot reach it. Pages of other sites, which the same
+browser shows, still can: by the address, or by a name of their own that they let point to the loopback address. So a
+request is answered only if its ``Host`` is this computer's or one that the user allows, and a request that changes
+something only if the page that sends it came from the same host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+SECURITY_HEADERS: Mapping[str, str] = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""Headers of every answer: other sites can neither show a page in a frame nor read its files."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this computer, and cannot mean another one."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def host_of(header: str) -> str:
+    """The name or address in a ``Host`` header or an origin, without its port and in lower case; "" if it has none."""
+    try:
+        return (urlsplit(header if "//" in header else f"//{header}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def is_allowed(host: str, allowed: Iterable[str]) -> bool:
+    """Whether a server answers requests for a host: this computer's names, and those that the user allows."""
+    return is_loopback(host) or host in {name.lower().strip("[]") for name in allowed}
+
+
+def refusal(method: str, host: str, origin: str | None, allowed: Iterable[str]) -> str:
+    """Why a request is refused, as a sentence; "" if it is allowed.
+
+    ``host`` and ``origin`` are headers. A request that changes something comes from a page of the same host and port,
+    or from a program, which sends no origin.
+    """
+    if not is_allowed(host_of(host), allowed):
+        return "This server does not answer requests for other hosts; start it with --allow-host NAME to allow one."
+    if method in SAFE_METHODS or origin is None:
+        return ""
+    if urlsplit(origin).netloc.lower() != host.lower():
+        return "This server does not take requests from pages of other sites."
+    return ""

@@ -1,0 +1,245 @@
+"""The explorer without its pages: what jobs compute equals what Python's functions compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from open_clt.attribution.attribute import attribute
+from open_clt.attribution.heads import head_contributions
+from open_clt.errors import CheckpointError, ConfigError
+from open_clt.evaluation.effects import predicted_changes
+from open_clt.explorer.explorer import Explorer
+from open_clt.explorer.exports import EXPORTS
+from open_clt.explorer.jobs.table import start
+from open_clt.explorer.models import Source
+from open_clt.explorer.session.circuit import circuit_of
+from open_clt.explorer.session.session import Group, Session, Steer, session_json
+from open_clt.explorer.session.session_file import SavedSession, load_session, save_session
+from open_clt.explorer.traces import Trace, Traces
+from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
+from open_clt.graphs.operations import node_numbers, subgraph
+from open_clt.graphs.supernodes import group, suggest_supernodes
+from open_clt.replacement.interventions.intervene import intervene
+from open_clt.replacement.interventions.intervention import Iterative, interventions_on
+from tests.explorer.conftest import PROMPT, done
+from tests.refusals import refuses
+
+
+@pytest.fixture(scope="module")
+def trace(explorer: Explorer) -> Trace:
+    return explorer.trace_of(done(start(explorer, "trace", {"prompt": PROMPT})).result["graph"])
+
+
+@pytest.fixture(scope="module")
+def features(trace: Trace) -> list[str]:
+    """Ids of the features of the traced graph, most influential first."""
+    graph = trace.graph
+    rows = graph.of_kind(NodeKind.FEATURE).nonzero().flatten()
+    order = graph.influence()[rows].argsort(descending=True)
+    return [graph.node(row).id for row in rows[order].tolist()]
+
+
+def _request(trace: Trace, **choices: Any) -> dict[str, Any]:
+    return session_json(Session(graph=trace.key, **choices))
+
+
+def test_a_trace_is_the_graph_that_python_computes(explorer: Explorer, trace: Trace) -> None:
+    models = explorer.loaded()
+    expected = attribute(models.model, models.transcoder, PROMPT, max_feature_nodes=60)
+    assert trace.graph.ids() == expected.ids()
+    assert torch.equal(trace.graph.edges.weight, expected.edges.weight)
+    last = trace.predictions[-1]
+    logits = models.model.logits(torch.tensor([expected.info.tokens]))[0, -1].softmax(-1)
+    assert last["model"][0][1] == pytest.approx(float(logits.max()), abs=1e-4)
+    assert len(trace.predictions) == len(expected.info.tokens)
+
+
+def test_a_prompt_is_traced_once(explorer: Explorer, trace: Trace) -> None:
+    assert done(start(explorer, "trace", {"prompt": PROMPT})).result == {"graph": trace.key}
+    assert explorer.trace_of(trace.key) is trace
+
+
+def test_a_trace_is_found_in_the_cache_after_a_restart(explorer: Explorer, trace: Trace) -> None:
+    later = Traces(explorer.traces._folder).find(trace.key)  # pyright: ignore[reportPrivateUsage]
+    assert later is not None
+    assert later.predictions == trace.predictions
+    assert torch.equal(later.graph.edges.weight, trace.graph.edges.weight)
+
+
+def test_a_damaged_trace_of_the_cache_is_not_used(trace: Trace, tmp_path: Path) -> None:
+    Traces(tmp_path).keep(trace)
+    (tmp_path / trace.key / "graph.safetensors").write_bytes(b"broken")
+    assert Traces(tmp_path).find(trace.key) is None
+    assert Traces(tmp_path).find("../../etc") is None
+
+
+def test_the_view_is_the_pruned_graph(explorer: Explorer, trace: Trace) -> None:
+    view = done(start(explorer, "view", {"session": _request(trace, percent=60)})).result
+    pruned = trace.graph.prune(0.6, 0.98)
+    assert view["shown"] == {"nodes": pruned.n_nodes, "edges": pruned.n_edges}
+    assert {node["id"] for node in view["picture"]["nodes"]} <= set(pruned.ids())
+    assert view["scores"]["shown"] == pytest.approx(list(pruned.scores()), abs=1e-4)
+    assert view["features"]["active"] == trace.graph.info.n_active_features > view["features"]["attributed"] == 60
+
+
+def test_a_label_of_the_person_is_the_label_in_the_view(explorer: Explorer, trace: Trace, features: list[str]) -> None:
+    layer, _, index = features[0].split(":")
+    text = "<img src=x onerror=alert(1)>"
+    view = done(start(explorer, "view", {"session": _request(trace, labels={f"L{layer}/{index}": text})})).result
+    assert text in [node["label"] for node in view["picture"]["nodes"] if node["id"] == features[0]]
+
+
+def test_the_circuit_is_the_grouped_graph_of_the_pins(explorer: Explorer, trace: Trace, features: list[str]) -> None:
+    pins = tuple(features[:4])
+    session = Session(graph=trace.key, pins=pins, groups=(Group(name="g", members=pins[:2]),))
+    view = done(start(explorer, "circuit", {"session": session_json(session)})).result
+    ends = [trace.graph.node(row).id for row in _ends(trace.graph)]
+    expected = group(subgraph(trace.graph, [*pins, *ends]), session.supernodes)
+    assert view["scores"] == pytest.approx(list(expected.scores()), abs=1e-4)
+    assert view["names"] == [each.label for each in expected.groups]
+    assert [weight for *_, weight in view["edges"]] == pytest.approx(expected.edges.weight.tolist(), rel=1e-4)
+    assert done(start(explorer, "circuit", {"session": _request(trace)})).result is None
+
+
+def _ends(graph: AttributionGraph) -> list[int]:
+    return graph.of_kind(NodeKind.EMBEDDING, NodeKind.LOGIT, NodeKind.TARGET).nonzero().flatten().tolist()
+
+
+def test_suggested_groups_are_those_of_python(explorer: Explorer, trace: Trace) -> None:
+    made = done(start(explorer, "suggestions", {"session": _request(trace, percent=90)})).result
+    models = explorer.loaded()
+    labels = {row.feature: row.label for row in models.rows if row.label}
+    expected = suggest_supernodes(trace.graph.with_labels(labels).prune(0.9, 0.98), models.transcoder)
+    assert made == [{"name": each.label, "members": list(each.members)} for each in expected]
+
+
+def test_heads_of_an_edge_add_up_to_it(explorer: Explorer, trace: Trace, features: list[str]) -> None:
+    graph, models = trace.graph, explorer.loaded()
+    target = graph.node(graph.n_nodes - 1).id
+    parts = done(start(explorer, "heads", {"graph": trace.key, "source": features[0], "target": target})).result
+    source_row, target_row = node_numbers(graph, [features[0], target]).tolist()
+    expected = head_contributions(models.model, models.transcoder, graph, target_row).edge(source_row)
+    assert parts["total"] == pytest.approx(float(graph.adjacency()[target_row, source_row]), abs=1e-4)
+    layer, head, value = parts["heads"][0]
+    assert value == pytest.approx(float(expected.heads[layer, head]), abs=1e-6)
+    assert abs(value) == pytest.approx(float(expected.heads.abs().max()), abs=1e-6)
+
+
+def test_steering_equals_intervene_and_the_prediction_of_the_graph(
+    explorer: Explorer, trace: Trace, features: list[str]
+) -> None:
+    steer = Steer(name="x", members=(features[0],), scale=0.0)
+    run = done(start(explorer, "steer", {"session": _request(trace, steers=(steer,)), "frozen": "nothing"})).result
+    record = intervene(explorer.loaded().corrected, PROMPT, interventions_on(features[0], value=0.0), Iterative())
+    assert [each["token"] for each in run["after"]] == [top.token for top in record.top_after]
+    assert [each["probability"] for each in run["after"]] == pytest.approx(
+        [top.probability for top in record.top_after], abs=1e-5
+    )
+    assert run["kl_divergence"] == pytest.approx(record.kl_divergence, abs=1e-6)
+    graph = trace.graph
+    ablated = node_numbers(graph, [features[0]])
+    predicted = predicted_changes(graph, ablated)[0, graph.of_kind(NodeKind.LOGIT)]
+    assert [each["predicted"] for each in run["effects"]] == pytest.approx(predicted.tolist(), abs=1e-5)
+
+
+def test_direct_effects_are_what_the_edges_predict(explorer: Explorer, trace: Trace, features: list[str]) -> None:
+    steers = (
+        Steer(name="x", members=tuple(features[:2]), scale=0.0),
+        Steer(name="y", members=(features[2],), scale=-2.0),
+        Steer(name="z", members=(features[3],), scale=3.0),
+    )
+    run = done(start(explorer, "steer", {"session": _request(trace, steers=steers), "frozen": "direct"})).result
+    for effect in run["effects"]:
+        assert effect["measured"] == pytest.approx(effect["predicted"], abs=1e-3)
+        assert abs(effect["predicted"]) > 0.01
+
+
+def test_a_factor_of_one_changes_nothing(explorer: Explorer, trace: Trace, features: list[str]) -> None:
+    steers = (Steer(name="x", members=tuple(features[:3]), scale=1.0, everywhere=True),)
+    run = done(start(explorer, "steer", {"session": _request(trace, steers=steers), "frozen": "nothing"})).result
+    assert run["kl_divergence"] == 0
+    assert run["before"] == run["after"]
+
+
+def test_what_cannot_be_asked_is_refused_at_once(explorer: Explorer, trace: Trace) -> None:
+    with refuses(ConfigError, "empty"):
+        start(explorer, "trace", {"prompt": "  "})
+    with refuses(ConfigError, "trace the prompt"):
+        start(explorer, "view", {"session": session_json(Session(graph="unknown"))})
+    with refuses(ConfigError, "session"):
+        start(explorer, "view", {"session": 3})
+    with refuses(ConfigError, "40"):
+        start(explorer, "continuations", {"session": _request(trace), "tokens": 1000})
+    with refuses(ConfigError, "add a feature"):
+        start(explorer, "steer", {"session": _request(trace), "frozen": "nothing"})
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_runs(explorer: Explorer) -> None:
+    with pytest.raises(Exception, match="tokens"):
+        start(explorer, "trace", {"prompt": "The capital of Texas is Austin. " * 300})
+
+
+def test_a_feature_is_described_with_and_without_records(explorer: Explorer) -> None:
+    shown = explorer.feature("L1/5")
+    assert shown["feature"] == "L1/5"
+    assert shown["top"]
+    with refuses(ConfigError, "L9/5"):
+        explorer.feature("L9/5")
+    with refuses(ConfigError, "Texas"):
+        explorer.feature("Texas")
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_every_export_is_a_file_of_its_kind(explorer: Explorer, trace: Trace, features: list[str], kind: str) -> None:
+    request = _request(trace, pins=(features[0],))
+    result = done(start(explorer, "export", {"session": request, "kind": kind})).result
+    file = explorer.file(result["file"])
+    assert file is not None
+    beginnings = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF", "html": b"<!DOCTYPE html>", "json": b"{"}
+    assert file.content.startswith(beginnings.get(kind, b"{"))
+    assert file.name.startswith("the-capital-of")
+    if kind in ("json", "session"):
+        opened = explorer.opened(file.name, file.content)
+        assert opened.pins == (features[0],)
+        again = explorer.trace_of(opened.graph).graph
+        assert set(again.ids()) <= set(trace.graph.ids())
+
+
+def test_a_session_file_holds_the_session_and_the_graph(trace: Trace, features: list[str], tmp_path: Path) -> None:
+    pins = tuple(features[:3])
+    session = Session(graph=trace.key, pins=pins, groups=(Group(name="g", members=pins[:2]),), labels={"L0/1": "Texas"})
+    path = save_session(SavedSession(session, trace, "abc"), tmp_path / "s.json")
+    saved = load_session(path)
+    assert saved.session == session
+    assert saved.trace.predictions == trace.predictions
+    assert torch.equal(saved.graph.edges.weight, trace.graph.edges.weight)
+    assert saved.graph.labels == session.feature_labels
+    circuit, expected = saved.circuit, circuit_of(trace.graph, session)
+    assert circuit is not None
+    assert expected is not None
+    assert torch.equal(circuit.edges.weight, expected.edges.weight)
+
+
+def test_files_that_are_not_sessions_are_refused(explorer: Explorer, trace: Trace, tmp_path: Path) -> None:
+    for content in (b"", b"[]", b"{}", b'{"format": "open-clt-session", "format_version": 1}', b"\x00" * 99):
+        with pytest.raises(CheckpointError):
+            explorer.opened("a.json", content)
+    other = save_session(SavedSession(Session(graph=trace.key), trace, "another"), tmp_path / "s.json")
+    with refuses(ConfigError, "another", "s.json"):
+        explorer.opened("s.json", other.read_bytes())
+
+
+def test_a_source_that_cannot_be_loaded_is_a_sentence(tmp_path: Path) -> None:
+    made = Explorer(Source(transcoder=str(tmp_path / "missing")), cache=tmp_path)
+    job = start(made, "trace", {"prompt": PROMPT})
+    assert job.finished.wait(120)
+    assert "missing" in job.error
+    assert "missing" in made.status()["failed"]
+    with refuses(ConfigError, "missing"):
+        made.loaded()
+    made.close()
