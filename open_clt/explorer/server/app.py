@@ -55,6 +55,7 @@ def make_app(explorer: Explorer, allowed: Collection[str] = ()) -> Dash:
         external_scripts=[f"/files/{name}" for name in _SCRIPTS],
         external_stylesheets=[f"/files/{name}" for name in _STYLES],
     )
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     guard(app.server, allowed)
     add_api(app.server, explorer)
 

@@ -115,9 +115,7 @@ def test_next_previous_random_and_jump(page: Any) -> None:
 
 
 def test_a_dead_feature_says_so(page: Any) -> None:
-    page.evaluate(
-        "() => { OpenCLT.explorer.client.get = async () => ({ density: 0, measured: true, label: null }); }"
-    )
+    page.evaluate("() => { OpenCLT.explorer.client.get = async () => ({ density: 0, measured: true, label: null }); }")
     page.evaluate("OpenCLT.explorer.go('/features/0/0')")
     page.wait_for_selector(".x-dead")
     assert "dead" in page.inner_text(".x-dead")

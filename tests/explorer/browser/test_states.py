@@ -57,7 +57,7 @@ def test_the_page_goes_on_when_the_server_is_back(new_page: Callable[..., Any], 
     node = drawn(page, "feature")[0]
     stop()
     page.wait_for_selector("#banner .x-gone")
-    page.evaluate("(node) => OpenCLT.explorer.store.act({ kind: 'pin', node })", node)
+    page.evaluate("(node) => void OpenCLT.explorer.store.act({ kind: 'pin', node })", node)
     second = listen(Explorer(Source(), cache=tmp_path), port=port)
     stop = in_background(second)
     try:
