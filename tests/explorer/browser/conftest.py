@@ -150,7 +150,11 @@ def overlapping(page: Any, selector: str) -> list[str]:
           const boxes = written.map((each) => {
             const range = document.createRange();
             range.selectNodeContents(each);
-            return { text: each.textContent.trim(), box: range.getBoundingClientRect() };
+            const inner = range.getBoundingClientRect(), outer = each.getBoundingClientRect();
+            const clipped = getComputedStyle(each).overflow === "hidden"; // a text that is cut ends with its element
+            const right = clipped ? Math.min(inner.right, outer.right) : inner.right;
+            const { left, top, bottom, height } = inner;
+            return { text: each.textContent.trim(), box: { left, right, top, bottom, height, width: right - left } };
           }).filter(({ box }) => box.width > 1 && box.height > 1);
           const found = [];
           boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b) => {
