@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_clt.errors import ConfigError
@@ -160,6 +160,7 @@ _ACTIONS = st.one_of(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(_ACTIONS, max_size=30))
 def test_any_actions_leave_a_session_that_a_file_can_hold(contents: list[dict[str, Any]]) -> None:
     history = _START
