@@ -6,7 +6,7 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ def wrapped(text: str, width: int = 16, lines: int = 2) -> str:
     return "\n".join(textwrap.wrap(shown, width, max_lines=lines, placeholder="…"))
 
 
+@lru_cache(2**14)
 def text_size(text: str, size: float) -> tuple[float, float]:
     """Return the largest width and height that a text can take when it is drawn, in points."""
     lines = text.split("\n")

@@ -111,8 +111,7 @@ def captions_of(picture: GraphPicture) -> list[str]:
 
 def diameter_of(picture: GraphPicture, node: int, measures: Measures = POINTS) -> float:
     """Return the diameter of a node's marker; its area grows with influence, from the smallest visible marker."""
-    influences = picture.influence[picture.of(*MARKERS)]
-    share = picture.influence[node] / max(float(np.max(influences, initial=0)), 1e-30)
+    share = picture.influence[node] / max(picture.largest_influence, 1e-30)
     smallest, largest = measures.smallest**2, measures.largest**2
     return float(np.sqrt(smallest + (largest - smallest) * share))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias, final
 
 import numpy as np
@@ -75,6 +76,12 @@ class GraphPicture:
     """Whether ``missing`` reports an error, because the rows of this kind of graph should add up."""
 
     __repr__ = short_repr
+
+    @cached_property
+    def largest_influence(self) -> float:
+        """Largest influence of a node between tokens and outputs; 0 if there are none."""
+        between = [node for node, shape in enumerate(self.shapes) if shape not in ("token", "output")]
+        return float(np.max(self.influence[between], initial=0))
 
     def of(self, *shapes: Shape) -> list[int]:
         """Return the indices of the nodes that have one of these shapes."""
