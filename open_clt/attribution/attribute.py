@@ -86,7 +86,8 @@ def attribute(
     The memory needed beyond the model and the transcoder is bounded by the budget and the batch size: at most 4 bytes
     for each entry of a row, a few times 64 MB for a batch, at most 512 MB of decoder rows, and the graph's edges. With
     GPT-2's shape this is 0.3 GB for 1,024 features on 24 tokens, and 0.9 GB for 2,048 features on 128 tokens
-    (``benchmarks/attribution.py``).
+    (``benchmarks/attribution.py``). A graph of every feature takes 12 bytes for an edge while it is put together, and 8
+    afterwards; the number of edges grows with the square of the number of active features (docs/scaling.md).
 
     Raises ConfigError if the transcoder does not fit the model, AttributionError if the prompt, the targets or the
     transcoder cannot be used, LanguageModelError if the frozen model is not linear, ResourceError if memory is too

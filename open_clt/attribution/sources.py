@@ -16,6 +16,7 @@ not copied as a whole.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, final
 
 import torch
@@ -113,7 +114,7 @@ class Sources:
         """The first position at which features are used."""
         return self.transcoder.first_position
 
-    @property
+    @cached_property
     def columns(self) -> Columns:
         """The columns of each kind."""
         layers, positions = self.n_layers, self.path.n_positions
