@@ -2,7 +2,7 @@
 
     python benchmarks/graphs.py --figure docs/graphs.png           everything but the study of the limit
     python benchmarks/graphs.py --figure docs/graphs.png --limit   whole graphs of GPT-2's shape up to --memory-gb
-    python benchmarks/graphs.py --quick                            the comparison and the budget only
+    python benchmarks/graphs.py --parts budget whole               some of the parts
 
     whole      whole graphs of the embedded model, against the commit --before, which is checked out into a temporary
                directory; both sides take turns, and medians are compared. Edges, their order and scores must not differ
@@ -37,11 +37,31 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "sides" / "graphs_case.py"
 BEFORE = "4caabcf"
 """The commit before edges were stored by rows."""
+PARTS = ("budget", "whole", "growth")
 COMPARED = (50, 120)
 EMBEDDED = (10, 20, 35, 50, 70, 90, 120, 127)
 BUDGETED, WHOLE = (10, 30, 100, 250, 500), (10, 20, 35)
-GPT2 = {"layers": 12, "d_model": 768, "heads": 12, "vocabulary": 50257, "features": 2048, "active": 20, "seed": 0}
-TINY = {"layers": 2, "d_model": 32, "heads": 4, "vocabulary": 200, "features": 64, "active": 4, "seed": 0}
+GPT2 = {
+    "layers": 12,
+    "d_model": 768,
+    "heads": 12,
+    "vocabulary": 50257,
+    "features": 2048,
+    "active": 20,
+    "context": 512,
+    "seed": 0,
+}
+TINY = {
+    "layers": 2,
+    "d_model": 32,
+    "heads": 4,
+    "vocabulary": 200,
+    "features": 64,
+    "active": 4,
+    "context": 64,
+    "seed": 0,
+}
+_TICKS = (10, 20, 50, 100, 200, 500)
 _STEP = 1.4
 """Factor between the lengths of the study of the limit."""
 
@@ -167,15 +187,17 @@ def growth(arguments: argparse.Namespace) -> list[Point]:
             process.ask(kind="graph", tokens=10, budget=budget)  # the first call starts threads and loads libraries
             for tokens in arguments.embedded:
                 add(process, "embedded", tokens, budget)
-    context = max(*arguments.whole, *arguments.budgeted)
-    shape = {**(TINY if arguments.tiny else GPT2), "context": context, "tokens": min(arguments.budgeted[-1], 64)}
+    shape = {**(TINY if arguments.tiny else GPT2), "tokens": min(arguments.budgeted[-1], 64)}
     with side(ROOT, arguments.threads, kind="random", shape=shape) as process:
         for tokens in arguments.budgeted:
             add(process, "GPT-2", tokens, arguments.budget)
         for tokens in arguments.whole:
             add(process, "GPT-2", tokens, None)
-        limit = longest(process, context, arguments.memory_gb)
-        print(f"  whole graphs of up to {limit} tokens fit into {arguments.memory_gb} GB (edges counted, not computed)")
+        limit = longest(process, shape["context"], arguments.memory_gb)
+        where = "the longest that the model reads" if limit == shape["context"] else "longer ones do not"
+        print(
+            f"  whole graphs of {limit} tokens fit into {arguments.memory_gb} GB; {where} (edges counted, not computed)"
+        )
         tokens = arguments.whole[-1]
         while arguments.limit and (tokens := int(tokens * _STEP)) <= limit:
             add(process, "GPT-2", tokens, None)
@@ -197,11 +219,13 @@ def longest(process: Side, context: int, memory_gb: float) -> int:
 def draw(points: Sequence[Point], path: Path) -> None:
     """Time and memory, against the tokens of both models and against the number of active features."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes = figure.subplots(2, 3, sharey="row")
     panels = (("embedded", "tokens"), ("GPT-2", "tokens"), (None, "active"))
     for column, (model, across) in enumerate(panels):
+        longest_prompt = max(point.tokens for point in points if model in (None, point.model))
         for series in dict.fromkeys((point.model, point.budget) for point in points):
             if model not in (None, series[0]):
                 continue
@@ -221,6 +245,10 @@ def draw(points: Sequence[Point], path: Path) -> None:
         for row in axes[:, column]:
             row.set(xscale="log", yscale="log")
             row.grid(alpha=0.3)
+            row.xaxis.set_minor_formatter(NullFormatter())
+            row.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            if across == "tokens":
+                row.set_xticks([tick for tick in _TICKS if tick <= longest_prompt])
     axes[0, 0].set_ylabel("seconds to the pruned,\nscored graph")
     axes[1, 0].set_ylabel("extra memory, MB")
     axes[0, 2].legend(fontsize=8, frameon=False)
@@ -232,7 +260,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--before", default=BEFORE, help=f"commit that whole graphs are compared with (default: {BEFORE})")
-    add("--quick", action="store_true", help="leave out how time and memory grow, and the figure")
+    add("--parts", nargs="+", default=PARTS, choices=PARTS, help="parts to measure (default: all)")
     add("--limit", action="store_true", help="compute ever longer whole graphs of GPT-2's shape, up to --memory-gb")
     add("--memory-gb", type=float, default=12.0, help="memory of the longest whole graph (default: 12)")
     add("--figure", type=Path, default=None, help="file of the figure")
@@ -250,13 +278,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, draw, and print the numbers."""
     arguments = parse()
-    result = {**painted(arguments), **compare(arguments)}
-    if not arguments.quick:
+    result = painted(arguments) if "budget" in arguments.parts else {}
+    if "whole" in arguments.parts:
+        result |= compare(arguments)
+    if "growth" in arguments.parts:
         points = growth(arguments)
         if arguments.figure is not None:
             draw(points, arguments.figure)
-        for model, tokens in {(point.model, point.budget): point.tokens for point in points}.items():
-            print(f"  longest graph of {model}: {tokens} tokens")
     print(json.dumps({name: float(f"{value:.4g}") for name, value in result.items()}))
 
 
