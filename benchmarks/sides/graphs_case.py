@@ -54,11 +54,13 @@ class Bench:
             return result
 
         def graph_and_scores() -> tuple[Any, ...]:
+            started = time.process_time()
             graph = timed("attribute", lambda: attribute(self.model, self.transcoder, prompt, **settings))
             pruned = timed("prune", graph.prune)
             scores = timed("scores", lambda: [*graph.scores(), *pruned.scores()])
             if request.get("paint"):
                 timed("paint", lambda: graph_data(pruned))
+            seconds["cpu_seconds"] = time.process_time() - started
             return graph, pruned, scores
 
         settings = {"max_feature_nodes": request["budget"]}
