@@ -10,6 +10,7 @@ import argparse
 import webbrowser
 from pathlib import Path
 
+from open_clt.commands.held_out import add_text_options, held_out_text
 from open_clt.commands.options import AddParser, add_command, add_model_options, integer
 from open_clt.errors import MissingExtraError
 
@@ -29,6 +30,7 @@ def add_to(add_parser: AddParser) -> None:
         help="Largest number of features to attribute (default: 500).",
     )
     option("--all-features", action="store_true", help="Attribute all features; long prompts take longer.")
+    add_text_options(parser)
     option("--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1, this computer only).")
     option("--port", type=integer(least=0, most=65535), default=8041, help="Port (default: 8041; 0 is any free one).")
     option(
@@ -60,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         features=arguments.features,
         trust_code=arguments.trust_code,
     )
-    explorer = Explorer(source, budget=None if arguments.all_features else arguments.max_feature_nodes)
+    budget = None if arguments.all_features else arguments.max_feature_nodes
+    explorer = Explorer(source, budget=budget, text=held_out_text(arguments))
     served = listen(explorer, arguments.host, arguments.port, arguments.allow_host)
     print(f"explorer: {served.url} (Ctrl-C ends it)", flush=True)
     if arguments.open:

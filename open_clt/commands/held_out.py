@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from open_clt.commands.options import AddOption, integer, seed
-from open_clt.config import ReportConfig, TextsConfig
-from open_clt.errors import ConfigError
+from open_clt.config import ReportConfig
+from open_clt.embedded.held_out import HeldOutText
 from open_clt.short_repr import short_repr
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ _TEXT = (
     "Held-out text: a text, .jsonl or .parquet file, or a data set on the Hugging Face hub (default: generated "
     "sentences, for the embedded model only)."
 )
-_CONTEXT_TOKENS, _SENTENCE_TOKENS, _FEWEST_TOKENS = 128, 40, 4
-_SENTENCES = 20_000
+_FEWEST_TOKENS = 4
 
 
 class HeldOut(NamedTuple):
@@ -118,22 +117,19 @@ def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOu
         graphs=arguments.graphs,
         max_feature_nodes=arguments.max_feature_nodes,
     )
-    source = "the embedded model's sentences" if arguments.text is None else arguments.text
-    return HeldOut(contexts, f"{source}, seed {arguments.seed}", report_prompts(settings, model, contexts))
+    return HeldOut(contexts, held_out_text(arguments).description, report_prompts(settings, model, contexts))
+
+
+def held_out_text(arguments: argparse.Namespace) -> HeldOutText:
+    """The text that the options name."""
+    names = ("column", "split", "max_tokens", "context_length")
+    values = {name: getattr(arguments, name) for name in names}
+    return HeldOutText(source=arguments.text, seed=arguments.seed, **values)
 
 
 def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor:
     """Read contexts of tokens (context, position), each of which begins with BOS."""
-    import torch
-
-    from open_clt.data.contexts import pack_contexts
-
-    length = min(context_length(arguments), model.context_length)
-    count = max(1, arguments.max_tokens // length)
-    texts = texts_of(arguments, model, sentences=_SENTENCES)
-    contexts = pack_contexts(texts, model, length, from_start=arguments.text is None, max_contexts=4 * count)
-    order = torch.randperm(contexts.shape[0], generator=torch.Generator().manual_seed(arguments.seed))
-    return contexts[order[:count].sort().values]
+    return held_out_text(arguments).contexts(model)
 
 
 def make_report(
@@ -160,22 +156,9 @@ def make_report(
 
 def context_length(arguments: argparse.Namespace) -> int:
     """The number of tokens in a context that the options ask for."""
-    # The embedded model was trained on short contexts that begin where a document begins.
-    return arguments.context_length or (_SENTENCE_TOKENS if arguments.text is None else _CONTEXT_TOKENS)
+    return held_out_text(arguments).length
 
 
 def texts_of(arguments: argparse.Namespace, model: LanguageModel, *, sentences: int) -> Iterable[str]:
     """The texts that the options name; for the embedded model without a text, at most ``sentences`` documents."""
-    from open_clt.data.texts import open_texts
-    from open_clt.embedded.corpus import generate_texts
-
-    place = {name: getattr(arguments, name) for name in ("column", "split") if getattr(arguments, name) is not None}
-    if arguments.text is None:
-        for name, value in place.items():
-            raise ConfigError(f"--{name} is {value!r}, but no text is given; name it with --text.")
-        if model.name != "embedded":
-            raise ConfigError(
-                f"The model {model.name!r} needs a text to measure on; give a file or a data set with --text."
-            )
-        return generate_texts(sentences, seed=arguments.seed + 1)
-    return open_texts(TextsConfig(source=arguments.text, **place))
+    return held_out_text(arguments).texts(model, sentences=sentences)

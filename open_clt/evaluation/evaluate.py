@@ -18,6 +18,7 @@ from torch import Tensor
 from open_clt.html_repr import html_repr
 from open_clt.language.language_model import Captured
 from open_clt.processes import ALONE, Processes
+from open_clt.progress import report_progress
 from open_clt.replacement.comparison import (
     LogitAccumulator,
     LogitComparison,
@@ -130,7 +131,8 @@ def measure_each(
     measurements = [_Measurement(replacement, alone=alone) for replacement in replacements]
     numbered = enumerate(contexts.split(batch_size))
     batches = [batch.to(model.device) for number, batch in numbered if processes.work_on(number)]
-    for tokens in batches:
+    for number, tokens in enumerate(batches):
+        report_progress("measuring", number, len(batches))
         original = model.capture(tokens, config.input_hook, config.target_hook)
         for measurement in measurements:
             measurement.update(original, tokens)
@@ -190,7 +192,8 @@ def _ablated(
     model, first = replacement.model, replacement.transcoder.first_position
     totals = torch.zeros(2, dtype=torch.float64)  # the sum of cross-entropies, and the number of predictions
     with replacement.ablating(means):
-        for tokens in batches:
+        for number, tokens in enumerate(batches):
+            report_progress("measuring without MLPs", number, len(batches))
             states, next_tokens = predicting(model.states(tokens), first), predicted_tokens(tokens, first)
             for rows in model.unembedding.slices(len(next_tokens)):
                 totals[0] += float(cross_entropies(model.unembedding.logits(states[rows]), next_tokens[rows]).sum())

@@ -30,6 +30,7 @@ from open_clt.evaluation.measured_on import MeasuredOn, check_same_contexts, mea
 from open_clt.html_repr import html_repr
 from open_clt.language.language_model import LanguageModel
 from open_clt.processes import ALONE, Processes
+from open_clt.progress import report_progress
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.transcoder import Transcoder
@@ -183,7 +184,8 @@ def _graphs(
         if prompts:
             logger.warning("The report is without graphs. %s", error)
         return reports
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
+        report_progress("scoring attribution graphs", number, len(prompts))
         try:
             graph = attribute(model, transcoder, prompt, max_feature_nodes=max_feature_nodes)
         except (AttributionError, LanguageModelError) as error:
@@ -240,14 +242,50 @@ def _table(heads: str, names: Sequence[str], rows: Sequence[dict[str, Any]], col
     return lines
 
 
+class ComparisonCells(NamedTuple):
+    """A comparison of transcoders as texts in rows and columns."""
+
+    heads: tuple[str, ...]
+    """Heads of the columns, of which the first is for the names of the transcoders."""
+    rows: tuple[tuple[str, ...], ...]
+    """Cells of each transcoder."""
+    notes: tuple[str, ...]
+    """Sentences below the table."""
+
+    __repr__ = short_repr
+
+
 def layer_table(report: Report) -> str:
     """A table of a transcoder's layers as text, one line per layer."""
     rows = report.layers()
     return "\n".join(_table("layer  ", [str(row["layer"]) for row in rows], rows, _LAYER_COLUMNS))
 
 
+def comparison_cells(reports: Sequence[Report]) -> ComparisonCells:
+    """The cells of ``comparison_table``; has the same errors."""
+    notes = _checked(reports)
+    rows = [report.row() for report in reports]
+    return ComparisonCells(
+        heads=("transcoder", *(column.head for column in _COLUMNS)),
+        rows=tuple((row["name"], *(column.cell(row) for column in _COLUMNS)) for row in rows),
+        notes=tuple(notes),
+    )
+
+
 def comparison_table(reports: Sequence[Report]) -> str:
     """A table of several transcoders as text, one line per transcoder.
+
+    Raises ConfigError if they were not measured on the same model and the same contexts.
+    """
+    notes, names = _checked(reports), [report.name for report in reports]
+    width = max(12, *map(len, names)) + 2
+    return "\n".join(
+        [*_table(f"{'transcoder':<{width}}", names, [report.row() for report in reports], _COLUMNS), *notes]
+    )
+
+
+def _checked(reports: Sequence[Report]) -> list[str]:
+    """Sentences below a comparison of reports.
 
     Raises ConfigError if they were not measured on the same model and the same contexts.
     """
@@ -258,13 +296,10 @@ def comparison_table(reports: Sequence[Report]) -> str:
         raise ConfigError(
             f"The transcoders belong to different models ({', '.join(models)}); compare transcoders of one model."
         )
-    names = [report.name for report in reports]
-    check_same_contexts(names, [report.measured_on for report in reports])
-    width = max(12, *map(len, names)) + 2
-    lines = _table(f"{'transcoder':<{width}}", names, [report.row() for report in reports], _COLUMNS)
+    check_same_contexts([report.name for report in reports], [report.measured_on for report in reports])
     original, measured = reports[0].evaluation.logits.cross_entropy_original, reports[0].measured_on
-    lines.append(f"cross-entropy of {models[0]} itself: {original:.3f}, on {measured.description}")
+    notes = [f"cross-entropy of {models[0]} itself: {original:.3f}, on {measured.description}"]
     prompts = {tuple((graph.prompt, graph.max_feature_nodes) for graph in report.graphs) for report in reports}
     if len(prompts - {()}) > 1:
-        lines.append("graph scores cannot be compared: their prompts or their limits on features differ")
-    return "\n".join(lines)
+        notes.append("graph scores cannot be compared: their prompts or their limits on features differ")
+    return notes

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, final
 
 from open_clt.embedded import start_graph
+from open_clt.embedded.held_out import HeldOutText
 from open_clt.errors import ConfigError, OpenCLTError
 from open_clt.explorer.exports import File, read_upload
 from open_clt.explorer.feature_list import listed, read_query
+from open_clt.explorer.measurements import Measurements
 from open_clt.explorer.models import Models, Source, load_models
 from open_clt.explorer.session.session import Session
 from open_clt.explorer.traces import (
@@ -41,8 +43,16 @@ _MOST_FILES = 4
 class Explorer:
     """Models, traces and the worker of one explorer; ``close`` ends its thread."""
 
-    def __init__(self, source: Source, *, budget: int | None = BUDGET, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        budget: int | None = BUDGET,
+        cache: Path | None = None,
+        text: HeldOutText | None = None,
+    ) -> None:
         self.source = source
+        self.measurements = Measurements(text or HeldOutText())
         self.budget = budget
         self.models: Models | None = None
         self.traces = Traces(cache)

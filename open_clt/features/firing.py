@@ -21,6 +21,7 @@ from open_clt.html_repr import html_repr
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.prompts import Prompt, prompt_tokens
+from open_clt.progress import report_progress
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.sparse.codes import SparseFeatures, active_counts
@@ -238,7 +239,9 @@ def _encoded_batches(
     model: LanguageModel, transcoder: Transcoder, contexts: Int[Tensor, "context position"], batch_size: int
 ) -> Iterator[list[SparseFeatures]]:
     """Yield the features of all layers for each batch of contexts."""
-    for batch in contexts.split(batch_size):
+    batches = contexts.split(batch_size)
+    for number, batch in enumerate(batches):
+        report_progress("measuring features", number, len(batches))
         yield encode_contexts(model, transcoder, batch)
 
 

@@ -30,7 +30,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from open_clt.config.arguments import Count, Perplexity, Seed, checked_arguments
 from open_clt.errors import ConfigError
 from open_clt.features.embedding import EmbeddingMethod, EmbeddingSpace
-from open_clt.features.figure_data import TranscodedModel
+from open_clt.features.figure_data import FeatureDirections, TranscodedModel
 from open_clt.features.firing import FeatureActivations
 from open_clt.visualization.labels import fit_tick_labels, text_size, token_label
 from open_clt.visualization.preparation import (
@@ -108,7 +108,7 @@ def visualize_layer_activity(
 
 @checked_arguments
 def visualize_feature_embedding(
-    vectors: TranscodedModel | Float[Array, "feature d_model"],
+    vectors: TranscodedModel | FeatureDirections | Float[Array, "feature d_model"],
     layers: str | Sequence[str] | Sequence[int] | Int[Array, "feature"] | None = None,
     *,
     method: EmbeddingMethod = "pca",
@@ -126,8 +126,8 @@ def visualize_feature_embedding(
     ``sizes``, such as the importance of each feature, sets the areas of the points. ``n_layers`` is the number of
     layers that the colours cover. If ``vectors`` is a model with its transcoder (then ``layers`` is one or more texts),
     the most important features are drawn, with areas proportional to importance: features that write in similar
-    directions are close, or with ``space="coactivation"`` features that are active on the same tokens. See
-    ``open_clt.features.embedding.embed``.
+    directions are close, or with ``space="coactivation"`` features that are active on the same tokens. Directions that
+    ``FeaturesOnTexts`` has chosen are drawn as those of a model. See ``open_clt.features.embedding.embed``.
     """
     chosen = feature_points(
         vectors, layers, method=method, space=space, perplexity=perplexity, seed=seed, sizes=sizes, n_layers=n_layers

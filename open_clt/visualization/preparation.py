@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from open_clt.errors import ConfigError
 from open_clt.features.embedding import EmbeddingMethod, EmbeddingSpace, embed
-from open_clt.features.figure_data import FeaturesOnTexts, TranscodedModel, activations_on
+from open_clt.features.figure_data import FeatureDirections, FeaturesOnTexts, TranscodedModel, activations_on
 from open_clt.features.firing import FeatureActivations, top_features
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
@@ -227,7 +227,7 @@ def layer_rows(activity: Float[Array, "layer position"], tokens: Sequence[str]) 
 
 
 def feature_points(
-    vectors: TranscodedModel | Float[Array, "feature d_model"],
+    vectors: TranscodedModel | FeatureDirections | Float[Array, "feature d_model"],
     layers: Any,
     *,
     method: EmbeddingMethod,
@@ -252,12 +252,14 @@ def feature_points(
             text=tokens_of_text(on_texts.statistics.tokens),
             model=vectors.language_model.name,
         )
-        vectors, layers, features = chosen.directions, chosen.layers, chosen.features
-        sizes, n_layers = chosen.importance if sizes is None else sizes, n_layers or chosen.n_layers
+        vectors = chosen
     elif space != "decoder":
         raise ConfigError(
-            f"space is {space!r}, but vectors is an array; leave space out, or give a model with its transcoder."
+            f"space is {space!r}, but vectors are given; leave space out, or give a model with its transcoder."
         )
+    if isinstance(vectors, FeatureDirections):
+        sizes, n_layers = vectors.importance if sizes is None else sizes, n_layers or vectors.n_layers
+        vectors, layers, features = vectors.directions, vectors.layers, vectors.features
     values = array("vectors", vectors, "feature", "d_model")
     layer_of_point = layer_numbers(layers, len(values))
     embedding = embed(torch.as_tensor(values.copy()), method, perplexity=perplexity, seed=seed)

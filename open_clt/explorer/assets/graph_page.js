@@ -77,15 +77,15 @@
   }
 
   /* The bar that shows a job's phase and seconds, with a button to cancel it; returns a function that removes it. */
-  function working(text, kind) {
+  function working(text, kind, host = parts.work) {
     const phase = html("span", { class: "x-phase" }, text), seconds = html("span", {}, "");
     const bar = html("progress", { max: 1, "aria-label": "Progress" });
     const button = html("button", { type: "button", class: "x-cancel" }, "Cancel");
     const line = html("div", { class: "x-working", "data-kind": kind }, phase, bar, seconds, button);
     button.addEventListener("click", () => client.cancel(kind).catch(say.error));
-    for (const other of parts.work.querySelectorAll(`[data-kind="${kind}"]`)) other.remove();
-    parts.work.append(line);
-    parts.graph.classList.add("x-dimmed");
+    for (const other of host.querySelectorAll(`[data-kind="${kind}"]`)) other.remove();
+    host.append(line);
+    if (host === parts.work) parts.graph.classList.add("x-dimmed");
     const close = () => {
       line.remove();
       parts.graph.classList.toggle("x-dimmed", parts.work.childElementCount > 0);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from open_clt.errors import ConfigError
 from open_clt.explorer.explorer import Explorer
-from open_clt.explorer.jobs import features, graphs, steering
+from open_clt.explorer.jobs import compare, features, graphs, steering, transcoder
 from open_clt.explorer.jobs.requests import MakeJob, Request
 from open_clt.explorer.worker import Job
 
@@ -19,6 +19,11 @@ JOBS: dict[str, MakeJob] = {
     "probe": features.probe,
     "steer": steering.steer,
     "continuations": steering.proceed,
+    "figure": transcoder.figure,
+    "evaluate": transcoder.evaluate,
+    "trace_compared": graphs.trace,
+    "compare": compare.prompts,
+    "compare_transcoders": compare.transcoders,
 }
 
 

@@ -38,11 +38,31 @@ _SCRIPTS: dict[str, Path] = {
     "graph_page.js": _OWN,
     "steer.js": _OWN,
     "features.js": _OWN,
+    "compare.js": _OWN,
+    "transcoder.js": _OWN,
     "tools.js": _OWN,
     "start.js": _OWN,
 }
 """Scripts in the order in which they are loaded, and where they are."""
-_STYLES: dict[str, Path] = {"graph.css": _SHARED, "feature.css": _SHARED, "explorer.css": _OWN}
+_STYLES: dict[str, Path] = {
+    "graph.css": _SHARED,
+    "feature.css": _SHARED,
+    "explorer.css": _OWN,
+    "figures.css": _OWN,
+}
+_FIGURES: dict[str, str] = {
+    "evaluation": "Evaluation",
+    "curves": "Training curves",
+    "density": "Density",
+    "norms": "Decoder norms",
+    "correlations": "Correlations",
+    "importance": "Importance",
+    "pca": "Map (PCA)",
+    "tsne": "Map (t-SNE)",
+}
+"""Figures of the transcoder page, in the order in which they are made, and their titles."""
+_PLOTLY = {"displaylogo": False, "showSendToCloud": False, "responsive": False, "typesetMath": False}
+"""Settings of plotly's program, which sends nothing to a server."""
 
 
 def make_app(explorer: Explorer, allowed: Collection[str] = ()) -> Dash:
@@ -79,7 +99,8 @@ def _layout() -> html.Div:
         dcc.Link(title, href="/" if name == "graph" else f"/{name}", id=f"link-{name}", className="x-link")
         for name, title in PAGES.items()
     ]
-    pages = [html.Main(id=f"page-{name}", className="x-page", hidden=True) for name in PAGES]
+    parts = {"compare": _compare_page(), "transcoder": _transcoder_page()}
+    pages = [html.Main(parts.get(name), id=f"page-{name}", className="x-page", hidden=True) for name in PAGES]
     return html.Div(
         [
             dcc.Location(id="location", refresh=False),
@@ -97,3 +118,27 @@ def _layout() -> html.Div:
         ],
         id="explorer",
     )
+
+
+def _figure(name: str) -> html.Div:
+    """The place of a figure of plotly, which is hidden until ``assets/`` have a figure for it."""
+    return html.Div(
+        dcc.Graph(id=f"figure-{name}", config=_PLOTLY), id=f"holder-{name}", className="x-figure", hidden=True
+    )
+
+
+def _compare_page() -> list[html.Div]:
+    return [html.Div(id="compare-main", className="x-fill"), _figure("comparison"), html.Div(id="compare-table")]
+
+
+def _transcoder_page() -> list[html.Div]:
+    cards = [
+        html.Section(
+            [html.H2(title), html.Div(id=f"state-{name}"), _figure(name), html.Div(id=f"below-{name}")],
+            id=f"card-{name}",
+            className="x-card",
+            **{"aria-label": title},
+        )
+        for name, title in _FIGURES.items()
+    ]
+    return [html.Div(id="transcoder-head", className="x-head"), html.Div(cards, className="x-cards")]

@@ -5,6 +5,7 @@ same arguments apart from axes, and returns a ``plotly.graph_objects.Figure``, w
 ``save_path``, or by ``save_interactive``, it is written as a page (.html) that opens without a network.
 
     features.py   heatmaps, maps, correlations, importance, density
+    decoders.py   decoder norms between layers, which have no static twin
     reports.py    training curves, evaluation, comparison
     graph.py      attribution graph
     text.py       the ONE way by which a text enters a figure

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from open_clt.config.arguments import Count, Perplexity, Seed, checked_arguments
 from open_clt.features.embedding import EmbeddingMethod, EmbeddingSpace
-from open_clt.features.figure_data import TranscodedModel, output_effects
+from open_clt.features.figure_data import FeatureDirections, TranscodedModel, output_effects
 from open_clt.features.firing import FeatureActivations
 from open_clt.features.records import FeatureRecord
 from open_clt.visualization.figures import draw_bars, draw_cells, draw_points, draw_rows, visualize_feature_density
@@ -102,7 +102,7 @@ def interactive_layer_activity(
 
 @checked_arguments
 def interactive_feature_embedding(
-    vectors: TranscodedModel | Float[Array, "feature d_model"],
+    vectors: TranscodedModel | FeatureDirections | Float[Array, "feature d_model"],
     layers: str | Sequence[str] | Sequence[int] | Int[Array, "feature"] | None = None,
     *,
     method: EmbeddingMethod = "pca",
@@ -165,7 +165,8 @@ def interactive_cross_layer_correlations(
     check_interactive_path(save_path, "visualize_cross_layer_correlations")
     cells = correlation_cells(matrix, names, layers=layers, labels=labels)
     count = len(cells.values)
-    side = float(np.clip(22 * count, 260, 600))
+    is_annotated = count <= _MOST_ANNOTATED
+    side = float(np.clip((36 if is_annotated else 22) * count, 260, 600))
     named = [plain_text(name) for name in cells.labelled]
     texts = [
         [f"{row}<br>{column}<br>correlation {value:.3f}" for column, value in zip(named, values, strict=True)]
@@ -173,9 +174,9 @@ def interactive_cross_layer_correlations(
     ]
     heatmap = matrix_trace(np.asarray(cells.values), texts, "correlation")
     heatmap.update(colorscale=correlation_scale(), zmin=-1, zmax=1)
-    if count <= _MOST_ANNOTATED:
+    if is_annotated:
         heatmap.update(text=_minus([[f"{value:.2f}" for value in row] for row in cells.values.tolist()]))
-        heatmap.update(texttemplate="%{text}", textfont={"size": 11 if side / count > 34 else 9})
+        heatmap.update(texttemplate="%{text}", textfont={"size": 11})
     across = ticks_along_x(cells.names, [plain_text(name) for name in cells.names], side / count)
     up = ticks_along_y(cells.labelled, named, side / count)
     figure = new_figure(
