@@ -20,6 +20,8 @@
     const { button } = OpenCLT.explorer.selection;
     parts.host = document.getElementById("page-transcoder");
     parts.work = html("div", { class: "x-work", role: "status", id: "transcoder-work" });
+    // The bar stays while figure follows figure, so a click counts between two of them too.
+    parts.work.addEventListener("click", ({ target }) => target.closest("[data-kind=figure] .x-cancel") && (isStopped = true));
     const jumps = NAMES.map((name) => {
       const title = at("card", name).getAttribute("aria-label");
       return button(title, () => OpenCLT.explorer.go(`/transcoder/${name}`), { "data-jump": name });
@@ -42,27 +44,27 @@
     isStopped = false;
     const missing = NAMES.filter((name) => !made.has(name) && !failed.has(name));
     for (const name of missing) state(name);
+    const close = missing.length ? OpenCLT.explorer.graphPage.working("Figures", "figure", parts.work) : null;
     for (const name of missing) {
       if (parts.host.hidden || isStopped) break;
-      await make(name);
+      await make(name, "figure", close);
     }
+    if (close) close();
     isRunning = false;
     for (const name of missing) state(name);
   }
 
-  async function make(name, kind = "figure") {
+  /* Ask for the panel of a figure; `bar` shows how far it is. */
+  async function make(name, kind, bar) {
     const title = at("card", name).getAttribute("aria-label");
-    const close = OpenCLT.explorer.graphPage.working(title, kind, parts.work);
     state(name, `${title} is being computed \u2026`);
     try {
-      made.set(name, await client.job(kind, { name }, (progress) => close.progress({ ...progress, phase: `${title}: ${progress.phase || "starting"}` })));
+      made.set(name, await client.job(kind, { name }, (progress) => bar.progress({ ...progress, phase: `${title}: ${progress.phase || "starting"}` })));
       failed.delete(name);
       draw(name);
     } catch (error) {
       if (error instanceof client.Ended) isStopped = true;
       else failed.set(name, error.message);
-    } finally {
-      close();
     }
     state(name);
   }
@@ -72,7 +74,7 @@
     const { button } = OpenCLT.explorer.selection, panel = made.get(name), place = at("state", name);
     const text = working || failed.get(name) || (panel ? panel.note : isRunning ? "This figure waits for the ones above." : isStopped ? "The computation was cancelled." : "");
     const tools = [];
-    if (!working && failed.has(name)) tools.push(button("Try again", () => again(name)));
+    if (!working && failed.has(name) && !panel) tools.push(button("Try again", () => again(name)));
     else if (!working && !panel && !isRunning && isStopped) tools.push(button("Compute the figures", run));
     if (!working && name === "evaluation" && panel && panel.note && !isEvaluating) tools.push(button("Evaluate", evaluate, { id: "evaluate" }));
     place.replaceChildren(...(text ? [html("p", { class: "oc-none" }, text)] : []), ...(tools.length ? [html("p", { class: "x-buttons" }, ...tools)] : []));
@@ -85,7 +87,11 @@
 
   async function evaluate() {
     isEvaluating = true;
-    await make("evaluation", "evaluate");
+    failed.delete("evaluation");
+    const close = OpenCLT.explorer.graphPage.working("Evaluation", "evaluate", parts.work), wasStopped = isStopped;
+    await make("evaluation", "evaluate", close);
+    close();
+    isStopped = wasStopped; // a cancelled evaluation does not stop the other figures
     isEvaluating = false;
     state("evaluation");
   }
