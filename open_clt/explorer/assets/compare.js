@@ -18,7 +18,7 @@
     parts.main = document.getElementById("compare-main");
     parts.table = document.getElementById("compare-table");
     parts.work = html("div", { class: "x-work", role: "status", id: "compare-work" });
-    parts.modes = html("nav", { class: "x-modes", "aria-label": "What is compared" }, mode("Two prompts", "/compare"), mode("Two transcoders", "/compare/transcoders"));
+    parts.modes = html("nav", { class: "x-modes", "aria-label": "What is compared" }, OpenCLT.explorer.link("/compare", "Two prompts"), OpenCLT.explorer.link("/compare/transcoders", "Two transcoders"));
     parts.body = html("div", { class: "x-fill", id: "compare-body" });
     parts.main.append(parts.modes, parts.body);
     buildPrompts();
@@ -28,16 +28,6 @@
     store.onChange((session, former) => {
       if (!parts.host.hidden && (session.labels !== former.labels || session.graph !== former.graph)) show(location.pathname);
     });
-  }
-
-  function mode(title, path) {
-    const link = html("a", { href: path }, title);
-    link.addEventListener("click", (event) => {
-      if (event.ctrlKey || event.metaKey) return;
-      event.preventDefault();
-      OpenCLT.explorer.go(path);
-    });
-    return link;
   }
 
   const field = (id, attributes) => html("input", { id, autocomplete: "off", spellcheck: "false", ...attributes });

@@ -8,7 +8,7 @@
 
 (() => {
   const { html } = OpenCLT;
-  const { client, say } = OpenCLT.explorer;
+  const { client } = OpenCLT.explorer;
   const NAMES = ["evaluation", "curves", "density", "norms", "correlations", "importance", "pca", "tsne"];
   const WAIT = 50; // milliseconds between looks for plotly's element, which its program makes
   const parts = {}, made = new Map(), failed = new Map(), pending = new Set();
@@ -101,22 +101,12 @@
     if (parts.host.hidden) return pending.add(name); // letters of a hidden page have no size
     pending.delete(name);
     if (!figure) return;
-    plot(name, figure, (point) => features[point] && open(features[point]));
-    const links = features.map((feature) => link(feature));
+    plot(name, figure, (point) => features[point] && OpenCLT.explorer.go(pathOf(features[point])));
+    const links = features.map((feature) => OpenCLT.explorer.link(pathOf(feature), feature));
     at("below", name).replaceChildren(...(links.length ? [html("details", {}, html("summary", {}, `The ${links.length} features of this figure`), html("p", { class: "x-features" }, ...links))] : []));
   }
 
-  const open = (feature) => OpenCLT.explorer.go(`/features/${feature.replace("L", "")}`);
-
-  function link(feature) {
-    const element = html("a", { href: `/features/${feature.replace("L", "")}` }, feature);
-    element.addEventListener("click", (event) => {
-      if (event.ctrlKey || event.metaKey) return;
-      event.preventDefault();
-      open(feature);
-    });
-    return element;
-  }
+  const pathOf = (feature) => `/features/${feature.replace("L", "")}`;
 
   /* Show a figure in a graph component of the layout; `clicked` is called with the number of the point. */
   function plot(name, figure, clicked) {

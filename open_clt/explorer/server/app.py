@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from flask import Response, abort, send_from_directory
@@ -61,7 +62,7 @@ _FIGURES: dict[str, str] = {
     "tsne": "Map (t-SNE)",
 }
 """Figures of the transcoder page, in the order in which they are made, and their titles."""
-_PLOTLY = {"displaylogo": False, "showSendToCloud": False, "responsive": False, "typesetMath": False}
+_PLOTLY: Any = {"displaylogo": False, "showSendToCloud": False, "responsive": False, "typesetMath": False}
 """Settings of plotly's program, which sends nothing to a server."""
 
 
@@ -137,7 +138,7 @@ def _transcoder_page() -> list[html.Div]:
             [html.H2(title), html.Div(id=f"state-{name}"), _figure(name), html.Div(id=f"below-{name}")],
             id=f"card-{name}",
             className="x-card",
-            **{"aria-label": title},
+            **dict[str, Any]({"aria-label": title}),
         )
         for name, title in _FIGURES.items()
     ]

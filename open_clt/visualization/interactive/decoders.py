@@ -19,7 +19,7 @@ from open_clt.visualization.interactive.frame import (
     ticks_along_y,
     value_scale,
 )
-from open_clt.visualization.interactive.saving import check_interactive_path, saved
+from open_clt.visualization.interactive.saving import check_interactive_path, save_interactive
 from open_clt.visualization.style import Array
 
 _MOST_ANNOTATED = 16
@@ -62,4 +62,6 @@ def interactive_decoder_norms(
     )
     figure.update_layout(xaxis=across.axis("target layer", ticks="", showline=False))
     figure.update_layout(yaxis=up.axis("source layer", ticks="", showline=False))
-    return saved(figure, save_path)
+    if save_path is not None:
+        save_interactive(figure, save_path)
+    return figure

@@ -23,7 +23,7 @@ SECOND = "The capital of the state containing Chicago is"
 @pytest.fixture
 def compared(new_page: Callable[..., Any], explorer_url: str) -> Any:
     """The compare page with the graphs of two prompts."""
-    page = new_page(SMALL, allowed=("400",))  # the status of a request that is a mistake
+    page = new_page(SMALL)
     page.goto(f"{explorer_url}compare")
     page.wait_for_selector("#graph-a .oc-picture")
     page.fill("#first-prompt", FIRST)

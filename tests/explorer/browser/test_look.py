@@ -68,12 +68,30 @@ def _keys(page: Any) -> None:
     page.wait_for_selector("#keys")
 
 
+def _compare(page: Any) -> None:
+    page.click("#link-compare")
+    page.wait_for_selector("#graph-a .oc-picture")
+    page.fill("#second-prompt", "The capital of the state containing Chicago is")
+    page.press("#second-prompt", "Enter")
+    page.wait_for_selector("#graph-b .oc-picture")
+    page.locator("#changed-edges tbody button").first.click()
+
+
+def _transcoder(page: Any) -> None:
+    page.click("#link-transcoder")
+    page.wait_for_selector("#below-tsne details", timeout=120_000)
+    page.click("[data-jump=norms]")
+    page.wait_for_timeout(500)  # plotly draws after its figure is there
+
+
 VIEWS: dict[str, Callable[[Any], None]] = {
     "start": lambda page: None,
     "graph": _graph,
     "features": _features,
     "feature": _feature,
     "steer": _steer,
+    "compare": _compare,
+    "transcoder": _transcoder,
     "keys": _keys,
 }
 
