@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from open_clt.cli import main
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.held_out import HeldOutText
 from open_clt.errors import ConfigError
@@ -233,3 +234,15 @@ def test_the_figure_of_norms_has_a_row_for_each_source(shape: tuple[int, int]) -
     assert axes["xaxis"]["title"]["text"] == "target layer"
     with refuses(ConfigError, "norms"):
         interactive_decoder_norms(values[0])
+
+
+def test_the_command_names_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def made(source: Source, **settings: Any) -> Explorer:
+        given.update(settings)
+        raise ConfigError("This test needs no explorer.")
+
+    monkeypatch.setattr("open_clt.explorer.explorer.Explorer", made)
+    assert main(["explore", "--text", "held-out.txt", "--column", "story", "--seed", "3"]) == 2
+    assert given["text"] == HeldOutText(source="held-out.txt", column="story", seed=3)
