@@ -6,7 +6,6 @@ the worker, one figure after another.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, cast, final
 
 import torch
 
+from open_clt import files
 from open_clt.config import ReportConfig
 from open_clt.data.prompts import report_prompts
 from open_clt.embedded import TRANSCODER_DIRECTORY
@@ -136,7 +136,7 @@ class Measurements:
 
 def plain(figure: PlotlyFigure) -> dict[str, Any]:
     """The values of a figure that plotly's program draws."""
-    return cast(dict[str, Any], json.loads(cast(str, figure.to_json())))
+    return cast(dict[str, Any], files.parse_json(str(figure.to_json()).encode()))
 
 
 def own_name(source: Source) -> str:
