@@ -61,7 +61,7 @@ class Explorer:
         self._files: OrderedDict[str, File] = OrderedDict()
         self.failed = ""
         if source.is_embedded:
-            self.traces.hold(Trace(key=START, graph=start_graph()))
+            self.traces.hold(Trace(key=START, graph=start_graph(), automatic=True))
         self._loader = Worker()  # a thread of its own, so that graphs can be looked at while the models are loading
         self._loading = self._loader.submit("load", self._load)
 

@@ -52,6 +52,8 @@ class Trace:
     """For each position the likeliest next tokens of both models; empty if they were not computed."""
     name: str = ""
     """Name of the file that the graph was read from; empty for a graph that was computed."""
+    automatic: bool = False
+    """Whether the labels that the graph has are automatic ones, as those of the start graph."""
 
     __repr__ = short_repr
 

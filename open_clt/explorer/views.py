@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from threading import Lock
 from typing import Any, NamedTuple, final
 
@@ -22,7 +21,7 @@ from open_clt.visualization.graph.page_data import graph_data
 EDGE_THRESHOLD = 0.98
 """Share of the edges' influence that the shown edges hold."""
 _KEPT = 24
-_CIRCUIT = (820.0, 150.0)
+_CIRCUIT = (410.0, 700.0), (820.0, 180.0)
 _WINDOWS = (800.0, 390.0), (1060.0, 800.0)
 """Room of the graph at 1280 x 800, above the circuit, and at 1920 x 1080, beside it; and of the circuit."""
 
@@ -62,22 +61,22 @@ class Views:
 
     def shown(self, trace: Trace, session: Session, models: Models | None) -> Shown:
         """The part of a trace's graph that a session shows, with labels: the person's, then those of the features."""
-        return labelled(self.pruned(trace, session.percent), session.feature_labels, models)
+        return labelled(self.pruned(trace, session.percent), trace, session, models)
 
 
-def labelled(graph: AttributionGraph, given: Mapping[Feature, str], models: Models | None) -> Shown:
-    """A graph with labels of its features: the given ones win over those of the graph, and those over records'."""
+def labelled(graph: AttributionGraph, trace: Trace, session: Session, models: Models | None) -> Shown:
+    """A part of a trace's graph with labels: the person's win over those of the graph, and those over the records'."""
     labels: dict[Feature, str] = {}
-    automatic: set[Feature] = set()
-    if models is not None:
-        for row in features_of(graph):
-            known = models.row_of.get(row)
-            if known is not None and known.label and row not in graph.labels:
-                labels[row] = known.label
-                if known.automatic:
-                    automatic.add(row)
-    labels.update(given)
-    return Shown(graph.with_labels(labels), frozenset(automatic - set(given)))
+    automatic = set(graph.labels) if trace.automatic else set[Feature]()
+    rows = {} if models is None else models.row_of
+    for feature in features_of(graph):
+        row = rows.get(feature)
+        if row is not None and row.label and feature not in graph.labels:
+            labels[feature] = row.label
+            if row.automatic:
+                automatic.add(feature)
+    given = session.feature_labels
+    return Shown(graph.with_labels({**labels, **given}), frozenset(automatic - set(given)))
 
 
 def features_of(graph: AttributionGraph) -> list[Feature]:
@@ -136,13 +135,13 @@ def outputs_of_graph(graph: AttributionGraph) -> list[dict[str, Any]]:
 
 def circuit_view(trace: Trace, session: Session, models: Models | None) -> dict[str, Any] | None:
     """What the circuit shows: the picture of its boxes and the scores of this part; None if nothing is pinned."""
-    whole = labelled(trace.graph, session.feature_labels, models)
+    whole = labelled(trace.graph, trace, session, models)
     circuit = circuit_of(whole.graph, session)
     if circuit is None:
         return None
     scores = circuit.scores()
     return {
-        "picture": graph_data(circuit, automatic=whole.automatic, windows=[_CIRCUIT], labelled=True),
+        "picture": graph_data(circuit, automatic=whole.automatic, windows=_CIRCUIT, labelled=True),
         "scores": [round(scores.replacement, 4), round(scores.completeness, 4)],
         "names": [each.label for each in circuit.groups],
         "edges": [

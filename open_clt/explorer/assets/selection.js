@@ -97,6 +97,14 @@
     field.focus();
   }
 
+  /* Prompts to try, for the model that ships: it knows their answers. */
+  function tries() {
+    const status = client.status();
+    if (!status || !status.start) return [];
+    const made = page().EXAMPLES.map((prompt) => button(prompt, () => page().tracePrompt(prompt), { "data-try": "" }));
+    return [html("h2", {}, "Prompts to try"), html("div", { class: "x-tries" }, ...made)];
+  }
+
   /* Folds that say which attention heads carry the strongest edges into a node; each is computed when it is opened. */
   function heads(node) {
     const links = graph().fedBy(node).slice(0, STRONGEST);
@@ -124,5 +132,5 @@
     }
   }
 
-  OpenCLT.explorer.selection = { clicked, pin, hold, groupPins, makeGroup, editLabel, button, parts: () => ({ tools, links: heads }) };
+  OpenCLT.explorer.selection = { clicked, pin, hold, groupPins, makeGroup, editLabel, button, parts: () => ({ tools, links: heads, nothing: tries }) };
 })();

@@ -26,7 +26,7 @@
       html("div", { class: "x-columns" },
         html("section", { class: "x-column", "aria-label": "Changes" },
           html("h1", {}, "Steer"), parts.prompt, parts.list,
-          html("p", {}, html("label", {}, "Frozen: ", frozen)),
+          html("p", {}, html("label", { class: "x-frozen" }, "What is frozen", frozen)),
           html("p", { class: "x-buttons" }, primary("Run", run, "steer-run"), button("Continue the text", proceed, { id: "continue" }))),
         html("section", { class: "x-column x-wide", "aria-label": "Effects" }, parts.result, parts.texts, parts.runs)));
     store.onChange(draw);
@@ -78,11 +78,10 @@
     number.addEventListener("change", () => set(Math.min(5, Math.max(-5, Number(number.value) || 0))));
     everywhere.addEventListener("change", () => set(number.value));
     return html("fieldset", { class: "x-steer" }, html("legend", {}, steer.name),
-      html("div", {}, slider, number, html("span", {}, "\u00d7")),
+      html("div", {}, slider, number, html("span", {}, "\u00d7"), button("Remove", () => say.trying(store.act({ kind: "remove_steer", index })))),
       html("div", {}, button("Ablate (0)", () => set(0)), button("Unchanged (1)", () => set(1)),
         html("label", {}, everywhere, " at every position"),
-        html("small", {}, `${steer.members.length} ${steer.members.length === 1 ? "node" : "nodes"}`),
-        button("Remove", () => say.trying(store.act({ kind: "remove_steer", index })))));
+        html("small", {}, `${steer.members.length} ${steer.members.length === 1 ? "node" : "nodes"}`)));
   }
 
   async function run() {

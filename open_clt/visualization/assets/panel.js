@@ -8,6 +8,7 @@
      name(node)        an element in place of the node's label, such as one that can be edited
      tools(node)       elements below the facts of a node
      links(node)       elements below the lists of edges
+     nothing()         elements below what is shown while nothing is selected
 
      features  records by the name of the feature ("L2/417"), as feature.js shows them
      advice    a sentence that says how to get examples, for records without any
@@ -34,7 +35,7 @@
     };
   }
 
-  function panel(host, graph, { features = {}, advice = "", load, name, tools, links: below } = {}) {
+  function panel(host, graph, { features = {}, advice = "", load, name, tools, links: below, nothing } = {}) {
     host.classList.add("oc-panel");
     const link = linkTo(graph), detail = (record, settings) => OpenCLT.feature(record, { ...settings, link });
     let shown = null;
@@ -85,6 +86,7 @@
           "arrows move, Enter selects, 1\u20139 go to a neighbour, Esc clears."),
         html("h2", {}, "Most influence on the outputs"),
         ...list(links, MOST_INFLUENTIAL, false),
+        ...(nothing ? nothing() : []),
       );
     }
 

@@ -70,7 +70,7 @@ def graph_data(
         "caption": picture.caption,
         "missing": picture.missing,
         "alarming": picture.alarming,
-        "layouts": [_labelled(picture, windows[0])] if labelled else _layouts(picture, windows),
+        "layouts": [_labelled(picture, window) for window in windows] if labelled else _layouts(picture, windows),
     }
 
 

@@ -204,7 +204,8 @@ def test_pins_groups_and_the_circuit(served_explorer: tuple[Explorer, str], page
     page.wait_for_function("OpenCLT.explorer.store.session().groups[0].name === 'say a capital'")
     settled(page)
     session = read_session(session_of(page))
-    whole = labelled(explorer.trace_of("start").graph, {}, explorer.models).graph
+    trace = explorer.trace_of("start")
+    whole = labelled(trace.graph, trace, session, explorer.models).graph
     circuit = circuit_of(whole, session)
     assert circuit is not None
     shown = page.evaluate("OpenCLT.explorer.circuit.shown()")
