@@ -51,8 +51,9 @@
   }
 
   function groupLine(group) {
-    const { button, } = OpenCLT.explorer.selection;
-    const name = html("input", { type: "text", value: group.name, maxlength: 200, "aria-label": "Name of the group" });
+    const { button } = OpenCLT.explorer.selection;
+    const size = Math.min(36, Math.max(10, group.name.length));
+    const name = html("input", { type: "text", value: group.name, size, maxlength: 200, "aria-label": "Name of the group" });
     name.addEventListener("change", () => say.trying(store.act({ kind: "rename", name: group.name, new_name: name.value })));
     return html("span", { class: "x-group", title: group.members.join("  ") }, name,
       html("small", {}, ` ${group.members.length} nodes `),
@@ -70,17 +71,25 @@
           html("b", {}, group.name), html("small", {}, ` ${group.members.length} nodes `));
         line.append(
           button("Take", () => {
-            line.remove();
+            done(place, line);
             say.trying(store.act({ kind: "group", ...group }));
           }),
-          button("Refuse", () => line.remove()));
+          button("Refuse", () => done(place, line)));
         return line;
       });
-      place.replaceChildren(...(lines.length ? lines : [html("p", { class: "oc-none" }, "No features are similar enough for a group.")]));
+      const none = html("p", { class: "oc-none" }, "No features are similar enough for a group.");
+      const close = button("Close", () => place.replaceChildren());
+      place.replaceChildren(...(lines.length ? lines : [none]), close);
     } catch (error) {
       place.replaceChildren();
       say.error(error);
     }
+  }
+
+  /* A suggestion is taken or refused; after the last one, the circuit is seen again. */
+  function done(place, line) {
+    line.remove();
+    if (!place.querySelector("[data-members]")) place.replaceChildren();
   }
 
   function steerAll() {
