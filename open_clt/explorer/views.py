@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from threading import Lock
 from typing import Any, NamedTuple, final
@@ -96,7 +97,7 @@ def largest_activations(graph: AttributionGraph) -> dict[Feature, float]:
     return largest
 
 
-def graph_view(trace: Trace, shown: Shown) -> dict[str, Any]:
+def graph_view(trace: Trace, shown: Shown, models: Models | None = None) -> dict[str, Any]:
     """What the graph page shows: the picture, and the numbers of the whole graph and of the shown part."""
     graph, info = trace.graph, trace.graph.info
     report_progress("drawing", 0, 1)
@@ -117,7 +118,14 @@ def graph_view(trace: Trace, shown: Shown) -> dict[str, Any]:
         "is_pruned": graph.info.settings.pruning is not None,
         "predictions": list(trace.predictions),
         "outputs": outputs_of_graph(graph),
+        "densities": {} if models is None else _densities(shown.graph, models),
     }
+
+
+def _densities(graph: AttributionGraph, models: Models) -> dict[str, float]:
+    """The densities of a graph's features by name, as far as they are known."""
+    rows = (models.row_of.get(feature) for feature in features_of(graph))
+    return {str(row.feature): row.density for row in rows if row is not None and not math.isnan(row.density)}
 
 
 def outputs_of_graph(graph: AttributionGraph) -> list[dict[str, Any]]:

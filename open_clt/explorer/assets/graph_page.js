@@ -7,6 +7,7 @@
   const EXAMPLES = [
     "The capital of the state containing Dallas is", "The opposite of hot is", "The language spoken in Brazil is",
   ];
+  const DENSITIES = [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01];
   const WAIT = 150; // milliseconds after the slider is released
   const parts = {};
   let view = null, graph = null, panel = null, drawn = "", wasPinned = "", timer = 0, records = new Map();
@@ -60,7 +61,10 @@
     });
     const key = [["x-positive", "raises"], ["x-negative", "lowers"]].map(([style, name]) =>
       html("span", { class: "x-key" }, html("i", { class: style }), name));
-    return (parts.toggles = html("div", { class: "x-toggles" }, ...boxes, ...key));
+    parts.dense = html("select", { id: "densest", "aria-label": "Features that fire on more tokens than this are hidden" },
+      ...DENSITIES.map((share) => html("option", { value: share }, share === 1 ? "of any density" : `that fire on at most ${percent(share)} of tokens`)));
+    parts.dense.addEventListener("change", () => say.trying(store.act({ kind: "dense", densest: Number(parts.dense.value) })));
+    return (parts.toggles = html("div", { class: "x-toggles" }, boxes[0], parts.dense, ...boxes.slice(1), ...key));
   }
 
   async function tracePrompt(text) {
@@ -111,6 +115,7 @@
   function changed(session, former) {
     parts.slider.value = session.percent;
     parts.share.textContent = `${session.percent} %`;
+    parts.dense.value = session.densest;
     for (const box of parts.toggles.querySelectorAll("input")) box.checked = !session.hidden.includes(box.dataset.shape);
     if (session.graph && pictureOf(session) !== drawn) draw(session);
     else decorate(session);
@@ -149,7 +154,8 @@
 
   function decorate(session) {
     if (!graph) return;
-    graph.hide(session.hidden);
+    graph.hide(session.hidden, (node) => node.feature !== null && view.densities[node.feature] > session.densest);
+    parts.dense.disabled = !Object.keys(view.densities).length;
     if (!graph.select(session.selected)) store.select(null);
     const pinned = session.groups.reduce((ids, group) => ids.concat(group.members), [...session.pins]);
     graph.mark(pinned, "pinned");
@@ -215,7 +221,11 @@
     graph: () => graph,
     view: () => view,
     panel: () => panel,
-    predictions: () => view && predictions(),
+    /* Draw once more, when more is known: labels, densities and predictions. */
+    refresh() {
+      drawn = "";
+      if (store.session().graph) draw(store.session());
+    },
     record,
   };
 })();

@@ -83,7 +83,7 @@
     if (status.ready && !isReady) {
       isReady = true;
       if (isEmpty && !status.start) graphPage.tracePrompt(graphPage.EXAMPLES[0]);
-      else graphPage.predictions();
+      else graphPage.refresh();
     }
   }
 

@@ -16,7 +16,7 @@
   const EMPTY = {
     past: [], future: [],
     present: {
-      graph: "", percent: 80, hidden: [], selected: null, pins: [], groups: [], labels: {}, steers: [], runs: [],
+      graph: "", percent: 80, hidden: [], densest: 1, selected: null, pins: [], groups: [], labels: {}, steers: [], runs: [],
     },
   };
   const listeners = [], waiting = [];

@@ -36,7 +36,12 @@ def view(explorer: Explorer, request: Request) -> Work:
     """What the graph page shows of a session."""
     session = session_of(request)
     shown_trace = explorer.trace_of(session.graph)
-    return lambda: graph_view(shown_trace, explorer.views.shown(shown_trace, session, explorer.models))
+
+    def work() -> dict[str, Any]:
+        models = explorer.models
+        return graph_view(shown_trace, explorer.views.shown(shown_trace, session, models), models)
+
+    return work
 
 
 def circuit(explorer: Explorer, request: Request) -> Work:

@@ -47,6 +47,14 @@ class Hide(CheckedConfig):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class HideDense(CheckedConfig):
+    """Show the features whose density is at most this."""
+
+    densest: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Select(CheckedConfig):
     """Select a node, or none."""
 
@@ -133,6 +141,7 @@ Action: TypeAlias = (
     ShowGraph
     | SetPercent
     | Hide
+    | HideDense
     | Select
     | Pin
     | MakeGroup
@@ -163,7 +172,8 @@ def read_action(content: Mapping[str, Any]) -> Action:
 def _show_graph(session: Session, action: ShowGraph) -> Session:
     if action.graph == session.graph:
         return session
-    return Session(graph=action.graph, percent=session.percent, hidden=session.hidden, labels=session.labels)
+    kept = {name: getattr(session, name) for name in ("percent", "hidden", "densest", "labels")}
+    return Session(graph=action.graph, **kept)
 
 
 def _set_percent(session: Session, action: SetPercent) -> Session:
@@ -174,6 +184,10 @@ def _hide(session: Session, action: Hide) -> Session:
     if unknown := sorted(set(action.shapes) - set(SHAPES)):
         raise ConfigError(f"The shape {unknown[0]!r} cannot be hidden; the shapes are {', '.join(SHAPES)}.")
     return replace(session, hidden=tuple(shape for shape in SHAPES if shape in action.shapes))
+
+
+def _hide_dense(session: Session, action: HideDense) -> Session:
+    return replace(session, densest=action.densest)
 
 
 def _select(session: Session, action: Select) -> Session:
@@ -243,6 +257,7 @@ _REDUCERS: dict[type[Any], Callable[[Session, Any], Session]] = {
     ShowGraph: _show_graph,
     SetPercent: _set_percent,
     Hide: _hide,
+    HideDense: _hide_dense,
     Select: _select,
     Pin: _pin,
     MakeGroup: _make_group,
@@ -258,6 +273,7 @@ _KINDS: dict[str, type[Any]] = {
     "show": ShowGraph,
     "percent": SetPercent,
     "hide": Hide,
+    "dense": HideDense,
     "select": Select,
     "pin": Pin,
     "group": MakeGroup,

@@ -108,6 +108,8 @@ class Session(CheckedConfig):
     """Share of the nodes' influence that the shown nodes hold, in percent."""
     hidden: tuple[str, ...] = ()
     """Shapes of nodes that are not shown."""
+    densest: float = 1.0
+    """Largest density of the features that are shown: features that fire on more tokens are hidden."""
     selected: str | None = None
     """Id of the selected node."""
     pins: tuple[str, ...] = ()
@@ -125,6 +127,8 @@ class Session(CheckedConfig):
         super().__post_init__()
         if not 1 <= self.percent <= 100:
             raise ConfigError(f"The share of influence is {self.percent} %; it must lie between 1 and 100.")
+        if not 0 < self.densest <= 1:
+            raise ConfigError(f"The largest density is {self.densest}; it must be above 0 and at most 1.")
         for name, text in self.labels.items():
             Feature.parse(name)
             check_text(text)

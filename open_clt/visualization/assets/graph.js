@@ -32,7 +32,7 @@
      node(id)         a node by its id
      feeds(node)      its edges to others, fedBy(node): its edges from others: [{node, weight}], the largest first
      numbered(node)   the neighbours that the keys 1-9 select
-     hide(shapes)     draw all nodes but those of these shapes
+     hide(shapes, f)  draw all nodes but those of these shapes, and those for which f(node) is true
      onChange(f)      call f(node or null) whenever the selection changes
      mark(ids, name)  give the nodes with these ids, and no others, the class oc-NAME
      focused()        the node at which Tab enters the graph
@@ -404,8 +404,8 @@
         if (node !== undefined && !(node && node.hidden)) choose(node);
         return node !== undefined;
       },
-      hide(shapes) {
-        for (const node of nodes) node.hidden = shapes.includes(node.shape);
+      hide(shapes, isHidden = () => false) {
+        for (const node of nodes) node.hidden = shapes.includes(node.shape) || isHidden(node);
         if (selected && selected.hidden) choose(null);
         draw();
       },

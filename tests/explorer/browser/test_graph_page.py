@@ -14,6 +14,7 @@ from open_clt.explorer.views import Views, circuit_of, labelled
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.operations import node_numbers
 from open_clt.graphs.supernodes import suggest_supernodes
+from open_clt.transcoders.feature import FeaturePlace
 from open_clt.visualization.prompt_report.predictions import predictions
 from tests.explorer.browser.conftest import drawn, pin, select, session_of, settled
 
@@ -79,6 +80,18 @@ def test_the_caption_counts_what_is_drawn(served_explorer: tuple[Explorer, str],
     hidden = page.evaluate("OpenCLT.explorer.graphPage.view().picture.nodes.filter((n) => n.shape === 'other').length")
     assert hidden > 0
     assert page.text_content("#counts").startswith(f"{nodes - hidden} nodes")
+
+
+def test_dense_features_can_be_hidden(served_explorer: tuple[Explorer, str], page: Any) -> None:
+    rows = served_explorer[0].loaded().row_of
+    before = drawn(page, "feature")
+    page.select_option("#densest", "0.05")
+    page.wait_for_function("OpenCLT.explorer.store.session().densest === 0.05")
+    settled(page)
+    after = drawn(page, "feature")
+    expected = [node for node in before if rows[FeaturePlace.parse(node).feature].density <= 0.05]
+    assert 0 < len(expected) < len(before)
+    assert after == expected
 
 
 def _slide(page: Any, percent: int) -> None:
