@@ -102,12 +102,11 @@ def graph_view(trace: Trace, shown: Shown, models: Models | None = None) -> dict
     graph, info = trace.graph, trace.graph.info
     report_progress("drawing", 0, 1)
     scores, part = graph.scores(), shown.graph.scores()
-    attributed = int(graph.of_kind(NodeKind.FEATURE).sum())
     return {
         "graph": trace.key,
         "picture": graph_data(shown.graph, automatic=shown.automatic, windows=_WINDOWS),
         "shown": {"nodes": shown.graph.n_nodes, "edges": shown.graph.n_edges},
-        "features": {"attributed": attributed, "active": info.n_active_features},
+        "left_out": info.left_out(),
         "scores": {
             "whole": [round(scores.replacement, 4), round(scores.completeness, 4)],
             "shown": [round(part.replacement, 4), round(part.completeness, 4)],

@@ -170,9 +170,9 @@
   }
 
   function note() {
-    const { features, scores } = view, left = features.active - features.attributed;
+    const { scores } = view;
     const lines = [`Replacement score ${digits(scores.whole[0])}, completeness ${digits(scores.whole[1])} of the whole graph.`];
-    if (left > 0) lines.push(`${left} of ${features.active} active features were left out by the budget; they count as errors.`);
+    if (view.left_out) lines.push(view.left_out);
     if (view.name) lines.push(`Read from ${view.name}; no model is needed to look at it.`);
     return [html("span", {}, lines.join(" "))];
   }
