@@ -28,6 +28,7 @@ from open_clt.explorer.traces import (
 from open_clt.explorer.views import Views, largest_activations
 from open_clt.explorer.worker import Worker
 from open_clt.features.feature_data import feature_data
+from open_clt.features.records import FeatureRecord
 from open_clt.progress import report_progress
 from open_clt.transcoders.feature import Feature
 from open_clt.visualization.prompt_report.features import records_without_text
@@ -56,6 +57,7 @@ class Explorer:
         self.budget = budget
         self.models: Models | None = None
         self.traces = Traces(cache)
+        self.measured: dict[Feature, FeatureRecord] = {}
         self.views = Views()
         self.worker = Worker()
         self._files: OrderedDict[str, File] = OrderedDict()
@@ -133,10 +135,13 @@ class Explorer:
         """The record of a feature; without one, the output tokens that its decoders raise and lower."""
         models, feature = self.loaded(), Feature.parse(name)
         self.check_feature(feature)
-        record = None if models.records is None else models.records.record(feature)
+        record = self.measured.get(feature)
+        if record is None and models.records is not None:
+            record = models.records.record(feature)
         if record is None:
             record = records_without_text(models.model, models.transcoder, [feature])[0]
-        return {**feature_data(record), "feature": str(feature), "measured": models.records is not None}
+        measured = models.records is not None or feature in self.measured
+        return {**feature_data(record), "feature": str(feature), "measured": measured}
 
     def check_feature(self, feature: Feature) -> None:
         """Raise ConfigError if the transcoder does not have a feature."""

@@ -194,6 +194,15 @@ def test_a_feature_is_described_with_and_without_records(explorer: Explorer) -> 
         explorer.feature("Texas")
 
 
+def test_one_feature_is_measured_on_the_text_of_the_explorer(explorer: Explorer) -> None:
+    row = max(explorer.loaded().rows, key=lambda row: row.density)
+    shown = done(start(explorer, "measure", {"feature": str(row.feature)})).result
+    assert shown["density"] == pytest.approx(row.density, rel=0.3)
+    assert shown["groups"][0]["examples"]
+    assert explorer.feature(str(row.feature)) == shown
+    explorer.measured.clear()
+
+
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_every_export_is_a_file_of_its_kind(explorer: Explorer, trace: Trace, features: list[str], kind: str) -> None:
     request = _request(trace, pins=(features[0],))

@@ -111,7 +111,25 @@
   function advice() {
     const status = client.status() || {};
     return html("div", { class: "oc-none" }, html("p", {}, "This transcoder has no feature files. This command measures all features on a text:"),
-      html("pre", {}, `open-clt features --model ${status.model} --transcoder ${status.transcoder} --text FILE`));
+      html("pre", { class: "x-command" }, `open-clt features --model ${status.model} --transcoder ${status.transcoder} --text FILE`));
+  }
+
+  /* How to get examples of a feature that was not measured; `done` is called once it is. */
+  function advise(record, done) {
+    if (record.measured) return [];
+    const { button } = OpenCLT.explorer.selection;
+    const measure = button("Compute this one", async () => {
+      measure.disabled = true;
+      measure.textContent = "Computing \u2026";
+      try {
+        done(await client.job("measure", { feature: record.feature }));
+      } catch (error) {
+        say.error(error);
+        measure.disabled = false;
+        measure.textContent = "Compute this one";
+      }
+    }, { "data-measure": record.feature });
+    return [advice(), html("p", {}, measure)];
   }
 
   async function one(layer, index) {
@@ -138,7 +156,7 @@
         nodes.length ? `in the graph at ${nodes.map((node) => `${node.token} (${node.position})`).join(", ")}` : "not in the shown graph"].filter(Boolean).join(" \u00b7 ")),
       labelField(name, given || ""),
       record.density === 0 ? html("p", { class: "x-dead" }, "This feature is dead: it fired on none of the tokens that were read.") : "",
-      record.measured ? "" : advice(),
+      ...advise(record, (measured) => parts.one.replaceChildren(...page(name, layer, index, measured))),
       tester(name, record),
       OpenCLT.feature(record, { activation, wide: true, link: (other) => ({ choose: () => OpenCLT.explorer.go(pathOf(other)) }) }),
     ];
@@ -193,5 +211,5 @@
     return html("section", { class: "x-tester" }, html("h2", {}, "Test your own text"), text, html("p", {}, button("Test", test, { id: "test-text" })), result);
   }
 
-  OpenCLT.explorer.features = { build, show };
+  OpenCLT.explorer.features = { build, show, advise };
 })();

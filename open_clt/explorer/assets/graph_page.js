@@ -146,7 +146,7 @@
     parts.graph.replaceChildren();
     const { selection } = OpenCLT.explorer;
     graph = OpenCLT.graph(parts.graph, view.picture, { label: "Attribution graph", click: selection.clicked, digits: false });
-    panel = OpenCLT.panel(parts.panel, graph, { load: record, ...selection.parts(view) });
+    panel = OpenCLT.panel(parts.panel, graph, { load: record, advise, ...selection.parts(view) });
     graph.onChange((node) => store.select(node ? node.id : null));
     decorate(store.session());
     predictions();
@@ -186,6 +186,11 @@
     }
     return records.get(name);
   };
+
+  const advise = (shown) => OpenCLT.explorer.features.advise(shown, (measured) => {
+    records.set(measured.feature, Promise.resolve(measured));
+    panel.refresh();
+  });
 
   async function predictions() {
     if (!view.predictions.length && client.status() && client.status().ready && !view.name) {

@@ -39,9 +39,7 @@ def prompts(explorer: Explorer, request: Request) -> Work:
     traces = [explorer.trace_of(key) for key in keys]
 
     def work() -> dict[str, Any]:
-        graphs = [
-            labelled(explorer.views.pruned(each, percent), session.feature_labels, explorer.models) for each in traces
-        ]
+        graphs = [labelled(explorer.views.pruned(each, percent), each, session, explorer.models) for each in traces]
         sides = [_side(each, shown, across) for each, shown in zip(traces, graphs, strict=True)]
         if len(sides) < 2:
             return {"sides": sides, "comparison": None}

@@ -1,4 +1,4 @@
-"""Jobs of the feature pages: a person's own text tested on one feature."""
+"""Jobs of the feature pages: one feature on a person's own text, and on the text of the explorer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from open_clt.explorer.traces import check_prompt
 from open_clt.features.firing import feature_activations
 from open_clt.progress import report_progress
 from open_clt.transcoders.feature import Feature
+from open_clt.visualization.prompt_report.features import records_on
+
+_CONTEXTS = 256
+"""Number of contexts on which one feature is measured, which takes seconds with a small model."""
 
 
 def probe(explorer: Explorer, request: Request) -> Work:
@@ -34,5 +38,21 @@ def probe(explorer: Explorer, request: Request) -> Work:
             "largest": largest,
             "percentile": None if record is None or not active else record.percentile(largest),
         }
+
+    return work
+
+
+def measure(explorer: Explorer, request: Request) -> Work:
+    """Measure one feature on the beginning of the explorer's text, for transcoders without feature files."""
+    feature = Feature.parse(text_of(request, "feature"))
+
+    def work() -> dict[str, Any]:
+        models = explorer.wait_for_models()
+        explorer.check_feature(feature)
+        report_progress("reading the text", 0, 1)
+        contexts = explorer.measurements.text.contexts(models.model)[:_CONTEXTS]
+        report_progress(f"measuring {feature}", 0, 1)
+        explorer.measured[feature] = records_on(models.model, models.transcoder, contexts, [feature])[0]
+        return explorer.feature(str(feature))
 
     return work

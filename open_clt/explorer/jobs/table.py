@@ -17,6 +17,7 @@ JOBS: dict[str, MakeJob] = {
     "suggestions": graphs.suggestions,
     "export": graphs.write_file,
     "probe": features.probe,
+    "measure": features.measure,
     "steer": steering.steer,
     "continuations": steering.proceed,
     "figure": transcoder.figure,

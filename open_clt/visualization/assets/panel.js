@@ -8,6 +8,7 @@
      name(node)        an element in place of the node's label, such as one that can be edited
      tools(node)       elements below the facts of a node
      links(node)       elements below the lists of edges
+     advise(record)    elements below a feature that was loaded
      nothing()         elements below what is shown while nothing is selected
 
      features  records by the name of the feature ("L2/417"), as feature.js shows them
@@ -35,7 +36,7 @@
     };
   }
 
-  function panel(host, graph, { features = {}, advice = "", load, name, tools, links: below, nothing } = {}) {
+  function panel(host, graph, { features = {}, advice = "", load, name, tools, links: below, nothing, advise = () => [] } = {}) {
     host.classList.add("oc-panel");
     const link = linkTo(graph), detail = (record, settings) => OpenCLT.feature(record, { ...settings, link });
     let shown = null;
@@ -95,7 +96,7 @@
       if (!load) return detail(features[node.feature] || {}, { activation: node.activation, advice });
       const place = html("div", { class: "f-feature" }, html("p", { class: "oc-none" }, "Reading the record \u2026"));
       load(node.feature).then(
-        (record) => place.replaceWith(detail(record, { activation: node.activation, advice })),
+        (record) => place.replaceWith(detail(record, { activation: node.activation, advice }), ...advise(record)),
         (error) => place.replaceChildren(html("p", { class: "oc-none" }, error.message)),
       );
       return place;
