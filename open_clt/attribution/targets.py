@@ -52,6 +52,11 @@ def read_target(model: LanguageModel, text: str, position: int = -1) -> Target:
     return LogitDifference(positive=first, negative=second, position=position)
 
 
+def names_feature(text: str) -> bool:
+    """Whether ``read_target`` reads a text as a feature, whatever the language model."""
+    return _feature_place(text) is not None
+
+
 def _feature_place(text: str) -> FeaturePlace | None:
     """The feature and position that a text names, or None if it does not name a feature."""
     if ":" not in text:

@@ -26,20 +26,24 @@ from open_clt.commands.options import (
     AddOption,
     AddParser,
     add_chat_option,
+    add_check_options,
     add_command,
     add_labels_option,
     add_model_options,
     add_target_options,
-    integer,
+    check_target_options,
     load,
     own_source,
+    position_of,
     read_labels_of,
+    read_targets,
 )
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
     from open_clt.graphs.graph import AttributionGraph
+    from open_clt.graphs.targets import SalientLogits
 
 _FORMATS = ("native", "circuit-tracer", "graphml")
 _NOT_SLUGS = ("graph", "graph-metadata")
@@ -57,7 +61,8 @@ def add_to(add_parser: AddParser) -> None:
     _add_targets(parser.add_argument_group("prompts and targets").add_argument)
     _add_sizes(parser.add_argument_group("size of the graph").add_argument)
     _add_output(parser.add_argument_group("output").add_argument)
-    _add_check(parser.add_argument_group("faithfulness check").add_argument)
+    check = parser.add_argument_group("faithfulness check").add_mutually_exclusive_group()
+    add_check_options(check.add_argument, 16, _NO_FAITHFULNESS)
     parser.set_defaults(command=run)
 
 
@@ -66,8 +71,8 @@ def _add_targets(option: AddOption) -> None:
     option("--prompts", type=Path, metavar="FILE", help="Text file with more prompts, one per line.")
     add_chat_option(option)
     add_target_options(option)
-    option("--max-logits", type=int, default=10, help="Largest number of likeliest tokens to explain (default: 10).")
-    option("--logit-probability", type=float, default=0.95, help=_PROBABILITY)
+    option("--max-logits", type=int, help="Largest number of likeliest tokens to explain (default: 10).")
+    option("--logit-probability", type=float, help=_PROBABILITY)
 
 
 def _add_sizes(option: AddOption) -> None:
@@ -90,19 +95,14 @@ def _add_output(option: AddOption) -> None:
     option("--figure", type=Path, metavar="FILE", help="Picture of the pruned graph, a .png, .svg or .pdf file.")
 
 
-def _add_check(option: AddOption) -> None:
-    option("--no-faithfulness", action="store_true", help=_NO_FAITHFULNESS)
-    option(
-        "--max-features", type=integer(least=1), default=16, help="Largest number of features to ablate (default: 16)."
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Check the options and the output directory, then compute the graphs."""
     from open_clt.files import results
 
     prompts = _prompts(arguments)
     cards = _cards(arguments, prompts)
+    check_target_options(arguments)
+    _check_used(arguments, several=len(prompts) > 1)
     with results(arguments.output):
         _check_writable(arguments, cards)
         _attribute(arguments, prompts, cards)
@@ -112,21 +112,18 @@ def run(arguments: argparse.Namespace) -> int:
 def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Sequence[GraphCard]) -> None:
     """Compute the graph of each prompt, check, save and draw it, and print its sizes and scores."""
     from open_clt.attribution.attribute import attribute_all
-    from open_clt.attribution.targets import read_target
     from open_clt.features.labelling.stored import with_stored_labels
-    from open_clt.graphs.targets import SalientLogits
 
     labels = read_labels_of(arguments)
+    if labels and not (arguments.output or arguments.figure or arguments.target):
+        raise ConfigError("--labels is given, but no graph is saved or drawn; add --output or --figure.")
     clt = load(arguments)
     model, replacement = clt.language_model, clt.replacement_model()
-    likeliest = SalientLogits(
-        max_count=arguments.max_logits, probability=arguments.logit_probability, position=arguments.position
-    )
     graphs = attribute_all(
         model,
         clt.transcoder,
         prompts,
-        targets=[read_target(model, text, arguments.position) for text in arguments.target] or likeliest,
+        targets=read_targets(arguments, model) or _likeliest(arguments),
         max_feature_nodes=arguments.max_feature_nodes,
         compatible=arguments.compatible,
         chat=arguments.chat,
@@ -144,6 +141,28 @@ def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Seq
         for line in (*_summary(graph, pruned), report, *_write(arguments, graph, pruned, card, len(prompts) > 1)):
             if line:
                 print(line)
+
+
+def _check_used(arguments: argparse.Namespace, *, several: bool) -> None:
+    """Raise ConfigError for an option that the other options leave without use."""
+    for name in ("max_logits", "logit_probability"):
+        if arguments.target and getattr(arguments, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is for the likeliest tokens, but --target is given; remove one of the two.")
+    formats: list[str] = arguments.format or []
+    if arguments.scan is not None and "circuit-tracer" not in formats:
+        raise ConfigError("--scan is for the viewer of circuit-tracer; add --format circuit-tracer.")
+    if arguments.slug is not None and not several and set(formats) <= {"native"}:
+        raise ConfigError("--slug names no file of one graph in the native format; add another --format.")
+
+
+def _likeliest(arguments: argparse.Namespace) -> SalientLogits:
+    """The likeliest tokens, as the options limit them."""
+    from open_clt.graphs.targets import SalientLogits
+
+    limits = {"max_count": arguments.max_logits, "probability": arguments.logit_probability}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return SalientLogits(position=position_of(arguments), **given)
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:

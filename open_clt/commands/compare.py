@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from open_clt.commands.held_out import add_held_out_options, make_report, read_held_out
+from open_clt.commands.held_out import add_held_out_options, graph_settings, make_report, read_held_out
 from open_clt.commands.options import (
     DEVICE_HELP,
     MODEL_HELP,
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.evaluation.report_file import check_place
     from open_clt.files import results
 
+    graph_settings(arguments)  # a mistake in them is found here
     paths = _paths_by_name(arguments.transcoders)
     with results(arguments.output, _FILES):
         if arguments.output is not None:

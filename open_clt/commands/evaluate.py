@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from open_clt.commands.held_out import add_held_out_options, make_report, read_held_out
+from open_clt.commands.held_out import add_held_out_options, graph_settings, make_report, read_held_out
 from open_clt.commands.options import AddParser, add_command, add_model_options, load
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.files import results
     from open_clt.processes import joined_processes
 
+    graph_settings(arguments)  # a mistake in them is found here
     with joined_processes() as processes, results(arguments.output if processes.is_first else None, [_FIGURE]):
         if arguments.output is not None:
             check_place(arguments.output)

@@ -23,13 +23,14 @@ def add_to(add_parser: AddParser) -> None:
     add_model_options(parser)
     option = parser.add_argument
     option("--features", type=Path, metavar="DIR", help="Directory with feature files (default: the transcoder's own).")
-    option(
+    size = parser.add_mutually_exclusive_group().add_argument
+    size(
         "--max-feature-nodes",
         type=integer(least=1),
         default=500,
         help="Largest number of features to attribute (default: 500).",
     )
-    option("--all-features", action="store_true", help="Attribute all features; long prompts take longer.")
+    size("--all-features", action="store_true", help="Attribute all features; long prompts take longer.")
     add_text_options(parser)
     option("--host", default="127.0.0.1", help="Address to listen on (default: 127.0.0.1, this computer only).")
     option("--port", type=integer(least=0, most=65535), default=8041, help="Port (default: 8041; 0 is any free one).")

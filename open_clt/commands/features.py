@@ -28,6 +28,7 @@ from open_clt.commands.options import (
     seed,
 )
 from open_clt.config import FeatureRecordsConfig
+from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ def add_to(add_parser: AddParser) -> None:
     add_model_options(parser)
     option = parser.add_argument
     add_source_options(option, max_tokens=500_000)
-    option("--seed", type=seed, default=0, help="Seed of generated sentences (default: 0).")
+    option("--seed", type=seed, help="Seed of generated sentences (default: 0).")
     option("--output", type=Path, metavar="DIR", help=_OUTPUT)
     option("--html", type=Path, metavar="DIR", help="Directory for pages about all features, which open in a browser.")
     add_labels_option(option)
@@ -76,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.files import check_directory, check_ours
     from open_clt.processes import joined_processes
 
+    if arguments.text is not None and arguments.seed is not None:
+        raise ConfigError("--seed selects generated sentences, but --text names a text; remove one of the two options.")
     if arguments.output is not None:
         check_feature_files(arguments.output)
     if arguments.html is not None:
@@ -173,7 +176,7 @@ def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collect
         model=clt.language_model.name,
         transcoder=_name(arguments),
         transcoder_hash=fingerprint(clt.transcoder),
-        text=arguments.text or f"generated sentences, seed {arguments.seed}",
+        text=arguments.text or f"generated sentences, seed {arguments.seed or 0}",
         tokens=collection.n_tokens,
         contexts=collection.n_contexts,
         context_length=collection.context_length,

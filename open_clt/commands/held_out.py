@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from open_clt.commands.options import AddOption, integer, seed
 from open_clt.config import ReportConfig
 from open_clt.embedded.held_out import HeldOutText
+from open_clt.errors import ConfigError
 from open_clt.short_repr import short_repr
 
 if TYPE_CHECKING:
@@ -43,16 +44,16 @@ class HeldOut(NamedTuple):
 
 @final
 class _Measuring(argparse.Action):
-    """Stores a value and sets ``measuring``, which tells ``compare`` that stored reports may not match the options."""
+    """Stores a value, and the option as ``measuring``: commands that measure nothing refuse it."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         setattr(namespace, self.dest, values)
-        namespace.measuring = True
+        namespace.measuring = option_string
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the text and its length."""
-    parser.set_defaults(measuring=False)
+    parser.set_defaults(measuring=None)
     option = partial(parser.add_argument, action=_Measuring)
     add_source_options(option, max_tokens=16_384)
     option("--seed", type=seed, default=0, help="Seed that selects the contexts of a longer text (default: 0).")
@@ -101,10 +102,20 @@ def add_held_out_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--max-feature-nodes",
         type=int,
-        default=max_features,
         help=f"Largest number of features to attribute in each graph (default: {max_features}).",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="Directory for the numbers and the figure.")
+
+
+def graph_settings(arguments: argparse.Namespace) -> ReportConfig:
+    """The settings of the graphs that are scored; raises ConfigError for one that no graph uses."""
+    given = {name: getattr(arguments, name) for name in ("prompts", "max_feature_nodes")}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given if arguments.graphs == 0 else ():
+        raise ConfigError(f"--{name.replace('_', '-')} is given, but --graphs is 0; remove one of the two options.")
+    if arguments.prompts is not None:
+        given["prompts"] = str(arguments.prompts)
+    return ReportConfig(graphs=arguments.graphs, **given)
 
 
 def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOut:
@@ -112,19 +123,15 @@ def read_held_out(arguments: argparse.Namespace, model: LanguageModel) -> HeldOu
     from open_clt.data.prompts import report_prompts
 
     contexts = read_contexts(arguments, model)
-    settings = ReportConfig(
-        prompts=None if arguments.prompts is None else str(arguments.prompts),
-        graphs=arguments.graphs,
-        max_feature_nodes=arguments.max_feature_nodes,
-    )
-    return HeldOut(contexts, held_out_text(arguments).description, report_prompts(settings, model, contexts))
+    prompts = report_prompts(graph_settings(arguments), model, contexts)
+    return HeldOut(contexts, held_out_text(arguments).description, prompts)
 
 
 def held_out_text(arguments: argparse.Namespace) -> HeldOutText:
     """The text that the options name."""
     names = ("column", "split", "max_tokens", "context_length")
     values = {name: getattr(arguments, name) for name in names}
-    return HeldOutText(source=arguments.text, seed=arguments.seed, **values)
+    return HeldOutText(source=arguments.text, seed=arguments.seed or 0, **values)
 
 
 def read_contexts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor:
@@ -149,7 +156,7 @@ def make_report(
         name=name,
         text=held_out.text,
         prompts=held_out.prompts,
-        max_feature_nodes=arguments.max_feature_nodes,
+        max_feature_nodes=graph_settings(arguments).max_feature_nodes,
         processes=processes or ALONE,
     )
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from open_clt.graphs.targets import Target
+    from open_clt.language.language_model import LanguageModel
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
     from open_clt.replacement.interventions.intervention import Intervention
     from open_clt.replacement.model import ReplacementModel
@@ -142,7 +144,41 @@ def add_chat_option(option: AddOption) -> None:
 def add_target_options(option: AddOption) -> None:
     """Add the options that select what a graph explains."""
     option("--target", action="append", default=[], help=_TARGET)
-    option("--position", type=int, default=-1, help=_POSITION)
+    option("--position", type=int, help=_POSITION)
+
+
+def check_target_options(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError if a position is given, but every target is a feature, which has a position of its own."""
+    from open_clt.attribution.targets import names_feature
+
+    if arguments.position is not None and arguments.target and all(map(names_feature, arguments.target)):
+        raise ConfigError(
+            f"--position is {arguments.position}, but each target is a feature with a position of its own; remove "
+            "--position."
+        )
+
+
+def read_targets(arguments: argparse.Namespace, model: LanguageModel) -> list[Target]:
+    """The targets that the options name; an empty list if they name none."""
+    from open_clt.attribution.targets import read_target
+
+    return [read_target(model, text, position_of(arguments)) for text in arguments.target]
+
+
+def position_of(arguments: argparse.Namespace) -> int:
+    """The position whose next token is explained."""
+    return -1 if arguments.position is None else arguments.position
+
+
+def add_check_options(option: AddOption, most_features: int, skip: str) -> None:
+    """Add the options of the faithfulness check, of which only one can be given; ``skip`` is the help of the first."""
+    option("--no-faithfulness", action="store_true", help=skip)
+    option(
+        "--max-features",
+        type=integer(least=1),
+        default=most_features,
+        help=f"Largest number of features to ablate (default: {most_features}).",
+    )
 
 
 def add_labels_option(option: AddOption) -> None:

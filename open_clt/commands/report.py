@@ -19,15 +19,19 @@ from open_clt.commands.held_out import add_text_options, read_contexts
 from open_clt.commands.options import (
     AddParser,
     add_chat_option,
+    add_check_options,
     add_command,
     add_labels_option,
     add_model_options,
     add_target_options,
-    integer,
+    check_target_options,
     load,
     own_source,
+    position_of,
     read_labels_of,
+    read_targets,
 )
+from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,10 +61,8 @@ def add_to(add_parser: AddParser) -> None:
     option("--threshold", type=float, default=0.8, help="Share of node influence that is shown (default: 0.8).")
     option("--edge-threshold", type=float, default=0.98, help="Share of edge influence that is shown (default: 0.98).")
     add_labels_option(option)
-    option("--no-faithfulness", action="store_true", help="Skip the check, which ablates features.")
-    option(
-        "--max-features", type=integer(least=1), default=8, help="Largest number of features to ablate (default: 8)."
-    )
+    check = parser.add_mutually_exclusive_group()
+    add_check_options(check.add_argument, 8, "Skip the check, which ablates features.")
     option("--features", type=Path, metavar="DIR", help=_FEATURES)
     add_text_options(parser)
     parser.set_defaults(command=run)
@@ -68,12 +70,17 @@ def add_to(add_parser: AddParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the options, compute everything, and write the file."""
-    from open_clt.attribution.targets import read_target
     from open_clt.graphs.targets import SalientLogits
     from open_clt.visualization.prompt_report.features import check_fits_files
     from open_clt.visualization.prompt_report.report import check_report_path, write_report
 
     check_report_path(arguments.output)
+    check_target_options(arguments)
+    if arguments.features is not None and arguments.measuring is not None:
+        raise ConfigError(
+            f"--features and {arguments.measuring} are given, but examples come from feature files or from a text; "
+            "remove one of the two options."
+        )
     labels = read_labels_of(arguments)
     if arguments.features is not None:
         check_fits_files(arguments.features)
@@ -91,8 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         edge_threshold=arguments.edge_threshold,
         max_ablations=0 if arguments.no_faithfulness else arguments.max_features,
         facts=_facts(arguments, records),
-        targets=[read_target(model, text, arguments.position) for text in arguments.target]
-        or SalientLogits(position=arguments.position),
+        targets=read_targets(arguments, model) or SalientLogits(position=position_of(arguments)),
         max_feature_nodes=arguments.max_feature_nodes,
         chat=arguments.chat,
     )
@@ -111,8 +117,11 @@ def _records(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder) -> Fe
 
 
 def _texts(arguments: argparse.Namespace, model: LanguageModel) -> Tensor | None:
-    """Contexts of the text, or of generated sentences for the embedded model; None for other models without a text."""
-    return read_contexts(arguments, model) if arguments.text is not None or model.name == "embedded" else None
+    """Contexts of the text, or of generated sentences for the embedded model; None for other models without a text.
+
+    Raises ConfigError if an option asks for contexts of another model, but no text is given.
+    """
+    return read_contexts(arguments, model) if arguments.measuring or model.name == "embedded" else None
 
 
 def _facts(arguments: argparse.Namespace, records: FeatureFiles | None) -> dict[str, Any]:

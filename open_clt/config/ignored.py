@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from open_clt.config.texts import TextsConfig
 from open_clt.config.training import LossConfig, TrainingConfig
@@ -38,6 +39,40 @@ def refuse_changed(config: object, names: Collection[str], part: str, reason: st
         value = getattr(config, field.name)
         if field.name in names and value != default:
             raise ConfigError(f"{part}.{field.name} is {short_value(value)}, but {reason}; remove this setting.")
+
+
+class Unused(NamedTuple):
+    """Settings that a run does not use, because another setting turns off what they belong to."""
+
+    part: str
+    """Name of their config in a TrainingConfig."""
+    names: tuple[str, ...]
+    reason: str
+
+
+def unused_settings(training: TrainingConfig) -> Iterator[Unused]:
+    """The settings that no run with this config uses."""
+    loss, steps = training.learning.loss, training.data.max_steps
+    if loss.preactivation == 0:
+        yield Unused("learning.loss", ("preactivation_on",), "the coefficient preactivation is 0")
+    if loss.auxiliary == 0:
+        yield Unused("learning.loss", ("auxiliary_k",), "the coefficient auxiliary is 0")
+    if loss.sparsity is not None and loss.sparsity.coefficient == 0:
+        yield Unused("learning.loss.sparsity", ("steepness", "warmup"), "the coefficient is 0")
+    if steps is not None:
+        yield Unused("data", ("epochs",), f"data.max_steps is {steps}, over as many epochs as these steps take")
+
+
+def check_unused(training: TrainingConfig) -> None:
+    """Raise ConfigError for a setting that another setting of the same run turns off."""
+    for unused in unused_settings(training):
+        refuse_changed(attrgetter(unused.part)(training), unused.names, unused.part, unused.reason)
+
+
+def check_no_output(training: TrainingConfig) -> None:
+    """Raise ConfigError for settings of checkpoints, where a run has no output directory and writes none."""
+    names = [field.name for field in fields(training.checkpoints)]
+    refuse_changed(training.checkpoints, names, "checkpoints", "the run has no output directory")
 
 
 def check_own_texts(training: TrainingConfig) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from open_clt import files
 from open_clt.config import TextsConfig
+from open_clt.config.ignored import refuse_changed
 from open_clt.data.dataset_card import check_card
-from open_clt.errors import CheckpointError, OpenCLTError, TextError
+from open_clt.errors import CheckpointError, ConfigError, OpenCLTError, TextError, short_value
 from open_clt.hub.reachable import answers
 from open_clt.language.language_model import is_text
 from open_clt.memory import is_failed_allocation
@@ -25,15 +26,40 @@ logger = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 16
 """Number of rows that are unpacked at once: few, because equal rows of a Parquet file take no space in the file."""
 
+_OF_DATA_SETS, _OF_ROWS = ("subset", "split", "streaming"), ("column", "bad_rows")
+"""Settings of a TextsConfig that only data sets use, and those that only sources with rows use."""
+
 TextSource: TypeAlias = Callable[[], Iterable[str]]
 """A function that returns the same texts from the first to the last, each time it is called."""
 
 
+class IgnoredSettings(NamedTuple):
+    """Settings of texts that a source does not use, and the reason in words."""
+
+    names: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def ignored_settings(source: str) -> IgnoredSettings:
+    """The settings of a TextsConfig that a source of texts does not use; raises TextError if it may not be read."""
+    path = Path(source)
+    _check_readable(path)
+    if not path.is_file():
+        return IgnoredSettings()
+    if _suffix(path) in _READERS:
+        return IgnoredSettings(_OF_DATA_SETS, f"{short_value(path.name)} is a file, not a data set")
+    return IgnoredSettings((*_OF_DATA_SETS, *_OF_ROWS), f"{short_value(path.name)} is read as one text, without rows")
+
+
 def open_texts(config: TextsConfig) -> Iterator[str]:
-    """Return the texts of the file or data set that a config names; raises TextError if they cannot be read."""
+    """Return the texts of the file or data set that a config names.
+
+    Raises TextError if they cannot be read, and ConfigError for a setting that the source does not use.
+    """
     if config.source is None:
         raise TextError("The source of texts is missing; give a file or a Hugging Face data set.")
-    _check_readable(Path(config.source))
+    ignored = ignored_settings(config.source)
+    refuse_changed(config, ignored.names, "texts", ignored.reason)
     if Path(config.source).is_file() or _suffix(Path(config.source)) in (*_READERS, ".txt"):
         return read_texts(config.source, column=config.column, bad_rows=config.bad_rows)
     return dataset_texts(
@@ -53,7 +79,7 @@ def read_texts(path: str | Path, *, column: str = "text", bad_rows: int = TextsC
     ``.csv``, ``.tsv`` and ``.parquet``. With a further suffix ``.gz``, a file is unpacked as it is read. Text is UTF-8,
     with or without a byte-order mark. ``column`` names the column that holds the text of a row; at most ``bad_rows``
     rows without a text are skipped. Raises TextError if the file is missing, has another format than its name says,
-    lacks the column, or has more bad rows.
+    lacks the column, or has more bad rows, and ConfigError if a column of one text is named.
     """
     path = Path(path)
     _check_readable(path)
@@ -64,6 +90,8 @@ def read_texts(path: str | Path, *, column: str = "text", bad_rows: int = TextsC
     reader = _READERS.get(_suffix(path))
     if reader is not None:
         return _without_bad_rows(reader(path, column), path, bad_rows)
+    if column != TextsConfig.column:
+        raise ConfigError(f"column is {short_value(column)}, but {path} is read as one text, without rows; remove it.")
     with _as_text_errors():
         content = files.read_unpacked(path, "UTF-8 text", limit=files.LARGEST_TEXT)
     try:

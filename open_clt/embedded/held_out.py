@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from open_clt.errors import ConfigError
+from open_clt.errors import ConfigError, short_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ class HeldOutText:
     def texts(self, model: LanguageModel, *, sentences: int) -> Iterable[str]:
         """The texts; for the embedded model without a text, at most ``sentences`` generated documents."""
         from open_clt.config import TextsConfig
-        from open_clt.data.texts import open_texts
+        from open_clt.data.texts import ignored_settings, open_texts
         from open_clt.embedded.corpus import generate_texts
 
         place = {name: getattr(self, name) for name in ("column", "split") if getattr(self, name) is not None}
@@ -80,4 +80,7 @@ class HeldOutText:
                     f"The model {model.name!r} needs a text to measure on; give a file or a data set with --text."
                 )
             return generate_texts(sentences, seed=self.seed + 1)
+        names, reason = ignored_settings(self.source)
+        for name in place.keys() & names:
+            raise ConfigError(f"--{name} is {short_value(place[name])}, but {reason}; remove this option.")
         return open_texts(TextsConfig(source=self.source, **place))

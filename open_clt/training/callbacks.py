@@ -22,6 +22,9 @@ from open_clt.transcoders.make import own_architecture
 
 logger = logging.getLogger(__name__)
 
+_WINDOW = 100
+"""Number of batches over which the mean L0 is taken that can end a run."""
+
 
 @final
 class ProgressBar(Callback):
@@ -109,10 +112,12 @@ class StepLog(Callback):
 class StopAtL0(Callback):
     """Ends a training run once the mean L0 per layer of the last ``window`` batches is at most ``l0``."""
 
-    def __init__(self, l0: float | None = None, window: int = 100) -> None:
+    def __init__(self, l0: float | None = None, window: int = _WINDOW) -> None:
         """With ``l0`` None, the callback never ends the run."""
         if window < 1 or (l0 is not None and l0 <= 0):
             raise ConfigError(f"l0 is {l0} and window is {window}; l0 must be above 0 and window at least 1.")
+        if l0 is None and window != _WINDOW:
+            raise ConfigError(f"window is {window}, but l0 is missing, so no L0 ends the run; set l0, too.")
         self.l0 = l0
         self._recent: deque[float] = deque(maxlen=window)
 

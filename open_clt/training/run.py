@@ -48,7 +48,7 @@ from torch import Tensor
 
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config.arguments import checked_arguments
-from open_clt.config.ignored import check_own_activations, check_own_parts
+from open_clt.config.ignored import check_no_output, check_own_activations, check_own_parts, check_unused
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
 from open_clt.device import check_device
@@ -123,6 +123,7 @@ class TrainingRun:
         resume: str | Path | None = None,
     ) -> None:
         """``trainer`` holds all arguments of Lightning's Trainer, including those of ``own.trainer``."""
+        check_unused(training)
         check_own_parts(training, loss=own.loss is not None, optimizer=own.optimizer is not None)
         self.activations = activations
         self.training = training
@@ -276,6 +277,9 @@ def _train(
     """Make a training run with the settings of a call from Python, and train."""
     own = own or OwnParts()
     check_own_trainer(dict(own.trainer))
+    check_unused(training)
+    if output_dir is None:
+        check_no_output(training)
     settings = trainer_settings(device, training, dict(own.trainer))
     settings.setdefault("enable_progress_bar", progress)
     check_trainer(settings)

@@ -163,6 +163,12 @@ MISTAKES = [
     (PROMPT, ["--format", "graphml"], ["--format", "--output"]),
     (PROMPT, ["--slug", "a b"], ["slug", "'a b'"]),
     (PROMPT, ["--slug", "graph"], ["slug", "'graph'"]),
+    (PROMPT, ["--slug", "cat"], ["--slug", "--format"]),
+    (PROMPT, ["--scan", "cat", "--format", "native", "--output", "/nowhere"], ["--scan", "circuit-tracer"]),
+    (PROMPT, ["--max-features", "2", "--no-faithfulness"], ["--max-features", "--no-faithfulness"]),
+    (PROMPT, ["--target", " Austin", "--max-logits", "10"], ["--max-logits", "--target"]),
+    (PROMPT, ["--target", " Austin", "--logit-probability", "0.9"], ["--logit-probability", "--target"]),
+    (PROMPT, ["--target", "0:5:7", "--position", "-1"], ["--position", -1]),
     (PROMPT, ["--labels", "/nowhere"], ["/nowhere"]),
     (PROMPT, ["--transcoder", "/nowhere"], ["/nowhere", "org/name"]),
     (PROMPT, ["--model", "/nowhere"], ["/nowhere", "embedded"]),
@@ -174,6 +180,12 @@ def test_a_mistake_is_one_line_and_status_2(
     prompt: str, options: list[str], named: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_mistake(capsys, ["attribute", "--prompt", prompt, *options], *named)
+
+
+def test_labels_that_nothing_shows_are_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"L2/417": "Texas"}')
+    assert_mistake(capsys, ["attribute", "--prompt", PROMPT, "--labels", str(labels)], "--labels", "--output")
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"a": "b"}', '{"1_2": 3}'])

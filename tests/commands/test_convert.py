@@ -87,8 +87,10 @@ def test_a_transcoder_with_thresholds_cannot_be_converted_again(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*options, "--output", str(tmp_path / "once")]) == 0
-    again = [*options[:4], str(tmp_path / "once"), *options[5:]]
-    assert_mistake(capsys, [*again, "--output", str(tmp_path / "twice")])
+    again = [*options[:4], str(tmp_path / "once")]
+    assert_mistake(capsys, [*again, "--output", str(tmp_path / "twice")], "native", "--to")
+    text = [*again, *options[5:], "--to", "circuit-tracer"]
+    assert_mistake(capsys, [*text, "--output", str(tmp_path / "twice")], "--max-tokens")
     assert not (tmp_path / "twice").exists()
 
 

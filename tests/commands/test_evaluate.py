@@ -219,6 +219,10 @@ def test_a_transcoder_that_cannot_replace_anything_is_named_with_the_reason(
         (["--text", ""], ["source", "''"]),
         (["--output", ""], ["--output"]),
         (["--graphs=-1"], ["graphs", -1]),
+        (["--graphs", "0", "--prompts", "prompts.txt"], ["--prompts", "--graphs"]),
+        (["--graphs", "0", "--max-feature-nodes", "1024"], ["--max-feature-nodes", "--graphs"]),
+        (["--split", "train"], ["--split", "'train'", "text.txt"]),
+        (["--column", "body"], ["--column", "'body'", "text.txt"]),
         (["--transcoder", "nowhere"], ["nowhere"]),
     ],
 )

@@ -60,7 +60,7 @@ def test_options_select_target_size_and_feature_files(tmp_path: Path) -> None:
     write_feature_files([FeatureRecord(Feature(2, 244), 0.5, 3.0, (), (), ())], tmp_path, n_layers=5, n_features=768)
     report = tmp_path / "report.html"
     options = ["--target", " Austin-- Dallas", "--threshold", "0.5", "--features", str(tmp_path)]
-    assert main(["report", "--prompt", PROMPT, "--output", str(report), *options, *QUICK]) == 0
+    assert main(["report", "--prompt", PROMPT, "--output", str(report), *options, "--no-faithfulness"]) == 0
     data = data_of(report)
     outputs = [node for node in data["graph"]["nodes"] if node["shape"] == "output"]
     assert [node["kind"] for node in outputs] == ["target"]
@@ -77,6 +77,9 @@ def test_options_select_target_size_and_feature_files(tmp_path: Path) -> None:
         (["--output", "r.html", "--features", "none"], "none"),
         (["--output", "r.html", "--features", "."], "index.json.gz"),
         (["--output", "r.html", "--max-features", "0"], "'0'"),
+        (["--output", "r.html", "--max-features", "2", "--no-faithfulness"], "--max-features"),
+        (["--output", "r.html", "--features", "records", "--seed", "0"], "--seed"),
+        (["--output", "r.html", "--target", "2:-1:244", "--position", "3"], "--position"),
         ([], "--output"),
     ],
 )

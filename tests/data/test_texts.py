@@ -18,7 +18,7 @@ from pyarrow import parquet
 from open_clt import files
 from open_clt.config import TextsConfig
 from open_clt.data.texts import dataset_texts, open_texts, read_texts
-from open_clt.errors import TextError
+from open_clt.errors import ConfigError, TextError
 from open_clt.files import limits
 from tests.refusals import refuses
 
@@ -35,6 +35,24 @@ def test_texts_are_read_from_text_jsonl_and_parquet(tmp_path: Path) -> None:
         assert list(read_texts(str(tmp_path / name), column="topic")) == ["numbers", "more"]
         with refuses(TextError, "body", "text", "topic"):
             list(read_texts(tmp_path / name, column="body"))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"column": "body"}, {"bad_rows": 3}, {"subset": "english"}, {"split": "validation"}, {"streaming": False}],
+)
+def test_settings_that_a_file_does_not_use_are_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
+    (name,) = setting
+    for file, uses in (("a.txt", ()), ("b.jsonl", ("column", "bad_rows"))):
+        (tmp_path / file).write_text('{"text": "one", "body": "two"}', encoding="utf-8")
+        config = TextsConfig(source=str(tmp_path / file), **setting)
+        if name in uses:
+            assert len(list(open_texts(config))) == 1
+        else:
+            with refuses(ConfigError, f"texts.{name}", repr(setting[name])):
+                open_texts(config)
+    with refuses(ConfigError, "column", "'body'"):
+        read_texts(tmp_path / "a.txt", column="body")
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tests.refusals import refuses
 from tests.training.own import AbsoluteErrors
 from tests.training.synthetic import quick_training, relu_mlps, small_transcoder
 
+NO_SPARSITY = LossConfig(sparsity=TanhSparsityConfig(coefficient=0.0, warmup=0.1))
 SPARSITY = LossConfig(sparsity=TanhSparsityConfig(coefficient=1.0))
 
 
@@ -49,6 +50,15 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
         (lambda: quick_training(harvest_batch_size=4), OwnParts(), "data.harvest_batch_size"),
         (lambda: quick_training(loss=SPARSITY), OwnParts(loss=AbsoluteErrors()), "learning.loss.sparsity"),
         (lambda: quick_training(learning_rate=0.5), OwnParts(optimizer=sgd), "learning.learning_rate"),
+        (lambda: quick_training(loss=LossConfig(preactivation_on="all")), OwnParts(), "learning.loss.preactivation_on"),
+        (
+            lambda: quick_training(loss=LossConfig(auxiliary=0.0, auxiliary_k=8)),
+            OwnParts(),
+            "learning.loss.auxiliary_k",
+        ),
+        (lambda: quick_training(loss=NO_SPARSITY), OwnParts(), "learning.loss.sparsity.warmup"),
+        (lambda: quick_training(epochs=3, max_steps=5), OwnParts(), "data.epochs"),
+        (lambda: quick_training(every=5), OwnParts(), "checkpoints.every"),
     ],
 )
 def test_settings_are_refused_beside_what_replaces_them(

@@ -43,7 +43,6 @@ from open_clt.config import (
     TrainingConfig,
     TranscoderConfig,
 )
-from open_clt.config.ignored import LOSS_SETTINGS, MODEL_SETTINGS, OPTIMIZER_SETTINGS, SOURCE_SETTINGS, refuse_given
 from open_clt.data.harvest import ActivationStore
 from open_clt.data.prompts import report_prompts
 from open_clt.data.texts import open_texts
@@ -53,6 +52,7 @@ from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.short_repr import short_repr
 from open_clt.training.activations import ModelOnTexts, OwnStore, Shape, Source
 from open_clt.training.callbacks import FirstStep, StopAtL0
+from open_clt.training.flags.ignored import check_replaced, check_unused_flags
 from open_clt.training.flags.settings import (
     add_class,
     add_settings,
@@ -230,6 +230,7 @@ class TrainingCLI(LightningCLI):
         """Make the training run from the settings; a mistake in any of them is found here, before training."""
         check_trainer(self.config.trainer.as_dict())
         settings = self.config.as_dict()
+        check_replaced(settings)
         output = self._output_directory(settings.get("checkpoints", {}))
         self._prepare_torch(settings.get("training", {}).pop("matmul_precision", None))
         instances = self._instances()
@@ -237,6 +238,7 @@ class TrainingCLI(LightningCLI):
         own = self._own_parts(instances, settings)
         source = self._source(settings["data"])
         training = self._training_config(settings)
+        check_unused_flags(self.config.as_dict(), training)
         transcoder = self._transcoder_config(settings.get("transcoder", {}), source.shape)
         activations = source.activations(transcoder, training)
         self.prompts = self._prompts(activations.contexts)
@@ -289,10 +291,6 @@ class TrainingCLI(LightningCLI):
         architecture = named_class(transcoder, "transcoder")
         loss = user_class(training.get("loss", {}), "training.loss")
         optimizer = user_class(training.pop("optimizer", {}), "training.optimizer")
-        if loss is not None:
-            refuse_given(training["loss"], LOSS_SETTINGS, "training.loss", "training.loss.class_path replaces the loss")
-        if optimizer is not None:
-            refuse_given(training, OPTIMIZER_SETTINGS, "training", "training.optimizer has settings of its own")
         # A refused run must not leave its settings in the directory, so they are written after the first step.
         save_config = FirstStep(self.save_config)
         return OwnParts(
@@ -305,12 +303,9 @@ class TrainingCLI(LightningCLI):
     def _source(self, data: Settings) -> Source:
         """The source of activations: a store, or a language model on texts; its settings are removed from ``data``."""
         texts: Settings = data.setdefault("texts", {})
-        given = dict(data)
         name, dtype = data.pop("language_model", _MODEL), data.pop("dtype", _DTYPE)
         origin = {"language_model": name, "texts": dict(texts), "activations": data.get("class_path")}
         own_store, own_texts = user_class(data, "data"), user_class(texts, "data.texts")
-        if own_texts is not None:
-            refuse_given(texts, SOURCE_SETTINGS, "data.texts", "data.texts.class_path brings texts of its own")
         if own_store is not None:
             store = own_store()
             if not isinstance(store, ActivationStore):
@@ -318,8 +313,6 @@ class TrainingCLI(LightningCLI):
                     f"data.class_path is {origin['activations']!r}, which is not an ActivationStore; name a class that "
                     "has n_tokens and __iter__."
                 )
-            refuse_given(texts, texts, "data.texts", "data.class_path brings activations of its own")
-            refuse_given(given, MODEL_SETTINGS, "data", "data.class_path brings activations of its own")
             return OwnStore(store, origin)
         if not isinstance(name, str):
             raise ConfigError(f"data.language_model is {name!r}; it must be the name of a language model.")

@@ -238,6 +238,7 @@ WRONG_ARGUMENTS = {
     group: [f"--{group}.class_path", OWN, f"--{group}.init_args.a", "1"] for group in ("transcoder", "training.loss")
 }
 
+L1_WITHOUT_WEIGHT = ["--training.loss.sparsity.kind", "l1", "--training.loss.sparsity.coefficient", "0"]
 OWN_TEXTS = ["--data.texts.class_path", "tests.training.own.texts"]
 OWN_LOSS = ["--training.loss.class_path", "tests.training.own.AbsoluteErrors", "--training.loss.auxiliary", "1"]
 OWN_OPTIMIZER = ["--training.optimizer.class_path", "torch.optim.SGD", "--training.learning_rate", "0.1"]
@@ -270,7 +271,6 @@ OWN_ACTIVATIONS = ["--data.class_path", "tests.training.own.OwnStore", "--data.i
         (["--trainer.gradient_clip_val=-1"], ConfigError, ["trainer.gradient_clip_val", -1]),
         (["--trainer.max_steps", "0"], ConfigError, ["trainer.max_steps", 0]),
         (["--trainer.max_epochs", "0"], ConfigError, ["trainer.max_epochs", 0]),
-        (["--data.class_path", "builtins.int"], ConfigError, ["data.class_path", "'builtins.int'", "ActivationStore"]),
         (OWN_TEXTS, ConfigError, ["data.texts.source", "data.texts.class_path"]),
         (OWN_ACTIVATIONS, ConfigError, ["data.texts.held_out_contexts", "data.class_path"]),
         (OWN_LOSS, ConfigError, ["training.loss.auxiliary", "training.loss.class_path"]),
@@ -294,6 +294,41 @@ def test_a_mistake_is_named_in_one_line_and_nothing_is_written(
         train(settings, *flags)
     assert "\n" not in str(raised.value)
     assert not Path(settings["output"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--training.loss.preactivation_on", "dead"], ["training.loss.preactivation_on", "preactivation"]),
+        (["--training.loss.auxiliary", "0", "--training.loss.auxiliary_k", "32"], ["training.loss.auxiliary_k"]),
+        ([*L1_WITHOUT_WEIGHT, "--training.loss.sparsity.warmup", "0.5"], ["training.loss.sparsity.warmup"]),
+        (["--trainer.max_epochs", "1"], ["trainer.max_epochs", 1, "trainer.max_steps", 8]),
+        (["--data.texts.split", "train"], ["data.texts.split", "texts.jsonl"]),
+        (["--data.texts.subset", "null"], ["data.texts.subset", "texts.jsonl"]),
+        (["--data.texts.held_out_contexts", "0", "--report.graphs", "8"], ["report.graphs", "held_out_contexts"]),
+        (["--report.graphs", "0", "--report.max_feature_nodes", "1024"], ["report.max_feature_nodes", "report.graphs"]),
+        (["--trainer.enable_checkpointing", "false", "--checkpoints.every", "5"], ["checkpoints.every"]),
+        (["--early_stop.window", "5"], ["window", 5, "l0"]),
+    ],
+)
+def test_a_setting_without_use_is_refused_also_with_its_default(
+    settings: Settings, flags: list[str], named: list[object]
+) -> None:
+    with refuses(ConfigError, *named):
+        train(settings, *flags)
+    assert not Path(settings["output"]).exists()
+
+
+def test_a_report_is_refused_beside_activations_without_a_model(settings: Settings) -> None:
+    settings["data"] = {"class_path": "tests.training.own.OwnStore", "init_args": {"tokens": 320}}
+    with refuses(ConfigError, "report.graphs", "data.class_path"):
+        train(settings, "--report.graphs", "8")
+
+
+def test_activations_of_a_class_that_is_not_a_store_are_refused(settings: Settings) -> None:
+    settings["data"] = {"class_path": "builtins.int"}
+    with refuses(ConfigError, "data.class_path", "'builtins.int'", "ActivationStore"):
+        train(settings)
 
 
 def test_missing_texts_are_named_by_their_flag(settings: Settings) -> None:
