@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -128,8 +129,7 @@ class Explorer:
                 f"{name[:80]!r} was made with another transcoder ({saved.transcoder}) than this explorer's "
                 f"({self.loaded().fingerprint}); start the explorer with that one."
             )
-        self.traces.keep(saved.trace)
-        return saved.session
+        return replace(saved.session, graph=self.traces.keep_foreign(saved.trace).key)
 
     def feature(self, name: str) -> dict[str, Any]:
         """The record of a feature; without one, the output tokens that its decoders raise and lower."""

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from open_clt import files
 from open_clt.errors import CheckpointError, ConfigError
@@ -17,7 +17,7 @@ from open_clt.explorer.traces import Trace, file_key
 from open_clt.explorer.views import Shown, features_of
 from open_clt.features.records import FeatureRecord
 from open_clt.graphs.formats.circuit_tracer import circuit_tracer_json
-from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
+from open_clt.graphs.formats.circuit_tracer_reader import viewed_graph
 from open_clt.graphs.formats.circuit_tracer_schema import GraphCard, GraphView
 from open_clt.progress import report_progress
 from open_clt.short_repr import short_repr
@@ -25,6 +25,8 @@ from open_clt.visualization.graph.figure import visualize_attribution_graph
 from open_clt.visualization.prompt_report.report import graph_page
 
 _MOST_NODES, _MOST_EDGES = 300, 2000
+_LONGEST_NAME = 80
+"""Number of characters that are kept of a file's name."""
 _MOST_RECORDS = 300
 """Largest number of features whose records an HTML file holds."""
 
@@ -123,19 +125,22 @@ def read_upload(name: str, content: bytes) -> SavedSession:
 
     The session of a graph alone holds the pins, groups and labels of its file. Raises CheckpointError for other files.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = files.write_bytes(Path(folder) / "file.json", content)
-        if files.format_of(path) == FORMAT.name:
-            return read_saved(FORMAT.read(path), Path(name))
-        try:
-            viewed = read_circuit_tracer(path)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{name[:80]!r} is neither a session of the explorer nor a graph of circuit-tracer or Neuronpedia "
-                f"({str(error).replace(str(path), 'the file')[:120]})."
-            ) from error
+    path = Path(name[:_LONGEST_NAME])
+    try:
+        values = files.parse_json(content, finite=True)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a readable JSON file ({str(error)[:120]}).") from error
+    if isinstance(values, dict) and cast(dict[str, Any], values).get("format") == FORMAT.name:
+        return read_saved(FORMAT.check(values, path), path)
+    try:
+        viewed = viewed_graph(values, path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} is neither a session of the explorer nor a graph of circuit-tracer or Neuronpedia "
+            f"({str(error).replace(str(path), 'the file')[:120]})."
+        ) from error
     graph, view = viewed.graph, viewed.view
-    trace = Trace(key=file_key(content), graph=graph, name=name[:80])
+    trace = Trace(key=file_key(content), graph=graph, name=path.name or "file")
     groups = tuple(Group(name=each.label[:LONGEST_TEXT] or "group", members=each.members) for each in view.supernodes)
     grouped = {member for supernode in view.supernodes for member in supernode.members}
     session = Session(graph=trace.key, pins=tuple(dict.fromkeys((*view.pinned, *grouped)))[:MOST_PINS], groups=groups)

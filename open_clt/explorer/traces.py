@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import logging
+import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -22,12 +25,14 @@ from open_clt import files
 from open_clt.attribution.attribute import attribute
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
 from open_clt.explorer.models import Models
-from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.graph import GRAPH_FILES, AttributionGraph, read_files, stored_values, write_files
 from open_clt.hub.repository import cache_directory
 from open_clt.progress import report_progress
 from open_clt.short_repr import short_repr
 from open_clt.visualization.labels import token_label
 from open_clt.visualization.prompt_report.predictions import predictions
+
+logger = logging.getLogger(__name__)
 
 START = "start"
 """Key of the graph that ships with the package."""
@@ -38,6 +43,8 @@ LONGEST_PROMPT = 400
 _IN_MEMORY, _IN_CACHE = 6, 60
 _FORMAT = files.FileFormat("open-clt-trace", newest=1)
 _FACTS = "trace.json"
+_KEY = re.compile("[0-9a-z]{20}")
+"""A key that may be the name of a folder in the cache."""
 _TOP = 3
 
 
@@ -73,10 +80,10 @@ class Traces:
             if key in self._latest:
                 self._latest.move_to_end(key)
                 return self._latest[key]
-        if not key.isalnum():
+        if not _KEY.fullmatch(key):
             return None
         try:
-            trace = _read(self._folder / key, key)
+            trace = load_trace(self._folder / key)
         except OpenCLTError:
             return None
         self._remember(trace)
@@ -89,14 +96,27 @@ class Traces:
     def keep(self, trace: Trace) -> None:
         """Keep a trace in memory and in the cache; a cache that cannot be written does not hold up the explorer."""
         self._remember(trace)
-        directory = self._folder / trace.key
-        content = {**_FORMAT.header(), "predictions": list(trace.predictions), "name": trace.name}
-        try:
-            trace.graph.save(directory)
-            files.write_json(directory / _FACTS, content)
-            self._forget()
-        except (OpenCLTError, OSError):
+        if not _KEY.fullmatch(trace.key):
             return
+        try:
+            save_trace(trace, self._folder / trace.key)
+            self._forget()
+        except (OpenCLTError, OSError) as error:
+            logger.info("The trace is kept in memory only: %s", error)
+
+    def keep_foreign(self, trace: Trace) -> Trace:
+        """Keep the trace of a file under a key that follows from its content, and return it.
+
+        The key in the file is not used: a file of somebody else may name the key of any prompt, whose trace it would
+        replace. If the trace with this key has the same graph, that trace is returned.
+        """
+        graph, known = _graph_bytes(trace.graph), self.find(trace.key)
+        if known is not None and _graph_bytes(known.graph) == graph:
+            return known
+        shown_beside = json.dumps([trace.predictions, trace.name]).encode()
+        trace = replace(trace, key=file_key(shown_beside + graph))
+        self.keep(trace)
+        return trace
 
     def _remember(self, trace: Trace) -> None:
         with self._lock:
@@ -106,10 +126,27 @@ class Traces:
                 self._latest.popitem(last=False)
 
     def _forget(self) -> None:
-        """Delete the oldest traces of the cache, so that it does not grow without end."""
-        kept = sorted(self._folder.glob(f"*/{_FACTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in kept[_IN_CACHE:]:
-            shutil.rmtree(path.parent, ignore_errors=True)
+        """Delete the oldest traces of the cache, so that it does not grow without end.
+
+        Only files that ``save_trace`` wrote are deleted; a folder in which other files lie stays with them.
+        """
+        heads = [path for path in self._folder.glob(f"*/{_FACTS}") if _is_kept(path.parent)]
+        for path in sorted(heads, key=lambda path: path.stat().st_mtime, reverse=True)[_IN_CACHE:]:
+            if files.is_ours(path.parent, _FACTS, _FORMAT):
+                files.remove_saved(path.parent, _FACTS, GRAPH_FILES)
+                with suppress(OSError):
+                    path.parent.rmdir()
+
+
+def _is_kept(folder: Path) -> bool:
+    """Whether a folder has the name of a key, and is not a link to another place."""
+    return _KEY.fullmatch(folder.name) is not None and not folder.is_symlink()
+
+
+def _graph_bytes(graph: AttributionGraph) -> bytes:
+    """A graph as bytes, which are equal for equal graphs."""
+    values, tensors = stored_values(graph)
+    return json.dumps(values).encode() + files.tensor_bytes(tensors)
 
 
 def trace_prompt(models: Models, traces: Traces, prompt: str, budget: int | None = BUDGET) -> Trace:
@@ -167,17 +204,17 @@ def read_predictions(rows: Sequence[Any]) -> tuple[dict[str, Any], ...]:
     """Check predictions that a file holds; raises CheckpointError if they are not those of ``with_predictions``."""
     for row in rows:
         match row:
-            case {"token": str(), "model": list(original), "replacement": list(replaced), "kl": int() | float()}:
+            case {"token": str(), "model": list(original), "replacement": list(replaced), "kl": int() | float() as kl}:
                 likely = [*cast(list[Any], original), *cast(list[Any], replaced)]
             case _:
                 raise CheckpointError("a prediction lacks a value")
-        if not all(isinstance(each, list) and _is_likely(cast(list[Any], each)) for each in likely):
+        if not math.isfinite(kl) or not all(isinstance(e, list) and _is_likely(cast(list[Any], e)) for e in likely):
             raise CheckpointError("a prediction is not a token with its probability")
     return tuple(rows)
 
 
 def _is_likely(pair: list[Any]) -> bool:
-    return len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)
+    return len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float) and math.isfinite(pair[1])
 
 
 def file_key(content: bytes) -> str:
@@ -194,11 +231,30 @@ def fits(trace: Trace, models: Models) -> bool:
     return max(tokens, default=0) < model.vocab_size and not trace.name
 
 
-def _read(directory: Path, key: str) -> Trace:
-    facts = _FORMAT.read(directory / _FACTS)
-    match facts:
-        case {"predictions": list(rows), "name": str(name)}:
-            rows = read_predictions(cast(list[Any], rows))
-            return Trace(key=key, graph=AttributionGraph.load(directory), predictions=rows, name=name)
-        case _:
-            raise CheckpointError(f"{directory / _FACTS} does not describe a trace.")
+def save_trace(trace: Trace, directory: Path) -> None:
+    """Write a trace to a directory: all of its files or none of them.
+
+    Raises ConfigError if files of other programs have their names.
+    """
+    files.check_artefact(directory, (_FACTS, *GRAPH_FILES), _FORMAT)
+    with files.saving(directory) as stage:
+        write_files(trace.graph, stage)
+        content = {**_FORMAT.header(), "predictions": list(trace.predictions), "name": trace.name}
+        files.write_json(stage(_FACTS), content)
+
+
+def load_trace(directory: Path) -> Trace:
+    """Read a trace, whose key is the name of its directory; raises CheckpointError on anything else."""
+
+    def read(saved: files.Saved) -> Trace:
+        match _FORMAT.read(saved(_FACTS), finite=True):
+            case {"predictions": list(rows), "name": str(name)}:
+                try:
+                    predicted = read_predictions(cast(list[Any], rows))
+                except CheckpointError as error:
+                    raise CheckpointError(f"{directory / _FACTS} does not describe a trace ({error}).") from error
+                return Trace(key=directory.name, graph=read_files(saved), predictions=predicted, name=name)
+            case _:
+                raise CheckpointError(f"{directory / _FACTS} does not describe a trace.")
+
+    return files.read_saved(directory, _FACTS, read)

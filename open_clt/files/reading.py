@@ -12,7 +12,7 @@ from typing import Any, cast, final
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from open_clt.errors import CheckpointError, ResourceError
@@ -57,7 +57,10 @@ class FileFormat:
 
         Raises CheckpointError if the file is missing, damaged, of another format, or of a version that is not read.
         """
-        content = read_json(path, finite=finite)
+        return self.check(read_json(path, finite=finite), path)
+
+    def check(self, content: object, path: Path) -> dict[str, Any]:
+        """Return the content of a file of this format; raises CheckpointError, which names the path, if it is not."""
         if not isinstance(content, dict) or cast(dict[str, Any], content).get("format") != self.name:
             raise CheckpointError(f"{path} does not have the format {self.name!r}; check the path.")
         content = cast(dict[str, Any], content)
@@ -195,6 +198,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise missing(path) from error
     except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError if another process has just deleted it
         raise unreadable(path, "safetensors", error) from error
+
+
+def parse_tensors(content: bytes, name: str) -> dict[str, Tensor]:
+    """Parse the bytes of a safetensors file, which ``name`` names in errors; raises CheckpointError if they are not."""
+    try:
+        if int.from_bytes(content[:8], "little") > LARGEST_HEADER:
+            raise too_large(f"The header of {name}", LARGEST_HEADER)
+        check_memory(f"Reading {name}", len(content), _MEMORY_WAYS)
+        with memory_errors(f"Reading {name}", _MEMORY_WAYS):
+            return load(content)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{name} is not a readable safetensors file; it is damaged or truncated.") from error
 
 
 def check_weights(tensors: Mapping[str, Tensor], place: Path, n_layers: int) -> None:

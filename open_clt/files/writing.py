@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 import yaml
+from safetensors.torch import save as safetensors_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -110,6 +111,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     with writing(path, needed=sum(tensor.nbytes for tensor in tensors.values())) as part:
         save_file(_apart(tensors), part)
     return path
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of the file that ``write_tensors`` writes."""
+    return safetensors_bytes(_apart(tensors))
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ FORMAT = files.FileFormat("open-clt-attribution-graph", newest=2)
 """The newest version; files of version 1, which stored settings and labels differently, are still read."""
 _JSON = "graph.json"
 _TENSORS = "graph.safetensors"
+GRAPH_FILES = (_JSON, _TENSORS)
+"""Names of the files of a graph: its plain values and its tensors."""
 _VECTORS = "targets."
 """Prefix of a tensor's name that holds the vector of a target; the target's number follows."""
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
@@ -246,33 +248,15 @@ class AttributionGraph:
         log_missing(self)
         directory = Path(directory)
         check_place(directory)
-        tensors = {f"nodes.{f.name}": getattr(self.nodes, f.name) for f in fields(self.nodes)}
-        tensors |= {f"edges.{name}": column for name, column in self.edges.stored().items()}
-        facts, vectors = info_json(self.info)
-        tensors |= {f"{_VECTORS}{number}": vector for number, vector in vectors.items()}
-        content = {**FORMAT.header(), "info": facts, "labels": labels_json(self.labels), "missing": self.missing()}
         with files.saving(directory) as stage:
-            files.write_tensors(stage(_TENSORS), {name: _narrow(tensor) for name, tensor in tensors.items()})
-            files.write_json(stage(_JSON), content)
+            write_files(self, stage)
         return directory
 
     @staticmethod
     @checked_arguments
     def load(directory: str | Path) -> AttributionGraph:
         """Read a graph that ``save`` wrote; raises CheckpointError on anything else."""
-        content, stored = files.read_saved(
-            Path(directory), _JSON, lambda saved: (FORMAT.read(saved(_JSON)), files.read_tensors(saved(_TENSORS)))
-        )
-        tensors = {name: _wide(tensor) for name, tensor in stored.items() if not name.startswith("edges.")}
-        try:
-            nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
-            edges = Edges(*(stored[f"edges.{name}"] for name in ("target", "source", "weight")))
-            vectors = {name.removeprefix(_VECTORS): t for name, t in tensors.items() if name.startswith(_VECTORS)}
-            info = read_info(content["info"], vectors, content["format_version"])
-            labels = read_labels(content.get("labels", {}))
-            return AttributionGraph(nodes, edges, info, labels)
-        except (LookupError, TypeError, ValueError, AttributeError, AttributionError, ConfigError) as error:
-            raise CheckpointError(f"{directory} does not hold a whole attribution graph ({error!r}).") from error
+        return files.read_saved(Path(directory), _JSON, read_files)
 
     def _label(self, row: int, node: Node) -> str:
         """Return the label of a node, from the user's labels or from the node's kind."""
@@ -296,6 +280,42 @@ class AttributionGraph:
 
     __repr__ = short_repr
     _repr_html_ = html_repr
+
+
+def stored_values(graph: AttributionGraph) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the two files of a graph hold: plain values and tensors."""
+    tensors = {f"nodes.{f.name}": getattr(graph.nodes, f.name) for f in fields(graph.nodes)}
+    tensors |= {f"edges.{name}": column for name, column in graph.edges.stored().items()}
+    facts, vectors = info_json(graph.info)
+    tensors |= {f"{_VECTORS}{number}": vector for number, vector in vectors.items()}
+    content = {**FORMAT.header(), "info": facts, "labels": labels_json(graph.labels), "missing": graph.missing()}
+    return content, {name: _narrow(tensor) for name, tensor in tensors.items()}
+
+
+def graph_of_values(content: Mapping[str, Any], stored: Mapping[str, Tensor], place: Path) -> AttributionGraph:
+    """The graph of ``stored_values``; raises CheckpointError, which names their place, if they are anything else."""
+    tensors = {name: _wide(tensor) for name, tensor in stored.items() if not name.startswith("edges.")}
+    try:
+        nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
+        edges = Edges(*(stored[f"edges.{name}"] for name in ("target", "source", "weight")))
+        vectors = {name.removeprefix(_VECTORS): t for name, t in tensors.items() if name.startswith(_VECTORS)}
+        info = read_info(content["info"], vectors, content["format_version"])
+        labels = read_labels(content.get("labels", {}))
+        return AttributionGraph(nodes, edges, info, labels)
+    except (LookupError, TypeError, ValueError, AttributeError, AttributionError, ConfigError) as error:
+        raise CheckpointError(f"{place} does not hold a whole attribution graph ({error!r}).") from error
+
+
+def write_files(graph: AttributionGraph, stage: files.Stage) -> None:
+    """Write the files of a graph as part of a save."""
+    content, tensors = stored_values(graph)
+    files.write_tensors(stage(_TENSORS), tensors)
+    files.write_json(stage(_JSON), content)
+
+
+def read_files(saved: files.Saved) -> AttributionGraph:
+    """Read the files of a graph, which may be part of a larger artefact; raises CheckpointError on anything else."""
+    return graph_of_values(FORMAT.read(saved(_JSON)), files.read_tensors(saved(_TENSORS)), saved.directory)
 
 
 def check_place(directory: Path) -> None:

@@ -21,6 +21,9 @@ from open_clt.evaluation.evaluate import Evaluation
 from open_clt.evaluation.measured_on import MeasuredOn
 from open_clt.evaluation.report import NORM_QUANTILES, Report
 from open_clt.evaluation.report_file import load_report, save_reconstruction, save_report
+from open_clt.explorer.session.session import Session
+from open_clt.explorer.session.session_file import SavedSession, load_session, save_session
+from open_clt.explorer.traces import Trace, load_trace, save_trace
 from open_clt.features.feature_files import (
     INDEX,
     FeatureFiles,
@@ -115,6 +118,20 @@ def viewer_facts(directory: Path) -> object:
         return prompts, graph_facts(read_circuit_tracer(saved("cat.json")).graph)
 
     return files.read_saved(directory, METADATA_FILE, read)
+
+
+def trace_of(version: int) -> Trace:
+    likely = {"token": "a", "model": [["b", 0.5]], "replacement": [["c", 0.25]], "kl": float(version)}
+    return Trace(key="0" * 20, graph=graph_of(version), predictions=(likely,), name=str(version))
+
+
+def trace_facts(directory: Path) -> object:
+    trace = load_trace(directory)
+    return trace.predictions, trace.name, graph_facts(trace.graph)
+
+
+def session_facts(saved: SavedSession) -> object:
+    return saved.session, saved.trace.predictions, saved.trace.name, graph_facts(saved.trace.graph)
 
 
 def report_of(version: int) -> Report:
@@ -264,6 +281,16 @@ ARTEFACTS = {
     ),
     "figure": Artefact(
         save_figure, lambda d: files.read_bytes(d / "figure.png"), ("visualization.style",), named_by_user=True
+    ),
+    "trace of the explorer": Artefact(
+        lambda d, v: save_trace(trace_of(v), d), trace_facts, ("explorer.traces",), "trace.json"
+    ),
+    "session of the explorer": Artefact(
+        lambda d, v: save_session(SavedSession(Session(percent=v), trace_of(v), ""), d / "session.json"),
+        lambda d: session_facts(load_session(d / "session.json")),
+        ("explorer.session.session_file",),
+        "session.json",
+        named_by_user=True,
     ),
     "page": Artefact(
         lambda d, v: write_page(d / "report.html", page(str(v), "", styles=["graph.css"], scripts=["elements.js"])),

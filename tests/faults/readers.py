@@ -19,12 +19,16 @@ import torch
 import yaml
 from torch import Tensor
 
+from open_clt import files
 from open_clt.config import BatchTopKConfig, CrossLayerConfig, JumpReLUConfig, MoltConfig, TopKConfig
 from open_clt.data.dataset_card import check_card
 from open_clt.data.prompts import read_prompts
 from open_clt.data.texts import read_texts
 from open_clt.errors import TextError
 from open_clt.evaluation.report_file import load_report, save_report
+from open_clt.explorer.exports import read_upload
+from open_clt.explorer.session.session_file import load_session, save_session
+from open_clt.explorer.traces import load_trace, save_trace
 from open_clt.features.about import ABOUT as ABOUT_FILE
 from open_clt.features.about import read_about, write_about
 from open_clt.features.feature_files import FeatureFiles, read_feature_json, write_feature_files, write_feature_json
@@ -46,7 +50,8 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.stored_weights import tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
-from tests.faults.artefacts import graph_of, record_of, report_of
+from tests.faults.artefacts import graph_of, record_of, report_of, trace_of
+from tests.faults.used_graphs import session_of_hand_graph, use_graph, use_session, use_trace
 from tests.features.rich_record import ABOUT
 from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_bluelight import write_bluelight
@@ -107,19 +112,6 @@ def _write_card(folder: Path) -> None:
 
 def _read_card(folder: Path) -> Iterable[float]:
     return [float(len(publication(folder, "org/name").card))]
-
-
-def _use_graph(graph: AttributionGraph) -> Iterable[Tensor]:
-    graph.ids()
-    graph.adjacency()
-    graph.scores()
-    graph.influence()
-    repr(graph)
-    if not bool(graph.nodes.total.isnan().all()):
-        graph.check()
-    graph.prune()
-    [graph.label(node_id) for node_id in graph.ids()] if hasattr(graph, "label") else None
-    return graph.edges.weight, graph.nodes.value, graph.nodes.omitted
 
 
 def _read_features(folder: Path) -> Iterable[float]:
@@ -303,18 +295,40 @@ READERS: dict[str, Reader] = {
     ),
     "graph": Reader(
         lambda folder: graph_of(1).save(folder),
-        lambda folder: _use_graph(AttributionGraph.load(folder)),
+        lambda folder: use_graph(AttributionGraph.load(folder)),
         "graphs.graph",
     ),
     "graph as GraphML": Reader(
         lambda folder: write_graphml(graph_of(1), folder / "cat.graphml"),
-        lambda folder: _use_graph(read_graphml(folder / "cat.graphml")),
+        lambda folder: use_graph(read_graphml(folder / "cat.graphml")),
         "graphs.formats.networkx",
     ),
     "graph of circuit-tracer": Reader(
         lambda folder: write_circuit_tracer(graph_of(1), folder, GraphCard(slug="cat")),
-        lambda folder: _use_graph(read_circuit_tracer(folder / "cat.json").graph),
+        lambda folder: use_graph(read_circuit_tracer(folder / "cat.json").graph),
         "graphs.formats.circuit_tracer_reader",
+    ),
+    "trace of the explorer": Reader(
+        lambda folder: save_trace(trace_of(1), folder),
+        lambda folder: use_trace(load_trace(folder)),
+        "explorer.traces",
+    ),
+    "session of the explorer": Reader(
+        lambda folder: save_session(session_of_hand_graph(), folder / "session.json"),
+        lambda folder: use_session(load_session(folder / "session.json")),
+        "explorer.session.session_file",
+    ),
+    "session that a person opens": Reader(
+        lambda folder: save_session(session_of_hand_graph(), folder / "session.json"),
+        lambda folder: use_session(read_upload("session.json", files.read_bytes(folder / "session.json"))),
+        "explorer.exports",
+        names="session.json",
+    ),
+    "graph that a person opens": Reader(
+        lambda folder: write_circuit_tracer(graph_of(1), folder, GraphCard(slug="cat")),
+        lambda folder: use_session(read_upload("cat.json", files.read_bytes(folder / "cat.json"))),
+        "explorer.exports",
+        names="cat.json",
     ),
     "list of graphs": Reader(
         lambda folder: write_circuit_tracer(graph_of(1), folder, GraphCard(slug="cat")),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,12 @@ from open_clt.errors import CheckpointError, ConfigError
 from open_clt.explorer.session.circuit import circuit_of
 from open_clt.explorer.session.session import Session, read_session, session_json
 from open_clt.explorer.traces import Trace, read_predictions
-from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.graph import FORMAT as GRAPH_FORMAT
+from open_clt.graphs.graph import GRAPH_FILES, AttributionGraph, graph_of_values, stored_values
 from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.short_repr import short_repr
 
 FORMAT = files.FileFormat("open-clt-session", newest=1)
-_GRAPH_FILES = ("graph.json", "graph.safetensors")
 
 
 @final
@@ -71,15 +70,15 @@ def load_session(path: str | Path) -> SavedSession:
     person's pins and groups.
     """
     path = Path(path)
-    return read_saved(FORMAT.read(path), path)
+    return read_saved(FORMAT.read(path, finite=True), path)
 
 
 def session_content(saved: SavedSession) -> dict[str, Any]:
     """What a session file holds, as plain values."""
-    with tempfile.TemporaryDirectory() as folder:
-        saved.trace.graph.save(folder)
-        stored = {name: base64.b64encode(files.read_bytes(Path(folder) / name)).decode() for name in _GRAPH_FILES}
     trace = saved.trace
+    values, tensors = stored_values(trace.graph)
+    contents = files.json_text(values, "the graph").encode(errors="backslashreplace"), files.tensor_bytes(tensors)
+    stored = {name: base64.b64encode(each).decode() for name, each in zip(GRAPH_FILES, contents, strict=True)}
     graph = {"key": trace.key, "name": trace.name, "predictions": list(trace.predictions), "files": stored}
     return {
         **FORMAT.header(),
@@ -113,14 +112,12 @@ def read_saved(content: Mapping[str, Any], path: Path) -> SavedSession:
 
 def _graph(stored: Mapping[str, Any]) -> AttributionGraph:
     """The graph of its two files."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in _GRAPH_FILES:
-            try:
-                content = base64.b64decode(stored[name], validate=True)
-            except binascii.Error as error:
-                raise CheckpointError(f"{name} is not written in base64") from error
-            files.write_bytes(Path(folder) / name, content)
-        try:
-            return AttributionGraph.load(folder)
-        except CheckpointError as error:
-            raise CheckpointError("its graph is damaged") from error
+    try:
+        values, tensors = (base64.b64decode(stored[name], validate=True) for name in GRAPH_FILES)
+    except binascii.Error as error:
+        raise CheckpointError("its graph is not written in base64") from error
+    try:
+        content = GRAPH_FORMAT.check(files.parse_json(values), Path(GRAPH_FILES[0]))
+        return graph_of_values(content, files.parse_tensors(tensors, GRAPH_FILES[1]), Path(GRAPH_FILES[0]))
+    except (CheckpointError, ValueError) as error:
+        raise CheckpointError("its graph is damaged") from error

@@ -20,6 +20,7 @@ from open_clt.graphs.formats.circuit_tracer_schema import (
     FeatureType,
     GraphView,
     cantor_unpair,
+    check_object,
     read_object,
 )
 from open_clt.graphs.graph import AttributionGraph
@@ -32,6 +33,7 @@ from open_clt.transcoders.feature import Feature
 
 logger = logging.getLogger(__name__)
 
+_KEYS = ("metadata", "nodes", "links")
 _LOGIT_CLERP = re.compile(r'Output "(.*)" \(p=[0-9.]+\)', re.DOTALL)
 
 
@@ -53,7 +55,12 @@ def read_circuit_tracer(path: str | Path) -> ViewedGraph:
     nodes with ids of older versions are also read. Nodes of unknown kinds are left out.
     """
     path = Path(path)
-    content = read_object(path, "metadata", "nodes", "links")
+    return viewed_graph(read_object(path, *_KEYS), path)
+
+
+def viewed_graph(content: object, path: Path) -> ViewedGraph:
+    """The graph that a file in circuit-tracer's format holds; raises CheckpointError, which names the path."""
+    content = check_object(content, path, *_KEYS)
     try:
         return _graph(content)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AttributionError) as error:

@@ -108,7 +108,11 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
 
     After an interrupted save, the former object is read.
     """
-    content = files.read_saved_file(path, lambda path: files.read_json(path, finite=True))
+    return check_object(files.read_saved_file(path, lambda path: files.read_json(path, finite=True)), path, *keys)
+
+
+def check_object(content: object, path: Path, *keys: str) -> dict[str, Any]:
+    """Return the content of a file; raises CheckpointError, which names the path, if it lacks one of the keys."""
     absent = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
     if absent or not isinstance(content, dict):
         raise CheckpointError(f"{path} lacks {', '.join(absent)}; it is not a file in circuit-tracer's format.")

@@ -1,0 +1,49 @@
+"""Graphs, traces and sessions of the tables of readers: values to write, and functions that use what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from torch import Tensor
+
+from open_clt.errors import AttributionError
+from open_clt.explorer.session.session import Group, Session, session_json
+from open_clt.explorer.session.session_file import SavedSession
+from open_clt.explorer.traces import Trace
+from open_clt.graphs.graph import AttributionGraph
+from tests.faults.artefacts import trace_of
+
+
+def use_graph(graph: AttributionGraph) -> Iterable[Tensor]:
+    graph.ids()
+    graph.adjacency()
+    graph.scores()
+    graph.influence()
+    repr(graph)
+    if not bool(graph.nodes.total.isnan().all()):
+        graph.check()
+    graph.prune()
+    [graph.label(node_id) for node_id in graph.ids()] if hasattr(graph, "label") else None
+    return graph.edges.weight, graph.nodes.value, graph.nodes.omitted
+
+
+def session_of_hand_graph() -> SavedSession:
+    session = Session(
+        pins=("0:1:5", "1:2:3"), groups=(Group(name="g", members=("0:1:5", "0:2:5")),), labels={"L0/5": "Texas"}
+    )
+    return SavedSession(session, trace_of(1), "abc")
+
+
+def use_session(saved: SavedSession) -> Iterable[Tensor | float]:
+    session_json(saved.session)
+    with suppress(AttributionError):  # groups may form a cycle, which the page says
+        circuit = saved.circuit
+        repr(circuit)
+    _ = saved.graph
+    return use_trace(saved.trace)
+
+
+def use_trace(trace: Trace) -> Iterable[Tensor | float]:
+    numbers = [number for row in trace.predictions for _, number in (*row["model"], *row["replacement"])]
+    return [*numbers, *(row["kl"] for row in trace.predictions), *use_graph(trace.graph)]
