@@ -50,8 +50,8 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.stored_weights import tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
+from tests.explorer.used_graphs import session_of_hand_graph, use_graph, use_session, use_trace
 from tests.faults.artefacts import graph_of, record_of, report_of, trace_of
-from tests.faults.used_graphs import session_of_hand_graph, use_graph, use_session, use_trace
 from tests.features.rich_record import ABOUT
 from tests.tiny_models import write_gpt2
 from tests.transcoders.formats.written_by_bluelight import write_bluelight
