@@ -19,15 +19,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from open_clt import files
 from open_clt.config import BatchTopKConfig, CrossLayerConfig, JumpReLUConfig, MoltConfig, TopKConfig
 from open_clt.data.dataset_card import check_card
 from open_clt.data.prompts import read_prompts
 from open_clt.data.texts import read_texts
 from open_clt.errors import TextError
 from open_clt.evaluation.report_file import load_report, save_report
-from open_clt.explorer.exports import read_upload
-from open_clt.explorer.session.session_file import load_session, save_session
 from open_clt.explorer.traces import load_trace, save_trace
 from open_clt.features.about import ABOUT as ABOUT_FILE
 from open_clt.features.about import read_about, write_about
@@ -50,7 +47,15 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.stored_weights import tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
-from tests.explorer.used_graphs import session_of_hand_graph, use_graph, use_session, use_trace
+from tests.explorer.used_graphs import (
+    curve_numbers,
+    opened,
+    read_session,
+    use_graph,
+    use_trace,
+    write_curves,
+    write_session,
+)
 from tests.faults.artefacts import graph_of, record_of, report_of, trace_of
 from tests.features.rich_record import ABOUT
 from tests.tiny_models import write_gpt2
@@ -313,23 +318,17 @@ READERS: dict[str, Reader] = {
         lambda folder: use_trace(load_trace(folder)),
         "explorer.traces",
     ),
-    "session of the explorer": Reader(
-        lambda folder: save_session(session_of_hand_graph(), folder / "session.json"),
-        lambda folder: use_session(load_session(folder / "session.json")),
-        "explorer.session.session_file",
-    ),
+    "session of the explorer": Reader(write_session, read_session, "explorer.session.session_file"),
     "session that a person opens": Reader(
-        lambda folder: save_session(session_of_hand_graph(), folder / "session.json"),
-        lambda folder: use_session(read_upload("session.json", files.read_bytes(folder / "session.json"))),
-        "explorer.exports",
-        names="session.json",
+        write_session, opened("session.json"), "explorer.exports", names="session.json"
     ),
     "graph that a person opens": Reader(
         lambda folder: write_circuit_tracer(graph_of(1), folder, GraphCard(slug="cat")),
-        lambda folder: use_session(read_upload("cat.json", files.read_bytes(folder / "cat.json"))),
+        opened("cat.json"),
         "explorer.exports",
         names="cat.json",
     ),
+    "training record": Reader(write_curves, curve_numbers, "explorer.training_record"),
     "list of graphs": Reader(
         lambda folder: write_circuit_tracer(graph_of(1), folder, GraphCard(slug="cat")),
         _nothing(lambda folder: write_circuit_tracer(graph_of(2), folder, GraphCard(slug="dog"))),
