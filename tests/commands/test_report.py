@@ -38,7 +38,7 @@ def test_a_report_is_written_with_labels_and_examples(tmp_path: Path, capsys: py
     nodes = {node["id"]: node for node in data["graph"]["nodes"]}
     labelled = [node for node in nodes.values() if node["feature"] == "L2/244"]
     assert [(node["label"], node["automatic"]) for node in labelled] == [("<b>state capitals</b>", False)]
-    assert any(record["examples"] for record in data["features"].values())
+    assert any(group["examples"] for record in data["features"].values() for group in record["groups"])
     assert sum(node["shape"] == "output" for node in nodes.values()) == 1
     text = report.read_text()
     assert "<b>" not in text
@@ -52,7 +52,7 @@ def test_the_records_that_ship_are_read_without_a_text(tmp_path: Path) -> None:
     labels = {node["feature"]: node["label"] for node in data["graph"]["nodes"] if node["feature"]}
     assert labels.items() <= {str(feature): label for feature, label in start_graph().labels.items()}.items()
     assert data["features"].keys() == labels.keys()
-    assert all(record["examples"] for record in data["features"].values())
+    assert all(record["groups"][0]["examples"] for record in data["features"].values())
     assert "487,500 tokens of generated sentences" in report.read_text()
 
 
