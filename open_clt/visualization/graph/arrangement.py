@@ -129,6 +129,20 @@ def _text_size(picture: GraphPicture, node: int, measures: Measures, line_length
 
 def arranged(picture: GraphPicture, page: Page, measures: Measures = POINTS) -> PlacedGraph:
     """Measure every label and place every node; nodes of a cell are ordered by where their neighbours stand."""
+    return place(*measured(picture, measures), page)
+
+
+class Measured(NamedTuple):
+    """What the layouts of a picture on all pages start from: its parts, with their sizes."""
+
+    items: list[Item]
+    tokens: list[Size]
+    outputs: list[Output]
+    rows: list[float]
+
+
+def measured(picture: GraphPicture, measures: Measures = POINTS) -> Measured:
+    """Measure every label, and find the order of nodes in their cells."""
     order = _neighbour_positions(picture)
     items = [
         Item(picture.positions[node], picture.rows[node], node_size(picture, node, measures), order[node])
@@ -137,7 +151,7 @@ def arranged(picture: GraphPicture, page: Page, measures: Measures = POINTS) -> 
     outputs = [Output(picture.positions[node], output_size(picture, node, measures)) for node in picture.of("output")]
     tokens = [text_size(token_label(token), measures.token_font) for token in picture.tokens]
     rows = sorted({*map(float, range(picture.n_layers)), *(item.row for item in items)})
-    return place(items, tokens, outputs, rows, page)
+    return Measured(items, tokens, outputs, rows)
 
 
 def anchors_of(picture: GraphPicture, placed: PlacedGraph, measures: Measures = POINTS) -> dict[int, Anchor]:

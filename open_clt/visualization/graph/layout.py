@@ -151,9 +151,10 @@ def _columns(
 ) -> _Columns:
     """Try several widths, with horizontal and upright tokens; return the columns that have to be shrunk least."""
     candidates: list[_Columns] = []
+    options = {cell: _widths_by_lines(members, items, page.gap) for cell, members in cells.items()}
     width_limits = np.geomspace(page.widest, page.widest * page.wider, 5 if page.wider > 1 else 1).tolist()
     for limit, upright in product(width_limits, (False, True)):
-        widths = _widths(items, cells, [size[1 if upright else 0] for size in tokens], limit, page)
+        widths = _widths(options, [size[1 if upright else 0] for size in tokens], limit, page.gap)
         widths = widths * max(1.0, page.narrowest / widths.sum(), outputs_width / widths.sum())
         lines = {cell: _folded(cells[cell], items, widths[cell[0]] - 2 * page.gap, page.gap) for cell in cells}
         heights = _row_heights(lines, items, {row for _, row in cells}, page)
@@ -173,22 +174,24 @@ def _row_heights(
 
 
 def _widths(
-    items: Sequence[Item], cells: dict[Cell, list[int]], tokens: Sequence[float], limit: float, page: Page
+    options: dict[Cell, list[float]], tokens: Sequence[float], limit: float, gap: float
 ) -> npt.NDArray[np.float64]:
-    """Return widths of columns; rows that spare most width get more lines, until all columns fit within ``limit``."""
-    options = {cell: _widths_by_lines(members, items, page.gap) for cell, members in cells.items()}
-    lines = dict.fromkeys((row for _, row in cells), 1)
+    """Return widths of columns; rows that spare most width get more lines, until all columns fit within ``limit``.
+
+    ``options`` are the widths of each cell in 1, 2, ... lines.
+    """
+    lines = dict.fromkeys((row for _, row in options), 1)
     while True:
-        cell_widths = {cell: _width_at(options[cell], lines[cell[1]]) for cell in cells}
+        cell_widths = {cell: _width_at(options[cell], lines[cell[1]]) for cell in options}
         widths = np.array(tokens)
         for (position, _), width in cell_widths.items():
             widths[position] = max(widths[position], width)
         # A column becomes narrower only if its widest cells do.
-        widest_cells = [cell for cell in cells if cell_widths[cell] == widths[cell[0]]]
+        widest_cells = [cell for cell in options if cell_widths[cell] == widths[cell[0]]]
         gains = [(*_gain(widest_cells, options, lines[row], row, tokens), row) for row in lines]
         spared, added_lines, row = max(gains, default=(0.0, 0, 0.0))
-        if widths.sum() + 2 * page.gap * len(widths) <= limit or spared <= 0:
-            return widths + 2 * page.gap
+        if widths.sum() + 2 * gap * len(widths) <= limit or spared <= 0:
+            return widths + 2 * gap
         lines[row] += added_lines
 
 
@@ -201,11 +204,12 @@ def _gain(
     """
     cells = [cell for cell in widest_cells if cell[1] == row]
     most_lines = max((len(options[cell]) for cell in cells), default=0)
+    widths = [_width_at(options[cell], lines) for cell in cells]
     best = (0.0, 1)
     for added in range(1, most_lines - lines + 1):
         spared = (
-            _width_at(options[cell], lines) - max(_width_at(options[cell], lines + added), tokens[cell[0]])
-            for cell in cells
+            width - max(_width_at(options[cell], lines + added), tokens[cell[0]])
+            for cell, width in zip(cells, widths, strict=True)
         )
         best = max(best, (sum(spared) / added, added))
     return best

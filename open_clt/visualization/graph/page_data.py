@@ -18,8 +18,8 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.transcoders.feature import Feature
-from open_clt.visualization.graph.arrangement import MARKERS, PIXELS, arranged, diameter_of
-from open_clt.visualization.graph.layout import Box, Page, PlacedGraph, Size
+from open_clt.visualization.graph.arrangement import MARKERS, PIXELS, arranged, diameter_of, measured
+from open_clt.visualization.graph.layout import Box, Page, PlacedGraph, Size, place
 from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
 from open_clt.visualization.labels import token_label, wrapped
 
@@ -190,7 +190,8 @@ def _labelled(picture: GraphPicture, window: Size) -> dict[str, Any]:
 def _wide_enough(picture: GraphPicture, window: Size) -> PlacedGraph:
     """A layout that is as high as a window, and wider only if it has to be."""
     width, height = window
-    candidates = (arranged(picture, _page(limit, height), _MEASURES) for limit in np.geomspace(width, 8 * width, 10))
+    parts = measured(picture, _MEASURES)
+    candidates = (place(*parts, _page(limit, height)) for limit in np.geomspace(width, 8 * width, 10))
     best = next(candidates)
     for placed in candidates:
         if best.height <= height / _LEGIBLE:
