@@ -4,12 +4,13 @@
 #   make run                        run practice_run.py from start to finish   (make run ARGS="--help")
 #   make test                       lint, formatting, types, import contracts, the default tests (minutes)
 #   make slow                       all tests with shapes checked, also long runs and notebooks (under 20 minutes)
-#   make browser                   the tests that drive Chromium; they need `apt-get install chromium`
+#   make browser                    the tests that drive Chromium; they need `apt-get install chromium`
 #   make soak                       the longest tests, started by hand; docs/results.md has their figures
 #   make check PYTEST="-x -k text"  the checks of `make test` without the installation; PYTEST is passed to pytest
 #   make format                     let ruff rewrite what it can
 #   make notebooks                  run the notebooks and keep their outputs
 #   make gallery                    draw every picture in visualizations/gallery/ again
+#   make explorer-pictures          draw the pictures of docs/explorer.md again (needs Chromium)
 #   make embedded-features          measure the feature records and the start graph that ship (ten minutes)
 #   make clean                      remove .venv, caches and build outputs
 
@@ -27,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # pyright does not look for a newer version of itself, because poetry.lock names its version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: run test check slow browser soak format gallery embedded-features notebooks clean
+.PHONY: run test check slow browser soak format gallery explorer-pictures embedded-features notebooks clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -58,6 +59,9 @@ format: $(VENV)/.installed-dev
 
 gallery: $(VENV)/.installed
 	$(BIN)/python tools/gallery.py
+
+explorer-pictures: $(VENV)/.installed-dev
+	$(BIN)/python tools/explorer_pictures.py
 
 embedded-features: $(VENV)/.installed
 	$(BIN)/python tools/embedded_features.py
