@@ -10,7 +10,8 @@
     slider   from the release of the influence slider to the painted graph of another share
 
 A served explorer of the embedded model, and Chromium without a window, both on this machine. "Painted" is the second
-animation frame after the change of the page. Each figure is a median. The last line is JSON.
+animation frame after the change of the page. Each figure is a median; the processor time of a trace is that of the
+server's process, without the browser's. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import shutil
 import statistics
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,11 +162,16 @@ def measure(page: Any, models: Models, arguments: argparse.Namespace) -> dict[st
 
     def median(name: str, times: list[float], unit: float = 1.0) -> None:
         result[name] = statistics.median(times) / unit
-        print(f"  {name:<12}{'  '.join(f'{each / unit:.3g}' for each in times)}", flush=True)
+        print(f"  {name:<18}{'  '.join(f'{each / unit:.3g}' for each in times)}", flush=True)
 
     for length in LENGTHS:
-        prompts = typed_prompts(models, length, seed=2)
-        median(f"trace_{length}_s", [trace(page, next(prompts)) for _ in range(arguments.repeats)], 1000)
+        prompts, times, processor = typed_prompts(models, length, seed=2), [], []
+        for _ in range(arguments.repeats):
+            prompt, started = next(prompts), time.process_time()
+            times.append(trace(page, prompt))
+            processor.append(time.process_time() - started)
+        median(f"trace_{length}_s", times, 1000)
+        median(f"trace_{length}_cpu_s", processor)
     trace(page, next(typed_prompts(models, CLICK_LENGTH, seed=3)))
     slide(page, 95)
     counts = page.evaluate("OpenCLT.explorer.graphPage.graph().counts()")

@@ -39,7 +39,7 @@ def test_every_local_link_of_the_readme_exists() -> None:
 def test_every_picture_of_the_readme_is_in_the_gallery() -> None:
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
     assert pictures
-    assert {Path(picture).parent for picture in pictures} == {Path("visualizations/gallery")}
+    assert all(Path("visualizations/gallery") in Path(picture).parents for picture in pictures)
     assert all((README.parent / picture).is_file() for picture in pictures)
 
 
