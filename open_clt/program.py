@@ -101,13 +101,16 @@ def _ignore_signals() -> None:
 
 
 def _end_one_of_several(statuses: Sequence[int]) -> None:
-    """End this process with its status at once if it worked together with others.
+    """End this process with its status at once if it worked together with others, or if a signal ended its work.
 
     Otherwise Python would destroy PyTorch's process groups, whose threads sometimes abort the process: its status would
-    be another one, and stderr would have one more line (docs/log.md, 2026-11-26).
+    be another one, and stderr would have one more line (docs/log.md, 2026-11-26). The same happens to a thread that
+    still computes, as in the explorer, when Python stops it inside of a library.
     """
     distributed = sys.modules.get("torch.distributed")
-    if statuses and (is_one_of_several() or (distributed is not None and distributed.is_initialized())):
+    is_distributed = is_one_of_several() or (distributed is not None and distributed.is_initialized())
+    is_working = any(thread.daemon for thread in threading.enumerate()) and max(statuses, default=0) > 128
+    if statuses and (is_distributed or is_working):
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

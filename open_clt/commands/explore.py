@@ -11,7 +11,7 @@ import webbrowser
 from pathlib import Path
 
 from open_clt.commands.held_out import add_text_options, held_out_text
-from open_clt.commands.options import AddParser, add_command, add_model_options, integer
+from open_clt.commands.options import AddParser, add_command, add_model_options, integer, transcoder_source
 from open_clt.errors import MissingExtraError
 
 
@@ -54,8 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     del dash
     from open_clt.explorer.explorer import Explorer
     from open_clt.explorer.models import Source
-    from open_clt.explorer.server.serve import listen
+    from open_clt.explorer.server.serve import listen, take_address
 
+    check(arguments)
+    taken = take_address(arguments.host, arguments.port)
     source = Source(
         model=arguments.model,
         transcoder=arguments.transcoder,
@@ -65,9 +67,24 @@ def run(arguments: argparse.Namespace) -> int:
     )
     budget = None if arguments.all_features else arguments.max_feature_nodes
     explorer = Explorer(source, budget=budget, text=held_out_text(arguments))
-    served = listen(explorer, arguments.host, arguments.port, arguments.allow_host)
+    served = listen(explorer, arguments.host, arguments.port, arguments.allow_host, taken=taken)
     print(f"explorer: {served.url} (Ctrl-C ends it)", flush=True)
     if arguments.open:
         webbrowser.open_new_tab(served.url)
     served.run()
     return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise an OpenCLTError if a place that an option names is not there, before the models are loaded."""
+    from open_clt.device import check_device
+    from open_clt.features.feature_files import FeatureFiles
+    from open_clt.language.model_source import find_model
+    from open_clt.transcoders.formats.info import transcoder_info
+
+    check_device(arguments.device)
+    if arguments.features is not None:
+        FeatureFiles(arguments.features)
+    find_model(arguments.model)
+    if arguments.transcoder is not None:
+        transcoder_info(transcoder_source(arguments.transcoder), trust_code=arguments.trust_code)

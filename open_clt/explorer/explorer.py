@@ -68,10 +68,10 @@ class Explorer:
         self._loader = Worker()  # a thread of its own, so that graphs can be looked at while the models are loading
         self._loading = self._loader.submit("load", self._load)
 
-    def close(self) -> None:
-        """Cancel all jobs, and end the threads."""
-        self.worker.close()
-        self._loader.close()
+    def close(self, wait: float | None = None) -> None:
+        """Cancel all jobs, and wait until the threads have ended, or at most this number of seconds for each."""
+        self.worker.close(wait)
+        self._loader.close(wait)
 
     def status(self) -> dict[str, Any]:
         """What the page shows of the models and the jobs, as plain values."""

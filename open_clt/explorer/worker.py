@@ -102,14 +102,14 @@ class Worker:
             if job is not None:
                 self._cancel(job)
 
-    def close(self) -> None:
-        """Cancel all jobs and wait until the thread has ended."""
+    def close(self, wait: float | None = None) -> None:
+        """Cancel all jobs and wait until the thread has ended, or this number of seconds."""
         with self._changed:
             self._closing = True
             for job in [*self._waiting, *([self._current] if self._current else [])]:
                 self._cancel(job)
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(wait)
 
     def _cancel(self, job: Job) -> None:
         job.cancelled.set()

@@ -24,7 +24,25 @@ def text_of(request: Request, name: str) -> str:
     text = request.get(name)
     if not isinstance(text, str):
         raise ConfigError(f"The request's {name} must be a text.")
+    check_letters(text, name)
     return text
+
+
+def texts_of(request: Request, name: str) -> dict[str, str]:
+    """Texts of a request by their names."""
+    texts = request.get(name)
+    if not isinstance(texts, dict):
+        raise ConfigError(f"The request's {name} must be texts by name.")
+    given = cast(dict[str, Any], texts)
+    return {key: text_of(given, key) for key in given}
+
+
+def check_letters(text: str, name: str) -> None:
+    """Raise ConfigError if a text holds half of a character, which tokenizers and files refuse."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"The request's {name} holds half of a character; write it again.") from error
 
 
 def integer_of(request: Request, name: str, least: int, most: int) -> int:

@@ -10,34 +10,61 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
+from dash.exceptions import DashException
 from flask import Blueprint, Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from open_clt import files
 from open_clt.errors import ConfigError, OpenCLTError
 from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.jobs import table
-from open_clt.explorer.jobs.requests import session_of
+from open_clt.explorer.jobs.requests import session_of, texts_of
 from open_clt.explorer.session.actions import history_json, read_history, stepped
 from open_clt.explorer.session.session import session_json
 from open_clt.explorer.worker import unexpected
-from open_clt.web_checks import SECURITY_HEADERS, refusal
+from open_clt.web_checks import SECURITY_HEADERS, is_plain_path, refusal
 
 LARGEST_REQUEST = 128 * 2**20
 """Largest request in bytes: a file of a graph or of a session."""
+_TOO_LARGE = f"The request holds more than {LARGEST_REQUEST // 2**20} MiB, which the explorer does not take."
+_NO_PAGE = "The explorer does not have a page at this address."
 
 
-def guard(server: Flask, allowed: Collection[str]) -> None:
-    """Check every request, add the headers of security to every answer, and answer mistakes with a sentence."""
+def guard(server: Flask, allowed: Collection[str], policy: Callable[[], str]) -> None:
+    """Check every request, add the headers of security to every answer, and answer mistakes with a sentence.
+
+    ``policy`` returns the Content-Security-Policy, which is asked for once the pages are complete.
+    """
     server.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST
 
     @server.before_request
     def check() -> tuple[Response, int] | None:  # pyright: ignore[reportUnusedFunction]
         problem = refusal(request.method, request.headers.get("Host", ""), request.headers.get("Origin"), allowed)
-        return (jsonify(error=problem), 403) if problem else None
+        if problem:
+            return jsonify(error=problem), 403
+        if not is_plain_path(request.path):
+            return jsonify(error=_NO_PAGE), 404
+        if (request.content_length or 0) > LARGEST_REQUEST:
+            return jsonify(error=_TOO_LARGE), 413
+        return None
+
+    @server.errorhandler(Exception)
+    def fail(error: Exception) -> tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
+        match error:
+            case RequestEntityTooLarge():
+                return jsonify(error=_TOO_LARGE), 413
+            case HTTPException():
+                return jsonify(error=_NO_PAGE if error.code == 404 else f"{error.name}."), error.code or 400
+            case DashException():  # a request that Dash's own addresses do not know
+                return jsonify(error=_NO_PAGE), 404
+            case _:
+                return jsonify(error=unexpected()), 500
 
     @server.after_request
     def add_headers(response: Response) -> Response:  # pyright: ignore[reportUnusedFunction]
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
+        response.headers.setdefault("Content-Security-Policy", policy())
         if request.path.startswith("/api/"):
             response.headers["Cache-Control"] = "no-store"
         return response
@@ -107,7 +134,7 @@ def _add_files(api: Blueprint, explorer: Explorer) -> None:
     def features() -> Response | tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
         def work() -> dict[str, Any]:
             body = _body()
-            return explorer.features(cast(dict[str, str], body["query"]), session_of(body))
+            return explorer.features(texts_of(body, "query"), session_of(body))
 
         return _answered(work)
 
@@ -122,6 +149,8 @@ def _answered(work: Callable[[], Mapping[str, Any]]) -> Response | tuple[Respons
         return jsonify(work())
     except OpenCLTError as error:
         return jsonify(error=str(error))
+    except RequestEntityTooLarge:
+        return jsonify(error=_TOO_LARGE)
     except (KeyError, TypeError, AttributeError):
         return jsonify(error="The request lacks a value, or has one of another kind.")
     except Exception:  # noqa: BLE001  (the server goes on; the log has the traceback)
@@ -130,7 +159,10 @@ def _answered(work: Callable[[], Mapping[str, Any]]) -> Response | tuple[Respons
 
 def _body() -> dict[str, Any]:
     """The JSON object of a request; raises ConfigError if it has none."""
-    body = request.get_json(silent=True)
+    try:
+        body = files.parse_json(request.get_data(), finite=True)
+    except ValueError as error:
+        raise ConfigError(f"The request is not readable JSON ({str(error)[:120]}).") from error
     if not isinstance(body, dict):
         raise ConfigError("The request does not hold a JSON object.")
     return cast(dict[str, Any], body)

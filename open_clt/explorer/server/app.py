@@ -6,15 +6,17 @@ The layout holds every page; the address says which one is shown, so going back 
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
-from flask import Response, abort, send_from_directory
+from flask import Response, abort, request, send_from_directory
 
 from open_clt import visualization
 from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.server.api import add_api, guard
+from open_clt.web_checks import content_policy
 
 PAGES: dict[str, str] = {
     "graph": "Graph",
@@ -24,6 +26,8 @@ PAGES: dict[str, str] = {
     "transcoder": "Transcoder",
 }
 """Names of the pages, which are also their addresses (``/`` is the graph), and their titles."""
+_ANY_PAGE = "/<path:path>"
+"""Name of Dash's rule for addresses that nothing else answers, which would answer all of them with a page."""
 _SHARED = Path(visualization.__file__).parent / "assets"
 _OWN = Path(__file__).parents[1] / "assets"
 _SCRIPTS: dict[str, Path] = {
@@ -77,8 +81,14 @@ def make_app(explorer: Explorer, allowed: Collection[str] = ()) -> Dash:
         external_stylesheets=[f"/files/{name}" for name in _STYLES],
     )
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
-    guard(app.server, allowed)
+    policy = cache(lambda: content_policy(app.csp_hashes()))
+    guard(app.server, allowed, policy)
     add_api(app.server, explorer)
+
+    @app.server.before_request
+    def check_page() -> None:  # pyright: ignore[reportUnusedFunction]
+        if request.endpoint == _ANY_PAGE and request.path.split("/")[1] not in PAGES:
+            abort(404)
 
     @app.server.get("/files/<name>")
     def file(name: str) -> Response:  # pyright: ignore[reportUnusedFunction]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from open_clt.explorer.server.app import make_app
 
 PORT = 8041
 """Default port, which is also that of circuit-tracer's viewer."""
+_LONGEST_WAIT = 1.0
+"""Seconds that a server which ends waits for a thread; a thread that imports a library does not end sooner."""
 
 
 @final
@@ -38,24 +42,49 @@ class Served:
             self.server.serve_forever()
         finally:
             self.server.server_close()
-            self.explorer.close()
+            self.explorer.close(_LONGEST_WAIT)
 
     def stop(self) -> None:
         """End ``run``, from another thread."""
         self.server.shutdown()
 
 
-def listen(explorer: Explorer, host: str = "127.0.0.1", port: int = PORT, allowed: Collection[str] = ()) -> Served:
-    """Listen on an address; port 0 takes a free one. Raises ConfigError if the address cannot be used."""
+def take_address(host: str, port: int) -> socket.socket:
+    """Take an address, where requests wait until ``listen`` answers them; port 0 takes a free one.
+
+    Raises ConfigError if the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        if not host:
+            raise OSError("it is empty")  # the system would listen on all addresses
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise ConfigError(f"Port {port} of {host} cannot be used ({reason}); choose another --port.") from error
+        raise ConfigError(
+            f"The explorer cannot listen on the host {host!r} ({reason}); --host is an address of this computer."
+        ) from error
+
+
+def listen(
+    explorer: Explorer,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    allowed: Collection[str] = (),
+    *,
+    taken: socket.socket | None = None,
+) -> Served:
+    """Listen on an address, which ``take_address`` may have taken; raises its errors."""
     app = make_app(explorer, (host, *allowed))
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request would hide what matters
     try:
-        return Served(make_server(host, port, app.server, threaded=True), explorer)
-    except (OSError, SystemExit) as error:
+        with taken or take_address(host, port) as address:  # the server has a copy of its own
+            return Served(make_server(host, port, app.server, threaded=True, fd=address.fileno()), explorer)
+    except ConfigError:
         explorer.close()
-        raise ConfigError(
-            f"The address {host}:{port} cannot be used ({error}); another program may use it. Choose another --port."
-        ) from error
+        raise
 
 
 def in_background(served: Served) -> Callable[[], None]:

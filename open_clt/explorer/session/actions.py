@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, final
 
 from open_clt.config.json import CheckedConfig, from_dict, to_dict
 from open_clt.errors import ConfigError
-from open_clt.explorer.session.session import MOST_PINS, SHAPES, Group, Run, Session, Steer, check_text
+from open_clt.explorer.session.session import MOST_PINS, SHAPES, Group, Run, Session, Steer, check_text, plain_object
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 
@@ -374,7 +374,7 @@ def history_json(history: History) -> dict[str, Any]:
 
 def read_history(content: Mapping[str, Any]) -> History:
     """Read what ``history_json`` returned; raises ConfigError if it is not a history."""
-    return from_dict(History, dict(content))
+    return from_dict(History, plain_object(content, "history"))
 
 
 def stepped(history: History, content: Mapping[str, Any]) -> History:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, cast, final
 
 from open_clt.config.json import CheckedConfig, from_dict, to_dict
-from open_clt.errors import ConfigError
+from open_clt.errors import ConfigError, short_value
 from open_clt.graphs.supernodes import Supernode
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
@@ -168,4 +168,11 @@ def session_json(session: Session) -> dict[str, Any]:
 
 def read_session(content: Mapping[str, Any]) -> Session:
     """Read what ``session_json`` returned; raises ConfigError on missing or unknown entries and wrong types."""
-    return from_dict(Session, dict(content))
+    return from_dict(Session, plain_object(content, "session"))
+
+
+def plain_object(content: object, name: str) -> dict[str, Any]:
+    """Values by name, which a browser or a file sent; raises ConfigError if they are anything else."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"The {name} must be values by name, not {short_value(content)}.")
+    return dict(cast(Mapping[str, Any], content))
