@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from open_clt.config import CrossLayerConfig, MoltConfig, TrainingConfig, TranscoderConfig
     from open_clt.errors import OpenCLTError
     from open_clt.evaluation.faithfulness import faithfulness
+    from open_clt.explorer.session.session_file import load_session, save_session
     from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
     from open_clt.graphs.graph import AttributionGraph
     from open_clt.graphs.supernodes import suggest_supernodes
@@ -63,11 +64,13 @@ __all__ = [
     "interactive_attribution_graph",
     "intervene",
     "load_language_model",
+    "load_session",
     "load_transcoder",
     "make_transcoder",
     "push_transcoder",
     "run_visualization_suite",
     "save_interactive",
+    "save_session",
     "save_transcoder",
     "suggest_supernodes",
     "train_transcoder",
@@ -95,11 +98,13 @@ _MODULE_OF = {
     "interactive_attribution_graph": "open_clt.visualization.interactive.graph",
     "intervene": "open_clt.replacement.interventions.intervene",
     "load_language_model": "open_clt.language.language_model",
+    "load_session": "open_clt.explorer.session.session_file",
     "load_transcoder": "open_clt.transcoders.formats.load",
     "make_transcoder": "open_clt.transcoders.make",
     "push_transcoder": "open_clt.publishing.push",
     "run_visualization_suite": "open_clt.visualization.suite",
     "save_interactive": "open_clt.visualization.interactive.saving",
+    "save_session": "open_clt.explorer.session.session_file",
     "save_transcoder": "open_clt.transcoders.formats.native",
     "suggest_supernodes": "open_clt.graphs.supernodes",
     "train_transcoder": "open_clt.training.run",

@@ -1,4 +1,4 @@
-"""The command ``open-clt info``: what a transcoder or a graph is, from its files, without loading a model.
+"""The command ``open-clt info``: what a transcoder, a graph or a session is, from its files, without loading a model.
 
 Of a transcoder only settings and headers are read, also on the hub, so the command takes seconds for any size.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from open_clt.commands.options import AddParser, add_command, add_trust_option, transcoder_source
 
 if TYPE_CHECKING:
+    from open_clt.explorer.session.session_file import SavedSession
     from open_clt.graphs.graph import AttributionGraph
     from open_clt.transcoders.formats.info import TranscoderInfo
 
@@ -20,13 +21,14 @@ _GRAPH_FILES = (".json", ".graphml")
 
 def add_to(add_parser: AddParser) -> None:
     """Add the command and its options."""
-    parser = add_command(add_parser, "info", "Say what a transcoder or a graph is, without loading a model.")
+    parser = add_command(add_parser, "info", "Say what a transcoder, a graph or a session is, without loading a model.")
     parser.add_argument(
         "source",
         metavar="SOURCE",
         help="A transcoder (a directory, a name on the Hugging Face hub as org/name[/folder][@revision], in both "
         "perhaps with * in the names of the folders of layers, or "
-        "'embedded'), or a graph (a directory, a .graphml file, or a .json file of circuit-tracer).",
+        "'embedded'), a graph (a directory, a .graphml file, or a .json file of circuit-tracer), or a session of the "
+        "explorer.",
     )
     add_trust_option(parser)
     parser.set_defaults(command=run)
@@ -37,10 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.transcoders.formats.info import transcoder_info
 
     source = transcoder_source(arguments.source)
-    graph = _graph(Path(source))
-    rows = (
-        _of_transcoder(transcoder_info(source, trust_code=arguments.trust_code)) if graph is None else _of_graph(graph)
-    )
+    if (session := _session(Path(source))) is not None:
+        rows = _of_session(session)
+    elif (graph := _graph(Path(source))) is not None:
+        rows = _of_graph(graph)
+    else:
+        rows = _of_transcoder(transcoder_info(source, trust_code=arguments.trust_code))
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
     return 0
@@ -77,6 +81,31 @@ def _of_graph(graph: AttributionGraph) -> list[tuple[str, str]]:
         ("active features", f"{info.n_active_features:,}" + ("" if budget is None else f", a budget of {budget:,}")),
         ("left out", " ".join(filter(None, (info.left_out(), graph.missing()))) or "nothing"),
     ]
+
+
+def _of_session(saved: SavedSession) -> list[tuple[str, str]]:
+    session = saved.session
+    groups = ", ".join(repr(group.name) for group in session.groups[:10])
+    return [
+        ("session", f"of transcoder {saved.transcoder}" if saved.transcoder else "of a graph of another program"),
+        ("pins", f"{len(session.pins):,}"),
+        ("groups", f"{len(session.groups):,}" + (f": {groups}" if groups else "")),
+        ("labels", f"{len(session.labels):,}"),
+        ("changes to steer", f"{len(session.steers):,}, carried out {len(session.runs):,} times"),
+        *_of_graph(saved.graph),
+    ]
+
+
+def _session(path: Path) -> SavedSession | None:
+    """The session at a path; None if the path is not that of a session."""
+    from open_clt import files
+
+    files.check_readable(path)
+    if not path.is_file() or path.suffix != ".json" or path.name == "config.json":
+        return None
+    from open_clt.explorer.session.session_file import FORMAT, load_session
+
+    return load_session(path) if files.format_of(path) == FORMAT.name else None
 
 
 def _graph(path: Path) -> AttributionGraph | None:

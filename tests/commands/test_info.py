@@ -9,6 +9,8 @@ import pytest
 from open_clt.attribution.attribute import attribute
 from open_clt.cli import main
 from open_clt.config import MoltConfig, TopKConfig
+from open_clt.explorer.session.session import Group, Session
+from open_clt.explorer.session.session_file import SavedSession, save_session
 from open_clt.files import StoredTensor
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
@@ -17,6 +19,7 @@ from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from tests.commands.mistakes import assert_mistake
+from tests.faults.artefacts import trace_of
 from tests.hub.stand_in import serving
 from tests.random_transcoders import random_transcoder
 
@@ -96,3 +99,15 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert_mistake(capsys, ["info", "org/name"], "org/name", "HF_HUB_OFFLINE")
     (tmp_path / "graph.json").write_text("{}")
     assert_mistake(capsys, ["info", str(tmp_path)], tmp_path)
+
+
+def test_a_session_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = ("0:1:5", "0:2:5")
+    session = Session(pins=nodes, groups=(Group(name="Texas", members=nodes),), labels={"L0/5": "a", "L0/7": "b"})
+    path = save_session(SavedSession(session, trace_of(1), "abc"), tmp_path / "mine.session.json")
+    rows = {name: value.strip() for name, value in printed(capsys, path).items()}
+    assert rows["session"] == "of transcoder abc"
+    assert (rows["pins"], rows["groups"], rows["labels"]) == ("2", "1: 'Texas'", "2")
+    assert rows["edges"] == f"{trace_of(1).graph.n_edges:,}"
+    path.write_text(path.read_text()[:-200])
+    assert_mistake(capsys, ["info", str(path)], path.name)

@@ -227,6 +227,7 @@ def _bodies() -> dict[str, Any]:
     whole = {
         "session": session, "prompt": "The", "graph": "start", "source": "0:1:5", "target": "0:2:5", "kind": "json",
         "frozen": "direct", "tokens": 3, "text": "The", "feature": "L0/5",
+        "first": "start", "second": "start", "percent": 80, "across": True, "name": "norms", "kept": True,
     }  # fmt: skip
     query = {"q": "x", "layer": "1", "least": "0", "most": "1", "sort": "max", "down": "1", "page": "2", "here": "1"}
     bodies: dict[str, Any] = {f"/api/start/{kind}": whole for kind in (*JOBS, "nothing")}

@@ -123,7 +123,7 @@ def _measured(explorer: Explorer, models: Models, source: str) -> Report:
     """The report of a second transcoder; raises ConfigError if it does not fit the language model."""
     report_progress(f"loading the transcoder {source}", 0, 1)
     place = TRANSCODER_DIRECTORY if source == EMBEDDED else source
-    transcoder = load_transcoder(place, device=models.model.device, trust_code=models.source.trust_code)
+    transcoder = load_transcoder(place, device=models.model.device)  # a request never lets code be imported
     check_fits(transcoder, models.model)
     name = Path(source).resolve().name
     if name == own_name(models.source):
