@@ -27,7 +27,9 @@ def check_replaced(given: Settings) -> None:
 
     ``given`` holds the settings of a command line, before any of them is used.
     """
-    data, training, report = (_group(given, name) for name in ("data", "training", "report"))
+    data, training, report, checkpoints = (
+        _group(given, name) for name in ("data", "training", "report", "checkpoints")
+    )
     texts, loss = _group(data, "texts"), _group(training, "loss")
     if "class_path" in loss:
         refuse_given(loss, LOSS_SETTINGS, "training.loss", "training.loss.class_path replaces the loss")
@@ -44,10 +46,12 @@ def check_replaced(given: Settings) -> None:
         refuse_given(texts, ignored.names, "data.texts", ignored.reason)
     if texts.get("held_out_contexts") == 0:
         refuse_given(report, report, "report", "data.texts.held_out_contexts is 0, so no report is made")
+        if checkpoints.get("best") is True:
+            why = "data.texts.held_out_contexts is 0, so no checkpoint is measured"
+            refuse_given(checkpoints, ["best"], "checkpoints", why)
     if report.get("graphs", ReportConfig.graphs) == 0:
         refuse_given(report, [name for name in report if name != "graphs"], "report", "report.graphs is 0")
     if not writes_checkpoints(_group(given, "trainer")):
-        checkpoints = _group(given, "checkpoints")
         refuse_given(checkpoints, checkpoints, "checkpoints", "trainer.enable_checkpointing is false")
 
 

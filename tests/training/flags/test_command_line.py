@@ -306,6 +306,10 @@ def test_a_mistake_is_named_in_one_line_and_nothing_is_written(
         (["--data.texts.split", "train"], ["data.texts.split", "texts.jsonl"]),
         (["--data.texts.subset", "null"], ["data.texts.subset", "texts.jsonl"]),
         (["--data.texts.held_out_contexts", "0", "--report.graphs", "8"], ["report.graphs", "held_out_contexts"]),
+        (
+            ["--data.texts.held_out_contexts", "0", "--checkpoints.best", "true"],
+            ["checkpoints.best", "held_out_contexts"],
+        ),
         (["--report.graphs", "0", "--report.max_feature_nodes", "1024"], ["report.max_feature_nodes", "report.graphs"]),
         (["--trainer.enable_checkpointing", "false", "--checkpoints.every", "5"], ["checkpoints.every"]),
         (["--early_stop.window", "5"], ["window", 5, "l0"]),
