@@ -30,7 +30,7 @@ directory.
 from __future__ import annotations
 
 from open_clt.files.derived_tensors import JoinedTensor, ScaledTensor, Table
-from open_clt.files.disk_errors import disk_errors
+from open_clt.files.disk_errors import check_disk, disk_errors, free_bytes
 from open_clt.files.limits import (
     LARGEST_FEATURE,
     LARGEST_JSON,
@@ -67,6 +67,7 @@ from open_clt.files.reading import (
     WEIGHT_TYPES,
     FileFormat,
     check_weights,
+    file_sha256,
     format_of,
     missing,
     parse_json,
@@ -129,6 +130,7 @@ __all__ = [
     "can_be_read",
     "check_artefact",
     "check_directory",
+    "check_disk",
     "check_file",
     "check_ours",
     "check_readable",
@@ -140,9 +142,11 @@ __all__ = [
     "check_weights",
     "disk_errors",
     "existing_path",
+    "file_sha256",
     "finish_save",
     "foreign",
     "format_of",
+    "free_bytes",
     "in_one_block",
     "inside",
     "is_interrupted",

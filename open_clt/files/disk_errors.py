@@ -47,6 +47,22 @@ def disk_errors(path: Path, needed: int | None = None) -> Generator[None]:
         raise ResourceError(f"{final_path(path)} cannot be written, because {reason}; {ways}.") from error
 
 
+def free_bytes(directory: Path) -> int:
+    """Number of free bytes on the disk of a directory, which need not exist yet."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def check_disk(directory: Path, needed: int) -> None:
+    """Raise ResourceError if the disk of a directory, which need not exist yet, has fewer free bytes than needed."""
+    free = free_bytes(directory)
+    if needed > free:
+        raise ResourceError(
+            f"{directory} needs {needed:,} bytes, and {free:,} bytes are free on its disk; write less, delete files "
+            "that are not needed, or give a path on another disk."
+        )
+
+
 def final_path(path: Path) -> Path:
     """The path that a file has when it is written; errors name it instead of the temporary path."""
     return path.with_name(re.sub(f"^({re.escape(PART)})+", "", path.name))  # a save has parts of parts

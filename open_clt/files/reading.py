@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,6 +131,17 @@ def read_unpacked(path: Path, kind: str = "binary", *, limit: int = LARGEST_JSON
     content = read_bytes(path, kind, limit=limit)
     packing = _PACKINGS.get(path.suffix.lower())
     return content if packing is None else unpacked(content, packing, path, limit)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a regular file, in hexadecimal; raises CheckpointError if it is missing or cannot be read."""
+    try:
+        with opened(path, unpack=False) as file:
+            return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise missing(path) from error
+    except OSError as error:
+        raise unreadable(path, "binary", error) from error
 
 
 def read_text(path: Path, kind: str = "text", *, limit: int = LARGEST_JSON) -> str:

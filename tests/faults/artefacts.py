@@ -52,6 +52,7 @@ from open_clt.visualization.dashboards.write import write_dashboards
 from open_clt.visualization.interactive.saving import save_interactive
 from open_clt.visualization.page import page, write_page
 from open_clt.visualization.style import save
+from tests.data.dataset import parts as dataset
 from tests.features.rich_record import ABOUT, rich_record
 from tests.graphs.hand_graph import hand_graph
 
@@ -227,6 +228,26 @@ ARTEFACTS = {
     ),
     "transcoders for SAELens": Artefact(
         save_in_the_layout_of_saelens, transcoder_facts, ("transcoders.formats.saelens_writer",), "layer_0/cfg.json"
+    ),
+    "manifest of a dataset": Artefact(
+        dataset.save_manifest, dataset.manifest_facts, ("data.dataset.manifest",), "manifest.json", named_by_user=True
+    ),
+    "unfinished dataset": Artefact(
+        dataset.save_unfinished,
+        dataset.unfinished_facts,
+        ("data.dataset.manifest",),
+        "unfinished.json",
+        named_by_user=True,
+    ),
+    "statistics of a dataset": Artefact(
+        dataset.save_statistics,
+        dataset.statistics_facts,
+        ("data.dataset.statistics",),
+        "norm_stats.json",
+        named_by_user=True,
+    ),
+    "shard of a dataset": Artefact(
+        dataset.save_shard, dataset.shard_facts, ("data.dataset.shards",), named_by_user=True
     ),
     "graph": Artefact(
         lambda d, v: graph_of(v).save(d),

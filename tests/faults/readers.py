@@ -47,6 +47,7 @@ from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from open_clt.transcoders.stored_weights import tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
+from tests.data.dataset import parts as dataset
 from tests.explorer.used_graphs import (
     curve_numbers,
     opened,
@@ -360,6 +361,10 @@ READERS: dict[str, Reader] = {
         _read_checkpoint,
         "training.checkpoint_io",
     ),
+    "dataset of activations": Reader(dataset.write, dataset.read, "data.dataset.manifest"),
+    "dataset in int8": Reader(dataset.write_int8, dataset.read, "data.dataset.manifest"),
+    "statistics of a dataset": Reader(dataset.write, dataset.read_statistics, "data.dataset.statistics"),
+    "unfinished dataset": Reader(dataset.write_unfinished, dataset.read_unfinished, "data.dataset.manifest"),
     "text": Reader(
         lambda folder: (folder / "text.txt").write_text("The cat sat.\nEin Hund, natürlich.\n"),
         _texts("text.txt"),

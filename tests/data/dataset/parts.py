@@ -1,0 +1,99 @@
+"""Files of datasets: functions that write, read and use two versions of each, for the tables of faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from open_clt.data.contexts import Place
+from open_clt.data.dataset import manifest
+from open_clt.data.dataset.manifest import DatasetManifest, Shard, UnfinishedDataset, shard_name
+from open_clt.data.dataset.reader import ActivationDataset
+from open_clt.data.dataset.shards import open_shard, rows_of, write_shard
+from open_clt.data.dataset.statistics import (
+    STATISTICS,
+    DatasetStatistics,
+    no_statistics,
+    updated,
+    write_statistics,
+)
+from open_clt.data.dataset.statistics import read_statistics as read_file_of_statistics
+from tests.data.dataset.small_dataset import D_MODEL, N_LAYERS, all_of, harvested, store, write
+
+__all__ = ["write"]
+
+
+def write_int8(directory: Path) -> None:
+    write(directory, dtype="int8")
+
+
+def write_unfinished(directory: Path) -> None:
+    save_unfinished(directory, 2)
+
+
+def read(directory: Path) -> Iterable[Tensor]:
+    """Read a whole dataset in order and in batches, and return all numbers."""
+    dataset = ActivationDataset(directory)
+    return [field for batch in (*dataset, *dataset.batches(16, seed=1)) for field in batch]
+
+
+def read_statistics(directory: Path) -> Iterable[Tensor]:
+    statistics = ActivationDataset(directory).statistics
+    moments = (statistics.inputs(), statistics.targets(use_first_position=True))
+    return [numbers for one in moments for numbers in (one.mean, one.variance)]
+
+
+def read_unfinished(directory: Path) -> Iterable[Tensor]:
+    unfinished = manifest.read_unfinished(directory)
+    repr(unfinished)
+    return [moments.variance for moments in unfinished.statistics]
+
+
+def shards_of(version: int) -> tuple[Shard, ...]:
+    """As many shards as the version says."""
+    return tuple(Shard(file=shard_name(index), tokens=10, sha256="0" * 64) for index in range(version))
+
+
+def statistics_of(version: int) -> DatasetStatistics:
+    """Statistics of ten tokens for each version."""
+    return updated(no_statistics(N_LAYERS, D_MODEL), all_of(store(10 * version)))
+
+
+def save_manifest(directory: Path, version: int) -> None:
+    settings, shards = harvested(), shards_of(version)
+    record = DatasetManifest(harvested=settings, shards=shards, tokens=10 * version, statistics_sha256="0" * 64)
+    manifest.write_manifest(directory, record)
+
+
+def manifest_facts(directory: Path) -> object:
+    return manifest.read_manifest(directory)
+
+
+def save_unfinished(directory: Path, version: int) -> None:
+    shards, statistics = shards_of(version), statistics_of(version)
+    state = UnfinishedDataset(harvested=harvested(), shards=shards, place=Place(1, 2, 3), statistics=statistics)
+    manifest.write_unfinished(directory, state)
+
+
+def unfinished_facts(directory: Path) -> object:
+    state = manifest.read_unfinished(directory)
+    return state.harvested, state.shards, state.place, [moments.deviations.tolist() for moments in state.statistics]
+
+
+def save_statistics(directory: Path, version: int) -> None:
+    write_statistics(directory / STATISTICS, statistics_of(version))
+
+
+def statistics_facts(directory: Path) -> object:
+    statistics = read_file_of_statistics(directory / STATISTICS, N_LAYERS, D_MODEL)
+    return statistics.tokens, [moments.variance.tolist() for moments in statistics]
+
+
+def save_shard(directory: Path, version: int) -> None:
+    write_shard(directory, 0, all_of(store(20)).take(slice(10 * version - 10, 10 * version)), harvested())
+
+
+def shard_facts(directory: Path) -> object:
+    return [field.tolist() for field in rows_of(open_shard(directory, shards_of(1)[0], harvested()), slice(None))]
