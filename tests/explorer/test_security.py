@@ -279,6 +279,43 @@ def test_random_requests_are_answered_with_values_or_sentences(
     assert REQUESTS // 4 < refused < REQUESTS
 
 
+def test_a_request_that_ends_too_early_is_a_mistake_of_its_sender(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for address in ("/api/act", "/api/start/view", "/api/open/a.json"):
+        answer = client.post(address, data=b'{"a": 1', environ_overrides={"CONTENT_LENGTH": "100"})
+        assert answer.status_code == 400
+        assert is_sentence(answer.json["error"])
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+_MARKUP = (
+    "$\\frac{$",
+    "$x_1$",
+    "<svg onload=alert(1)>",
+    "&amp;",
+    "%s %d {0}",
+    "\\input{x}",
+    "\u202eabc"[1:] + "x" * 190,
+)
+
+
+@pytest.mark.parametrize("kind", ["svg", "html", "json", "session"])
+def test_labels_are_text_in_every_export(client: FlaskClient, explorer: Explorer, kind: str) -> None:
+    for text in _MARKUP:
+        session = session_json(Session(graph="start", labels={"L0/5": text}, pins=("0:1:5",)))
+        answer = client.post("/api/start/export", json={"session": session, "kind": kind})
+        job = explorer.worker.job(answer.json["job"])
+        assert job is not None
+        assert job.finished.wait(60)
+        assert job.state == "done", f"{text}: {job.error}"
+        content = client.get(f"/api/file/{job.result['file']}")
+        assert b"<svg onload" not in content.data or kind in ("json", "session")
+        assert re.fullmatch(r'attachment; filename="[a-z0-9.-]+"', content.headers["Content-Disposition"])
+        assert content.headers["Content-Security-Policy"] == "sandbox"
+        assert content.headers["X-Content-Type-Options"] == "nosniff"
+
+
 @pytest.mark.parametrize("address", ["/api/job/{}", "/api/file/{}", "/api/feature/{}/0", "/api/feature/L0/{}"])
 def test_random_addresses_are_answered_with_sentences(client: FlaskClient, address: str) -> None:
     for value in ("0", "-1", "9" * 5000, "%00", "x", "%ff", "😀", "1e9", "0x1", " "):

@@ -151,6 +151,8 @@ def _answered(work: Callable[[], Mapping[str, Any]]) -> Response | tuple[Respons
         return jsonify(error=str(error))
     except RequestEntityTooLarge:
         return jsonify(error=_TOO_LARGE)
+    except HTTPException:  # such as a request that ends too early, which ``guard`` answers
+        raise
     except (KeyError, TypeError, AttributeError):
         return jsonify(error="The request lacks a value, or has one of another kind.")
     except Exception:  # noqa: BLE001  (the server goes on; the log has the traceback)
