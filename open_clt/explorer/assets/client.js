@@ -16,7 +16,7 @@ window.OpenCLT = window.OpenCLT || {};
 OpenCLT.explorer = OpenCLT.explorer || {};
 
 (() => {
-  const POLL = 120, WATCH = 1000; // milliseconds between questions about a job, and about the server
+  const POLL = 10, WATCH = 1000; // milliseconds between questions about a job, whose answers wait, and about the server
   const current = new Map(); // the latest job of each kind
   const listeners = [];
   let last = "", status = null;
@@ -61,7 +61,7 @@ OpenCLT.explorer = OpenCLT.explorer || {};
     current.set(kind, ticket);
     const { job: number } = await post(`/api/start/${kind}`, body);
     ticket.number = number;
-    for (let wait = 15; ; wait = Math.min(POLL, wait * 2)) {
+    for (;;) {
       if (current.get(kind) !== ticket) throw new Ended("replaced");
       const state = await get(`/api/job/${number}`);
       if (current.get(kind) !== ticket) throw new Ended("replaced");
@@ -69,7 +69,7 @@ OpenCLT.explorer = OpenCLT.explorer || {};
       if (state.state === "cancelled") throw new Ended("cancelled");
       if (state.state === "failed") throw new Error(state.error);
       onProgress(state);
-      await pause(wait);
+      await pause(POLL);
     }
   }
 

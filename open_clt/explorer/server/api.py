@@ -24,6 +24,8 @@ from open_clt.explorer.session.session import session_json
 from open_clt.explorer.worker import unexpected
 from open_clt.web_checks import SECURITY_HEADERS, is_plain_path, refusal
 
+_PATIENCE = 0.15
+"""Seconds for which an answer about a job waits for the job's end."""
 LARGEST_REQUEST = 128 * 2**20
 """Largest request in bytes: a file of a graph or of a session."""
 _TOO_LARGE = f"The request holds more than {LARGEST_REQUEST // 2**20} MiB, which the explorer does not take."
@@ -83,6 +85,7 @@ def add_api(server: Flask, explorer: Explorer) -> None:
         found = explorer.worker.job(number)
         if found is None:
             return jsonify(error="The job is not known; the program was started again.")
+        found.finished.wait(_PATIENCE)  # so that a page hears of the end at once
         return jsonify({**found.status(), **({"result": found.result} if found.state == "done" else {})})
 
     @api.post("/cancel/<int:number>")
