@@ -2,8 +2,9 @@
 "use strict";
 
 (() => {
-  const { html, digits } = OpenCLT;
+  const { html, digits, signed } = OpenCLT;
   const { client, store, say } = OpenCLT.explorer;
+  const MOST_WEIGHTS = 40;
   let drawn = "", picture = null, shown = null;
 
   const kept = ({ graph, pins, groups, labels }) => JSON.stringify([graph, pins, groups, labels]);
@@ -22,7 +23,7 @@
       html("div", { class: "x-circuit-bar" },
         html("b", {}, "Circuit"), html("span", { id: "circuit-score" }),
         button("Group the pins", groupPins), button("Suggest groups", () => suggest(host)),
-        button("Steer these", steerAll)),
+        button("Weights", () => toggleWeights(host), { id: "weights" }), button("Steer these", steerAll)),
       html("div", { id: "suggestions" }),
       html("div", { id: "groups", class: "x-groups" }),
       html("div", { id: "circuit-graph", class: "x-graph" }));
@@ -92,16 +93,34 @@
     if (!place.querySelector("[data-members]")) place.replaceChildren();
   }
 
-  function steerAll() {
-    const { groups, pins } = store.session();
+  async function steerAll() {
+    const { groups, pins } = store.session(), { steer, graphPage } = OpenCLT.explorer;
     const free = pins.filter((id) => !groups.some((group) => group.members.includes(id)));
-    const graph = OpenCLT.explorer.graphPage.graph();
-    for (const group of groups) OpenCLT.explorer.steer.add(group.members, group.name, false);
-    for (const id of free) {
-      const node = graph && graph.node(id);
-      if (node && node.feature) OpenCLT.explorer.steer.add([id], node.label, false);
-    }
+    const nodes = free.map((id) => graphPage.graph() && graphPage.graph().node(id)).filter((node) => node && node.feature);
+    if (!groups.length && !nodes.length) return say.info("Pin a feature first; then it can be steered.");
+    await Promise.all([
+      ...groups.map((group) => steer.add(group.members, group.name, false)),
+      ...nodes.map((node) => steer.add([node.id], node.label, false)),
+    ]);
     OpenCLT.explorer.go("/steer");
+    steer.run();
+  }
+
+  /* The edges between the boxes, strongest first. */
+  function weights() {
+    const labels = new Map(shown.picture.nodes.map((node) => [node.id, node.label]));
+    const name = (index) => labels.get(shown.names[index]) || shown.names[index];
+    const sorted = [...shown.edges].sort((a, b) => Math.abs(b[2]) - Math.abs(a[2])).slice(0, MOST_WEIGHTS);
+    const head = ["from", "to", "weight"].map((title) => html("th", { scope: "col" }, title));
+    return html("table", { class: "x-table" }, html("thead", {}, html("tr", {}, ...head)), html("tbody", {},
+      ...sorted.map(([source, target, weight]) => html("tr", {}, html("td", {}, name(source)), html("td", {}, name(target)),
+        html("td", { class: "x-number" }, signed(weight))))));
+  }
+
+  function toggleWeights(host) {
+    const place = host.querySelector("#suggestions");
+    if (place.childElementCount || !shown) return place.replaceChildren();
+    place.replaceChildren(OpenCLT.explorer.selection.button("Close", () => place.replaceChildren()), weights());
   }
 
   OpenCLT.explorer.circuit = { update, shown: () => shown };

@@ -61,8 +61,8 @@
     });
     const key = [["x-positive", "raises"], ["x-negative", "lowers"]].map(([style, name]) =>
       html("span", { class: "x-key" }, html("i", { class: style }), name));
-    parts.dense = html("select", { id: "densest", "aria-label": "Features that fire on more tokens than this are hidden" },
-      ...DENSITIES.map((share) => html("option", { value: share }, share === 1 ? "of any density" : `that fire on at most ${percent(share)} of tokens`)));
+    parts.dense = html("select", { id: "densest", title: "Density: the share of tokens on which a feature fires", "aria-label": "Features that fire on more tokens than this are hidden" },
+      ...DENSITIES.map((share) => html("option", { value: share }, share === 1 ? "of any density" : `of density ${percent(share)} at most`)));
     parts.dense.addEventListener("change", () => say.trying(store.act({ kind: "dense", densest: Number(parts.dense.value) })));
     return (parts.toggles = html("div", { class: "x-toggles" }, boxes[0], parts.dense, ...boxes.slice(1), ...key));
   }
@@ -72,7 +72,11 @@
     try {
       const { graph: key } = await client.job("trace", { prompt: text }, close.progress);
       say.clear();
+      const { graph: former, pins, runs } = store.session();
       await store.act({ kind: "show", graph: key });
+      if (key !== former && (pins.length || runs.length)) {
+        say.info("Pins, groups and runs belong to the former graph; Undo brings them back.");
+      }
     } catch (error) {
       say.error(error);
     } finally {

@@ -29,7 +29,10 @@
           html("p", {}, html("label", { class: "x-frozen" }, "What is frozen", frozen)),
           html("p", { class: "x-buttons" }, primary("Run", run, "steer-run"), button("Continue the text", proceed, { id: "continue" }))),
         html("section", { class: "x-column x-wide", "aria-label": "Effects" }, parts.result, parts.texts, parts.runs)));
-    store.onChange(draw);
+    store.onChange((session, former) => {
+      if (session.graph !== former.graph) for (const each of [parts.result, parts.texts]) each.replaceChildren();
+      draw(session);
+    });
   }
 
   function primary(name, action, id) {
@@ -38,12 +41,13 @@
     return element;
   }
 
-  /* List features; `goes` says whether the page is opened. */
+  /* List features; `goes` says whether the page is opened. Returns a promise that they are listed. */
   function add(members, name, goes = true) {
     const features = members.filter((id) => /^\d+:\d+:\d+$/.test(id));
-    if (!features.length) return say.info("Only features can be steered.");
-    say.trying(store.act({ kind: "steer", steer: { name, members: features, scale: 0 } }));
+    if (!features.length) return Promise.resolve(say.info("Only features can be steered."));
+    const added = say.trying(store.act({ kind: "steer", steer: { name, members: features, scale: 0 } }));
     if (goes) OpenCLT.explorer.go("/steer");
+    return added;
   }
 
   function draw(session) {
@@ -147,5 +151,5 @@
     return [html("h2", {}, "Earlier runs"), html("table", { class: "x-table" }, html("thead", {}, html("tr", {}, ...head)), html("tbody", {}, ...rows))];
   }
 
-  OpenCLT.explorer.steer = { build, add, show: () => draw(store.session()) };
+  OpenCLT.explorer.steer = { build, add, run, show: () => draw(store.session()) };
 })();

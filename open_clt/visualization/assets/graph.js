@@ -57,7 +57,7 @@
     if (node.kind !== "feature" && !isGroup && node.layer !== null) where.push(`layer ${node.layer}`);
     where.push(`${isGroup ? "mostly " : ""}at ${node.token} (${node.position})`);
     const numbers = node.activation === null ? [] : [`activation ${digits(node.activation)}`];
-    numbers.push(`influence ${digits(node.influence)}`);
+    if (node.shape !== "output") numbers.push(`influence ${digits(node.influence)}`); // outputs are what is influenced
     return [node.note ? `${node.label}  ${node.note}` : node.label, where.join(" \u00b7 "), numbers.join(" \u00b7 ")];
   };
 
@@ -166,7 +166,8 @@
       if (entry) entry.element.setAttribute("tabindex", "0");
       hovered = null;
       mark();
-      if (!drawn && entry) canvas.scrollLeft = entry.x * scaleOf() - 0.65 * canvas.clientWidth;
+      const last = nodes.find((node) => node.shape === "token" && node.position === data.tokens.length - 1) || entry;
+      if (!drawn && last) canvas.scrollLeft = last.x * scaleOf() - 0.65 * canvas.clientWidth;
       if (selected) reveal(selected);
       drawn = true;
       holdNames();
@@ -189,7 +190,7 @@
       const { box } = node;
       const element = svg("g", {
         class: `oc-node oc-${node.shape}`, role: "option", tabindex: "-1", "aria-selected": "false",
-        "aria-label": facts(node).join(", "), "data-node": node.id,
+        "aria-label": facts(node).filter(Boolean).join(", "), "data-node": node.id,
       });
       if (node.hidden) element.classList.add("oc-hidden");
       const area = { x: box.x - box.width / 2, y: box.y - box.height / 2, width: box.width, height: box.height };
@@ -290,9 +291,10 @@
       const scale = scaleOf();
       const x = shown.x * scale - canvas.scrollLeft, y = shown.y * scale - canvas.scrollTop;
       const { offsetWidth: width, offsetHeight: height } = flag, gap = shown.box.height / 2 + 8;
-      const above = y - gap - height, left = Math.min(Math.max(4, x - width - 14), canvas.clientWidth - width - 4);
-      flag.style.left = `${left < x - width ? left : Math.max(4, Math.min(x - width / 2, canvas.clientWidth - width - 4))}px`;
-      flag.style.top = `${left < x - width ? Math.max(4, y - height / 2) : above > 4 ? above : y + gap}px`;
+      const half = shown.diameter ? 0 : shown.box.width / 2;
+      const above = y - gap - height, left = Math.min(Math.max(4, x - half - width - 14), canvas.clientWidth - width - 4);
+      flag.style.left = `${left < x - half - width ? left : Math.max(4, Math.min(x - width / 2, canvas.clientWidth - width - 4))}px`;
+      flag.style.top = `${left < x - half - width ? Math.max(4, y - height / 2) : above > 4 ? above : y + gap}px`;
     }
 
     /* The node nearest to the pointer, if one is near enough. */

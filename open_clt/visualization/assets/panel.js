@@ -114,7 +114,7 @@
         host.replaceChildren(
           title,
           html("p", { class: "oc-facts" }, `${node.automatic ? "automatic label \u00b7 " : ""}${where}`),
-          html("p", { class: "oc-facts" }, `${numbers} \u00b7 node ${node.id}`),
+          html("p", { class: "oc-facts" }, [numbers, `node ${node.id}`].filter(Boolean).join(" \u00b7 ")),
           ...(tools ? tools(node) : []),
           html("h2", {}, "Fed by"), ...list(sources, MOST_LINKS, true),
           html("h2", {}, "Feeds"), ...list(targets, MOST_LINKS, !sources.length),

@@ -285,3 +285,25 @@ def test_every_prompt_gives_a_picture_or_a_sentence(page: Any, prompt: str) -> N
     error = page.locator("#banner .x-error")
     if error.count():
         assert error.inner_text().rstrip("\u00d7\n ").endswith(".")
+
+
+def test_the_weights_of_the_circuit_are_listed(page: Any) -> None:
+    pin(page, *drawn(page, "feature")[:3])
+    page.click("#weights")
+    rows = page.locator("#suggestions tbody tr")
+    edges = page.evaluate("OpenCLT.explorer.circuit.shown().edges.map(([, , weight]) => Math.abs(weight))")
+    assert rows.count() == min(40, len(edges))
+    first = rows.first.locator(".x-number").inner_text().replace("\u2212", "-")
+    assert abs(float(first)) == pytest.approx(max(edges), rel=0.02)
+    page.click("#suggestions >> text=Close")
+    assert rows.count() == 0
+
+
+def test_another_prompt_says_where_the_pins_are(page: Any) -> None:
+    pin(page, drawn(page, "feature")[0])
+    page.fill("#prompt", _PROMPT)
+    page.press("#prompt", "Enter")
+    page.wait_for_selector("#banner .x-info")
+    assert session_of(page)["pins"] == []
+    page.click("#undo")
+    page.wait_for_function("OpenCLT.explorer.store.session().pins.length === 1")
