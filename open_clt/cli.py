@@ -7,6 +7,7 @@
     open-clt report --prompt P --output report.html           show predictions, graph and features in one HTML file
     open-clt features --transcoder T --text FILE              measure every feature of a transcoder on a text
     open-clt intervene --prompt P --ablate 2:5:417            change features and compare the predictions
+    open-clt harvest --text FILE --output D                   write activations to the disk, to train on them
     open-clt train --config FILE --output T                   train a transcoder; every setting is also a flag
     open-clt evaluate --transcoder T --text FILE              measure a transcoder on held-out text
     open-clt compare A B --text FILE                          compare several transcoders in one table and one figure
@@ -54,6 +55,7 @@ def _commands() -> Sequence[Any]:
         explore,
         features,
         generate,
+        harvest,
         info,
         intervene,
         push,
@@ -69,6 +71,7 @@ def _commands() -> Sequence[Any]:
         report,
         features,
         intervene,
+        harvest,
         train,
         evaluate,
         compare,

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from open_clt.commands.held_out import add_source_options, context_length, texts_of
+from open_clt.commands.held_out import add_measured_options, context_length, texts_of
 from open_clt.commands.label_service import add_service_options, label_with_service, read_endpoint
 from open_clt.commands.options import (
     AddParser,
@@ -53,7 +53,7 @@ def add_to(add_parser: AddParser) -> None:
     parser = add_command(add_parser, "features", "Measure every feature of a transcoder on a text.")
     add_model_options(parser)
     option = parser.add_argument
-    add_source_options(option, max_tokens=500_000)
+    add_measured_options(option, max_tokens=500_000)
     option("--seed", type=seed, help="Seed of generated sentences (default: 0).")
     option("--output", type=Path, metavar="DIR", help=_OUTPUT)
     option("--html", type=Path, metavar="DIR", help="Directory for pages about all features, which open in a browser.")

@@ -55,25 +55,35 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the text and its length."""
     parser.set_defaults(measuring=None)
     option = partial(parser.add_argument, action=_Measuring)
-    add_source_options(option, max_tokens=16_384)
+    add_measured_options(option, max_tokens=16_384)
     option("--seed", type=seed, default=0, help="Seed that selects the contexts of a longer text (default: 0).")
 
 
-def add_source_options(option: AddOption, *, max_tokens: int) -> None:
+def add_measured_options(option: AddOption, *, max_tokens: int) -> None:
     """Add the options that name a text, and say how much of it is read in contexts of which length."""
-    option("--text", default=None, help=_TEXT)
-    option(
-        "--column",
-        default=None,
-        help="Column of the .jsonl or .parquet file or data set that holds the texts (default: text).",
-    )
-    option("--split", default=None, help="Split of the data set (default: train).")
+    add_source_options(option, text=_TEXT)
     option(
         "--max-tokens",
         type=integer(least=_FEWEST_TOKENS),
         default=max_tokens,
         help=f"Largest number of tokens to measure on (default: {max_tokens}).",
     )
+    add_context_option(option)
+
+
+def add_source_options(option: AddOption, *, text: str) -> None:
+    """Add the options that name a text, whose help is ``text``."""
+    option("--text", default=None, help=text)
+    option(
+        "--column",
+        default=None,
+        help="Column of the .jsonl or .parquet file or data set that holds the texts (default: text).",
+    )
+    option("--split", default=None, help="Split of the data set (default: train).")
+
+
+def add_context_option(option: AddOption) -> None:
+    """Add the option for the length of contexts."""
     option(
         "--context-length",
         type=integer(least=_FEWEST_TOKENS),

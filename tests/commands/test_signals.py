@@ -32,6 +32,7 @@ COMMANDS = {
     "features": ["features", *TEXT, "--output", "out"],
     "evaluate": ["evaluate", *TEXT, "--graphs", "1", "--output", "out"],
     "convert": ["convert", *TEXT, "--output", "out"],
+    "harvest": ["harvest", "--text", "texts.txt", "--tokens", "1000", "--output", "out"],
     "train": ["train", "--config", "run.yaml", "--output", "out"],
 }
 """Commands that print nothing on stderr unless they fail; a new command is a line here."""

@@ -60,7 +60,7 @@ def write_dataset(
     NotFiniteError if an activation is not finite or too large for the type, and TextError if there are no tokens.
     """
     directory = Path(directory)
-    check_place(directory, harvested)
+    check_place(directory)
     with files.locked(directory):
         begun = begun_dataset(directory, harvested)
         if isinstance(begun, DatasetManifest):
@@ -73,10 +73,11 @@ def write_dataset(
         return _finish(directory, _write_shards(store, begun, directory, on_tokens))
 
 
-def check_place(directory: Path, harvested: Harvested) -> None:
-    """Raise ConfigError if a dataset with these settings cannot be written to a directory; nothing is created."""
+def check_place(directory: Path) -> None:
+    """Raise ConfigError if a dataset cannot be written to a directory, as where it holds other files."""
     files.check_directory(directory)
-    begun_dataset(directory, harvested)
+    if _kind(directory) is None:
+        _check_empty(directory)
 
 
 def begun_dataset(directory: Path, harvested: Harvested) -> DatasetManifest | UnfinishedDataset:
@@ -84,13 +85,11 @@ def begun_dataset(directory: Path, harvested: Harvested) -> DatasetManifest | Un
 
     Raises ConfigError if the directory holds a dataset with other settings, or other files.
     """
+    check_place(directory)
     begun: DatasetManifest | UnfinishedDataset | None = None
-    if files.format_of(directory / MANIFEST) == MANIFEST_FORMAT.name:
-        begun = read_manifest(directory)
-    elif files.format_of(directory / UNFINISHED) == UNFINISHED_FORMAT.name:
-        begun = read_unfinished(directory)
-    elif directory.is_dir():
-        _check_empty(directory)
+    kind = _kind(directory)
+    if kind is not None:
+        begun = read_manifest(directory) if kind is MANIFEST_FORMAT else read_unfinished(directory)
     if begun is None or not begun.shards:
         statistics = no_statistics(harvested.n_layers, harvested.d_model)
         return UnfinishedDataset(harvested=harvested, shards=(), place=Place(), statistics=statistics)
@@ -104,8 +103,18 @@ def bytes_to_write(begun: UnfinishedDataset) -> int:
     return missing * begun.harvested.bytes_per_token
 
 
+def _kind(directory: Path) -> files.FileFormat | None:
+    """The format of the file that says what a directory holds of a dataset; None if there is no such file of ours."""
+    for name, form in ((MANIFEST, MANIFEST_FORMAT), (UNFINISHED, UNFINISHED_FORMAT)):
+        if files.format_of(directory / name) == form.name:
+            return form
+    return None
+
+
 def _check_empty(directory: Path) -> None:
     """Raise ConfigError if a directory holds visible files; a killed process may leave hidden ones of ours."""
+    if not directory.exists():
+        return
     names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
     if names:
         raise ConfigError(
@@ -142,7 +151,6 @@ def _write_shards(
 ) -> UnfinishedDataset:
     """Write the shards that are missing, and return the state after the last one."""
     harvested, first = begun.harvested, begun.block
-    write_unfinished(directory, begun)
     skipped = first * _block_size(harvested)
     read = _at_most(read_from(store, begun.place), harvested.tokens, skipped - begun.place.used, on_tokens)
     mixed_blocks = blocks(
@@ -159,6 +167,8 @@ def _write_shards(
         for index, rows in enumerate(order.split(harvested.shard_tokens), start=number * harvested.shards_mixed):
             if index < len(state.shards):
                 continue
+            if not state.shards:  # from here on, the directory says that its files are ours
+                write_unfinished(directory, state)
             shard = write_shard(directory, index, block.tokens.take(rows), harvested)
             state = UnfinishedDataset(
                 harvested=harvested,

@@ -1,0 +1,178 @@
+"""The command ``open-clt harvest``: write the activations of a language model on a text to the disk.
+
+The same command goes on with a dataset that was stopped, at any moment and for any reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from open_clt.commands.held_out import add_context_option, add_source_options
+from open_clt.commands.options import DEVICE_HELP, MODEL_HELP, AddParser, add_command, integer, seed
+from open_clt.config import CrossLayerConfig
+
+if TYPE_CHECKING:
+    from open_clt.data.dataset.manifest import Harvested, UnfinishedDataset
+    from open_clt.embedded.held_out import HeldOutText
+    from open_clt.language.language_model import LanguageModel
+
+_TOKENS, _SHARD_TOKENS = 1_000_000, 16_384
+_TYPES = ("bfloat16", "float16", "float32", "int8")
+_TEXT = (
+    "Text: a text, .jsonl or .parquet file, or a data set on the Hugging Face hub (default: generated sentences, for "
+    "the embedded model only)."
+)
+
+
+def add_to(add_parser: AddParser) -> None:
+    """Add the command and its options."""
+    parser = add_command(add_parser, "harvest", "Write activations of a language model to the disk, to train on them.")
+    option = parser.add_argument
+    option("--model", default="embedded", help=f"{MODEL_HELP} (default: embedded).")
+    option("--device", default="cpu", help=f"{DEVICE_HELP} (default: cpu).")
+    add_source_options(option, text=_TEXT)
+    add_context_option(option)
+    option(
+        "--tokens",
+        type=integer(least=1, most=2**48),
+        default=_TOKENS,
+        help=f"Number of tokens to harvest; there are fewer if the text ends before (default: {_TOKENS}).",
+    )
+    option(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Directory of the dataset; a dataset that was stopped there is finished.",
+    )
+    option(
+        "--dtype",
+        choices=_TYPES,
+        default=_TYPES[0],
+        help="Type of the stored activations; int8 has one scale for each token and layer (default: bfloat16).",
+    )
+    hooks = (CrossLayerConfig.input_hook, CrossLayerConfig.target_hook)
+    option(
+        "--hooks",
+        nargs=2,
+        default=hooks,
+        metavar=("INPUT", "TARGET"),
+        help=f"Hooks of inputs and targets in every layer (default: {' '.join(hooks)}).",
+    )
+    option(
+        "--shard-tokens",
+        type=integer(least=1),
+        default=_SHARD_TOKENS,
+        help="Number of tokens in a file; the tokens of four files are mixed with one another, and fit in memory "
+        f"(default: {_SHARD_TOKENS}).",
+    )
+    option("--seed", type=seed, default=0, help="Seed of the order of the tokens, and of generated sentences.")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the output directory, say how large the dataset will be, and harvest."""
+    from open_clt.data.dataset.manifest import DatasetManifest
+    from open_clt.data.dataset.writer import begun_dataset, check_place
+    from open_clt.language.language_model import load_language_model
+
+    check_place(arguments.output)
+    model = load_language_model(arguments.model, device=arguments.device)
+    harvested = _settings(arguments, model)
+    begun = begun_dataset(arguments.output, harvested)
+    if isinstance(begun, DatasetManifest):
+        print(f"{arguments.output} holds the whole dataset already: {begun.tokens:,} tokens")
+        return 0
+    next(iter(_text(arguments).texts(model, sentences=1)), None)  # a text that cannot be read is found first
+    _say_size(begun, arguments.output)
+    _harvest(arguments, model, harvested)
+    return 0
+
+
+def _text(arguments: argparse.Namespace) -> HeldOutText:
+    """The text that the options name; it is chosen as commands choose the text that they measure on."""
+    from open_clt.embedded.held_out import HeldOutText
+
+    names = ("column", "split", "context_length", "seed")
+    return HeldOutText(source=arguments.text, **{name: getattr(arguments, name) for name in names})
+
+
+def _settings(arguments: argparse.Namespace, model: LanguageModel) -> Harvested:
+    from open_clt.data.dataset.from_model import harvest_settings
+    from open_clt.data.dataset.manifest import HarvestedText
+
+    text = HarvestedText(
+        source=arguments.text or f"generated sentences, seed {arguments.seed}",
+        column=arguments.column,
+        split=arguments.split,
+        context_length=min(_text(arguments).length, model.context_length),
+        from_start=arguments.text is None,
+    )
+    input_hook, target_hook = arguments.hooks
+    return harvest_settings(
+        model,
+        text,
+        input_hook=input_hook,
+        target_hook=target_hook,
+        dtype=arguments.dtype,
+        tokens=arguments.tokens,
+        shard_tokens=arguments.shard_tokens,
+        seed=arguments.seed,
+    )
+
+
+def _say_size(begun: UnfinishedDataset, output: Path) -> None:
+    """Print how many bytes will be written, and refuse to fill the disk."""
+    from open_clt.data.dataset.writer import bytes_to_write
+    from open_clt.files import check_disk, free_bytes
+
+    harvested = begun.harvested
+    needed = bytes_to_write(begun)
+    check_disk(output, needed)
+    if begun.shards:
+        written = sum(shard.tokens for shard in begun.shards)
+        print(f"{output} holds {written:,} of {harvested.tokens:,} tokens; the harvest goes on")
+    print(
+        f"{_size(needed)} will be written: {needed // harvested.bytes_per_token:,} tokens of "
+        f"{harvested.bytes_per_token:,} bytes; {_size(free_bytes(output))} are free",
+        flush=True,
+    )
+
+
+def _harvest(arguments: argparse.Namespace, model: LanguageModel, harvested: Harvested) -> None:
+    """Write the dataset with a progress bar, and print where it is."""
+    from rich.progress import TextColumn
+
+    from open_clt.data.dataset.from_model import store_of
+    from open_clt.data.dataset.writer import write_dataset
+    from open_clt.program import Stopped
+    from open_clt.progress import progress_bar
+
+    texts = partial(_text(arguments).texts, model, sentences=1000 + arguments.tokens // 10)
+    store = store_of(model, texts, harvested)
+    with progress_bar("harvesting", TextColumn("{task.fields[speed]}")) as bar:
+        task, started, first = bar.add_task("harvest", total=harvested.tokens, speed=""), time.perf_counter(), None
+
+        def show(tokens: int) -> None:
+            nonlocal first
+            first = tokens if first is None else first
+            speed = (tokens - first) / (time.perf_counter() - started)
+            text = f"{speed:,.0f} tokens/s, {_size(tokens * harvested.bytes_per_token)}"
+            bar.update(task, completed=tokens, speed=text)
+
+        try:
+            manifest = write_dataset(store, harvested, arguments.output, on_tokens=show)
+        except Stopped as stopped:
+            raise Stopped(stopped.number, "The same command goes on with the harvest.") from None
+    print(f"written: {arguments.output} ({manifest.tokens:,} tokens in {len(manifest.shards):,} files)")
+
+
+def _size(n_bytes: int) -> str:
+    """A number of bytes in the largest unit that fits."""
+    units = ("bytes", "KB", "MB", "GB", "TB")
+    power = min(len(units) - 1, (len(str(n_bytes)) - 1) // 3)
+    return f"{n_bytes / 1000**power:,.{1 if power else 0}f} {units[power]}"
