@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from open_clt.config.texts import TextsConfig
 from open_clt.config.training import LossConfig, TrainingConfig
 from open_clt.errors import ConfigError, short_value
+from open_clt.short_repr import short_repr
 
 SOURCE_SETTINGS = ("source", "column", "subset", "split", "streaming", "bad_rows")
 """Settings of texts that are read from a file or a data set."""
@@ -48,6 +49,8 @@ class Unused(NamedTuple):
     """Name of their config in a TrainingConfig."""
     names: tuple[str, ...]
     reason: str
+
+    __repr__ = short_repr
 
 
 def unused_settings(training: TrainingConfig) -> Iterator[Unused]:

@@ -20,6 +20,7 @@ from open_clt.hub.reachable import answers
 from open_clt.language.language_model import is_text
 from open_clt.memory import is_failed_allocation
 from open_clt.progress import without_widget_advice
+from open_clt.short_repr import short_repr
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class IgnoredSettings(NamedTuple):
 
     names: tuple[str, ...] = ()
     reason: str = ""
+
+    __repr__ = short_repr
 
 
 def ignored_settings(source: str) -> IgnoredSettings:

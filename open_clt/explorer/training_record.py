@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.short_repr import short_repr
-from open_clt.transcoders.formats.native import read_record
+from open_clt.transcoders.formats.native import CONFIG, read_record
 
 _RECORD = "training.json"
 """File beside the transcoder that ships with the package."""
@@ -29,7 +29,12 @@ class StoredCurves(NamedTuple):
 
 
 def training_curves(folder: Path) -> StoredCurves | None:
-    """The curves in a transcoder's directory; None if it has none, such as one of another program."""
+    """The curves in a transcoder's directory; None if it has none, such as one of another program.
+
+    Raises CheckpointError if the user has no permission to read them.
+    """
+    for path in (folder, folder / CONFIG, folder / _RECORD):
+        files.check_readable(path)
     for read in (read_record, _read_beside):
         try:
             record = read(folder)

@@ -36,25 +36,25 @@ FORMAT = files.FileFormat("open-clt-transcoder", newest=3)
 users' own classes. All three are read."""
 _VERSION_OF_OUR_KINDS = 2
 """The version that is written for the kinds of this package, because older releases of OpenCLT read it too."""
-_CONFIG = "config.json"
+CONFIG = "config.json"
 _TENSORS = "transcoder.safetensors"
 
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a transcoder of this layout, whole or damaged."""
-    return files.read_saved(directory, _CONFIG, lambda saved: recognises_files(LocalFiles(saved)))
+    return files.read_saved(directory, CONFIG, lambda saved: recognises_files(LocalFiles(saved)))
 
 
 def recognises_files(weight_files: WeightFiles) -> bool:
     """Whether files are those of a transcoder of this layout, whole or damaged."""
     if weight_files.has(_TENSORS):
         return True
-    return weight_files.has(_CONFIG) and files.format_of(weight_files.path(_CONFIG)) == FORMAT.name
+    return weight_files.has(CONFIG) and files.format_of(weight_files.path(CONFIG)) == FORMAT.name
 
 
 def check_place(directory: Path) -> None:
     """Raise ConfigError if a transcoder cannot be saved in a directory, because it would replace other files."""
-    files.check_artefact(directory, (_CONFIG, _TENSORS), FORMAT)
+    files.check_artefact(directory, (CONFIG, _TENSORS), FORMAT)
 
 
 @checked_arguments
@@ -101,7 +101,7 @@ def save_transcoder(
             files.write_blocks(stage(_TENSORS), {**_stored_tables(transcoder, directory / _TENSORS, dtype), **small})
         else:
             files.write_tensors(stage(_TENSORS), tensors)
-        files.write_json(stage(_CONFIG), content)
+        files.write_json(stage(CONFIG), content)
     return directory
 
 
@@ -141,8 +141,8 @@ def _stored_tables(transcoder: Transcoder, place: Path, dtype: torch.dtype | Non
 
 def remove_transcoder(directory: Path) -> None:
     """Delete the files of a transcoder that ``save_transcoder`` wrote; all other files of the directory stay."""
-    if files.is_ours(directory, _CONFIG, FORMAT):
-        files.remove_saved(directory, _CONFIG, (_TENSORS,))
+    if files.is_ours(directory, CONFIG, FORMAT):
+        files.remove_saved(directory, CONFIG, (_TENSORS,))
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -157,9 +157,9 @@ def open_native(weight_files: WeightFiles, code: OwnCode) -> StoredTranscoder | 
     decoders, is read as a whole.
     """
     place = weight_files.place
-    content, tensors = FORMAT.read(weight_files.path(_CONFIG)), weight_files.tensors(_TENSORS)
+    content, tensors = FORMAT.read(weight_files.path(CONFIG)), weight_files.tensors(_TENSORS)
     config = _read_config(content, place)
-    own = code.architecture(content.get("architecture"), place / _CONFIG)
+    own = code.architecture(content.get("architecture"), place / CONFIG)
     _check_encoder_shape(config, tensors, place)
     if own is None:  # a user's own class may have other tensors, and may compute with them when it is built
         with torch.device("meta"):
@@ -190,7 +190,7 @@ def _stored(config: CrossLayerConfig, tensors: Mapping[str, StoredTensor], place
 
 def read_record(directory: str | Path) -> dict[str, Any]:
     """The ``record`` that ``save_transcoder`` stored with a transcoder; empty if the file holds another value there."""
-    content = files.read_saved(Path(directory), _CONFIG, lambda saved: FORMAT.read(saved(_CONFIG)))
+    content = files.read_saved(Path(directory), CONFIG, lambda saved: FORMAT.read(saved(CONFIG)))
     record = content.get("record")
     return cast(dict[str, Any], record) if isinstance(record, dict) else {}
 
@@ -200,16 +200,16 @@ def _read_config(content: dict[str, Any], directory: Path) -> TranscoderConfig:
         case dict(values):
             values = cast(dict[str, Any], values)
         case value:
-            raise CheckpointError(f"{directory / _CONFIG} has {value!r} as 'transcoder'; it must be an object.")
+            raise CheckpointError(f"{directory / CONFIG} has {value!r} as 'transcoder'; it must be an object.")
     kind = values.get("kind", "cross_layer")  # version 1 has this kind only, and does not state it
     if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(
-            f"{directory / _CONFIG} describes a transcoder of kind {kind!r}; known kinds are {', '.join(KINDS)}."
+            f"{directory / CONFIG} describes a transcoder of kind {kind!r}; known kinds are {', '.join(KINDS)}."
         )
     try:
         return from_dict(KINDS[kind].config, values)
     except ConfigError as error:
-        raise CheckpointError(f"{directory / _CONFIG} does not describe a transcoder: {error}") from error
+        raise CheckpointError(f"{directory / CONFIG} does not describe a transcoder: {error}") from error
 
 
 def _build(config: TranscoderConfig, own: OwnArchitecture | None, directory: Path) -> Transcoder:
@@ -217,7 +217,7 @@ def _build(config: TranscoderConfig, own: OwnArchitecture | None, directory: Pat
         return make_transcoder(config, own=own)
     except (ConfigError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{directory / _CONFIG} describes a transcoder that cannot be built: {reason}") from error
+        raise CheckpointError(f"{directory / CONFIG} describes a transcoder that cannot be built: {reason}") from error
 
 
 def _check_encoder_shape(config: TranscoderConfig, tensors: Mapping[str, StoredTensor], directory: Path) -> None:
