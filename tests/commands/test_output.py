@@ -15,7 +15,8 @@ from open_clt.graphs.formats.networkx import write_graphml
 from tests.commands.mistakes import assert_mistake
 from tests.faults.artefacts import graph_of, report_of, save_in_circuit_tracers_layout, save_native, save_report
 
-PROMPT = ["attribute", "--prompt", "one", "--slug", "cat"]
+PROMPT = ["attribute", "--prompt", "one"]
+NAMED = [*PROMPT, "--slug", "cat"]
 TWO_PROMPTS = ["attribute", "--prompt", "one", "--prompt", "two"]
 
 
@@ -42,9 +43,9 @@ CONFLICTS = {
     "graph": (PROMPT, "graph.json"),
     "tensors of a graph": (PROMPT, "graph.safetensors"),
     "one of several graphs": (TWO_PROMPTS, "two/graph.json"),
-    "graph for viewers": ([*PROMPT, "--format", "circuit-tracer"], "cat.json"),
-    "list of graphs": ([*PROMPT, "--format", "circuit-tracer"], "graph-metadata.json"),
-    "GraphML": ([*PROMPT, "--format", "graphml"], "cat.graphml"),
+    "graph for viewers": ([*NAMED, "--format", "circuit-tracer"], "cat.json"),
+    "list of graphs": ([*NAMED, "--format", "circuit-tracer"], "graph-metadata.json"),
+    "GraphML": ([*NAMED, "--format", "graphml"], "cat.graphml"),
     "report": (["evaluate"], "evaluation.json"),
     "layers of a report": (["evaluate"], "evaluation.csv"),
     "report in a comparison": (["compare", "embedded"], "embedded/evaluation.json"),

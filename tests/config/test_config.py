@@ -28,7 +28,25 @@ from open_clt.config import (
     TrainingConfig,
 )
 from open_clt.config.json import CheckedConfig
+from open_clt.data.dataset.manifest import DatasetManifest, Harvested, HarvestedText, Shard
 from open_clt.errors import ConfigError
+from open_clt.explorer.session.actions import (
+    AddSteer,
+    Hide,
+    HideDense,
+    MakeGroup,
+    Pin,
+    RecordRun,
+    RemoveSteer,
+    Rename,
+    Select,
+    SetLabel,
+    SetPercent,
+    SetSteer,
+    ShowGraph,
+    Ungroup,
+)
+from open_clt.explorer.session.session import Effect, Group, Likely, Run, Steer
 from open_clt.features.about import AboutRecords
 from open_clt.features.labelling.service.endpoint import Endpoint
 from open_clt.graphs.info import GraphInfo, GraphSettings, PruningSettings
@@ -78,6 +96,11 @@ def test_no_feature_reaches_beyond_the_last_layer(reach: int | None, expected: l
     assert [config.reach_of(source) for source in range(3)] == expected
 
 
+RUN = Run(steers=(), frozen="nothing", before=(), after=(), effects=(), kl_divergence=0.0)
+HARVESTED: dict[str, Any] = {
+    "model": "m", "vocabulary": "v", "n_layers": 1, "d_model": 2, "input_hook": "i", "target_hook": "t",
+    "text": HarvestedText(source="x", context_length=8), "tokens": 8, "shard_tokens": 4,
+}  # fmt: skip
 NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
     CrossLayerConfig: SHAPE,
     MoltConfig: {"n_layers": 3, "d_model": 4, "ranks": (2,), "counts": (4,), "nonlinearity": TopKConfig(k=2)},
@@ -93,6 +116,29 @@ NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
         "context_length": 1, "from_start": False, "bos": "b", "encodes_first_position": False, "window": 1,
     },
     Endpoint: {"url": "http://127.0.0.1/v1", "model": "m"},
+    Group: {"name": "g", "members": ("0:1:2",)},
+    Steer: {"name": "s", "members": ("0:1:2",)},
+    Likely: {"token": " a", "probability": 0.5},
+    Effect: {"name": " a", "predicted": 0.5, "measured": 0.25},
+    Run: {"steers": (), "frozen": "nothing", "before": (), "after": (), "effects": (), "kl_divergence": 0.0},
+    ShowGraph: {"graph": "g"},
+    SetPercent: {"percent": 50},
+    Hide: {"shapes": ("error",)},
+    HideDense: {"densest": 0.5},
+    Select: {},
+    Pin: {"node": "0:1:2"},
+    MakeGroup: {"name": "g", "members": ("0:1:2", "0:1:3")},
+    Ungroup: {"name": "g"},
+    Rename: {"name": "g", "new_name": "h"},
+    SetLabel: {"feature": "L0/1", "text": "t"},
+    AddSteer: {"steer": Steer(name="s", members=("0:1:2",))},
+    SetSteer: {"index": 0, "steer": Steer(name="s", members=("0:1:2",))},
+    RemoveSteer: {"index": 0},
+    RecordRun: {"run": RUN},
+    HarvestedText: {"source": "x", "context_length": 8},
+    Harvested: HARVESTED,
+    Shard: {"file": "a", "tokens": 1, "sha256": "0" * 64},
+    DatasetManifest: {"harvested": Harvested(**HARVESTED), "shards": (), "tokens": 0, "statistics_sha256": "0" * 64},
     GraphInfo: {
         "model": "m", "transcoder": None, "prompt": "a", "tokens": (1,), "token_strings": ("a",), "target_names": (),
         "n_layers": 1, "n_active_features": 0, "compatible": False,

@@ -75,7 +75,7 @@ def run(
     return train_on_activations(
         train or relu_mlps(1000),
         small_transcoder(),
-        quick_training(**{"max_steps": STEPS, "every": 2, **settings}),
+        quick_training(**{"max_steps": STEPS, **({"every": 2} if folder else {}), **settings}),
         output_dir=folder,
         resume=resume,
         progress=False,
