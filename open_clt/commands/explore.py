@@ -57,17 +57,17 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.explorer.server.serve import listen, take_address
 
     check(arguments)
-    taken = take_address(arguments.host, arguments.port)
-    source = Source(
-        model=arguments.model,
-        transcoder=arguments.transcoder,
-        device=arguments.device,
-        features=arguments.features,
-        trust_code=arguments.trust_code,
-    )
-    budget = None if arguments.all_features else arguments.max_feature_nodes
-    explorer = Explorer(source, budget=budget, text=held_out_text(arguments))
-    served = listen(explorer, arguments.host, arguments.port, arguments.allow_host, taken=taken)
+    with take_address(arguments.host, arguments.port) as taken:  # which is given back if there is no server
+        source = Source(
+            model=arguments.model,
+            transcoder=arguments.transcoder,
+            device=arguments.device,
+            features=arguments.features,
+            trust_code=arguments.trust_code,
+        )
+        budget = None if arguments.all_features else arguments.max_feature_nodes
+        explorer = Explorer(source, budget=budget, text=held_out_text(arguments))
+        served = listen(explorer, arguments.host, arguments.port, arguments.allow_host, taken=taken)
     print(f"explorer: {served.url} (Ctrl-C ends it)", flush=True)
     if arguments.open:
         webbrowser.open_new_tab(served.url)

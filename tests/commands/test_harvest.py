@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ def table(batch: ActivationBatch) -> torch.Tensor:
     return torch.cat([batch.inputs.flatten(1), batch.targets.flatten(1), ids], dim=1).double()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, also if the suite runs in the background, where it is ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_same_command_goes_on_after_ctrl_c_and_then_has_nothing_to_do(
     command: Callable[..., list[str]],
     tmp_path: Path,

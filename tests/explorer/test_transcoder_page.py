@@ -244,5 +244,5 @@ def test_the_command_names_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConfigError("This test needs no explorer.")
 
     monkeypatch.setattr("open_clt.explorer.explorer.Explorer", made)
-    assert main(["explore", "--text", "held-out.txt", "--column", "story", "--seed", "3"]) == 2
+    assert main(["explore", "--port", "0", "--text", "held-out.txt", "--column", "story", "--seed", "3"]) == 2
     assert given["text"] == HeldOutText(source="held-out.txt", column="story", seed=3)
