@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast, final
+from typing import Any, NamedTuple, Protocol, cast, final, runtime_checkable
 
 import torch
 
@@ -50,6 +50,7 @@ _IMPORTANT, _ON_MAP = 20, 500
 _SEED = 0
 
 
+@runtime_checkable
 class PlotlyFigure(Protocol):
     """An interactive figure."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import open_clt.explorer.server.serve  # noqa: F401  (its types are read before a test replaces the explorer)
 from open_clt.cli import main
 from open_clt.explorer import explorer as explorer_module
 from tests.commands.mistakes import assert_mistake

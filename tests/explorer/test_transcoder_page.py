@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import open_clt.explorer.server.serve  # noqa: F401  (its types are read before a test replaces the explorer)
 from open_clt.cli import main
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.held_out import HeldOutText

@@ -102,10 +102,10 @@ def test_an_edge_takes_eight_bytes_and_its_columns_have_64_bits() -> None:
 @pytest.mark.parametrize(
     ("columns", "named"),
     [
-        ({"target": torch.tensor([0.5])}, "target"),
-        ({"source": torch.tensor([True])}, "source"),
-        ({"weight": torch.tensor([1])}, "weight"),
-        ({"source": torch.tensor([1, 2])}, "source"),
+        pytest.param({"target": torch.tensor([0.5])}, "target", marks=pytest.mark.wrong_types),
+        pytest.param({"source": torch.tensor([True])}, "source", marks=pytest.mark.wrong_types),
+        pytest.param({"weight": torch.tensor([1])}, "weight", marks=pytest.mark.wrong_types),
+        pytest.param({"source": torch.tensor([1, 2])}, "source", marks=pytest.mark.wrong_types),
         ({"target": torch.tensor([-1])}, -1),
         ({"source": torch.tensor([2**31])}, 2**31),
     ],

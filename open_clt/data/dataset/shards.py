@@ -68,7 +68,7 @@ def check_numbers(tensors: Mapping[str, files.StoredTensor]) -> None:
             )
 
 
-def _legal(name: str, dtype: torch.dtype) -> tuple[float, float]:
+def _legal(name: str, dtype: torch.dtype) -> tuple[int | float, int | float]:
     """The smallest and the largest legal number of a tensor."""
     if name.endswith("_scale"):
         return 0, _LARGEST / (LARGEST_INT8 + 1)
