@@ -73,7 +73,6 @@ def head_contributions(
     return _split(model, sources, _nodes_of_columns(graph, sources), graph, target)
 
 
-@torch.no_grad()
 def every_head_contribution(
     model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph
 ) -> Iterator[tuple[int, HeadContributions]]:
@@ -84,6 +83,7 @@ def every_head_contribution(
         yield target, _split(model, sources, columns, graph, target)
 
 
+@torch.no_grad()
 def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph) -> Sources:
     """The sources of a graph's prompt."""
     transcoder = attributable(transcoder)
@@ -97,6 +97,7 @@ def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGra
     return find_sources(path, transcoder)
 
 
+@torch.no_grad()  # here, because a generator may lose it where every call is checked
 def _split(
     model: LanguageModel,
     sources: Sources,

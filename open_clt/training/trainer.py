@@ -113,12 +113,6 @@ def check_trainer(settings: Settings) -> None:
     for name, (legal, advice) in _RULES.items():
         if name in settings and settings[name] is not None and not legal(settings[name]):
             raise ConfigError(f"trainer.{name} is {settings[name]!r}; {advice}.")
-    epochs, steps = settings.get("max_epochs"), settings.get("max_steps")
-    if epochs is not None and steps not in (None, -1):
-        raise ConfigError(
-            f"trainer.max_epochs is {epochs}, but trainer.max_steps is {steps}, over as many epochs as these steps "
-            "take; remove one of the two settings."
-        )
 
 
 def check_own_trainer(own: Settings) -> None:

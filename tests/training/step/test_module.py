@@ -73,7 +73,7 @@ PREACTIVATION = LossConfig(auxiliary=0.0, preactivation=1.0, dead_after_tokens=5
 def test_dead_features_revive(
     monkeypatch: pytest.MonkeyPatch, config: TranscoderConfig, loss: LossConfig, largest_dead_share: float
 ) -> None:
-    without = replace(loss, auxiliary=0.0, preactivation=0.0)
+    without = replace(loss, auxiliary=0.0, auxiliary_k=LossConfig.auxiliary_k, preactivation=0.0)
     assert train_with_killed_features(monkeypatch, config, without).dead_share >= 0.5
     monkeypatch.undo()
     assert train_with_killed_features(monkeypatch, config, loss).dead_share < largest_dead_share
