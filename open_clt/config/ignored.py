@@ -55,15 +55,13 @@ class Unused(NamedTuple):
 
 def unused_settings(training: TrainingConfig) -> Iterator[Unused]:
     """The settings that no run with this config uses."""
-    loss, steps = training.learning.loss, training.data.max_steps
+    loss = training.learning.loss
     if loss.preactivation == 0:
         yield Unused("learning.loss", ("preactivation_on",), "the coefficient preactivation is 0")
     if loss.auxiliary == 0:
         yield Unused("learning.loss", ("auxiliary_k",), "the coefficient auxiliary is 0")
     if loss.sparsity is not None and loss.sparsity.coefficient == 0:
         yield Unused("learning.loss.sparsity", ("steepness", "warmup"), "the coefficient is 0")
-    if steps is not None:
-        yield Unused("data", ("epochs",), f"data.max_steps is {steps}, over as many epochs as these steps take")
 
 
 def check_unused(training: TrainingConfig) -> None:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from open_clt import files
 from open_clt.config import TextsConfig
-from open_clt.config.ignored import refuse_changed
 from open_clt.data.dataset_card import check_card
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError, TextError, short_value
 from open_clt.hub.reachable import answers
@@ -55,14 +54,12 @@ def ignored_settings(source: str) -> IgnoredSettings:
 
 
 def open_texts(config: TextsConfig) -> Iterator[str]:
-    """Return the texts of the file or data set that a config names.
+    """Return the texts of the file or data set that a config names; raises TextError if they cannot be read.
 
-    Raises TextError if they cannot be read, and ConfigError for a setting that the source does not use.
+    Settings of data sets may stand beside a file, so that a ready configuration can be used with texts of one's own.
     """
     if config.source is None:
         raise TextError("The source of texts is missing; give a file or a Hugging Face data set.")
-    ignored = ignored_settings(config.source)
-    refuse_changed(config, ignored.names, "texts", ignored.reason)
     if Path(config.source).is_file() or _suffix(Path(config.source)) in (*_READERS, ".txt"):
         return read_texts(config.source, column=config.column, bad_rows=config.bad_rows)
     return dataset_texts(

@@ -37,20 +37,14 @@ def test_texts_are_read_from_text_jsonl_and_parquet(tmp_path: Path) -> None:
             list(read_texts(tmp_path / name, column="body"))
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [{"column": "body"}, {"bad_rows": 3}, {"subset": "english"}, {"split": "validation"}, {"streaming": False}],
-)
-def test_settings_that_a_file_does_not_use_are_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
-    (name,) = setting
-    for file, uses in (("a.txt", ()), ("b.jsonl", ("column", "bad_rows"))):
-        (tmp_path / file).write_text('{"text": "one", "body": "two"}', encoding="utf-8")
-        config = TextsConfig(source=str(tmp_path / file), **setting)
-        if name in uses:
-            assert len(list(open_texts(config))) == 1
-        else:
-            with refuses(ConfigError, f"texts.{name}", repr(setting[name])):
-                open_texts(config)
+def test_settings_of_data_sets_may_stand_beside_a_file(tmp_path: Path) -> None:
+    (tmp_path / "b.jsonl").write_text('{"text": "one", "body": "two"}', encoding="utf-8")
+    config = TextsConfig(source=str(tmp_path / "b.jsonl"), subset="english", split="validation", column="body")
+    assert list(open_texts(config)) == ["two"]
+
+
+def test_a_column_of_a_plain_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
     with refuses(ConfigError, "column", "'body'"):
         read_texts(tmp_path / "a.txt", column="body")
 

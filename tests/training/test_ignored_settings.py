@@ -57,7 +57,6 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
             "learning.loss.auxiliary_k",
         ),
         (lambda: quick_training(loss=NO_SPARSITY), OwnParts(), "learning.loss.sparsity.warmup"),
-        (lambda: quick_training(epochs=3, max_steps=5), OwnParts(), "data.epochs"),
         (lambda: quick_training(every=5), OwnParts(), "checkpoints.every"),
     ],
 )

@@ -16,7 +16,6 @@ from open_clt.config.ignored import (
     refuse_given,
     unused_settings,
 )
-from open_clt.data.texts import ignored_settings
 from open_clt.training.trainer import Settings, writes_checkpoints
 
 _OWN_STORE = "data.class_path brings activations of its own"
@@ -41,9 +40,6 @@ def check_replaced(given: Settings) -> None:
         refuse_given(report, report, "report", f"{_OWN_STORE}, so no report on held-out text is made")
     elif "class_path" in texts:
         refuse_given(texts, SOURCE_SETTINGS, "data.texts", "data.texts.class_path brings texts of its own")
-    elif texts.get("source") is not None:
-        ignored = ignored_settings(texts["source"])
-        refuse_given(texts, ignored.names, "data.texts", ignored.reason)
     if texts.get("held_out_contexts") == 0:
         refuse_given(report, report, "report", "data.texts.held_out_contexts is 0, so no report is made")
         if checkpoints.get("best") is True:

@@ -302,8 +302,6 @@ def test_a_mistake_is_named_in_one_line_and_nothing_is_written(
         (["--training.loss.preactivation_on", "dead"], ["training.loss.preactivation_on", "preactivation"]),
         (["--training.loss.auxiliary", "0", "--training.loss.auxiliary_k", "32"], ["training.loss.auxiliary_k"]),
         ([*L1_WITHOUT_WEIGHT, "--training.loss.sparsity.warmup", "0.5"], ["training.loss.sparsity.warmup"]),
-        (["--data.texts.split", "train"], ["data.texts.split", "texts.jsonl"]),
-        (["--data.texts.subset", "null"], ["data.texts.subset", "texts.jsonl"]),
         (["--data.texts.held_out_contexts", "0", "--report.graphs", "8"], ["report.graphs", "held_out_contexts"]),
         (
             ["--data.texts.held_out_contexts", "0", "--checkpoints.best", "true"],
