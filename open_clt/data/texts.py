@@ -60,6 +60,7 @@ def open_texts(config: TextsConfig) -> Iterator[str]:
     """
     if config.source is None:
         raise TextError("The source of texts is missing; give a file or a Hugging Face data set.")
+    _check_readable(Path(config.source))
     if Path(config.source).is_file() or _suffix(Path(config.source)) in (*_READERS, ".txt"):
         return read_texts(config.source, column=config.column, bad_rows=config.bad_rows)
     return dataset_texts(
