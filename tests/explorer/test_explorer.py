@@ -194,6 +194,7 @@ def test_a_feature_is_described_with_and_without_records(explorer: Explorer) -> 
         explorer.feature("Texas")
 
 
+@pytest.mark.slow
 def test_one_feature_is_measured_on_the_text_of_the_explorer(explorer: Explorer) -> None:
     row = max(explorer.loaded().rows, key=lambda row: row.density)
     shown = done(start(explorer, "measure", {"feature": str(row.feature)})).result
