@@ -46,7 +46,7 @@ class _Piece(NamedTuple):
     sources: Int[Tensor, "source"]
     """Node of each source, in ascending order."""
     weight: Float[Tensor, "target source"]
-    """Weight of each edge; where it is zero, there is no edge."""
+    """Weight of each edge; a weight of zero means that the graph lacks the edge."""
 
     __repr__ = short_repr
 

@@ -53,7 +53,7 @@ def read_target(model: LanguageModel, text: str, position: int = -1) -> Target:
 
 
 def names_feature(text: str) -> bool:
-    """Whether ``read_target`` reads a text as a feature, whatever the language model."""
+    """Whether ``read_target`` reads a text as a feature; the answer is the same for every language model."""
     return _feature_place(text) is not None
 
 

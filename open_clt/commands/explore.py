@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.explorer.server.serve import listen, take_address
 
     check(arguments)
-    with take_address(arguments.host, arguments.port) as taken:  # which is given back if there is no server
+    with take_address(arguments.host, arguments.port) as taken:  # a failure below frees the port
         source = Source(
             model=arguments.model,
             transcoder=arguments.transcoder,

@@ -57,7 +57,7 @@ def write_dataset(
 
     A complete dataset with the same settings stays as it is. The store must yield the same activations as before.
     Raises ConfigError if the directory holds something else, ResourceError if the disk or memory is too small,
-    NotFiniteError if an activation is not finite or too large for the type, and TextError if there are no tokens.
+    NotFiniteError if an activation is not finite or too large for the type, and TextError if the text is empty.
     """
     directory = Path(directory)
     check_place(directory)
@@ -104,7 +104,7 @@ def bytes_to_write(begun: UnfinishedDataset) -> int:
 
 
 def _kind(directory: Path) -> files.FileFormat | None:
-    """The format of the file that says what a directory holds of a dataset; None if there is no such file of ours."""
+    """The format of the file that says what a directory holds of a dataset; None if the directory lacks it."""
     for name, form in ((MANIFEST, MANIFEST_FORMAT), (UNFINISHED, UNFINISHED_FORMAT)):
         if files.format_of(directory / name) == form.name:
             return form
