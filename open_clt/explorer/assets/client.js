@@ -18,6 +18,7 @@ OpenCLT.explorer = OpenCLT.explorer || {};
 (() => {
   const POLL = 10, WATCH = 1000; // milliseconds between questions about a job, whose answers wait, and about the server
   const current = new Map(); // the latest job of each kind
+  const starts = new Map(); // a promise for each kind: the server has answered the request that started its last job
   const listeners = [];
   let last = "", status = null;
 
@@ -59,8 +60,7 @@ OpenCLT.explorer = OpenCLT.explorer || {};
   async function follow(kind, body, onProgress = () => {}) {
     const ticket = {};
     current.set(kind, ticket);
-    const { job: number } = await post(`/api/start/${kind}`, body);
-    ticket.number = number;
+    const number = await start(kind, ticket, body);
     for (;;) {
       if (current.get(kind) !== ticket) throw new Ended("replaced");
       const state = await get(`/api/job/${number}`);
@@ -73,10 +73,23 @@ OpenCLT.explorer = OpenCLT.explorer || {};
     }
   }
 
+  /* Start a job and return its number. Requests that are sent together may arrive in any order, so each waits until the
+     one before it is answered; a job that was replaced in the meantime is never started. */
+  function start(kind, ticket, body) {
+    const former = starts.get(kind) || Promise.resolve();
+    ticket.number = former.then(async () => {
+      if (current.get(kind) !== ticket) throw new Ended("replaced");
+      return (await post(`/api/start/${kind}`, body)).job;
+    });
+    starts.set(kind, ticket.number.catch(() => {}));
+    return ticket.number;
+  }
+
   async function cancel(kind) {
     const ticket = current.get(kind);
     current.delete(kind);
-    if (ticket && ticket.number) await post(`/api/cancel/${ticket.number}`, {});
+    const number = ticket && (await ticket.number.catch(() => null));
+    if (number) await post(`/api/cancel/${number}`, {});
   }
 
   function watch(listener) {
