@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.faults.artefacts import ARTEFACTS
 from tests.faults.interrupted import Tries, kill_saves, save_over_foreign_files
 from tests.faults.outcomes import FAULTS, attack
-from tests.faults.readers import READERS
+from tests.faults.reading.table import READERS
 
 SLOW_SHARE = 100
 """A slow reader gets a hundredth of the tries of another one."""

@@ -22,7 +22,8 @@ import torch
 
 from open_clt.errors import OpenCLTError
 from tests.faults.mutations import copy_folder, mutate
-from tests.faults.readers import READERS, Reader
+from tests.faults.reading.reader import Reader
+from tests.faults.reading.table import READERS
 
 LONGEST_SECONDS = 10
 """Seconds after which a reader counts as hanging; ordinary reads take a few milliseconds."""

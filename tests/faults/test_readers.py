@@ -12,7 +12,7 @@ import pytest
 
 import open_clt
 from tests.faults.outcomes import attack
-from tests.faults.readers import READERS
+from tests.faults.reading.table import READERS
 
 FAST = [name for name, reader in READERS.items() if not reader.slow]
 READS = re.compile(

@@ -16,7 +16,7 @@ from open_clt.data.texts import open_texts
 from open_clt.errors import CheckpointError, LanguageModelError, OpenCLTError, TextError
 from open_clt.language.model_source import find_model
 from open_clt.transcoders.formats.load import open_transcoder
-from tests.faults.readers import READERS
+from tests.faults.reading.table import READERS
 from tests.refusals import refuses
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="the system has no such permissions")
