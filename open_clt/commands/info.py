@@ -1,34 +1,39 @@
-"""The command ``open-clt info``: what a transcoder, a graph or a session is, from its files, without loading a model.
+"""The command ``open-clt info``: what a transcoder, a graph, a session or a dataset is, without loading a model.
 
-Of a transcoder only settings and headers are read, also on the hub, so the command takes seconds for any size.
+Of a transcoder only settings and headers are read, also on the hub, and of a dataset of activations only its manifest
+and the headers of its shards. So the command takes seconds for any size.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from open_clt.commands.options import AddParser, add_command, add_trust_option, transcoder_source
 
 if TYPE_CHECKING:
+    from open_clt.data.dataset.manifest import Harvested
     from open_clt.explorer.session.session_file import SavedSession
     from open_clt.graphs.graph import AttributionGraph
     from open_clt.transcoders.formats.info import TranscoderInfo
 
 _GRAPH_FILES = (".json", ".graphml")
+Rows: TypeAlias = list[tuple[str, str]]
+"""What is printed: the name and the value of each row."""
 
 
 def add_to(add_parser: AddParser) -> None:
     """Add the command and its options."""
-    parser = add_command(add_parser, "info", "Say what a transcoder, a graph or a session is, without loading a model.")
+    parser = add_command(add_parser, "info", "Say what a transcoder, a graph, a session or a dataset is.")
     parser.add_argument(
         "source",
         metavar="SOURCE",
         help="A transcoder (a directory, a name on the Hugging Face hub as org/name[/folder][@revision], in both "
         "perhaps with * in the names of the folders of layers, or "
-        "'embedded'), a graph (a directory, a .graphml file, or a .json file of circuit-tracer), or a session of the "
-        "explorer.",
+        "'embedded'), a graph (a directory, a .graphml file, or a .json file of circuit-tracer), a session of the "
+        "explorer, or the directory of a dataset of activations.",
     )
     add_trust_option(parser)
     parser.set_defaults(command=run)
@@ -39,18 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.transcoders.formats.info import transcoder_info
 
     source = transcoder_source(arguments.source)
-    if (session := _session(Path(source))) is not None:
-        rows = _of_session(session)
-    elif (graph := _graph(Path(source))) is not None:
-        rows = _of_graph(graph)
-    else:
-        rows = _of_transcoder(transcoder_info(source, trust_code=arguments.trust_code))
+    described = (rows for of_kind in _KINDS if (rows := of_kind(Path(source))) is not None)
+    rows = next(described, None) or _of_transcoder(transcoder_info(source, trust_code=arguments.trust_code))
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
     return 0
 
 
-def _of_transcoder(info: TranscoderInfo) -> list[tuple[str, str]]:
+def _of_transcoder(info: TranscoderInfo) -> Rows:
     from open_clt.attribution.sources import CACHED_BYTES
     from open_clt.memory import available_memory
     from open_clt.transcoders.formats.info import readable
@@ -63,7 +64,7 @@ def _of_transcoder(info: TranscoderInfo) -> list[tuple[str, str]]:
     return [*info.rows(), ("attribution needs", needs)]
 
 
-def _of_graph(graph: AttributionGraph) -> list[tuple[str, str]]:
+def _of_graph(graph: AttributionGraph) -> Rows:
     from open_clt.graphs.nodes import NodeKind
 
     info = graph.info
@@ -83,7 +84,7 @@ def _of_graph(graph: AttributionGraph) -> list[tuple[str, str]]:
     ]
 
 
-def _of_session(saved: SavedSession) -> list[tuple[str, str]]:
+def _of_session(saved: SavedSession) -> Rows:
     session = saved.session
     groups = ", ".join(repr(group.name) for group in session.groups[:10])
     return [
@@ -96,8 +97,8 @@ def _of_session(saved: SavedSession) -> list[tuple[str, str]]:
     ]
 
 
-def _session(path: Path) -> SavedSession | None:
-    """The session at a path; None if the path is not that of a session."""
+def _session(path: Path) -> Rows | None:
+    """The rows of the session at a path; None if the path is not that of a session."""
     from open_clt import files
 
     files.check_readable(path)
@@ -105,11 +106,11 @@ def _session(path: Path) -> SavedSession | None:
         return None
     from open_clt.explorer.session.session_file import FORMAT, load_session
 
-    return load_session(path) if files.format_of(path) == FORMAT.name else None
+    return _of_session(load_session(path)) if files.format_of(path) == FORMAT.name else None
 
 
-def _graph(path: Path) -> AttributionGraph | None:
-    """The graph at a path; None if the path does not look like that of a graph."""
+def _graph(path: Path) -> Rows | None:
+    """The rows of the graph at a path; None if the path does not look like that of a graph."""
     from open_clt import files
     from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
     from open_clt.graphs.formats.networkx import read_graphml
@@ -117,7 +118,58 @@ def _graph(path: Path) -> AttributionGraph | None:
 
     files.check_readable(path)
     if path.is_file() and path.suffix in _GRAPH_FILES and path.name != "config.json":
-        return read_graphml(path) if path.suffix == ".graphml" else read_circuit_tracer(path).graph
+        return _of_graph(read_graphml(path) if path.suffix == ".graphml" else read_circuit_tracer(path).graph)
     if path.is_dir() and files.can_be_read(path, "graph.json"):
-        return AttributionGraph.load(path)
+        return _of_graph(AttributionGraph.load(path))
     return None
+
+
+def _dataset(path: Path) -> Rows | None:
+    """The rows of the dataset of activations at a path; None if the path does not look like that of a dataset."""
+    from open_clt import files
+    from open_clt.data.dataset.manifest import MANIFEST, UNFINISHED, read_manifest, read_unfinished
+    from open_clt.data.dataset.shards import open_shard
+    from open_clt.transcoders.formats.info import readable
+    from open_clt.transcoders.formats.load import holds_transcoder
+
+    files.check_readable(path)
+    if not any((path / name).is_file() for name in (MANIFEST, UNFINISHED)) or holds_transcoder(path):
+        return None
+    is_complete = (path / MANIFEST).is_file()
+    found = read_manifest(path) if is_complete else read_unfinished(path)
+    for shard in found.shards:
+        open_shard(path, shard, found.harvested)
+    tokens, asked_for = sum(shard.tokens for shard in found.shards), found.harvested.tokens
+    sizes = [(path / shard.file).stat().st_size for shard in found.shards]
+    goes_on = f"unfinished, {tokens:,} of {asked_for:,} tokens; the same `open-clt harvest` goes on with it"
+    return [
+        ("dataset", "complete" if is_complete else goes_on),
+        *_of_harvested(found.harvested),
+        ("tokens", f"{tokens:,}"),
+        ("shards", f"{len(sizes):,} of {found.harvested.shard_tokens:,} tokens; the last one may have fewer"),
+        ("on disk", f"{readable(sum(sizes))}, {found.harvested.bytes_per_token:,} bytes a token"),
+    ]
+
+
+def _of_harvested(harvested: Harvested) -> Rows:
+    from open_clt.data.dataset.manifest import MANIFEST_FORMAT
+
+    text = harvested.text
+    places = [f", {name} {value!r}" for name in ("column", "split") if (value := getattr(text, name)) is not None]
+    begins = "each begins where a text begins" if text.from_start else "cut from the texts one after another"
+    return [
+        ("format", MANIFEST_FORMAT.name),
+        ("language model", harvested.model),
+        ("inputs", harvested.input_hook),
+        ("targets", harvested.target_hook),
+        ("layers", f"{harvested.n_layers}"),
+        ("width", f"{harvested.d_model:,}"),
+        ("type", harvested.dtype),
+        ("text", text.source + "".join(places)),
+        ("contexts", f"of {text.context_length:,} tokens, BOS included; {begins}"),
+        ("order", f"tokens of {harvested.shards_mixed} consecutive shards are mixed, seed {harvested.seed}"),
+    ]
+
+
+_KINDS: tuple[Callable[[Path], Rows | None], ...] = (_session, _graph, _dataset)
+"""For each kind but transcoders, the function that makes its rows, or returns None for another kind."""

@@ -1,7 +1,8 @@
-"""The command info says what a transcoder or a graph is, and reads no weight."""
+"""The command info says what a transcoder, a graph, a session or a dataset is, and reads no weight."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from open_clt.attribution.attribute import attribute
 from open_clt.cli import main
 from open_clt.config import MoltConfig, TopKConfig
+from open_clt.data.dataset.manifest import MANIFEST, HarvestedText, shard_name
 from open_clt.explorer.session.session import Group, Session
 from open_clt.explorer.session.session_file import SavedSession, save_session
 from open_clt.files import StoredTensor
@@ -19,6 +21,8 @@ from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
 from tests.commands.mistakes import assert_mistake
+from tests.data.dataset import small_dataset
+from tests.data.dataset.parts import save_shard, save_unfinished
 from tests.faults.artefacts import trace_of
 from tests.hub.stand_in import serving
 from tests.random_transcoders import random_transcoder
@@ -111,3 +115,43 @@ def test_a_session_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert rows["edges"] == f"{trace_of(1).graph.n_edges:,}"
     path.write_text(path.read_text()[:-200])
     assert_mistake(capsys, ["info", str(path)], path.name)
+
+
+def test_a_dataset_is_described_from_its_headers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = HarvestedText(source="rows.jsonl", column="body", context_length=small_dataset.CONTEXT)
+    directory = small_dataset.write(tmp_path / "whole", dtype="int8", text=text)
+    save_unfinished(tmp_path / "begun", 2)
+    save_shard(tmp_path / "begun", 1)
+    shutil.copy(tmp_path / "begun" / shard_name(0), tmp_path / "begun" / shard_name(1))
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a number was read")
+
+    monkeypatch.setattr(StoredTensor, "read", fail)
+    monkeypatch.setattr(StoredTensor, "rows", fail)
+    rows = {name: value.strip() for name, value in printed(capsys, directory).items()}
+    assert rows["dataset"] == "complete"
+    assert (rows["language model"], rows["inputs"], rows["targets"]) == ("tiny", "hook_resid_mid", "hook_mlp_out")
+    assert (rows["layers"], rows["width"], rows["type"]) == ("2", "3", "int8")
+    assert rows["text"] == "rows.jsonl, column 'body'"
+    assert "of 10 tokens" in rows["contexts"]
+    assert (rows["tokens"], rows["shards"].split()[:3]) == ("70", ["7", "of", "10"])
+    size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    assert rows["on disk"] == f"{size / 1e3:.1f} kB, {2 * 2 * 3 + 2 * 2 * 4 + 8} bytes a token"
+    assert "20 of 70 tokens" in printed(capsys, tmp_path / "begun")["dataset"]
+
+
+def test_a_dataset_that_is_damaged_or_newer_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = small_dataset.write(tmp_path / "dataset")
+    shard, manifest = directory / shard_name(3), directory / MANIFEST
+    whole, content = shard.read_bytes(), manifest.read_text()
+    shard.write_bytes(whole[:-1])
+    assert_mistake(capsys, ["info", str(directory)], shard)
+    shard.unlink()
+    assert_mistake(capsys, ["info", str(directory)], shard)
+    shard.write_bytes(whole)
+    for old, new in (('"float32"', '"float64"'), ('"format_version": 1', '"format_version": 9'), ("{", "")):
+        manifest.write_text(content.replace(old, new, 1))
+        assert_mistake(capsys, ["info", str(directory)], manifest)
