@@ -98,6 +98,12 @@ def test_the_same_command_goes_on_after_ctrl_c_and_then_has_nothing_to_do(
     assert error.count("\n") == 1
     assert "goes on" in error
     assert_mistake(capsys, command("out", "--seed", "4"), tmp_path / "out", "seed")
+    text = (tmp_path / "text.txt").read_text()
+    (tmp_path / "text.txt").write_text("One more word. " + text)
+    capsys.readouterr()
+    assert main(command("out")) == 2
+    assert "changed" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text(text)
     assert main(command("out")) == 0
     assert "40 of 100 tokens" in capsys.readouterr().out
     whole = contents(tmp_path / "whole")

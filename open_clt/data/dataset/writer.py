@@ -4,7 +4,8 @@ The tokens of a store are cut into blocks of ``shards_mixed`` shards. The order 
 seed and of the block's index, so tokens of many documents lie beside one another. Memory holds one block. After each
 shard, ``unfinished.json`` says which shards are written and where in the store their block begins. A harvest that was
 stopped reads the store again from that place on, so the finished dataset is the same, bit for bit, as one of a harvest
-that was never stopped: no token is lost, and none is written twice.
+that was never stopped: no token is lost, and none is written twice. The last block on the disk is read again in any
+case, and its tokens are compared, so that a text which was changed meanwhile is not mixed with the former one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from open_clt import files
 from open_clt.config.arguments import checked_arguments
@@ -27,6 +30,7 @@ from open_clt.data.dataset.manifest import (
     UNFINISHED_FORMAT,
     DatasetManifest,
     Harvested,
+    Shard,
     UnfinishedDataset,
     read_manifest,
     read_unfinished,
@@ -57,7 +61,8 @@ def write_dataset(
 
     A complete dataset with the same settings stays as it is. The store must yield the same activations as before.
     Raises ConfigError if the directory holds something else, ResourceError if the disk or memory is too small,
-    NotFiniteError if an activation is not finite or too large for the type, and TextError if the text is empty.
+    NotFiniteError if an activation is not finite or too large for the type, and TextError if the text is empty, or
+    not the one with which the dataset was begun.
     """
     directory = Path(directory)
     check_place(directory)
@@ -160,12 +165,14 @@ def _write_shards(
         used=begun.place.used,
         dtype=buffer_type(harvested.dtype),
     )
-    state = begun
+    state, unchecked = begun, bool(begun.shards)
     for number, block in enumerate(mixed_blocks, start=first):
         generator = torch.Generator().manual_seed((harvested.seed << 20) + number + 1)
         order = torch.randperm(block.tokens.size, generator=generator)
         for index, rows in enumerate(order.split(harvested.shard_tokens), start=number * harvested.shards_mixed):
             if index < len(state.shards):
+                _check_same_tokens(directory, state.shards[index], harvested, block.tokens, rows)
+                unchecked = False
                 continue
             if not state.shards:  # from here on, the directory says that its files are ours
                 write_unfinished(directory, state)
@@ -178,7 +185,26 @@ def _write_shards(
             )
             write_unfinished(directory, state)
         del block  # the next block is filled while this name would keep the memory of the former one
+    if unchecked:
+        raise _another_text(directory, begun.shards[-1])
     return state
+
+
+def _check_same_tokens(
+    directory: Path, shard: Shard, harvested: Harvested, block: ActivationBatch, rows: Int[Tensor, "chosen"]
+) -> None:
+    """Raise TextError unless the rows of a block that is read again have the tokens of the shard on the disk."""
+    stored = open_shard(directory, shard, harvested)
+    for name, read_again in (("tokens", block.tokens), ("positions", block.positions)):
+        if not torch.equal(stored[name].read(), read_again[rows].int()):
+            raise _another_text(directory, shard)
+
+
+def _another_text(directory: Path, shard: Shard) -> TextError:
+    return TextError(
+        f"The text has changed since the harvest to {directory} was stopped: it does not give the tokens of "
+        f"{shard.file} again; restore the text, or give another output directory."
+    )
 
 
 def _checked(batch: ActivationBatch, harvested: Harvested) -> ActivationBatch:

@@ -167,6 +167,31 @@ def test_an_unfinished_dataset_is_not_read_and_says_so(tmp_path: Path, monkeypat
         write(tmp_path / "dataset")
 
 
+@pytest.mark.parametrize("change", ["another token", "one token less", "another order", "the end is missing"])
+def test_a_text_that_was_changed_is_not_mixed_with_the_former_one(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after_two_shards(tmp_path / "dataset", monkeypatch)
+    before = contents(tmp_path / "dataset")
+    changed = all_of(store())
+    if change == "another token":
+        changed.tokens[12] += 1
+    rows = {
+        "another token": slice(None),
+        "one token less": slice(1, None),
+        "another order": torch.arange(100).flip(0),
+        "the end is missing": slice(15),
+    }
+    memory = MemoryStore([changed.take(rows[change])])
+    with refuses(TextError, tmp_path / "dataset"):
+        write_dataset(memory, harvested(), tmp_path / "dataset")
+    with refuses(TextError, tmp_path / "dataset", "shard-00001"):
+        write_dataset(MemoryStore([]), harvested(), tmp_path / "dataset")
+    assert contents(tmp_path / "dataset") == before
+    write(tmp_path / "dataset")
+    assert contents(tmp_path / "dataset") == contents(write(tmp_path / "whole"))
+
+
 def test_a_directory_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     for name in ("notes.txt", "manifest.json", "unfinished.json", "shard-00000.safetensors"):
         directory = tmp_path / name.partition(".")[0]
