@@ -152,6 +152,13 @@ class StoredTensor:
             )
         return rows if torch.equal(unique, index) else rows[places]
 
+    def copy_rows(self, index: Int[Tensor, "chosen"] | slice, out: Tensor) -> None:
+        """Copy some rows of the first axis of a local file into ``out``; whether they are finite is not checked."""
+        if isinstance(index, slice):
+            out.copy_(self._view[index])
+        else:
+            torch.index_select(self._view, 0, index, out=out)
+
     def check_finite(self, n_layers: int) -> None:
         """Search a tensor of a local file for NaN and infinity; ``n_layers`` tells whether its first axis is the layer.
 

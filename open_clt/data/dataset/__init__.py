@@ -8,6 +8,10 @@
       unfinished.json           instead of the manifest, until the dataset is complete
 
 ``manifest`` has the records of both JSON files, ``encoding`` the types of the numbers in a shard, ``statistics`` the
-running mean and variance. ``writer`` writes a dataset and goes on after it was stopped, and ``reader`` reads it in
-batches. The page docs/layouts.md describes the format for other programs.
+running mean and variance. ``writer`` writes a dataset and goes on after it was stopped, ``reader`` opens it, and
+``batches`` reads it in batches. The page docs/layouts.md describes the format for other programs.
 """
+
+from open_clt.data.dataset.batches import read
+
+__all__ = ["read"]

@@ -90,12 +90,11 @@ def encode(batch: ActivationBatch, dtype: StorageType) -> dict[str, Tensor]:
 
 
 def decode(tensors: Mapping[str, Tensor]) -> ActivationBatch:
-    """Activations in float32, from some rows of the tensors of a shard."""
+    """Activations from some rows of the tensors of a shard, in the type of the shard; int8 becomes float32."""
     activations: list[Tensor] = []
     for kind in KINDS:
-        numbers = tensors[kind].float()
         scale = tensors.get(f"{kind}_scale")
-        activations.append(numbers if scale is None else numbers.mul_(scale[..., None]))
+        activations.append(tensors[kind] if scale is None else tensors[kind].float().mul_(scale[..., None]))
     inputs, targets = activations
     return ActivationBatch(inputs, targets, tensors["tokens"].long(), tensors["positions"].long())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -15,9 +16,10 @@ from open_clt.data.dataset.manifest import Harvested, Shard, shard_name
 from open_clt.data.dataset.statistics import DatasetStatistics, updated
 from open_clt.data.harvest import ActivationBatch
 from open_clt.errors import CheckpointError
+from open_clt.short_repr import short_repr
 
 _CHUNK = 1024
-"""Number of tokens that are read at once to check a shard, or to count its statistics."""
+"""Number of tokens that are read at once where the caller does not choose a number."""
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -52,20 +54,25 @@ def open_shard(directory: Path, shard: Shard, harvested: Harvested) -> dict[str,
 def check_numbers(tensors: Mapping[str, files.StoredTensor]) -> None:
     """Raise CheckpointError, which names file and tensor, if a number of a shard is not finite or not legal."""
     for name, tensor in tensors.items():
-        least, most = _legal(name, tensor.dtype)
         for begin in range(0, len(tensor), _CHUNK):
-            rows = _rows(tensor, slice(begin, begin + _CHUNK))
-            smallest, largest = (float(extreme) for extreme in torch.aminmax(rows))
-            if least <= smallest and largest <= most:
-                continue
-            numbers = rows.float().view(len(rows), -1)
-            wrong = ~((numbers >= least) & (numbers <= most))
-            row = int(wrong.any(1).int().argmax())
-            number = float(numbers[row][wrong[row]][0])
-            raise CheckpointError(
-                f"The tensor {name!r} of {tensor.place} holds {number:g} in row {begin + row}; its numbers must be "
-                f"between {least:g} and {most:g}; harvest it again."
-            )
+            rows = tensor[begin : begin + _CHUNK].read()
+            if not are_legal(name, rows):
+                least, most = _legal(name, rows.dtype)
+                numbers = rows.float().view(len(rows), -1)
+                wrong = ~((numbers >= least) & (numbers <= most))
+                row = int(wrong.any(1).int().argmax())
+                number = float(numbers[row][wrong[row]][0])
+                raise CheckpointError(
+                    f"The tensor {name!r} of {tensor.place} holds {number:g} in row {begin + row}; its numbers must be "
+                    f"between {least:g} and {most:g}; harvest it again."
+                )
+
+
+def are_legal(name: str, rows: Tensor) -> bool:
+    """Whether all numbers of some rows of a tensor of a shard are finite and legal; there must be at least one."""
+    least, most = _legal(name, rows.dtype)
+    smallest, largest = (float(extreme) for extreme in torch.aminmax(rows))
+    return least <= smallest and largest <= most
 
 
 def _legal(name: str, dtype: torch.dtype) -> tuple[int | float, int | float]:
@@ -77,17 +84,47 @@ def _legal(name: str, dtype: torch.dtype) -> tuple[int | float, int | float]:
     return (-_LARGEST, _LARGEST) if dtype.is_floating_point else (0, torch.iinfo(dtype).max)
 
 
-def rows_of(tensors: Mapping[str, files.StoredTensor], index: Int[Tensor, "chosen"] | slice) -> ActivationBatch:
-    """Read some rows of a shard, as float32."""
-    return decode({name: _rows(tensor, index) for name, tensor in tensors.items()})
+class Rows(NamedTuple):
+    """Some rows of a shard."""
+
+    tensors: Mapping[str, files.StoredTensor]
+    rows: Int[Tensor, "chosen"] | slice
+    size: int
+    """Number of rows."""
+
+    __repr__ = short_repr
+
+
+def batch_of(parts: Sequence[Rows]) -> ActivationBatch:
+    """Copy rows of shards into one batch, in the type of the shards; int8 becomes float32.
+
+    Raises CheckpointError, which names the file, the tensor and the row, if a number is not finite or not legal.
+    """
+    size = sum(part.size for part in parts)
+    batch: dict[str, Tensor] = {}
+    for name, tensor in parts[0].tensors.items():
+        batch[name] = torch.empty((size, *tensor.shape[1:]), dtype=tensor.dtype)
+    begin = 0
+    for part in parts:
+        for name, tensor in part.tensors.items():
+            rows = batch[name][begin : begin + part.size]
+            tensor.copy_rows(part.rows, rows)
+            if not are_legal(name, rows):
+                check_numbers(part.tensors)
+        begin += part.size
+    return decode(batch)
 
 
 def with_shard(statistics: DatasetStatistics, tensors: Mapping[str, files.StoredTensor]) -> DatasetStatistics:
     """Add the numbers of a shard, as it stores them, to the statistics of a dataset."""
-    for begin in range(0, len(tensors["tokens"]), _CHUNK):
-        statistics = updated(statistics, rows_of(tensors, slice(begin, begin + _CHUNK)))
+    for batch in in_order(tensors):
+        statistics = updated(statistics, batch)
     return statistics
 
 
-def _rows(tensor: files.StoredTensor, index: Int[Tensor, "chosen"] | slice) -> Tensor:
-    return tensor[index].read() if isinstance(index, slice) else tensor.rows(index)
+def in_order(tensors: Mapping[str, files.StoredTensor]) -> Iterator[ActivationBatch]:
+    """Read a shard in the order of its rows."""
+    tokens = len(tensors["tokens"])
+    for begin in range(0, tokens, _CHUNK):
+        end = min(begin + _CHUNK, tokens)
+        yield batch_of([Rows(tensors, slice(begin, end), end - begin)])

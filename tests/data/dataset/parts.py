@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from open_clt.data.contexts import Place
-from open_clt.data.dataset import manifest
+from open_clt.data.dataset import batches, manifest
 from open_clt.data.dataset.manifest import DatasetManifest, Shard, UnfinishedDataset, shard_name
 from open_clt.data.dataset.reader import ActivationDataset
-from open_clt.data.dataset.shards import open_shard, rows_of, write_shard
+from open_clt.data.dataset.shards import in_order, open_shard, write_shard
 from open_clt.data.dataset.statistics import (
     STATISTICS,
     DatasetStatistics,
@@ -36,7 +36,7 @@ def write_unfinished(directory: Path) -> None:
 def read(directory: Path) -> Iterable[Tensor]:
     """Read a whole dataset in order and in batches, and return all numbers."""
     dataset = ActivationDataset(directory)
-    return [field for batch in (*dataset, *dataset.batches(16, seed=1)) for field in batch]
+    return [field for batch in (*dataset, *batches.read(directory, 16, seed=1)) for field in batch]
 
 
 def read_statistics(directory: Path) -> Iterable[Tensor]:
@@ -96,4 +96,5 @@ def save_shard(directory: Path, version: int) -> None:
 
 
 def shard_facts(directory: Path) -> object:
-    return [field.tolist() for field in rows_of(open_shard(directory, shards_of(1)[0], harvested()), slice(None))]
+    shard = open_shard(directory, shards_of(1)[0], harvested())
+    return [field.tolist() for batch in in_order(shard) for field in batch]

@@ -1,4 +1,4 @@
-"""The reader yields every token once per epoch, in an order of seed and epoch, and names what is damaged."""
+"""A dataset is a store of activations, and what is damaged is named."""
 
 from __future__ import annotations
 
@@ -9,37 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from open_clt.data.dataset import read
 from open_clt.data.dataset.reader import ActivationDataset
-from open_clt.data.harvest import ActivationStore, MemoryStore
-from open_clt.errors import CheckpointError, ConfigError
-from tests.data.dataset.small_dataset import all_of, store, write
+from open_clt.data.harvest import ActivationStore
+from open_clt.errors import CheckpointError
+from tests.data.dataset.small_dataset import write
 from tests.refusals import refuses
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> ActivationDataset:
     return ActivationDataset(write(tmp_path / "dataset", tokens=65))
-
-
-@pytest.mark.parametrize("size", [1, 4, 10, 27, 65, 100])
-def test_an_epoch_yields_every_token_once_with_its_activations(dataset: ActivationDataset, size: int) -> None:
-    batches = list(dataset.batches(size, seed=3))
-    assert [batch.size for batch in batches[:-1]] == [size] * (len(batches) - 1)
-    read, given = all_of(MemoryStore(batches)), all_of(store())
-    assert sorted(read.tokens.tolist()) == list(range(65))
-    for ours, theirs in zip(read, given.take(read.tokens), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_the_order_is_a_function_of_seed_and_epoch(dataset: ActivationDataset) -> None:
-    def order(**settings: int) -> list[int]:
-        return all_of(MemoryStore(list(dataset.batches(7, **settings)))).tokens.tolist()
-
-    orders = [order(seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
-    assert len({tuple(one) for one in orders}) == 4
-    assert orders[0] == order() == order(seed=0, epoch=0)
-    first_shards = {min(one[:10]) // 30 for one in (order(epoch=epoch) for epoch in range(10))}
-    assert len(first_shards) > 1  # shards come in random order, too
 
 
 def test_a_dataset_is_a_store_of_activations(dataset: ActivationDataset) -> None:
@@ -65,7 +45,7 @@ def test_a_damaged_tensor_is_named_when_its_shard_is_first_read(name: str, tmp_p
         change(path, name, tensor)
         dataset = ActivationDataset(tmp_path / "dataset")
         with refuses(CheckpointError, path, repr(name)):
-            list(dataset.batches(5))
+            list(read(path.parent, 5))
         with refuses(CheckpointError, path, repr(name)):
             list(dataset)
         with refuses(CheckpointError, path):
@@ -90,7 +70,7 @@ def test_a_missing_or_truncated_shard_is_named(tmp_path: Path) -> None:
         list(ActivationDataset(tmp_path / "dataset"))
     path.unlink()
     with refuses(CheckpointError, path):
-        list(ActivationDataset(tmp_path / "dataset").batches(8))
+        list(read(tmp_path / "dataset", 8))
 
 
 def test_a_changed_bit_is_found_by_comparing_hashes(tmp_path: Path) -> None:
@@ -125,12 +105,6 @@ def test_a_manifest_that_cannot_be_right_is_one_sentence(change_to: dict[str, ob
         ActivationDataset(tmp_path / "dataset")
 
 
-def test_a_directory_without_a_dataset_and_wrong_arguments_are_refused(
-    dataset: ActivationDataset, tmp_path: Path
-) -> None:
+def test_a_directory_without_a_dataset_is_refused(tmp_path: Path) -> None:
     with refuses(CheckpointError, tmp_path / "manifest.json"):
         ActivationDataset(tmp_path)
-    with refuses(ConfigError, "batch_tokens"):
-        dataset.batches(0)
-    with refuses(ConfigError, "seed"):
-        dataset.batches(4, seed=-1)
