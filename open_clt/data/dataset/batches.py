@@ -174,7 +174,9 @@ class DatasetBatches:
                 if stopped.is_set():
                     return
                 parts = sequence.parts(self._span(step))
-                tensors = {one.shard: tensors.get(one.shard) or self.dataset.open(shards[one.shard]) for one in parts}
+                tensors = {
+                    one.shard: tensors.get(one.shard) or self.dataset.tensors(shards[one.shard]) for one in parts
+                }
                 rows = [Rows(tensors[one.shard], one.rows, one.size) for one in parts]
                 yield Placed(Place(epoch * self._per_epoch + step), batch_of(rows))
             begin_step = 0

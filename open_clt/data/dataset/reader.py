@@ -56,7 +56,7 @@ class ActivationDataset:
         return statistics
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        return (batch for shard in self.manifest.shards for batch in in_order(self.open(shard)))
+        return (batch for shard in self.manifest.shards for batch in in_order(self.tensors(shard)))
 
     def verify(self) -> None:
         """Compare every file with its SHA-256; raises CheckpointError, which names the first file that differs."""
@@ -66,6 +66,6 @@ class ActivationDataset:
             if files.file_sha256(path) != digest:
                 raise CheckpointError(f"{path} does not have the SHA-256 that the manifest states; harvest it again.")
 
-    def open(self, shard: Shard) -> dict[str, files.StoredTensor]:
+    def tensors(self, shard: Shard) -> dict[str, files.StoredTensor]:
         """Open a shard; raises CheckpointError if it is missing, or if a tensor has another type or shape."""
         return open_shard(self.directory, shard, self.manifest.harvested)
