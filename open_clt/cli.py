@@ -8,6 +8,7 @@
     open-clt features --transcoder T --text FILE              measure every feature of a transcoder on a text
     open-clt intervene --prompt P --ablate 2:5:417            change features and compare the predictions
     open-clt harvest --text FILE --output D                   write activations to the disk, to train on them
+    open-clt serve D                                          serve datasets of activations over HTTP
     open-clt train --config FILE --output T                   train a transcoder; every setting is also a flag
     open-clt evaluate --transcoder T --text FILE              measure a transcoder on held-out text
     open-clt compare A B --text FILE                          compare several transcoders in one table and one figure
@@ -60,6 +61,7 @@ def _commands() -> Sequence[Any]:
         intervene,
         push,
         report,
+        serve,
         train,
     )
 
@@ -72,6 +74,7 @@ def _commands() -> Sequence[Any]:
         features,
         intervene,
         harvest,
+        serve,
         train,
         evaluate,
         compare,

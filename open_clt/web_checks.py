@@ -1,4 +1,4 @@
-"""Checks of requests to a server on this computer, for every server that OpenCLT starts.
+"""Checks of requests to a server on this computer, and the address that it takes, for every server of OpenCLT.
 
 A server listens on the loopback interface, so other computers cannot reach it. Pages of other sites, which the same
 browser shows, still can: by the address, or by a name of their own that they let point to the loopback address. So a
@@ -8,9 +8,13 @@ something only if the page that sends it came from the same host.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
+
+from open_clt.errors import ConfigError
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 SECURITY_HEADERS: Mapping[str, str] = {
@@ -82,6 +86,27 @@ def refusal(method: str, host: str, origin: str | None, allowed: Iterable[str]) 
         return "This server does not answer requests for other hosts; start it with --allow-host NAME to allow one."
     if method in SAFE_METHODS or origin is None:
         return ""
-    if urlsplit(origin).netloc.lower() != host.lower():
-        return "This server does not take requests from pages of other sites."
-    return ""
+    try:
+        is_own = urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # such as an address that lacks a bracket
+        is_own = False
+    return "" if is_own else "This server does not take requests from pages of other sites."
+
+
+def take_address(host: str, port: int) -> socket.socket:
+    """Take an address, where requests wait until ``listen`` answers them; port 0 takes a free one.
+
+    Raises ConfigError if the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        if not host:
+            raise OSError("it is empty")  # the system would listen on all addresses
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise ConfigError(f"Port {port} of {host} cannot be used ({reason}); choose another --port.") from error
+        raise ConfigError(
+            f"The server cannot listen on the host {host!r} ({reason}); --host is an address of this computer."
+        ) from error

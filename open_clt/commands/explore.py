@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     del dash
     from open_clt.explorer.explorer import Explorer
     from open_clt.explorer.models import Source
-    from open_clt.explorer.server.serve import listen, take_address
+    from open_clt.explorer.server.serve import listen
+    from open_clt.web_checks import take_address
 
     check(arguments)
     with take_address(arguments.host, arguments.port) as taken:  # a failure below frees the port

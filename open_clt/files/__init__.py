@@ -97,8 +97,10 @@ from open_clt.files.saving import (
 from open_clt.files.stored_tensors import StoredTensor, check_weight_types, open_remote_tensors, open_tensors
 from open_clt.files.writing import (
     TensorBlocks,
+    appending,
     in_one_block,
     json_text,
+    stream_blocks,
     tensor_bytes,
     write_blocks,
     write_bytes,
@@ -127,6 +129,7 @@ __all__ = [
     "StoredTensor",
     "Table",
     "TensorBlocks",
+    "appending",
     "can_be_read",
     "check_artefact",
     "check_directory",
@@ -179,6 +182,7 @@ __all__ = [
     "results",
     "saved",
     "saving",
+    "stream_blocks",
     "tensor_bytes",
     "too_large",
     "unpacked",

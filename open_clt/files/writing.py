@@ -6,8 +6,9 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from open_clt.errors import CheckpointError
 from open_clt.files.disk_errors import disk_errors, final_path
+from open_clt.files.opening import check_regular
 from open_clt.files.places import check_file, flush, make_directory, part_path
 from open_clt.files.reading import parse_json, parse_yaml
 from open_clt.files.stored_tensors import SAFETENSORS_TYPES
@@ -47,6 +49,30 @@ def writing(path: Path, *, needed: int | None = None) -> Generator[Path]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def appending(path: Path) -> Generator[Callable[[str], None]]:
+    """Give a function that appends a line to a log, which is created if it does not exist.
+
+    Raises ConfigError or ResourceError if the log cannot be written. A line that does not fit on the disk is left out,
+    so that a full disk does not end the program that logs.
+    """
+    check_file(path)
+    check_regular(path)
+    make_directory(path.parent)
+    with disk_errors(path):
+        file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+    def append(line: str) -> None:
+        with suppress(OSError):
+            file.write(f"{line}\n")
+
+    try:
+        yield append
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -155,6 +181,28 @@ def in_one_block(tensor: Tensor) -> TensorBlocks:
 
 def write_blocks(path: Path, tensors: Mapping[str, TensorBlocks]) -> Path:
     """Write a safetensors file of which only one block at a time is in memory, and return its path."""
+    text, ordered = _header(tensors)
+    end = sum(tensor.n_bytes for tensor in ordered)
+    with writing(path, needed=len(text) + end) as part, part.open("wb") as file:
+        file.write(text)
+        for tensor in ordered:
+            end = file.tell() + tensor.n_bytes
+            written = _write_columns(file, tensor) if tensor.transposed else _write_in_order(file, tensor)
+            assert written == tensor.n_bytes, "the blocks do not make up the tensor"
+            file.seek(end)
+    return path
+
+
+def stream_blocks(tensors: Mapping[str, TensorBlocks]) -> tuple[int, Iterator[bytes]]:
+    """The number of bytes of a safetensors file, and its bytes, of which one block at a time is in memory."""
+    text, ordered = _header(tensors)
+    assert not any(tensor.transposed for tensor in ordered), "the rows of a file follow one another"
+    size = len(text) + sum(tensor.n_bytes for tensor in ordered)
+    return size, chain((text,), (bytes(_bytes(block)) for tensor in ordered for block in tensor.blocks()))
+
+
+def _header(tensors: Mapping[str, TensorBlocks]) -> tuple[bytes, list[TensorBlocks]]:
+    """The beginning of a safetensors file, and the tensors in the order in which they follow."""
     # Wide numbers come first, so that every number lies at a multiple of its size.
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
     names = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
@@ -165,14 +213,7 @@ def write_blocks(path: Path, tensors: Mapping[str, TensorBlocks]) -> Path:
         header[name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with writing(path, needed=8 + len(text) + end) as part, part.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in ordered.values():
-            end = file.tell() + tensor.n_bytes
-            written = _write_columns(file, tensor) if tensor.transposed else _write_in_order(file, tensor)
-            assert written == tensor.n_bytes, "the blocks do not make up the tensor"
-            file.seek(end)
-    return path
+    return len(text).to_bytes(8, "little") + text, list(ordered.values())
 
 
 def _write_in_order(file: BinaryIO, tensor: TensorBlocks) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
@@ -15,6 +14,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from open_clt.errors import ConfigError
 from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.server.app import make_app
+from open_clt.web_checks import take_address
 
 PORT = 8041
 """Default port, which is also that of circuit-tracer's viewer."""
@@ -47,25 +47,6 @@ class Served:
     def stop(self) -> None:
         """End ``run``, from another thread."""
         self.server.shutdown()
-
-
-def take_address(host: str, port: int) -> socket.socket:
-    """Take an address, where requests wait until ``listen`` answers them; port 0 takes a free one.
-
-    Raises ConfigError if the address cannot be used.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        if not host:
-            raise OSError("it is empty")  # the system would listen on all addresses
-        return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
-            raise ConfigError(f"Port {port} of {host} cannot be used ({reason}); choose another --port.") from error
-        raise ConfigError(
-            f"The explorer cannot listen on the host {host!r} ({reason}); --host is an address of this computer."
-        ) from error
 
 
 def listen(
