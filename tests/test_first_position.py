@@ -25,7 +25,7 @@ from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.interventions.intervene import intervene, observe
 from open_clt.replacement.interventions.intervention import Intervention, Iterative
 from open_clt.replacement.model import ReplacementModel
-from open_clt.training.data import ActivationDataModule
+from open_clt.training.data.module import ActivationDataModule
 from open_clt.training.run import train_transcoder
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.load import load_transcoder

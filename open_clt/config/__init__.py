@@ -4,6 +4,7 @@ Each alternative is a separate class with a ``kind``, so a setting that only one
 class. ``json.py`` turns every config into JSON and back.
 """
 
+from open_clt.config.dataset import DatasetConfig
 from open_clt.config.texts import TextsConfig
 from open_clt.config.training import (
     CheckpointsConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "CheckpointsConfig",
     "CrossLayerConfig",
     "DataConfig",
+    "DatasetConfig",
     "FeatureRecordsConfig",
     "FixedJumpReLUConfig",
     "InputHook",

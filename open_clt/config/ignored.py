@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from open_clt.config.dataset import DatasetConfig
 from open_clt.config.texts import TextsConfig
 from open_clt.config.training import LossConfig, TrainingConfig
 from open_clt.errors import ConfigError, short_value
@@ -16,6 +17,8 @@ SOURCE_SETTINGS = ("source", "column", "subset", "split", "streaming", "bad_rows
 """Settings of texts that are read from a file or a data set."""
 MODEL_SETTINGS = ("language_model", "dtype", "context_length", "harvest_batch_size")
 """Settings of the language model that activations come from."""
+DATASET_SETTINGS = tuple(field.name for field in fields(DatasetConfig))
+"""Settings of a dataset of activations."""
 LOSS_SETTINGS = tuple(field.name for field in fields(LossConfig) if field.name != "dead_after_tokens")
 """Settings of the terms of the built-in loss; every run counts dead features."""
 OPTIMIZER_SETTINGS = ("learning_rate", "betas", "weight_decay")
@@ -56,6 +59,8 @@ class Unused(NamedTuple):
 def unused_settings(training: TrainingConfig) -> Iterator[Unused]:
     """The settings that no run with this config uses."""
     loss = training.learning.loss
+    if training.dataset.path is None:
+        yield Unused("dataset", DATASET_SETTINGS[1:], "no dataset is given (path)")
     if loss.preactivation == 0:
         yield Unused("learning.loss", ("preactivation_on",), "the coefficient preactivation is 0")
     if loss.auxiliary == 0:
@@ -79,17 +84,25 @@ def check_no_output(training: TrainingConfig) -> None:
 def check_own_texts(training: TrainingConfig) -> None:
     """Raise ConfigError for settings of a source of texts, where texts are given."""
     refuse_changed(training.texts, SOURCE_SETTINGS, "texts", "the texts are given")
+    refuse_changed(training.dataset, DATASET_SETTINGS, "dataset", "the texts are given")
 
 
 def check_own_contexts(training: TrainingConfig, length: int) -> None:
     """Raise ConfigError for settings that say how texts become contexts, where contexts of a length are given."""
     refuse_changed(training.texts, (*SOURCE_SETTINGS, "from_start"), "texts", _PACKED)
+    refuse_changed(training.dataset, DATASET_SETTINGS, "dataset", _PACKED)
     if training.data.context_length != length:
         refuse_changed(training.data, ["context_length"], "data", f"the given contexts have {length} tokens")
 
 
 def check_own_activations(training: TrainingConfig) -> None:
-    """Raise ConfigError for settings of texts and of a language model, where activations are given."""
+    """Raise ConfigError for settings of texts, of a language model and of a dataset, where activations are given."""
+    check_stored_activations(training)
+    refuse_changed(training.dataset, DATASET_SETTINGS, "dataset", _STORED)
+
+
+def check_stored_activations(training: TrainingConfig) -> None:
+    """Raise ConfigError for settings of texts and of a language model, where a dataset has the activations."""
     refuse_changed(training.texts, [field.name for field in fields(TextsConfig)], "texts", _STORED)
     refuse_changed(training.data, MODEL_SETTINGS, "data", _STORED)
 

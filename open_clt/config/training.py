@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from open_clt.config.checks import check_above_zero, check_counts, check_not_negative, check_seed, check_shares
+from open_clt.config.dataset import DatasetConfig
 from open_clt.config.json import CheckedConfig, nearest_name
 from open_clt.config.texts import TextsConfig
 from open_clt.errors import ConfigError
@@ -148,12 +149,14 @@ class CheckpointsConfig(CheckedConfig):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TrainingConfig(CheckedConfig):
-    """All settings of a training run: texts, tokens, loss and optimizer, checkpoints, and gradient clipping."""
+    """All settings of a training run: its data, loss and optimizer, checkpoints, and gradient clipping."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """Tokens that a transcoder is trained on, their batches, and the memory for their activations."""
     texts: TextsConfig = field(default_factory=TextsConfig)
     """Source of the texts, the way in which contexts are cut from them, and the contexts that are held out."""
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    """Dataset of activations to train on, in place of a language model and texts."""
     learning: LearningConfig = field(default_factory=LearningConfig)
     """Loss, optimizer and learning-rate schedule."""
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
@@ -193,6 +196,7 @@ class TrainingConfig(CheckedConfig):
 _TRAINING_PARTS: dict[str, type[Any]] = {
     "data": DataConfig,
     "texts": TextsConfig,
+    "dataset": DatasetConfig,
     "learning": LearningConfig,
     "checkpoints": CheckpointsConfig,
 }

@@ -80,6 +80,15 @@ class SeekableStore(ActivationStore, Protocol):
         ...
 
 
+@runtime_checkable
+class ExtensiveStore(ActivationStore, Protocol):
+    """A store that may be larger than memory, and that says so before its activations are read."""
+
+    def holds_more_than(self, tokens: int) -> bool:
+        """Whether the store has more than this number of tokens."""
+        ...
+
+
 def read_from(store: ActivationStore, place: Place) -> Iterator[Placed]:
     """Read a store from a place on; what lies before it is read and discarded if the store cannot skip it."""
     if isinstance(store, SeekableStore):
@@ -269,7 +278,7 @@ def collect(
 ) -> Collected:
     """Read tokens of a store into one block of at most ``max_bytes``; inputs and targets are stored as ``dtype``.
 
-    If the tokens of a ``Harvest`` do not all fit, at most ``enough`` of them are read. Raises TextError if the
+    If the tokens of an ``ExtensiveStore`` do not all fit, at most ``enough`` of them are read. Raises TextError if the
     store has no tokens.
     """
     block: ActivationBatch | None = None
@@ -280,7 +289,7 @@ def collect(
             per_token = 2 * batch.inputs[0].numel() * dtype.itemsize
             capacity = max(1, int(max_bytes // per_token))
             room = capacity if store.n_tokens is None else min(capacity, store.n_tokens)
-            if enough is not None and isinstance(store, Harvest) and store.holds_more_than(capacity):
+            if enough is not None and isinstance(store, ExtensiveStore) and store.holds_more_than(capacity):
                 room = min(room, enough)
             block = _room_for(batch, room, dtype)
         taken = min(batch.size, room - held)

@@ -15,7 +15,7 @@ from rich.progress import TextColumn
 from open_clt.errors import ConfigError
 from open_clt.progress import progress_bar
 from open_clt.training.checkpoint_io import holds_checkpoint, read_values
-from open_clt.training.data import ActivationDataModule, refuse_other_settings
+from open_clt.training.data.module import ActivationDataModule, refuse_other_settings
 from open_clt.training.step.module import StepMetrics, TranscoderModule
 from open_clt.training.step.optimization import step_is_complete
 from open_clt.transcoders.make import own_architecture

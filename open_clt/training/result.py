@@ -9,7 +9,7 @@ from torch import Tensor
 
 from open_clt.html_repr import html_repr
 from open_clt.short_repr import short_repr
-from open_clt.training.data import HarvestCost
+from open_clt.training.data.module import HarvestCost
 from open_clt.training.step.module import Curves
 from open_clt.transcoders.metrics import TranscoderMetrics
 from open_clt.transcoders.transcoder import Transcoder

@@ -1,13 +1,13 @@
 """Training runs: the one way to train a transcoder, from Python, from a script and from the command line.
 
     texts or contexts -> Harvest ┐
-    a store of activations ------┴-> ActivationDataModule -> TranscoderModule, by Lightning's Trainer -> TrainingResult
+    a dataset, or an own store --┴-> ActivationDataModule -> TranscoderModule, by Lightning's Trainer -> TrainingResult
 
 A transcoder learns from pairs of activations of a language model: its inputs and its targets at every layer, for many
 tokens. A training run goes through these steps:
 
 1. ``RunActivations`` holds the activations to train on and the held-out activations. They come from a language model
-   that reads texts (a ``Harvest``), or from a store.
+   that reads texts (a ``Harvest``), from a dataset that was harvested before, or from a user's own store.
 2. ``ActivationDataModule`` reads the data once to estimate its statistics, and then mixes it into random batches.
 3. ``make_transcoder`` draws the first weights from the seed, and ``set_from_data`` adds the statistics of the data.
 4. Lightning's Trainer takes the steps. ``TranscoderModule`` computes the loss of a batch, and callbacks write
@@ -16,7 +16,8 @@ tokens. A training run goes through these steps:
    ``TrainingResult``.
 
 A ``TrainingConfig`` has one part for each subject: ``data`` (batches, length and seed), ``texts`` (their source, and
-which contexts are held out), ``learning`` (loss, optimizer and schedule), ``checkpoints``, and ``gradient_clip``.
+which contexts are held out) or ``dataset`` (the same for a dataset of activations), ``learning`` (loss, optimizer and
+schedule), ``checkpoints``, and ``gradient_clip``.
 ``OwnParts`` are the parts that a user brings in place of the built-in ones.
 
 The facade and ``train_transcoder`` start from a ``TrainingConfig``; ``open-clt train`` makes one from flags and YAML
@@ -48,18 +49,24 @@ from torch import Tensor
 
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config.arguments import checked_arguments
-from open_clt.config.ignored import check_no_output, check_own_activations, check_own_parts, check_unused
+from open_clt.config.ignored import (
+    check_no_output,
+    check_own_activations,
+    check_own_parts,
+    check_unused,
+)
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
 from open_clt.device import check_device
-from open_clt.language.fits import check_fits
+from open_clt.errors import ConfigError
 from open_clt.language.language_model import LanguageModel
 from open_clt.memory import memory_errors
 from open_clt.program import Stopped
 from open_clt.short_repr import short_repr
-from open_clt.training.activations import RunActivations, model_on
 from open_clt.training.callbacks import FirstStep
-from open_clt.training.data import ActivationDataModule
+from open_clt.training.data.activations import RunActivations
+from open_clt.training.data.module import ActivationDataModule
+from open_clt.training.data.source import source_of
 from open_clt.training.memory import MEMORY_WAYS, check_training_memory
 from open_clt.training.output import OutputDirectory, checkpoint_path, how_to_resume, output_directory
 from open_clt.training.parallel.shards import draw_shard, gather_features
@@ -138,6 +145,7 @@ class TrainingRun:
             use_first_position=transcoder.use_first_position,
             accumulation=settings.get("accumulate_grad_batches", 1),
             source=activations.origin,
+            statistics=activations.statistics,
         )
         self.trainer = make_trainer(
             settings,
@@ -182,7 +190,8 @@ class TrainingRun:
         if self.output is not None:
             self.output.begin()  # a resumed run may have no steps left
         if self.output is not None and result.first:
-            record = {"settings": to_dict(self.training), **result.summary()}
+            about = {"dataset": self.activations.about} if self.activations.about else {}
+            record = {"settings": to_dict(self.training), **about, **result.summary()}
             save_transcoder(result.transcoder, self.output.path, record=record)
             logger.info("Saved the transcoder to %s.", self.output.path)
         return result
@@ -190,18 +199,23 @@ class TrainingRun:
 
 @checked_arguments
 def train_transcoder(
-    model: LanguageModel,
-    texts_or_contexts: Iterable[str] | Int[Tensor, "context position"],
-    transcoder_config: TranscoderConfig,
-    training_config: TrainingConfig,
+    model: LanguageModel | None = None,
+    texts_or_contexts: Iterable[str] | Int[Tensor, "context position"] | None = None,
+    transcoder_config: TranscoderConfig | None = None,
+    training_config: TrainingConfig | None = None,
     *,
+    data: str | Path | None = None,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     resume: str | Path | None = None,
     progress: bool = True,
     own: OwnParts | None = None,
 ) -> TrainingResult:
-    """Train a transcoder of a language model on texts, or on contexts of tokens that are packed already.
+    """Train a transcoder of a language model on texts, on contexts that are packed already, or on stored activations.
+
+    ``data`` is the directory or the URL of a dataset (``open-clt harvest``), which takes the place of texts and
+    contexts; the settings of its use are those of ``TrainingConfig.dataset``. No language model is needed then; if one
+    is given, it must be that of the dataset, and the run uses its device.
 
     The first contexts are held out, and the result is measured on them (``TextsConfig.held_out_contexts``). With an
     ``output_dir``, the run saves the folded transcoder and its record there, and writes checkpoints at regular steps,
@@ -211,18 +225,20 @@ def train_transcoder(
     start leaves it as it is. All files of the former run are deleted, also those that you changed since; files that
     OpenCLT did not write stay.
 
-    Raises ConfigError if the transcoder does not fit the model, if ``output_dir`` is in use, or if it holds another run
-    or files of other programs under the names that the run writes. Raises TextError if the texts are too short to train
-    on, CheckpointError if the checkpoint to resume is missing or has other settings, and NotFiniteError at the first
-    step whose loss is not finite; what was saved before that step is kept.
+    Raises ConfigError if the transcoder does not fit the model or the dataset, if ``output_dir`` is in use, or if it
+    holds another run or files of other programs under the names that the run writes. Raises TextError if the texts are
+    too short to train on, CheckpointError if the checkpoint to resume is missing or has other settings, or if the
+    dataset is damaged, and NotFiniteError at the first step whose loss is not finite; what was saved before that step
+    is kept.
     """
-    check_fits(transcoder_config, model)
-    source = model_on(model, texts_or_contexts, training_config)
+    if transcoder_config is None:
+        raise ConfigError("transcoder_config is missing; give a CrossLayerConfig or a MoltConfig.")
+    config, training, source = source_of(model, texts_or_contexts, transcoder_config, training_config, data)
     return _train(
-        lambda: source.activations(transcoder_config, training_config),
-        transcoder_config,
-        training_config,
-        device=model.device,
+        lambda: source.activations(config, training),
+        config,
+        training,
+        device=torch.device("cpu") if model is None else model.device,
         output_dir=output_dir,
         overwrite=overwrite,
         resume=resume,

@@ -48,9 +48,13 @@ class StatisticsEstimator:
         if self.tokens == 0:
             raise ValueError("The statistics have no tokens; call update with at least one.")
         mean = self._sum / self.tokens
-        variance = self._squares / self.tokens - mean.square().sum(1)
-        scale = (variance.clamp(min=0) / mean.shape[1]).sqrt().clamp(min=_SMALLEST_SCALE)
-        return Statistics(mean.float(), scale.float())
+        return statistics_of(mean, self._squares / self.tokens - mean.square().sum(1))
+
+
+def statistics_of(mean: Float[Tensor, "layer d_model"], variance: Float[Tensor, "layer"]) -> Statistics:
+    """The statistics of activations with this mean, and this mean squared distance of a token from it."""
+    scale = (variance.clamp(min=0) / mean.shape[1]).sqrt().clamp(min=_SMALLEST_SCALE)
+    return Statistics(mean.float(), scale.float())
 
 
 @final

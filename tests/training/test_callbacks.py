@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 
 from open_clt.training.callbacks import Checkpoints
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
-from open_clt.training.data import ActivationDataModule
+from open_clt.training.data.module import ActivationDataModule
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import fit, quiet_lightning, set_from_data
 from open_clt.training.step.module import Step, TranscoderModule
@@ -34,7 +34,7 @@ class HeldOut(Callback):
     def __init__(self) -> None:
         self.fvu: dict[int, float] = {}
 
-    def on_validation_end(self, trainer: Trainer, *rest: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, *rest: Any, **named: Any) -> None:
         self.fvu[trainer.global_step] = float(trainer.callback_metrics["held_out_fvu"])
 
 

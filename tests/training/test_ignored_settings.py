@@ -11,7 +11,7 @@ import torch
 from open_clt.config import LossConfig, TanhSparsityConfig, TrainingConfig
 from open_clt.errors import ConfigError
 from open_clt.language.language_model import LanguageModel
-from open_clt.training.activations import model_on
+from open_clt.training.data.activations import model_on
 from open_clt.training.run import OwnParts, train_on_activations
 from tests.refusals import refuses
 from tests.training.own import AbsoluteErrors

@@ -38,7 +38,7 @@ class PressCtrlC(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, *rest: Any, **named: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -95,7 +95,7 @@ def test_a_run_that_is_resumed_after_ctrl_c_ends_where_an_uninterrupted_run_does
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP], ids=str)
 def test_a_run_that_a_signal_stops_keeps_its_checkpoint_and_says_how_to_go_on(ending: int, tmp_path: Path) -> None:
     class Terminate(Callback):
-        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, *rest: Any, **named: Any) -> None:
             if trainer.global_step == 5:
                 signal.raise_signal(ending)
 
@@ -116,11 +116,11 @@ def test_a_run_that_a_signal_stops_keeps_its_checkpoint_and_says_how_to_go_on(en
 
 def test_a_second_signal_stops_a_run_at_once_and_keeps_its_former_checkpoint(tmp_path: Path) -> None:
     class Terminate(Callback):
-        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, *rest: Any, **named: Any) -> None:
             if trainer.global_step == 5:
                 signal.raise_signal(signal.SIGTERM)
 
-        def on_save_checkpoint(self, trainer: Any, *rest: Any) -> None:
+        def on_save_checkpoint(self, trainer: Any, *rest: Any, **named: Any) -> None:
             if trainer.global_step == 6:
                 signal.raise_signal(signal.SIGTERM)
 
@@ -156,7 +156,7 @@ def test_features_start_at_the_initial_firing_rate(nonlinearity: NonlinearityCon
 
 def test_a_run_that_crashed_is_resumed_from_its_newest_checkpoint(tmp_path: Path) -> None:
     class Crash(Callback):
-        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, *rest: Any, **named: Any) -> None:
             if trainer.global_step == 13:
                 raise RuntimeError("power cut")
 
@@ -257,7 +257,7 @@ def test_a_transcoder_of_a_language_model_learns_from_texts(tiny_gpt2: LanguageM
 def test_the_facade_the_function_and_the_command_line_train_the_same_weights(
     tiny_gpt2: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("open_clt.training.flags.command_line.load_language_model", lambda *_, **__: tiny_gpt2)
+    monkeypatch.setattr("open_clt.training.flags.source.load_language_model", lambda *_, **__: tiny_gpt2)
     texts = tmp_path / "texts.jsonl"
     texts.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS * 20))
     settings: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.01, "context_length": 16}
@@ -287,8 +287,10 @@ def test_the_facade_the_function_and_the_command_line_train_the_same_weights(
         output_dir=tmp_path / "function",
         progress=False,
     )
+    assert by_command.held_out is not None
     for result in (by_facade, by_function):
         assert_identical(result, by_command)
+        assert result.held_out is not None
         assert torch.equal(result.held_out, by_command.held_out)
     for name in ("facade", "function"):
         stored, expected = (load_transcoder(tmp_path / folder) for folder in (name, "command"))
@@ -309,8 +311,10 @@ def test_the_first_contexts_are_held_out(tiny_gpt2: LanguageModel) -> None:
     settings = quick_training(max_steps=1, context_length=16, held_out_contexts=5)
     for texts in (TEXTS * 10, contexts):
         result = train_transcoder(tiny_gpt2, texts, config, settings, progress=False)
+        assert result.held_out is not None
         assert torch.equal(result.held_out, contexts[:5])
     result = train_transcoder(tiny_gpt2, contexts, config, quick_training(max_steps=1), progress=False)
+    assert result.held_out is not None
     assert len(result.held_out) == len(contexts) // 10, "by default, a tenth of few contexts is held out"
     none_held_out = quick_training(max_steps=1, held_out_contexts=0)
     result = train_transcoder(tiny_gpt2, contexts, config, none_held_out, progress=False)

@@ -7,14 +7,14 @@ of Lightning's Trainer, with loggers, callbacks, strategies and profilers by ``c
 
     transcoder    the architecture (``TranscoderConfig``), or a Transcoder class of your own
     training      loss, optimizer and schedule (``LearningConfig``), or a loss or an optimizer of your own
-    data          language model, texts and batches, or texts or activations of your own
+    data          language model, texts and batches, or a dataset, or texts or activations of your own
     checkpoints   the checkpoints that are kept (``CheckpointsConfig``)
     early_stop    the L0 at which training stops (``StopAtL0``)
     report        the attribution graphs of the report (``ReportConfig``)
     output        the directory of all files that are written
 
-The language model decides ``n_layers`` and ``d_model``. They need not be set; a value that contradicts the model is an
-error.
+The language model decides ``n_layers`` and ``d_model``, and a dataset also the hooks. They need not be set; a value
+that contradicts the data is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import argparse
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, final
 
@@ -37,21 +36,21 @@ from open_clt import files
 from open_clt.config import (
     CheckpointsConfig,
     DataConfig,
+    DatasetConfig,
     LearningConfig,
     ReportConfig,
     TextsConfig,
     TrainingConfig,
     TranscoderConfig,
 )
-from open_clt.data.harvest import ActivationStore
+from open_clt.config.ignored import DATASET_SETTINGS
 from open_clt.data.prompts import report_prompts
-from open_clt.data.texts import open_texts
 from open_clt.device import check_device
 from open_clt.errors import ConfigError
-from open_clt.language.language_model import LanguageModel, load_language_model
+from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
-from open_clt.training.activations import ModelOnTexts, OwnStore, Shape, Source
 from open_clt.training.callbacks import FirstStep, StopAtL0
+from open_clt.training.data.stored import StoredActivations
 from open_clt.training.flags.ignored import check_replaced, check_unused_flags
 from open_clt.training.flags.settings import (
     add_class,
@@ -64,6 +63,7 @@ from open_clt.training.flags.settings import (
     read_settings,
     user_class,
 )
+from open_clt.training.flags.source import DTYPE, MODEL, FlagSource, source_of
 from open_clt.training.memory import keep_freed_memory
 from open_clt.training.output import OutputDirectory, output_directory
 from open_clt.training.result import TrainingResult
@@ -73,7 +73,6 @@ from open_clt.transcoders.make import OwnArchitecture
 
 _CONFIG = "config.yaml"
 _FROM_TRAINER = ("epochs", "max_steps", "seed")
-_MODEL, _DTYPE = "gpt2", "float32"
 _NO_TIME = "00:00:00:00"
 """A ``trainer.max_time`` with which a resumed run takes no step: it only saves the transcoder of its checkpoint."""
 
@@ -178,6 +177,7 @@ class TrainingCLI(LightningCLI):
         )
         add_class(parser, "training.optimizer", "An optimizer in place of Adam, such as torch.optim.NAdam.")
         add_settings(parser, "data", DataConfig, skip=_FROM_TRAINER)
+        add_settings(parser, "data", DatasetConfig)
         add_settings(parser, "data.texts", TextsConfig)
         add_class(parser, "data.texts", "Texts of your own: a function that returns the same strings at every call.")
         add_class(
@@ -188,13 +188,13 @@ class TrainingCLI(LightningCLI):
             "--data.language_model",
             type=str,
             default=argparse.SUPPRESS,
-            help=f"Language model: a name, a directory, a .gguf file, or 'embedded' (default: {_MODEL}).",
+            help=f"Language model: a name, a directory, a .gguf file, or 'embedded' (default: {MODEL}).",
         )
         option(
             "--data.dtype",
             type=str,
             default=argparse.SUPPRESS,
-            help=f"Precision in which the language model computes: float32 or bfloat16 (default: {_DTYPE}).",
+            help=f"Precision in which the language model computes: float32 or bfloat16 (default: {DTYPE}).",
         )
         add_settings(parser, "checkpoints", CheckpointsConfig)
         add_settings(parser, "report", ReportConfig)
@@ -236,10 +236,10 @@ class TrainingCLI(LightningCLI):
         instances = self._instances()
         self.report: ReportConfig = read_settings(ReportConfig, settings.get("report", {}), "report")
         own = self._own_parts(instances, settings)
-        source = self._source(settings["data"])
+        source, self.language_model = source_of(settings["data"], self._device)
         training = self._training_config(settings)
         check_unused_flags(self.config.as_dict(), training)
-        transcoder = self._transcoder_config(settings.get("transcoder", {}), source.shape)
+        transcoder = self._transcoder_config(settings.get("transcoder", {}), source)
         activations = source.activations(transcoder, training)
         self.prompts = self._prompts(activations.contexts)
         self.training_run = TrainingRun(
@@ -300,50 +300,32 @@ class TrainingCLI(LightningCLI):
             callbacks=[save_config, instances["early_stop"]],
         )
 
-    def _source(self, data: Settings) -> Source:
-        """The source of activations: a store, or a language model on texts; its settings are removed from ``data``."""
-        texts: Settings = data.setdefault("texts", {})
-        name, dtype = data.pop("language_model", _MODEL), data.pop("dtype", _DTYPE)
-        origin = {"language_model": name, "texts": dict(texts), "activations": data.get("class_path")}
-        own_store, own_texts = user_class(data, "data"), user_class(texts, "data.texts")
-        if own_store is not None:
-            store = own_store()
-            if not isinstance(store, ActivationStore):
-                raise ConfigError(
-                    f"data.class_path is {origin['activations']!r}, which is not an ActivationStore; name a class that "
-                    "has n_tokens and __iter__."
-                )
-            return OwnStore(store, origin)
-        if not isinstance(name, str):
-            raise ConfigError(f"data.language_model is {name!r}; it must be the name of a language model.")
-        if own_texts is None and texts.get("source") is None:
-            raise ConfigError("data.texts.source is missing; name a file or a data set of texts.")
-        texts_config: TextsConfig = read_settings(TextsConfig, texts, "data.texts")
-        self.language_model = load_language_model(name, device=self._device, dtype=dtype)
-        return ModelOnTexts(self.language_model, own_texts or partial(open_texts, texts_config), origin)
-
     def _training_config(self, settings: Settings) -> TrainingConfig:
         data: Settings = settings["data"]
         texts = data.pop("texts")
+        dataset = {name: data.pop(name) for name in DATASET_SETTINGS if name in data}
         checkpoints = settings.get("checkpoints", {})
         return TrainingConfig(
             data=read_settings(DataConfig, {**data, **self._lengths(), "seed": self._seed}, "data"),
             texts=read_settings(TextsConfig, texts, "data.texts"),
+            dataset=read_settings(DatasetConfig, dataset, "data"),
             learning=read_settings(LearningConfig, settings.get("training", {}), "training"),
             checkpoints=read_settings(CheckpointsConfig, checkpoints, "checkpoints"),
             gradient_clip=self.config.trainer.gradient_clip_val or None,
         )
 
-    def _transcoder_config(self, settings: Settings, shape: Shape) -> TranscoderConfig:
+    def _transcoder_config(self, settings: Settings, source: FlagSource) -> TranscoderConfig:
         """The transcoder's config with the data's shape; raises ConfigError if a setting contradicts the data."""
-        for name, value in shape._asdict().items():
+        decided = source.shape.settings()
+        for name, value in decided.items():
             if settings.get(name, value) != value:
                 raise ConfigError(
-                    f"transcoder.{name} is {settings[name]}, but the data has {value}; remove this setting: the data "
-                    "decides it."
+                    f"transcoder.{name} is {settings[name]!r}, but the data has {value!r}; remove this setting: the "
+                    "data decides it."
                 )
         model = self.language_model
-        complete = {**settings, **shape._asdict(), "language_model": model and model.name}
+        name = source.language_model if isinstance(source, StoredActivations) else model and model.name
+        complete = {**settings, **decided, "language_model": name}
         return read_settings(TranscoderConfig, complete, "transcoder")
 
     def _prompts(self, held_out: Tensor | None) -> list[str]:
@@ -387,7 +369,7 @@ class TrainingCLI(LightningCLI):
             if settings["trainer"]["max_time"] == _NO_TIME:
                 settings["trainer"]["max_time"] = None
             if self.language_model is not None:
-                settings["data"] = {"language_model": _MODEL, "dtype": _DTYPE, **settings["data"]}
+                settings["data"] = {"language_model": MODEL, "dtype": DTYPE, **settings["data"]}
             with older_names():
                 text = self.parser.dump(Namespace(settings), skip_none=False, skip_validation=True)
             files.write_text(self.output / _CONFIG, text)

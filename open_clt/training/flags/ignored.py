@@ -19,6 +19,7 @@ from open_clt.config.ignored import (
 from open_clt.training.trainer import Settings, writes_checkpoints
 
 _OWN_STORE = "data.class_path brings activations of its own"
+_DATASET = "data.path is a dataset of activations"
 
 
 def check_replaced(given: Settings) -> None:
@@ -34,13 +35,15 @@ def check_replaced(given: Settings) -> None:
         refuse_given(loss, LOSS_SETTINGS, "training.loss", "training.loss.class_path replaces the loss")
     if "class_path" in _group(training, "optimizer"):
         refuse_given(training, OPTIMIZER_SETTINGS, "training", "training.optimizer has settings of its own")
-    if "class_path" in data:
+    if data.get("path") is not None:
+        _check_beside_dataset(data, texts, report)
+    elif "class_path" in data:
         refuse_given(texts, texts, "data.texts", _OWN_STORE)
         refuse_given(data, MODEL_SETTINGS, "data", _OWN_STORE)
         refuse_given(report, report, "report", f"{_OWN_STORE}, so no report on held-out text is made")
     elif "class_path" in texts:
         refuse_given(texts, SOURCE_SETTINGS, "data.texts", "data.texts.class_path brings texts of its own")
-    if texts.get("held_out_contexts") == 0:
+    if texts.get("held_out_contexts") == 0 and "path" not in data:
         refuse_given(report, report, "report", "data.texts.held_out_contexts is 0, so no report is made")
         if checkpoints.get("best") is True:
             why = "data.texts.held_out_contexts is 0, so no checkpoint is measured"
@@ -51,11 +54,21 @@ def check_replaced(given: Settings) -> None:
         refuse_given(checkpoints, checkpoints, "checkpoints", "trainer.enable_checkpointing is false")
 
 
+def _check_beside_dataset(data: Settings, texts: Settings, report: Settings) -> None:
+    """Raise ConfigError for a setting that is not used beside a dataset of activations."""
+    refuse_given(data, ["class_path", "harvest_batch_size"], "data", _DATASET)
+    if "language_model" not in data:
+        unused = "no language model is given that could be evaluated on texts (data.language_model)"
+        refuse_given(texts, texts, "data.texts", f"{_DATASET}, and {unused}")
+        refuse_given(data, MODEL_SETTINGS, "data", f"{_DATASET}, and {unused}")
+        refuse_given(report, report, "report", f"{_DATASET}, and {unused}")
+
+
 def check_unused_flags(given: Settings, training: TrainingConfig) -> None:
     """Raise ConfigError for a setting that another setting of the same config turns off."""
     for unused in unused_settings(training):
         part, *rest = unused.part.split(".")
-        key = ".".join(["training" if part == "learning" else part, *rest])
+        key = ".".join([{"learning": "training", "dataset": "data"}.get(part, part), *rest])
         values: Any = given
         for name in key.split("."):
             values = _group(values, name)

@@ -21,7 +21,7 @@ from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationBatch
 from open_clt.html_repr import html_repr
 from open_clt.short_repr import short_repr
-from open_clt.training.data import refuse_other_settings
+from open_clt.training.data.module import refuse_other_settings
 from open_clt.training.parallel.shards import shard_features
 from open_clt.training.parallel.strategy import clip_gradients, peers_of
 from open_clt.training.step import losses

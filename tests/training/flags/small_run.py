@@ -18,9 +18,7 @@ OWN = "tests.training.own.Muffled"
 
 def use_language_model(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make ``open-clt train`` use a model that is loaded already, by the name ``tiny``."""
-    monkeypatch.setattr(
-        "open_clt.training.flags.command_line.load_language_model", lambda name, **_: {"tiny": model}[name]
-    )
+    monkeypatch.setattr("open_clt.training.flags.source.load_language_model", lambda name, **_: {"tiny": model}[name])
 
 
 def train(settings: Settings, *flags: str) -> CommandResult:
@@ -35,7 +33,7 @@ def weights(run: CommandResult) -> dict[str, torch.Tensor]:
     return run.training.transcoder.state_dict()
 
 
-def assert_same_weights(run: CommandResult, expected: CommandResult, **tolerance: float) -> None:
+def assert_same_weights(run: CommandResult, expected: CommandResult, *, rtol: float = 0, atol: float = 0) -> None:
     """The transcoders of two runs are equal, up to a tolerance if one is given."""
     for name, tensor in weights(run).items():
-        torch.testing.assert_close(tensor, weights(expected)[name], **{"rtol": 0, "atol": 0, **tolerance})
+        torch.testing.assert_close(tensor, weights(expected)[name], rtol=rtol, atol=atol)

@@ -34,7 +34,7 @@ from open_clt.config import (
 from open_clt.errors import NotFiniteError
 from open_clt.training.callbacks import Checkpoints
 from open_clt.training.checkpoint_io import SafetensorsCheckpointIO
-from open_clt.training.data import ActivationDataModule
+from open_clt.training.data.module import ActivationDataModule
 from open_clt.training.parallel.strategy import FeatureParallelStrategy, MeshPeers, make_mesh
 from open_clt.training.result import TrainingResult
 from open_clt.training.run import fit, quiet_lightning, set_from_data
@@ -98,7 +98,7 @@ class PressCtrlC(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *rest: Any, **named: Any) -> None:
         if trainer.global_step == self.step and trainer.global_rank == trainer.world_size - 1:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -110,15 +110,16 @@ class Listen(Callback):
         self.messages: Counter[str] = Counter()
         self._profile = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
 
-    def on_train_batch_start(self, trainer: Trainer, *rest: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *rest: Any, **named: Any) -> None:
         if trainer.global_step == 1:
             self._profile.start()
 
-    def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *rest: Any, **named: Any) -> None:
         if trainer.global_step == 2:
             self._profile.stop()
             sizes = {"float": 4, "int": 4, "long int": 8, "double": 8}
-            for event in self._profile.profiler.kineto_results.events():
+            results: Any = self._profile.profiler
+            for event in results.kineto_results.events():
                 if event.name().startswith("gloo:"):
                     (shape,), (kind,) = event.shapes(), event.dtypes()
                     size = torch.Size(shape).numel() * sizes[kind]

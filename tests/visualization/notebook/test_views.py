@@ -27,7 +27,7 @@ from open_clt.replacement.generation import Generation
 from open_clt.replacement.interventions.intervene import intervene
 from open_clt.replacement.interventions.intervention import Intervention
 from open_clt.replacement.model import ReplacementModel
-from open_clt.training.data import HarvestCost
+from open_clt.training.data.module import HarvestCost
 from open_clt.training.result import TrainingResult
 from open_clt.training.step.module import Curves
 from open_clt.transcoders.feature import Feature
@@ -79,7 +79,7 @@ def models(model: LanguageModel) -> dict[str, Any]:
     """Records that a language model makes."""
     transcoder = random_transcoder(model)
     clt = OpenCrossLayerTranscoder(model, num_features=24)
-    clt._trained = True
+    clt._trained = True  # pyright: ignore[reportPrivateUsage]
     replacement = ReplacementModel(model, transcoder, layers=[0], error_correction=True)
     change = Intervention(layer=1, position=2, feature=3, value=2.0)
     return {
@@ -180,7 +180,7 @@ def test_a_view_runs_no_forward_pass(tiny_gpt2: LanguageModel) -> None:
 
 def test_the_view_of_a_graph_has_its_picture_scores_and_check() -> None:
     graph = hand_graph()
-    page, scores = graph._repr_html_(), graph.scores()
+    page, scores = graph._repr_html_(), graph.scores()  # pyright: ignore[reportPrivateUsage]
     assert page is not None
     assert "data:image/png;base64," in page
     assert f"{scores.replacement:.3f}" in page

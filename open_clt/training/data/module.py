@@ -7,7 +7,6 @@ a ``DataState``; a resumed run starts there, and the language model does not rea
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,7 @@ from threading import Event
 from typing import Any, NamedTuple, final
 
 import torch
-from jaxtyping import Float
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 
 from open_clt.config import DataConfig
 from open_clt.config.json import to_dict
@@ -29,114 +26,20 @@ from open_clt.data.harvest import (
     Block,
     MemoryStore,
     blocks,
-    check_activations,
-    collect,
-    input_norms,
-    keep_rows,
     mixed,
     read_from,
     without_outliers,
 )
 from open_clt.data.prefetch import Ahead
 from open_clt.errors import CheckpointError, ConfigError, TextError
-from open_clt.short_repr import short_repr
+from open_clt.training.data.preparation import DataStatistics, Prepared, prepare, storage_type
 from open_clt.training.parallel.strategy import batch_share
-from open_clt.transcoders.standardisation import Statistics, StatisticsEstimator
 
-logger = logging.getLogger(__name__)
-
-_STATISTICS_TOKENS = 200_000
-_SAMPLE_TOKENS = 4096
-_CHUNK = 4096
 _LENGTH_SETTINGS = ("steps", "max_steps", "epochs")
 _FIXED_LENGTH = (
     "the length of a run is fixed, because warm-up, decay and annealing are shares of its steps and the learning rate "
     "has already followed them; "
 )
-
-
-class Prepared(NamedTuple):
-    """Training data after the first reading: its statistics, and its tokens if they fit in memory."""
-
-    kept: ActivationBatch | None
-    """All usable tokens; None if they do not fit the memory limit."""
-    tokens: int | None
-    """Usable tokens per epoch: an estimate if they are not kept, None if the store does not know its size."""
-    block_size: int
-    """Tokens of a block, which are mixed together."""
-    largest_norm: Float[Tensor, "layer"] | None
-    """Largest input norm of each layer; a token with a larger one is left out. None leaves no token out."""
-    inputs: Statistics
-    targets: Statistics
-    sample: ActivationBatch
-    """A few thousand random tokens, from which encoder biases are set."""
-
-    __repr__ = short_repr
-
-
-def prepare(store: ActivationStore, config: DataConfig, *, use_first_position: bool = False) -> Prepared:
-    """Read a store once: find outliers, estimate statistics, and keep the tokens if all of them fit the memory limit.
-
-    If they do not fit, reading stops as soon as there are enough tokens for the statistics. First positions are left
-    out unless ``use_first_position`` is set. Raises TextError if no token is left, and NotFiniteError if an activation
-    is not finite.
-    """
-    limit, dtype = config.memory_limit * 1e9, _dtype(config)
-    block, complete, capacity = collect(store, max_bytes=limit, enough=_STATISTICS_TOKENS, dtype=dtype)
-    tokens_read = block.size
-    norms = torch.cat([input_norms(block.take(slice(i, i + _CHUNK))) for i in range(0, tokens_read, _CHUNK)])
-    keep = block.positions >= int(not use_first_position)
-    if not bool(keep.any()):
-        if not complete:
-            raise ConfigError(
-                f"memory_limit is {config.memory_limit} GB, which holds {tokens_read} tokens, all at first positions; "
-                "raise it."
-            )
-        raise TextError(
-            "Every token is at the first position of its context, which is left out; give longer texts, or set "
-            "use_first_position."
-        )
-    for rows in keep.nonzero().flatten().split(_CHUNK):
-        check_activations(block.take(rows))
-    largest_norm = None
-    if config.max_norm_ratio is not None:
-        largest_norm = config.max_norm_ratio * norms[keep].median(dim=0).values
-        keep &= (norms <= largest_norm).all(1)
-    block = keep_rows(block, keep)
-    order = torch.randperm(block.size, generator=torch.Generator().manual_seed(config.seed))
-    inputs, targets = _statistics(block, order[:_STATISTICS_TOKENS])
-    sample = block.take(order[:_SAMPLE_TOKENS])
-    logger.info(
-        "%d of %d tokens are usable; %s.",
-        block.size,
-        tokens_read,
-        "all data is in memory" if complete else "the data does not fit memory_limit and is harvested during training",
-    )
-    if complete:
-        if block.size < config.batch_size:
-            logger.warning(
-                "batch_size is %d, but the data has only %d tokens; each batch holds all %d tokens.",
-                config.batch_size,
-                block.size,
-                block.size,
-            )
-        return Prepared(block, block.size, block.size, largest_norm, inputs, targets, sample)
-    tokens = None if store.n_tokens is None else int(store.n_tokens * block.size / tokens_read)
-    half = max(1, capacity // 2 // config.batch_size) * config.batch_size
-    return Prepared(None, tokens, min(half, tokens or half), largest_norm, inputs, targets, sample)
-
-
-def _dtype(config: DataConfig) -> torch.dtype:
-    return torch.bfloat16 if config.storage_dtype == "bfloat16" else torch.float32
-
-
-def _statistics(block: ActivationBatch, rows: Tensor) -> tuple[Statistics, Statistics]:
-    n_layers, d_model = block.inputs.shape[1:]
-    inputs, targets = StatisticsEstimator(n_layers, d_model), StatisticsEstimator(n_layers, d_model)
-    for chunk in rows.split(_CHUNK):
-        inputs.update(block.inputs[chunk])
-        targets.update(block.targets[chunk])
-    return inputs.statistics(), targets.statistics()
 
 
 class DataState(NamedTuple):
@@ -186,11 +89,12 @@ class ActivationDataModule(LightningDataModule):
         use_first_position: bool = False,
         accumulation: int = 1,
         source: dict[str, Any] | None = None,
+        statistics: DataStatistics | None = None,
     ) -> None:
         """``use_first_position`` is the setting of the transcoder's config.
 
-        ``accumulation`` is the number of batches per step. ``source`` describes the origin of the activations in plain
-        values; a resumed training run must have the same ``source``.
+        ``accumulation`` is the number of batches per step. ``statistics`` take the place of estimates. ``source``
+        describes the origin of the activations in plain values; a resumed training run must have the same ``source``.
         """
         super().__init__()
         self.config = config
@@ -199,6 +103,7 @@ class ActivationDataModule(LightningDataModule):
         self.use_first_position = use_first_position
         self.accumulation = accumulation
         self._settings = {**to_dict(config), **(source or {})}
+        self._statistics = statistics
         self._prepared: Prepared | None = None
         self._ahead: Ahead[Block] | None = None
         self._started: float | None = None
@@ -209,7 +114,9 @@ class ActivationDataModule(LightningDataModule):
         """The data after its first reading, which happens at the first access to this property."""
         if self._prepared is None:
             started = time.perf_counter()
-            self._prepared = prepare(self.train, self.config, use_first_position=self.use_first_position)
+            self._prepared = prepare(
+                self.train, self.config, use_first_position=self.use_first_position, statistics=self._statistics
+            )
             self._preparation_seconds = time.perf_counter() - started
         return self._prepared
 
@@ -314,7 +221,9 @@ class ActivationDataModule(LightningDataModule):
         while not stopped.is_set():
             placed = takewhile(lambda _: not stopped.is_set(), read_from(self.train, start))
             tokens = 0
-            for block in blocks(placed, size=size, usable=self._usable, used=start.used, dtype=_dtype(self.config)):
+            for block in blocks(
+                placed, size=size, usable=self._usable, used=start.used, dtype=storage_type(self.config)
+            ):
                 tokens += block.tokens.size
                 yield block
             if start == Place() and tokens < self.batch_size:
@@ -341,7 +250,7 @@ class TrainingBatches:
     def __len__(self) -> int:
         return self._data.steps * self._data.accumulation
 
-    def __iter__(self) -> Iterator[ActivationBatch]:
+    def __iter__(self) -> Generator[ActivationBatch]:
         remaining = len(self) - self._state.batches
         batches = self._data.batches(self._state)
         share = batch_share(self._data.trainer)

@@ -16,7 +16,8 @@ from open_clt.data import harvest as buffer
 from open_clt.data.contexts import Place
 from open_clt.data.harvest import ActivationBatch, MemoryStore, Placed
 from open_clt.errors import CheckpointError, ConfigError, TextError
-from open_clt.training.data import ActivationDataModule, DataState, prepare, refuse_other_settings
+from open_clt.training.data.module import ActivationDataModule, DataState, refuse_other_settings
+from open_clt.training.data.preparation import prepare
 from tests.refusals import refuses
 from tests.training.synthetic import D_MODEL, LAYERS, quick_data, quick_training, relu_mlps
 
@@ -85,7 +86,7 @@ def test_resuming_reads_no_earlier_data() -> None:
 
 def test_memory_holds_two_blocks_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks: list[weakref.ref[torch.Tensor]] = []
-    room_for = buffer._room_for
+    room_for = buffer._room_for  # pyright: ignore[reportPrivateUsage]
 
     def watched(*arguments: Any) -> ActivationBatch:
         room = room_for(*arguments)

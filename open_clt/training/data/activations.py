@@ -1,4 +1,4 @@
-"""Activations of a training run: those of a language model on texts or contexts, or those of a store."""
+"""Activations of a training run: those of a language model on texts or contexts, or those of a user's own store."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from open_clt.data.texts import TextSource
 from open_clt.errors import TextError
 from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
+from open_clt.training.data.preparation import DataStatistics
 
 
 @final
@@ -32,15 +33,27 @@ class RunActivations:
     """Tokens of the held-out contexts; None if no contexts are held out, or if the activations come from a store."""
     origin: dict[str, Any] = field(default_factory=dict[str, Any])
     """Plain values that say where the activations come from; a resumed run must have the same values."""
+    statistics: DataStatistics | None = None
+    """Statistics for standardisation; None estimates them."""
+    about: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the record of the run says of its dataset; empty without a dataset."""
 
     __repr__ = short_repr
 
 
 class Shape(NamedTuple):
-    """The part of a transcoder's shape that its training data decides."""
+    """The settings of a transcoder that its training data decides."""
 
     n_layers: int
     d_model: int
+    input_hook: str | None = None
+    """Hook of the inputs; None if the transcoder decides it."""
+    target_hook: str | None = None
+    """Hook of the targets; None if the transcoder decides it."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by name, without those that the data leaves open."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 @final
@@ -106,7 +119,8 @@ class OwnStore:
         first_batch = next(iter(self.store), None)
         if first_batch is None:
             raise TextError("The store of activations is empty; give a store that yields batches of tokens.")
-        return Shape(*first_batch.inputs.shape[1:])
+        n_layers, d_model = first_batch.inputs.shape[1:]
+        return Shape(n_layers, d_model)
 
     def activations(self, transcoder: TranscoderConfig, training: TrainingConfig) -> RunActivations:
         """The activations of the store; the hooks that the transcoder names do not change them."""
