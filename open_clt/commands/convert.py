@@ -135,9 +135,9 @@ def _with_thresholds(arguments: argparse.Namespace, writer: Writer, changes: lis
         record = convert_transcoder(clt.language_model, clt.transcoder, read_contexts(arguments, clt.language_model))
         changes.append(record.summary())
         return record.transcoder
-    if arguments.measuring is not None:
+    if arguments.measuring:
         raise ConfigError(
-            f"{arguments.measuring} is given, but the nonlinearity stays, so no text is read; remove this option."
+            f"{arguments.measuring[-1]} is given, but the nonlinearity stays, so no text is read; remove this option."
         )
     if arguments.layout == key and not arguments.unit_decoders:
         raise ConfigError(

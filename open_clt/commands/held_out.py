@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from open_clt.commands.options import AddOption, integer, seed
+from open_clt.commands.options import AddOption, integer, seed, source
 from open_clt.config import ReportConfig
 from open_clt.embedded.held_out import HeldOutText
 from open_clt.errors import ConfigError
@@ -17,6 +17,7 @@ from open_clt.short_repr import short_repr
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from open_clt.data.dataset.reader import ActivationDataset
     from open_clt.evaluation.report import Report
     from open_clt.language.language_model import LanguageModel
     from open_clt.processes import Processes
@@ -44,19 +45,45 @@ class HeldOut(NamedTuple):
 
 @final
 class _Measuring(argparse.Action):
-    """Stores a value, and the option as ``measuring``: commands that measure nothing refuse it."""
+    """Stores a value, and adds the option to ``measuring``: commands that measure nothing refuse it."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         setattr(namespace, self.dest, values)
-        namespace.measuring = option_string
+        namespace.measuring = (*namespace.measuring, option_string)
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the text and its length."""
-    parser.set_defaults(measuring=None)
+    parser.set_defaults(measuring=())
     option = partial(parser.add_argument, action=_Measuring)
     add_measured_options(option, max_tokens=16_384)
     option("--seed", type=seed, default=0, help="Seed that selects the contexts of a longer text (default: 0).")
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names a dataset of activations; ``add_text_options`` adds the options that it replaces."""
+    parser.add_argument(
+        "--data",
+        type=source,
+        metavar="DIR",
+        action=_Measuring,
+        help="Dataset of activations that `open-clt harvest` wrote: no language model runs, and no text is read. Its "
+        "first tokens are used, at most as many as --max-tokens says.",
+    )
+
+
+def read_data(arguments: argparse.Namespace) -> ActivationDataset:
+    """Open the dataset that ``--data`` names; raises ConfigError for an option of a language model or a text."""
+    from open_clt.data.dataset.reader import ActivationDataset
+
+    ignored = [option for option in arguments.measuring if option not in ("--data", "--max-tokens")]
+    if arguments.model != "embedded":
+        ignored.append("--model")
+    if ignored:
+        raise ConfigError(
+            f"{ignored[0]} is given, but with --data no language model reads a text; remove one of the two options."
+        )
+    return ActivationDataset(arguments.data)
 
 
 def add_measured_options(option: AddOption, *, max_tokens: int) -> None:

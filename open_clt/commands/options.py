@@ -45,6 +45,11 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def source(text: str) -> str:
+    """The type of options that name a directory or an address; an empty text is refused as in ``_path``."""
+    return text if "://" in text else str(_path(text))
+
+
 @final
 class Parser(argparse.ArgumentParser):
     """A parser that raises ConfigError, so that its mistakes are reported in one line as all others are."""

@@ -76,9 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_report_path(arguments.output)
     check_target_options(arguments)
-    if arguments.features is not None and arguments.measuring is not None:
+    if arguments.features is not None and arguments.measuring:
         raise ConfigError(
-            f"--features and {arguments.measuring} are given, but examples come from feature files or from a text; "
+            f"--features and {arguments.measuring[-1]} are given, but examples come from feature files or from a text; "
             "remove one of the two options."
         )
     labels = read_labels_of(arguments)

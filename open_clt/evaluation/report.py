@@ -161,12 +161,12 @@ def report(
         parameters=transcoder.n_parameters,
         measured_on=measured_on(contexts, text),
         evaluation=measure(replacement, contexts, alone=True, batch_size=batch_size, processes=processes),
-        decoder_norms=_norm_quantiles(transcoder.decoder_norms()),
+        decoder_norms=norm_quantiles(transcoder.decoder_norms()),
         graphs=tuple(_graphs(replacement.model, transcoder, prompts if processes.is_first else (), max_feature_nodes)),
     )
 
 
-def _norm_quantiles(norms: Float[Tensor, "layer feature"]) -> tuple[tuple[float, ...], ...]:
+def norm_quantiles(norms: Float[Tensor, "layer feature"]) -> tuple[tuple[float, ...], ...]:
     """Quantiles of each layer's norms, by sorting, because torch.quantile limits the number of elements."""
     ordered = norms.float().sort(dim=1).values
     ranks = torch.tensor(NORM_QUANTILES) * (ordered.shape[1] - 1)
@@ -195,11 +195,13 @@ def _graphs(
     return reports
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
     """A column of a printed table: its head, and the function that turns a row of numbers into the text of its cell."""
 
     head: str
     cell: Callable[[dict[str, Any]], str]
+
+    __repr__ = short_repr
 
 
 def _number(name: str, form: str) -> Callable[[dict[str, Any]], str]:
@@ -208,33 +210,40 @@ def _number(name: str, form: str) -> Callable[[dict[str, Any]], str]:
 
 
 _MEDIAN = NORM_QUANTILES.index(0.5)
+_SPARSITY = (
+    Column("L0", _number("l0", ".1f")),
+    Column("dead", _number("dead_share", ".1%")),
+    Column("dense", _number("dense_share", ".1%")),
+)
+_FVU = Column("FVU", _number("fvu", ".4f"))
+_PARAMETERS = Column("params", lambda row: f"{row['parameters'] / 1e6:.2f} M")
+_NORM = Column("norm", lambda row: format(row["decoder_norms"][_MEDIAN], ".2f"))
+RECONSTRUCTION_LAYER_COLUMNS = (_FVU, *_SPARSITY, _NORM)
+"""Columns of a table of layers that need activations only."""
 _LAYER_COLUMNS = (
-    _Column("FVU", _number("fvu", ".4f")),
-    _Column("L0", _number("l0", ".1f")),
-    _Column("dead", _number("dead_share", ".1%")),
-    _Column("dense", _number("dense_share", ".1%")),
-    _Column("norm", lambda row: format(row["decoder_norms"][_MEDIAN], ".2f")),
-    _Column("CE alone", _number("ce_alone", ".3f")),
-    _Column("KL alone", _number("kl_alone", ".3f")),
-    _Column("agreement", _number("top1_agreement_alone", ".1%")),
+    *RECONSTRUCTION_LAYER_COLUMNS,
+    Column("CE alone", _number("ce_alone", ".3f")),
+    Column("KL alone", _number("kl_alone", ".3f")),
+    Column("agreement", _number("top1_agreement_alone", ".1%")),
 )
+_TOTALS = (_FVU, Column("worst", _number("worst_fvu", ".4f")), *_SPARSITY)
+RECONSTRUCTION_COLUMNS = (*_TOTALS, _PARAMETERS)
+"""Columns of a table of transcoders that need activations only."""
 _COLUMNS = (
-    _Column("FVU", _number("fvu", ".4f")),
-    _Column("worst", _number("worst_fvu", ".4f")),
-    _Column("L0", _number("l0", ".1f")),
-    _Column("dead", _number("dead_share", ".1%")),
-    _Column("dense", _number("dense_share", ".1%")),
-    _Column("CE", _number("ce_replacement", ".3f")),
-    _Column("recovered", _number("ce_recovered", ".1%")),
-    _Column("KL", _number("kl", ".3f")),
-    _Column("agreement", _number("top1_agreement", ".1%")),
-    _Column("graph", _number("graph_replacement", ".2f")),
-    _Column("complete", _number("graph_completeness", ".2f")),
-    _Column("params", lambda row: f"{row['parameters'] / 1e6:.2f} M"),
+    *_TOTALS,
+    Column("CE", _number("ce_replacement", ".3f")),
+    Column("recovered", _number("ce_recovered", ".1%")),
+    Column("KL", _number("kl", ".3f")),
+    Column("agreement", _number("top1_agreement", ".1%")),
+    Column("graph", _number("graph_replacement", ".2f")),
+    Column("complete", _number("graph_completeness", ".2f")),
+    _PARAMETERS,
 )
 
 
-def _table(heads: str, names: Sequence[str], rows: Sequence[dict[str, Any]], columns: Sequence[_Column]) -> list[str]:
+def text_table(
+    heads: str, names: Sequence[str], rows: Sequence[dict[str, Any]], columns: Sequence[Column]
+) -> list[str]:
     """The lines of a table: a line of heads, and one line for each row, which begins with the row's name."""
     lines = [heads + "".join(f"{column.head:>11}" for column in columns)]
     for name, row in zip(names, rows, strict=True):
@@ -258,7 +267,7 @@ class ComparisonCells(NamedTuple):
 def layer_table(report: Report) -> str:
     """A table of a transcoder's layers as text, one line per layer."""
     rows = report.layers()
-    return "\n".join(_table("layer  ", [str(row["layer"]) for row in rows], rows, _LAYER_COLUMNS))
+    return "\n".join(text_table("layer  ", [str(row["layer"]) for row in rows], rows, _LAYER_COLUMNS))
 
 
 def comparison_cells(reports: Sequence[Report]) -> ComparisonCells:
@@ -280,7 +289,7 @@ def comparison_table(reports: Sequence[Report]) -> str:
     notes, names = _checked(reports), [report.name for report in reports]
     width = max(12, *map(len, names)) + 2
     return "\n".join(
-        [*_table(f"{'transcoder':<{width}}", names, [report.row() for report in reports], _COLUMNS), *notes]
+        [*text_table(f"{'transcoder':<{width}}", names, [report.row() for report in reports], _COLUMNS), *notes]
     )
 
 

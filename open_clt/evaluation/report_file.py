@@ -4,8 +4,8 @@
     evaluation.csv           one row for each layer
     evaluation-totals.csv    one row for the transcoder, with the columns of a comparison
 
-If a training run cannot measure predictions, its ``evaluation.json`` is not a report: it holds only the reconstruction
-and the reason.
+If a training run cannot measure predictions, or if a transcoder is measured on activations, ``evaluation.json`` is not
+a report: it holds only the reconstruction and the reason.
 """
 
 from __future__ import annotations
@@ -115,7 +115,11 @@ def is_report(path: str | Path) -> bool:
 def save_reconstruction(numbers: Mapping[str, Any], directory: str | Path, *, reason: str) -> Path:
     """Write the reconstruction of a transcoder and a sentence that says why it has no report; returns the path.
 
-    A former report is replaced; raises ConfigError if files of other programs have the names of a report's files.
+    A former report is replaced, and its tables are deleted. Raises ConfigError if files of other programs have the
+    names of a report's files.
     """
-    check_place(Path(directory))
-    return files.write_json(Path(directory) / _JSON, {**_RECONSTRUCTION.header(), "reason": reason, **numbers})
+    directory = Path(directory)
+    check_place(directory)
+    with files.saving(directory, replaces=REPORT_FILES) as stage:
+        files.write_json(stage(_JSON), {**_RECONSTRUCTION.header(), "reason": reason, **numbers}, finite=True)
+    return directory / _JSON

@@ -32,6 +32,7 @@ from open_clt.features.feature_files import (
     write_feature_json,
 )
 from open_clt.features.records import FeatureRecord
+from open_clt.graphs.edges import Edges
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import METADATA_FILE, GraphCard
@@ -103,7 +104,7 @@ def save_in_the_layout_of_saelens(directory: Path, version: int) -> None:
 
 def graph_of(version: int) -> AttributionGraph:
     graph = hand_graph()
-    edges = graph.edges._replace(weight=graph.edges.weight * version)
+    edges = Edges(graph.edges.target, graph.edges.source, graph.edges.weight * version)
     return replace(
         graph, edges=edges, labels={Feature(0, 5): str(version)}, info=replace(graph.info, prompt=str(version))
     )
@@ -272,7 +273,7 @@ ARTEFACTS = {
     ),
     "reconstruction": Artefact(
         lambda d, v: save_reconstruction({"fvu": v}, d, reason="none"),
-        lambda d: files.read_json(d / "evaluation.json"),
+        lambda d: files.read_saved_file(d / "evaluation.json", files.read_json),
         ("evaluation.report_file",),
     ),
     "features": Artefact(
