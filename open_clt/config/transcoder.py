@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -81,6 +81,8 @@ class TopKConfig(CheckedConfig):
 
     Transcoders of other programs have it that add a number to a feature after the ranking. Training does not change the
     offsets, which start at zero."""
+    k_share: float | None = None
+    """Share of the features that are active, in place of ``k``; the config of a transcoder turns it into ``k``."""
     initial_k: int | None = None
     """Number of active features at the first training step, which then moves linearly to ``k``; None is ``k``."""
     anneal_share: float = 0.2
@@ -90,6 +92,7 @@ class TopKConfig(CheckedConfig):
         super().__post_init__()
         check_counts(self, "k", "k_total", "initial_k")
         _check_anneal_share(self)
+        _check_k_share(self)
         if self.keep_negative and self.across_layers:
             raise ConfigError(
                 "keep_negative and across_layers are both true; TopK across layers keeps no negative values."
@@ -113,6 +116,8 @@ class BatchTopKConfig(CheckedConfig):
     """Mean number of active features per token and layer."""
     across_layers: bool = False
     """Rank the features of all layers together, by activation times decoder norm, instead of each layer alone."""
+    k_share: float | None = None
+    """Share of the features that are active, in place of ``k``; the config of a transcoder turns it into ``k``."""
     threshold_momentum: float = 0.99
     """Momentum of the running estimate of the threshold that BatchTopK uses at inference."""
     initial_k: int | None = None
@@ -125,6 +130,7 @@ class BatchTopKConfig(CheckedConfig):
         check_counts(self, "k", "initial_k")
         check_shares(self, "threshold_momentum")
         _check_anneal_share(self)
+        _check_k_share(self)
 
 
 NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | FixedJumpReLUConfig | TopKConfig | BatchTopKConfig
@@ -237,18 +243,34 @@ TranscoderConfig: TypeAlias = CrossLayerConfig | MoltConfig
 
 
 def _check_shape(config: TranscoderConfig) -> None:
+    """Turn a share of features into their number, and raise ConfigError for numbers that are too small or too large."""
     for name in ("n_layers", "n_features", "d_model"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1.")
     nonlinearity = config.nonlinearity
     if not isinstance(nonlinearity, TopKConfig | BatchTopKConfig):
         return
+    if nonlinearity.k_share is not None:
+        k = max(1, round(nonlinearity.k_share * config.n_features))
+        nonlinearity = replace(nonlinearity, k=k, k_share=None)
+        object.__setattr__(config, "nonlinearity", nonlinearity)
     for name, k in (("k", nonlinearity.k), ("initial_k", nonlinearity.initial_k)):
         if k is not None and not 1 <= k <= config.n_features:
             raise ConfigError(f"{name} is {k}; it must lie between 1 and n_features = {config.n_features}.")
     total, most = getattr(nonlinearity, "k_total", None), config.n_layers * config.n_features
     if total is not None and total > most:
         raise ConfigError(f"k_total is {total}; it must be at most n_layers times n_features = {most}.")
+
+
+def _check_k_share(config: TopKConfig | BatchTopKConfig) -> None:
+    if config.k_share is None:
+        return
+    if not 0 < config.k_share <= 1:
+        raise ConfigError(f"k_share is {config.k_share}; it is a share of the features, above 0 and at most 1.")
+    for name in ("k", "k_total"):
+        value = getattr(config, name, None)
+        if value != getattr(type(config), name, None):
+            raise ConfigError(f"k_share is {config.k_share} and {name} is {value}; give one of the two settings.")
 
 
 def _check_anneal_share(config: TopKConfig | BatchTopKConfig) -> None:

@@ -187,6 +187,11 @@ def make_trainer(
         trainer = Trainer(**settings)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"Lightning's Trainer refuses these settings: {' '.join(str(error).split())}") from error
+    if str(settings.get("precision")) in ("16", "16-mixed") and trainer.precision != "16-mixed":
+        raise ConfigError(
+            f"trainer.precision is {settings['precision']!r}, which needs a GPU; on a CPU, use '32-true' or "
+            "'bf16-mixed'."
+        )
     if output is not None:
         _check_places(trainer, output)
         _write_profile(trainer, output)

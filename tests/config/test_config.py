@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from open_clt.config import (
     TopKConfig,
     TrainingConfig,
 )
-from open_clt.config.json import CheckedConfig
+from open_clt.config.json import CheckedConfig, from_dict, to_dict
 from open_clt.data.dataset.manifest import DatasetManifest, Harvested, HarvestedText, Shard
 from open_clt.errors import ConfigError
 from open_clt.explorer.session.actions import (
@@ -54,7 +54,7 @@ from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDiffer
 from open_clt.replacement.interventions.intervention import Intervention
 from tests.refusals import refuses
 
-SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
+SHAPE: dict[str, Any] = {"n_layers": 3, "n_features": 40, "d_model": 4}
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,15 @@ SHAPE = {"n_layers": 3, "n_features": 40, "d_model": 4}
         (lambda: CrossLayerConfig(**SHAPE, prefixes=(20, 8)), "prefixes 20 8"),
         (lambda: CrossLayerConfig(**SHAPE, prefixes=(40,)), "prefixes n_features 40"),
         (lambda: CrossLayerConfig(**SHAPE, nonlinearity=TopKConfig(k=41)), "k 41 n_features"),
-        (lambda: CrossLayerConfig(**{**SHAPE, "d_model": 0}), "d_model 0 1"),
+        (lambda: CrossLayerConfig(n_layers=3, n_features=40, d_model=0), "d_model 0 1"),
         (lambda: MoltConfig(n_layers=3, d_model=4, ranks=(4, 2), counts=(8,)), "ranks counts"),
         (lambda: DataConfig(batch_size=0), "batch_size 0"),
         (lambda: BatchTopKConfig(k=5, anneal_share=0.0), "anneal_share 0.0"),
         (lambda: TopKConfig(k=0), "k 0"),
+        (lambda: TopKConfig(k_share=0.0), "k_share 0.0"),
+        (lambda: BatchTopKConfig(k_share=1.5), "k_share 1.5"),
+        (lambda: BatchTopKConfig(k_share=0.5, k=8), "k_share 0.5 k 8"),
+        (lambda: TopKConfig(k_share=0.5, k_total=8, across_layers=True), "k_share 0.5 k_total 8"),
         (lambda: JumpReLUConfig(initial_threshold=-0.1), "initial_threshold -0.1"),
         (lambda: LossConfig(auxiliary=-1.0), "auxiliary -1.0"),
         (lambda: LossConfig(auxiliary_k=0), "auxiliary_k 0"),
@@ -94,6 +98,17 @@ def test_an_illegal_value_is_named_with_what_is_legal(make_config: Callable[[], 
 def test_no_feature_reaches_beyond_the_last_layer(reach: int | None, expected: list[int]) -> None:
     config = CrossLayerConfig(**SHAPE, reach=reach)
     assert [config.reach_of(source) for source in range(3)] == expected
+
+
+@pytest.mark.parametrize("kind", [TopKConfig, BatchTopKConfig])
+def test_a_share_of_the_features_becomes_their_number(kind: type[TopKConfig | BatchTopKConfig]) -> None:
+    for share, k in ((0.1, 4), (0.06, 2), (1.0, 40), (1e-9, 1)):
+        config = CrossLayerConfig(**SHAPE, nonlinearity=kind(k_share=share))
+        assert config.nonlinearity == kind(k=k)
+        assert from_dict(CrossLayerConfig, to_dict(config)) == config
+        assert replace(config, n_features=80).nonlinearity == kind(k=k), "the config holds a number from then on"
+    molt = MoltConfig(n_layers=3, d_model=4, ranks=(2,), counts=(8,), nonlinearity=kind(k_share=0.25))
+    assert molt.nonlinearity == kind(k=2)
 
 
 RUN = Run(steers=(), frozen="nothing", before=(), after=(), effects=(), kl_divergence=0.0)

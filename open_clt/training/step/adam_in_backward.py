@@ -4,7 +4,7 @@ A step then needs memory for the parameters, their two moments, and a single gra
 parameters. The updates are the same as Adam's.
 
 This optimizer cannot be used where all gradients of a step are needed together: for gradient clipping by norm, for
-accumulation over several batches, and for averages over processes.
+accumulation over several batches, for averages over processes, and for gradients that are scaled (16-mixed).
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ def check_alone(trainer: Trainer) -> None:
         (trainer.gradient_clip_val, "clip gradients; set trainer.gradient_clip_val to null"),
         (trainer.accumulate_grad_batches > 1, "accumulate gradients; set trainer.accumulate_grad_batches to 1"),
         (trainer.world_size > 1, "average gradients over processes; use one device"),
+        (
+            getattr(trainer.precision_plugin, "scaler", None) is not None,
+            "leave out steps whose scaled gradients are infinite; set trainer.precision to 'bf16-mixed' or '32-true'",
+        ),
     ):
         if is_set:
             raise ConfigError(f"AdamInBackward keeps no gradients and cannot {limitation}, or use another optimizer.")
