@@ -31,7 +31,7 @@ from open_clt.config.transcoder import (
     TopKConfig,
     TranscoderConfig,
 )
-from open_clt.config.use import FeatureRecordsConfig, ReportConfig, SamplingConfig, SamplingSettings
+from open_clt.config.use import FeatureRecordsConfig, ReportConfig, SamplingConfig, SamplingSettings, ThresholdConfig
 
 __all__ = [
     "MLP_INPUT_HOOKS",
@@ -58,6 +58,7 @@ __all__ = [
     "SparsityConfig",
     "TanhSparsityConfig",
     "TextsConfig",
+    "ThresholdConfig",
     "TopKConfig",
     "TrainingConfig",
     "TranscoderConfig",

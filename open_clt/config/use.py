@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
-from open_clt.config.checks import check_counts, check_not_negative, check_seed
+from open_clt.config.checks import check_above_zero, check_counts, check_not_negative, check_seed
 from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError
 
@@ -52,6 +52,20 @@ class FeatureRecordsConfig(CheckedConfig):
         check_counts(self, "max_tokens", "top_examples", "examples_per_group", "window")
         if self.context_length < 2:
             raise ConfigError(f"context_length is {self.context_length}; it must be at least 2, because of BOS.")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ThresholdConfig(CheckedConfig):
+    """The thresholds of a transcoder that is converted from TopK or BatchTopK to JumpReLU."""
+
+    scale_factor: float | None = None
+    """Factor on the fitted thresholds of all layers; None fits one factor per layer, which keeps the layer's L0."""
+    default_threshold: float | None = None
+    """Threshold of features that are never active on the tokens; None is one above all of their pre-activations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_above_zero(self, "scale_factor", "default_threshold")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,4 +1,7 @@
-"""Conversion to JumpReLU, and its effect on reconstruction and on the language model's predictions."""
+"""Conversion to JumpReLU, and its effect on reconstruction and on the language model's predictions.
+
+Without a language model, thresholds are fitted to a dataset of activations, and only the reconstruction is measured.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from open_clt.config import ThresholdConfig
+from open_clt.data.dataset.fits import check_dataset_fits
+from open_clt.data.dataset.reader import ActivationDataset
+from open_clt.data.harvest import without_outliers
 from open_clt.errors import TextError
 from open_clt.evaluation.evaluate import Evaluation, measure_each
+from open_clt.evaluation.reconstruction import first_tokens
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
+from open_clt.transcoders.metrics import TranscoderMetrics, metrics_of
 from open_clt.transcoders.to_jumprelu import Conversion, convert_to_jumprelu
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -39,15 +48,44 @@ class ConversionRecord(NamedTuple):
         before, after = self.before, self.after
         ce_before, ce_after = before.logits.cross_entropy_replacement, after.logits.cross_entropy_replacement
         return "\n".join([
-            "on the tokens that the thresholds were fitted to",
-            self.conversion.summary(),
-            "on held-out contexts",
-            f"L0 per layer  {before.reconstruction.l0:.2f} -> {after.reconstruction.l0:.2f}",
-            f"FVU           {before.reconstruction.fvu:.4f} -> {after.reconstruction.fvu:.4f} "
-            f"({after.reconstruction.fvu - before.reconstruction.fvu:+.4f})",
+            *_lines(self.conversion, before.reconstruction, after.reconstruction, held_out="contexts"),
             f"CE            {ce_before:.4f} -> {ce_after:.4f} nats per token "
             f"({ce_after - ce_before:+.4f}; without replacement {before.logits.cross_entropy_original:.4f})",
         ])  # fmt: skip
+
+
+class StoredConversion(NamedTuple):
+    """A conversion on a dataset of activations, and the metrics of both transcoders on its held-out tokens."""
+
+    conversion: Conversion
+    """The converted transcoder, with numbers on the tokens that its thresholds were fitted to."""
+    before: TranscoderMetrics
+    """Metrics of the original transcoder."""
+    after: TranscoderMetrics
+    """Metrics of the converted transcoder."""
+
+    __repr__ = short_repr
+
+    @property
+    def transcoder(self) -> Transcoder:
+        """The converted transcoder."""
+        return self.conversion.transcoder
+
+    def summary(self) -> str:
+        """L0 and FVU before and after the conversion, as text."""
+        return "\n".join(_lines(self.conversion, self.before, self.after, held_out="tokens"))
+
+
+def _lines(conversion: Conversion, before: TranscoderMetrics, after: TranscoderMetrics, held_out: str) -> list[str]:
+    """The lines of a summary: the thresholds, and L0 and FVU on the tokens that they were fitted to and on others."""
+    return [
+        conversion.threshold_table(),
+        "on the tokens that the thresholds were fitted to",
+        conversion.summary(),
+        f"on held-out {held_out}",
+        f"L0 per layer  {before.l0:.2f} -> {after.l0:.2f}",
+        f"FVU           {before.fvu:.4f} -> {after.fvu:.4f} ({after.fvu - before.fvu:+.4f})",
+    ]
 
 
 @torch.no_grad()
@@ -56,6 +94,7 @@ def convert_transcoder(
     transcoder: Transcoder,
     contexts: Int[Tensor, "context position"],
     *,
+    thresholds: ThresholdConfig | None = None,
     held_out_share: float = 0.25,
     batch_size: int = 8,
 ) -> ConversionRecord:
@@ -75,6 +114,33 @@ def convert_transcoder(
     ]
     inputs = torch.cat([capture.inputs[:, first:].flatten(0, 1) for capture in captures])
     targets = torch.cat([capture.targets[:, first:].flatten(0, 1) for capture in captures])
-    conversion = convert_to_jumprelu(transcoder, inputs, targets)
+    conversion = convert_to_jumprelu(transcoder, inputs, targets, thresholds=thresholds)
     versions = [ReplacementModel(model, version) for version in (transcoder, conversion.transcoder)]
     return ConversionRecord(conversion, *measure_each(versions, contexts[fitted:], batch_size=batch_size))
+
+
+@torch.no_grad()
+def convert_on_dataset(
+    transcoder: Transcoder,
+    dataset: ActivationDataset,
+    *,
+    thresholds: ThresholdConfig | None = None,
+    max_tokens: int | None = None,
+    held_out_share: float = 0.25,
+) -> StoredConversion:
+    """Convert a TopK or BatchTopK transcoder to JumpReLU on a dataset of activations, without a language model.
+
+    The first ``max_tokens`` tokens of the dataset, or all of them, are held in memory; the last ``held_out_share`` of
+    them are held out. First positions are left out unless the transcoder uses them. Raises ConfigError if the
+    transcoder cannot be converted or does not fit the dataset, and TextError if there are fewer than two tokens.
+    """
+    check_dataset_fits(dataset.manifest.harvested, transcoder.config, dataset.directory)
+    total = len(dataset) if max_tokens is None else min(max_tokens, len(dataset))
+    batches = [without_outliers(b, first_position=transcoder.first_position) for b in first_tokens(dataset, total)]
+    inputs, targets = (torch.cat(kind).float() for kind in list(zip(*batches, strict=True))[:2])
+    fitted = len(inputs) - max(1, round(held_out_share * len(inputs)))
+    if fitted < 2:
+        raise TextError(f"{dataset.directory} has {len(inputs)} usable tokens; give a dataset of some thousands.")
+    conversion = convert_to_jumprelu(transcoder, inputs[:fitted], targets[:fitted], thresholds=thresholds)
+    versions = (transcoder, conversion.transcoder)
+    return StoredConversion(conversion, *(metrics_of(one, inputs[fitted:], targets[fitted:]) for one in versions))

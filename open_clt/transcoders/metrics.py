@@ -25,6 +25,8 @@ DENSE_FEATURE_DENSITY = 0.1
 DENSITY_EDGES = tuple(10 ** (exponent / 4) for exponent in range(-24, 1))
 """Edges of the histogram of densities: four bins per decade, from one token in a million to every token."""
 
+_CHUNK = 4096
+
 
 class LayerMetrics(NamedTuple):
     """Reconstruction and sparsity of one layer."""
@@ -176,3 +178,13 @@ class MetricsAccumulator:
             layers=tuple(LayerMetrics(*row) for row in rows),
             density_histogram=tuple(histogram.int().tolist()),
         )
+
+
+def metrics_of(
+    transcoder: Transcoder, inputs: Float[Tensor, "batch layer d_model"], targets: Float[Tensor, "batch layer d_model"]
+) -> TranscoderMetrics:
+    """The metrics of a transcoder on activations in memory, in chunks of 4,096 tokens."""
+    metrics = MetricsAccumulator(transcoder)
+    for chunk in zip(inputs.split(_CHUNK), targets.split(_CHUNK), strict=True):
+        metrics.update(*chunk)
+    return metrics.result()

@@ -9,7 +9,8 @@ fitted to data, in two steps on two halves of the tokens:
        equals that of the selection by rank.
 
 The second step is needed because thresholds that fit one set of tokens select too many or too few features on another,
-above all among features that fire rarely.
+above all among features that fire rarely. A ``ThresholdConfig`` replaces the factors by one for all layers, and gives
+one threshold to the features that are selected on no token of the first half.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_clt.config import BatchTopKConfig, JumpReLUConfig, TopKConfig
+from open_clt.config import BatchTopKConfig, JumpReLUConfig, ThresholdConfig, TopKConfig
 from open_clt.errors import ConfigError
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.make import make_transcoder, own_architecture
-from open_clt.transcoders.metrics import MetricsAccumulator, TranscoderMetrics
+from open_clt.transcoders.metrics import TranscoderMetrics, metrics_of
 from open_clt.transcoders.nonlinearities import JumpReLU
 from open_clt.transcoders.sparse.codes import active_counts
 from open_clt.transcoders.transcoder import Transcoder
@@ -36,6 +37,21 @@ L0_TOLERANCE = 0.01
 _BISECTIONS = 40
 _CHUNK = 4096
 _SMALLEST_THRESHOLD = 1e-6
+THRESHOLD_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+"""Quantiles of a layer's thresholds that a conversion states."""
+
+
+class LayerThresholds(NamedTuple):
+    """The thresholds of one layer, in units of the pre-activation."""
+
+    factor: float
+    """Factor on the thresholds that the first half of the tokens gave."""
+    never_active: int
+    """Number of features that the selection by rank selects on no token of the first half."""
+    quantiles: tuple[float, ...]
+    """``THRESHOLD_QUANTILES`` of the thresholds."""
+
+    __repr__ = short_repr
 
 
 class Conversion(NamedTuple):
@@ -49,6 +65,8 @@ class Conversion(NamedTuple):
     """Metrics of the original transcoder at inference, on the tokens of the second half."""
     after: TranscoderMetrics
     """Metrics of the converted transcoder, on the same tokens."""
+    thresholds: tuple[LayerThresholds, ...]
+    """The thresholds of each layer."""
 
     @property
     def l0_error(self) -> float:
@@ -67,6 +85,22 @@ class Conversion(NamedTuple):
             f"worst layer {before.worst_fvu:.4f} -> {after.worst_fvu:.4f}",
         ])  # fmt: skip
 
+    def threshold_table(self) -> str:
+        """A table of the thresholds as text: factor, features that are never active, and quantiles of each layer."""
+        heads = ("layer", "factor", "never active", *(f"{share:.0%}" for share in THRESHOLD_QUANTILES))
+        rows = [
+            (
+                f"{layer}",
+                f"{row.factor:.3f}",
+                f"{row.never_active}",
+                *(f"{threshold:.3g}" for threshold in row.quantiles),
+            )
+            for layer, row in enumerate(self.thresholds)
+        ]
+        widths = [max(8, len(head)) + 2 for head in heads]
+        lines = ["".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
+        return "\n".join(["thresholds and their quantiles, in units of the pre-activation", *lines])
+
     __repr__ = short_repr
 
 
@@ -75,6 +109,8 @@ def convert_to_jumprelu(
     transcoder: Transcoder,
     inputs: Float[Tensor, "batch layer d_model"],
     targets: Float[Tensor, "batch layer d_model"],
+    *,
+    thresholds: ThresholdConfig | None = None,
 ) -> Conversion:
     """Convert a TopK or BatchTopK transcoder to JumpReLU, with thresholds fitted to some thousands of tokens.
 
@@ -100,13 +136,16 @@ def convert_to_jumprelu(
     assert isinstance(converted.nonlinearity, JumpReLU)
     aim = selected_counts(transcoder, inputs[half:]).sum(1) / inputs[half:].shape[0]
     counts = selected_counts(transcoder, inputs[:half])
+    described: list[LayerThresholds] = []
     for layer in range(config.n_layers):
-        theta = _thresholds(_preactivations(transcoder, inputs[:half], layer), counts[layer])
-        theta *= _scale(_preactivations(transcoder, inputs[half:], layer) / theta, float(aim[layer]))
-        converted.nonlinearity.log_threshold[layer] = theta.clamp(min=_SMALLEST_THRESHOLD).log()
-    before = _metrics(transcoder, inputs[half:], targets[half:])
-    after = _metrics(converted, inputs[half:], targets[half:])
-    return Conversion(converted.eval(), aim.tolist(), before, after)
+        first, second = (_preactivations(transcoder, part, layer) for part in (inputs[:half], inputs[half:]))
+        theta, factor = _fit(first, second, counts[layer], float(aim[layer]), thresholds or ThresholdConfig())
+        converted.nonlinearity.log_threshold[layer] = theta.log()
+        quantiles = tuple(_quantiles(theta))
+        described.append(LayerThresholds(factor, int((counts[layer] == 0).sum()), quantiles))
+    before = metrics_of(transcoder, inputs[half:], targets[half:])
+    after = metrics_of(converted, inputs[half:], targets[half:])
+    return Conversion(converted.eval(), aim.tolist(), before, after, tuple(described))
 
 
 @torch.no_grad()
@@ -129,6 +168,35 @@ def selected_counts(
 def _preactivations(transcoder: Transcoder, inputs: Tensor, layer: int) -> Float[Tensor, "batch feature"]:
     all_features = torch.arange(transcoder.config.n_features, device=inputs.device)
     return transcoder.preactivations_of(inputs[:, layer], layer, all_features)
+
+
+def _fit(
+    first: Float[Tensor, "fitted feature"],
+    second: Float[Tensor, "checked feature"],
+    counts: Int[Tensor, "feature"],
+    aim: float,
+    config: ThresholdConfig,
+) -> tuple[Float[Tensor, "feature"], float]:
+    """The thresholds of a layer and the factor on them, from the pre-activations of both halves of the tokens.
+
+    A default threshold is not scaled, so the other features reach what is left of the aim.
+    """
+    theta, scaled = _thresholds(first, counts), torch.ones_like(counts, dtype=torch.bool)
+    if config.default_threshold is not None:
+        scaled = counts > 0
+        theta[~scaled] = config.default_threshold
+    factor = config.scale_factor
+    if factor is None:
+        fixed = float((second > theta)[:, ~scaled].sum()) / second.shape[0]
+        factor = _scale(second[:, scaled] / theta[scaled], aim - fixed) if bool(scaled.any()) else 1.0
+    theta[scaled] *= factor
+    return theta.clamp(min=_SMALLEST_THRESHOLD), factor
+
+
+def _quantiles(thresholds: Float[Tensor, "feature"]) -> list[float]:
+    """Quantiles by sorting, because torch.quantile limits the number of elements."""
+    ranks = torch.tensor(THRESHOLD_QUANTILES) * (thresholds.shape[0] - 1)
+    return thresholds.sort().values[ranks.round().long().to(thresholds.device)].tolist()
 
 
 def _thresholds(
@@ -154,10 +222,3 @@ def _scale(ratios: Float[Tensor, "batch feature"], aim: float) -> float:
         l0 = float((ratios > middle).sum()) / ratios.shape[0]
         low, high = (middle, high) if l0 > aim else (low, middle)
     return high
-
-
-def _metrics(transcoder: Transcoder, inputs: Tensor, targets: Tensor) -> TranscoderMetrics:
-    metrics = MetricsAccumulator(transcoder)
-    for chunk in zip(inputs.split(_CHUNK), targets.split(_CHUNK), strict=True):
-        metrics.update(*chunk)
-    return metrics.result()

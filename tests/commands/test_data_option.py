@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from open_clt import open_cross_layer_transcoder as facade
 from open_clt.cli import main
+from open_clt.config import JumpReLUConfig, ThresholdConfig
 from open_clt.data.dataset.manifest import MANIFEST
 from open_clt.data.dataset.reader import ActivationDataset
+from open_clt.evaluation.conversion import convert_on_dataset
 from open_clt.evaluation.reconstruction import measure_reconstruction
 from open_clt.language import language_model
 from open_clt.language.language_model import LanguageModel
@@ -144,6 +147,50 @@ def test_an_unfinished_dataset_is_refused(capsys: pytest.CaptureFixture[str]) ->
     Path("dataset", MANIFEST).rename("manifest.json")
     Path("dataset", "unfinished.json").write_text("{}")
     assert_mistake(capsys, evaluate(), "dataset", "harvest")
+
+
+def convert(*more: str) -> list[str]:
+    return ["convert", "--transcoder", "transcoder", "--data", "dataset", "--output", "converted", *more]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_convert_fits_thresholds_to_the_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(convert("--default-threshold", "0.5", "--scale-factor", "1.5", "--max-tokens", "250")) == 0
+    printed = capsys.readouterr().out
+    record = convert_on_dataset(
+        load_transcoder("transcoder"),
+        ActivationDataset("dataset"),
+        thresholds=ThresholdConfig(scale_factor=1.5, default_threshold=0.5),
+        max_tokens=250,
+    )
+    assert record.summary() in printed
+    assert record.conversion.threshold_table() in record.summary()
+    stored, made = (transcoder.state_dict() for transcoder in (load_transcoder("converted"), record.transcoder))
+    torch.testing.assert_close(stored["nonlinearity.log_threshold"], made["nonlinearity.log_threshold"])
+    assert isinstance(load_transcoder("converted").config.nonlinearity, JumpReLUConfig)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["--data", "nowhere"], ["nowhere"]),
+        (["--text", "text.txt"], ["--text", "--data"]),
+        (["--scale-factor", "0"], ["scale_factor", "0"]),
+        (["--default-threshold", "nan"], ["default_threshold", "nan"]),
+        (["--default-threshold", "low"], ["--default-threshold", "'low'"]),
+        (["--max-tokens", "3"], ["--max-tokens"]),
+        (["--keep-nonlinearity", "--to", "circuit-tracer-layers"], ["--data"]),
+        (["--transcoder", "embedded"], ["dataset", "'embedded'"]),
+        (["--transcoder", "hooks"], ["dataset", "'mlp.hook_in'"]),
+    ],
+)
+def test_a_mistake_of_convert_is_one_line_and_writes_nothing(
+    wrong: list[str], named: list[str], folder: Path, tiny_gpt2: LanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_transcoder(random_transcoder(tiny_gpt2, input_hook="mlp.hook_in"), folder / "hooks")
+    save_transcoder(random_transcoder(tiny_gpt2, reach=1), folder / "transcoder")
+    assert_mistake(capsys, convert(*wrong), *named)
+    assert not Path("converted").exists()
 
 
 @pytest.mark.slow
