@@ -9,6 +9,7 @@
     open-clt intervene --prompt P --ablate 2:5:417            change features and compare the predictions
     open-clt harvest --text FILE --output D                   write activations to the disk, to train on them
     open-clt serve D                                          serve datasets of activations over HTTP
+    open-clt scramble D SHUFFLED --seed S                     put all activations of a dataset in random order
     open-clt train --config FILE --output T                   train a transcoder; every setting is also a flag
     open-clt evaluate --transcoder T --text FILE              measure a transcoder on held-out text
     open-clt compare A B --text FILE                          compare several transcoders in one table and one figure
@@ -61,6 +62,7 @@ def _commands() -> Sequence[Any]:
         intervene,
         push,
         report,
+        scramble,
         serve,
         train,
     )
@@ -74,6 +76,7 @@ def _commands() -> Sequence[Any]:
         features,
         intervene,
         harvest,
+        scramble,
         serve,
         train,
         evaluate,

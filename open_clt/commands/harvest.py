@@ -6,7 +6,6 @@ The same command goes on with a dataset that was stopped, at any moment and for 
 from __future__ import annotations
 
 import argparse
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,6 +128,7 @@ def _say_size(begun: UnfinishedDataset, output: Path) -> None:
     """Print how many bytes will be written, and refuse to fill the disk."""
     from open_clt.data.dataset.writer import bytes_to_write
     from open_clt.files import check_disk, free_bytes
+    from open_clt.transcoders.formats.info import readable
 
     harvested = begun.harvested
     needed = bytes_to_write(begun)
@@ -137,42 +137,26 @@ def _say_size(begun: UnfinishedDataset, output: Path) -> None:
         written = sum(shard.tokens for shard in begun.shards)
         print(f"{output} holds {written:,} of {harvested.tokens:,} tokens; the harvest goes on")
     print(
-        f"{_size(needed)} will be written: {needed // harvested.bytes_per_token:,} tokens of "
-        f"{harvested.bytes_per_token:,} bytes; {_size(free_bytes(output))} are free",
+        f"{readable(needed)} will be written: {needed // harvested.bytes_per_token:,} tokens of "
+        f"{harvested.bytes_per_token:,} bytes; {readable(free_bytes(output))} are free",
         flush=True,
     )
 
 
 def _harvest(arguments: argparse.Namespace, model: LanguageModel, harvested: Harvested) -> None:
     """Write the dataset with a progress bar, and print where it is."""
-    from rich.progress import TextColumn
-
+    from open_clt.commands.token_progress import token_progress
     from open_clt.data.dataset.from_model import store_of
     from open_clt.data.dataset.writer import write_dataset
     from open_clt.program import Stopped
-    from open_clt.progress import progress_bar
 
     texts = partial(_text(arguments).texts, model, sentences=1000 + arguments.tokens // 10)
     store = store_of(model, texts, harvested)
-    with progress_bar("harvesting", TextColumn("{task.fields[speed]}")) as bar:
-        task, started, first = bar.add_task("harvest", total=harvested.tokens, speed=""), time.perf_counter(), None
-
-        def show(tokens: int) -> None:
-            nonlocal first
-            first = tokens if first is None else first
-            speed = (tokens - first) / (time.perf_counter() - started)
-            text = f"{speed:,.0f} tokens/s, {_size(tokens * harvested.bytes_per_token)}"
-            bar.update(task, completed=tokens, speed=text)
-
+    with token_progress("harvesting", harvested.bytes_per_token) as show:
         try:
-            manifest = write_dataset(store, harvested, arguments.output, on_tokens=show)
+            manifest = write_dataset(
+                store, harvested, arguments.output, on_tokens=lambda tokens: show(tokens, harvested.tokens)
+            )
         except Stopped as stopped:
             raise Stopped(stopped.number, "The same command goes on with the harvest.") from None
     print(f"written: {arguments.output} ({manifest.tokens:,} tokens in {len(manifest.shards):,} files)")
-
-
-def _size(n_bytes: int) -> str:
-    """A number of bytes in the largest unit that fits."""
-    units = ("bytes", "KB", "MB", "GB", "TB")
-    power = min(len(units) - 1, (len(str(n_bytes)) - 1) // 3)
-    return f"{n_bytes / 1000**power:,.{1 if power else 0}f} {units[power]}"

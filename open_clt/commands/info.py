@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from open_clt.commands.options import AddParser, add_command, add_trust_option, transcoder_source
 
 if TYPE_CHECKING:
-    from open_clt.data.dataset.manifest import Harvested
+    from open_clt.data.dataset.manifest import Harvested, Scrambled
     from open_clt.explorer.session.session_file import SavedSession
     from open_clt.graphs.graph import AttributionGraph
     from open_clt.transcoders.formats.info import TranscoderInfo
@@ -127,28 +127,45 @@ def _graph(path: Path) -> Rows | None:
 def _dataset(path: Path) -> Rows | None:
     """The rows of the dataset of activations at a path; None if the path does not look like that of a dataset."""
     from open_clt import files
-    from open_clt.data.dataset.manifest import MANIFEST, UNFINISHED, read_manifest, read_unfinished
+    from open_clt.data.dataset.manifest import (
+        MANIFEST,
+        SCRAMBLING,
+        UNFINISHED,
+        DatasetManifest,
+        read_manifest,
+        read_unfinished,
+    )
     from open_clt.data.dataset.shards import open_shard
     from open_clt.transcoders.formats.info import readable
     from open_clt.transcoders.formats.load import holds_transcoder
 
     files.check_readable(path)
-    if not any((path / name).is_file() for name in (MANIFEST, UNFINISHED)) or holds_transcoder(path):
+    if not any((path / name).is_file() for name in (MANIFEST, UNFINISHED, SCRAMBLING)) or holds_transcoder(path):
         return None
     is_complete = (path / MANIFEST).is_file()
-    found = read_manifest(path) if is_complete else read_unfinished(path)
+    is_harvest = not is_complete and (path / UNFINISHED).is_file()
+    found = read_unfinished(path) if is_harvest else read_manifest(path)
     for shard in found.shards:
         open_shard(path, shard, found.harvested)
     tokens, asked_for = sum(shard.tokens for shard in found.shards), found.harvested.tokens
     sizes = [(path / shard.file).stat().st_size for shard in found.shards]
+    shard_tokens = found.shards[0].tokens if is_complete and found.shards else found.harvested.shard_tokens
     goes_on = f"unfinished, {tokens:,} of {asked_for:,} tokens; the same `open-clt harvest` goes on with it"
     return [
         ("dataset", "complete" if is_complete else goes_on),
         *_of_harvested(found.harvested),
+        *(_of_scrambled(found.scrambled) if isinstance(found, DatasetManifest) else ()),
         ("tokens", f"{tokens:,}"),
-        ("shards", f"{len(sizes):,} of {found.harvested.shard_tokens:,} tokens; the last one may have fewer"),
+        ("shards", f"{len(sizes):,} of {shard_tokens:,} tokens; the last one may have fewer"),
         ("on disk", f"{readable(sum(sizes))}, {found.harvested.bytes_per_token:,} bytes a token"),
     ]
+
+
+def _of_scrambled(scrambled: Scrambled | None) -> Rows:
+    if scrambled is None:
+        return []
+    source = scrambled.manifest_sha256[:12]
+    return [("scrambled", f"seed {scrambled.seed}, from the dataset whose manifest has the SHA-256 {source}...")]
 
 
 def _of_harvested(harvested: Harvested) -> Rows:

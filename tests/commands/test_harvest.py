@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,6 @@ def table(batch: ActivationBatch) -> torch.Tensor:
     """One row for each token: inputs, targets, token id and position."""
     ids = torch.stack([batch.tokens, batch.positions], dim=1)
     return torch.cat([batch.inputs.flatten(1), batch.targets.flatten(1), ids], dim=1).double()
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT interrupts, also if the suite runs in the background, where it is ignored."""
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, former)
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -19,9 +19,12 @@ import pytest
 
 from open_clt import files
 from open_clt.embedded.corpus import generate_texts
+from tests.data.dataset.small_dataset import write
 
 ROOT = Path(__file__).parents[2]
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129} if hasattr(signal, "SIGHUP") else {}
+STATUS: dict[int, int] = (
+    {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129} if hasattr(signal, "SIGHUP") else {}
+)
 PROMPT = ["--prompt", "The capital of France is"]
 TEXT = ["--text", "texts.txt", "--max-tokens", "1000"]
 COMMANDS = {
@@ -33,6 +36,7 @@ COMMANDS = {
     "evaluate": ["evaluate", *TEXT, "--graphs", "1", "--output", "out"],
     "convert": ["convert", *TEXT, "--output", "out"],
     "harvest": ["harvest", "--text", "texts.txt", "--tokens", "1000", "--output", "out"],
+    "scramble": ["scramble", "activations", "out"],
     "train": ["train", "--config", "run.yaml", "--output", "out"],
 }
 """Commands that print nothing on stderr unless they fail; a new command is a line here."""
@@ -59,6 +63,7 @@ def run(command: str, folder: Path, number: int | None = None, after: float = 0.
     """Run a command, send it a signal some seconds after it handles signals, and check its end; return the seconds."""
     folder.mkdir()
     (folder / "texts.txt").write_text("\n\n".join(generate_texts(150, seed=1)), encoding="utf-8")
+    write(folder / "activations")
     (folder / "run.yaml").write_text(TRAINING, encoding="utf-8")
     with subprocess.Popen(
         [sys.executable, "-m", "open_clt", *COMMANDS[command]],

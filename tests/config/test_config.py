@@ -28,7 +28,8 @@ from open_clt.config import (
     TrainingConfig,
 )
 from open_clt.config.json import CheckedConfig, from_dict, to_dict
-from open_clt.data.dataset.manifest import DatasetManifest, Harvested, HarvestedText, Shard
+from open_clt.data.dataset.manifest import DatasetManifest, Harvested, HarvestedText, Scrambled, Shard
+from open_clt.data.dataset.scrambling.state import Scrambling
 from open_clt.errors import ConfigError
 from open_clt.explorer.session.actions import (
     AddSteer,
@@ -116,6 +117,7 @@ HARVESTED: dict[str, Any] = {
     "model": "m", "vocabulary": "v", "n_layers": 1, "d_model": 2, "input_hook": "i", "target_hook": "t",
     "text": HarvestedText(source="x", context_length=8), "tokens": 8, "shard_tokens": 4,
 }  # fmt: skip
+SCRAMBLED: dict[str, Any] = {"seed": 1, "shard_tokens": 4, "manifest_sha256": "0" * 64}
 NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
     CrossLayerConfig: SHAPE,
     MoltConfig: {"n_layers": 3, "d_model": 4, "ranks": (2,), "counts": (4,), "nonlinearity": TopKConfig(k=2)},
@@ -152,6 +154,8 @@ NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
     RecordRun: {"run": RUN},
     HarvestedText: {"source": "x", "context_length": 8},
     Harvested: HARVESTED,
+    Scrambled: SCRAMBLED,
+    Scrambling: {"scrambled": Scrambled(**SCRAMBLED), "run_tokens": 1},
     Shard: {"file": "a", "tokens": 1, "sha256": "0" * 64},
     DatasetManifest: {"harvested": Harvested(**HARVESTED), "shards": (), "tokens": 0, "statistics_sha256": "0" * 64},
     GraphInfo: {

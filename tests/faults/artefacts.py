@@ -240,6 +240,13 @@ ARTEFACTS = {
         "unfinished.json",
         named_by_user=True,
     ),
+    "stopped scramble": Artefact(
+        dataset.save_scrambling,
+        dataset.scrambling_facts,
+        ("data.dataset.scrambling.state",),
+        "scrambling.json",
+        named_by_user=True,
+    ),
     "statistics of a dataset": Artefact(
         dataset.save_statistics,
         dataset.statistics_facts,

@@ -13,5 +13,6 @@ running mean and variance. ``writer`` writes a dataset and goes on after it was 
 """
 
 from open_clt.data.dataset.batches import read
+from open_clt.data.dataset.scrambling.scramble import scramble
 
-__all__ = ["read"]
+__all__ = ["read", "scramble"]

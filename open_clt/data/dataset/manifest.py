@@ -22,6 +22,8 @@ from open_clt.short_repr import short_repr
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+SCRAMBLING = "scrambling.json"
+"""What stands in place of the manifest until a scramble is complete."""
 MANIFEST_FORMAT = files.FileFormat("open-clt-activations", newest=1)
 UNFINISHED_FORMAT = files.FileFormat("open-clt-unfinished-activations", newest=1)
 _LARGEST_SIZE = 2**31
@@ -110,11 +112,31 @@ class Shard(CheckedConfig):
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
+class Scrambled(CheckedConfig):
+    """How the tokens of another dataset were put in random order."""
+
+    seed: int
+    shard_tokens: int
+    """Number of tokens in a shard; the last one may have fewer."""
+    manifest_sha256: str
+    """SHA-256 of the manifest of the other dataset."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self)
+        check_counts(self, "shard_tokens")
+        _check_digest(self.manifest_sha256)
+
+
+@final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DatasetManifest(CheckedConfig):
     """The manifest of a complete dataset."""
 
     harvested: Harvested
+    scrambled: Scrambled | None = None
+    """How the tokens were put in another order after the harvest, if they were."""
     shards: tuple[Shard, ...]
     tokens: int
     """Number of tokens of all shards."""
@@ -166,11 +188,11 @@ def read_manifest(directory: Path) -> DatasetManifest:
     """Read the manifest of a dataset; raises CheckpointError if it is missing, damaged, or the dataset unfinished."""
     path = directory / MANIFEST
     files.check_readable(directory)
-    if not path.exists() and (directory / UNFINISHED).exists():
+    if not path.exists() and any((directory / name).exists() for name in (UNFINISHED, SCRAMBLING)):
         raise CheckpointError(
-            f"{directory} holds a dataset whose harvest was stopped; run the same command again to finish it."
+            f"{directory} holds a dataset that is not complete; run the command that writes it again to finish it."
         )
-    manifest = _record(DatasetManifest, MANIFEST_FORMAT.read(path, finite=True), MANIFEST_FORMAT, path)
+    manifest = record_of(DatasetManifest, MANIFEST_FORMAT.read(path, finite=True), MANIFEST_FORMAT, path)
     for shard in manifest.shards:
         files.inside(directory, shard.file)
     return manifest
@@ -202,8 +224,8 @@ def read_unfinished(directory: Path) -> UnfinishedDataset:
             "place": [int(item), int(token), int(used)],
             "statistics": [dict(), dict(), dict(), dict()],
         } if min(item, token, used) >= 0:
-            found = _record(Harvested, cast(dict[str, Any], harvested), None, path)
-            written = [_record(Shard, shard, None, path) for shard in cast(list[Any], shards)]
+            found = record_of(Harvested, cast(dict[str, Any], harvested), None, path)
+            written = [record_of(Shard, shard, None, path) for shard in cast(list[Any], shards)]
             statistics = DatasetStatistics(*(_moments(entry, found, path) for entry in content["statistics"]))
         case _:
             raise CheckpointError(f"{path} does not say how far a harvest has come; it is damaged.")
@@ -226,7 +248,7 @@ def _moments(entry: dict[str, Any], harvested: Harvested, path: Path) -> Moments
     return Moments(tokens, mean, deviations)
 
 
-def _record(kind: type[_Record], content: object, form: files.FileFormat | None, path: Path) -> _Record:
+def record_of(kind: type[_Record], content: object, form: files.FileFormat | None, path: Path) -> _Record:
     """Make a record of the values of a JSON file; raises CheckpointError, which names the file, if they are illegal."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not describe a dataset of activations; it is damaged.")

@@ -26,9 +26,13 @@ _LARGEST = torch.finfo(torch.float32).max
 
 def write_shard(directory: Path, index: int, batch: ActivationBatch, harvested: Harvested) -> Shard:
     """Write activations, which are finite and in the range of the type, as the shard of this index."""
-    path = directory / shard_name(index)
-    files.write_tensors(path, encode(batch, harvested.dtype))
-    return Shard(file=path.name, tokens=batch.size, sha256=files.file_sha256(path))
+    return store_shard(directory / shard_name(index), encode(batch, harvested.dtype))
+
+
+def store_shard(path: Path, tensors: Mapping[str, Tensor]) -> Shard:
+    """Write the tensors of a shard, as they are encoded, to a file."""
+    files.write_tensors(path, tensors)
+    return Shard(file=path.name, tokens=len(tensors["tokens"]), sha256=files.file_sha256(path))
 
 
 def open_shard(directory: Path, shard: Shard, harvested: Harvested) -> dict[str, files.StoredTensor]:

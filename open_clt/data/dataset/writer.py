@@ -82,7 +82,7 @@ def check_place(directory: Path) -> None:
     """Raise ConfigError if a dataset cannot be written to a directory, as where it holds other files."""
     files.check_directory(directory)
     if _kind(directory) is None:
-        _check_empty(directory)
+        check_empty(directory)
 
 
 def begun_dataset(directory: Path, harvested: Harvested) -> DatasetManifest | UnfinishedDataset:
@@ -99,6 +99,8 @@ def begun_dataset(directory: Path, harvested: Harvested) -> DatasetManifest | Un
         statistics = no_statistics(harvested.n_layers, harvested.d_model)
         return UnfinishedDataset(harvested=harvested, shards=(), place=Place(), statistics=statistics)
     _check_settings(directory, begun.harvested, harvested)
+    if isinstance(begun, DatasetManifest) and begun.scrambled is not None:
+        raise ConfigError(f"{directory} holds a dataset that was scrambled; give another output directory.")
     return begun
 
 
@@ -116,7 +118,7 @@ def _kind(directory: Path) -> files.FileFormat | None:
     return None
 
 
-def _check_empty(directory: Path) -> None:
+def check_empty(directory: Path) -> None:
     """Raise ConfigError if a directory holds visible files; a killed process may leave hidden ones of ours."""
     if not directory.exists():
         return

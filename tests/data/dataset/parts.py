@@ -9,8 +9,9 @@ from torch import Tensor
 
 from open_clt.data.contexts import Place
 from open_clt.data.dataset import batches, manifest
-from open_clt.data.dataset.manifest import DatasetManifest, Shard, UnfinishedDataset, shard_name
+from open_clt.data.dataset.manifest import DatasetManifest, Scrambled, Shard, UnfinishedDataset, shard_name
 from open_clt.data.dataset.reader import ActivationDataset
+from open_clt.data.dataset.scrambling.state import Scrambling, read_scrambling, write_scrambling
 from open_clt.data.dataset.shards import in_order, open_shard, write_shard
 from open_clt.data.dataset.statistics import (
     STATISTICS,
@@ -98,3 +99,26 @@ def save_shard(directory: Path, version: int) -> None:
 def shard_facts(directory: Path) -> object:
     shard = open_shard(directory, shards_of(1)[0], harvested())
     return [field.tolist() for batch in in_order(shard) for field in batch]
+
+
+def scrambling_of(version: int) -> Scrambling:
+    scrambled = Scrambled(seed=version, shard_tokens=10, manifest_sha256="0" * 64)
+    return Scrambling(scrambled=scrambled, run_tokens=30, shards=shards_of(version))
+
+
+def save_scrambling(directory: Path, version: int) -> None:
+    write_scrambling(directory, scrambling_of(version))
+
+
+def scrambling_facts(directory: Path) -> object:
+    return read_scrambling(directory)
+
+
+def write_stopped_scramble(directory: Path) -> None:
+    save_scrambling(directory, 2)
+
+
+def use_scrambling(directory: Path) -> Iterable[float]:
+    scrambling = read_scrambling(directory)
+    repr(scrambling)
+    return [scrambling.run_tokens, *(shard.tokens for shard in scrambling.shards)]

@@ -10,4 +10,5 @@ DATASETS: dict[str, Reader] = {
     "dataset in int8": Reader(dataset.write_int8, dataset.read, "data.dataset.manifest"),
     "statistics of a dataset": Reader(dataset.write, dataset.read_statistics, "data.dataset.statistics"),
     "unfinished dataset": Reader(dataset.write_unfinished, dataset.read_unfinished, "data.dataset.manifest"),
+    "stopped scramble": Reader(dataset.write_stopped_scramble, dataset.use_scrambling, "data.dataset.scrambling.state"),
 }
