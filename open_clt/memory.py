@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,6 +69,18 @@ def available_on(device: torch.device) -> int | None:
     import torch
 
     return torch.cuda.mem_get_info(device)[0]
+
+
+def largest_memory(device: torch.device) -> int | None:
+    """Largest number of bytes that this process has held so far, on a GPU if that is its device; None if not known."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextmanager

@@ -34,10 +34,17 @@ def add_to(add_parser: AddParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train and evaluate a transcoder; write it with its settings, metrics and curves; print a summary."""
-    from open_clt.evaluation.report_file import REPORT_FILES
-    from open_clt.training.flags.command_line import train_command
+    """Train and evaluate a transcoder; write it with its settings, metrics and curves; print a summary.
 
+    A dry run only prints the size of the run, and the time that it will take.
+    """
+    from open_clt.evaluation.report_file import REPORT_FILES
+    from open_clt.training.flags.command_line import DRY_RUN, forecast_command, train_command
+
+    if DRY_RUN in arguments.settings:
+        if (expected := forecast_command(arguments.settings)) is not None:
+            print(f"{expected}\nThis was a dry run: nothing was written.")
+        return 0
     train_command(
         arguments.settings, keep_memory=True, also_writes=(_CURVES, *REPORT_FILES, _REPORT_FIGURE), then=_finish
     )

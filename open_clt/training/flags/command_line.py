@@ -63,7 +63,8 @@ from open_clt.training.flags.settings import (
     read_settings,
     user_class,
 )
-from open_clt.training.flags.source import DTYPE, MODEL, FlagSource, source_of
+from open_clt.training.flags.source import DTYPE, MODEL, FlagSource, add_source_flags, source_of
+from open_clt.training.forecast import Forecast, forecast
 from open_clt.training.memory import keep_freed_memory
 from open_clt.training.output import OutputDirectory, output_directory
 from open_clt.training.result import TrainingResult
@@ -72,7 +73,9 @@ from open_clt.training.trainer import TRAINER_DEFAULTS, Settings, check_trainer,
 from open_clt.transcoders.make import OwnArchitecture
 
 _CONFIG = "config.yaml"
-_FROM_TRAINER = ("epochs", "max_steps", "seed")
+DRY_RUN = "--dry-run"
+_MEASURED_ONLY = {"logger": False, "callbacks": None, "profiler": None, "limit_val_batches": 0}
+"""Settings of the Trainer for a dry run."""
 _NO_TIME = "00:00:00:00"
 """A ``trainer.max_time`` with which a resumed run takes no step: it only saves the transcoder of its checkpoint."""
 
@@ -117,6 +120,18 @@ def train_command(
     return trained
 
 
+def forecast_command(arguments: Sequence[str]) -> Forecast | None:
+    """The size, memory and time of the run that a command line describes; None in all processes but the first.
+
+    A few steps are taken to measure the time, and nothing is written. Raises what ``train_command`` raises for wrong
+    settings, apart from those of the output directory, which is not looked at.
+    """
+    with ExitStack() as held, quiet_lightning(), _matmul_precision_restored():
+        run = TrainingCLI(arguments, held, keep_memory=True, dry_run=True).training_run
+        result = forecast(run)
+        return result if run.trainer.is_global_zero else None
+
+
 @contextmanager
 def _matmul_precision_restored() -> Generator[None]:
     precision = torch.get_float32_matmul_precision()
@@ -133,10 +148,17 @@ class TrainingCLI(LightningCLI):
     training_run: TrainingRun
 
     def __init__(
-        self, arguments: Sequence[str], held: ExitStack, *, keep_memory: bool = False, also_writes: Sequence[str] = ()
+        self,
+        arguments: Sequence[str],
+        held: ExitStack,
+        *,
+        keep_memory: bool = False,
+        also_writes: Sequence[str] = (),
+        dry_run: bool = False,
     ) -> None:
-        """``held`` receives the lock of the output directory."""
+        """``held`` receives the lock of the output directory. With ``dry_run``, nothing is written there."""
         self._held = held
+        self._dry_run = dry_run
         self._also_writes = (_CONFIG, *also_writes)
         self._keep_memory = keep_memory
         self.language_model: LanguageModel | None = None
@@ -176,26 +198,8 @@ class TrainingCLI(LightningCLI):
             "A loss of your own: a class whose objects take a training step (module.Step) and return its loss.",
         )
         add_class(parser, "training.optimizer", "An optimizer in place of Adam, such as torch.optim.NAdam.")
-        add_settings(parser, "data", DataConfig, skip=_FROM_TRAINER)
-        add_settings(parser, "data", DatasetConfig)
-        add_settings(parser, "data.texts", TextsConfig)
-        add_class(parser, "data.texts", "Texts of your own: a function that returns the same strings at every call.")
-        add_class(
-            parser, "data", "Activations of your own (an ActivationStore), in place of a language model and texts."
-        )
+        add_source_flags(parser)
         option = parser.add_argument
-        option(
-            "--data.language_model",
-            type=str,
-            default=argparse.SUPPRESS,
-            help=f"Language model: a name, a directory, a .gguf file, or 'embedded' (default: {MODEL}).",
-        )
-        option(
-            "--data.dtype",
-            type=str,
-            default=argparse.SUPPRESS,
-            help=f"Precision in which the language model computes: float32 or bfloat16 (default: {DTYPE}).",
-        )
         add_settings(parser, "checkpoints", CheckpointsConfig)
         add_settings(parser, "report", ReportConfig)
         parser.add_lightning_class_args(StopAtL0, "early_stop")
@@ -206,6 +210,12 @@ class TrainingCLI(LightningCLI):
             default=False,
             help="Replace a former run in the output directory at the end of the first step; its files are deleted, "
             "also those that you changed since. Files that OpenCLT did not write stay.",
+        )
+        option(
+            DRY_RUN,
+            action="store_true",
+            help="Print size, memory, tokens, steps and time of the run, which are measured on a few steps; write "
+            "nothing.",
         )
         option(
             "--ckpt_path",
@@ -253,8 +263,12 @@ class TrainingCLI(LightningCLI):
         )
 
     def _output_directory(self, checkpoints: Settings) -> OutputDirectory | None:
-        """Check the output directory, and hold its lock until the command ends."""
+        """Check the output directory, and hold its lock until the command ends; None if nothing is written."""
         config = read_settings(CheckpointsConfig, checkpoints, "checkpoints")
+        if self._dry_run:
+            return None
+        if self.config.dry_run:
+            raise ConfigError(f"dry_run is true in a settings file; give the flag {DRY_RUN} instead.")
         return self._held.enter_context(
             output_directory(
                 self.output,
@@ -279,6 +293,9 @@ class TrainingCLI(LightningCLI):
         """
         try:
             config = self.config.clone()
+            if self._dry_run:
+                for name, value in _MEASURED_ONLY.items():
+                    config.trainer[name] = value
             keep_logs_in(Path(config.output), config.trainer.logger)
             with older_names():
                 return cast(Namespace, self.parser.instantiate_classes(config))
@@ -292,12 +309,12 @@ class TrainingCLI(LightningCLI):
         loss = user_class(training.get("loss", {}), "training.loss")
         optimizer = user_class(training.pop("optimizer", {}), "training.optimizer")
         # A refused run must not leave its settings in the directory, so they are written after the first step.
-        save_config = FirstStep(self.save_config)
+        callbacks = [FirstStep(self.save_config), instances["early_stop"]]
         return OwnParts(
             architecture=architecture and OwnArchitecture(*architecture),
             loss=None if loss is None else loss(),
             optimizer=optimizer,
-            callbacks=[save_config, instances["early_stop"]],
+            callbacks=[] if self._dry_run else callbacks,
         )
 
     def _training_config(self, settings: Settings) -> TrainingConfig:

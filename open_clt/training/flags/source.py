@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from functools import partial
 from typing import TypeAlias
 
 import torch
+from jsonargparse import ArgumentParser
 
-from open_clt.config import DatasetConfig, TextsConfig
+from open_clt.config import DataConfig, DatasetConfig, TextsConfig
 from open_clt.config.ignored import DATASET_SETTINGS
 from open_clt.data.harvest import ActivationStore
 from open_clt.data.texts import TextSource, open_texts
@@ -15,12 +17,27 @@ from open_clt.errors import ConfigError
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.training.data.activations import ModelOnTexts, OwnStore, Source
 from open_clt.training.data.stored import StoredActivations
-from open_clt.training.flags.settings import read_settings, user_class
+from open_clt.training.flags.settings import add_class, add_settings, read_settings, user_class
 from open_clt.training.trainer import Settings
 
 MODEL, DTYPE = "gpt2", "float32"
 """Name and precision of the language model where no flag gives them."""
 FlagSource: TypeAlias = Source | StoredActivations
+
+
+def add_source_flags(parser: ArgumentParser) -> None:
+    """Add the flags of the group ``data``, apart from the length and the seed of a run."""
+    add_settings(parser, "data", DataConfig, skip=("epochs", "max_steps", "seed"))
+    add_settings(parser, "data", DatasetConfig)
+    add_settings(parser, "data.texts", TextsConfig)
+    add_class(parser, "data.texts", "Texts of your own: a function that returns the same strings at every call.")
+    add_class(parser, "data", "Activations of your own (an ActivationStore), in place of a language model and texts.")
+    for name, default, text in (
+        ("language_model", MODEL, "Language model: a name, a directory, a .gguf file, or 'embedded'"),
+        ("dtype", DTYPE, "Precision in which the language model computes: float32 or bfloat16"),
+    ):
+        help_text = f"{text} (default: {default})."
+        parser.add_argument(f"--data.{name}", type=str, default=argparse.SUPPRESS, help=help_text)
 
 
 def source_of(data: Settings, device: torch.device) -> tuple[FlagSource, LanguageModel | None]:

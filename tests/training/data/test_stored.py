@@ -21,7 +21,7 @@ from open_clt.training.result import TrainingResult
 from open_clt.training.run import OwnParts, train_on_activations, train_transcoder
 from open_clt.transcoders.formats.native import read_record
 from tests.refusals import refuses
-from tests.training.stored import TOO_SMALL, train, write
+from tests.training.data.stored_run import TOO_SMALL, train, write
 from tests.training.synthetic import D_MODEL, LAYERS, quick_training, relu_mlps, small_transcoder
 
 
