@@ -39,7 +39,6 @@ NOT_READERS = {
     "visualization.page": "reads scripts and styles of the package",
     "publishing.card": "shows a call of circuit-tracer in the card",
     "transcoders.formats.own_files": "passes calls on to the reader of a layout",
-    "data.dataset.scrambling.scramble": "copies a file that data.dataset.statistics has read before",
     "language.model_source": "reads the config of a model's directory before language.loading reads it again",
 }
 """Modules that match READS and have no reader of their own, with the reason."""

@@ -38,7 +38,7 @@ from open_clt.data.dataset.scrambling.state import (
     write_scrambling,
 )
 from open_clt.data.dataset.shards import open_shard, store_shard
-from open_clt.data.dataset.statistics import STATISTICS
+from open_clt.data.dataset.statistics import STATISTICS, copy_statistics
 from open_clt.errors import CheckpointError
 from open_clt.memory import available_memory, check_memory
 from open_clt.short_repr import short_repr
@@ -164,7 +164,7 @@ class ScrambleJob:
         source, path = self.dataset.manifest, files.inside(self.dataset.directory, STATISTICS)
         _ = self.dataset.statistics  # they can be read
         self._check_digest(path, source.statistics_sha256)
-        files.write_bytes(self.output / STATISTICS, files.read_bytes(path))
+        copy_statistics(path, self.output / STATISTICS)
         manifest = replace(source, shards=self._state.shards, scrambled=self._state.scrambled)
         write_manifest(self.output, manifest)
         remove_leftovers(self.output)
