@@ -71,6 +71,15 @@ class LinearPath:
         """Width of the residual stream."""
         return self.embedding.shape[1]
 
+    def attention_inputs(self) -> list[Float[Tensor, "position d_model"]]:
+        """Return what the attention of each block reads: the residual stream before the block, through its norm."""
+        stream = self.embedding if self.positional is None else self.embedding + self.positional
+        inputs: list[Tensor] = []
+        for block in self.blocks:
+            inputs.append(stream if block.attention_norm is None else block.attention_norm.forward(stream))
+            stream = stream + block.attention(stream) + block.mlp_output
+        return inputs
+
     def logits(self, position: int) -> Float[Tensor, "vocab"]:
         """Return the model's own logits after one position, before ``logit_cap`` is applied."""
         logits, cap = self._bounded_logits(position), self.logit_cap

@@ -10,7 +10,7 @@ from torch import Tensor
 from open_clt.attribution.attribute import attribute
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import Node, NodeKind
-from open_clt.language.language_model import LanguageModel
+from open_clt.language.language_model import Hook, LanguageModel
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from tests.attribution.cases import PROMPT
 
@@ -41,16 +41,27 @@ class HeldModel:
     @torch.no_grad()
     def totals(self, ablated: Node | None) -> Tensor:
         """Every target's total without the writes of the ablated feature, if any."""
-        hooks = [(name, self._frozen(name)) for name in self.values if not name.endswith("hook_mlp_out")]
-        for layer in range(self.model.n_layers):
-            input_hook = self.model.hook_name(layer, self.raw.config.input_hook)
-            hooks.append((input_hook, lambda x, layer=layer: self.inputs.__setitem__(layer, x[0])))
-            hooks.append((self.model.hook_name(layer, "hook_mlp_out"), self._mlp(layer, ablated)))
-        with self.model.hooks(hooks):
+        with self.model.hooks(self._hooks(ablated)):
             logits = self.model.logits(self.tokens)[0]
         rows = (~self.graph.nodes.total.isnan()).nonzero().flatten().tolist()
         nodes = [self.graph.node(row) for row in rows]
         return torch.stack([self._total(node, logits) for node in nodes])
+
+    @torch.no_grad()
+    def queries(self, layer: int, ablated: Node | None) -> Tensor:
+        """The projected queries of a layer, (head, position, d_head), without the writes of the ablated feature."""
+        seen: list[Tensor] = []
+        with self.model.hooks([*self._hooks(ablated), (f"blocks.{layer}.attn.hook_q", seen.append)]):
+            self.model.logits(self.tokens)
+        return seen[0][0].transpose(0, 1)
+
+    def _hooks(self, ablated: Node | None) -> list[Hook]:
+        hooks: list[Hook] = [(name, self._frozen(name)) for name in self.values if not name.endswith("hook_mlp_out")]
+        for layer in range(self.model.n_layers):
+            input_hook = self.model.hook_name(layer, self.raw.config.input_hook)
+            hooks.append((input_hook, lambda x, layer=layer: self.inputs.__setitem__(layer, x[0])))
+            hooks.append((self.model.hook_name(layer, "hook_mlp_out"), self._mlp(layer, ablated)))
+        return hooks
 
     def _total(self, node: Node, logits: Tensor) -> Tensor:
         if node.kind is NodeKind.FEATURE:

@@ -1,0 +1,195 @@
+"""QK attributions: the score of an attention head is the sum of a table of sources, and removing one changes it so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from open_clt.attribution.attribute import attribute
+from open_clt.attribution.qk import AttentionExplainer, Look, explain_attention
+from open_clt.errors import AttributionError, LanguageModelError
+from open_clt.graphs.nodes import NodeKind
+from open_clt.language.attention_scores import Rotation, read_attention_scores
+from open_clt.language.language_model import LanguageModel
+from open_clt.language.linear_path import read_linear_path
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from tests.attribution.cases import KINDS, PROMPT
+from tests.attribution.held_model import HeldModel
+from tests.model_families import load_family
+from tests.random_transcoders import random_architecture
+from tests.refusals import refuses
+
+FAMILIES = ("GPT2", "Llama", "GPTNeoX", "Qwen3", "Gemma3Text")
+MORE = (
+    "CodeGen",
+    "Falcon (ALiBi)",
+    "Gemma2",
+    "Glm",
+    "GPTJ",
+    "GPTNeo",
+    "HunYuanDenseV1",
+    "Mpt",
+    "Olmo2",
+    "OPT",
+    "StableLm",
+)
+KIND = "skip from the input of the MLP"
+LOOK = Look(layer=2, head=3, query=-1, key=3)
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    return load_family(request.param, tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="module")
+def transcoder() -> CrossLayerTranscoder:
+    transcoder = random_architecture(KINDS[KIND])
+    assert isinstance(transcoder, CrossLayerTranscoder)
+    return transcoder
+
+
+def for_model(transcoder: CrossLayerTranscoder, model: LanguageModel) -> CrossLayerTranscoder:
+    """The transcoder, or another one if the model has more layers."""
+    if model.n_layers == transcoder.config.n_layers:
+        return transcoder
+    return random_architecture(replace(transcoder.config, n_layers=model.n_layers))
+
+
+@pytest.fixture(scope="module")
+def explainer(model: LanguageModel, transcoder: CrossLayerTranscoder) -> AttentionExplainer:
+    return AttentionExplainer(model, for_model(transcoder, model), PROMPT)
+
+
+def test_the_entries_of_every_table_add_up_to_the_score_of_the_model(explainer: AttentionExplainer) -> None:
+    length = len(explainer.token_strings)
+    looks = [
+        Look(layer, head, query, key)
+        for layer, scores in enumerate(explainer.scores)
+        for head in range(scores.n_heads)
+        for query, key in ((length - 1, 1), (3, 3), (4, 0))
+        if scores.pattern[head, query, key] > 0
+    ]
+    explained = list(explainer.explain_all(looks))
+    assert {explanation.look for explanation in explained} == set(looks)
+    for explanation in explained:
+        look = explanation.look
+        scores = explainer.scores[look.layer]
+        table = explanation.table().double()
+        query, key = explanation.query_vectors.sum(0), explanation.key_vectors.sum(0)
+        rounding = 1e-6 * float(query.norm() * key.norm())  # of two vectors that are almost at a right angle
+        assert explanation.score == pytest.approx(float(scores.scores()[look.head, look.query, look.key]), abs=1e-4)
+        absolute = float(table.abs().sum())
+        assert abs(float(table.sum()) + explanation.distance - explanation.score) < 1e-5 * absolute + rounding
+        assert explanation.check() * absolute == pytest.approx(abs(explanation.missing()))
+        assert explanation.attention == pytest.approx(float(scores.pattern[look.head, look.query, look.key]))
+
+
+def test_differences_of_explained_scores_decide_the_attention(explainer: AttentionExplainer) -> None:
+    explanation = explainer.explain(*LOOK[:4], versus=2)
+    single = [explainer.explain(2, 3, -1, key) for key in (3, 2)]
+    assert explanation.score == pytest.approx(single[0].score - single[1].score, abs=1e-5)
+    assert explanation.check() < 1e-5
+    capped = [
+        one.score if one.cap is None else one.cap * float(torch.tensor(one.score / one.cap).tanh()) for one in single
+    ]
+    assert explanation.versus_attention is not None
+    ratio = explanation.attention / explanation.versus_attention
+    assert ratio == pytest.approx(float(torch.tensor(capped[0] - capped[1]).exp()), rel=1e-3)
+
+
+def test_removing_a_source_on_the_side_of_the_query_changes_the_score_by_its_part(
+    model: LanguageModel, transcoder: CrossLayerTranscoder
+) -> None:
+    fitting = for_model(transcoder, model)
+    graph = attribute(model, fitting, PROMPT)
+    held, explainer = HeldModel(model, fitting, graph), AttentionExplainer(model, fitting, graph)
+    explanation = explainer.explain(*LOOK)
+    look, scores = explanation.look, explainer.scores[LOOK.layer]
+    key = scores.k[look.head, look.key]
+
+    def score(ablated: int | None) -> float:
+        queries = held.queries(look.layer, None if ablated is None else graph.node(ablated))
+        query = scores.queries.finish(queries)[look.head, look.query]
+        return scores.scale * float(query @ key)
+
+    before, parts = score(None), explanation.by_query()
+    rows = {node: row for row, node in enumerate(graph.nodes.ids())}
+    features = (explanation.query_nodes.kind == NodeKind.FEATURE).nonzero().flatten().tolist()[::4]
+    assert features
+    size = float(explanation.table().abs().sum())
+    for feature in features:
+        node = explanation.query_nodes.ids()[feature]
+        assert score(rows[node]) - before == pytest.approx(-float(parts[feature]), abs=1e-4 * size)
+
+
+def test_the_largest_pairs_and_sources_are_those_of_the_table(tiny_gpt2: LanguageModel) -> None:
+    explanation = explain_attention(
+        tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT, layer=2, head=1, query=-1, key=2
+    )
+    table, pairs = explanation.table(), explanation.pairs(7)
+    weights = [abs(pair.weight) for pair in pairs]
+    assert weights == sorted(weights, reverse=True)
+    torch.testing.assert_close(torch.tensor(weights), table.abs().flatten().topk(7).values)
+    query, key = explanation.query_nodes.ids().index(pairs[0].query), explanation.key_nodes.ids().index(pairs[0].key)
+    assert float(table[query, key]) == pytest.approx(pairs[0].weight)
+    torch.testing.assert_close(explanation.by_query(), table.sum(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(explanation.by_key(), table.sum(0), atol=1e-5, rtol=1e-4)
+    plain = explanation.to_json(3)
+    assert [entry["weight"] for entry in plain["pairs"]] == [pair.weight for pair in pairs[:3]]
+    assert {node.position for node in explanation.key_nodes.ids()} <= {0, 1, 2}
+
+
+def test_a_graph_gives_its_prompt(tiny_llama: LanguageModel) -> None:
+    transcoder = random_architecture(KINDS["clt"])
+    graph = attribute(tiny_llama, transcoder, PROMPT, max_feature_nodes=9).prune()
+    settings = {"layer": 1, "head": 0, "query": 4, "key": 2}
+    of_graph, of_prompt = (explain_attention(tiny_llama, transcoder, given, **settings) for given in (graph, PROMPT))
+    assert of_graph.pairs() == of_prompt.pairs()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"layer": 3},
+        {"layer": -1},
+        {"head": 4},
+        {"query": 40},
+        {"key": -40},
+        {"key": 5, "query": 4},
+        {"versus": 5, "query": 4},
+    ],
+    ids=str,
+)
+def test_what_a_head_cannot_look_at_is_refused(tiny_gpt2: LanguageModel, wrong: dict[str, int]) -> None:
+    settings = {"layer": 1, "head": 0, "query": 4, "key": 2, **wrong}
+    with refuses(AttributionError):
+        explain_attention(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT, **settings)
+
+
+def test_scores_that_no_candidate_gives_are_refused(tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tiny_gpt2.tokenize(PROMPT)
+    inputs = read_linear_path(tiny_gpt2, tokens, "hook_resid_mid").attention_inputs()
+    with refuses(LanguageModelError, "projections deviate"):
+        read_attention_scores(tiny_gpt2, tokens, [2 * stream for stream in inputs])
+    for block in tiny_gpt2.bridge.blocks:
+        monkeypatch.setattr(block.attn.original_component, "scaling", 0.25, raising=False)
+    monkeypatch.setattr("open_clt.language.attention_scores.math.sqrt", lambda number: 0.1)
+    with refuses(LanguageModelError, "pattern deviates"):
+        read_attention_scores(tiny_gpt2, tokens, inputs)
+
+
+def test_a_rotation_turns_pairs_by_its_angles() -> None:
+    angle = torch.tensor(0.3)
+    for adjacent, pairs in ((True, ([0, 1], [2, 3])), (False, ([0, 2], [1, 3]))):
+        rotation = Rotation(angle.cos().expand(1, 4), angle.sin().expand(1, 4), adjacent=adjacent)
+        vector = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+        turned = rotation.forward(vector[None, None])[0, 0]
+        torch.testing.assert_close(rotation.at(vector[None], 0, 0)[0], turned)
+        assert turned[4] == 5
+        for first, second in pairs:
+            x, y = vector[first], vector[second]
+            expected = torch.stack([x * angle.cos() - y * angle.sin(), y * angle.cos() + x * angle.sin()])
+            torch.testing.assert_close(turned[[first, second]], expected)
