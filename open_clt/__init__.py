@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from open_clt.attribution.attribute import attribute, attribute_all
+    from open_clt.attribution.qk import explain_attention
     from open_clt.config import CrossLayerConfig, MoltConfig, TrainingConfig, TranscoderConfig
     from open_clt.errors import OpenCLTError
     from open_clt.evaluation.faithfulness import faithfulness
@@ -60,6 +61,7 @@ __all__ = [
     "__version__",
     "attribute",
     "attribute_all",
+    "explain_attention",
     "faithfulness",
     "interactive_attribution_graph",
     "intervene",
@@ -94,6 +96,7 @@ _MODULE_OF = {
     "TranscoderConfig": "open_clt.config",
     "attribute": "open_clt.attribution.attribute",
     "attribute_all": "open_clt.attribution.attribute",
+    "explain_attention": "open_clt.attribution.qk",
     "faithfulness": "open_clt.evaluation.faithfulness",
     "interactive_attribution_graph": "open_clt.visualization.interactive.graph",
     "intervene": "open_clt.replacement.interventions.intervene",

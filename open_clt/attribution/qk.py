@@ -26,7 +26,7 @@ from open_clt.attribution.sources import Sources, attributable, find_sources
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.nodes import NodeId, NodeTable
+from open_clt.graphs.nodes import NodeId, NodeKind, NodeTable
 from open_clt.language.attention_scores import AttentionScores, Projection, read_attention_scores
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
@@ -39,6 +39,8 @@ _BATCH_NUMBERS = 2**24
 """Largest number of entries in the cotangents of one walk (64 MB in float32)."""
 _TABLE_NUMBERS = 2**24
 """Largest number of entries of the table that are in memory at a time."""
+_CONSTANTS = (NodeKind.BIAS, NodeKind.POSITIONAL)
+"""Kinds of sources that are the same for every text."""
 Side: TypeAlias = Literal["query", "key"]
 
 
@@ -109,6 +111,15 @@ class AttentionExplanation:
         """The part of the score that each source on the key's side makes with all sources of the query."""
         return self.key_vectors @ self.query_vectors.sum(0)
 
+    def by_position(self, *, constants: bool = False) -> Float[Tensor, "query_position key_position"]:
+        """The table added up over the sources of each position, from the first position to those of the look.
+
+        By default, biases and positional embeddings are left out: what they add is the same for every text.
+        """
+        sides = ((self.query_nodes, self.query_vectors), (self.key_nodes, self.key_vectors))
+        query, key = (_at_positions(nodes, vectors, constants=constants) for nodes, vectors in sides)
+        return query @ key.T
+
     def missing(self) -> float:
         """The part of the score that the table lacks; it is zero up to rounding."""
         query, key = self.query_vectors.double().sum(0), self.key_vectors.double().sum(0)
@@ -155,6 +166,18 @@ class AttentionExplanation:
             yield begin, self.query_vectors[begin : begin + size] @ self.key_vectors.T
 
     __repr__ = short_repr
+
+
+def _at_positions(
+    nodes: NodeTable, vectors: Float[Tensor, "source d_head"], *, constants: bool
+) -> Float[Tensor, "position d_head"]:
+    """The vectors of the sources of each position, added up."""
+    kept = torch.ones_like(nodes.kind, dtype=torch.bool)
+    if not constants:
+        for kind in _CONSTANTS:
+            kept &= nodes.kind != kind
+    sums = vectors.new_zeros(1 + int(nodes.position.max()), vectors.shape[1])
+    return sums.index_add_(0, nodes.position[kept], vectors[kept])
 
 
 def _largest(nodes: NodeTable, parts: Float[Tensor, "source"], count: int) -> list[dict[str, Any]]:

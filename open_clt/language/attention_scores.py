@@ -189,29 +189,35 @@ def read_attention_scores(
 class _Seen(NamedTuple):
     """What one pass shows of the attention of one layer."""
 
+    queries: Projection
+    keys: Projection
     q: Float[Tensor, "head position d_head"]
     k: Float[Tensor, "kv_head position d_head"]
     pattern: Float[Tensor, "head query key"]
+
+    __repr__ = short_repr
 
 
 def _read_layer(model: LanguageModel, layer: int, normed: Tensor, cache: dict[str, Tensor]) -> AttentionScores:
     values = {part: cache[name][0].float() for part in _HOOKS if (name := f"blocks.{layer}.attn.{part}") in cache}
     bridge = model.bridge.blocks[layer].attn
     try:
-        seen = _Seen(values["hook_q"].transpose(0, 1), values["hook_k"].transpose(0, 1), values["hook_pattern"])
-        queries, keys = (
-            Projection(weight.detach().float(), None if bias is None else bias.detach().float(), ())
-            for weight, bias in ((bridge.W_Q, bridge.b_Q), (bridge.W_K, bridge.b_K))
+        seen = _Seen(
+            queries=_projection(bridge.W_Q, bridge.b_Q),
+            keys=_projection(bridge.W_K, bridge.b_K),
+            q=values["hook_q"].transpose(0, 1),
+            k=values["hook_k"].transpose(0, 1),
+            pattern=values["hook_pattern"],
         )
     except (AttributeError, KeyError) as error:
         raise _inexpressible(model, layer, f"TransformerLens does not show {error}") from error
     tolerance = TOLERANCE.get(model.dtype, 1e-3)
-    for projection, vectors in ((queries, seen.q), (keys, seen.k)):
-        deviation = float((projection.project(normed) - vectors).norm() / vectors.norm().clamp(min=1e-30))
+    for projection, own in ((seen.queries, seen.q), (seen.keys, seen.k)):
+        deviation = float((projection.project(normed) - own).norm() / own.norm().clamp(min=1e-30))
         if not deviation <= tolerance:
             raise _inexpressible(model, layer, f"its projections deviate from the model's own by {deviation:.1e}")
     best, smallest = None, float("inf")
-    for candidate in _candidates(model, layer, queries, keys, seen, values):
+    for candidate in _candidates(model, layer, seen, values):
         deviation = _deviation(candidate)
         if best is None or deviation < smallest:
             best, smallest = candidate, deviation
@@ -224,9 +230,11 @@ def _read_layer(model: LanguageModel, layer: int, normed: Tensor, cache: dict[st
     return best
 
 
-def _candidates(
-    model: LanguageModel, layer: int, queries: Projection, keys: Projection, seen: _Seen, values: dict[str, Tensor]
-) -> Iterator[AttentionScores]:
+def _projection(weight: Tensor, bias: Tensor | None) -> Projection:
+    return Projection(weight.detach().float(), None if bias is None else bias.detach().float(), ())
+
+
+def _candidates(model: LanguageModel, layer: int, seen: _Seen, values: dict[str, Tensor]) -> Iterator[AttentionScores]:
     """The ways in which a layer may score."""
     bridge, d_head = model.bridge.blocks[layer].attn, seen.q.shape[-1]
     norms = [_norm(bridge, name, vectors, values) for name, vectors in (("q_norm", seen.q), ("k_norm", seen.k))]
@@ -235,7 +243,7 @@ def _candidates(
     scales |= {float(own_scale)} if isinstance(own_scale, float) else set()
     for rotation, rotates_first in product(_rotations(bridge, values), (False, True)):
         steps = [_steps(norm, rotation, rotates_first) for norm in norms]
-        queries, keys = replace(queries, steps=steps[0]), replace(keys, steps=steps[1])
+        queries, keys = replace(seen.queries, steps=steps[0]), replace(seen.keys, steps=steps[1])
         q, k = queries.finish(seen.q), keys.finish(seen.k)
         k = k.repeat_interleave(q.shape[0] // k.shape[0], dim=0)
         for scale, cap in product(sorted(scales, reverse=True), _caps(model)):

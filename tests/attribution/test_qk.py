@@ -35,7 +35,6 @@ MORE = (
     "OPT",
     "StableLm",
 )
-KIND = "skip from the input of the MLP"
 LOOK = Look(layer=2, head=3, query=-1, key=3)
 
 
@@ -44,23 +43,16 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load_family(request.param, tmp_path_factory.mktemp("family"))
 
 
-@pytest.fixture(scope="module")
-def transcoder() -> CrossLayerTranscoder:
-    transcoder = random_architecture(KINDS[KIND])
+def transcoder_of(n_layers: int) -> CrossLayerTranscoder:
+    """A random transcoder that every family can be explained with."""
+    transcoder = random_architecture(replace(KINDS["skip from the input of the MLP"], n_layers=n_layers))
     assert isinstance(transcoder, CrossLayerTranscoder)
     return transcoder
 
 
-def for_model(transcoder: CrossLayerTranscoder, model: LanguageModel) -> CrossLayerTranscoder:
-    """The transcoder, or another one if the model has more layers."""
-    if model.n_layers == transcoder.config.n_layers:
-        return transcoder
-    return random_architecture(replace(transcoder.config, n_layers=model.n_layers))
-
-
 @pytest.fixture(scope="module")
-def explainer(model: LanguageModel, transcoder: CrossLayerTranscoder) -> AttentionExplainer:
-    return AttentionExplainer(model, for_model(transcoder, model), PROMPT)
+def explainer(model: LanguageModel) -> AttentionExplainer:
+    return AttentionExplainer(model, transcoder_of(model.n_layers), PROMPT)
 
 
 def test_the_entries_of_every_table_add_up_to_the_score_of_the_model(explainer: AttentionExplainer) -> None:
@@ -101,9 +93,9 @@ def test_differences_of_explained_scores_decide_the_attention(explainer: Attenti
 
 
 def test_removing_a_source_on_the_side_of_the_query_changes_the_score_by_its_part(
-    model: LanguageModel, transcoder: CrossLayerTranscoder
+    model: LanguageModel,
 ) -> None:
-    fitting = for_model(transcoder, model)
+    fitting = transcoder_of(model.n_layers)
     graph = attribute(model, fitting, PROMPT)
     held, explainer = HeldModel(model, fitting, graph), AttentionExplainer(model, fitting, graph)
     explanation = explainer.explain(*LOOK)
