@@ -10,6 +10,7 @@
     open-clt harvest --text FILE --output D                   write activations to the disk, to train on them
     open-clt serve D                                          serve datasets of activations over HTTP
     open-clt scramble D SHUFFLED --seed S                     put all activations of a dataset in random order
+    open-clt upload D URL                                     upload a dataset of activations to a server
     open-clt train --config FILE --output T                   train a transcoder; every setting is also a flag
     open-clt evaluate --transcoder T --text FILE              measure a transcoder on held-out text
     open-clt compare A B --text FILE                          compare several transcoders in one table and one figure
@@ -65,6 +66,7 @@ def _commands() -> Sequence[Any]:
         scramble,
         serve,
         train,
+        upload,
     )
 
     return (
@@ -78,6 +80,7 @@ def _commands() -> Sequence[Any]:
         harvest,
         scramble,
         serve,
+        upload,
         train,
         evaluate,
         compare,

@@ -7,7 +7,8 @@ OpenCLTError
 │   └── HubUnreachableError    a model must be downloaded, and the hub does not answer or is switched off
 ├── TextError              a text is empty, too long, or missing (also a ValueError)
 ├── HubRefusedError        the hub refuses an upload: a token is missing, or does not permit it
-├── ServiceError           an endpoint for labels does not answer, refuses a request, or answers something else
+├── ServiceError           a server, such as an endpoint for labels, does not answer, refuses a request, or answers
+│                          something else
 ├── CheckpointError        a stored artefact is missing, damaged, written by another program, or of another version
 │                          or shape
 ├── NotFiniteError         a loss, an activation or another number is NaN or infinite (also an ArithmeticError)
@@ -94,7 +95,7 @@ class TextError(OpenCLTError, ValueError):
 
 
 class ServiceError(OpenCLTError):
-    """An endpoint for labels does not answer, refuses a request, or answers something else."""
+    """A server, such as an endpoint for labels, does not answer, refuses a request, or answers something else."""
 
 
 class CheckpointError(OpenCLTError):

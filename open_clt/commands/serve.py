@@ -10,9 +10,13 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from open_clt.commands.options import AddParser, add_command, integer
 from open_clt.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from open_clt.data.server.access import Access
 
 
 def add_to(add_parser: AddParser) -> None:
@@ -28,6 +32,13 @@ def add_to(add_parser: AddParser) -> None:
         default=[],
         metavar="NAME",
         help="Further name under which clients may reach the server, such as that of a computer. May be repeated.",
+    )
+    option(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="File of tokens that allow to upload datasets into DIR and to read, one on each line; without this option "
+        "nothing can be uploaded.",
     )
     option(
         "--read-token-file",
@@ -53,28 +64,32 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.data.server.app import make_app
     from open_clt.data.server.datasets import Datasets
     from open_clt.data.server.serve import serve, url_of
+    from open_clt.files import locked
     from open_clt.web_checks import take_address
 
     datasets = Datasets(arguments.directory)
+    writing = () if arguments.token_file is None else read_tokens(arguments.token_file)
     reading = None if arguments.read_token_file is None else read_tokens(arguments.read_token_file)
-    access = Access(reading=reading)
-    with _log(arguments.log_file) as log, take_address(arguments.host, arguments.port) as taken:
+    access = Access(writing, reading)
+    lock = locked(arguments.directory) if writing else nullcontext()
+    with _log(arguments.log_file) as log, take_address(arguments.host, arguments.port) as taken, lock:
         app = make_app(datasets, (arguments.host, *arguments.allow_host), access, log)
         number = len(datasets.names())
         print(f"datasets: {number}, at {url_of(taken)} (Ctrl-C ends the server)", flush=True)
-        _warn(arguments.host, has_token=reading is not None)
+        _warn(arguments.host, access)
         serve(app, taken)
     return 0
 
 
-def _warn(host: str, *, has_token: bool) -> None:
+def _warn(host: str, access: Access) -> None:
     """Say what other computers can do, if they can reach the server."""
     from open_clt.web_checks import is_loopback
 
     if is_loopback(host):
         return
-    who = "with a token" if has_token else "without a token"
-    print(f"Every computer that reaches {host} can read the datasets {who}; nothing is encrypted.", flush=True)
+    who = "without a token" if access.reading is None else "with a token"
+    writers = ", and upload datasets with a token" if access.writing else ""
+    print(f"Every computer that reaches {host} can read the datasets {who}{writers}; nothing is encrypted.", flush=True)
 
 
 def _log(path: Path | None) -> AbstractContextManager[Callable[[str], None]]:

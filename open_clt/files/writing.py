@@ -75,6 +75,49 @@ def appending(path: Path) -> Generator[Callable[[str], None]]:
             file.close()
 
 
+@contextmanager
+def continuing(path: Path, begin: int) -> Generator[Callable[[bytes], None]]:
+    """Give a function that appends bytes to a file, which has ``begin`` bytes or, for 0, need not exist.
+
+    What is appended stays if the block fails. Raises ResourceError if the disk is full or cannot be written; then the
+    file is as it was before. Who needs all of it on the disk calls ``move`` at the end.
+    """
+    check_file(path)
+    make_directory(path.parent)
+    with disk_errors(path):
+        number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+        def append(content: bytes) -> None:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(number, rest) :]
+
+        try:
+            yield append
+        except OSError:
+            os.ftruncate(number, begin)
+            if begin == 0:
+                path.unlink()
+            raise
+        finally:
+            os.close(number)
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a file or a directory on the same disk its final name, and wait until the disk has it.
+
+    Raises FileExistsError if a directory goes where something is, and ResourceError if the disk cannot be written.
+    """
+    with disk_errors(target):
+        if path.is_dir():
+            path.rename(target)
+        else:
+            flush(path)
+            path.replace(target)
+        for directory in {path.parent, target.parent}:
+            flush(directory)
+
+
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file and return its path."""
     with writing(path, needed=len(content)) as part:

@@ -11,17 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from open_clt import files
 from open_clt.cli import main
 from open_clt.data.dataset.manifest import MANIFEST, shard_name
+from open_clt.data.server import serve
 from tests.commands.mistakes import assert_mistake
 from tests.data.dataset.small_dataset import write
 from tests.data.server.processes import STATUS, address_of, ends, serving
 
-pytest.importorskip("fastapi", reason="the extra server is not installed")
-
-from open_clt.data.server import serve
-
-OPTIONS = ("--host", "--port", "--allow-host", "--read-token-file", "--log-file")
+OPTIONS = ("--host", "--port", "--allow-host", "--token-file", "--read-token-file", "--log-file")
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +42,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ([".", "--host", "127.0.0.1:80"], "127.0.0.1:80"),
         ([".", "--read-token-file", "missing"], "missing"),
         ([".", "--read-token-file", "file"], "file"),
+        ([".", "--token-file", "file"], "file"),
         ([".", "--log-file", "folder"], "folder"),
         ([".", "--nonsense"], "--nonsense"),
     ],
@@ -84,6 +83,20 @@ def test_a_server_that_others_can_reach_says_so(
     assert ("without a token" in printed) == (not with_token)
     assert main(["serve", str(tmp_path), "--port", "0", *options]) == 0
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_two_servers_do_not_take_uploads_into_one_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "serve", lambda *_: None)
+    (tmp_path / "tokens").write_text("a-token-for-writing\n")
+    (tmp_path / "data").mkdir()
+    options = ["serve", str(tmp_path / "data"), "--port", "0"]
+    with files.locked(tmp_path / "data"):
+        assert_mistake(capsys, [*options, "--token-file", str(tmp_path / "tokens")], tmp_path / "data")
+        assert main(options) == 0
+    assert main([*options, "--token-file", str(tmp_path / "tokens")]) == 0
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 @pytest.mark.slow

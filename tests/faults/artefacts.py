@@ -257,6 +257,9 @@ ARTEFACTS = {
     "shard of a dataset": Artefact(
         dataset.save_shard, dataset.shard_facts, ("data.dataset.shards",), named_by_user=True
     ),
+    "upload of a dataset": Artefact(
+        dataset.save_upload, dataset.upload_facts, ("data.server.uploads",), "upload.json", named_by_user=True
+    ),
     "graph": Artefact(
         lambda d, v: graph_of(v).save(d),
         lambda d: graph_facts(AttributionGraph.load(d)),

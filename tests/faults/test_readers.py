@@ -33,6 +33,7 @@ NOT_READERS = {
     "transcoders.formats.clt_training_settings": "is a part of transcoders.formats.clt_training",
     "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
     "data.server.access": "reads the tokens of the server's own user, which tests/data/server/test_security.py damages",
+    "data.server.client": "sends files as they are, and reads answers, which tests/data/server/test_client.py tests",
     "hub.partial_file": "opens files of the cache, whose bytes files.stored_tensors reads",
     "publishing.local_paths": "reads files that their own readers have read before",
     "features.labelling.service.endpoint": "reads answers of a server, which tests/features/labelling tests",

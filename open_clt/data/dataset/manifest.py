@@ -192,9 +192,14 @@ def read_manifest(directory: Path) -> DatasetManifest:
         raise CheckpointError(
             f"{directory} holds a dataset that is not complete; run the command that writes it again to finish it."
         )
-    manifest = record_of(DatasetManifest, MANIFEST_FORMAT.read(path, finite=True), MANIFEST_FORMAT, path)
+    return manifest_of(files.read_json(path, finite=True), path)
+
+
+def manifest_of(content: object, path: Path) -> DatasetManifest:
+    """The manifest that the values of a JSON file describe; raises CheckpointError, which names the path, if none."""
+    manifest = record_of(DatasetManifest, MANIFEST_FORMAT.check(content, path), MANIFEST_FORMAT, path)
     for shard in manifest.shards:
-        files.inside(directory, shard.file)
+        files.inside(path.parent, shard.file)
     return manifest
 
 

@@ -7,6 +7,7 @@ Writing always needs a token, and is off without a file of tokens. Reading needs
 from __future__ import annotations
 
 import hmac
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from open_clt.data.server.refusal import Refusal
 from open_clt.errors import ConfigError
 from open_clt.web_checks import SAFE_METHODS
 
+TOKEN_VARIABLE = "OPEN_CLT_TOKEN"
+"""Environment variable that holds the token of a client."""
 SHORTEST_TOKEN = 16
 """Smallest number of characters of a token."""
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
@@ -43,7 +46,7 @@ class Access:
         if is_reading and (self.reading is None or path in _OPEN):
             return
         if not is_reading and not self.writing:
-            raise Refusal(403, "This server only reads.")
+            raise Refusal(403, "This server only reads; start it with --token-file FILE to allow uploads.")
         if header is None:
             raise Refusal(401, "This request needs a token: the header Authorization: Bearer TOKEN.", _CHALLENGE)
         kind, _, token = header.partition(" ")
@@ -63,6 +66,19 @@ class Access:
 def _is_one_of(given: bytes, tokens: Iterable[bytes]) -> bool:
     """Whether a token is known; the time that this takes says nothing about the tokens."""
     return bool(sum([hmac.compare_digest(given, token) for token in tokens]))
+
+
+def own_token(path: Path | None) -> str | None:
+    """The token that a client sends: the first one of a file or, without a file, that of ``OPEN_CLT_TOKEN``.
+
+    Raises ConfigError, which does not show the token, if it is not legal.
+    """
+    if path is not None:
+        return read_tokens(path)[0].decode()
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if token and not _TOKEN.fullmatch(token.encode(errors="replace")):
+        raise ConfigError(f"The environment variable {TOKEN_VARIABLE} does not hold a token: signs of ASCII only.")
+    return token or None
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:

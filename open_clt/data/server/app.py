@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, TypeAlias, final
 
@@ -16,21 +17,17 @@ from open_clt.data.server.guard import Guard
 from open_clt.data.server.page import page
 from open_clt.data.server.refusal import Refusal
 from open_clt.data.server.slices import slice_of
+from open_clt.data.server.uploads import Uploads
+from open_clt.data.server.writing import Name, Writing, errors
+from open_clt.errors import ResourceError
 
-Name: TypeAlias = Annotated[str, Path(description="Name of a dataset.")]
+logger = logging.getLogger(__name__)
+
 File: TypeAlias = Annotated[
     str, Path(description="Name of a file: `manifest.json`, `norm_stats.json`, or a shard that the manifest names.")
 ]
 _BINARY = "application/octet-stream"
 _NO_ADDRESS = "The server does not have this address."
-_ERROR: dict[str, Any] = {
-    "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}
-}
-
-
-def errors(*statuses: int) -> dict[int | str, Any]:
-    """The part of the OpenAPI description that says which errors an address answers."""
-    return {status: {"description": "A sentence says what is wrong.", **_ERROR} for status in statuses}
 
 
 @final
@@ -107,14 +104,20 @@ def make_app(
     access: Access | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Guard:
-    """The application that serves datasets; it answers for this computer's names and the ``allowed`` ones."""
+    """The application that serves datasets; it answers for this computer's names and the ``allowed`` ones.
+
+    Without tokens for writing in ``access``, it has no addresses of uploads.
+    """
     access = access or Access()
     app = FastAPI(
         title="OpenCLT datasets", version="1", docs_url=None, redoc_url=None, redirect_slashes=False, openapi_url=None
     )
     app.include_router(Reading(datasets, access, app.openapi).router())
+    if access.writing:
+        app.include_router(Writing(Uploads(datasets)).router())
     app.add_api_route("/openapi.json", lambda: JSONResponse(app.openapi()), include_in_schema=False)
     app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(ResourceError, _full)
     app.add_exception_handler(HTTPException, _unknown)
     app.add_exception_handler(RequestValidationError, _illegal)
     return Guard(app, allowed, access, log)
@@ -123,6 +126,11 @@ def make_app(
 def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refusal)
     return JSONResponse({"error": error.sentence}, error.status, headers=dict(error.headers))
+
+
+def _full(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s", error)  # the sentence names a path of the server, which clients do not see
+    return JSONResponse({"error": "The disk of the server is full, or cannot be written."}, 507)
 
 
 def _unknown(request: Request, error: Exception) -> JSONResponse:

@@ -79,7 +79,7 @@ class Datasets:
         missing = Refusal(404, f"The server does not have a complete dataset {shown(name)!r}; GET /datasets lists all.")
         try:
             directory = self._directory(name)
-            path = self._inside(directory / MANIFEST)
+            path = self.inside(directory / MANIFEST)
             status = path.stat()
             version = (status.st_mtime_ns, status.st_size, status.st_ino)
             known = self._read.get(name)
@@ -99,7 +99,7 @@ class Datasets:
         if digest is None:
             raise missing
         try:
-            path = self._inside(dataset.directory / file)
+            path = self.inside(dataset.directory / file)
             files.check_regular(path)
             return DatasetFile(path, path.stat(), digest)
         except (CheckpointError, OSError, ValueError) as error:
@@ -107,7 +107,7 @@ class Datasets:
 
     def _is_dataset(self, name: str) -> bool:
         try:
-            return self._inside(self._directory(name) / MANIFEST).is_file()
+            return self.inside(self._directory(name) / MANIFEST).is_file()
         except (CheckpointError, OSError, ValueError):
             return False
 
@@ -117,9 +117,9 @@ class Datasets:
             return self.root
         if self.is_one or "/" in name or name.startswith("."):
             raise CheckpointError(f"{self.root} does not hold the dataset {shown(name)!r}.")
-        return self._inside(files.inside(self.root, name))
+        return self.inside(files.inside(self.root, name))
 
-    def _inside(self, path: Path) -> Path:
+    def inside(self, path: Path) -> Path:
         """The path itself; raises CheckpointError if a symbolic link leads it out of the directory."""
         if not Path(os.path.realpath(path)).is_relative_to(self.root):
             raise CheckpointError(f"{path} leads out of {self.root}.")

@@ -51,6 +51,23 @@ class Server(uvicorn.Server):
 
 def serve(app: ASGIApp, taken: socket.socket) -> None:
     """Answer requests at an address that ``web_checks.take_address`` has taken, until a signal ends the server."""
+    _server(app).run([taken])
+
+
+@contextmanager
+def in_background(app: ASGIApp, taken: socket.socket) -> Generator[None]:
+    """Answer requests in a thread during the block."""
+    server = _server(app)
+    thread = threading.Thread(target=server.run, args=([taken],), name="server of datasets", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _server(app: ASGIApp) -> Server:
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -61,7 +78,7 @@ def serve(app: ASGIApp, taken: socket.socket) -> None:
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=_LONGEST_END,
     )
-    Server(config).run([taken])
+    return Server(config)
 
 
 def url_of(taken: socket.socket) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 
+from open_clt.config.json import to_dict
 from open_clt.data.contexts import Place
 from open_clt.data.dataset import batches, manifest
 from open_clt.data.dataset.manifest import DatasetManifest, Scrambled, Shard, UnfinishedDataset, shard_name
@@ -21,6 +23,7 @@ from open_clt.data.dataset.statistics import (
     write_statistics,
 )
 from open_clt.data.dataset.statistics import read_statistics as read_file_of_statistics
+from open_clt.data.server import uploads
 from tests.data.dataset.small_dataset import D_MODEL, N_LAYERS, all_of, harvested, store, write
 
 __all__ = ["write"]
@@ -62,10 +65,14 @@ def statistics_of(version: int) -> DatasetStatistics:
     return updated(no_statistics(N_LAYERS, D_MODEL), all_of(store(10 * version)))
 
 
-def save_manifest(directory: Path, version: int) -> None:
+def manifest_of(version: int) -> DatasetManifest:
+    """A manifest with as many shards as the version says."""
     settings, shards = harvested(), shards_of(version)
-    record = DatasetManifest(harvested=settings, shards=shards, tokens=10 * version, statistics_sha256="0" * 64)
-    manifest.write_manifest(directory, record)
+    return DatasetManifest(harvested=settings, shards=shards, tokens=10 * version, statistics_sha256="0" * 64)
+
+
+def save_manifest(directory: Path, version: int) -> None:
+    manifest.write_manifest(directory, manifest_of(version))
 
 
 def manifest_facts(directory: Path) -> object:
@@ -122,3 +129,21 @@ def use_scrambling(directory: Path) -> Iterable[float]:
     scrambling = read_scrambling(directory)
     repr(scrambling)
     return [scrambling.run_tokens, *(shard.tokens for shard in scrambling.shards)]
+
+
+def write_upload(directory: Path) -> None:
+    save_upload(directory, 2)
+
+
+def read_upload(directory: Path) -> Iterable[Tensor]:
+    repr(uploads.read_upload(directory / "upload.json"))
+    return ()
+
+
+def save_upload(directory: Path, version: int) -> None:
+    content = {**manifest.MANIFEST_FORMAT.header(), **to_dict(manifest_of(version))}
+    uploads.write_upload(directory, json.dumps(content).encode())
+
+
+def upload_facts(directory: Path) -> object:
+    return uploads.read_upload(directory / "upload.json")

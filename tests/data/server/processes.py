@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -22,11 +22,19 @@ def _restore_handlers() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+_WITH_PIECES = (
+    "import sys; from open_clt.data.server import client; client.PIECE = int(sys.argv.pop(1)); "
+    "from open_clt.cli import main; sys.exit(main())"
+)
+"""A program that runs a command whose uploads are sent in pieces of as many bytes as the first argument says."""
+
+
 @contextmanager
-def serving(directory: Path, *options: str, port: int = 0) -> Generator[subprocess.Popen[str]]:
-    """``open-clt serve DIRECTORY`` in a process of its own, which is killed at the end."""
+def command(*arguments: str, piece: int = 0) -> Generator[subprocess.Popen[str]]:
+    """``open-clt`` in a process of its own, which is killed at the end; ``piece`` is the size of an upload's pieces."""
+    program = ["-c", _WITH_PIECES, str(piece)] if piece else ["-m", "open_clt"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "open_clt", "serve", str(directory), "--port", str(port), *options],
+        [sys.executable, *program, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -38,6 +46,11 @@ def serving(directory: Path, *options: str, port: int = 0) -> Generator[subproce
     finally:
         process.kill()
         process.communicate()
+
+
+def serving(directory: Path, *options: str, port: int = 0) -> AbstractContextManager[subprocess.Popen[str]]:
+    """``open-clt serve DIRECTORY`` in a process of its own."""
+    return command("serve", str(directory), "--port", str(port), *options)
 
 
 def address_of(process: subprocess.Popen[str]) -> str:

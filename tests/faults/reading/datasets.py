@@ -11,4 +11,5 @@ DATASETS: dict[str, Reader] = {
     "statistics of a dataset": Reader(dataset.write, dataset.read_statistics, "data.dataset.statistics"),
     "unfinished dataset": Reader(dataset.write_unfinished, dataset.read_unfinished, "data.dataset.manifest"),
     "stopped scramble": Reader(dataset.write_stopped_scramble, dataset.use_scrambling, "data.dataset.scrambling.state"),
+    "upload of a dataset": Reader(dataset.write_upload, dataset.read_upload, "data.server.uploads"),
 }

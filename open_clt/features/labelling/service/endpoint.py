@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from open_clt import files
 from open_clt.config.json import CheckedConfig
 from open_clt.errors import ConfigError, ServiceError, short_value
+from open_clt.web_checks import is_address
 
 _LONGEST_ANSWER = 4 * 2**20
 _LONGEST_PAUSE = 60.0
@@ -52,7 +53,7 @@ class Endpoint(CheckedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not _is_address(self.url):
+        if not is_address(self.url):
             raise ConfigError(
                 f"The endpoint is {short_value(self.url)}; give an address such as http://127.0.0.1:8000/v1, without a "
                 "name or a key in it."
@@ -133,16 +134,6 @@ class _TryAgain(ServiceError):
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
         self.wait = wait
-
-
-def _is_address(url: str) -> bool:
-    """Whether a text is an address on the web, without a name or a key in it."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    more = parts.username or parts.query or parts.fragment
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not more
 
 
 def _seconds(header: str | None) -> float | None:
