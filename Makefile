@@ -17,7 +17,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,explorer,gguf
+EXTRAS := dev,explorer,gguf,server,benchmarks
 ARGS ?=
 PYTEST ?=
 # One process for each core; a process that has finished its tests takes tests from another one.
