@@ -89,6 +89,15 @@ class ExtensiveStore(ActivationStore, Protocol):
         ...
 
 
+@runtime_checkable
+class DivisibleStore(ActivationStore, Protocol):
+    """A store that several processes can divide, so that each of them reads its own tokens only."""
+
+    def share(self, part: int, parts: int) -> ActivationStore:
+        """One of ``parts`` shares, which together hold every token once; their sizes differ by at most one token."""
+        ...
+
+
 def read_from(store: ActivationStore, place: Place) -> Iterator[Placed]:
     """Read a store from a place on; what lies before it is read and discarded if the store cannot skip it."""
     if isinstance(store, SeekableStore):

@@ -3,6 +3,10 @@
 Data that does not fit is read in blocks of half the memory limit: while training uses the tokens of one block in random
 order, a thread harvests the next block. The order of the tokens depends on the seed only. The position in the data is
 a ``DataState``; a resumed run starts there, and the language model does not read the earlier texts again.
+
+Several processes that split batches take every n-th token of each batch. If the data is a dataset that does not fit in
+memory, each process reads a share of its own instead, and mixes the tokens of that share; then a checkpoint holds the
+state of every process.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from open_clt.data.harvest import (
     ActivationBatch,
     ActivationStore,
     Block,
+    DivisibleStore,
     MemoryStore,
     blocks,
     mixed,
@@ -33,7 +38,7 @@ from open_clt.data.harvest import (
 from open_clt.data.prefetch import Ahead
 from open_clt.errors import CheckpointError, ConfigError, TextError
 from open_clt.training.data.preparation import DataStatistics, Prepared, prepare, storage_type
-from open_clt.training.parallel.strategy import batch_share
+from open_clt.training.parallel.strategy import WHOLE, BatchShare, batch_share, gathered
 
 _LENGTH_SETTINGS = ("steps", "max_steps", "epochs")
 _FIXED_LENGTH = (
@@ -159,11 +164,18 @@ class ActivationDataModule(LightningDataModule):
         for batch in map(self._usable, self.held_out):
             yield from (batch.take(rows) for rows in torch.arange(batch.size).split(self.config.batch_size))
 
-    def batches(self, state: DataState | None = None) -> Generator[tuple[DataState, ActivationBatch]]:
-        """Endless training batches from a state on, each with the state after it."""
+    def divides(self, share: BatchShare) -> bool:
+        """Whether each process reads tokens of its own, in place of its share of every batch."""
+        return share.parts > 1 and self.prepared.kept is None and isinstance(self.train, DivisibleStore)
+
+    def batches(
+        self, state: DataState | None = None, share: BatchShare = WHOLE
+    ) -> Generator[tuple[DataState, ActivationBatch]]:
+        """Endless training batches, or a process's share of them, from a state on, each with the state after it."""
         state = state or DataState()
-        size = self.batch_size
-        with self._blocks(state.place) as blocks_read:
+        share, own = (WHOLE, share) if self.divides(share) else (share, WHOLE)
+        size = own.size_of(self.batch_size)
+        with self._blocks(state.place, own) as blocks_read:
             for block_index, (place, tokens) in enumerate(blocks_read, start=state.blocks):
                 # The order within a block depends on the seed and on the block's index only.
                 generator = torch.Generator().manual_seed((self.config.seed << 20) + block_index + 1)
@@ -172,7 +184,7 @@ class ActivationDataModule(LightningDataModule):
                 for batch in islice(full_batches, given, None):
                     given += 1
                     state = DataState(state.batches + 1, block_index, given, place)
-                    yield state, batch
+                    yield state, share.of(batch)
 
     def close(self) -> None:
         """Stop the harvesting thread, if there is one."""
@@ -201,7 +213,7 @@ class ActivationDataModule(LightningDataModule):
         refuse_other_settings(state_dict["settings"], self._settings)
 
     @contextmanager
-    def _blocks(self, start: Place) -> Generator[Iterator[Block]]:
+    def _blocks(self, start: Place, own: BatchShare) -> Generator[Iterator[Block]]:
         """Endless blocks from a place on: the data in memory, repeated, or blocks that are harvested one ahead."""
         self._started = self._started or time.perf_counter()
         if self.prepared.kept is not None:
@@ -209,27 +221,31 @@ class ActivationDataModule(LightningDataModule):
             yield iter(lambda: block, None)
             return
         self.close()
-        self._ahead = Ahead(lambda stopped: self._harvested(start, stopped))
+        self._ahead = Ahead(lambda stopped: self._harvested(start, own, stopped))
         try:
             yield self._ahead
         finally:
             self.close()
 
-    def _harvested(self, start: Place, stopped: Event) -> Iterator[Block]:
-        """Blocks of one epoch after another, until ``stopped`` is set."""
-        size = self.prepared.block_size
+    def _harvested(self, start: Place, own: BatchShare, stopped: Event) -> Iterator[Block]:
+        """Blocks of one epoch after another, or of a process's own share of each, until ``stopped`` is set."""
+        store = self.train
+        if own.parts > 1:
+            assert isinstance(store, DivisibleStore), "the processes divide it"
+            store = store.share(own.part, own.parts)
+        size, least = max(1, self.prepared.block_size // own.parts), own.size_of(self.batch_size)
         while not stopped.is_set():
-            placed = takewhile(lambda _: not stopped.is_set(), read_from(self.train, start))
+            placed = takewhile(lambda _: not stopped.is_set(), read_from(store, start))
             tokens = 0
             for block in blocks(
                 placed, size=size, usable=self._usable, used=start.used, dtype=storage_type(self.config)
             ):
                 tokens += block.tokens.size
                 yield block
-            if start == Place() and tokens < self.batch_size:
+            if start == Place() and tokens < least:
                 raise TextError(
-                    f"The data has {tokens} usable tokens, fewer than a batch of {self.batch_size}; give more text, or "
-                    "lower batch_size."
+                    f"The data has {tokens} usable tokens, fewer than a batch of {least}; give more text, or lower "
+                    "batch_size."
                 )
             start = Place()
 
@@ -252,21 +268,35 @@ class TrainingBatches:
 
     def __iter__(self) -> Generator[ActivationBatch]:
         remaining = len(self) - self._state.batches
-        batches = self._data.batches(self._state)
-        share = batch_share(self._data.trainer)
+        batches = self._data.batches(self._state, batch_share(self._data.trainer))
         try:
             for state, batch in islice(batches, remaining):
                 self._state = state
-                yield share.of(batch)
+                yield batch
         finally:
             batches.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch, for a checkpoint."""
-        return {**self._state._asdict(), "place": list(self._state.place)}
+        """The position after the last batch, for a checkpoint; all processes must call this method."""
+        state = {**self._state._asdict(), "place": list(self._state.place)}
+        share = batch_share(self._data.trainer)
+        return {**state, "shares": gathered(state, share)} if self._data.divides(share) else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a position that ``state_dict`` returned."""
+        """Continue from a position that ``state_dict`` returned.
+
+        Raises CheckpointError if other numbers of processes divided the data.
+        """
+        share = batch_share(self._data.trainer)
+        shares: list[dict[str, Any]] | None = state_dict.get("shares")
+        if shares is not None or self._data.divides(share):
+            shares = shares or [state_dict]
+            if len(shares) != share.parts or not self._data.divides(share):
+                raise CheckpointError(
+                    f"The training run to resume divided its dataset over {len(shares)} processes, but now "
+                    f"{share.parts} split its batches; resume with as many processes and the same memory_limit."
+                )
+            state_dict = shares[share.part]
         counts = {name: value for name, value in state_dict.items() if name != "place"}
         self._state = DataState(**counts, place=Place(*state_dict["place"]))
 

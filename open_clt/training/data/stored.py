@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -40,7 +40,7 @@ _TOKENS_PER_HELD_OUT = 10
 """By default one token in ten is held out, and at most 8,192."""
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Consecutive tokens of one shard."""
 
     shard: int
@@ -55,14 +55,25 @@ class DatasetTokens:
     The shards are read in sequence, or in a random order that depends on a seed only.
     """
 
-    def __init__(self, dataset: ActivationDataset, tokens: range, *, random_seed: int | None = None) -> None:
+    def __init__(self, dataset: ActivationDataset, pieces: Sequence[Piece]) -> None:
         self.dataset = dataset
-        self.n_tokens = len(tokens)
-        self._pieces = _pieces(dataset, tokens)
+        self.n_tokens = sum(piece.end - piece.begin for piece in pieces)
+        self._pieces = pieces
+
+    @staticmethod
+    def of(dataset: ActivationDataset, tokens: range, *, random_seed: int | None = None) -> DatasetTokens:
+        """The store of these tokens of a dataset; a seed puts the shards in a random order."""
+        sizes = [shard.tokens for shard in dataset.manifest.shards]
+        pieces = _cut([Piece(index, 0, size) for index, size in enumerate(sizes)], tokens)
         if random_seed is not None:
             generator = torch.Generator().manual_seed(random_seed)
-            order = torch.randperm(len(self._pieces), generator=generator).tolist()
-            self._pieces = [self._pieces[index] for index in order]
+            pieces = [pieces[index] for index in torch.randperm(len(pieces), generator=generator).tolist()]
+        return DatasetTokens(dataset, pieces)
+
+    def share(self, part: int, parts: int) -> DatasetTokens:
+        """One of ``parts`` shares: consecutive tokens in the order in which they are read."""
+        first, last = (self.n_tokens * end // parts for end in (part, part + 1))
+        return DatasetTokens(self.dataset, _cut(self._pieces, range(first, last)))
 
     def holds_more_than(self, tokens: int) -> bool:
         """Whether there are more tokens than this number."""
@@ -81,16 +92,16 @@ class DatasetTokens:
                 yield Placed(Place(item, begin), batch_of([Rows(tensors, slice(begin, end), end - begin)]))
 
 
-def _pieces(dataset: ActivationDataset, tokens: range) -> list[_Piece]:
-    """The parts of the shards of a dataset that hold these tokens."""
-    pieces: list[_Piece] = []
+def _cut(pieces: Sequence[Piece], tokens: range) -> list[Piece]:
+    """The parts of a sequence of pieces that hold some of its tokens."""
+    parts: list[Piece] = []
     before = 0
-    for index, shard in enumerate(dataset.manifest.shards):
-        begin, end = max(tokens.start - before, 0), min(tokens.stop - before, shard.tokens)
+    for shard, first, last in pieces:
+        begin, end = max(tokens.start - before, 0), min(tokens.stop - before, last - first)
         if begin < end:
-            pieces.append(_Piece(index, begin, end))
-        before += shard.tokens
-    return pieces
+            parts.append(Piece(shard, first + begin, first + end))
+        before += last - first
+    return parts
 
 
 @final
@@ -144,7 +155,7 @@ class StoredActivations:
             )
         seed = training.data.seed if config.order == "random" else None
         return RunActivations(
-            train=DatasetTokens(dataset, tokens, random_seed=seed),
+            train=DatasetTokens.of(dataset, tokens, random_seed=seed),
             held_out=held_out,
             contexts=self._contexts(training),
             origin={
@@ -163,12 +174,12 @@ class StoredActivations:
         if config.held_out_path is not None:
             other = ActivationDataset(config.held_out_path)
             _check_alike(dataset, other)
-            return DatasetTokens(other, range(len(other))), 0
+            return DatasetTokens.of(other, range(len(other))), 0
         kept = config.held_out_tokens
         if kept is None:
             kept = min(_HELD_OUT, len(dataset) // _TOKENS_PER_HELD_OUT)
         kept = min(kept, len(dataset))
-        return (DatasetTokens(dataset, range(kept)), kept) if kept else (None, 0)
+        return (DatasetTokens.of(dataset, range(kept)), kept) if kept else (None, 0)
 
     def _contexts(self, training: TrainingConfig) -> Any:
         """Contexts of the texts on which the language model and the transcoder are evaluated."""

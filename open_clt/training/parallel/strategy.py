@@ -141,21 +141,38 @@ class BatchShare(NamedTuple):
     part: int
     parts: int
 
-    def of(self, batch: ActivationBatch) -> ActivationBatch:
-        """The process's tokens of a batch; raises ConfigError if the batch cannot be split evenly."""
-        if batch.size % self.parts:
+    def size_of(self, batch_size: int) -> int:
+        """Number of the process's tokens of a batch; raises ConfigError if the batch cannot be split evenly."""
+        if batch_size % self.parts:
             raise ConfigError(
-                f"A batch has {batch.size} tokens, but it is split over {self.parts} processes; choose a batch_size "
+                f"A batch has {batch_size} tokens, but it is split over {self.parts} processes; choose a batch_size "
                 f"that is divisible by {self.parts}."
             )
+        return batch_size // self.parts
+
+    def of(self, batch: ActivationBatch) -> ActivationBatch:
+        """The process's tokens of a batch; raises ConfigError if the batch cannot be split evenly."""
+        self.size_of(batch.size)
         return batch if self.parts == 1 else batch.take(torch.arange(self.part, batch.size, self.parts))
+
+
+WHOLE = BatchShare(0, 1)
+"""The share of a process that has whole batches."""
+
+
+def gathered(value: Any, share: BatchShare) -> list[Any]:
+    """The values of all parts of a batch, in their order, from all processes; all of them must call this function."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, (share.part, value))
+    by_part = dict(values)
+    return [by_part[part] for part in range(share.parts)]
 
 
 def batch_share(trainer: Trainer | None) -> BatchShare:
     """This process's share of every batch, according to the strategy of Lightning's Trainer."""
     sampler_settings = trainer and trainer.distributed_sampler_kwargs
     if not sampler_settings:
-        return BatchShare(0, 1)
+        return WHOLE
     return BatchShare(sampler_settings["rank"], sampler_settings["num_replicas"])
 
 

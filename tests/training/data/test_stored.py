@@ -92,18 +92,18 @@ def test_a_resumed_run_refuses_another_dataset_and_other_settings(tmp_path: Path
 def test_the_order_of_the_files_can_be_random(tmp_path: Path) -> None:
     dataset = ActivationDataset(write(tmp_path))
     kept = range(100, 1600)
-    in_sequence, mixed = DatasetTokens(dataset, kept), DatasetTokens(dataset, kept, random_seed=4)
+    in_sequence, mixed = DatasetTokens.of(dataset, kept), DatasetTokens.of(dataset, kept, random_seed=4)
     assert in_sequence.n_tokens == mixed.n_tokens == 1500
     first, second = (concatenate(list(store)).tokens for store in (in_sequence, mixed))
     assert torch.equal(first, rows(tmp_path).tokens[100:])
     assert not torch.equal(first, second)
     assert torch.equal(first.sort().values, second.sort().values)
-    assert torch.equal(concatenate(list(DatasetTokens(dataset, kept, random_seed=4))).tokens, second)
+    assert torch.equal(concatenate(list(DatasetTokens.of(dataset, kept, random_seed=4))).tokens, second)
 
 
 @pytest.mark.parametrize("seed", [None, 4])
 def test_tokens_can_be_read_from_any_place_on(tmp_path: Path, seed: int | None) -> None:
-    store = DatasetTokens(ActivationDataset(write(tmp_path)), range(100, 1600), random_seed=seed)
+    store = DatasetTokens.of(ActivationDataset(write(tmp_path)), range(100, 1600), random_seed=seed)
     placed = list(store.read_from(Place()))
     for index in (0, 1, 5, len(placed) - 1):
         again = list(read_from(store, placed[index].place))
