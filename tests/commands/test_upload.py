@@ -99,7 +99,7 @@ def test_a_mistake_is_one_line(
 def test_an_upload_goes_on_after_its_server_was_killed(root: Path, tmp_path: Path) -> None:
     directory = write(tmp_path / "set")
     (tmp_path / "tokens").write_text(TOKEN)
-    options = ("--token-file", str(tmp_path / "tokens"))
+    options = ("--token-file", str(tmp_path / "tokens"), "--log-file", str(tmp_path / "log"))
     with serving(root, *options) as first:
         url = address_of(first)
         port = int(url.rpartition(":")[2])
@@ -123,7 +123,8 @@ def test_an_upload_goes_on_after_its_server_was_killed(root: Path, tmp_path: Pat
 def test_the_same_command_goes_on_after_it_was_stopped(number: signal.Signals, root: Path, tmp_path: Path) -> None:
     directory = write(tmp_path / "set")
     (tmp_path / "tokens").write_text(TOKEN)
-    with serving(root, "--token-file", str(tmp_path / "tokens")) as server:
+    options = ("--token-file", str(tmp_path / "tokens"), "--log-file", str(tmp_path / "log"))
+    with serving(root, *options) as server:
         url = address_of(server)
         with command("upload", str(directory), url, piece=20) as process:
             wait_for_bytes(url, 500)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from open_clt import files
 from open_clt.data.dataset.manifest import MANIFEST, shard_name
 from open_clt.data.dataset.reader import ActivationDataset
 from open_clt.data.dataset.statistics import STATISTICS
@@ -14,6 +15,7 @@ from open_clt.data.server.datasets import Datasets
 from open_clt.data.server.uploads import Piece, Uploads
 from tests.data.dataset.small_dataset import contents
 from tests.data.server.uploading import append, begin, send_all, writer
+from tests.faults.interrupted import Faults, Killed, faults_until_success
 
 SHARD = shard_name(0)
 
@@ -108,3 +110,40 @@ def test_one_request_at_a_time_changes_an_upload(root: Path, source: dict[str, b
     with uploads.claimed("set"):
         begin(app, source[MANIFEST])
         assert uploads.check("set", SHARD, Piece(0, 8, 832)).name == f"{SHARD}.part"
+
+
+def send_what_lacks(root: Path, source: dict[str, bytes]) -> None:
+    """Begin an upload or go on with it, as a client does, with a server that has just started."""
+    uploads = Uploads(Datasets(root))
+    for file, received, done in uploads.begin("set", source[MANIFEST]).files:
+        content, begin = source[file], received
+        while not done:
+            piece = Piece(begin, min(begin + 500, len(content)), len(content))
+            with files.continuing(uploads.check("set", file, piece), begin) as append_bytes:
+                append_bytes(content[piece.begin : piece.end])
+            (state,) = uploads.received("set", file, piece).files
+            begin, done = piece.end, state.done
+
+
+def test_a_server_may_be_killed_at_any_change_of_its_files(
+    source: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults(monkeypatch, ("replace", "rename", "unlink", "rmdir", "write"))
+
+    def upload_once(failing_call: int) -> bool:
+        root = tmp_path / str(failing_call)
+        root.mkdir()
+        faults.arm(failing_call, Killed(), only_once=False)
+        try:
+            send_what_lacks(root, source)
+            is_killed = False
+        except Killed:
+            is_killed = True
+        faults.disarm()
+        if (root / "set").exists():
+            assert contents(root / "set") == source
+        send_what_lacks(root, source)
+        assert contents(root / "set") == source
+        return not is_killed
+
+    assert faults_until_success(upload_once) >= 30
