@@ -6,13 +6,16 @@ The same command goes on with a dataset that was stopped, at any moment and for 
 from __future__ import annotations
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_context_option, add_source_options
 from open_clt.commands.options import DEVICE_HELP, MODEL_HELP, AddParser, add_command, integer, seed
+from open_clt.commands.upload import add_token_option
 from open_clt.config import CrossLayerConfig
+from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clt.data.dataset.manifest import Harvested, UnfinishedDataset
@@ -70,7 +73,34 @@ def add_to(add_parser: AddParser) -> None:
         f"(default: {_SHARD_TOKENS}).",
     )
     option("--seed", type=seed, default=0, help="Seed of the order of the tokens, and of generated sentences.")
-    parser.set_defaults(command=run)
+    option(
+        "--upload",
+        metavar="URL",
+        help="Address of a server of datasets, such as http://lab:8042, to which the dataset is uploaded once it is "
+        "complete, under the name of its directory, or under that of http://lab:8042/datasets/NAME.",
+    )
+    add_token_option(option)
+    parser.set_defaults(command=run_and_upload)
+
+
+def run_and_upload(arguments: argparse.Namespace) -> int:
+    """Harvest and, if the options name a server, upload the dataset; the server is asked first whether it takes it."""
+    if arguments.upload is None:
+        if arguments.token_file is not None:
+            raise ConfigError("--token-file is given, but it is used with --upload only; give both or neither.")
+        return run(arguments)
+    from open_clt.commands.upload import send
+    from open_clt.data.server.access import own_token
+    from open_clt.data.server.client import check_upload, target_of
+
+    target, token = target_of(arguments.upload, arguments.output), own_token(arguments.token_file)
+    is_first = os.environ.get("RANK", "0") == "0"  # of several processes, which torchrun has started
+    if is_first:
+        check_upload(target, token)
+    status = run(arguments)
+    if is_first:
+        send(arguments.output, target, token)
+    return status
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -94,6 +94,44 @@ def test_a_mistake_is_one_line(
     assert list(root.iterdir()) == []
 
 
+def test_a_harvest_is_uploaded_once_it_is_complete(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["harvest", "--tokens", "100", "--shard-tokens", "30", "--output", str(tmp_path / "set"), "--upload"]
+    with running(root, Access([TOKEN.encode()])) as url:
+        assert main([*command, url]) == 0
+        assert f"uploaded: {url}/datasets/set\n" in capsys.readouterr().out
+        assert main([*command, f"{url}/datasets/again"]) == 0  # the harvest is complete already
+    assert contents(root / "set") == contents(root / "again") == contents(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--upload", "lab"], "lab"),
+        (["--upload", "URL/datasets/a b"], "'a b'"),
+        (["--upload", "URL", "--token-file", "wrong"], "401"),
+        (["--upload", "URL", "--token-file", "missing"], "missing"),
+        (["--token-file", "wrong"], "--upload"),
+    ],
+    ids=str,
+)
+def test_a_server_that_would_refuse_a_harvest_is_found_before_it_begins(
+    options: list[str],
+    named: str,
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong").write_text("another-token-of-tests")
+    with running(root, Access([TOKEN.encode()])) as url:
+        options = [option.replace("URL", url) for option in options]
+        assert_mistake(capsys, ["harvest", "--output", "set", *options], named)
+    assert not (tmp_path / "set").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other signals")
 def test_an_upload_goes_on_after_its_server_was_killed(root: Path, tmp_path: Path) -> None:

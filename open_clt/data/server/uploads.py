@@ -157,7 +157,9 @@ class Uploads:
                 raise
         elif files.read_bytes(begun) != content:
             raise Refusal(
-                409, f"An upload of another dataset as {name!r} has begun; DELETE it, or upload under another name."
+                409,
+                f"An upload of another dataset as {name!r} has begun; upload under another name, or DELETE it, as "
+                "`open-clt upload --discard` does.",
             )
         return self._finished(upload)
 
