@@ -3,6 +3,7 @@
     open-clt embedded evaluate                                measure what the embedded model knows
     open-clt generate --model M --transcoder T --prompt P     continue a prompt with the original and the replacement
     open-clt attribute --model M --transcoder T --prompt P    compute, check, save and draw attribution graphs
+    open-clt attention --prompt P --layer L --head H --key K  explain why a head looked at a position
     open-clt explore --model M --transcoder T                 trace, label, group and steer in a browser
     open-clt report --prompt P --output report.html           show predictions, graph and features in one HTML file
     open-clt features --transcoder T --text FILE              measure every feature of a transcoder on a text
@@ -50,6 +51,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _commands() -> Sequence[Any]:
     """The module of each command."""
     from open_clt.commands import (
+        attention,
         attribute,
         compare,
         convert,
@@ -73,6 +75,7 @@ def _commands() -> Sequence[Any]:
         embedded,
         generate,
         attribute,
+        attention,
         explore,
         report,
         features,

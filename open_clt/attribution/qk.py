@@ -13,20 +13,19 @@ Each component of the two vectors is one row of the adjoint walk (``adjoint.py``
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, NamedTuple, TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from open_clt.attribution.adjoint import before, walk
+from open_clt.attribution.attention_table import AttentionExplanation, Look
 from open_clt.attribution.sources import Sources, attributable, find_sources
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.nodes import NodeId, NodeKind, NodeTable
 from open_clt.language.attention_scores import AttentionScores, Projection, read_attention_scores
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
@@ -37,155 +36,7 @@ from open_clt.transcoders.transcoder import Transcoder
 
 _BATCH_NUMBERS = 2**24
 """Largest number of entries in the cotangents of one walk (64 MB in float32)."""
-_TABLE_NUMBERS = 2**24
-"""Largest number of entries of the table that are in memory at a time."""
-_CONSTANTS = (NodeKind.BIAS, NodeKind.POSITIONAL)
-"""Kinds of sources that are the same for every text."""
 Side: TypeAlias = Literal["query", "key"]
-
-
-class Look(NamedTuple):
-    """A head, the position that it looks from, and the position that it looks at."""
-
-    layer: int
-    head: int
-    query: int
-    key: int
-    versus: int | None = None
-    """Another key, if the difference between the scores of the two keys is meant."""
-
-    def __str__(self) -> str:
-        compared = "" if self.versus is None else f" rather than {self.versus}"
-        return f"head {self.layer}.{self.head} from position {self.query} at {self.key}{compared}"
-
-
-class Pair(NamedTuple):
-    """One entry of the table of a score."""
-
-    query: NodeId
-    """Source on the side of the query."""
-    key: NodeId
-    """Source on the side of the key."""
-    weight: float
-    """Part of the score that the two sources make together."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The pair as plain values."""
-        return {"query": str(self.query), "key": str(self.key), "weight": self.weight}
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class AttentionExplanation:
-    """The score of one head for one query and one key, or the difference between two keys, as a table of sources."""
-
-    look: Look
-    score: float
-    """The model's own score, before a soft cap; the difference of two scores if two keys are compared."""
-    attention: float
-    """Share of the query's attention that the key gets, from 0 to 1."""
-    versus_attention: float | None
-    """Share of the key that it is compared with; None without one."""
-    distance: float
-    """Part of the score that depends only on the distance of the positions (ALiBi); zero for other models."""
-    cap: float | None
-    """Bound on the scores, which enter the softmax as ``cap * tanh(score / cap)``; None for models without a bound."""
-    query_nodes: NodeTable
-    """Sources of the query's vector."""
-    key_nodes: NodeTable
-    """Sources of the key's vector."""
-    query_vectors: Float[Tensor, "query_source d_head"]
-    """Part of the query's vector that each source makes, times the model's scaling of scores."""
-    key_vectors: Float[Tensor, "key_source d_head"]
-    """Part of the key's vector, or of the difference of two keys, that each source makes."""
-
-    def table(self) -> Float[Tensor, "query_source key_source"]:
-        """The whole table; it has as many entries as there are pairs of sources."""
-        return self.query_vectors @ self.key_vectors.T
-
-    def by_query(self) -> Float[Tensor, "query_source"]:
-        """The part of the score that each source on the query's side makes with all sources of the key."""
-        return self.query_vectors @ self.key_vectors.sum(0)
-
-    def by_key(self) -> Float[Tensor, "key_source"]:
-        """The part of the score that each source on the key's side makes with all sources of the query."""
-        return self.key_vectors @ self.query_vectors.sum(0)
-
-    def by_position(self, *, constants: bool = False) -> Float[Tensor, "query_position key_position"]:
-        """The table added up over the sources of each position, from the first position to those of the look.
-
-        By default, biases and positional embeddings are left out: what they add is the same for every text.
-        """
-        sides = ((self.query_nodes, self.query_vectors), (self.key_nodes, self.key_vectors))
-        query, key = (_at_positions(nodes, vectors, constants=constants) for nodes, vectors in sides)
-        return query @ key.T
-
-    def missing(self) -> float:
-        """The part of the score that the table lacks; it is zero up to rounding."""
-        query, key = self.query_vectors.double().sum(0), self.key_vectors.double().sum(0)
-        return self.score - self.distance - float(query @ key)
-
-    def check(self) -> float:
-        """The missing part as a share of the sum of the absolute entries; below 1e-5 in float32."""
-        absolute = sum(float(part.abs().sum()) for _, part in self._parts())
-        return abs(self.missing()) / max(absolute, 1e-30)
-
-    def pairs(self, count: int = 10) -> list[Pair]:
-        """The entries with the largest absolute values, largest first."""
-        found: list[tuple[float, int, int]] = []
-        for begin, part in self._parts():
-            top = part.flatten().abs().topk(min(count, part.numel())).indices
-            rows, columns = top // part.shape[1], top % part.shape[1]
-            found += zip(part[rows, columns].tolist(), (begin + rows).tolist(), columns.tolist(), strict=True)
-        queries, keys = self.query_nodes.ids(), self.key_nodes.ids()
-        found.sort(key=lambda entry: (-abs(entry[0]), entry[1:]))
-        return [Pair(queries[row], keys[column], weight) for weight, row, column in found[:count]]
-
-    def to_json(self, count: int = 10) -> dict[str, Any]:
-        """The explanation as plain values: the score, its largest pairs, and the largest sources of both sides."""
-        return {
-            **self.look._asdict(),
-            "score": self.score,
-            "attention": self.attention,
-            "versus_attention": self.versus_attention,
-            "distance": self.distance,
-            "cap": self.cap,
-            "missing": self.missing(),
-            "check": self.check(),
-            "pairs": [
-                {"query": str(pair.query), "key": str(pair.key), "weight": pair.weight} for pair in self.pairs(count)
-            ],
-            "by_query": _largest(self.query_nodes, self.by_query(), count),
-            "by_key": _largest(self.key_nodes, self.by_key(), count),
-        }
-
-    def _parts(self) -> Iterator[tuple[int, Float[Tensor, "row key_source"]]]:
-        """The table in parts of rows, each with the index of its first row."""
-        size = max(1, _TABLE_NUMBERS // max(1, self.key_vectors.shape[0]))
-        for begin in range(0, self.query_vectors.shape[0], size):
-            yield begin, self.query_vectors[begin : begin + size] @ self.key_vectors.T
-
-    __repr__ = short_repr
-
-
-def _at_positions(
-    nodes: NodeTable, vectors: Float[Tensor, "source d_head"], *, constants: bool
-) -> Float[Tensor, "position d_head"]:
-    """The vectors of the sources of each position, added up."""
-    kept = torch.ones_like(nodes.kind, dtype=torch.bool)
-    if not constants:
-        for kind in _CONSTANTS:
-            kept &= nodes.kind != kind
-    sums = vectors.new_zeros(1 + int(nodes.position.max()), vectors.shape[1])
-    return sums.index_add_(0, nodes.position[kept], vectors[kept])
-
-
-def _largest(nodes: NodeTable, parts: Float[Tensor, "source"], count: int) -> list[dict[str, Any]]:
-    top = parts.abs().topk(min(count, parts.shape[0])).indices
-    return [
-        {"node": str(node), "weight": weight}
-        for node, weight in zip(nodes[top].ids(), parts[top].tolist(), strict=True)
-    ]
 
 
 @final
@@ -203,14 +54,16 @@ class AttentionExplainer:
         transcoder = attributable(transcoder)
         check_fits(transcoder, model, same_device=True)
         if isinstance(prompt, AttributionGraph):
-            tokens = torch.tensor(prompt.info.tokens, device=model.device)
+            tokens, text = torch.tensor(prompt.info.tokens, device=model.device), prompt.info.prompt
         else:
             tokens = prompt_tokens(model, prompt)
+            text = prompt if isinstance(prompt, str) else model.decode(tokens)
         path = read_linear_path(model, tokens, transcoder.config.input_hook, transcoder.config.target_hook)
         self._sources: Sources = find_sources(path, transcoder)
         self._scores = read_attention_scores(model, tokens, path.attention_inputs())
         self._nodes = self._sources.nodes()
         self.token_strings: tuple[str, ...] = tuple(model.token_strings(tokens))
+        self._model, self._prompt = model.name, text
 
     @property
     def scores(self) -> tuple[AttentionScores, ...]:
@@ -318,6 +171,9 @@ class AttentionExplainer:
         in_query, in_key = (vectors.cpu().abs().sum(1).nonzero().flatten() for vectors in (query, key))
         return AttentionExplanation(
             look=look,
+            model=self._model,
+            prompt=self._prompt,
+            token_strings=self.token_strings,
             score=score,
             attention=float(pattern[look.key]),
             versus_attention=None if look.versus is None else float(pattern[look.versus]),

@@ -177,11 +177,11 @@ def draw_cells(
     """Draw a prepared matrix; see ``visualize_cross_layer_correlations``."""
     values = cells.values
     side = float(np.clip(1.6 + 0.2 * len(values), 4, 11))
-    beside = _inches(cells.labelled) - _inches(cells.names)
+    beside = inches(cells.labelled) - inches(cells.names)
     with drawing(ax, (side + 0.9 + beside, side), save_path, Titles(title, cells.title)) as ax:
         image = ax.imshow(values, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
-        _colour_bar(ax, image, "correlation")
-        _hide_frame(ax)
+        colour_bar(ax, image, "correlation")
+        hide_frame(ax)
         for boundary in cells.boundaries:
             ax.axhline(boundary, color=INK, linewidth=0.6)
             ax.axvline(boundary, color=INK, linewidth=0.6)
@@ -223,7 +223,7 @@ def draw_bars(
 ) -> Figure:
     """Draw prepared bars; see ``visualize_feature_importance``."""
     count = len(bars.features)
-    size = 4.7 + _inches(bars.names), 0.9 + 0.19 * max(count, 3)
+    size = 4.7 + inches(bars.names), 0.9 + 0.19 * max(count, 3)
     with drawing(ax, size, save_path, Titles(title, bars.title)) as ax:
         colours = layer_colours(bars.n_layers)[[feature.layer for feature in bars.features]]
         ax.barh(np.arange(count), 100 * bars.shares, color=colours, height=0.72)
@@ -309,30 +309,32 @@ def draw_rows(
     values = rows.values
     count, columns = values.shape
     names = [token_label(name, 48) for name in rows.names]
-    size = float(np.clip(1.7 + _inches(names) + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * count, 2.8, 12))
+    size = float(np.clip(1.7 + inches(names) + 0.3 * columns, 4.5, 16)), float(np.clip(1.4 + 0.2 * count, 2.8, 12))
     with drawing(ax, size, save_path, Titles(title, rows.title)) as ax:
         top = max(float(np.max(np.abs(values), initial=0)), 1e-30)
         lowest, colours = (0.0, sequential()) if np.min(values, initial=0) >= 0 else (-top, DIVERGING)
         image = ax.imshow(numbers(values), cmap=colours, vmin=lowest, vmax=top, aspect="auto", interpolation="nearest")
-        _colour_bar(ax, image, quantity)
-        _hide_frame(ax)
+        colour_bar(ax, image, quantity)
+        hide_frame(ax)
         for row in range(1, count):
             ax.axhline(row - 0.5, color="#E4E4E0", linewidth=0.5)
         fit_tick_labels(ax, [token_label(token) for token in rows.tokens], names)
     return figure_of(ax)
 
 
-def _inches(names: Sequence[str]) -> float:
+def inches(names: Sequence[str]) -> float:
     """Return the width of the longest name along an axis, in inches."""
     return max((text_size(name, 8.5)[0] for name in names), default=0.0) / 72
 
 
-def _colour_bar(ax: Axes, image: AxesImage, label: str) -> None:
+def colour_bar(ax: Axes, image: AxesImage, label: str) -> None:
+    """Add a colour bar beside an image."""
     bar = figure_of(ax).colorbar(image, ax=ax, label=label, shrink=0.8, pad=0.02)
     bar.outline.set_visible(False)
 
 
-def _hide_frame(ax: Axes) -> None:
+def hide_frame(ax: Axes) -> None:
+    """Hide the frame of axes and the lines of their ticks."""
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)

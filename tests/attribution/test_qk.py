@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from open_clt.attribution.attention_table import Look
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.qk import AttentionExplainer, Look, explain_attention
+from open_clt.attribution.qk import AttentionExplainer, explain_attention
 from open_clt.errors import AttributionError, LanguageModelError
 from open_clt.graphs.nodes import NodeKind
 from open_clt.language.attention_scores import Rotation, read_attention_scores

@@ -30,6 +30,7 @@ TEXT = ["--text", "texts.txt", "--max-tokens", "1000"]
 COMMANDS = {
     "info": ["info", "embedded"],
     "generate": ["generate", *PROMPT, "--max-new-tokens", "5"],
+    "attention": ["attention", *PROMPT, "--layer", "1", "--head", "2", "--key", "4", "--json", "out.json"],
     "attribute": ["attribute", *PROMPT, "--no-faithfulness", "--output", "out", "--figure", "out.svg"],
     "report": ["report", *PROMPT, "--output", "out.html"],
     "features": ["features", *TEXT, "--output", "out"],
