@@ -9,9 +9,9 @@ The files are in the page cache.
     read        `open_clt.data.dataset.read` in random order, one batch ahead in a thread
     sequence    the same in the order of the files
     copy        the bytes of the same shards, mapped into memory and copied in the order of the files
-    h5py        the same number of rows in random order from one HDF5 file per shard, in the layout of crosslayer-coding:
-                one data set for each layer and kind, in chunks of at least 1,000 rows, without compression. A data set
-                is read whole, and the rows are taken from it
+    h5py        the same number of rows in random order from one HDF5 file per shard, in the layout of
+                crosslayer-coding: one data set for each layer and kind, in chunks of at least 1,000 rows, without
+                compression. A data set is read whole, and the rows are taken from it
     h5py rows   the same, but only the rows of a batch are asked for, in the order of the file
 
 Each side makes a batch in new memory. A rate counts the bytes of the shards. `harvest` is the harvest of the embedded
@@ -77,7 +77,9 @@ def measure_reading(folder: Path, arguments: argparse.Namespace) -> dict[str, An
         **h5py_sides(folder, manifest, size),
     }
     n_bytes = arguments.tokens * manifest.harvested.bytes_per_token
-    print(f"{arguments.tokens} tokens of {manifest.harvested.bytes_per_token} bytes, {n_bytes / 1e6:.0f} MB, in", end=" ")
+    print(
+        f"{arguments.tokens} tokens of {manifest.harvested.bytes_per_token} bytes, {n_bytes / 1e6:.0f} MB, in", end=" "
+    )
     print(f"{len(manifest.shards)} shards; batches of {size} tokens")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():  # the first turn fills the page cache

@@ -42,7 +42,7 @@ from open_clt.files.limits import (
     too_large,
     unpacked,
 )
-from open_clt.files.lock import locked
+from open_clt.files.lock import locked, taking_turns
 from open_clt.files.npz import open_npz, open_remote_npz
 from open_clt.files.opening import check_regular, inside, opened, read_lines
 from open_clt.files.ownership import (
@@ -99,6 +99,7 @@ from open_clt.files.writing import (
     TensorBlocks,
     appending,
     continuing,
+    filling,
     in_one_block,
     json_text,
     move,
@@ -149,6 +150,7 @@ __all__ = [
     "disk_errors",
     "existing_path",
     "file_sha256",
+    "filling",
     "finish_save",
     "foreign",
     "format_of",
@@ -187,6 +189,7 @@ __all__ = [
     "saved",
     "saving",
     "stream_blocks",
+    "taking_turns",
     "tensor_bytes",
     "too_large",
     "unpacked",

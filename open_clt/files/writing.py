@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -116,6 +117,28 @@ def move(path: Path, target: Path) -> None:
             path.replace(target)
         for directory in {path.parent, target.parent}:
             flush(directory)
+
+
+@contextmanager
+def filling(path: Path, size: int) -> Generator[Callable[[int, bytes], None]]:
+    """Give a function that writes bytes at a position of a file, which exists and gets ``size`` bytes.
+
+    Several threads may call the function. Raises ResourceError if the disk is full or cannot be written.
+    """
+    with disk_errors(path, size):
+        number = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
+        try:
+            os.ftruncate(number, size)
+            yield partial(_write_at, number)
+        finally:
+            os.close(number)
+
+
+def _write_at(number: int, begin: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(number, rest, begin)
+        begin, rest = begin + written, rest[written:]
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import accumulate, groupby
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal, NamedTuple, TypeAlias, final
@@ -23,16 +24,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from open_clt import files
 from open_clt.config.arguments import Count, NotNegative, Seed, checked_arguments
 from open_clt.data.contexts import Place
 from open_clt.data.dataset.manifest import Shard
-from open_clt.data.dataset.reader import ActivationDataset
+from open_clt.data.dataset.reader import ActivationDataset, Tensors
 from open_clt.data.dataset.shards import Rows, batch_of
 from open_clt.data.harvest import ActivationBatch, Placed
 from open_clt.data.prefetch import Ahead
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.short_repr import short_repr
 
 Order: TypeAlias = Literal["random", "sequence"]
 """Order of the tokens: shards and their tokens at random, or as they are stored."""
@@ -49,13 +48,16 @@ def read(
     rank: NotNegative = 0,
     world_size: Count = 1,
 ) -> DatasetBatches:
-    """Read a dataset in batches of ``batch_tokens`` tokens, of which the last one of an epoch may be smaller.
+    """Read a dataset in a directory, or at an address such as ``http://127.0.0.1:8000/NAME/``, in batches.
 
-    Inputs and targets have the type of the shards; int8 becomes float32. In each epoch, the processes ``rank`` of
-    ``world_size`` together read every token once. They get equal numbers of batches, and the sizes of the last batches
-    differ by at most one token. The number of batches differs, by one, only if an epoch has fewer tokens than there are
-    processes, or if ``batch_tokens`` is 1. Raises CheckpointError, which names the file, if the dataset is missing,
-    unfinished or damaged, and ConfigError if ``rank`` is not below ``world_size``.
+    A batch has ``batch_tokens`` tokens; the last one of an epoch may be smaller. Inputs and targets have the type of
+    the shards; int8 becomes float32. In each epoch, the processes ``rank`` of ``world_size`` together read every token
+    once. They get equal numbers of batches, and the sizes of the last batches differ by at most one token. The number
+    of batches differs, by one, only if an epoch has fewer tokens than there are processes, or if ``batch_tokens`` is 1.
+
+    The shards of a server are fetched one ahead, and kept in a cache (``remote.folder``). Raises CheckpointError, which
+    names the file, if the dataset is missing, unfinished or damaged, ServiceError if its server does not answer, and
+    ConfigError if ``rank`` is not below ``world_size``.
     """
     if rank >= world_size:
         raise ConfigError(f"rank is {rank}; it must be below world_size, which is {world_size}.")
@@ -124,7 +126,7 @@ class DatasetBatches:
         for name, value in self._settings().items():
             if stored[name] != value:
                 raise CheckpointError(
-                    f"Reading of {self.dataset.directory} cannot go on, because {name} was {stored[name]!r} and is now "
+                    f"Reading of {self.dataset.source} cannot go on, because {name} was {stored[name]!r} and is now "
                     f"{value!r}; give the same settings and the same dataset, or begin again."
                 )
         self._start = self._given = int(state_dict["batches"])
@@ -164,32 +166,42 @@ class DatasetBatches:
     def _read(self, first: int, stopped: Event) -> Iterator[Placed]:
         """Read batches, from a number of batches on, until ``stopped`` is set."""
         shards = self.dataset.manifest.shards
-        tensors: dict[int, Mapping[str, files.StoredTensor]] = {}
-        if len(self) == 0:
-            return
-        begin_epoch, begin_step = divmod(first, self._per_epoch)
-        for epoch in range(begin_epoch, self.reading.epochs):
-            sequence = _Sequence(shards, self.reading, epoch)
-            for step in range(begin_step, self._per_epoch):
+        opened = self.dataset.opened((shards[index] for index in self._shards(first)), stopped.is_set)
+        tensors: Tensors = {}
+        current = None
+        with closing(opened):
+            for number, sequence, parts in self._plan(first):
                 if stopped.is_set():
                     return
-                parts = sequence.parts(self._span(step))
-                tensors = {
-                    one.shard: tensors.get(one.shard) or self.dataset.tensors(shards[one.shard]) for one in parts
-                }
-                rows = [Rows(tensors[one.shard], one.rows, one.size) for one in parts]
-                yield Placed(Place(epoch * self._per_epoch + step), batch_of(rows))
-            begin_step = 0
+                rows: list[Rows] = []
+                for part in parts:
+                    if part.shard != current:
+                        tensors, current = next(opened), part.shard
+                    rows.append(Rows(tensors, sequence.rows(part), part.size))
+                yield Placed(Place(number), batch_of(rows))
+
+    def _plan(self, first: int) -> Iterator[tuple[int, _Sequence, list[_Part]]]:
+        """The number of each batch from a number on, the sequence of its epoch, and the parts of shards in it."""
+        epoch, sequence = -1, None
+        for number in range(first, len(self)):
+            if sequence is None or number // self._per_epoch != epoch:
+                epoch = number // self._per_epoch
+                sequence = _Sequence(self.dataset.manifest.shards, self.reading, epoch)
+            yield number, sequence, sequence.parts(self._span(number % self._per_epoch))
+
+    def _shards(self, first: int) -> Iterator[int]:
+        """The shards that are opened one after another for the batches from a number on."""
+        parts = (part.shard for _, _, parts in self._plan(first) for part in parts)
+        return (shard for shard, _ in groupby(parts))
 
 
 class _Part(NamedTuple):
     """Tokens of one shard that are read for a batch."""
 
     shard: int
-    rows: Int[Tensor, "chosen"] | slice
+    begin: int
+    """Place of the first of them in the order of the shard's tokens."""
     size: int
-
-    __repr__ = short_repr
 
 
 @final
@@ -213,11 +225,14 @@ class _Sequence:
         while place < span.stop:
             index = bisect_right(self._begins, place) - 1
             end = min(span.stop, self._begins[index + 1])
-            shard, chosen = self._order[index], slice(place - self._begins[index], end - self._begins[index])
-            rows = chosen if self._seeds is None else self._shuffled(shard, self._seeds[shard])[chosen]
-            parts.append(_Part(shard, rows, end - place))
+            parts.append(_Part(self._order[index], place - self._begins[index], end - place))
             place = end
         return parts
+
+    def rows(self, part: _Part) -> Int[Tensor, "chosen"] | slice:
+        """The rows of a shard that a part holds."""
+        chosen = slice(part.begin, part.begin + part.size)
+        return chosen if self._seeds is None else self._shuffled(part.shard, self._seeds[part.shard])[chosen]
 
     def _shuffled(self, shard: int, seed: int) -> Int[Tensor, "token"]:
         """The rows of a shard in random order; that of the last shard is kept."""
