@@ -60,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         result = {**measure_reading(Path(folder), arguments), **measure_harvest(Path(folder), arguments.harvest_tokens)}
     print(json.dumps(result))

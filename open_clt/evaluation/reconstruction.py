@@ -92,7 +92,7 @@ def measure_reconstruction(
     does not fit the transcoder, and TextError if it has no token that the transcoder uses.
     """
     harvested = dataset.manifest.harvested
-    check_dataset_fits(harvested, transcoder.config, dataset.directory)
+    check_dataset_fits(harvested, transcoder.config, dataset.source)
     metrics = MetricsAccumulator(transcoder)
     total, done = len(dataset) if max_tokens is None else min(max_tokens, len(dataset)), 0
     for number, batch in enumerate(first_tokens(dataset, total)):
@@ -103,7 +103,7 @@ def measure_reconstruction(
             metrics.update(usable.inputs, usable.targets)
     metrics.add_up(processes)
     if metrics.tokens == 0:
-        raise TextError(f"{dataset.directory} has no tokens after the first positions of contexts; give a larger one.")
+        raise TextError(f"{dataset.source} has no tokens after the first positions of contexts; give a larger one.")
     return Reconstruction(
         name=name,
         model=harvested.model,

@@ -8,9 +8,11 @@ largest absolute value of the token and layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
@@ -93,10 +95,18 @@ def decode(tensors: Mapping[str, Tensor]) -> ActivationBatch:
     """Activations from some rows of the tensors of a shard, in the type of the shard; int8 becomes float32."""
     activations: list[Tensor] = []
     for kind in KINDS:
-        scale = tensors.get(f"{kind}_scale")
-        activations.append(tensors[kind] if scale is None else tensors[kind].float().mul_(scale[..., None]))
+        numbers, scale = tensors[kind], tensors.get(f"{kind}_scale")
+        if scale is not None:
+            numbers = room_for(tuple(numbers.shape), torch.float32).copy_(numbers).mul_(scale[..., None])
+        activations.append(numbers)
     inputs, targets = activations
     return ActivationBatch(inputs, targets, tensors["tokens"].long(), tensors["positions"].long())
+
+
+def room_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An unwritten tensor in memory of NumPy, which the system makes of large pages in less time than of small ones."""
+    room = np.empty((shape[0], math.prod(shape[1:]) * dtype.itemsize), dtype=np.uint8)
+    return torch.from_numpy(room).view(dtype).view(shape)
 
 
 def _to_int8(

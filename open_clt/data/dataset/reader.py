@@ -6,7 +6,7 @@ A dataset is a directory, or the address of one on a server; then ``remote`` fet
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile("https?://", re.IGNORECASE)
 
-Tensors: TypeAlias = Mapping[str, files.StoredTensor]
+Tensors: TypeAlias = dict[str, files.StoredTensor]
 """The tensors of a shard, which stay in their file."""
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from open_clt import files
-from open_clt.data.dataset.encoding import LARGEST_INT8, decode, encode, tensor_forms
+from open_clt.data.dataset.encoding import LARGEST_INT8, decode, encode, room_for, tensor_forms
 from open_clt.data.dataset.manifest import Harvested, Shard, shard_name
 from open_clt.data.dataset.statistics import DatasetStatistics, updated
 from open_clt.data.harvest import ActivationBatch
@@ -109,9 +107,7 @@ def batch_of(parts: Sequence[Rows]) -> ActivationBatch:
     size = sum(part.size for part in parts)
     batch: dict[str, Tensor] = {}
     for name, tensor in parts[0].tensors.items():
-        # The system fills new memory of NumPy with few large pages, which takes less time than many small ones.
-        room = np.empty((size, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize), dtype=np.uint8)
-        batch[name] = torch.from_numpy(room).view(tensor.dtype).view(size, *tensor.shape[1:])
+        batch[name] = room_for((size, *tensor.shape[1:]), tensor.dtype)
     begin = 0
     for part in parts:
         for name, tensor in part.tensors.items():

@@ -84,8 +84,10 @@ class DatasetTokens:
 
     def read_from(self, place: Place) -> Iterator[Placed]:
         """Yield the activations from a place on: ``item`` counts shards, and ``token`` the tokens of that shard."""
-        for item, piece in enumerate(self._pieces[place.item :], start=place.item):
-            tensors = self.dataset.tensors(self.dataset.manifest.shards[piece.shard])
+        shards = self.dataset.manifest.shards
+        pieces = self._pieces[place.item :]
+        opened = self.dataset.opened(shards[piece.shard] for piece in pieces)
+        for item, (piece, tensors) in enumerate(zip(pieces, opened, strict=True), start=place.item):
             first = max(piece.begin, place.token if item == place.item else 0)
             for begin in range(first, piece.end, _CHUNK):
                 end = min(begin + _CHUNK, piece.end)
@@ -124,8 +126,7 @@ class StoredActivations:
         dataset = ActivationDataset(self.config.path)
         if self.model is not None:
             _check_model(dataset, self.model)
-        for shard in dataset.manifest.shards:
-            dataset.tensors(shard)
+        dataset.check()
         return dataset
 
     @property
@@ -145,7 +146,7 @@ class StoredActivations:
         Raises TextError if no token is left to train on.
         """
         dataset, config = self.dataset, self.config
-        check_dataset_fits(dataset.manifest.harvested, transcoder, dataset.directory)
+        check_dataset_fits(dataset.manifest.harvested, transcoder, dataset.source)
         held_out, kept = self._held_out()
         tokens = range(kept, len(dataset))
         if not tokens:
@@ -223,7 +224,7 @@ def about_dataset(dataset: ActivationDataset) -> dict[str, Any]:
 
 def _check_model(dataset: ActivationDataset, model: LanguageModel) -> None:
     """Raise ConfigError if a dataset does not hold activations of a language model."""
-    harvested, place = dataset.manifest.harvested, dataset.directory
+    harvested, place = dataset.manifest.harvested, dataset.source
     if (harvested.n_layers, harvested.d_model) != (model.n_layers, model.d_model):
         raise ConfigError(
             f"{place} holds activations of {harvested.model!r}, with n_layers = {harvested.n_layers} and d_model = "
@@ -243,6 +244,6 @@ def _check_alike(dataset: ActivationDataset, other: ActivationDataset) -> None:
     for name in ("n_layers", "d_model", "input_hook", "target_hook", "vocabulary"):
         if getattr(ours, name) != getattr(theirs, name):
             raise ConfigError(
-                f"{other.directory} has {name} = {getattr(theirs, name)!r}, but {dataset.directory} has "
+                f"{other.source} has {name} = {getattr(theirs, name)!r}, but {dataset.source} has "
                 f"{getattr(ours, name)!r}; hold out a dataset of the same model and hooks."
             )

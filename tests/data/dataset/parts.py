@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from torch import Tensor
 
@@ -24,6 +27,7 @@ from open_clt.data.dataset.statistics import (
 )
 from open_clt.data.dataset.statistics import read_statistics as read_file_of_statistics
 from open_clt.data.server import uploads
+from tests.data.dataset.remote.static_server import serving
 from tests.data.dataset.small_dataset import D_MODEL, N_LAYERS, all_of, harvested, store, write
 
 __all__ = ["write"]
@@ -37,10 +41,17 @@ def write_unfinished(directory: Path) -> None:
     save_unfinished(directory, 2)
 
 
-def read(directory: Path) -> Iterable[Tensor]:
+def read(directory: Path | str) -> Iterable[Tensor]:
     """Read a whole dataset in order and in batches, and return all numbers."""
     dataset = ActivationDataset(directory)
     return [field for batch in (*dataset, *batches.read(directory, 16, seed=1)) for field in batch]
+
+
+def read_remote(directory: Path) -> Iterable[Tensor]:
+    """Read a dataset from a server, with an empty cache."""
+    served, cache = serving(directory.parent), TemporaryDirectory()
+    with served as server, cache as path, patch.dict(os.environ, {"OPEN_CLT_CACHE": path}):
+        return read(f"{server.address}{directory.name}")
 
 
 def read_statistics(directory: Path) -> Iterable[Tensor]:
