@@ -22,6 +22,7 @@ import httpx
 
 from open_clt import files
 from open_clt.errors import CheckpointError, ConfigError, ServiceError, short_value
+from open_clt.web_checks import is_address, is_loopback
 
 TOKEN = "OPEN_CLT_TOKEN"
 PATIENCE = 60.0
@@ -38,7 +39,6 @@ _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 _MAY_PASS = (408, 425, 429, 500, 502, 503, 504)
 """States of an answer after which the same request may succeed."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 IsStopped = Callable[[], bool]
 """Whether the caller no longer needs a file."""
@@ -73,7 +73,7 @@ class FileServer:
         self._client = httpx.Client(
             headers={"Accept-Encoding": "identity", **_authorization()},
             timeout=_TIMEOUT,
-            trust_env=urlsplit(address).hostname not in _LOOPBACK,  # no proxy stands before this computer
+            trust_env=not is_loopback(urlsplit(address).hostname or ""),  # no proxy stands before this computer
             limits=httpx.Limits(max_connections=2 * _REQUESTS),
         )
         weakref.finalize(self, self._client.close)
@@ -231,12 +231,7 @@ def _slices(seconds: float) -> Iterator[None]:
 
 def _check_address(address: str) -> None:
     """Raise ConfigError unless an address names a folder on a server, without a name, a password or a query."""
-    try:
-        parts = urlsplit(address)
-        legal = bool(parts.hostname) and parts.port != 0 and not (parts.username or parts.query or parts.fragment)
-    except ValueError:
-        legal = False
-    if not legal or not address.isprintable() or " " in address:
+    if not is_address(address) or not address.isprintable() or " " in address:
         raise ConfigError(
             f"The address of the dataset is {short_value(re.sub('//.*@', '//...@', address))}; give one such as "
             f"http://127.0.0.1:8000/datasets/NAME, without a password or a query. A token is read from {TOKEN}."
