@@ -185,7 +185,8 @@ def read_h5py(path: Path, batch_tokens: int, *, whole: bool) -> int:
     with h5py.File(path, "r") as file:
         names = list[str]()
         file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-        data = {name: file[name][:] if whole else file[name] for name in names}
+        opened: dict[str, Any] = {name: file[name] for name in names}
+        data = {name: numbers[:] for name, numbers in opened.items()} if whole else opened
         order = np.random.default_rng(_SEED).permutation(len(data["tokens"]))
         for begin in range(0, len(order), batch_tokens):
             rows = order[begin : begin + batch_tokens]
