@@ -57,13 +57,20 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=1024, help="number of tokens of a batch")
     parser.add_argument("--harvest-tokens", type=int, default=100_000, help="number of tokens that are harvested")
     parser.add_argument("--repeats", type=int, default=7, help="number of turns of each side")
+    parser.add_argument("--keep-cores", action="store_true", help="use all cores, not one")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if not arguments.keep_cores:
+        use_one_core()
     with tempfile.TemporaryDirectory() as folder:
         result = {**measure_reading(Path(folder), arguments), **measure_harvest(Path(folder), arguments.harvest_tokens)}
     print(json.dumps(result))
+
+
+def use_one_core() -> None:
+    """Let this process run on one core, with one thread of PyTorch."""
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def measure_reading(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
