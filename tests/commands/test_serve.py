@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -130,3 +131,19 @@ def test_a_server_that_ends_finishes_its_answers(tmp_path: Path) -> None:
         _, error = process.communicate(timeout=60)
         assert (process.returncode, error.count("\n")) == (143, 1)
     assert json.loads((tmp_path / "log").read_text())["bytes"] == large.stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other signals")
+def test_a_second_signal_ends_a_server_whose_answer_does_not_end(tmp_path: Path) -> None:
+    directory = write(tmp_path / "data" / "set")
+    with (directory / shard_name(0)).open("ab") as file:
+        file.truncate(2**28)
+    with serving(tmp_path / "data", "--log-file", str(tmp_path / "log")) as process:
+        url = address_of(process)
+        with urllib.request.urlopen(f"{url}/datasets/set/{shard_name(0)}") as answer:
+            assert answer.read(1000)  # the rest is not read, so the server cannot send it
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=2)
+            ends(process, signal.SIGTERM)

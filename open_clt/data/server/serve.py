@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import threading
@@ -68,6 +69,7 @@ def in_background(app: ASGIApp, taken: socket.socket) -> Generator[None]:
 
 
 def _server(app: ASGIApp) -> Server:
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger who does not speak HTTP is not in the log
     config = uvicorn.Config(
         app,
         lifespan="off",
