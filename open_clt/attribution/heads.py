@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.attribution.adjoint import Seeds, add_skipped, before, feature_seeds, read_by, walk
+from open_clt.attribution.attention_table import Look
 from open_clt.attribution.sources import Sources, attributable, find_sources
 from open_clt.attribution.targets import target_seeds
 from open_clt.errors import AttributionError
@@ -83,6 +84,44 @@ def every_head_contribution(
         yield target, _split(model, sources, columns, graph, target)
 
 
+class CarriedEdge(NamedTuple):
+    """A part of an edge: what one head carries from one key to the target's position."""
+
+    source: int
+    """Row of the edge's source among the nodes of the graph."""
+    look: Look
+    """The head, the target's position as its query, and the position that it takes the source's contribution from."""
+    weight: float
+    """The part of the edge."""
+
+
+@torch.no_grad()
+def carried_edges(
+    model: LanguageModel,
+    transcoder: Transcoder,
+    graph: AttributionGraph,
+    target: int,
+    *,
+    share: float = 0.01,
+) -> list[CarriedEdge]:
+    """Split every edge into node ``target`` by the last head of its paths, and by the position that this head looks at.
+
+    Parts below ``share`` of the absolute weight of their edge are left out. Raises what ``head_contributions`` raises.
+    """
+    sources = _sources(model, transcoder, graph)
+    return _carried(model, sources, _nodes_of_columns(graph, sources), graph, target, share=share)
+
+
+def every_carried_edge(
+    model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph, *, share: float = 0.01
+) -> Iterator[tuple[int, list[CarriedEdge]]]:
+    """Yield each node that has inputs, with its edges split as ``carried_edges`` splits them."""
+    sources = _sources(model, transcoder, graph)
+    columns = _nodes_of_columns(graph, sources)
+    for target in graph.edges.rows.tolist():
+        yield target, _carried(model, sources, columns, graph, target, share=share)
+
+
 @torch.no_grad()
 def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph) -> Sources:
     """The sources of a graph's prompt."""
@@ -124,6 +163,38 @@ def _split(
     # Pruning also removes edges between nodes that stay in the graph; such an edge has no parts.
     has_edge = torch.zeros(n_nodes).index_fill(0, graph.edges.sources_of(target), 1)
     return HeadContributions(heads.cpu() * has_edge, _by_node(without_heads, columns, n_nodes)[0].cpu() * has_edge)
+
+
+@torch.no_grad()  # here, because a generator may lose it where every call is checked
+def _carried(
+    model: LanguageModel,
+    sources: Sources,
+    columns: Int[Tensor, "column"],
+    graph: AttributionGraph,
+    target: int,
+    *,
+    share: float,
+) -> list[CarriedEdge]:
+    """The parts of one target's edges, by walks that start below each head at each position."""
+    node, n_nodes = graph.node(target), graph.n_nodes
+    seed = _seed(model, sources, graph, node)
+    direct = sources.errors.new_zeros(node.position + 1, sources.path.d_model)
+    direct[node.position] = seed.cotangent[0]
+    edges = torch.zeros(n_nodes)
+    edges[graph.edges.sources_of(target)] = graph.edges.weights_of(target)
+    least = share * edges.abs()
+    found: list[CarriedEdge] = []
+    for layer, heads in _below_heads(sources, direct, int(seed.level)).items():
+        n_heads, length = heads.shape[:2]
+        keys = torch.arange(length, device=heads.device).repeat(n_heads)
+        parts = torch.zeros_like(heads).repeat_interleave(length, dim=0)
+        parts[torch.arange(len(keys), device=keys.device), keys] = heads.flatten(0, 1)
+        rows = walk(sources, parts, torch.full_like(keys, before(layer)), positions=keys)
+        weights = _by_node(rows, columns, n_nodes).cpu()
+        for row, source in ((weights.abs() >= least) & (edges != 0) & (weights != 0)).nonzero().tolist():
+            look = Look(layer, row // length, node.position, row % length)
+            found.append(CarriedEdge(source, look, float(weights[row, source])))
+    return found
 
 
 def _seed(model: LanguageModel, sources: Sources, graph: AttributionGraph, node: Node) -> Seeds:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Literal, TypeAlias, final
+from typing import Literal, NamedTuple, TypeAlias, final
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from open_clt.attribution.adjoint import before, walk
 from open_clt.attribution.attention_table import AttentionExplanation, Look
+from open_clt.attribution.heads import CarriedEdge, carried_edges
 from open_clt.attribution.sources import Sources, attributable, find_sources
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError
@@ -217,3 +218,34 @@ def explain_attention(
     ``AttentionExplainer``. Raises what that class raises.
     """
     return AttentionExplainer(model, transcoder, prompt).explain(layer, head, query, key, versus)
+
+
+class ExplainedPart(NamedTuple):
+    """A part of an edge that one head carries, and why the head looked at the key that it takes it from."""
+
+    carried: CarriedEdge
+    explanation: AttentionExplanation
+
+    __repr__ = short_repr
+
+
+@checked_arguments
+def explain_edge(
+    model: LanguageModel,
+    transcoder: Transcoder,
+    graph: AttributionGraph,
+    source: int,
+    target: int,
+    *,
+    share: float = 0.05,
+) -> list[ExplainedPart]:
+    """Explain, for each head that carries at least ``share`` of an edge, why it looked; largest parts first.
+
+    ``source`` and ``target`` are rows of the graph's nodes. Raises what ``head_contributions`` and
+    ``AttentionExplainer`` raise.
+    """
+    parts = [part for part in carried_edges(model, transcoder, graph, target, share=share) if part.source == source]
+    explained = AttentionExplainer(model, transcoder, graph).explain_all(part.look for part in parts)
+    by_look = {explanation.look: explanation for explanation in explained}
+    parts.sort(key=lambda part: -abs(part.weight))
+    return [ExplainedPart(part, by_look[part.look]) for part in parts]

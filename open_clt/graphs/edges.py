@@ -136,10 +136,18 @@ class Edges:
 
     def sources_of(self, target: int) -> Int[Tensor, "some"]:
         """Return the nodes that edges lead from to one node."""
+        return self.sources[self._row(target)].long()
+
+    def weights_of(self, target: int) -> Float[Tensor, "some"]:
+        """Return the weights of the edges that lead to one node, in the order of ``sources_of``."""
+        return self.weight[self._row(target)]
+
+    def _row(self, target: int) -> slice:
+        """The edges that lead to one node."""
         row = int(torch.searchsorted(self.rows, target))
         if row == len(self.rows) or int(self.rows[row]) != target:
-            return self.source[:0]
-        return self.sources[self.starts[row] : self.starts[row + 1]].long()
+            return slice(0, 0)
+        return slice(int(self.starts[row]), int(self.starts[row + 1]))
 
     def part(self, kept: Bool[Tensor, "edge"]) -> Edges:
         """Return the edges of a mask."""

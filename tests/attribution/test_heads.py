@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.heads import every_head_contribution, head_contributions
+from open_clt.attribution.heads import (
+    carried_edges,
+    every_carried_edge,
+    every_head_contribution,
+    head_contributions,
+)
 from open_clt.errors import AttributionError
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
@@ -28,7 +34,7 @@ def last_feature(graph: AttributionGraph) -> int:
 @pytest.mark.parametrize("kind", ["clt", "normalised clt", "skip, reach 2"])
 @pytest.mark.parametrize("settings", [{}, {"compatible": True}, {"max_feature_nodes": 20}], ids=str)
 def test_the_parts_add_up_to_the_edges(
-    models: dict[str, LanguageModel], name: str, kind: str, settings: dict[str, int]
+    models: dict[str, LanguageModel], name: str, kind: str, settings: dict[str, Any]
 ) -> None:
     transcoder = random_architecture(KINDS[kind])
     graph = attribute(models[name], transcoder, PROMPT, **settings)
@@ -117,3 +123,34 @@ def test_edges_that_cannot_be_split_are_refused(tiny_gpt2: LanguageModel) -> Non
     fails(graph.prune(), 0)
     first_used = attribute(tiny_gpt2, random_architecture(replace(KINDS["clt"], use_first_position=True)), PROMPT)
     fails(first_used, first_used.n_nodes - 1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_heads_carry_an_edge_from_the_positions_that_they_look_at(models: dict[str, LanguageModel], name: str) -> None:
+    model, transcoder = models[name], random_architecture(KINDS["clt"])
+    graph = attribute(model, transcoder, PROMPT)
+    target = graph.n_nodes - 1
+    parts = head_contributions(model, transcoder, graph, target)
+    heads = torch.zeros_like(parts.heads)
+    carried = carried_edges(model, transcoder, graph, target, share=0.0)
+    for source, look, weight in carried:
+        assert graph.node(source).position <= look.key <= look.query == graph.node(target).position
+        heads[look.layer, look.head, source] += weight
+    torch.testing.assert_close(heads, parts.heads, atol=1e-5, rtol=1e-4)
+    edges = graph.adjacency()[target]
+    least = 0.05 * edges.abs()
+    large = [part for part in carried if abs(part.weight) >= least[part.source]]
+    assert 0 < len(large) < len(carried)
+    found = carried_edges(model, transcoder, graph, target, share=0.05)
+    assert {part[:2] for part in found} == {part[:2] for part in large}
+
+
+def test_all_edges_of_a_pruned_graph_are_carried(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_architecture(KINDS["clt"])
+    graph = attribute(tiny_gpt2, transcoder, PROMPT).prune(0.6, 0.9)
+    every = dict(every_carried_edge(tiny_gpt2, transcoder, graph))
+    assert list(every) == graph.edges.rows.tolist()
+    target = list(every)[-1]
+    assert every[target] == carried_edges(tiny_gpt2, transcoder, graph, target)
+    kept = set(graph.edges.sources_of(target).tolist())
+    assert {part.source for part in every[target]} <= kept

@@ -9,7 +9,7 @@ import torch
 
 from open_clt.attribution.attention_table import Look
 from open_clt.attribution.attribute import attribute
-from open_clt.attribution.qk import AttentionExplainer, explain_attention
+from open_clt.attribution.qk import AttentionExplainer, explain_attention, explain_edge
 from open_clt.errors import AttributionError, LanguageModelError
 from open_clt.graphs.nodes import NodeKind
 from open_clt.language.attention_scores import Rotation, read_attention_scores
@@ -141,6 +141,25 @@ def test_a_graph_gives_its_prompt(tiny_llama: LanguageModel) -> None:
     settings = {"layer": 1, "head": 0, "query": 4, "key": 2}
     of_graph, of_prompt = (explain_attention(tiny_llama, transcoder, given, **settings) for given in (graph, PROMPT))
     assert of_graph.pairs() == of_prompt.pairs()
+
+
+def test_the_heads_of_an_edge_are_explained(tiny_gpt2: LanguageModel) -> None:
+    transcoder = random_architecture(KINDS["clt"])
+    graph = attribute(tiny_gpt2, transcoder, PROMPT)
+    target = graph.n_nodes - 1
+    source = int(graph.of_kind(NodeKind.EMBEDDING).nonzero()[2])
+    explained = explain_edge(tiny_gpt2, transcoder, graph, source, target, share=0.02)
+    weights = [abs(part.carried.weight) for part in explained]
+    assert weights == sorted(weights, reverse=True)
+    assert min(weights) >= 0.02 * abs(float(graph.adjacency()[target, source]))
+    for carried, explanation in explained:
+        assert carried.source == source
+        assert explanation.look == carried.look
+        assert explanation.attention > 0
+    largest = explained[0].carried.look
+    assert explained[0].explanation.pairs(3) == explain_attention(
+        tiny_gpt2, transcoder, PROMPT, layer=largest.layer, head=largest.head, query=largest.query, key=largest.key
+    ).pairs(3)
 
 
 @pytest.mark.parametrize(
