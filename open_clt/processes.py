@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, final
 
@@ -28,6 +28,8 @@ class Processes:
     """Number of this process."""
     count: int = 1
     """Number of processes."""
+    local_rank: int = field(default=0, compare=False)
+    """Number of this process among those of its machine."""
 
     @property
     def is_first(self) -> bool:
@@ -37,6 +39,13 @@ class Processes:
     def work_on(self, number: int) -> bool:
         """Whether this process does the part of the work with this number."""
         return number % self.count == self.rank
+
+    def wait(self) -> None:
+        """Wait until all processes have come to this call; raises RuntimeError if one of them ends before."""
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.barrier()
 
     def add_up(self, *tensors: Tensor) -> None:
         """Replace the numbers of each tensor by their sums over all processes, in all processes."""
@@ -85,7 +94,8 @@ def joined_processes() -> Generator[Processes]:
 
     distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        yield Processes(distributed.get_rank(), distributed.get_world_size(), local_rank)
         distributed.barrier()  # a process that ends early would end the others
     finally:
         distributed.destroy_process_group()

@@ -1,6 +1,7 @@
 """The command ``open-clt harvest``: write the activations of a language model on a text to the disk.
 
-The same command goes on with a dataset that was stopped, at any moment and for any reason.
+The same command goes on with a dataset that was stopped, at any moment and for any reason. Several processes share the
+work: ``torchrun --nproc-per-node 8 -m open_clt harvest ...`` writes the same files as one process.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from open_clt.config import CrossLayerConfig
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from open_clt.data.dataset.manifest import Harvested, UnfinishedDataset
+    from open_clt.data.dataset.manifest import Harvested
+    from open_clt.data.dataset.unfinished import UnfinishedDataset
     from open_clt.embedded.held_out import HeldOutText
     from open_clt.language.language_model import LanguageModel
+    from open_clt.processes import Processes
 
 _TOKENS, _SHARD_TOKENS = 1_000_000, 16_384
 _TYPES = ("bfloat16", "float16", "float32", "int8")
@@ -106,20 +109,33 @@ def run_and_upload(arguments: argparse.Namespace) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Check the output directory, say how large the dataset will be, and harvest."""
     from open_clt.data.dataset.manifest import DatasetManifest
-    from open_clt.data.dataset.writer import begun_dataset, check_place
+    from open_clt.data.dataset.unfinished import begun_dataset, check_place
     from open_clt.language.language_model import load_language_model
+    from open_clt.processes import joined_processes
 
     check_place(arguments.output)
-    model = load_language_model(arguments.model, device=arguments.device)
-    harvested = _settings(arguments, model)
-    begun = begun_dataset(arguments.output, harvested)
-    if isinstance(begun, DatasetManifest):
-        print(f"{arguments.output} holds the whole dataset already: {begun.tokens:,} tokens")
-        return 0
-    next(iter(_text(arguments).texts(model, sentences=1)), None)  # a text that cannot be read is found first
-    _say_size(begun, arguments.output)
-    _harvest(arguments, model, harvested)
+    with joined_processes() as processes:
+        model = load_language_model(arguments.model, device=_own_device(arguments.device, processes))
+        harvested = _settings(arguments, model)
+        begun = begun_dataset(arguments.output, harvested, processes)
+        if isinstance(begun, DatasetManifest):
+            if processes.is_first:
+                print(f"{arguments.output} holds the whole dataset already: {begun.tokens:,} tokens")
+            return 0
+        next(iter(_text(arguments).texts(model, sentences=1)), None)  # a text that cannot be read is found first
+        if processes.is_first:
+            _say_size(begun, arguments.output)
+        _harvest(arguments, model, begun)
     return 0
+
+
+def _own_device(name: str, processes: Processes) -> str:
+    """The device of this process: of several processes on a machine, each takes a GPU of its own."""
+    from open_clt.device import check_device
+
+    device = check_device(name)
+    is_shared = processes.count > 1 and str(device) == "cuda"
+    return f"cuda:{processes.local_rank}" if is_shared else str(device)
 
 
 def _text(arguments: argparse.Namespace) -> HeldOutText:
@@ -156,16 +172,14 @@ def _settings(arguments: argparse.Namespace, model: LanguageModel) -> Harvested:
 
 def _say_size(begun: UnfinishedDataset, output: Path) -> None:
     """Print how many bytes will be written, and refuse to fill the disk."""
-    from open_clt.data.dataset.writer import bytes_to_write
     from open_clt.files import check_disk, free_bytes
     from open_clt.transcoders.formats.info import readable
 
     harvested = begun.harvested
-    needed = bytes_to_write(begun)
+    needed = begun.bytes_to_write
     check_disk(output, needed)
-    if begun.shards:
-        written = sum(shard.tokens for shard in begun.shards)
-        print(f"{output} holds {written:,} of {harvested.tokens:,} tokens; the harvest goes on")
+    if begun.tokens:
+        print(f"{output} holds {begun.tokens:,} of {harvested.tokens:,} tokens; the harvest goes on")
     print(
         f"{readable(needed)} will be written: {needed // harvested.bytes_per_token:,} tokens of "
         f"{harvested.bytes_per_token:,} bytes; {readable(free_bytes(output))} are free",
@@ -173,20 +187,21 @@ def _say_size(begun: UnfinishedDataset, output: Path) -> None:
     )
 
 
-def _harvest(arguments: argparse.Namespace, model: LanguageModel, harvested: Harvested) -> None:
-    """Write the dataset with a progress bar, and print where it is."""
+def _harvest(arguments: argparse.Namespace, model: LanguageModel, begun: UnfinishedDataset) -> None:
+    """Write the dataset with a progress bar, and print where it is; of several processes, the first one does both."""
     from open_clt.commands.token_progress import token_progress
     from open_clt.data.dataset.from_model import store_of
     from open_clt.data.dataset.writer import write_dataset
     from open_clt.program import Stopped
 
+    harvested, processes = begun.harvested, begun.processes
     texts = partial(_text(arguments).texts, model, sentences=1000 + arguments.tokens // 10)
     store = store_of(model, texts, harvested)
-    with token_progress("harvesting", harvested.bytes_per_token) as show:
+    with token_progress("harvesting", harvested.bytes_per_token, shown=processes.is_first) as show:
         try:
-            manifest = write_dataset(
-                store, harvested, arguments.output, on_tokens=lambda tokens: show(tokens, harvested.tokens)
-            )
+            on_tokens = partial(show, total=harvested.tokens)
+            manifest = write_dataset(store, harvested, arguments.output, processes=processes, on_tokens=on_tokens)
         except Stopped as stopped:
             raise Stopped(stopped.number, "The same command goes on with the harvest.") from None
-    print(f"written: {arguments.output} ({manifest.tokens:,} tokens in {len(manifest.shards):,} files)")
+    if processes.is_first:
+        print(f"written: {arguments.output} ({manifest.tokens:,} tokens in {len(manifest.shards):,} files)")

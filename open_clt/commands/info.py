@@ -127,29 +127,24 @@ def _graph(path: Path) -> Rows | None:
 def _dataset(path: Path) -> Rows | None:
     """The rows of the dataset of activations at a path; None if the path does not look like that of a dataset."""
     from open_clt import files
-    from open_clt.data.dataset.manifest import (
-        MANIFEST,
-        SCRAMBLING,
-        UNFINISHED,
-        DatasetManifest,
-        read_manifest,
-        read_unfinished,
-    )
+    from open_clt.data.dataset.manifest import MANIFEST, SCRAMBLING, UNFINISHED_FILES, DatasetManifest, read_manifest
     from open_clt.data.dataset.shards import open_shard
+    from open_clt.data.dataset.unfinished import read_all_unfinished
     from open_clt.transcoders.formats.info import readable
     from open_clt.transcoders.formats.load import holds_transcoder
 
     files.check_readable(path)
-    if not any((path / name).is_file() for name in (MANIFEST, UNFINISHED, SCRAMBLING)) or holds_transcoder(path):
+    if not any(any(path.glob(name)) for name in (MANIFEST, UNFINISHED_FILES, SCRAMBLING)) or holds_transcoder(path):
         return None
     is_complete = (path / MANIFEST).is_file()
-    is_harvest = not is_complete and (path / UNFINISHED).is_file()
-    found = read_unfinished(path) if is_harvest else read_manifest(path)
-    for shard in found.shards:
+    states = [] if is_complete else read_all_unfinished(path)
+    found = states[0] if states else read_manifest(path)
+    shards = [shard for one in (states or [found]) for shard in one.shards]
+    for shard in shards:
         open_shard(path, shard, found.harvested)
-    tokens, asked_for = sum(shard.tokens for shard in found.shards), found.harvested.tokens
-    sizes = [(path / shard.file).stat().st_size for shard in found.shards]
-    shard_tokens = found.shards[0].tokens if is_complete and found.shards else found.harvested.shard_tokens
+    tokens, asked_for = sum(shard.tokens for shard in shards), found.harvested.tokens
+    sizes = [(path / shard.file).stat().st_size for shard in shards]
+    shard_tokens = shards[0].tokens if is_complete and shards else found.harvested.shard_tokens
     goes_on = f"unfinished, {tokens:,} of {asked_for:,} tokens; the same `open-clt harvest` goes on with it"
     return [
         ("dataset", "complete" if is_complete else goes_on),

@@ -15,14 +15,14 @@ class ShowTokens(Protocol):
 
 
 @contextmanager
-def token_progress(name: str, bytes_per_token: int) -> Generator[ShowTokens]:
+def token_progress(name: str, bytes_per_token: int, *, shown: bool = True) -> Generator[ShowTokens]:
     """Show a bar, and give a function of the number of tokens that are done and of the number of all tokens."""
     from rich.progress import TextColumn
 
     from open_clt.progress import progress_bar
     from open_clt.transcoders.formats.info import readable
 
-    with progress_bar(name, TextColumn("{task.fields[speed]}")) as bar:
+    with progress_bar(name, TextColumn("{task.fields[speed]}"), shown=shown) as bar:
         task, started, first = bar.add_task(name, total=None, speed=""), time.perf_counter(), None
 
         def show(done: int, total: int) -> None:

@@ -11,6 +11,7 @@ from any contexts: a batch records the token and the position of each row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate, islice
 from typing import NamedTuple, Protocol, final, runtime_checkable
 
@@ -98,6 +99,23 @@ class DivisibleStore(ActivationStore, Protocol):
         ...
 
 
+class Pending(NamedTuple):
+    """A batch of a store whose size is known before it is computed."""
+
+    place: Place
+    size: int
+    compute: Callable[[], ActivationBatch]
+
+    __repr__ = short_repr
+
+
+def pending_from(store: ActivationStore, place: Place) -> Iterator[Pending]:
+    """The batches of a store from a place on, such that those of a ``Harvest`` are computed when they are asked for."""
+    if isinstance(store, Harvest):
+        return store.pending_from(place)
+    return (Pending(found, batch.size, lambda batch=batch: batch) for found, batch in read_from(store, place))
+
+
 def read_from(store: ActivationStore, place: Place) -> Iterator[Placed]:
     """Read a store from a place on; what lies before it is read and discarded if the store cannot skip it."""
     if isinstance(store, SeekableStore):
@@ -158,9 +176,13 @@ class Harvest:
 
     def read_from(self, place: Place) -> Iterator[Placed]:
         """Yield the activations from a place on; the language model does not run on what lies before the place."""
+        return (Placed(found, compute()) for found, _, compute in self.pending_from(place))
+
+    def pending_from(self, place: Place) -> Iterator[Pending]:
+        """Yield the batches from a place on, on which the language model runs when they are computed."""
+        run = partial(harvest, self.model, input_hook=self.input_hook, target_hook=self.target_hook)
         for chunk in self._chunks(place):
-            batch = harvest(self.model, chunk.contexts, input_hook=self.input_hook, target_hook=self.target_hook)
-            yield Placed(chunk.place, batch)
+            yield Pending(chunk.place, chunk.contexts.numel(), partial(run, chunk.contexts))
 
     def _chunks(self, place: Place) -> Iterator[PackedContexts]:
         if not isinstance(self.contexts, Tensor):
@@ -245,7 +267,7 @@ def blocks(
         tokens = usable(batch)
         while used < tokens.size:
             if room is None:
-                room, held, begin = _room_for(tokens, size, dtype), 0, place._replace(used=used)
+                room, held, begin = _room_for(tokens, size, dtype), 0, place._replace(used=place.used + used)
             taken = min(tokens.size - used, size - held)
             for stored, new in zip(room, tokens, strict=True):
                 stored[held : held + taken] = new[used : used + taken]

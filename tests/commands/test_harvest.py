@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from open_clt.cli import main
+from open_clt.commands import harvest as harvest_command
 from open_clt.data.contexts import pack_contexts
 from open_clt.data.dataset import writer
 from open_clt.data.dataset.reader import ActivationDataset
 from open_clt.data.harvest import ActivationBatch, MemoryStore, harvest
 from open_clt.language.language_model import LanguageModel
+from open_clt.processes import Processes
+from tests.commands.in_processes import run_in_processes
 from tests.commands.mistakes import assert_mistake
 from tests.data.dataset.small_dataset import all_of, contents
 from tests.tiny_models import TEXTS
@@ -105,6 +108,20 @@ def test_the_same_command_goes_on_after_ctrl_c_and_then_has_nothing_to_do(
     assert contents(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for launcher, output in (([], "one"), (torchrun, "two")):
+        printed = run_in_processes([*launcher, "-m", "open_clt", *command(output, "--shard-tokens", "7")])
+        assert printed.count("\nwritten:") == printed.count("100 tokens of") == 1
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(two[name] == content for name, content in one.items() if name.startswith("shard"))
+    ActivationDataset(tmp_path / "two").verify()
+    printed = run_in_processes([*torchrun, "-m", "open_clt", *command("two", "--shard-tokens", "7")])
+    assert printed.count("already") == 1
+
+
 def test_a_dataset_of_the_embedded_model_needs_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     assert main(["harvest", "--tokens", "300", "--dtype", "int8", "--output", str(output)]) == 0
@@ -160,3 +177,12 @@ def test_the_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     options = "model text tokens output dtype hooks shard-tokens seed context-length column split device".split()
     assert [option for option in options if f"--{option}" not in printed] == []
+
+
+def test_processes_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    third = Processes(6, 8, local_rank=2)
+    named = ("cuda", "auto", "cuda:1", "cpu")
+    assert [harvest_command._own_device(name, third) for name in named] == ["cuda:2", "cuda:2", "cuda:1", "cpu"]  # pyright: ignore[reportPrivateUsage]
+    assert harvest_command._own_device("cuda", Processes()) == "cuda"  # pyright: ignore[reportPrivateUsage]

@@ -236,7 +236,7 @@ ARTEFACTS = {
     "unfinished dataset": Artefact(
         dataset.save_unfinished,
         dataset.unfinished_facts,
-        ("data.dataset.manifest",),
+        ("data.dataset.unfinished",),
         "unfinished.json",
         named_by_user=True,
     ),

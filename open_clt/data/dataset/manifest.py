@@ -1,7 +1,7 @@
 """The manifest of a dataset of activations: what was harvested, and which files hold it.
 
 The manifest, ``manifest.json``, is written last, so a directory without one holds no complete dataset. Until then,
-``unfinished.json`` says how far the harvest has come: it is written again after each shard.
+another file says how far a harvest (``unfinished.py``) or a scramble has come.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from typing import Any, TypeVar, cast, final
 from open_clt import files
 from open_clt.config.checks import check_counts, check_not_negative, check_seed
 from open_clt.config.json import CheckedConfig, from_dict, to_dict
-from open_clt.data.contexts import Place
 from open_clt.data.dataset.encoding import StorageType, bytes_per_token
-from open_clt.data.dataset.statistics import DatasetStatistics, Moments, numbers_of
 from open_clt.errors import CheckpointError, ConfigError
-from open_clt.short_repr import short_repr
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+UNFINISHED_FILES = "unfinished*.json"
+"""Pattern of the files that stand in place of the manifest until a harvest is complete, one for each process."""
 SCRAMBLING = "scrambling.json"
 """What stands in place of the manifest until a scramble is complete."""
 MANIFEST_FORMAT = files.FileFormat("open-clt-activations", newest=1)
-UNFINISHED_FORMAT = files.FileFormat("open-clt-unfinished-activations", newest=1)
 _LARGEST_SIZE = 2**31
 """Largest number of layers, dimensions or tokens of a shard."""
 _Record = TypeVar("_Record")
@@ -153,27 +151,6 @@ class DatasetManifest(CheckedConfig):
             raise ConfigError("two shards have the same file.")
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class UnfinishedDataset:
-    """How far a harvest has come."""
-
-    harvested: Harvested
-    shards: tuple[Shard, ...]
-    """The shards that are written."""
-    place: Place
-    """Place in the texts where the block of mixed tokens begins that the last of these shards belongs to."""
-    statistics: DatasetStatistics
-    """Statistics of the shards that are written."""
-
-    @property
-    def block(self) -> int:
-        """Index of the block of mixed tokens that the last shard belongs to; 0 before the first shard."""
-        return max(0, len(self.shards) - 1) // self.harvested.shards_mixed
-
-    __repr__ = short_repr
-
-
 def shard_name(index: int) -> str:
     """The name of a shard's file."""
     return f"shard-{index:05d}.safetensors"
@@ -188,7 +165,7 @@ def read_manifest(directory: Path) -> DatasetManifest:
     """Read the manifest of a dataset; raises CheckpointError if it is missing, damaged, or the dataset unfinished."""
     path = directory / MANIFEST
     files.check_readable(directory)
-    if not path.exists() and any((directory / name).exists() for name in (UNFINISHED, SCRAMBLING)):
+    if not path.exists() and any(any(directory.glob(name)) for name in (UNFINISHED_FILES, SCRAMBLING)):
         raise CheckpointError(
             f"{directory} holds a dataset that is not complete; run the command that writes it again to finish it."
         )
@@ -201,56 +178,6 @@ def manifest_of(content: object, path: Path) -> DatasetManifest:
     for shard in manifest.shards:
         files.inside(path.parent, shard.file)
     return manifest
-
-
-def write_unfinished(directory: Path, unfinished: UnfinishedDataset) -> None:
-    """Write how far a harvest has come."""
-    content = {
-        "harvested": to_dict(unfinished.harvested),
-        "shards": [to_dict(shard) for shard in unfinished.shards],
-        "place": list(unfinished.place),
-        "statistics": [
-            {"tokens": moments.tokens, "mean": moments.mean.tolist(), "deviations": moments.deviations.tolist()}
-            for moments in unfinished.statistics
-        ],
-    }
-    files.write_json(directory / UNFINISHED, {**UNFINISHED_FORMAT.header(), **content}, finite=True, indent=None)
-
-
-def read_unfinished(directory: Path) -> UnfinishedDataset:
-    """Read how far a harvest has come; raises CheckpointError if the file is missing or damaged."""
-    path = directory / UNFINISHED
-    files.check_readable(directory)
-    content = UNFINISHED_FORMAT.read(path, finite=True)
-    match content:
-        case {
-            "harvested": dict(harvested),
-            "shards": list(shards),
-            "place": [int(item), int(token), int(used)],
-            "statistics": [dict(), dict(), dict(), dict()],
-        } if min(item, token, used) >= 0:
-            found = record_of(Harvested, cast(dict[str, Any], harvested), None, path)
-            written = [record_of(Shard, shard, None, path) for shard in cast(list[Any], shards)]
-            statistics = DatasetStatistics(*(_moments(entry, found, path) for entry in content["statistics"]))
-        case _:
-            raise CheckpointError(f"{path} does not say how far a harvest has come; it is damaged.")
-    if [shard.file for shard in written] != [shard_name(index) for index in range(len(written))]:
-        raise CheckpointError(f"{path} does not list shards in their order; it is damaged.")
-    return UnfinishedDataset(
-        harvested=found,
-        shards=tuple(written),
-        place=Place(item, token, used),
-        statistics=statistics,
-    )
-
-
-def _moments(entry: dict[str, Any], harvested: Harvested, path: Path) -> Moments:
-    shape = (harvested.n_layers, harvested.d_model)
-    tokens = entry.get("tokens")
-    if type(tokens) is not int or tokens < 0:
-        raise CheckpointError(f"{path} does not say how many tokens its statistics have; it is damaged.")
-    mean, deviations = (numbers_of(entry.get(name), name, path, shape) for name in ("mean", "deviations"))
-    return Moments(tokens, mean, deviations)
 
 
 def record_of(kind: type[_Record], content: object, form: files.FileFormat | None, path: Path) -> _Record:

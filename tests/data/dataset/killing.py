@@ -79,7 +79,7 @@ def _in_child(job: Job, directory: Path, point: Point | None) -> Counts | None:
     child = os.fork()
     if child == 0:
         try:
-            os.write(writing, ",".join(map(str, _counted(job, directory, point))).encode())
+            os.write(writing, ",".join(map(str, counted(job, directory, point))).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -93,7 +93,7 @@ def _in_child(job: Job, directory: Path, point: Point | None) -> Counts | None:
     return Counts(*map(int, counts.split(",")))
 
 
-def _counted(job: Job, directory: Path, point: Point | None) -> Counts:
+def counted(job: Job, directory: Path, point: Point | None) -> Counts:
     """Run a job in this process, which ends at the point."""
     counts = {"call": 0, "before a renaming": 0, "after a renaming": 0}
     replace = os.replace

@@ -14,7 +14,8 @@ from torch import Tensor
 from open_clt.config.json import to_dict
 from open_clt.data.contexts import Place
 from open_clt.data.dataset import batches, manifest
-from open_clt.data.dataset.manifest import DatasetManifest, Scrambled, Shard, UnfinishedDataset, shard_name
+from open_clt.data.dataset import unfinished as unfinished_files
+from open_clt.data.dataset.manifest import DatasetManifest, Scrambled, Shard, shard_name
 from open_clt.data.dataset.reader import ActivationDataset
 from open_clt.data.dataset.scrambling.state import Scrambling, read_scrambling, write_scrambling
 from open_clt.data.dataset.shards import in_order, open_shard, write_shard
@@ -26,6 +27,7 @@ from open_clt.data.dataset.statistics import (
     write_statistics,
 )
 from open_clt.data.dataset.statistics import read_statistics as read_file_of_statistics
+from open_clt.data.dataset.unfinished import UnfinishedDataset
 from open_clt.data.server import uploads
 from tests.data.dataset.remote.static_server import serving
 from tests.data.dataset.small_dataset import D_MODEL, N_LAYERS, all_of, harvested, store, write
@@ -61,9 +63,9 @@ def read_statistics(directory: Path) -> Iterable[Tensor]:
 
 
 def read_unfinished(directory: Path) -> Iterable[Tensor]:
-    unfinished = manifest.read_unfinished(directory)
-    repr(unfinished)
-    return [moments.variance for moments in unfinished.statistics]
+    state = unfinished_files.read_unfinished(directory)
+    repr(state)
+    return [moments.variance for moments in state.statistics]
 
 
 def shards_of(version: int) -> tuple[Shard, ...]:
@@ -93,11 +95,11 @@ def manifest_facts(directory: Path) -> object:
 def save_unfinished(directory: Path, version: int) -> None:
     shards, statistics = shards_of(version), statistics_of(version)
     state = UnfinishedDataset(harvested=harvested(), shards=shards, place=Place(1, 2, 3), statistics=statistics)
-    manifest.write_unfinished(directory, state)
+    unfinished_files.write_unfinished(directory, state)
 
 
 def unfinished_facts(directory: Path) -> object:
-    state = manifest.read_unfinished(directory)
+    state = unfinished_files.read_unfinished(directory)
     return state.harvested, state.shards, state.place, [moments.deviations.tolist() for moments in state.statistics]
 
 

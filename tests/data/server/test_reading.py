@@ -14,7 +14,7 @@ from safetensors.torch import load
 from starlette.testclient import TestClient
 
 from open_clt.data.dataset.encoding import decode
-from open_clt.data.dataset.manifest import MANIFEST, UNFINISHED, read_manifest, shard_name
+from open_clt.data.dataset.manifest import MANIFEST, read_manifest, shard_name
 from open_clt.data.dataset.reader import ActivationDataset
 from open_clt.data.dataset.statistics import STATISTICS
 from open_clt.data.harvest import MemoryStore
@@ -150,7 +150,7 @@ def test_unfinished_damaged_and_other_directories_are_not_shown(tmp_path: Path) 
     write(tmp_path / "whole")
     for name in ("unfinished", "damaged", ".hidden"):
         shutil.copytree(tmp_path / "whole", tmp_path / name)
-    (tmp_path / "unfinished" / MANIFEST).rename(tmp_path / "unfinished" / UNFINISHED)
+    (tmp_path / "unfinished" / MANIFEST).rename(tmp_path / "unfinished" / "unfinished.json")
     (tmp_path / "damaged" / MANIFEST).write_text("{")
     (tmp_path / "other").mkdir()
     (tmp_path / "notes.txt").write_text("mine")

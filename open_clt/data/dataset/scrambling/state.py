@@ -20,7 +20,7 @@ from open_clt.data.dataset.manifest import (
     record_of,
     shard_name,
 )
-from open_clt.data.dataset.writer import check_empty
+from open_clt.data.dataset.unfinished import check_empty
 from open_clt.errors import CheckpointError, ConfigError
 
 _FORMAT = files.FileFormat("open-clt-unfinished-scramble", newest=1)
