@@ -22,7 +22,7 @@ from open_clt.visualization.graph.page_data import graph_data
 EDGE_THRESHOLD = 0.98
 """Share of the edges' influence that the shown edges hold."""
 _KEPT = 24
-_CIRCUIT = (410.0, 700.0), (820.0, 180.0)
+_CIRCUIT = (410.0, 700.0), (820.0, 190.0)
 _WINDOWS = (800.0, 350.0), (1060.0, 800.0)
 """Room of the graph at 1280 x 800, above the circuit, and at 1920 x 1080, beside it; and of the circuit."""
 

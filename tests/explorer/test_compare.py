@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,11 @@ def test_two_graphs_are_compared_as_python_compares_them(
     assert [abs(first - second) for _, (first, second) in listed] == pytest.approx(
         largest[: len(listed)], rel=1e-4, abs=1e-5
     )
-    assert all(comparison["names"][end] for edge, _ in listed for end in edge)
+    for end in {end for edge, _ in listed for end in edge}:
+        name = comparison["names"][end]
+        assert not name.startswith(end)  # names, not ids
+        assert not re.match(r"feature \d+", name)
+        assert not name.startswith("fires ")
 
 
 @pytest.mark.parametrize("across", [False, True])

@@ -14,12 +14,14 @@ from open_clt.errors import CheckpointError, ConfigError
 from open_clt.evaluation.effects import predicted_changes
 from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.exports import EXPORTS
+from open_clt.explorer.jobs.graphs import brief_names
 from open_clt.explorer.jobs.table import start
 from open_clt.explorer.models import Source
 from open_clt.explorer.session.circuit import circuit_of
 from open_clt.explorer.session.session import Group, Session, Steer, session_json
 from open_clt.explorer.session.session_file import SavedSession, load_session, save_session
 from open_clt.explorer.traces import Trace, Traces
+from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import node_numbers, subgraph
@@ -115,7 +117,16 @@ def test_suggested_groups_are_those_of_python(explorer: Explorer, trace: Trace) 
     models = explorer.loaded()
     labels = {row.feature: row.label for row in models.rows if row.label}
     expected = suggest_supernodes(trace.graph.with_labels(labels).prune(0.9, 0.98), models.transcoder)
-    assert made == [{"name": each.label, "members": list(each.members)} for each in expected]
+    assert [suggested["members"] for suggested in made] == [list(each.members) for each in expected]
+    for suggested, each in zip(made, expected, strict=True):
+        assert suggested["name"] in (in_brief(each.label), each.label)
+    assert len({suggested["name"] for suggested in made}) == len(made)
+    assert any(suggested["name"] != each.label for suggested, each in zip(made, expected, strict=True))
+
+
+def test_names_that_would_be_equal_in_brief_stay_whole() -> None:
+    names = ["fires on “ a”", "fires on “a”", "fires on “ b”; promotes “ c”"]
+    assert brief_names(names) == [*names[:2], "“b” → “c”"]
 
 
 def test_heads_of_an_edge_add_up_to_it(explorer: Explorer, trace: Trace, features: list[str]) -> None:

@@ -100,7 +100,7 @@
     if (!groups.length && !nodes.length) return say.info("Pin a feature first; then it can be steered.");
     await Promise.all([
       ...groups.map((group) => steer.add(group.members, group.name, false)),
-      ...nodes.map((node) => steer.add([node.id], node.label, false)),
+      ...nodes.map((node) => steer.add([node.id], node.brief || node.label, false)),
     ]);
     OpenCLT.explorer.go("/steer");
     steer.run();
@@ -108,7 +108,7 @@
 
   /* The edges between the boxes, strongest first. */
   function weights() {
-    const labels = new Map(shown.picture.nodes.map((node) => [node.id, node.label]));
+    const labels = new Map(shown.picture.nodes.map((node) => [node.id, node.brief || node.label]));
     const name = (index) => labels.get(shown.names[index]) || shown.names[index];
     const sorted = [...shown.edges].sort((a, b) => Math.abs(b[2]) - Math.abs(a[2])).slice(0, MOST_WEIGHTS);
     const head = ["from", "to", "weight"].map((title) => html("th", { scope: "col" }, title));

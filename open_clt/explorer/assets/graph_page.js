@@ -26,14 +26,14 @@
       graph: html("div", { id: "graph", class: "x-graph" }),
       panel: html("aside", { id: "panel", class: "x-panel", "aria-label": "Selection" }),
       circuit: html("section", { id: "circuit", class: "x-circuit", "aria-label": "Circuit" }),
-      note: html("p", { id: "note", class: "x-note" }),
+      note: html("span", { id: "note" }),
     });
     host.append(
       html("div", { class: "x-bar" }, form, parts.next,
         html("label", { class: "x-slider" }, "influence ", slider, parts.share), parts.counts),
       parts.work,
       html("div", { class: "x-main" },
-        html("section", { class: "x-left", "aria-label": "Attribution graph" }, toggles(), parts.graph, parts.note),
+        html("section", { class: "x-left", "aria-label": "Attribution graph" }, toggles(), parts.graph),
         parts.panel, parts.circuit),
     );
     form.addEventListener("submit", (event) => {
@@ -48,23 +48,24 @@
     store.onChange(changed);
   }
 
-  const NAMES = { feature: "features", error: "errors", other: "biases, positions, MLP outputs" };
+  const NAMES = { feature: "features", error: "errors", other: "other nodes" };
+  const TITLES = { other: "Biases, positions and MLP outputs", error: "What the transcoder does not reconstruct" };
   function toggles() {
     const boxes = Object.entries(NAMES).map(([shape, name]) => {
       const box = html("input", { type: "checkbox", "data-shape": shape });
       box.checked = true;
       box.addEventListener("change", () => {
-        const hidden = [...parts.toggles.querySelectorAll("input:not(:checked)")].map((other) => other.dataset.shape);
+        const hidden = [...parts.toggles.querySelectorAll("[data-shape]:not(:checked)")].map((other) => other.dataset.shape);
         say.trying(store.act({ kind: "hide", shapes: hidden }));
       });
-      return html("label", {}, box, ` ${name}`);
+      return html("label", { title: TITLES[shape] || null }, box, ` ${name}`);
     });
     const key = [["x-positive", "raises"], ["x-negative", "lowers"]].map(([style, name]) =>
       html("span", { class: "x-key" }, html("i", { class: style }), name));
     parts.dense = html("select", { id: "densest", title: "Density: the share of tokens on which a feature fires", "aria-label": "Features that fire on more tokens than this are hidden" },
       ...DENSITIES.map((share) => html("option", { value: share }, share === 1 ? "of any density" : `of density ${percent(share)} at most`)));
     parts.dense.addEventListener("change", () => say.trying(store.act({ kind: "dense", densest: Number(parts.dense.value) })));
-    return (parts.toggles = html("div", { class: "x-toggles" }, boxes[0], parts.dense, ...boxes.slice(1), ...key));
+    return (parts.toggles = html("div", { class: "x-toggles" }, boxes[0], parts.dense, ...boxes.slice(1), ...key, OpenCLT.explorer.nodeSearch.build()));
   }
 
   async function tracePrompt(text) {
@@ -120,7 +121,7 @@
     parts.slider.value = session.percent;
     parts.share.textContent = `${session.percent} %`;
     parts.dense.value = session.densest;
-    for (const box of parts.toggles.querySelectorAll("input")) box.checked = !session.hidden.includes(box.dataset.shape);
+    for (const box of parts.toggles.querySelectorAll("[data-shape]")) box.checked = !session.hidden.includes(box.dataset.shape);
     if (session.graph && pictureOf(session) !== drawn) draw(session);
     else decorate(session);
     OpenCLT.explorer.circuit.update(parts.circuit, session, former);
@@ -150,6 +151,7 @@
     parts.graph.replaceChildren();
     const { selection } = OpenCLT.explorer;
     graph = OpenCLT.graph(parts.graph, view.picture, { label: "Attribution graph", click: selection.clicked, digits: false });
+    parts.graph.querySelector(".oc-caption").append(" ", parts.note); // on the line of the caption, which saves height
     panel = OpenCLT.panel(parts.panel, graph, { load: record, advise, ...selection.parts(view) });
     graph.onChange((node) => store.select(node ? node.id : null));
     decorate(store.session());
@@ -163,6 +165,7 @@
     if (!graph.select(session.selected)) store.select(null);
     const pinned = session.groups.reduce((ids, group) => ids.concat(group.members), [...session.pins]);
     graph.mark(pinned, "pinned");
+    OpenCLT.explorer.nodeSearch.refresh();
     if (pinned.join() !== wasPinned) panel.refresh();
     wasPinned = pinned.join();
     const { nodes, edges } = graph.counts(), { shown } = view;

@@ -66,7 +66,7 @@
     const made = [];
     if (canBePinned(node)) made.push(button(pinned ? "Unpin" : "Pin", () => pin(node), { "aria-pressed": pinned, title: "P" }));
     if (node.feature) {
-      made.push(button("Steer", () => OpenCLT.explorer.steer.add([node.id], node.label)));
+      made.push(button("Steer", () => OpenCLT.explorer.steer.add([node.id], node.brief || node.label)));
       made.push(button("Label", () => editLabel(node), { title: "L" }));
       made.push(OpenCLT.explorer.link(`/features/${node.feature.replace("L", "")}`, "Open feature", { class: "x-tool" }));
     }

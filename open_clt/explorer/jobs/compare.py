@@ -15,13 +15,14 @@ from open_clt.explorer.measurements import own_name, plain
 from open_clt.explorer.models import EMBEDDED, Models
 from open_clt.explorer.traces import Trace
 from open_clt.explorer.views import Shown, check_percent, labelled
+from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import compare_graphs
 from open_clt.language.fits import check_fits
 from open_clt.progress import report_progress
 from open_clt.transcoders.formats.load import load_transcoder
-from open_clt.visualization.graph.page_data import graph_data
+from open_clt.visualization.graph.page_data import graph_data, node_name
 from open_clt.visualization.interactive.reports import interactive_comparison
 from open_clt.visualization.labels import token_label
 
@@ -92,8 +93,8 @@ def _names(graph: AttributionGraph, across: bool) -> dict[str, str]:
     for row, key in enumerate(keys):
         node = graph.node(row)
         token = f" at {token_label(graph.info.token_strings[node.position])}" if node.kind is NodeKind.FEATURE else ""
-        place = "" if across else f"{token} ({node.position})"
-        names.setdefault(key, f"{node.label}{place}")
+        place = "" if across or node.kind is NodeKind.POSITIONAL else f"{token} ({node.position})"
+        names.setdefault(key, f"{in_brief(node_name(graph, row))}{place}")
     return names
 
 

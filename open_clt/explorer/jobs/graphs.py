@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from open_clt.attribution.heads import head_contributions
@@ -10,6 +11,7 @@ from open_clt.explorer.exports import Exported, check_kind, export
 from open_clt.explorer.jobs.requests import Request, Work, check_fits, session_of, text_of
 from open_clt.explorer.traces import check_prompt, fits, trace_prompt, with_predictions
 from open_clt.explorer.views import circuit_view, graph_view
+from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.operations import node_numbers
 from open_clt.graphs.supernodes import suggest_supernodes
 from open_clt.progress import report_progress
@@ -100,9 +102,16 @@ def suggestions(explorer: Explorer, request: Request) -> Work:
         report_progress("comparing features", 0, 1)
         transcoder = models.transcoder if models is not None and fits(found, models) else None
         groups = suggest_supernodes(shown.graph, transcoder)
-        return [{"name": group.label, "members": list(group.members)} for group in groups]
+        names = brief_names([group.label for group in groups])
+        return [{"name": name, "members": list(group.members)} for name, group in zip(names, groups, strict=True)]
 
     return work
+
+
+def brief_names(names: Sequence[str]) -> list[str]:
+    """Names as graphs draw them; a name stays as it is where two brief ones would be equal."""
+    brief = [in_brief(name) for name in names]
+    return [name if brief.count(short) > 1 else short for name, short in zip(names, brief, strict=True)]
 
 
 def write_file(explorer: Explorer, request: Request) -> Work:

@@ -40,6 +40,7 @@ _SCRIPTS: dict[str, Path] = {
     "say.js": _OWN,
     "selection.js": _OWN,
     "circuit.js": _OWN,
+    "node_search.js": _OWN,
     "graph_page.js": _OWN,
     "steer.js": _OWN,
     "features.js": _OWN,

@@ -18,7 +18,7 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.transcoders.feature import Feature
-from open_clt.visualization.graph.arrangement import MARKERS, PIXELS, arranged, diameter_of, measured
+from open_clt.visualization.graph.arrangement import MARKERS, PIXELS, Measured, arranged, diameter_of, measured
 from open_clt.visualization.graph.layout import Box, Page, PlacedGraph, Size, place
 from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
 from open_clt.visualization.labels import token_label, wrapped
@@ -90,7 +90,7 @@ def _node(graph: AttributionGraph, picture: GraphPicture, index: int, automatic:
         "id": node.id,
         "shape": picture.shapes[index],
         "kind": _KINDS[node.kind],
-        "label": picture.labels[index] if is_output else _name(graph, row),
+        "label": picture.labels[index] if is_output else node_name(graph, row),
         "brief": picture.labels[index] if feature in graph.labels else None,
         "automatic": feature is not None and feature in automatic,
         "note": picture.notes.get(index, ""),
@@ -134,7 +134,7 @@ def _member(graph: AttributionGraph, row: int, influence: float, automatic: Coll
     feature = Feature(node.layer, node.index) if node.kind is NodeKind.FEATURE else None
     return {
         "id": node.id,
-        "label": _name(graph, row),
+        "label": node_name(graph, row),
         "automatic": feature is not None and feature in automatic,
         "token": token_label(graph.info.token_strings[node.position], 20),
         "feature": str(feature) if feature else None,
@@ -143,7 +143,7 @@ def _member(graph: AttributionGraph, row: int, influence: float, automatic: Coll
     }
 
 
-def _name(graph: AttributionGraph, row: int) -> str:
+def node_name(graph: AttributionGraph, row: int) -> str:
     """The name of a node in lists: a label, or what the node is and where."""
     node = graph.node(row)
     token = token_label(graph.info.token_strings[node.position], 20)
@@ -179,18 +179,19 @@ def _layouts(picture: GraphPicture, windows: Sequence[Size]) -> list[dict[str, A
             break
     inner = set(picture.of(*_INNER))
     dots = replace(picture, labels=tuple("" if node in inner else label for node, label in enumerate(picture.labels)))
-    return [*layouts, _layout(dots, _wide_enough(dots, windows[0]))]
+    return [*layouts, _layout(dots, _wide_enough(measured(dots, _MEASURES), windows[0]))]
 
 
 def _labelled(picture: GraphPicture, window: Size) -> dict[str, Any]:
-    """A layout with all labels that is as high as a window if it can be; it may be scrolled."""
-    return _layout(picture, _wide_enough(picture, window))
+    """A layout with all labels, without empty rows, that is as high as a window if it can be; it may be scrolled."""
+    parts = measured(picture, _MEASURES)
+    used = sorted({item.row for item in parts.items})
+    return _layout(picture, _wide_enough(parts._replace(rows=used), window))
 
 
-def _wide_enough(picture: GraphPicture, window: Size) -> PlacedGraph:
+def _wide_enough(parts: Measured, window: Size) -> PlacedGraph:
     """A layout that is as high as a window, and wider only if it has to be."""
     width, height = window
-    parts = measured(picture, _MEASURES)
     candidates = (place(*parts, _page(limit, height)) for limit in np.geomspace(width, 8 * width, 10))
     best = next(candidates)
     for placed in candidates:

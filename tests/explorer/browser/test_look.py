@@ -122,6 +122,41 @@ def test_a_view_can_be_read_and_used_by_everybody(view: tuple[str, Any]) -> None
     assert [(each["id"], [node["html"][:120] for node in each["nodes"]][:3]) for each in serious] == []
 
 
+@pytest.mark.parametrize("name", ["start", "graph", "features", "feature", "steer", "compare", "transcoder"])
+def test_a_view_can_be_read_in_a_small_window(name: str, new_page: Callable[..., Any], explorer_url: str) -> None:
+    page = opened(new_page({"width": 1024, "height": 700}), explorer_url)
+    VIEWS[name](page)
+    settled(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert small_texts(page) == []
+    assert overlapping(page, "header .x-brand, header a, #facts, #tools button, #tools summary") == []
+    texts = "text.oc-label, text.oc-token, text.oc-layer"
+    for part in ("#graph", "#circuit-graph", "#graph-a", "#graph-b"):
+        assert overlapping(page, ", ".join(f"{part} {text}" for text in texts.split(", "))) == []
+    visible = ".x-page:not([hidden]) "
+    for words in (
+        ".x-bar label, .x-bar button, #counts, .x-who",
+        ".x-toggles label, .x-key",
+        ".x-list td, .x-list th, #changed-edges td, #effects td",
+        "legend, .x-steer label",
+    ):
+        assert overlapping(page, ", ".join(visible + word for word in words.split(", "))) == []
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll(".x-page:not([hidden]) :is(button, input, select, textarea)")]
+             .filter((each) => each.checkVisibility() && !each.closest(".x-scroll, .x-groups"))
+             .filter((each) => each.getBoundingClientRect().right > innerWidth + 1).map((each) => each.outerHTML)"""
+    )
+    assert outside == []
+
+
+def test_the_circuit_has_no_rows_without_nodes(page: Any) -> None:
+    _graph(page)
+    rows = page.evaluate("OpenCLT.explorer.circuit.shown().picture.layouts[0].rows")
+    boxes = page.evaluate("""() => OpenCLT.explorer.circuit.shown().picture.layouts[0].boxes.map(([, y]) => y)""")
+    assert len(rows) >= 2
+    assert all(any(row["top"] <= y <= row["bottom"] for y in boxes) for row in rows)
+
+
 def test_tab_goes_through_the_page_in_the_order_of_its_parts(page: Any) -> None:
     select(page, drawn(page, "feature")[0])
     page.focus("#prompt")
