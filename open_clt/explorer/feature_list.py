@@ -28,6 +28,8 @@ class Query:
 
     text: str = ""
     """Text that the label, a token that the feature fires on, or an output token contains; or a feature's name."""
+    wide: bool = False
+    """Whether all stored tokens, and the largest examples, are searched too."""
     layer: int | None = None
     """Layer of the features; None is all."""
     least: float = 0.0
@@ -45,6 +47,7 @@ def read_query(values: Mapping[str, str]) -> Query:
     try:
         query = Query(
             text=values.get("q", "").strip(),
+            wide=values.get("wide") == "1",
             layer=int(values["layer"]) if values.get("layer") else None,
             least=float(values.get("least") or 0),
             most=float(values.get("most") or 1),
@@ -101,7 +104,7 @@ def _meets(row: FeatureRow, query: Query) -> bool:
     if not query.least <= (0.0 if math.isnan(row.density) else row.density) <= query.most:
         return False
     text = query.text.lower()
-    words = (row.label, str(row.feature), *row.fires_on, *row.top_tokens)
+    words = (row.label, str(row.feature), *row.fires_on, *row.top_tokens, row.also if query.wide else "")
     return not text or any(text in word.lower() for word in words)
 
 

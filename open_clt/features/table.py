@@ -15,6 +15,7 @@ from open_clt.transcoders.feature import Feature
 
 TABLE = "table.json.gz"
 _TOKENS = 5
+_EXAMPLES = 3
 
 
 class FeatureRow(NamedTuple):
@@ -34,6 +35,8 @@ class FeatureRow(NamedTuple):
     """Tokens on which the feature is active most often."""
     top_tokens: tuple[str, ...]
     """Output tokens that the feature raises most."""
+    also: str = ""
+    """Text that searches go through but lists do not show: further tokens of both kinds, and the largest examples."""
 
     __repr__ = short_repr
 
@@ -48,7 +51,14 @@ def row_of(record: FeatureRecord) -> FeatureRow:
         max_activation=record.max_activation,
         fires_on=tuple(entry.token for entry in record.fires_on[:_TOKENS]),
         top_tokens=tuple(entry.token for entry in record.top_tokens[:_TOKENS]),
+        also=_also(record),
     )
+
+
+def _also(record: FeatureRecord) -> str:
+    further = (*record.fires_on[_TOKENS:], *record.top_tokens[_TOKENS:])
+    examples = ("".join(example.tokens) for example in record.examples[:_EXAMPLES])
+    return "\n".join([" ".join(entry.token for entry in further), *examples])
 
 
 def to_columns(rows: Sequence[FeatureRow]) -> dict[str, list[Any]]:
@@ -61,7 +71,9 @@ def to_columns(rows: Sequence[FeatureRow]) -> dict[str, list[Any]]:
 
 def read_columns(columns: Mapping[str, Sequence[Any]]) -> list[FeatureRow]:
     """The rows of such columns; raises ValueError, LookupError or TypeError if they do not describe features."""
-    rows = [FeatureRow(*values) for values in zip(*(columns[name] for name in FeatureRow._fields), strict=True)]
+    also = columns.get("also", [""] * len(columns["feature"]))  # tables of older versions lack it
+    known = [columns[name] for name in FeatureRow._fields if name != "also"]
+    rows = [FeatureRow(*values) for values in zip(*known, also, strict=True)]
     return [_read(row) for row in rows]
 
 
@@ -77,4 +89,5 @@ def _read(row: FeatureRow) -> FeatureRow:
         max_activation=math.nan if row.max_activation is None else float(row.max_activation),  # pyright: ignore[reportUnnecessaryComparison]
         fires_on=tuple(map(str, row.fires_on)),
         top_tokens=tuple(map(str, row.top_tokens)),
+        also=str(row.also),
     )

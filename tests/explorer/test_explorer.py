@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.heads import head_contributions
+from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.evaluation.effects import predicted_changes
 from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.exports import EXPORTS
+from open_clt.explorer.feature_list import Query, listed
 from open_clt.explorer.jobs.graphs import brief_names
 from open_clt.explorer.jobs.table import start
 from open_clt.explorer.models import Source
@@ -21,14 +24,18 @@ from open_clt.explorer.session.circuit import circuit_of
 from open_clt.explorer.session.session import Group, Session, Steer, session_json
 from open_clt.explorer.session.session_file import SavedSession, load_session, save_session
 from open_clt.explorer.traces import Trace, Traces
+from open_clt.features.feature_files import FeatureFiles
 from open_clt.features.labelling.automatic import in_brief
+from open_clt.features.table import FeatureRow, row_of
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import node_numbers, subgraph
 from open_clt.graphs.supernodes import group, suggest_supernodes
 from open_clt.replacement.interventions.intervene import intervene
 from open_clt.replacement.interventions.intervention import Iterative, interventions_on
+from open_clt.transcoders.feature import Feature
 from tests.explorer.conftest import PROMPT, done
+from tests.features.rich_record import rich_record
 from tests.refusals import refuses
 
 
@@ -264,3 +271,38 @@ def test_a_source_that_cannot_be_loaded_is_a_sentence(tmp_path: Path) -> None:
     with refuses(ConfigError, "missing"):
         made.loaded()
     made.close()
+
+
+def found(rows: list[FeatureRow], text: str) -> list[str]:
+    return [row["feature"] for row in listed(rows, Query(text=text, wide=True), {}, None)["rows"]]
+
+
+def test_every_text_of_a_record_that_a_list_could_show_is_found() -> None:
+    record = rich_record(0, 1)
+    rows = [row_of(record), row_of(replace(rich_record(0, 2), examples=(), top_tokens=(), fires_on=()))]
+    effects = [*(effect.token for effect in record.top_tokens), *(share.token for share in record.fires_on)]
+    assert len(effects) > 2
+    for token in effects:
+        assert "L0/1" in found(rows, token.strip())
+    example = "".join(record.examples[0].tokens)
+    assert found(rows, example[2:-2]) == ["L0/1"]
+    assert found(rows, example[2:-2].upper()) == ["L0/1"]
+    assert found(rows, "in none of the records") == []
+
+
+def test_the_feature_of_texas_is_found_by_the_words_of_its_examples() -> None:
+    rows = FeatureFiles(TRANSCODER_DIRECTORY).table()
+    texas = next(row for row in rows if row.feature == Feature(3, 577))
+    shown = " ".join([texas.label, *texas.fires_on, *texas.top_tokens])
+    assert "bluebonnet" not in shown
+    query = Query(text="flower of Texas is the bluebonnet", layer=3, wide=True)
+    pages = [listed(rows, replace(query, page=page), {}, None)["rows"] for page in range(4)]
+    assert "L3/577" in [row["feature"] for page in pages for row in page]
+    assert listed(rows, replace(query, wide=False), {}, None)["total"] == 0
+
+
+@pytest.mark.parametrize("layer", [0, 4])
+def test_the_table_that_ships_is_that_of_its_records(layer: int) -> None:
+    files = FeatureFiles(TRANSCODER_DIRECTORY)
+    rows = [row for row in files.table() if row.feature.layer == layer][::50]
+    assert rows == [row_of(record) for record in files.records([row.feature for row in rows])]

@@ -17,10 +17,12 @@
       least: field({ type: "number", id: "least", min: 0, max: 1, step: "any", placeholder: "0", "aria-label": "Smallest density" }),
       most: field({ type: "number", id: "most", min: 0, max: 1, step: "any", placeholder: "1", "aria-label": "Largest density" }),
       here: field({ type: "checkbox", id: "here" }),
+      wide: field({ type: "checkbox", id: "wide" }),
       list: html("div", { id: "feature-list" }), one: html("div", { id: "feature-page" }),
     });
     parts.form = html("form", { class: "x-search", role: "search" }, parts.q, parts.layer,
       html("label", {}, "density from ", parts.least), html("label", {}, " to ", parts.most),
+      html("label", { title: "Search also in outputs that the list does not show, and in the largest examples" }, parts.wide, " in examples too"),
       html("label", {}, parts.here, " on this prompt"));
     parts.form.addEventListener("submit", (event) => event.preventDefault());
     parts.form.addEventListener("input", () => {
@@ -44,7 +46,7 @@
 
   /* Write the fields into the address, with changes, and show what it then says. */
   function address(changes) {
-    const values = { ...query(), q: parts.q.value, layer: parts.layer.value, least: parts.least.value, most: parts.most.value, here: parts.here.checked ? "1" : "", ...changes };
+    const values = { ...query(), q: parts.q.value, layer: parts.layer.value, least: parts.least.value, most: parts.most.value, here: parts.here.checked ? "1" : "", wide: parts.wide.checked ? "1" : "", ...changes };
     const search = new URLSearchParams(Object.entries(values).filter(([, value]) => value));
     history.replaceState(null, "", `/features${search.size ? `?${search}` : ""}`);
     list();
@@ -57,7 +59,7 @@
     if (layer) return one(Number(layer), Number(index));
     const values = query();
     for (const name of ["q", "layer", "least", "most"]) if (parts[name] !== document.activeElement) parts[name].value = values[name] || "";
-    parts.here.checked = values.here === "1";
+    for (const name of ["here", "wide"]) parts[name].checked = values[name] === "1";
     list();
   }
 

@@ -9,7 +9,7 @@
     ["pdf", "Picture (PDF)"], ["html", "Page that needs no network (HTML)"], ["json", "Graph for circuit-tracer and Neuronpedia (JSON)"],
   ];
   const KEYS = [
-    ["/", "go to the search of nodes, or of features; Enter goes to the next node"], ["Tab", "enter the graph"], ["arrow keys", "move between nodes"],
+    ["/", "go to the search of nodes, or of features; Enter goes to the next match"], ["Tab", "enter the graph"], ["arrow keys", "move between nodes"],
     ["Enter", "select the node"], ["1\u20139", "go to that neighbour of the selected node"], ["Alt+Left", "go back to the former selection"],
     ["Esc", "clear the selection, or close what is open"], ["P or Ctrl-click", "pin the node"],
     ["hold G and click", "group the clicked nodes"], ["L", "label the selected feature"], ["Z, Shift+Z", "undo, redo"],

@@ -17,8 +17,9 @@
      layers   number of layers
      caption  what is drawn and what is not
      missing  a sentence on rows that do not add up, or ""; alarming: whether it reports an error
-     layouts  [{labelled, width, height, upright, boxes, diameters, texts, tokens, rows}], of which the first that fits
-              is drawn. boxes: [x, y, width, height] of each node; x and y are the centre, y points downwards.
+     layouts  [{labelled, width, height, upright, boxes, diameters, texts, tokens, rows}], of which the first that fits,
+              or the one that fits best, is drawn. boxes: [x, y, width, height] of each node; x and y are the centre,
+              y points downwards.
               texts: the text beside each dot or in each output. tokens: boxes of all tokens.
               rows: [{name, layer, top, bottom}], the bands of layers.
 
@@ -101,7 +102,8 @@
     function arrange() {
       const room = { x: canvas.clientWidth, y: canvas.clientHeight };
       const fit = (each) => Math.min(room.x / (each.width + NAMES + EDGE), room.y / (each.height + 2 * EDGE));
-      layout = data.layouts.find((each) => fit(each) >= SMALLEST_SCALE) || data.layouts[data.layouts.length - 1];
+      const last = data.layouts[data.layouts.length - 1], alike = data.layouts.filter((each) => each.labelled === last.labelled);
+      layout = data.layouts.find((each) => fit(each) >= SMALLEST_SCALE) || alike.reduce((a, b) => (fit(a) > fit(b) ? a : b));
       const scale = Math.min(1, Math.max(SMALLEST_SCALE, fit(layout)));
       const inner = { x: room.x / scale - NAMES - EDGE, y: room.y / scale - 2 * EDGE };
       const stretch = { x: Math.max(1, inner.x / layout.width), y: Math.max(1, inner.y / layout.height) };
@@ -169,7 +171,7 @@
       const last = nodes.find((node) => node.shape === "token" && node.position === data.tokens.length - 1) || entry;
       if (!drawn && last) canvas.scrollLeft = last.x * scaleOf() - 0.65 * canvas.clientWidth;
       if (selected) reveal(selected);
-      drawn = true;
+      drawn = canvas.clientWidth > 0; // where there is no room yet, nothing can be scrolled
       holdNames();
       if (hadFocus && entry) entry.element.focus();
     }

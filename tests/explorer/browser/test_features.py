@@ -52,6 +52,24 @@ def test_the_list_is_searched_sorted_and_filtered_and_back_keeps_it(
     assert _list(page) == expected[:50]
 
 
+def test_examples_are_searched_too_if_asked(served_explorer: tuple[Explorer, str], page: Any) -> None:
+    rows, text = served_explorer[0].loaded().rows, "the state flower"
+    page.click("#link-features")
+    page.fill("#search", text)
+    page.wait_for_function("document.getElementById('found')?.textContent === '0 features'")
+    page.check("#wide")
+    found = [str(row.feature) for row in rows if text in row.also.lower()]
+    page.wait_for_function(
+        "(found) => document.getElementById('found')?.textContent === found", arg=f"{len(found)} features"
+    )
+    assert len(found) > 0
+    assert _list(page) == found[:50]
+    page.reload()
+    page.wait_for_selector("#feature-list tbody tr")
+    assert page.is_checked("#wide")
+    assert _list(page) == found[:50]
+
+
 def test_features_of_the_prompt_are_those_of_the_graph(served_explorer: tuple[Explorer, str], page: Any) -> None:
     features = features_of(served_explorer[0].trace_of("start").graph)
     page.click("#link-features")
