@@ -94,8 +94,11 @@ class ExtensiveStore(ActivationStore, Protocol):
 class DivisibleStore(ActivationStore, Protocol):
     """A store that several processes can divide, so that each of them reads its own tokens only."""
 
-    def share(self, part: int, parts: int) -> ActivationStore:
-        """One of ``parts`` shares, which together hold every token once; their sizes differ by at most one token."""
+    def share(self, part: int, parts: int, is_stopped: Callable[[], bool]) -> ActivationStore:
+        """One of ``parts`` shares, which together hold every token once; their sizes differ by at most one token.
+
+        Reading it ends soon after ``is_stopped`` returns True.
+        """
         ...
 
 

@@ -172,12 +172,22 @@ def _training(record: Mapping[str, Any]) -> list[str]:
     settings, steps, tokens = (record.get(name) for name in ("settings", "steps", "tokens"))
     if not isinstance(settings, dict):
         return []
-    text = "## Training\n\n"
+    text = f"## Training\n\n{_dataset(record.get('dataset'))}"
     if isinstance(steps, int) and isinstance(tokens, int):
         text += f"OpenCLT trained this transcoder for {steps:,} steps on {tokens:,} tokens, with these settings:\n\n"
     else:
         text += "OpenCLT trained this transcoder with these settings:\n\n"
     return [text + _block("json", json.dumps(settings, indent=1))]
+
+
+def _dataset(about: object) -> str:
+    """A sentence on the dataset of activations that a transcoder was trained on; empty without one."""
+    match about:
+        case {"tokens": int(tokens), "model": str(model), "input_hook": str(read), "target_hook": str(written)}:
+            hooks = f"from {_cell(read)} to {_cell(written)}"
+            return f"The transcoder learned from a dataset of {tokens:,} tokens of {_cell(model)}, {hooks}. "
+        case _:
+            return ""
 
 
 def _block(language: str, text: str) -> str:

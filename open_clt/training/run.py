@@ -58,7 +58,7 @@ from open_clt.config.ignored import (
 from open_clt.config.json import to_dict
 from open_clt.data.harvest import ActivationStore
 from open_clt.device import check_device
-from open_clt.errors import ConfigError
+from open_clt.errors import CheckpointError, ConfigError, ServiceError
 from open_clt.language.language_model import LanguageModel
 from open_clt.memory import memory_errors
 from open_clt.program import Stopped
@@ -183,6 +183,10 @@ class TrainingRun:
         except Stopped as stopped:
             stopped.advice = how_to_resume(self.output and self.output.path)
             stopped.silent = self.trainer.should_stop and not self.trainer.is_global_zero
+            raise
+        except (CheckpointError, ServiceError) as error:  # a shard is damaged, or its server has vanished
+            if self.trainer.global_step > 0:
+                error.args = (f"{error} {how_to_resume(self.output and self.output.path)}",)
             raise
         finally:
             self.data.release()

@@ -180,3 +180,16 @@ def test_the_configurations_that_the_readme_names_exist() -> None:
 )
 def test_a_mistake_is_one_line_and_status_2(flags: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert_mistake(capsys, ["train", *flags], named)
+
+
+def test_mistakes_with_a_dataset_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    for path, named in (
+        (tmp_path / "nowhere", tmp_path / "nowhere"),
+        (tmp_path / "empty", "manifest.json"),
+        ("http://127.0.0.1:1/name/", "http://127.0.0.1:1/name/"),
+        ("http://", "http://"),
+    ):
+        assert_mistake(capsys, ["train", "--data.path", str(path), "--output", str(output)], named)
+    assert not output.exists()

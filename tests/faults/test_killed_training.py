@@ -18,6 +18,7 @@ import pytest
 from open_clt.language.language_model import LanguageModel
 from open_clt.training.flags.command_line import CommandResult
 from tests.tiny_models import TEXTS
+from tests.training.data.stored_run import TOO_SMALL, write
 from tests.training.flags.small_run import Settings, assert_same_weights, train, use_language_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
@@ -119,6 +120,20 @@ def test_several_killed_runs_end_as_if_they_had_not_been_killed(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_killed_runs(settings, tmp_path, monkeypatch, range(1, 6))
+
+
+@pytest.mark.slow
+def test_killed_runs_on_a_dataset_end_as_if_they_had_not_been_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"path": str(write(tmp_path / "data")), "batch_size": 64, "memory_limit": TOO_SMALL, "order": "random"}
+    settings: Settings = {
+        "transcoder": {"n_features": 24, "nonlinearity": {"kind": "batchtopk", "k": 4}},
+        "data": data,
+        "trainer": {"max_steps": 16, "accelerator": "cpu", "enable_progress_bar": False, "val_check_interval": 4},
+        "checkpoints": {"every": 3},
+    }
+    check_killed_runs(settings, tmp_path, monkeypatch, range(3))
 
 
 @pytest.mark.soak

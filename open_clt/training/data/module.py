@@ -230,9 +230,8 @@ class ActivationDataModule(LightningDataModule):
     def _harvested(self, start: Place, own: BatchShare, stopped: Event) -> Iterator[Block]:
         """Blocks of one epoch after another, or of a process's own share of each, until ``stopped`` is set."""
         store = self.train
-        if own.parts > 1:
-            assert isinstance(store, DivisibleStore), "the processes divide it"
-            store = store.share(own.part, own.parts)
+        if isinstance(store, DivisibleStore):
+            store = store.share(own.part, own.parts, stopped.is_set)
         size, least = max(1, self.prepared.block_size // own.parts), own.size_of(self.batch_size)
         while not stopped.is_set():
             placed = takewhile(lambda _: not stopped.is_set(), read_from(store, start))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -55,8 +55,12 @@ class DatasetTokens:
     The shards are read in sequence, or in a random order that depends on a seed only.
     """
 
-    def __init__(self, dataset: ActivationDataset, pieces: Sequence[Piece]) -> None:
+    def __init__(
+        self, dataset: ActivationDataset, pieces: Sequence[Piece], is_stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Shards that are fetched from a server are given up soon after ``is_stopped`` returns True."""
         self.dataset = dataset
+        self._is_stopped = is_stopped
         self.n_tokens = sum(piece.end - piece.begin for piece in pieces)
         self._pieces = pieces
 
@@ -70,10 +74,10 @@ class DatasetTokens:
             pieces = [pieces[index] for index in torch.randperm(len(pieces), generator=generator).tolist()]
         return DatasetTokens(dataset, pieces)
 
-    def share(self, part: int, parts: int) -> DatasetTokens:
+    def share(self, part: int, parts: int, is_stopped: Callable[[], bool] = lambda: False) -> DatasetTokens:
         """One of ``parts`` shares: consecutive tokens in the order in which they are read."""
         first, last = (self.n_tokens * end // parts for end in (part, part + 1))
-        return DatasetTokens(self.dataset, _cut(self._pieces, range(first, last)))
+        return DatasetTokens(self.dataset, _cut(self._pieces, range(first, last)), is_stopped)
 
     def holds_more_than(self, tokens: int) -> bool:
         """Whether there are more tokens than this number."""
@@ -84,9 +88,9 @@ class DatasetTokens:
 
     def read_from(self, place: Place) -> Iterator[Placed]:
         """Yield the activations from a place on: ``item`` counts shards, and ``token`` the tokens of that shard."""
-        shards = self.dataset.manifest.shards
         pieces = self._pieces[place.item :]
-        opened = self.dataset.opened(shards[piece.shard] for piece in pieces)
+        shards = self.dataset.manifest.shards
+        opened = self.dataset.opened((shards[piece.shard] for piece in pieces), self._is_stopped)
         for item, (piece, tensors) in enumerate(zip(pieces, opened, strict=True), start=place.item):
             first = max(piece.begin, place.token if item == place.item else 0)
             for begin in range(first, piece.end, _CHUNK):
@@ -121,7 +125,11 @@ class StoredActivations:
 
     @cached_property
     def dataset(self) -> ActivationDataset:
-        """The dataset; raises CheckpointError if it is missing or damaged, ConfigError if it is of another model."""
+        """The dataset.
+
+        Raises CheckpointError if it is missing or damaged, ServiceError if its server does not answer, and ConfigError
+        if it is of another model.
+        """
         assert self.config.path is not None, "a dataset is given"
         dataset = ActivationDataset(self.config.path)
         if self.model is not None:
