@@ -67,8 +67,8 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
         type=source,
         metavar="DIR",
         action=_Measuring,
-        help="Dataset of activations that `open-clt harvest` wrote: no language model runs, and no text is read. Its "
-        "first tokens are used, at most as many as --max-tokens says.",
+        help="Dataset of activations that `open-clt harvest` wrote, or its address on a server: no language model "
+        "runs, and no text is read. Its first tokens are used, at most as many as --max-tokens says.",
     )
 
 

@@ -7,14 +7,15 @@ and the headers of its shards. So the command takes seconds for any size.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from open_clt.commands.options import AddParser, add_command, add_trust_option, transcoder_source
+from open_clt.web_checks import is_address
 
 if TYPE_CHECKING:
-    from open_clt.data.dataset.manifest import Harvested, Scrambled
+    from open_clt.data.dataset.manifest import Harvested, Scrambled, Shard
     from open_clt.explorer.session.session_file import SavedSession
     from open_clt.graphs.graph import AttributionGraph
     from open_clt.transcoders.formats.info import TranscoderInfo
@@ -33,7 +34,7 @@ def add_to(add_parser: AddParser) -> None:
         help="A transcoder (a directory, a name on the Hugging Face hub as org/name[/folder][@revision], in both "
         "perhaps with * in the names of the folders of layers, or "
         "'embedded'), a graph (a directory, a .graphml file, or a .json file of circuit-tracer), a session of the "
-        "explorer, or the directory of a dataset of activations.",
+        "explorer, or a dataset of activations (a directory, or its address on a server).",
     )
     add_trust_option(parser)
     parser.set_defaults(command=run)
@@ -43,9 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the information."""
     from open_clt.transcoders.formats.info import transcoder_info
 
-    source = transcoder_source(arguments.source)
-    described = (rows for of_kind in _KINDS if (rows := of_kind(Path(source))) is not None)
-    rows = next(described, None) or _of_transcoder(transcoder_info(source, trust_code=arguments.trust_code))
+    if is_address(arguments.source):
+        rows = _dataset_on_server(arguments.source)
+    else:
+        source = transcoder_source(arguments.source)
+        described = (rows for of_kind in _KINDS if (rows := of_kind(Path(source))) is not None)
+        rows = next(described, None) or _of_transcoder(transcoder_info(source, trust_code=arguments.trust_code))
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
     return 0
@@ -130,7 +134,6 @@ def _dataset(path: Path) -> Rows | None:
     from open_clt.data.dataset.manifest import MANIFEST, SCRAMBLING, UNFINISHED_FILES, DatasetManifest, read_manifest
     from open_clt.data.dataset.shards import open_shard
     from open_clt.data.dataset.unfinished import read_all_unfinished
-    from open_clt.transcoders.formats.info import readable
     from open_clt.transcoders.formats.load import holds_transcoder
 
     files.check_readable(path)
@@ -143,16 +146,39 @@ def _dataset(path: Path) -> Rows | None:
     for shard in shards:
         open_shard(path, shard, found.harvested)
     tokens, asked_for = sum(shard.tokens for shard in shards), found.harvested.tokens
-    sizes = [(path / shard.file).stat().st_size for shard in shards]
-    shard_tokens = shards[0].tokens if is_complete and shards else found.harvested.shard_tokens
+    n_bytes = sum((path / shard.file).stat().st_size for shard in shards)
     goes_on = f"unfinished, {tokens:,} of {asked_for:,} tokens; the same `open-clt harvest` goes on with it"
+    scrambled = found.scrambled if isinstance(found, DatasetManifest) else None
     return [
         ("dataset", "complete" if is_complete else goes_on),
         *_of_harvested(found.harvested),
-        *(_of_scrambled(found.scrambled) if isinstance(found, DatasetManifest) else ()),
-        ("tokens", f"{tokens:,}"),
-        ("shards", f"{len(sizes):,} of {shard_tokens:,} tokens; the last one may have fewer"),
-        ("on disk", f"{readable(sum(sizes))}, {found.harvested.bytes_per_token:,} bytes a token"),
+        *_of_scrambled(scrambled),
+        *_of_shards(found.harvested, shards, n_bytes, is_complete=is_complete),
+    ]
+
+
+def _dataset_on_server(address: str) -> Rows:
+    """The rows of the dataset at an address, of which the manifest and the sizes of the shards are asked for."""
+    from open_clt.data.dataset.reader import ActivationDataset
+
+    dataset = ActivationDataset(address)
+    manifest = dataset.manifest
+    return [
+        ("dataset", "complete, on a server"),
+        *_of_harvested(manifest.harvested),
+        *_of_scrambled(manifest.scrambled),
+        *_of_shards(manifest.harvested, manifest.shards, dataset.check(), is_complete=True),
+    ]
+
+
+def _of_shards(harvested: Harvested, shards: Sequence[Shard], n_bytes: int, *, is_complete: bool) -> Rows:
+    from open_clt.transcoders.formats.info import readable
+
+    shard_tokens = shards[0].tokens if is_complete and shards else harvested.shard_tokens
+    return [
+        ("tokens", f"{sum(shard.tokens for shard in shards):,}"),
+        ("shards", f"{len(shards):,} of {shard_tokens:,} tokens; the last one may have fewer"),
+        ("on disk", f"{readable(n_bytes)}, {harvested.bytes_per_token:,} bytes a token"),
     ]
 
 

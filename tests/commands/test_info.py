@@ -23,6 +23,7 @@ from open_clt.transcoders.make import make_transcoder
 from tests.commands.mistakes import assert_mistake
 from tests.data.dataset import small_dataset
 from tests.data.dataset.parts import save_shard, save_unfinished
+from tests.data.dataset.remote import static_server
 from tests.faults.artefacts import trace_of
 from tests.hub.stand_in import serving
 from tests.random_transcoders import random_transcoder
@@ -140,6 +141,11 @@ def test_a_dataset_is_described_from_its_headers(
     assert (rows["tokens"], rows["shards"].split()[:3]) == ("70", ["7", "of", "10"])
     size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     assert rows["on disk"] == f"{size / 1e3:.1f} kB, {2 * 2 * 3 + 2 * 2 * 4 + 8} bytes a token"
+    monkeypatch.setenv("OPEN_CLT_CACHE", str(tmp_path / "cache"))
+    with static_server.serving(tmp_path) as server:
+        remote = printed(capsys, f"{server.address}whole")
+        assert {name: value.strip() for name, value in remote.items()} == {**rows, "dataset": "complete, on a server"}
+    assert not list((tmp_path / "cache").rglob("shard-*"))
     assert "20 of 70 tokens" in printed(capsys, tmp_path / "begun")["dataset"]
 
 

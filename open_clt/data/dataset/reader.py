@@ -83,17 +83,19 @@ class ActivationDataset:
     def __iter__(self) -> Iterator[ActivationBatch]:
         return (batch for tensors in self.opened(self.manifest.shards) for batch in in_order(tensors))
 
-    def check(self) -> None:
-        """Look at every shard; raises CheckpointError, which names the first that is missing or has another size.
+    def check(self) -> int:
+        """Look at every shard, and return the number of their bytes.
+
+        Raises CheckpointError, which names the first shard that is missing or has another size.
 
         Only sizes, types and shapes are compared; ``verify`` reads everything. Of shards on a server only the sizes are
         asked for.
         """
         if self._remote is not None:
-            self._remote.check()
-        else:
-            for shard in self.manifest.shards:
-                self.tensors(shard)
+            return self._remote.check()
+        for shard in self.manifest.shards:
+            self.tensors(shard)
+        return sum(self._path(shard).stat().st_size for shard in self.manifest.shards)
 
     def verify(self) -> None:
         """Compare every file with its SHA-256; raises CheckpointError, which names the first file that differs."""

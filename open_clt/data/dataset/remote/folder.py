@@ -98,14 +98,14 @@ class RemoteFolder:
                     self._fetch(shard, path, is_stopped)
         return path
 
-    def check(self) -> None:
-        """Ask for the size of each shard; raises CheckpointError, which names the first that is missing or too short.
+    def check(self) -> int:
+        """Ask for the size of each shard, and return the sum.
 
+        Raises CheckpointError, which names the first shard that is missing or too short.
         The contents are compared with the manifest when a shard is fetched.
         """
         with ThreadPoolExecutor(_CHECKS) as pool:
-            for _ in pool.map(self._size, self.manifest.shards):
-                pass
+            return sum(pool.map(self._size, self.manifest.shards))
 
     @contextmanager
     def named(self) -> Generator[None]:
