@@ -10,6 +10,8 @@ import argparse
 import io
 import shutil
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -28,6 +30,25 @@ CAPITAL = ("0:2:610", "0:2:113", "0:2:382", "0:2:364")
 DALLAS = ("0:7:655", "0:7:458", "0:7:657", "0:7:220")
 CITIES = ("Chicago", "Houston")
 WAIT = 30_000
+
+
+def wait_until(page: Any, expression: str, *, arg: Any = None, timeout: float = WAIT) -> None:
+    """Wait until an expression of JavaScript, or a function of ``arg``, is true.
+
+    Playwright's own way makes the page evaluate a text again and again, which the page's policy forbids.
+    """
+    from playwright.sync_api import Error
+
+    end = time.monotonic() + timeout / 1000
+    while True:
+        try:
+            if page.evaluate(expression, arg):
+                return
+        except Error as error:
+            if "context was destroyed" not in str(error):  # the page goes to another address
+                raise
+        assert time.monotonic() < end, f"{expression} is never true"
+        page.wait_for_timeout(20)
 
 
 @final
@@ -206,8 +227,9 @@ def main() -> None:
         stop = in_background(served)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         try:
-            page = browser.new_page(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+            page: Any = browser.new_page(viewport={"width": 1280, "height": 800}, accept_downloads=True)
             page.set_default_timeout(WAIT)
+            page.wait_for_function = partial(wait_until, page)
             page.goto(served.url)
             page.wait_for_selector("#graph[data-nodes]")
             page.wait_for_function("OpenCLT.explorer.client.status()?.ready")

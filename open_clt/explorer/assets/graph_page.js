@@ -48,6 +48,8 @@
     store.onChange(changed);
   }
 
+  const search = OpenCLT.nodeSearch(() => graph);
+
   const NAMES = { feature: "features", error: "errors", other: "other nodes" };
   const TITLES = { other: "Biases, positions and MLP outputs", error: "What the transcoder does not reconstruct" };
   function toggles() {
@@ -65,7 +67,7 @@
     parts.dense = html("select", { id: "densest", title: "Density: the share of tokens on which a feature fires", "aria-label": "Features that fire on more tokens than this are hidden" },
       ...DENSITIES.map((share) => html("option", { value: share }, share === 1 ? "of any density" : `of density ${percent(share)} at most`)));
     parts.dense.addEventListener("change", () => say.trying(store.act({ kind: "dense", densest: Number(parts.dense.value) })));
-    return (parts.toggles = html("div", { class: "x-toggles" }, boxes[0], parts.dense, ...boxes.slice(1), ...key, OpenCLT.explorer.nodeSearch.build()));
+    return (parts.toggles = html("div", { class: "x-toggles" }, boxes[0], parts.dense, ...boxes.slice(1), ...key, search.form));
   }
 
   async function tracePrompt(text) {
@@ -165,7 +167,7 @@
     if (!graph.select(session.selected)) store.select(null);
     const pinned = session.groups.reduce((ids, group) => ids.concat(group.members), [...session.pins]);
     graph.mark(pinned, "pinned");
-    OpenCLT.explorer.nodeSearch.refresh();
+    search.refresh();
     if (pinned.join() !== wasPinned) panel.refresh();
     wasPinned = pinned.join();
     const { nodes, edges } = graph.counts(), { shown } = view;

@@ -11,10 +11,12 @@
   const host = document.getElementById("graph");
   const graph = OpenCLT.graph(host, data.graph, { label: "Attribution graph: tokens below, layers above them, outputs on top" });
   OpenCLT.panel(document.getElementById("panel"), graph, data);
-  const inGraph = OpenCLT.panel.linkTo(graph);
+  const inGraph = OpenCLT.panel.linkTo(graph), search = OpenCLT.nodeSearch(() => graph);
+  document.querySelector(".r-toggles").append(search.form);
 
   function check() {
     const { nodes, edges } = graph.counts(), selected = graph.selected();
+    search.refresh();
     Object.assign(host.dataset, { nodes, edges, labelled: graph.labelled(), selected: selected ? selected.id : "" });
   }
 
@@ -37,6 +39,12 @@
       check();
     });
   }
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
+    event.preventDefault();
+    document.getElementById("find-node").focus();
+  });
 
   /* One line for each feature, the most influential first; its examples are made when it is opened. */
   function list() {

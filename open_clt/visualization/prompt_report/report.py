@@ -250,7 +250,7 @@ def _page(title: str, body: str, values: Mapping[str, Any]) -> str:
         title,
         body,
         styles=("graph.css", "feature.css", "report.css"),
-        scripts=("elements.js", "feature.js", "graph.js", "panel.js", "report.js"),
+        scripts=("elements.js", "feature.js", "graph.js", "panel.js", "node_search.js", "report.js"),
         data=data_script("data", values),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.models import Source
 from open_clt.explorer.server.serve import in_background, listen
+from tools.explorer_pictures import wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT = 30_000
@@ -73,7 +73,7 @@ def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT)
-        page.wait_for_function = partial(_wait_until, page)
+        page.wait_for_function = partial(wait_until, page)
 
         def route(route: Any) -> None:
             if route.request.url.startswith(("http://127.0.0.1:", "data:", "blob:", "file:")):
@@ -95,25 +95,6 @@ def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert problems == []
-
-
-def _wait_until(page: Any, expression: str, *, arg: Any = None, timeout: float = WAIT) -> None:
-    """Wait until an expression of JavaScript, or a function of ``arg``, is true.
-
-    Playwright's own way makes the page evaluate a text again and again, which the page's policy forbids.
-    """
-    from playwright.sync_api import Error
-
-    end = time.monotonic() + timeout / 1000
-    while True:
-        try:
-            if page.evaluate(expression, arg):
-                return
-        except Error as error:
-            if "context was destroyed" not in str(error):  # the page goes to another address
-                raise
-        assert time.monotonic() < end, f"{expression} is never true"
-        page.wait_for_timeout(20)
 
 
 @pytest.fixture

@@ -182,6 +182,14 @@ def test_an_exported_page_works_without_a_network(new_page: Callable[..., Any], 
     assert offline.inner_text(".oc-flag.oc-shown")
     dot.click()
     assert offline.get_attribute("#graph", "data-selected") == node
+    offline.keyboard.press("/")
+    offline.keyboard.type("dallas")
+    found = offline.locator("#graph .oc-found").evaluate_all("(all) => all.map((each) => each.dataset.node)")
+    assert len(found) > 3
+    offline.keyboard.press("Enter")
+    assert offline.get_attribute("#graph", "data-selected") in found
+    assert offline.inner_text("#found-nodes") == f"1 of {len(found)}"
+    assert offline.evaluate("document.activeElement.id") == "find-node"
 
 
 def test_a_file_that_is_neither_a_session_nor_a_graph_is_refused(page: Any, tmp_path: Path) -> None:

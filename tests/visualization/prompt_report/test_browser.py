@@ -177,11 +177,12 @@ def test_a_supernode_is_a_box_that_lists_its_members(
     features = [name for name in graph.ids() if re.fullmatch(r"\d+:\d+:\d+", name)][:3]
     grouped = group(graph, [Supernode(HOSTILE, tuple(features))])
     data = data_script("data", {"graph": graph_data(grouped), "features": {}, "advice": "none"})
-    body = '<section id="graph" style="height: 700px"></section><aside id="panel"></aside><div id="features"></div>'
-    scripts = ("elements.js", "feature.js", "graph.js", "panel.js", "report.js")
+    tools = '<span class="r-toggles"></span>'
+    places = '<section id="graph" style="height: 700px"></section><aside id="panel"></aside><div id="features"></div>'
+    scripts = ("elements.js", "feature.js", "graph.js", "panel.js", "node_search.js", "report.js")
     path = tmp_path / "grouped.html"
     path.write_text(
-        page("grouped", body, styles=("graph.css", "feature.css", "report.css"), scripts=scripts, data=data)
+        page("grouped", tools + places, styles=("graph.css", "feature.css", "report.css"), scripts=scripts, data=data)
     )
     script = """
       const box = document.querySelector(".oc-group");

@@ -107,7 +107,7 @@ def test_the_data_hold_texts_as_they_are(hostile_report: str) -> None:
 
 
 def test_scripts_make_no_html_of_texts() -> None:
-    for name in ("elements.js", "feature.js", "graph.js", "panel.js", "report.js", "dashboards.js"):
+    for name in ("elements.js", "feature.js", "graph.js", "panel.js", "node_search.js", "report.js", "dashboards.js"):
         assert re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", asset(name)) == []
 
 
@@ -159,8 +159,8 @@ def test_examples_come_from_feature_files(tiny_gpt2: LanguageModel, transcoder: 
     first = Feature(int(graph.nodes.layer[0]), int(graph.nodes.index[0]))
     example = FeatureExample(("a", " stored", " text"), torch.tensor([0.0, 2.0, 1.0]), 1)
     record = FeatureRecord(first, 0.25, 2.0, (example,), (TokenEffect(" up", 1.0),), (TokenEffect(" down", -1.0),))
-    shape = {"n_layers": transcoder.config.n_layers, "n_features": transcoder.config.n_features}
-    write_feature_files([record], tmp_path, **shape)
+    config = transcoder.config
+    write_feature_files([record], tmp_path, n_layers=config.n_layers, n_features=config.n_features)
     path = write_report(
         tiny_gpt2, transcoder, TEXTS[0], tmp_path / "a.html", features=tmp_path, max_ablations=0, node_threshold=1.0
     )
