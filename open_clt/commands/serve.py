@@ -76,12 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
         app = make_app(datasets, (arguments.host, *arguments.allow_host), access, log)
         number = len(datasets.names())
         print(f"datasets: {number}, at {url_of(taken)} (Ctrl-C ends the server)", flush=True)
-        _warn(arguments.host, access)
+        _warn(arguments.host, access, names=bool(arguments.allow_host))
         serve(app, taken)
     return 0
 
 
-def _warn(host: str, access: Access) -> None:
+def _warn(host: str, access: Access, *, names: bool) -> None:
     """Say what other computers can do, if they can reach the server."""
     from open_clt.web_checks import is_loopback
 
@@ -90,6 +90,8 @@ def _warn(host: str, access: Access) -> None:
     who = "without a token" if access.reading is None else "with a token"
     writers = ", and upload datasets with a token" if access.writing else ""
     print(f"Every computer that reaches {host} can read the datasets {who}{writers}; nothing is encrypted.", flush=True)
+    if host in ("0.0.0.0", "::") and not names:
+        print("It answers no other computer yet; add --allow-host NAME for each name that clients call it.", flush=True)
 
 
 def _log(path: Path | None) -> AbstractContextManager[Callable[[str], None]]:

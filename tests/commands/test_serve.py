@@ -82,6 +82,9 @@ def test_a_server_that_others_can_reach_says_so(
     printed = capsys.readouterr().out
     assert "0.0.0.0 can read" in printed
     assert ("without a token" in printed) == (not with_token)
+    assert "--allow-host" in printed
+    assert main(["serve", str(tmp_path), "--port", "0", "--host", "0.0.0.0", "--allow-host", "lab"]) == 0
+    assert "--allow-host" not in capsys.readouterr().out
     assert main(["serve", str(tmp_path), "--port", "0", *options]) == 0
     assert capsys.readouterr().out.count("\n") == 1
 
