@@ -134,13 +134,13 @@ def convert_on_dataset(
     them are held out. First positions are left out unless the transcoder uses them. Raises ConfigError if the
     transcoder cannot be converted or does not fit the dataset, and TextError if there are fewer than two tokens.
     """
-    check_dataset_fits(dataset.manifest.harvested, transcoder.config, dataset.directory)
+    check_dataset_fits(dataset.manifest.harvested, transcoder.config, dataset.source)
     total = len(dataset) if max_tokens is None else min(max_tokens, len(dataset))
     batches = [without_outliers(b, first_position=transcoder.first_position) for b in first_tokens(dataset, total)]
     inputs, targets = (torch.cat(kind).float() for kind in list(zip(*batches, strict=True))[:2])
     fitted = len(inputs) - max(1, round(held_out_share * len(inputs)))
     if fitted < 2:
-        raise TextError(f"{dataset.directory} has {len(inputs)} usable tokens; give a dataset of some thousands.")
+        raise TextError(f"{dataset.source} has {len(inputs)} usable tokens; give a dataset of some thousands.")
     conversion = convert_to_jumprelu(transcoder, inputs[:fitted], targets[:fitted], thresholds=thresholds)
     versions = (transcoder, conversion.transcoder)
     return StoredConversion(conversion, *(metrics_of(one, inputs[fitted:], targets[fitted:]) for one in versions))

@@ -23,6 +23,7 @@ from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from tests.commands.in_processes import run_in_processes
 from tests.commands.mistakes import assert_mistake
+from tests.data.dataset.remote import static_server
 from tests.random_transcoders import architecture, random_architecture, random_transcoder
 from tests.tiny_models import TEXTS
 
@@ -146,7 +147,7 @@ def test_shards_of_another_type_or_width_than_the_manifest_states_are_refused(
 def test_an_unfinished_dataset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("dataset", MANIFEST).rename("manifest.json")
     Path("dataset", "unfinished.json").write_text("{}")
-    assert_mistake(capsys, evaluate(), "dataset", "harvest")
+    assert_mistake(capsys, evaluate(), "dataset", "complete")
 
 
 def convert(*more: str) -> list[str]:
@@ -191,6 +192,26 @@ def test_a_mistake_of_convert_is_one_line_and_writes_nothing(
     save_transcoder(random_transcoder(tiny_gpt2, reach=1), folder / "transcoder")
     assert_mistake(capsys, convert(*wrong), *named)
     assert not Path("converted").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_dataset_on_a_server_gives_the_numbers_of_its_directory(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(evaluate("--output", "local")) == 0
+    assert main(convert()) == 0
+    local = capsys.readouterr().out.splitlines()
+    with static_server.serving(folder) as server:
+        address = f"{server.address}dataset"
+        assert main(evaluate("--data", address, "--output", "remote")) == 0
+        assert main(convert("--data", address, "--output", "again")) == 0
+        assert_mistake(capsys, evaluate("--data", address, "--transcoder", "embedded"), address, "'embedded'")
+        assert_mistake(capsys, evaluate("--data", f"{server.address}nothing"), f"{server.address}nothing")
+    assert stored("remote") == stored("local")
+    converted, again = (load_transcoder(name).state_dict() for name in ("converted", "again"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in converted.items())
+    assert any("thresholds" in line for line in local)
+    assert_mistake(capsys, evaluate("--data", address), address)
 
 
 @pytest.mark.slow
