@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from open_clt.data.dataset.reader import ActivationDataset
 from open_clt.evaluation.report_file import load_report
@@ -27,6 +28,12 @@ def test_activations_are_harvested_served_and_trained_on(tmp_path: Path) -> None
     assert (len(dataset), dataset.manifest.harvested.bytes_per_token) == (6000, 2568)
     transcoder = load_transcoder(tmp_path / "runs" / "clt")
     assert transcoder.config.language_model == "embedded"
+    # The same settings with the directory in place of the server give the same weights, bit for bit.
+    again = [sys.executable, "-m", "open_clt", "train", "--config", tmp_path / "runs" / "clt" / "config.yaml"]
+    again += ["--data.path", dataset.source, "--output", tmp_path / "again"]
+    subprocess.run(again, check=True, env=environment, timeout=600)
+    for name, tensor in load_transcoder(tmp_path / "again").state_dict().items():
+        assert torch.equal(tensor, transcoder.state_dict()[name]), name
     record = read_record(tmp_path / "runs" / "clt")
     assert record["settings"]["dataset"]["path"].startswith("http://127.0.0.1:")
     assert (record["dataset"]["tokens"], record["steps"]) == (6000, 20)

@@ -42,7 +42,7 @@ def test_a_url_and_a_directory_give_the_same_weights(tmp_path: Path, memory_limi
 
 def test_a_server_that_vanishes_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     data = write(tmp_path / "data")
-    settings: dict[str, Any] = {"memory_limit": TOO_SMALL, "every": 2}
+    settings: dict[str, Any] = {"memory_limit": TOO_SMALL, "every": 5}
     expected = train(data, output_dir=tmp_path / "whole", **settings)
 
     def vanish(path: str, answer: Answer) -> Answer:

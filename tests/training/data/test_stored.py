@@ -63,8 +63,8 @@ class Crash(Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize("order", ["sequence", "random"])
-@pytest.mark.parametrize("memory_limit", [1.0, TOO_SMALL], ids=["in memory", "read during training"])
+@pytest.mark.parametrize("order", [pytest.param("sequence", marks=pytest.mark.slow), "random"])
+@pytest.mark.parametrize("memory_limit", [pytest.param(1.0, marks=pytest.mark.slow), TOO_SMALL])
 def test_a_run_that_crashed_goes_on_bit_for_bit(tmp_path: Path, memory_limit: float, order: str) -> None:
     data = write(tmp_path / "data")
     settings: dict[str, Any] = {"memory_limit": memory_limit, "order": order, "every": 7}
@@ -267,7 +267,7 @@ def test_damage_during_a_run_is_named_and_the_last_checkpoint_is_kept(tmp_path: 
     data = write(tmp_path / "data")
     shard = data / "shard-00008.safetensors"
     intact = shard.read_bytes()
-    settings: dict[str, Any] = {"memory_limit": TOO_SMALL, "every": 2}
+    settings: dict[str, Any] = {"memory_limit": TOO_SMALL, "every": 5}
     expected = train(data, output_dir=tmp_path / "whole", **settings)
     shard.write_bytes(intact[:-480] + b"\xff" * 480)
     with refuses(CheckpointError, "shard-00008.safetensors"):

@@ -47,11 +47,10 @@ def train(
     )
 
 
-@pytest.mark.parametrize(
-    "nonlinearity",
-    [TopKConfig(k=4), BatchTopKConfig(k=4), JumpReLUConfig(), ReLUConfig()],
-    ids=lambda config: config.kind,
-)
+_SLOW = [pytest.param(config, marks=pytest.mark.slow) for config in (BatchTopKConfig(k=4), ReLUConfig())]
+
+
+@pytest.mark.parametrize("nonlinearity", [TopKConfig(k=4), JumpReLUConfig(), *_SLOW], ids=lambda one: one.kind)
 def test_float16_trains_as_float32_does(nonlinearity: NonlinearityConfig) -> None:
     ours, expected = (train(trainer, nonlinearity).metrics for trainer in (float16(), {}))
     assert ours is not None
@@ -59,6 +58,7 @@ def test_float16_trains_as_float32_does(nonlinearity: NonlinearityConfig) -> Non
     assert ours.fvu == pytest.approx(expected.fvu, abs=0.04)
 
 
+@pytest.mark.slow
 def test_the_scale_of_gradients_is_part_of_a_checkpoint(tmp_path: Path) -> None:
     class Crash(Callback):
         def on_train_batch_start(self, trainer: Any, *rest: Any, **named: Any) -> None:
