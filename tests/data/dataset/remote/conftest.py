@@ -14,13 +14,12 @@ from tests.data.dataset.small_dataset import write
 
 @pytest.fixture(autouse=True)
 def small_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of the test's own, ranges of 100 bytes, so that a shard has several, and little patience."""
+    """A cache of the test's own, ranges of 100 bytes, so that a shard has several."""
     monkeypatch.setenv("OPEN_CLT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(server.TOKEN, raising=False)
     monkeypatch.setattr(server, "RANGE", 100)
     monkeypatch.setattr(server, "_PAUSES", (0.01, 5.0))
-    monkeypatch.setattr(server, "PATIENCE", 0.5)
-    monkeypatch.setattr(folder, "FIRST_PATIENCE", 0.3)
+    monkeypatch.setattr(folder, "FIRST_PATIENCE", 60.0)
 
 
 @pytest.fixture

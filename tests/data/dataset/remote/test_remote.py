@@ -102,9 +102,8 @@ def start(local: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
 
 
 def test_a_server_that_is_killed_and_restarted_in_an_epoch_changes_no_batch(
-    local: Path, start: Callable[[int], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    local: Path, start: Callable[[int], subprocess.Popen[str]]
 ) -> None:
-    monkeypatch.setattr(server, "PATIENCE", 60.0)
     process = start(0)
     assert process.stdout is not None
     port = int(process.stdout.readline())
@@ -120,8 +119,11 @@ def test_a_server_that_is_killed_and_restarted_in_an_epoch_changes_no_batch(
     assert_equal(got, expected)
 
 
-def test_a_server_that_vanishes_is_one_sentence_and_what_was_fetched_is_used(served: StaticServer, local: Path) -> None:
+def test_a_server_that_vanishes_is_one_sentence_and_what_was_fetched_is_used(
+    served: StaticServer, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = list(read(local, 5, order="sequence"))
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
     got: list[ActivationBatch] = []
     with refuses(ServiceError, address_of(served)):
         for batch in read(address_of(served), 5, order="sequence"):
@@ -131,7 +133,8 @@ def test_a_server_that_vanishes_is_one_sentence_and_what_was_fetched_is_used(ser
     assert_equal(got, expected[: len(got)])
 
 
-def test_an_address_without_a_server_is_refused_soon() -> None:
+def test_an_address_without_a_server_is_refused_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "FIRST_PATIENCE", 0.3)
     started = time.monotonic()
     with refuses(ServiceError, "http://127.0.0.1:1/nothing"):
         read("http://127.0.0.1:1/nothing", 8)
@@ -202,7 +205,6 @@ def test_sixteen_readers_at_once_read_every_byte_right(
 ) -> None:
     own = threading.local()
     monkeypatch.setattr(folder, "cache_directory", lambda: own.cache)
-    monkeypatch.setattr(server, "PATIENCE", 60.0)
     monkeypatch.setenv(folder.CACHE_GB, str(2 * max(path.stat().st_size for path in local.glob("shard-*")) / 1e9))
     expected = digest(read(local, 8))
     end, epochs, problems = time.monotonic() + 10, list[str](), list[BaseException]()

@@ -78,8 +78,13 @@ def too_long(path: str, answer: Answer) -> Answer:
     ],
 )  # fmt: skip
 def test_an_answer_that_cannot_be_used_is_one_sentence_with_the_address(
-    served: StaticServer, error: type[Exception], change: Callable[[str, Answer], Answer], words: tuple[str, ...]
+    served: StaticServer,
+    error: type[Exception],
+    change: Callable[[str, Answer], Answer],
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(folder, "FIRST_PATIENCE", 0.3)
     served.change = change
     with refuses(error, address_of(served), *words):
         batches = read(address_of(served), 8, order="sequence")
