@@ -115,7 +115,7 @@ def _report(trained: CommandResult) -> Report:
     model, contexts = trained.language_model, trained.training.held_out
     if model is None:
         raise ConfigError(
-            "The transcoder was trained on activations without a language model; `open-clt evaluate` measures it with one."
+            "The transcoder was trained on activations without a language model; measure it with `open-clt evaluate`."
         )
     if contexts is None:
         raise ConfigError(
