@@ -15,7 +15,7 @@ from open_clt.short_repr import short_repr
 
 SOURCE_SETTINGS = ("source", "column", "subset", "split", "streaming", "bad_rows")
 """Settings of texts that are read from a file or a data set."""
-MODEL_SETTINGS = ("language_model", "dtype", "context_length", "harvest_batch_size")
+MODEL_SETTINGS = ("language_model", "dtype", "context_length", "harvest_batch_size", "harvest_process")
 """Settings of the language model that activations come from."""
 DATASET_SETTINGS = tuple(field.name for field in fields(DatasetConfig))
 """Settings of a dataset of activations."""

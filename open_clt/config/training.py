@@ -87,6 +87,8 @@ class DataConfig(CheckedConfig):
     """Number of tokens per packed context, BOS included."""
     harvest_batch_size: int = 16
     """Number of contexts per forward pass of the language model."""
+    harvest_process: bool = False
+    """Whether the language model runs in a process of its own during training, which loads it once more by its name."""
     memory_limit: float = 2.0
     """Memory limit for activations, in gigabytes; if all fit, each text is read once, otherwise once per epoch."""
     storage_dtype: Literal["float32", "bfloat16"] = "float32"

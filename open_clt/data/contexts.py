@@ -145,6 +145,11 @@ class ContextStream:
         self._longest = min(context_length, model.context_length) - 1
         self._config = config
 
+    @property
+    def recipe(self) -> tuple[TextSource, int, TextsConfig]:
+        """The texts, the context length and the settings, from which another process makes the same stream."""
+        return self._texts, self._longest + 1, self._config
+
     def chunks(self, size: int, place: Place = _BEGINNING) -> Iterator[PackedContexts]:
         """Yield the contexts to train on, from ``place`` on, ``size`` at a time; raises TextError if there are none."""
         rows = self._rows_to_train_on(place)

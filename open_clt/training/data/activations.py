@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, final
 
 from jaxtyping import Int
@@ -149,7 +150,7 @@ def model_on(
     texts = list(texts_or_contexts)
     digest = hashlib.sha256(repr(texts).encode()).hexdigest()
     origin = {"language_model": model.name, "texts": {"digest": digest, **to_dict(training.texts)}}
-    return ModelOnTexts(model, lambda: texts, origin)
+    return ModelOnTexts(model, partial(list, texts), origin)
 
 
 class _Harvester(NamedTuple):

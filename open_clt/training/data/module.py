@@ -23,12 +23,14 @@ from lightning.pytorch import LightningDataModule
 
 from open_clt.config import DataConfig
 from open_clt.config.json import to_dict
+from open_clt.data.another_process import InAnotherProcess
 from open_clt.data.contexts import Place
 from open_clt.data.harvest import (
     ActivationBatch,
     ActivationStore,
     Block,
     DivisibleStore,
+    Harvest,
     MemoryStore,
     blocks,
     mixed,
@@ -108,6 +110,10 @@ class ActivationDataModule(LightningDataModule):
         self.use_first_position = use_first_position
         self.accumulation = accumulation
         self._settings = {**to_dict(config), **(source or {})}
+        del self._settings["harvest_process"]  # the batches are the same
+        self._harvest: ActivationStore = train
+        if config.harvest_process and isinstance(train, Harvest):
+            self._harvest = InAnotherProcess(train)
         self._statistics = statistics
         self._prepared: Prepared | None = None
         self._ahead: Ahead[Block] | None = None
@@ -201,7 +207,7 @@ class ActivationDataModule(LightningDataModule):
         Python's garbage collector runs.
         """
         self.close()
-        self.train = self.held_out = MemoryStore([])
+        self.train = self.held_out = self._harvest = MemoryStore([])
         self._prepared = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,7 +235,7 @@ class ActivationDataModule(LightningDataModule):
 
     def _harvested(self, start: Place, own: BatchShare, stopped: Event) -> Iterator[Block]:
         """Blocks of one epoch after another, or of a process's own share of each, until ``stopped`` is set."""
-        store = self.train
+        store = self._harvest
         if isinstance(store, DivisibleStore):
             store = store.share(own.part, own.parts, stopped.is_set)
         size, least = max(1, self.prepared.block_size // own.parts), own.size_of(self.batch_size)
