@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from PIL import Image
 
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.heads import head_contributions
@@ -36,6 +40,7 @@ from open_clt.replacement.interventions.intervention import Iterative, intervent
 from open_clt.transcoders.feature import Feature
 from tests.explorer.conftest import PROMPT, done
 from tests.features.rich_record import rich_record
+from tests.graphs.formats.viewer_schema import broken_rules
 from tests.refusals import refuses
 
 
@@ -231,6 +236,12 @@ def test_every_export_is_a_file_of_its_kind(explorer: Explorer, trace: Trace, fe
     beginnings = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF", "html": b"<!DOCTYPE html>", "json": b"{"}
     assert file.content.startswith(beginnings.get(kind, b"{"))
     assert file.name.startswith("the-capital-of")
+    if kind == "png":
+        assert Image.open(io.BytesIO(file.content)).size > (400, 300)
+    if kind == "svg":
+        assert ElementTree.fromstring(file.content).tag.endswith("svg")
+    if kind == "json":
+        assert broken_rules(json.loads(file.content)) == []
     if kind in ("json", "session"):
         opened = explorer.opened(file.name, file.content)
         assert opened.pins == (features[0],)

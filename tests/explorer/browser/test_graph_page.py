@@ -287,6 +287,14 @@ def test_every_prompt_gives_a_picture_or_a_sentence(page: Any, prompt: str) -> N
         assert error.inner_text().rstrip("\u00d7\n ").endswith(".")
 
 
+def test_a_line_break_in_a_prompt_is_a_token_of_the_picture(page: Any) -> None:
+    page.evaluate("() => void OpenCLT.explorer.graphPage.tracePrompt('The cat\\nsat on the')")  # no field holds one
+    page.wait_for_function("document.getElementById('graph').dataset.graph !== 'start'")
+    settled(page)
+    assert any("⏎" in text for text in page.locator("#graph .oc-token").all_text_contents())
+    assert page.locator("#banner .x-error").count() == 0
+
+
 def test_the_weights_of_the_circuit_are_listed(page: Any) -> None:
     pin(page, *drawn(page, "feature")[:3])
     page.click("#weights")
