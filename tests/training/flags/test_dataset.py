@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from open_clt.config import CrossLayerConfig, TopKConfig, TrainingConfig
+from open_clt.config import CrossLayerConfig, DatasetConfig, TopKConfig, TrainingConfig
 from open_clt.data.dataset.from_model import harvest_settings, store_of
 from open_clt.data.dataset.manifest import HarvestedText
 from open_clt.data.dataset.writer import write_dataset
@@ -116,3 +117,11 @@ def test_a_setting_that_does_not_fit_a_dataset_is_refused(
 def test_a_report_needs_a_language_model(on_dataset: Settings) -> None:
     with refuses(ConfigError, "report.graphs", "data.language_model"):
         train(on_dataset, "--report.graphs", "8")
+
+
+def test_every_setting_of_a_dataset_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_command(["--help"])
+    help_text = capsys.readouterr().out
+    for flag in (*(f"--data.{field.name}" for field in fields(DatasetConfig)), "--dry-run"):
+        assert flag in help_text
