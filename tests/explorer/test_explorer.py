@@ -15,6 +15,7 @@ from PIL import Image
 
 from open_clt.attribution.attribute import attribute
 from open_clt.attribution.heads import head_contributions
+from open_clt.attribution.qk import explain_edge
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.errors import CheckpointError, ConfigError
 from open_clt.evaluation.effects import predicted_changes
@@ -151,6 +152,22 @@ def test_heads_of_an_edge_add_up_to_it(explorer: Explorer, trace: Trace, feature
     layer, head, value = parts["heads"][0]
     assert value == pytest.approx(float(expected.heads[layer, head]), abs=1e-6)
     assert abs(value) == pytest.approx(float(expected.heads.abs().max()), abs=1e-6)
+
+
+def test_a_head_of_an_edge_is_explained(explorer: Explorer, trace: Trace, features: list[str]) -> None:
+    graph, models = trace.graph, explorer.loaded()
+    ends = {"graph": trace.key, "source": features[0], "target": graph.node(graph.n_nodes - 1).id}
+    layer, head, value = done(start(explorer, "heads", ends)).result["heads"][0]
+    looks = done(start(explorer, "attention", {**ends, "layer": layer, "head": head})).result
+    rows = node_numbers(graph, [ends["source"], ends["target"]]).tolist()
+    expected = explain_edge(models.model, models.transcoder, graph, *rows, share=0.0)
+    of_head = [part for part in expected if part.carried.look[:2] == (layer, head)]
+    assert sum(part.carried.weight for part in of_head) == pytest.approx(value, abs=1e-5)
+    assert [look["key"] for look in looks] == [part.carried.look.key for part in of_head[:2]]
+    weights = [pair.weight for pair in of_head[0].explanation.pairs(6, constants=False)]
+    assert [weight for *_, weight in looks[0]["pairs"]] == weights
+    with refuses(ConfigError, "head"):
+        start(explorer, "attention", {**ends, "layer": layer, "head": "1"})
 
 
 def test_steering_equals_intervene_and_the_prediction_of_the_graph(

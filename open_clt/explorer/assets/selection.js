@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const { html, signed } = OpenCLT;
+  const { html, percent, signed } = OpenCLT;
   const { client, store } = OpenCLT.explorer;
   const STRONGEST = 9;
   let holding = false, held = []; // G is held down; the nodes that were clicked meanwhile
@@ -123,13 +123,43 @@
     try {
       const parts = await client.job("heads", { graph: page().view().graph, source: source.id, target: target.id });
       const rows = parts.heads.map(([layer, head, weight]) => html("tr", {},
-        html("td", {}, `layer ${layer}, head ${head}`), html("td", { class: "x-number" }, signed(weight))));
+        html("td", {}, whyFold(source, target, layer, head)), html("td", { class: "x-number" }, signed(weight))));
       rows.push(html("tr", {}, html("td", {}, "without a head"), html("td", { class: "x-number" }, signed(parts.direct))));
       place.replaceWith(html("table", { class: "x-table" }, ...rows));
     } catch (error) {
       place.textContent = error instanceof client.Ended ? "Another edge was opened; open this one again." : error.message;
       fold.addEventListener("toggle", () => !fold.open && place.remove(), { once: true });
     }
+  }
+
+  /* A head, with a fold that says why it looked at the positions from which it carries most of an edge. */
+  function whyFold(source, target, layer, head) {
+    const fold = html("details", { class: "x-why" }, html("summary", { title: "Why the head looked there" }, `layer ${layer}, head ${head}`));
+    fold.addEventListener("toggle", () => fold.open && fold.childElementCount === 1 && explain(fold, { source: source.id, target: target.id, layer, head }));
+    return fold;
+  }
+
+  async function explain(fold, request) {
+    const place = html("p", { class: "oc-none" }, "Computing \u2026");
+    fold.append(place);
+    try {
+      const looks = await client.job("attention", { graph: page().view().graph, ...request });
+      place.replaceWith(...looks.map(look));
+    } catch (error) {
+      place.textContent = error instanceof client.Ended ? "Another head was opened; open this one again." : error.message;
+      fold.addEventListener("toggle", () => !fold.open && place.remove(), { once: true });
+    }
+  }
+
+  /* One key: how much of the edge and of the attention it has, and the pairs of sources that make most of its score. */
+  function look({ key, token, weight, attention, score, constant, pairs }) {
+    const lines = pairs.map(([query, of, part]) => html("tr", {},
+      html("td", {}, html("bdi", {}, query)), html("td", {}, html("bdi", {}, of)), html("td", { class: "x-number" }, signed(part))));
+    const titles = ["of the query", "of the key", "part"].map((name) => html("th", { scope: "col" }, name));
+    return html("div", { class: "x-look", "data-key": key },
+      html("p", {}, `from ${JSON.stringify(token)} at ${key}: ${signed(weight)} of the edge, ${percent(attention)} of the attention`),
+      html("p", { class: "oc-facts" }, `score ${signed(score)}, of which biases and positions make ${signed(constant)}; the largest other pairs of sources:`),
+      html("table", { class: "x-table" }, html("thead", {}, html("tr", {}, ...titles)), html("tbody", {}, ...lines)));
   }
 
   OpenCLT.explorer.selection = { clicked, pin, hold, groupPins, makeGroup, editLabel, button, parts: () => ({ tools, links: heads, nothing: tries }) };

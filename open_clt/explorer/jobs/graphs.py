@@ -1,4 +1,4 @@
-"""Jobs of the graph page: traces, views, circuits, predictions, heads, groups and exports."""
+"""Jobs of the graph page: traces, views, circuits, predictions, heads, attention, groups and exports."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from open_clt.attribution.heads import head_contributions
+from open_clt.attribution.qk import ExplainedPart, explain_edge
 from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.exports import Exported, check_kind, export
-from open_clt.explorer.jobs.requests import Request, Work, check_fits, session_of, text_of
-from open_clt.explorer.traces import check_prompt, fits, trace_prompt, with_predictions
+from open_clt.explorer.jobs.requests import Request, Work, check_fits, integer_of, session_of, text_of
+from open_clt.explorer.traces import Trace, check_prompt, fits, trace_prompt, with_predictions
 from open_clt.explorer.views import circuit_view, graph_view
 from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.operations import node_numbers
@@ -18,6 +19,8 @@ from open_clt.progress import report_progress
 
 _HEADS = 12
 """Number of heads that the page lists of an edge."""
+_KEYS, _PAIRS = 2, 6
+"""Number of keys of a head, and of pairs of sources of a key, that the page lists."""
 
 
 def trace(explorer: Explorer, request: Request) -> Work:
@@ -71,8 +74,7 @@ def predictions(explorer: Explorer, request: Request) -> Work:
 def heads(explorer: Explorer, request: Request) -> Work:
     """The attention heads that carry an edge, largest part first."""
     found = explorer.trace_of(request.get("graph"))
-    ends = [text_of(request, "source"), text_of(request, "target")]
-    source, target = node_numbers(found.graph, ends).tolist()
+    source, target = node_numbers(found.graph, [text_of(request, "source"), text_of(request, "target")]).tolist()
 
     def work() -> dict[str, Any]:
         models = explorer.wait_for_models()
@@ -89,6 +91,41 @@ def heads(explorer: Explorer, request: Request) -> Work:
         }
 
     return work
+
+
+def attention(explorer: Explorer, request: Request) -> Work:
+    """Why a head that carries an edge looked at the keys that it takes most of the edge from, largest part first."""
+    found = explorer.trace_of(request.get("graph"))
+    source, target = node_numbers(found.graph, [text_of(request, "source"), text_of(request, "target")]).tolist()
+    wanted = tuple(integer_of(request, name, 0, 2**31 - 1) for name in ("layer", "head"))
+
+    def work() -> list[dict[str, Any]]:
+        models = explorer.wait_for_models()
+        check_fits(found, models)
+        report_progress("explaining attention", 0, 1)
+        explained = explain_edge(models.model, models.transcoder, found.graph, source, target, share=0.0)
+        of_head = [part for part in explained if (part.carried.look.layer, part.carried.look.head) == wanted]
+        return [_explained(found, part) for part in of_head[:_KEYS]]
+
+    return work
+
+
+def _explained(found: Trace, part: ExplainedPart) -> dict[str, Any]:
+    """What the page shows of the attention of a head to one key."""
+    explanation, look = part.explanation, part.carried.look
+    labels = {feature: in_brief(label) for feature, label in found.graph.labels.items()}
+    return {
+        "key": look.key,
+        "token": explanation.token_strings[look.key],
+        "weight": part.carried.weight,
+        "attention": explanation.attention,
+        "score": explanation.score,
+        "constant": explanation.constant_part(),
+        "pairs": [
+            [explanation.name(pair.query, labels), explanation.name(pair.key, labels), pair.weight]
+            for pair in explanation.pairs(_PAIRS, constants=False)
+        ],
+    }
 
 
 def suggestions(explorer: Explorer, request: Request) -> Work:

@@ -14,6 +14,7 @@ JOBS: dict[str, MakeJob] = {
     "circuit": graphs.circuit,
     "predictions": graphs.predictions,
     "heads": graphs.heads,
+    "attention": graphs.attention,
     "suggestions": graphs.suggestions,
     "export": graphs.write_file,
     "probe": features.probe,

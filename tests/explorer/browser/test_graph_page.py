@@ -262,6 +262,20 @@ def test_the_heads_of_an_edge_add_up_to_it(page: Any) -> None:
     assert sum(float(part.replace("\u2212", "-").replace("+", "")) for part in parts) == pytest.approx(weight, rel=0.1)
 
 
+def test_a_head_of_an_edge_says_why_it_looked(page: Any) -> None:
+    select(page, drawn(page, "output")[0])
+    page.click(".x-heads > summary")
+    page.locator(".x-heads details > summary").first.click()
+    page.wait_for_selector(".x-heads .x-why")
+    carried = page.locator(".x-heads table .x-number").first.text_content()
+    page.locator(".x-why > summary").first.click()
+    page.wait_for_selector(".x-look table")
+    look = page.locator(".x-look").first.inner_text()
+    assert "of the attention" in look
+    assert carried[0] in look
+    assert page.locator(".x-look").first.locator("tbody tr").count() >= 1
+
+
 _PROMPTS = {
     "empty": "",
     "blank": " ",
