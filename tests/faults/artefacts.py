@@ -257,6 +257,9 @@ ARTEFACTS = {
     "shard of a dataset": Artefact(
         dataset.save_shard, dataset.shard_facts, ("data.dataset.shards",), named_by_user=True
     ),
+    "dataset that was fetched": Artefact(
+        dataset.save_fetched, dataset.fetched_facts, ("data.dataset.remote.folder",), named_by_user=True
+    ),
     "upload of a dataset": Artefact(
         dataset.save_upload, dataset.upload_facts, ("data.server.uploads",), "upload.json", named_by_user=True
     ),
@@ -345,7 +348,7 @@ ARTEFACTS = {
     "JSON": Artefact(
         lambda d, v: files.write_json(d / "metrics.json", {"fvu": v}),
         lambda d: files.read_json(d / "metrics.json"),
-        ("practice_run",),
+        ("practice_run", "commands.attention"),
         named_by_user=True,
     ),
     "index of a repository": Artefact(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from unittest.mock import patch
 
 from torch import Tensor
 
+from open_clt import files
 from open_clt.config.json import to_dict
 from open_clt.data.contexts import Place
 from open_clt.data.dataset import batches, manifest
 from open_clt.data.dataset import unfinished as unfinished_files
 from open_clt.data.dataset.manifest import DatasetManifest, Scrambled, Shard, shard_name
 from open_clt.data.dataset.reader import ActivationDataset
+from open_clt.data.dataset.remote.folder import RemoteFolder
 from open_clt.data.dataset.scrambling.state import Scrambling, read_scrambling, write_scrambling
 from open_clt.data.dataset.shards import in_order, open_shard, write_shard
 from open_clt.data.dataset.statistics import (
@@ -29,8 +32,9 @@ from open_clt.data.dataset.statistics import (
 from open_clt.data.dataset.statistics import read_statistics as read_file_of_statistics
 from open_clt.data.dataset.unfinished import UnfinishedDataset
 from open_clt.data.server import uploads
+from open_clt.errors import CheckpointError
 from tests.data.dataset.remote.static_server import serving
-from tests.data.dataset.small_dataset import D_MODEL, N_LAYERS, all_of, harvested, store, write
+from tests.data.dataset.small_dataset import D_MODEL, N_LAYERS, all_of, contents, harvested, store, write
 
 __all__ = ["write"]
 
@@ -142,6 +146,39 @@ def use_scrambling(directory: Path) -> Iterable[float]:
     scrambling = read_scrambling(directory)
     repr(scrambling)
     return [scrambling.run_tokens, *(shard.tokens for shard in scrambling.shards)]
+
+
+@cache
+def served_dataset(version: int) -> Path:
+    """A dataset of one shard, which is written once for the whole session."""
+    return write(Path(mkdtemp(prefix="open-clt-served-")) / "dataset", tokens=10, seed=version)
+
+
+def save_fetched(directory: Path, version: int) -> None:
+    """Fetch a dataset from a server into a cache in the directory."""
+    source = served_dataset(version)
+    with serving(source.parent) as server, patch.dict(os.environ, {"OPEN_CLT_CACHE": str(directory)}):
+        folder = RemoteFolder(f"{server.address}{source.name}")
+        folder.statistics()
+        folder.shard(folder.manifest.shards[0])
+
+
+def fetched_facts(directory: Path) -> object:
+    """The version whose shard was used last; every file in the cache must be the same as on the server."""
+    versions = {contents(served_dataset(version))["manifest.json"]: version for version in (1, 2)}
+    used: dict[int, int] = {}
+    for folder in (directory / "activations").glob("*"):
+        fetched = {path.name: files.read_bytes(path) for path in folder.glob("[!.]*")}
+        version = versions.get(fetched.get("manifest.json", b""))
+        if version is None:
+            continue
+        served = contents(served_dataset(version))
+        assert all(content == served[name] for name, content in fetched.items())
+        if (shard := folder / shard_name(0)).exists():
+            used[version] = shard.stat().st_mtime_ns
+    if not used:
+        raise CheckpointError(f"{directory} does not hold a dataset that was fetched whole.")
+    return max(used, key=lambda version: used[version])
 
 
 def write_upload(directory: Path) -> None:
