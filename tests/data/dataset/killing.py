@@ -68,7 +68,8 @@ def check_refused_or_whole(directory: Path, whole: dict[str, bytes]) -> None:
 def _random_point(random: Random, counts: Counts, parts: int) -> Point:
     """A point in the first of so many parts of a job."""
     if random.random() < 0.5:
-        return Point("call", random.randint(1, counts.calls // parts))
+        calls = counts.calls * 95 // 100  # caches of Python and libraries change their number by a few
+        return Point("call", random.randint(1, calls // parts))
     kind: Literal["before a renaming", "after a renaming"] = random.choice(("before a renaming", "after a renaming"))
     return Point(kind, random.randint(1, counts.renamings // parts))
 
