@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from open_clt.errors import ConfigError
 
+TOKEN_VARIABLE = "OPEN_CLT_TOKEN"
+"""Environment variable that holds the token that clients send to a server of datasets."""
+TOKEN = re.compile(rb"[!-~]+")
+"""A token: letters, digits and signs of ASCII without spaces."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 SECURITY_HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
@@ -25,6 +31,14 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 """Headers of every answer: other sites can neither show a page in a frame nor read its files."""
+
+
+def token_of_environment() -> str | None:
+    """The token that a client sends, or None without one; an illegal one raises ConfigError, which does not show it."""
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if token and not TOKEN.fullmatch(token.encode(errors="replace")):
+        raise ConfigError(f"The environment variable {TOKEN_VARIABLE} does not hold a token: signs of ASCII only.")
+    return token or None
 
 
 def content_policy(script_hashes: Iterable[str] = ()) -> str:

@@ -7,8 +7,6 @@ Writing always needs a token, and is off without a file of tokens. Reading needs
 from __future__ import annotations
 
 import hmac
-import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import final
@@ -16,13 +14,10 @@ from typing import final
 from open_clt import files
 from open_clt.data.server.refusal import Refusal
 from open_clt.errors import ConfigError
-from open_clt.web_checks import SAFE_METHODS
+from open_clt.web_checks import SAFE_METHODS, TOKEN, token_of_environment
 
-TOKEN_VARIABLE = "OPEN_CLT_TOKEN"
-"""Environment variable that holds the token of a client."""
 SHORTEST_TOKEN = 16
 """Smallest number of characters of a token."""
-_TOKEN = re.compile(rb"[\x21-\x7e]+")
 _CHALLENGE: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="open-clt"'}
 _OPEN = ("/", "/health", "/openapi.json")
 """Addresses that show no data, which need no token."""
@@ -73,12 +68,7 @@ def own_token(path: Path | None) -> str | None:
 
     Raises ConfigError, which does not show the token, if it is not legal.
     """
-    if path is not None:
-        return read_tokens(path)[0].decode()
-    token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    if token and not _TOKEN.fullmatch(token.encode(errors="replace")):
-        raise ConfigError(f"The environment variable {TOKEN_VARIABLE} does not hold a token: signs of ASCII only.")
-    return token or None
+    return token_of_environment() if path is None else read_tokens(path)[0].decode()
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:
@@ -88,7 +78,7 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
     if not tokens:
         raise ConfigError(f"{path} is empty; write a token of at least {SHORTEST_TOKEN} characters into it.")
     for token in tokens:
-        if len(token) < SHORTEST_TOKEN or not _TOKEN.fullmatch(token):
+        if len(token) < SHORTEST_TOKEN or not TOKEN.fullmatch(token):
             raise ConfigError(
                 f"A line of {path} is not a token: {SHORTEST_TOKEN} or more letters, digits and signs of ASCII without "
                 "spaces, such as `openssl rand -hex 32` makes them."

@@ -19,10 +19,9 @@ from open_clt import files
 from open_clt.config.arguments import checked_arguments
 from open_clt.data.dataset.manifest import MANIFEST, read_manifest
 from open_clt.data.dataset.statistics import STATISTICS
-from open_clt.data.server.access import TOKEN_VARIABLE
 from open_clt.data.server.uploads import NAME_RULE, is_name
 from open_clt.errors import CheckpointError, ConfigError, MissingExtraError, ServiceError, short_value
-from open_clt.web_checks import is_address, is_loopback
+from open_clt.web_checks import TOKEN_VARIABLE, is_address, is_loopback
 
 if TYPE_CHECKING:
     import httpx

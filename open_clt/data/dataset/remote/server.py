@@ -8,7 +8,6 @@ refused.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 import weakref
@@ -22,9 +21,8 @@ import httpx
 
 from open_clt import files
 from open_clt.errors import CheckpointError, ConfigError, ServiceError, short_value
-from open_clt.web_checks import is_address, is_loopback
+from open_clt.web_checks import TOKEN_VARIABLE, is_address, is_loopback, token_of_environment
 
-TOKEN = "OPEN_CLT_TOKEN"
 PATIENCE = 60.0
 """Seconds after its last byte for which a server that does not answer is asked again."""
 FIRST_PATIENCE = 3.0
@@ -168,8 +166,8 @@ class FileServer:
             location = short_value(answer.headers.get("Location", ""))
             raise ServiceError(f"{said}, which leads to {location}; give the address of the dataset itself.")
         if status in (401, 403):
-            state = "holds a token that it refuses" if os.environ.get(TOKEN) else "is not set"
-            raise ServiceError(f"{said}; the environment variable {TOKEN} {state}.")
+            state = "holds a token that it refuses" if token_of_environment() else "is not set"
+            raise ServiceError(f"{said}; the environment variable {TOKEN_VARIABLE} {state}.")
         if status in (404, 410):
             raise CheckpointError(
                 f"{self.address} has no {name}; check the address, or whether the dataset is complete."
@@ -234,15 +232,12 @@ def _check_address(address: str) -> None:
     if not is_address(address) or not address.isprintable() or " " in address:
         raise ConfigError(
             f"The address of the dataset is {short_value(re.sub('//.*@', '//...@', address))}; give one such as "
-            f"http://127.0.0.1:8000/datasets/NAME, without a password or a query. A token is read from {TOKEN}."
+            "http://127.0.0.1:8000/datasets/NAME, without a password or a query. A token is read from "
+            f"{TOKEN_VARIABLE}."
         )
 
 
 def _authorization() -> dict[str, str]:
     """The header that brings the token, if there is one."""
-    token = os.environ.get(TOKEN, "").strip()
-    if not token:
-        return {}
-    if not (token.isascii() and token.isprintable()) or " " in token:
-        raise ConfigError(f"The environment variable {TOKEN} is not one word of ASCII, so it cannot be a token.")
-    return {"Authorization": f"Bearer {token}"}
+    token = token_of_environment()
+    return {"Authorization": f"Bearer {token}"} if token else {}

@@ -16,7 +16,7 @@ from tests.data.dataset.small_dataset import write
 def small_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of the test's own, ranges of 100 bytes, so that a shard has several."""
     monkeypatch.setenv("OPEN_CLT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(server.TOKEN, raising=False)
+    monkeypatch.delenv(server.TOKEN_VARIABLE, raising=False)
     monkeypatch.setattr(server, "RANGE", 100)
     monkeypatch.setattr(server, "_PAUSES", (0.01, 5.0))
     monkeypatch.setattr(folder, "FIRST_PATIENCE", 60.0)

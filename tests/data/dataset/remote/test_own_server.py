@@ -32,9 +32,9 @@ def test_our_server_is_killed_and_restarted_in_an_epoch_and_changes_no_batch(
     with ExitStack() as servers:
         process = servers.enter_context(serving(local.parent, "--read-token-file", str(tokens)))
         address = address_of(process)
-        with refuses(ServiceError, "401", server.TOKEN):
+        with refuses(ServiceError, "401", server.TOKEN_VARIABLE):
             read(f"{address}/datasets/dataset", 8)
-        monkeypatch.setenv(server.TOKEN, TOKEN)
+        monkeypatch.setenv(server.TOKEN_VARIABLE, TOKEN)
         remote = read(f"{address}/datasets/dataset", 8, epochs=2, seed=1)
         batches = iter(remote)
         got = list(islice(batches, 2))

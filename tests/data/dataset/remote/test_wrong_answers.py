@@ -64,8 +64,8 @@ def too_long(path: str, answer: Answer) -> Answer:
         (CheckpointError, too_long, ("shard-00000.safetensors",)),
         (ServiceError, change_of("manifest.json", status=302, headers={"Location": "http://other/"}), ("http://other/",)),
         (ServiceError, change_of("safetensors", status=307, headers={"Location": "/other"}), ("/other",)),
-        (ServiceError, change_of("manifest.json", status=401), ("401", server.TOKEN, "is not set")),
-        (ServiceError, change_of("safetensors", status=403), ("403", server.TOKEN)),
+        (ServiceError, change_of("manifest.json", status=401), ("401", server.TOKEN_VARIABLE, "is not set")),
+        (ServiceError, change_of("safetensors", status=403), ("403", server.TOKEN_VARIABLE)),
         (CheckpointError, change_of("manifest.json", status=404), ("manifest.json",)),
         (CheckpointError, change_of("00003.safetensors", status=404), ("shard-00003.safetensors",)),
         (CheckpointError, change_of("00003.safetensors", status=416), ("shard-00003.safetensors",)),
@@ -142,16 +142,16 @@ def test_a_dataset_that_is_replaced_while_it_is_read_is_said_to_be(served: Stati
 def test_the_token_is_sent_to_the_server_and_never_shown(served: StaticServer, monkeypatch: pytest.MonkeyPatch) -> None:
     list(read(address_of(served), 70))
     assert served.tokens == {""}
-    monkeypatch.setenv(server.TOKEN, "s3cret")
+    monkeypatch.setenv(server.TOKEN_VARIABLE, "s3cret")
     served.tokens.clear()
     served.change = change_of("manifest.json", status=401)
-    with refuses(ServiceError, server.TOKEN, "refuses") as caught:
+    with refuses(ServiceError, server.TOKEN_VARIABLE, "refuses") as caught:
         read(address_of(served), 70)
     assert "s3cret" not in str(caught.value)
     assert served.tokens == {"Bearer s3cret"}
     for token in ("two words", "s3cret\nX-Header: 1", "sécret"):
-        monkeypatch.setenv(server.TOKEN, token)
-        with refuses(ConfigError, server.TOKEN) as caught:
+        monkeypatch.setenv(server.TOKEN_VARIABLE, token)
+        with refuses(ConfigError, server.TOKEN_VARIABLE) as caught:
             read(address_of(served), 70)
         assert "cret" not in str(caught.value)
 
