@@ -54,7 +54,10 @@ class Completeness(NamedTuple):
     """The largest residuals of a graph's rows: how far the edges into a node are from adding up to its total."""
 
     relative_to_row: float
-    """Largest residual divided by the sum of the row's absolute entries, with which rounding scales."""
+    """Largest residual divided by the sum of the row's absolute entries, with which rounding scales.
+
+    The sum counts as at least 0.001 of that of the largest row, because an entry is a product of two vectors, and
+    rounding in it scales with the vectors, also where the product is small."""
     relative_to_total: float
     """Largest residual divided by the row's total, which counts as at least 0.001 of the sum of absolute entries."""
     node: int
@@ -224,7 +227,8 @@ class AttributionGraph:
             row_sum.numpy()[rows[chunk.rows]] += chunk.sums(chunk.weight)
             scale.numpy()[rows[chunk.rows]] += chunk.sums(np.abs(chunk.weight))
         residual = (row_sum - self.nodes.total.double()).abs()
-        by_row = (residual / scale.clamp(min=1e-30)).clamp(max=1e30).where(has_row, zeros)
+        least = max(1e-30, 1e-3 * float(scale.where(has_row, zeros).max()))
+        by_row = (residual / scale.clamp(min=least)).clamp(max=1e30).where(has_row, zeros)
         check_finite(by_row, "The graph's relative residual", axes=("row",), error=AttributionError)
         by_total = (residual / self.nodes.total.abs().maximum(1e-3 * scale).clamp(min=1e-30)).where(has_row, zeros)
         return Completeness(float(by_row.max()), float(by_total.max()), int(by_row.argmax()))

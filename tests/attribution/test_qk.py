@@ -33,7 +33,6 @@ MORE = (
     "HunYuanDenseV1",
     "Mpt",
     "Olmo2",
-    "OPT",
     "StableLm",
 )
 LOOK = Look(layer=2, head=3, query=-1, key=3)

@@ -270,6 +270,24 @@ def test_saving_a_graph_whose_rows_do_not_add_up_logs_it_and_writes_it_to_the_fi
         assert wrong.node(wrong.check().node).id in wrong.missing()
 
 
+def test_rounding_in_a_tiny_row_is_measured_by_the_largest_row(tiny_gpt2: LanguageModel) -> None:
+    """A row whose products nearly cancel rounds as its vectors do; a tiny row that is really wrong is still found."""
+    graph = attribute(tiny_gpt2, random_architecture(KINDS["clt"]), PROMPT)
+    rows = (~graph.nodes.total.isnan()).nonzero().flatten()
+    sums = graph.adjacency().abs().sum(1)
+    smallest, largest = rows[sums[rows].argmin()], float(sums[rows].max())
+    factor = torch.where(graph.edges.target == smallest, 1e-6 * largest / float(sums[smallest]), 1.0)
+    total = graph.nodes.total.clone()
+    total[smallest] *= 1e-6 * largest / float(sums[smallest])
+    edges = graph.edges._replace(weight=graph.edges.weight * factor)
+    former = graph.check().relative_to_row
+    for wrong_by, expected in ((1e-9, max(former, 1e-6)), (1e-4, 0.1)):
+        changed = total.clone()
+        changed[smallest] += wrong_by * largest
+        tiny = replace(graph, edges=edges, nodes=replace(graph.nodes, total=changed))
+        assert tiny.check().relative_to_row == pytest.approx(expected, rel=0.05)
+
+
 def test_a_graph_without_known_totals_does_not_claim_that_rows_are_incomplete(graph: AttributionGraph) -> None:
     unknown = torch.full_like(graph.nodes.total, torch.nan)
     assert replace(graph, nodes=replace(graph.nodes, total=unknown)).missing() == ""

@@ -238,7 +238,7 @@ def test_a_second_dataset_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_dataset_of_another_language_model_is_refused(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
     config = CrossLayerConfig(n_layers=3, n_features=40, d_model=32)
-    with refuses(ConfigError, tmp_path, "'tiny'", "n_layers", 3):
+    with refuses(ConfigError, tmp_path.name, "'tiny'", "n_layers", 3):
         train_transcoder(tiny_gpt2, None, config, data=write(tmp_path))
 
 

@@ -85,7 +85,7 @@ def test_a_dataset_of_another_model_is_refused(settings: Settings, dataset: Path
     digest = manifest.read_text().split('"vocabulary": "')[1][:64]
     manifest.write_text(manifest.read_text().replace(digest, "0" * 64))
     settings["data"]["path"] = str(dataset)
-    with refuses(ConfigError, dataset, "vocabulary"):
+    with refuses(ConfigError, dataset.name, "vocabulary"):
         train(settings)
     assert not Path(settings["output"]).exists()
 
