@@ -252,7 +252,8 @@ def draw(points: Sequence[Point], path: Path) -> None:
                 row.set_xticks([tick for tick in _TICKS if tick <= longest_prompt])
     axes[0, 0].set_ylabel("seconds to the pruned,\nscored graph")
     axes[1, 0].set_ylabel("extra memory, MB")
-    axes[0, 2].legend(fontsize=8, frameon=False)
+    lines, names = axes[0, 2].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
 
 
