@@ -24,6 +24,7 @@ def ended(command: list[str], folder: Path, **variables: str) -> tuple[int, str,
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [OPEN_CLT, PRACTICE_RUN], ids=["open-clt", "practice_run"])
 @pytest.mark.parametrize(
     ("name", "value"),
@@ -50,6 +51,7 @@ def ended_with(mebibytes: int, arguments: list[str], folder: Path) -> tuple[int,
     return ended([sys.executable, "-c", program], folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
 @pytest.mark.parametrize("size", [150, 400, 650, 800])
 def test_an_address_space_that_is_too_small_is_one_line(size: int, tmp_path: Path) -> None:

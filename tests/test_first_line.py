@@ -50,6 +50,7 @@ def ended(order: str, tmp_path: Path) -> tuple[int, list[str]]:
     return done.returncode, done.stderr.strip().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["alone", "first", "last", "late"])
 def test_of_processes_that_one_of_them_started_the_first_to_end_prints_its_line(order: str, tmp_path: Path) -> None:
     for _ in range(2):  # a second run of the same command prints its own line

@@ -21,6 +21,7 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return requests
 
 
+@pytest.mark.slow
 def test_without_a_network_the_run_uses_the_embedded_model(
     tmp_path: Path, allocator: list[bool], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from benchmarks.sides.training_ours import Training
 from benchmarks.training import Measured, summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nonlinearity", ["topk", "jumprelu"])
 def test_all_sides_of_ours_have_the_same_loss_after_a_step(nonlinearity: str) -> None:
     losses: dict[str, float] = {}

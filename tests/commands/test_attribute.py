@@ -66,6 +66,7 @@ def test_targets_are_tokens_differences_and_features(trace: Trace) -> None:
     assert graph.info.faithfulness is None
 
 
+@pytest.mark.slow
 def test_a_position_selects_the_token_whose_prediction_is_explained(trace: Trace) -> None:
     for options in (("--position", "4"), ("--position", "4", "--target", " state")):
         graph = trace(*options)
@@ -104,6 +105,7 @@ def test_every_format_contains_the_same_graph(tmp_path: Path) -> None:
     assert [entry["slug"] for entry in entries] == ["dallas"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_notation", [True, False], ids=["L2/417", "2_417"])
 def test_labels_are_stored_in_the_graph_and_in_its_files(trace: Trace, tmp_path: Path, own_notation: bool) -> None:
     pruned = trace().prune(0.8)
@@ -122,6 +124,7 @@ def test_labels_are_stored_in_the_graph_and_in_its_files(trace: Trace, tmp_path:
     assert len(set(texts.values()) & set(of_records.values())) > 20
 
 
+@pytest.mark.slow
 def test_every_prompt_gets_its_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text(f"{FRANCE}\n\n{PROMPT}\n")
     output = tmp_path / "graphs"

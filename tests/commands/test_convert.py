@@ -64,6 +64,7 @@ def test_unit_decoders_do_not_change_the_reconstruction(
         assert not torch.allclose(unit.encode(inputs)[0].dense(), plain.encode(inputs)[0].dense(), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_every_command_reads_the_layout_of_circuit_tracer(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -194,6 +194,7 @@ def test_a_mistake_of_convert_is_one_line_and_writes_nothing(
     assert not Path("converted").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_model")
 def test_a_dataset_on_a_server_gives_the_numbers_of_its_directory(
     folder: Path, capsys: pytest.CaptureFixture[str]

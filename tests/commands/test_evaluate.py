@@ -50,6 +50,7 @@ def test_evaluate_prints_and_saves_the_same_numbers_every_time(
     assert load_report(tiny / "three") != report
 
 
+@pytest.mark.slow
 def test_compare_measures_transcoders_and_reads_reports(
     tiny: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +182,7 @@ def test_embedded_is_the_name_of_the_transcoder_that_ships(
     assert list(compared(capsys)) == ["runs-embedded", "embedded"]
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_evaluated_and_compared_like_a_transcoder(
     tiny: Path, tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def command(folder: Path, model: Path, *more: str) -> list[str]:
     return ["features", *names, "--text", str(folder / "text.txt"), "--context-length", "12", *more]
 
 
+@pytest.mark.slow
 def test_records_are_written_beside_the_transcoder(
     folder: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

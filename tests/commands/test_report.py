@@ -26,6 +26,7 @@ def data_of(path: Path) -> dict[str, Any]:
     return json.loads(match[1])
 
 
+@pytest.mark.slow
 def test_a_report_is_written_with_labels_and_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report, labels = tmp_path / "new" / "report.html", tmp_path / "labels.json"
     labels.write_text('{"L2/244": "<b>state capitals</b>"}')

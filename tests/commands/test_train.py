@@ -149,6 +149,7 @@ def test_train_writes_the_report_of_evaluate_and_compare_reads_it(
     assert [line.split()[0] for line in lines[1:5]] == list(reports)
 
 
+@pytest.mark.slow
 def test_a_transcoder_that_cannot_replace_anything_gets_reconstruction_metrics_and_a_reason(
     tmp_path: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_mistake_is_one_line_and_status_2(flags: list[str], named: str, capsys
     assert_mistake(capsys, ["train", *flags], named)
 
 
+@pytest.mark.slow
 def test_mistakes_with_a_dataset_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     (tmp_path / "empty").mkdir()

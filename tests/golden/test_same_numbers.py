@@ -97,6 +97,7 @@ def test_a_graph_has_the_same_faithfulness(clt: OpenCrossLayerTranscoder) -> Non
     assert measured["influence"]["kl_divergence"] == expected_divergence
 
 
+@pytest.mark.slow
 def test_a_report_has_the_same_numbers(clt: OpenCrossLayerTranscoder, contexts: torch.Tensor) -> None:
     expected = stored("evaluation")
     assert measured_on(contexts).fingerprint == expected["fingerprint"]

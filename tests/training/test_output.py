@@ -198,6 +198,7 @@ def test_a_logger_or_callback_that_would_write_the_files_of_the_run_is_refused(t
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_resumed_with_a_profiler(tmp_path: Path) -> None:
     own = OwnParts(trainer={"profiler": "pytorch"})
     before = run(tmp_path, own=own)

@@ -72,6 +72,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     assert run(seed=1).curves.loss != result.curves.loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_limit", [1.0, 2e-5], ids=["in memory", "harvested during training"])
 def test_a_run_that_is_resumed_after_ctrl_c_ends_where_an_uninterrupted_run_does(
     tmp_path: Path, memory_limit: float
@@ -154,6 +155,7 @@ def test_features_start_at_the_initial_firing_rate(nonlinearity: NonlinearityCon
     assert density.amax() < 2 * rate
 
 
+@pytest.mark.slow
 def test_a_run_that_crashed_is_resumed_from_its_newest_checkpoint(tmp_path: Path) -> None:
     class Crash(Callback):
         def on_train_batch_start(self, trainer: Any, *rest: Any, **named: Any) -> None:

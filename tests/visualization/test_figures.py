@@ -88,6 +88,7 @@ def test_labels_do_not_overlap(draw: Draw, arrays: Any, settings: Any) -> None:
     assert overlapping(figure, [*ax.get_yticklabels(), ax.yaxis.label]) == []
 
 
+@pytest.mark.slow
 @every_figure
 def test_labels_do_not_overlap_in_a_small_figure(draw: Draw, arrays: Any, settings: Any) -> None:
     figure = Figure(figsize=(3, 1.6), layout="constrained")

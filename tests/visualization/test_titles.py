@@ -69,6 +69,7 @@ def test_every_new_figure_has_a_title_unless_it_is_empty(draw: Draw, arrays: tup
     assert title(draw(*arrays, **settings, title="")) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "arrays", "settings"), FIGURES.values(), ids=FIGURES.keys())
 def test_a_long_title_stays_inside_the_picture(draw: Draw, arrays: tuple[object], settings: dict) -> None:
     figure = draw(*arrays, **settings, title=LONG)

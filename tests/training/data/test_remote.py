@@ -31,6 +31,7 @@ def assert_identical(result: TrainingResult, expected: TrainingResult) -> None:
     assert result.metrics == expected.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_limit", [1.0, TOO_SMALL], ids=["in memory", "read during training"])
 def test_a_url_and_a_directory_give_the_same_weights(tmp_path: Path, memory_limit: float) -> None:
     data = write(tmp_path / "data", dtype="int8")
@@ -40,6 +41,7 @@ def test_a_url_and_a_directory_give_the_same_weights(tmp_path: Path, memory_limi
         assert_identical(train(f"{server.address}data/", **settings), expected)
 
 
+@pytest.mark.slow
 def test_a_server_that_vanishes_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     data = write(tmp_path / "data")
     settings: dict[str, Any] = {"memory_limit": TOO_SMALL, "every": 5}
@@ -59,6 +61,7 @@ def test_a_server_that_vanishes_leaves_the_last_checkpoint(tmp_path: Path) -> No
         assert_identical(train(address, output_dir=tmp_path / "run", resume="last", **settings), expected)
 
 
+@pytest.mark.slow
 def test_a_server_without_the_dataset_is_named_before_the_first_step(tmp_path: Path) -> None:
     data = write(tmp_path / "data")
     (data / "shard-00004.safetensors").unlink()

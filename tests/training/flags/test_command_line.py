@@ -167,6 +167,7 @@ def test_the_precision_of_matrix_products_is_set_during_training_only(settings: 
         assert torch.get_float32_matmul_precision() == default
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_to_the_output_directory(settings: Settings, tmp_path: Path) -> None:
     train(settings, "--trainer.profiler", "simple")
     profile = tmp_path / "out" / "profile" / "summary.txt"

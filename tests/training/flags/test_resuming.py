@@ -85,6 +85,7 @@ def test_with_a_max_time_of_zero_the_transcoder_of_a_checkpoint_is_saved_and_can
     assert_same_weights(resumed, finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["max_time", "callback", "validation in a step", "validation after a step"])
 def test_a_run_that_is_stopped_within_a_step_completes_the_step_and_can_be_resumed(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str

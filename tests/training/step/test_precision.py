@@ -50,6 +50,7 @@ def train(
 _SLOW = [pytest.param(config, marks=pytest.mark.slow) for config in (BatchTopKConfig(k=4), ReLUConfig())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nonlinearity", [TopKConfig(k=4), JumpReLUConfig(), *_SLOW], ids=lambda one: one.kind)
 def test_float16_trains_as_float32_does(nonlinearity: NonlinearityConfig) -> None:
     ours, expected = (train(trainer, nonlinearity).metrics for trainer in (float16(), {}))

@@ -84,6 +84,7 @@ def test_no_two_labels_overlap(tokens: list[str], n_layers: int, count: int, n_o
         assert -1 <= box.y0 < box.y1 <= height + 1, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(4, 3), (8, 3), (12, 9)])
 def test_a_graph_is_scaled_to_fit_given_axes(size: tuple[float, float]) -> None:
     figure = Figure(figsize=size)

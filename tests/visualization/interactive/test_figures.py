@@ -113,11 +113,13 @@ def test_a_title_of_ones_own_replaces_the_title_and_an_empty_one_leaves_it_out(n
     assert "My" not in (cast(Any, PAIRS[name].shown(title="")).layout.title.text or "")
 
 
-MATRICES = ["heatmap", "signed heatmap", "long text", "layer activity"]
+MATRICES = ["heatmap", "signed heatmap", "layer activity"]
 MATRICES += ["correlations", "small correlations"]
 
 
-@pytest.mark.parametrize("name", [*MATRICES, pytest.param("many correlations", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [*MATRICES, *(pytest.param(name, marks=pytest.mark.slow) for name in ("long text", "many correlations"))]
+)
 def test_a_matrix_has_the_values_and_limits_of_the_static_one(name: str) -> None:
     image = PAIRS[name].drawn().axes[0].images[0]
     (heatmap,) = traces(PAIRS[name].shown())
