@@ -88,6 +88,7 @@ def test_the_features_of_a_state_are_more_active_for_its_other_cities(scripts: M
     assert features.of("Texas", without="Houston").nonzero().tolist() == [[0, 0, 1], [0, 0, 3], [1, 0, 3]]
 
 
+@pytest.mark.slow
 def test_activations_of_a_city_in_a_batch_equal_those_of_its_prompts_alone(
     scripts: Modules, monkeypatch: pytest.MonkeyPatch
 ) -> None:

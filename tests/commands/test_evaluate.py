@@ -122,6 +122,7 @@ def test_an_option_of_the_measurement_overrides_stored_reports(
     assert measured != load_report(with_reports[1])
 
 
+@pytest.mark.slow
 def test_reports_on_different_texts_cannot_be_compared(
     with_reports: list[str],
     other_text: Path,

@@ -81,6 +81,7 @@ def test_labels_and_pages_are_written_with_the_records(
     assert_mistake(capsys, command(folder, tiny_gpt2_folder, "--labels", str(labels)), labels)
 
 
+@pytest.mark.slow
 def test_other_transcoders_keep_their_records_in_the_cache(
     folder: Path, tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_heads_of_an_edge_add_up_to_it(explorer: Explorer, trace: Trace, feature
     assert abs(value) == pytest.approx(float(expected.heads.abs().max()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_head_of_an_edge_is_explained(explorer: Explorer, trace: Trace, features: list[str]) -> None:
     graph, models = trace.graph, explorer.loaded()
     ends = {"graph": trace.key, "source": features[0], "target": graph.node(graph.n_nodes - 1).id}

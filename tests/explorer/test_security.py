@@ -254,6 +254,7 @@ def _changed(value: Any, random: Random) -> Any:
     return random.choice(_JUNK)
 
 
+@pytest.mark.slow
 def test_random_requests_are_answered_with_values_or_sentences(
     client: FlaskClient, explorer: Explorer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -229,6 +229,7 @@ def test_files_of_a_profiler_do_not_outlive_a_run_that_is_killed_while_it_writes
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_profile_leaves_files_alone_that_the_user_added_to_its_folder(tmp_path: Path) -> None:
     run(tmp_path)
     files.list_names(tmp_path, ["profile"])

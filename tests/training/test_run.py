@@ -66,6 +66,7 @@ def assert_identical(result: TrainingResult, expected: TrainingResult) -> None:
     assert {**result.summary(), **times} == {**expected.summary(), **times}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers() -> None:
     result = run()
     assert_identical(run(seed=0), result)
@@ -244,6 +245,7 @@ def test_progress_shows_loss_fvu_l0_and_dead_share(
         assert name in output
 
 
+@pytest.mark.slow
 def test_a_transcoder_of_a_language_model_learns_from_texts(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
     config = CrossLayerConfig(n_layers=3, n_features=48, d_model=32, nonlinearity=TopKConfig(k=8))
     settings = quick_training(epochs=8, context_length=16, learning_rate=1e-2)

@@ -49,6 +49,7 @@ def title_text(figure: Figure) -> Text:
     return found
 
 
+@pytest.mark.slow
 def test_a_figure_of_a_model_states_the_prompt_or_the_length_of_the_texts_and_the_model(
     clt: OpenCrossLayerTranscoder,
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_long_title_stays_inside_the_picture(draw: Draw, arrays: tuple[object]
     assert inside(page, above)
 
 
+@pytest.mark.slow
 def test_a_fitted_title_has_no_line_that_is_too_wide_and_an_ellipsis_where_it_is_cut() -> None:
     for width in (60.0, 150.0, 400.0):
         lines = fitted(LONG, width).split("\n")

@@ -125,6 +125,7 @@ def send_what_lacks(root: Path, source: dict[str, bytes]) -> None:
             begin, done = piece.end, state.done
 
 
+@pytest.mark.slow
 def test_a_server_may_be_killed_at_any_change_of_its_files(
     source: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

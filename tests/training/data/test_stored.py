@@ -263,6 +263,7 @@ def test_what_is_missing_or_given_twice_is_named(tiny_gpt2: LanguageModel, tmp_p
         train_transcoder(tiny_gpt2, ["a"], fitting, TrainingConfig.of(order="random"))
 
 
+@pytest.mark.slow
 def test_damage_during_a_run_is_named_and_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     data = write(tmp_path / "data")
     shard = data / "shard-00008.safetensors"

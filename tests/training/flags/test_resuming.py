@@ -131,6 +131,7 @@ def test_the_settings_of_a_refused_run_are_not_saved(settings: Settings, tmp_pat
     assert (tmp_path / "out" / "config.yaml").read_text() == config
 
 
+@pytest.mark.slow
 def test_resuming_with_other_settings_is_refused(settings: Settings) -> None:
     train(settings)
     changed = {"learning_rate": "--training.learning_rate=1", "batch_size": "--data.batch_size=16"}
@@ -149,6 +150,7 @@ def test_the_last_the_best_and_every_checkpoint_are_kept(settings: Settings, tmp
     train(settings, "--ckpt-path", str(tmp_path / "out" / "checkpoints" / "step-3"))
 
 
+@pytest.mark.slow
 def test_a_users_own_class_is_what_its_checkpoints_hold(settings: Settings, tmp_path: Path) -> None:
     settings["transcoder"] |= {"class_path": OWN, "init_args": {"share": 0.25}}
     run = train(settings)

@@ -171,6 +171,7 @@ def test_every_nonlinearity_learns(nonlinearity: NonlinearityConfig, sparsity: f
         assert result.metrics.l0 == pytest.approx(4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_more_sparsity_means_fewer_features() -> None:
     l0 = []
     for sparsity in (0.1, 3.0):

@@ -66,6 +66,7 @@ def test_reading_goes_on_remotely_where_it_was_stopped_locally(served: StaticSer
     assert_equal(list(resumed), whole[4:])
 
 
+@pytest.mark.slow
 def test_answers_that_end_early_and_servers_that_are_busy_are_asked_again(served: StaticServer, local: Path) -> None:
     answered: set[tuple[str, str]] = set()
 
@@ -101,6 +102,7 @@ def start(local: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_restarted_in_an_epoch_changes_no_batch(
     local: Path, start: Callable[[int], subprocess.Popen[str]]
 ) -> None:
