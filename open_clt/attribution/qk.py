@@ -50,7 +50,7 @@ class AttentionExplainer:
         """Freeze the model on a prompt, or on the prompt of a graph, and split its stream into sources.
 
         Raises ConfigError if the transcoder does not fit the model, AttributionError if the prompt or the transcoder
-        cannot be used, and LanguageModelError if attention scores are no product of linear functions of the stream.
+        cannot be used, and LanguageModelError if attention scores are not a product of linear functions of the stream.
         """
         transcoder = attributable(transcoder)
         check_fits(transcoder, model, same_device=True)
