@@ -57,6 +57,7 @@ def test_a_graph_is_saved_with_its_picture_and_its_faithfulness(
     assert direct in captured.out
 
 
+@pytest.mark.slow
 def test_targets_are_tokens_differences_and_features(trace: Trace) -> None:
     graph = trace("--target", " Austin", "--target", " Austin-- Dallas", "--target", "3:-1:17")
     assert graph.info.target_names[:2] == (" Austin", "' Austin' - ' Dallas'")
@@ -84,6 +85,7 @@ def test_a_budget_limits_the_number_of_features_and_says_what_it_left_out(
     assert graph.info.left_out() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_format_contains_the_same_graph(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('{"0_5": "unused", "4_300": "also"}')
     formats = ["--format", "native", "--format", "circuit-tracer", "--format", "graphml"]

@@ -144,6 +144,7 @@ def test_reports_on_different_texts_cannot_be_compared(
     assert_mistake(capsys, ["compare", report, "--graphs", "0"], "report")
 
 
+@pytest.mark.slow
 def test_if_one_report_is_missing_all_transcoders_are_measured_again(
     tiny: Path, tiny_gpt2_folder: Path, with_reports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

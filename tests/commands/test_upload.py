@@ -45,6 +45,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert [option for option in options if option not in printed] == []
 
 
+@pytest.mark.slow
 def test_a_dataset_is_uploaded_and_its_address_is_printed(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

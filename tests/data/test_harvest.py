@@ -108,6 +108,7 @@ def test_a_harvest_that_starts_at_a_place_equals_the_rest_of_a_whole_harvest(
     assert contexts_read == sum(batch.size for _, batch in rest) / 16  # nothing before the place was harvested
 
 
+@pytest.mark.slow
 def test_two_threads_harvest_from_one_model_without_mixing(tiny_gpt2: LanguageModel) -> None:
     contexts = pack_contexts(TEXTS * 20, tiny_gpt2, 16)
     stores = [

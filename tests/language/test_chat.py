@@ -38,6 +38,7 @@ def model(tiny_gpt2: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Language
     return tiny_gpt2
 
 
+@pytest.mark.slow
 def test_every_form_of_a_message_gives_the_tokens_of_the_template(model: LanguageModel) -> None:
     expected = model.tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     for form in (TEXT, MESSAGES, tuple(MESSAGES), json.dumps(MESSAGES), json.dumps(MESSAGES, indent=2)):

@@ -133,6 +133,7 @@ def test_a_damaged_index_of_weights_is_refused(content: str, copy: Path) -> None
     fails(copy, copy / "model.safetensors.index.json")
 
 
+@pytest.mark.slow
 def test_a_model_whose_weights_are_divided_into_linked_files_is_loaded(copy: Path, tiny_gpt2: LanguageModel) -> None:
     """In the cache of the Hugging Face hub, a model's files are links to files outside its directory."""
     weights = load_file(copy / "model.safetensors")
@@ -311,6 +312,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_a_name_on_a_hub_that_answers_is_left_to_the_hub() -> None:
     for name in ("known", "unknown"):
@@ -320,6 +322,7 @@ def test_a_name_on_a_hub_that_answers_is_left_to_the_hub() -> None:
         find_model("broken")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_an_adapter_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

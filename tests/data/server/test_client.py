@@ -76,6 +76,7 @@ def failing(
         yield requests
 
 
+@pytest.mark.slow
 def test_a_dataset_is_uploaded_whole_and_a_second_upload_sends_nothing(source: Path, root: Path) -> None:
     seen: list[int] = []
     with running(root, ACCESS) as url:

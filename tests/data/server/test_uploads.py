@@ -20,6 +20,7 @@ from tests.faults.interrupted import Faults, Killed, faults_until_success
 SHARD = shard_name(0)
 
 
+@pytest.mark.slow
 def test_a_dataset_appears_when_its_last_file_is_there_and_is_the_same(
     sender: TestClient, root: Path, source: dict[str, bytes]
 ) -> None:

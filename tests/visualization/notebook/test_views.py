@@ -154,6 +154,7 @@ def test_the_view_of_a_record_is_short_and_escapes_all_texts(name: str) -> None:
     check(page)
 
 
+@pytest.mark.slow
 def test_the_view_of_what_a_model_makes_is_short_and_escapes_all_texts(tiny_gpt2: LanguageModel) -> None:
     made = models(tiny_gpt2)
     assert set(made) == set(FROM_MODELS)
