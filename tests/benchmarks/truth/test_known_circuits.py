@@ -20,7 +20,7 @@ from open_clt.replacement.interventions.observation import observe
 from open_clt.replacement.model import ReplacementModel
 from tests.graphs.hand_graph import NAMES, hand_graph
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks" / "truth"
 SHARES = {"path_share", "ablation_share", "swap_share", "all_share", "prompts"}
 CONTROLS = {"control_many_share", "control_much_share", "control_exchange_share"}
 

@@ -1,7 +1,7 @@
 """Two-hop benchmark: does the graph hold the fact in the middle, and does the answer depend on it?
 
-    python benchmarks/known_circuits.py                 the embedded model and its transcoder, all held-out prompts
-    python benchmarks/known_circuits.py --development   the prompts on which --factor and --threshold were chosen
+    python benchmarks/truth/known_circuits.py                the embedded model and its transcoder, all held-out prompts
+    python benchmarks/truth/known_circuits.py --development  the prompts that chose --factor and --threshold
 
 "The capital of the state containing Dallas is" -> " Austin" needs a fact that the prompt does not name: Texas. The
 features of a state are found with one-hop prompts about its other cities (``state_features.py``). The supernode of
