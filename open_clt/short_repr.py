@@ -49,7 +49,8 @@ def _short(value: Any) -> str:
             pairs = list(cast(Mapping[Any, Any], value).items())
             return _listed([f"{_short(key)}: {_short(item)}" for key, item in pairs[:_MOST_ITEMS]], len(pairs), "{}")
         case _ if getattr(value, "shape", ()):
-            return f"<array {tuple(value.shape)} {value.dtype}>"
+            kind = f"{value.dtype}>" if hasattr(value, "dtype") else f"of {type(value).__name__}>"
+            return f"<array {tuple(value.shape)} {kind}"
         case _:
             return repr(value)
 

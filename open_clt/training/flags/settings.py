@@ -46,7 +46,7 @@ def add_settings(parser: ArgumentParser, key: str, hint: Any, *, skip: Collectio
     kinds = _configs(hint)
     flags: dict[str, list[tuple[Any, Field[Any], str]]] = {}
     for kind in kinds:
-        hints, docs = typing.get_type_hints(kind), _field_docs(kind)
+        hints, docs = typing.get_type_hints(kind), field_docs(kind)
         for field in fields(kind):
             if field.name not in skip:
                 flags.setdefault(field.name, []).append((hints[field.name], field, docs.get(field.name, "")))
@@ -264,7 +264,7 @@ def _default(field: Field[Any]) -> str:
     return f" (default: {'null' if field.default is None else field.default})"
 
 
-def _field_docs(config: type[Any]) -> dict[str, str]:
+def field_docs(config: type[Any]) -> dict[str, str]:
     """The docstring of each field of a config, including inherited fields."""
     docs: dict[str, str] = {}
     for ancestor in reversed(config.__mro__):
