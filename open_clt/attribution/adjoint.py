@@ -78,13 +78,15 @@ class Batch(NamedTuple):
 def feature_seeds(sources: Sources, layer: Tensor, position: Tensor, index: Tensor) -> Seeds:
     """Seeds of features: their encoder rows, taken through the frozen norm if the encoder reads the output of a norm.
 
-    Each total is the pre-activation without the encoder bias. The features do not have to be active.
+    Each total is the pre-activation without the encoder bias; of a neuron, the activation without the bias's share. The
+    features do not have to be active.
     """
     cotangent = sources.errors.new_empty(layer.shape[0], sources.path.d_model)
     bias, total = (sources.errors.new_empty(layer.shape[0]) for _ in range(2))
     for level in layer.unique().tolist():
         chosen = layer == level
-        rows, positions = sources.encoder_rows(level, index[chosen]), position[chosen]
+        positions = position[chosen]
+        rows = sources.target_rows(level, index[chosen], positions)
         total[chosen] = (rows * sources.path.inputs[level, positions]).sum(-1)
         reader = sources.path.readers[level]
         cotangent[chosen] = reader.adjoint_at(rows, positions)
@@ -187,7 +189,7 @@ def _add_mlp(
     errors = torch.einsum("bpd,pd->bp", used, sources.errors[level, first:positions])
     _grid(rows, columns.errors, sources.path.n_positions)[:, level, first:positions] = errors
     biases = _grid(rows, columns.biases, sources.path.n_positions)
-    biases[:, level, first:positions] += used @ sources.b_dec[level]
+    biases[:, level, first:positions] += torch.einsum("bpd,pd->bp", used, sources.constants[level, first:positions])
     if first:
         whole = torch.einsum("bpd,pd->bp", cotangents[:, :first], sources.path.blocks[level].mlp_output[:first])
         _grid(rows, columns.mlp_outputs, first)[:, level] = whole

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, final
+from typing import NamedTuple, TypeAlias, final
 
 import torch
 from jaxtyping import Float, Int
@@ -28,11 +28,15 @@ from open_clt.errors import AttributionError
 from open_clt.finite import check_finite
 from open_clt.graphs.nodes import NodeKind, NodeTable
 from open_clt.language.linear_path import LinearPath
+from open_clt.language.loading import TOLERANCE
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
 from open_clt.transcoders.sparse.codes import SparseFeatures
-from open_clt.transcoders.transcoder import Transcoder, encoder_rows
+from open_clt.transcoders.transcoder import Transcoder
 
+Attributable: TypeAlias = CrossLayerTranscoder | NeuronTranscoder
+"""The transcoders whose features are linear once the prompt is frozen."""
 _TARGETS = (MLP_OUTPUT_HOOK, "mlp.hook_out")
 """Hooks that carry the output of an MLP; ``mlp.hook_out`` is refused later if a norm follows it."""
 _CACHED_NUMBERS = 2**27
@@ -88,7 +92,7 @@ class Sources:
 
     path: LinearPath
     """The model, frozen on the prompt."""
-    transcoder: CrossLayerTranscoder
+    transcoder: Attributable
     """The transcoder whose features are the sources."""
     features: ActiveFeatures
     """The active features of the prompt."""
@@ -96,7 +100,7 @@ class Sources:
     """Column of the first feature of each position and layer; the last entry of a row is the end of the position."""
     errors: Float[Tensor, "layer position d_model"]
     """Difference between each MLP output and its reconstruction."""
-    b_dec: Float[Tensor, "layer d_model"]
+    constants: Float[Tensor, "layer position d_model"]
     """Constant part of each layer's reconstruction, in raw units: the decoder bias, and what a skip path adds to it."""
     attention_bias: Float[Tensor, "layer position d_model"]
     """Vector that the biases of each attention layer add."""
@@ -172,25 +176,28 @@ class Sources:
         rows = self.errors.new_empty(columns.shape[0], self.path.d_model)
         for source in range(lowest, target + 1):
             chosen = (layers == source).nonzero().flatten()
-            slices = slice(target - source, target - source + 1)
-            rows[chosen] = self.transcoder.decoder_rows(source, index[chosen], slices)[:, 0].to(rows.dtype)
-        scale = self.transcoder.standardisation.target_scale[target]
-        return Written(rows.mul_((self.features.value[columns] * scale)[:, None]), spans)
+            where = {"features": index[chosen], "positions": self.features.position[columns][chosen]}
+            rows[chosen] = self.transcoder.vectors(self._inputs(source), source, target, **where).to(rows.dtype)
+        return Written(rows.mul_(self.features.value[columns][:, None]), spans)
 
-    def encoder_rows(self, layer: int, index: Int[Tensor, "target"]) -> Float[Tensor, "target d_model"]:
-        """Encoder rows of some features of one layer, for inputs in raw units."""
-        rows = encoder_rows(self.transcoder, layer, index) / self.transcoder.standardisation.input_scale[layer]
-        return rows.to(self.errors.dtype)
+    def target_rows(
+        self, layer: int, index: Int[Tensor, "target"], position: Int[Tensor, "target"]
+    ) -> Float[Tensor, "target d_model"]:
+        """Some features of one layer as linear functions of the raw input at their positions."""
+        return self.transcoder.target_rows(self._inputs(layer)[position], layer, index).to(self.errors.dtype)
+
+    def _inputs(self, layer: int) -> Float[Tensor, "position d_model"]:
+        return self.path.inputs[layer].to(self.transcoder.dtype)
 
     __repr__ = short_repr
 
 
-def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
+def attributable(transcoder: Transcoder) -> Attributable:
     """Return the transcoder if attribution can use it; raises AttributionError if not."""
-    if not isinstance(transcoder, CrossLayerTranscoder):
+    if not isinstance(transcoder, Attributable):
         raise AttributionError(
             f"The transcoder is a {type(transcoder).__name__}, whose features have no linear edges; give a "
-            f"{CrossLayerTranscoder.__name__}."
+            f"{CrossLayerTranscoder.__name__}, or 'neurons'."
         )
     if transcoder.config.target_hook not in _TARGETS:
         raise AttributionError(
@@ -201,7 +208,7 @@ def attributable(transcoder: Transcoder) -> CrossLayerTranscoder:
 
 
 @torch.no_grad()
-def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
+def find_sources(path: LinearPath, transcoder: Attributable) -> Sources:
     """Encode the prompt, and split each MLP output into features, biases and an error.
 
     Raises NotFiniteError if the model, or the transcoder, does not compute finite numbers for the prompt.
@@ -212,6 +219,8 @@ def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
     outputs = torch.stack([block.mlp_output for block in path.blocks])
     errors = torch.zeros_like(outputs)
     errors[:, first:] = outputs[:, first:] - transcoder.decode(encoded, inputs).transpose(0, 1).to(outputs.dtype)
+    if isinstance(transcoder, NeuronTranscoder):
+        errors = _without_rounding(errors, outputs, TOLERANCE.get(transcoder.dtype, 1e-3))
     check_finite(errors, "The difference between an MLP output and its reconstruction", axes=("layer", "position"))
     features = _active(encoded, first)
     stats = transcoder.standardisation
@@ -222,17 +231,37 @@ def find_sources(path: LinearPath, transcoder: CrossLayerTranscoder) -> Sources:
         features=features,
         starts=_starts(features, path),
         errors=errors,
-        b_dec=_constants(path, transcoder),
+        constants=_constants(path, transcoder),
         attention_bias=torch.stack([block.attention_bias() for block in path.blocks]),
         W_skip=None if transcoder.W_skip is None else (transcoder.W_skip * scale).to(outputs.dtype),
     )
 
 
-def _constants(path: LinearPath, transcoder: CrossLayerTranscoder) -> Float[Tensor, "layer d_model"]:
+def _without_rounding(
+    errors: Float[Tensor, "layer position d_model"], outputs: Float[Tensor, "layer position d_model"], tolerance: float
+) -> Float[Tensor, "layer position d_model"]:
+    """Errors of zero for neurons, which reconstruct the outputs of their MLPs; raises AttributionError if they do not.
+
+    What is left is the rounding of another order of the same sums, which would otherwise give edges to error nodes.
+    """
+    deviation = float((errors.flatten(1).norm(dim=1) / outputs.flatten(1).norm(dim=1).clamp(min=1e-30)).max())
+    if not deviation <= tolerance:
+        raise AttributionError(
+            f"The neurons deviate from the outputs of their MLPs by {deviation:.1e} on this prompt; load the language"
+            " model in float32, or use another transcoder."
+        )
+    return torch.zeros_like(errors)
+
+
+def _constants(path: LinearPath, transcoder: Attributable) -> Float[Tensor, "layer position d_model"]:
     """The constant part of each reconstruction: the decoder bias, and the skip path of the bias of a norm."""
-    biases = [path.embedding.new_zeros(path.d_model) if reader.bias is None else reader.bias for reader in path.readers]
-    offsets = [transcoder.offset(bias[None].to(transcoder.dtype), layer) for layer, bias in enumerate(biases)]
-    return torch.cat(offsets).to(path.embedding.dtype)
+    constants: list[Tensor] = []
+    for layer, inputs in enumerate(path.inputs):
+        if transcoder.W_skip is not None:  # without a skip path, the offset is constant, or frozen at the inputs
+            bias = path.readers[layer].bias
+            inputs = torch.zeros_like(inputs) if bias is None else bias.expand_as(inputs)
+        constants.append(transcoder.offset(inputs.to(transcoder.dtype), layer))
+    return torch.stack(constants).to(path.embedding.dtype)
 
 
 def _active(encoded: list[SparseFeatures], first: int) -> ActiveFeatures:

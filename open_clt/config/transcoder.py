@@ -242,6 +242,36 @@ TranscoderConfig: TypeAlias = CrossLayerConfig | MoltConfig
 """The config of any kind of transcoder; ``make_transcoder`` builds a transcoder from each."""
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NeuronConfig(CheckedConfig):
+    """Config of a language model's own MLP neurons as features, which are neither trained nor stored."""
+
+    kind: Literal["neurons"] = "neurons"
+    n_layers: int
+    """Number of layers of the language model."""
+    n_features: int
+    """Number of neurons per layer."""
+    d_model: int
+    """Width of the language model's residual stream."""
+    gated: bool = False
+    """Whether a neuron is a product of two factors, one of which is a gate."""
+    input_hook: InputHook = "mlp.hook_in"
+    """Hook that the MLPs read."""
+    target_hook: str = MLP_OUTPUT_HOOK
+    """Hook that carries what the MLPs add to the residual stream."""
+    language_model: str | None = None
+    """Name of the language model."""
+    use_first_position: bool = True
+    """Neurons are used at every position."""
+
+    reach = 1
+    skip = False
+
+    def reach_of(self, source: int) -> int:
+        """Number of target layers to which neurons of layer ``source`` write: 1, their own layer."""
+        return 1
+
+
 def _check_shape(config: TranscoderConfig) -> None:
     """Turn a share of features into their number, and raise ConfigError for numbers that are too small or too large."""
     for name in ("n_layers", "n_features", "d_model"):

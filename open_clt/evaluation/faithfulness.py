@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from open_clt.attribution.sources import attributable
+from open_clt.attribution.sources import Attributable, attributable
 from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import AttributionError
 from open_clt.evaluation.effects import measured_changes, predicted_changes
@@ -36,7 +36,6 @@ from open_clt.replacement.interventions.intervene import InterventionRecord, int
 from open_clt.replacement.interventions.intervention import Constrained, Intervention, Iterative
 from open_clt.replacement.interventions.observation import Observed, observe
 from open_clt.replacement.model import ReplacementModel
-from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 
 _HELD = Constrained(freeze_attention=False, freeze_norms=False)
 _FREE = Iterative()
@@ -92,7 +91,7 @@ def _ablate(
     graph: AttributionGraph,
     node_index: int,
     exact: ReplacementModel,
-    transcoder: CrossLayerTranscoder,
+    transcoder: Attributable,
     before: Observed,
 ) -> _Ablation:
     """Ablate one feature in three runs, and measure the effects."""

@@ -10,6 +10,7 @@ import torch
 
 from open_clt.config.json import to_dict
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
 from open_clt.transcoders.transcoder import Transcoder, encoder_rows
 
 _FEATURES = 32
@@ -28,7 +29,10 @@ def fingerprint(transcoder: Transcoder) -> str:
     step = max(1, config.n_features // _FEATURES)
     chosen = torch.arange(0, config.n_features, step, device=transcoder.device)[:_FEATURES]
     for layer in range(config.n_layers):
-        weights = [encoder_rows(transcoder, layer, chosen)]
+        if isinstance(transcoder, NeuronTranscoder):
+            weights = [weight[chosen] for weight in transcoder.layers[layer].tables]
+        else:
+            weights = [encoder_rows(transcoder, layer, chosen)]
         if isinstance(transcoder, CrossLayerTranscoder):
             weights.append(transcoder.decoders(layer, chosen))
         for tensor in weights:

@@ -17,11 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.language.language_model import KeyValues, LanguageModel
+from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
 from open_clt.transcoders.transcoder import Transcoder, score_bounds
 
 
 def needs_bounds(transcoder: Transcoder) -> bool:
     """Whether features of all layers of a token compete at inference."""
+    if isinstance(transcoder, NeuronTranscoder):
+        return False
     with inference_mode(transcoder):
         return transcoder.nonlinearity.couples_layers
 

@@ -26,7 +26,7 @@ from open_clt.transcoders.slices import WHOLE, Part
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures
 from open_clt.transcoders.sparse.products import Product, row_norms, write
 from open_clt.transcoders.stored_weights import StoredWeights
-from open_clt.transcoders.transcoder import Transcoder
+from open_clt.transcoders.transcoder import Transcoder, encoder_rows
 
 
 class NestedOutput(NamedTuple):
@@ -104,6 +104,28 @@ class CrossLayerTranscoder(Transcoder):
         """
         rows = self.decoder_rows(source, features)
         return rows * self.standardisation.target_scale[source : source + rows.shape[1], None]
+
+    def target_rows(
+        self, inputs: Float[Tensor, "chosen d_model"], layer: int, features: Int[Tensor, "chosen"]
+    ) -> Float[Tensor, "chosen d_model"]:
+        """The pre-activations of features, without bias, as linear functions of raw inputs: the same at all inputs."""
+        return encoder_rows(self, layer, features) / self.standardisation.input_scale[layer]
+
+    def vectors(
+        self,
+        inputs: Float[Tensor, "position d_model"],
+        source: int,
+        target: int,
+        *,
+        features: Int[Tensor, "chosen"],
+        positions: Int[Tensor, "chosen"],
+    ) -> Float[Tensor, "chosen d_model"]:
+        """What one unit of each given feature of layer ``source`` writes to layer ``target``, in raw units.
+
+        It is the same at all ``positions``, whatever the ``inputs`` of the layer are.
+        """
+        rows = self.decoder_rows(source, features, slice(target - source, target - source + 1))[:, 0]
+        return rows * self.standardisation.target_scale[target]
 
     def nested(self, inputs: Float[Tensor, "batch layer d_model"]) -> NestedOutput:
         """Encode and decode all layers, with each prefix of the features and with all; each feature is decoded once."""

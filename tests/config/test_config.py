@@ -20,6 +20,7 @@ from open_clt.config import (
     LearningConfig,
     LossConfig,
     MoltConfig,
+    NeuronConfig,
     ReportConfig,
     SamplingConfig,
     TanhSparsityConfig,
@@ -121,6 +122,7 @@ SCRAMBLED: dict[str, Any] = {"seed": 1, "shard_tokens": 4, "manifest_sha256": "0
 NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
     CrossLayerConfig: SHAPE,
     MoltConfig: {"n_layers": 3, "d_model": 4, "ranks": (2,), "counts": (4,), "nonlinearity": TopKConfig(k=2)},
+    NeuronConfig: {"n_layers": 3, "n_features": 8, "d_model": 4},
     TanhSparsityConfig: {"coefficient": 1.0},
     L1SparsityConfig: {"coefficient": 1.0},
     TokenLogits: {"tokens": (1,)},

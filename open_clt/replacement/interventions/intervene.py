@@ -45,6 +45,7 @@ from open_clt.replacement.interventions.patching import patched
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -120,10 +121,17 @@ class InterventionRecord:
     def preactivation_change(
         self, transcoder: Transcoder, layer: int, features: Int[Tensor, "some"]
     ) -> Float[Tensor, "position some"]:
-        """Return the changes of the pre-activations of some features of one layer, whether or not they are active."""
-        runs = (run.inputs[layer].to(transcoder.device, transcoder.dtype) for run in (self.after, self.before))
-        after, before = (transcoder.preactivations_of(inputs, layer, features) for inputs in runs)
-        return after - before
+        """Return the changes of the pre-activations of some features of one layer, whether or not they are active.
+
+        Of neurons, it is the change of their activations with gates frozen as they were before.
+        """
+        runs = (self.before, self.after)
+        before, after = (run.inputs[layer].to(transcoder.device, transcoder.dtype) for run in runs)
+        if isinstance(transcoder, NeuronTranscoder):
+            return transcoder.linear_change(before, after, layer, features)
+        return transcoder.preactivations_of(after, layer, features) - transcoder.preactivations_of(
+            before, layer, features
+        )
 
     def summary(self, count: int = 5) -> str:
         """Describe the record in a few lines of text, with at most ``count`` tokens and changed activations."""
