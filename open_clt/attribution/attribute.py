@@ -40,6 +40,7 @@ from open_clt.language.linear_path import read_linear_path
 from open_clt.language.prompts import Prompt, prompt_tokens
 from open_clt.memory import memory_errors
 from open_clt.progress import progress_bar
+from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def attribute(
     small, and NotFiniteError if the model or the transcoder does not compute finite numbers for the prompt.
     """
     tokens = _tokens(model, prompt, chat=chat)
-    transcoder = attributable(transcoder)
+    mark, transcoder = _mark(transcoder), attributable(transcoder)
     check_fits(transcoder, model, same_device=True)
     _check_counts(max_feature_nodes, batch_size)
     path = read_linear_path(model, tokens, transcoder.config.input_hook, transcoder.config.target_hook)
@@ -114,7 +115,8 @@ def attribute(
     )
     text = prompt if isinstance(prompt, str) and not chat else model.decode(tokens)
     info = _info(model, sources, prompt=text, target_names=resolved.names, compatible=compatible, settings=settings)
-    return _graph(sources, resolved, explored, replace(info, influence_left_out=explored.influence_left_out))
+    info = replace(info, influence_left_out=explored.influence_left_out, transcoder_hash=mark)
+    return _graph(sources, resolved, explored, info)
 
 
 @checked_arguments
@@ -165,6 +167,11 @@ def _tokens(model: LanguageModel, prompt: Prompt, *, chat: bool) -> Int[Tensor, 
     if len(tokens) < 2:
         raise AttributionError(f"The prompt has {len(tokens)} token; give at least two, BOS among them.")
     return tokens
+
+
+def _mark(transcoder: Transcoder) -> str | None:
+    """The fingerprint of a transcoder in memory; one that stays in its files may be on a server, so none is read."""
+    return fingerprint(transcoder) if transcoder.stored is None else None
 
 
 def _check_counts(max_feature_nodes: int | None, batch_size: int) -> None:

@@ -170,7 +170,7 @@ def _name(arguments: argparse.Namespace) -> str:
 def _about(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, collection: FeatureCollection) -> AboutRecords:
     """How the records are measured."""
     from open_clt.features.about import AboutRecords
-    from open_clt.features.fingerprint import fingerprint
+    from open_clt.transcoders.formats.fingerprint import fingerprint
 
     return AboutRecords(
         model=clt.language_model.name,

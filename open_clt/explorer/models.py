@@ -9,7 +9,6 @@ from typing import final
 
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.features.feature_files import FeatureFiles
-from open_clt.features.fingerprint import fingerprint
 from open_clt.features.places import find_records
 from open_clt.features.table import FeatureRow
 from open_clt.language.language_model import LanguageModel
@@ -18,6 +17,7 @@ from open_clt.progress import report_progress
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.transcoder import Transcoder
 
 EMBEDDED = "embedded"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from open_clt import files
 from open_clt.features.feature_files import FOLDER, INDEX, FeatureFiles
-from open_clt.features.fingerprint import fingerprint
 from open_clt.hub.repository import cache_directory
+from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)

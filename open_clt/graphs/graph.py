@@ -8,6 +8,7 @@ graph, the edges into a node add up to its ``total``: error nodes contribute wha
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -23,7 +24,9 @@ from open_clt import files
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
 from open_clt.finite import check_finite
+from open_clt.graphs import consensus_table
 from open_clt.graphs import influence as paths
+from open_clt.graphs.consensus_table import ConsensusTable
 from open_clt.graphs.edges import Edges
 from open_clt.graphs.influence import GraphScores, InfluenceGraph, Roles
 from open_clt.graphs.info import GraphInfo, PruningSettings, info_json, read_info
@@ -44,6 +47,8 @@ GRAPH_FILES = (_JSON, _TENSORS)
 """Names of the files of a graph: its plain values and its tensors."""
 _VECTORS = "targets."
 """Prefix of a tensor's name that holds the vector of a target; the target's number follows."""
+_CONSENSUS = "consensus."
+"""Prefix of the name of a tensor that holds a column of the consensus; the column's name follows."""
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
 """Data types that a file stores integers in."""
 _ROUNDING = 1e-5
@@ -82,13 +87,17 @@ class AttributionGraph:
     """The prompt, the models, and the settings of the graph."""
     labels: Mapping[Feature, str] = field(default_factory=dict[Feature, str])
     """Labels of features; a label applies at every position where its feature is active."""
+    consensus: ConsensusTable | None = None
+    """Frequencies and intervals, if the graph is the consensus of several graphs (``graphs/consensus.py``)."""
 
     def __post_init__(self) -> None:
         """Raise AttributionError if nodes, edges and information do not fit together, or a number is not finite.
 
         Raises ConfigError for a label that is not a text, or not that of a feature.
         """
-        if found := problem(self.nodes, self.edges, self.info):
+        if found := problem(self.nodes, self.edges, self.info) or consensus_table.problem(
+            self.consensus, self.n_nodes, self.n_edges
+        ):
             raise AttributionError(f"The tables of the attribution graph are not valid: {found}.")
         check_labels(self.labels)
 
@@ -122,7 +131,9 @@ class AttributionGraph:
         layer, position, index = int(nodes.layer[number]), int(nodes.position[number]), int(nodes.index[number])
         name = str(NodeId.of(kind, layer, position, index))
         value, weight = float(nodes.value[number]), float(nodes.weight[number])
-        node = Node(name, kind, layer, position, index, value, weight, label="")
+        confidence = float(nodes.confidence[number])
+        known = None if math.isnan(confidence) else confidence
+        node = Node(name, kind, layer, position, index, value, weight, label="", confidence=known)
         return replace(node, label=self._label(number, node))
 
     def ids(self) -> list[str]:
@@ -201,7 +212,9 @@ class AttributionGraph:
         output_stays = nodes[self.of_kind(NodeKind.LOGIT, NodeKind.TARGET)].tolist()
         names = tuple(name for name, is_kept in zip(self.info.target_names, output_stays, strict=True) if is_kept)
         edges_of_part = self.edges.part(stays).renumbered(nodes.cumsum(0) - 1)
-        return replace(self, nodes=table, edges=edges_of_part, info=replace(self.info, target_names=names))
+        consensus = self.consensus and self.consensus.part(nodes, stays)
+        info = replace(self.info, target_names=names)
+        return replace(self, nodes=table, edges=edges_of_part, info=info, consensus=consensus)
 
     def _without(self, nodes: Bool[Tensor, "node"], removed: Bool[Tensor, "edge"]) -> NodeTable:
         """Return the table of nodes after the weights of removed edges into some nodes are added to what is omitted."""
@@ -293,6 +306,9 @@ def stored_values(graph: AttributionGraph) -> tuple[dict[str, Any], dict[str, Te
     facts, vectors = info_json(graph.info)
     tensors |= {f"{_VECTORS}{number}": vector for number, vector in vectors.items()}
     content = {**FORMAT.header(), "info": facts, "labels": labels_json(graph.labels), "missing": graph.missing()}
+    if graph.consensus is not None:
+        content["consensus"] = graph.consensus.facts()
+        tensors |= {f"{_CONSENSUS}{name}": column for name, column in graph.consensus.columns().items()}
     return content, {name: _narrow(tensor) for name, tensor in tensors.items()}
 
 
@@ -300,12 +316,16 @@ def graph_of_values(content: Mapping[str, Any], stored: Mapping[str, Tensor], pl
     """The graph of ``stored_values``; raises CheckpointError, which names their place, if they are anything else."""
     tensors = {name: _wide(tensor) for name, tensor in stored.items() if not name.startswith("edges.")}
     try:
+        # Graphs of older versions have no confidence.
+        tensors.setdefault("nodes.confidence", torch.full_like(tensors["nodes.total"], torch.nan))
         nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
         edges = Edges(*(stored[f"edges.{name}"] for name in ("target", "source", "weight")))
         vectors = {name.removeprefix(_VECTORS): t for name, t in tensors.items() if name.startswith(_VECTORS)}
         info = read_info(content["info"], vectors, content["format_version"])
         labels = read_labels(content.get("labels", {}))
-        return AttributionGraph(nodes, edges, info, labels)
+        columns = {name.removeprefix(_CONSENSUS): t for name, t in tensors.items() if name.startswith(_CONSENSUS)}
+        consensus = ConsensusTable.of_stored(content["consensus"], columns) if "consensus" in content else None
+        return AttributionGraph(nodes, edges, info, labels, consensus)
     except (LookupError, TypeError, ValueError, AttributeError, AttributionError, ConfigError) as error:
         raise CheckpointError(f"{place} does not hold a whole attribution graph ({error!r}).") from error
 

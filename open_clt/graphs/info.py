@@ -87,6 +87,8 @@ class GraphInfo(CheckedConfig):
     """Numbers of the test against interventions (``evaluation.faithfulness``); None if it was not run."""
     influence_left_out: float | None = None
     """Share of the influence that ends at features that the budget left out; None if the graph's file lacks it."""
+    transcoder_hash: str | None = None
+    """Fingerprint of the transcoder, which tells transcoders apart; None if it is not known."""
 
     def left_out(self) -> str:
         """Return a sentence on the features that the budget left out, or an empty text if it left out none."""

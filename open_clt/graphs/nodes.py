@@ -188,6 +188,8 @@ class Node:
     """Weight of an output in the influence: the probability of a token, 1 for another target; 0 for all other nodes."""
     label: str
     """Description of the node for readers."""
+    confidence: float | None = None
+    """Probability that ablating the node has the effect that the graph predicts; None if there is no calibration."""
 
 
 @final
@@ -215,6 +217,8 @@ class NodeTable:
     """Sum of the inputs that pruning removed, with their signs."""
     cumulative: Float[Tensor, "node"]
     """Share of all influence that this node and the more influential ones hold; NaN before pruning."""
+    confidence: Float[Tensor, "node"]
+    """Probability that ablating a feature has the effect that the graph predicts; NaN where it is not known."""
 
     def __len__(self) -> int:
         return self.kind.shape[0]
@@ -262,6 +266,7 @@ class NodeTable:
             omitted=zeros,
             omitted_sum=zeros,
             cumulative=missing,
+            confidence=missing,
         )
 
     @staticmethod

@@ -18,7 +18,7 @@ from open_clt.graphs.info import GraphInfo
 from open_clt.graphs.nodes import NodeKind, NodeTable
 
 _INTEGERS = ("nodes.kind", "nodes.layer", "nodes.position", "nodes.index")
-_MAY_BE_NAN = ("nodes.total", "nodes.cumulative")
+_MAY_BE_NAN = ("nodes.total", "nodes.cumulative", "nodes.confidence")
 _NOT_NEGATIVE = ("nodes.weight", "nodes.omitted")
 _LARGEST_SUM_OF_WEIGHTS = 1e30
 """Largest sum of the weights of all outputs; influence, which is the sum over many paths, is then finite too."""
@@ -85,6 +85,8 @@ def _problems_of_numbers(columns: dict[str, Tensor]) -> Iterator[str]:
         legal = ~column.isinf() if name in _MAY_BE_NAN else column.isfinite()
         if name in _NOT_NEGATIVE:
             legal &= column >= 0
+        if name == "nodes.confidence":
+            legal &= column.isnan() | ((column >= 0) & (column <= 1))
         if not bool(legal.all()):
             row = int((~legal).int().argmax())
             yield f"{name} is {float(column[row])} in row {row}"

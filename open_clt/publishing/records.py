@@ -10,8 +10,8 @@ from open_clt import files
 from open_clt.errors import CheckpointError
 from open_clt.features.about import AboutRecords
 from open_clt.features.feature_files import FOLDER, INDEX, FeatureFiles
-from open_clt.features.fingerprint import fingerprint
 from open_clt.short_repr import short_repr
+from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.formats.load import load_transcoder
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from open_clt.cli import main
 from open_clt.features.feature_files import FeatureFiles
-from open_clt.features.fingerprint import fingerprint
 from open_clt.features.places import find_records, place_for_records
 from open_clt.language.language_model import LanguageModel
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from tests.commands.in_processes import run_in_processes

@@ -16,10 +16,10 @@ from open_clt import OpenCrossLayerTranscoder
 from open_clt.embedded import START_PROMPT, TRANSCODER_DIRECTORY, start_graph
 from open_clt.features.collecting.outputs import Directions, TokenNames, outputs_of
 from open_clt.features.feature_files import FeatureFiles
-from open_clt.features.fingerprint import fingerprint
 from open_clt.features.firing import encode_contexts
 from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.fingerprint import fingerprint
 
 SAMPLE = [Feature(0, 3), Feature(0, 500), Feature(1, 100), Feature(2, 244), Feature(3, 77), Feature(4, 700)]
 BEFORE = 12

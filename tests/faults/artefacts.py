@@ -32,6 +32,7 @@ from open_clt.features.feature_files import (
     write_feature_json,
 )
 from open_clt.features.records import FeatureRecord
+from open_clt.graphs.consensus import consensus
 from open_clt.graphs.edges import Edges
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
@@ -108,6 +109,10 @@ def graph_of(version: int) -> AttributionGraph:
     return replace(
         graph, edges=edges, labels={Feature(0, 5): str(version)}, info=replace(graph.info, prompt=str(version))
     )
+
+
+def consensus_of(version: int) -> AttributionGraph:
+    return consensus([graph_of(version), graph_of(version + 1)])
 
 
 def graph_facts(graph: AttributionGraph) -> object:
@@ -265,6 +270,12 @@ ARTEFACTS = {
     ),
     "graph": Artefact(
         lambda d, v: graph_of(v).save(d),
+        lambda d: graph_facts(AttributionGraph.load(d)),
+        ("graphs.graph",),
+        "graph.json",
+    ),
+    "consensus of graphs": Artefact(
+        lambda d, v: consensus_of(v).save(d),
         lambda d: graph_facts(AttributionGraph.load(d)),
         ("graphs.graph",),
         "graph.json",

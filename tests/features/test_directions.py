@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
 from open_clt.config import CrossLayerConfig, MoltConfig, TopKConfig
+from open_clt.errors import ConfigError
 from open_clt.features.embedding import embed
 from open_clt.features.figure_data import FeaturesOnTexts, ModelAndTranscoder, output_effects
 from open_clt.features.firing import activations_of, feature_activations
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import read_linear_path
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
-from open_clt.transcoders.directions import decoder_directions
+from open_clt.transcoders.directions import decoder_directions, match_features
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.molt import Molt
+from tests.refusals import refuses
 from tests.tiny_models import TEXTS
 
 KEYS = [Feature(2, 4), Feature(0, 7), Feature(2, 1), Feature(1, 0)]
@@ -73,8 +78,9 @@ def test_output_effects_name_the_tokens_that_directions_raise_and_lower(
 
 
 def test_a_mixture_of_linear_transforms_has_no_output_effects(tiny_gpt2: LanguageModel) -> None:
-    shape = {"n_layers": tiny_gpt2.n_layers, "d_model": tiny_gpt2.d_model}
-    molt = Molt(MoltConfig(**shape, ranks=(2,), counts=(6,), nonlinearity=TopKConfig(k=2)))
+    layers, width = tiny_gpt2.n_layers, tiny_gpt2.d_model
+    config = MoltConfig(n_layers=layers, d_model=width, ranks=(2,), counts=(6,), nonlinearity=TopKConfig(k=2))
+    molt = Molt(config)
     assert output_effects(ModelAndTranscoder(tiny_gpt2, molt), [Feature(0, 0)]) == {}
 
 
@@ -128,3 +134,53 @@ def test_few_vectors_get_finite_points(count: int) -> None:
 
 def test_equal_vectors_get_finite_points() -> None:
     assert bool(embed(torch.ones(6, 3), "tsne").points.isfinite().all())
+
+
+def permuted(transcoder: CrossLayerTranscoder, order: torch.Tensor) -> CrossLayerTranscoder:
+    """The same transcoder with its features in another order, the same in all layers."""
+    other = copy.deepcopy(transcoder)
+    state = {
+        name: tensor.index_select(tensor.shape.index(16), order) if 16 in tensor.shape else tensor
+        for name, tensor in transcoder.state_dict().items()
+    }
+    other.load_state_dict(state)
+    return other
+
+
+def test_features_of_a_permuted_transcoder_match_those_that_they_were(transcoder: CrossLayerTranscoder) -> None:
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    matches = match_features(transcoder, permuted(transcoder, order))
+    expected = {(layer, place): (layer, was) for layer in range(3) for place, was in enumerate(order.tolist())}
+    assert matches == expected
+
+
+def test_features_of_an_unrelated_transcoder_have_no_match(transcoder: CrossLayerTranscoder) -> None:
+    assert match_features(transcoder, CrossLayerTranscoder(transcoder.config, seed=2), min_cosine=0.95) == {}
+
+
+def test_matches_are_mutual_and_similar(transcoder: CrossLayerTranscoder) -> None:
+    """Compared with every pair of features, one at a time."""
+    other = CrossLayerTranscoder(transcoder.config, seed=2)
+    matches = match_features(transcoder, other, min_cosine=0.1)
+    assert matches
+    for layer in range(3):
+        ours, theirs = (
+            [t.decoders(layer, torch.tensor([feature]))[0].flatten().detach() for feature in range(16)]
+            for t in (transcoder, other)
+        )
+        cosine = torch.tensor([[float(torch.cosine_similarity(a, b, dim=0)) for b in theirs] for a in ours])
+        expected = {
+            second: int(cosine[:, second].argmax())
+            for second in range(16)
+            if int(cosine[cosine[:, second].argmax()].argmax()) == second and float(cosine[:, second].max()) >= 0.1
+        }
+        assert {k.index: v.index for k, v in matches.items() if k.layer == layer} == expected
+
+
+@pytest.mark.parametrize(("cosine", "reach", "words"), [(1.5, 3, ("min_cosine", 1.5)), (0.5, 1, ("reach", 3, 1))])
+def test_transcoders_that_cannot_be_matched_are_refused(
+    transcoder: CrossLayerTranscoder, cosine: float, reach: int, words: tuple[object, ...]
+) -> None:
+    other = CrossLayerTranscoder(replace(transcoder.config, reach=reach), seed=2)
+    with refuses(ConfigError, *words):
+        match_features(transcoder, other, min_cosine=cosine)

@@ -10,10 +10,10 @@ import pytest
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.features.about import AboutRecords
 from open_clt.features.feature_files import write_feature_files
-from open_clt.features.fingerprint import fingerprint
 from open_clt.features.places import find_records, place_for_records
 from open_clt.features.records import FeatureRecord
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.transcoder import Transcoder
 

@@ -83,6 +83,7 @@ def hand_graph(*, compatible: bool = False, tokens: tuple[str, ...] = ("<bos>", 
         omitted=torch.zeros(len(nodes)),
         omitted_sum=torch.zeros(len(nodes)),
         cumulative=torch.full((len(nodes),), torch.nan),
+        confidence=torch.full((len(nodes),), torch.nan),
     )
     info = GraphInfo(
         model="tiny",

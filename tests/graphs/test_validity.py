@@ -48,6 +48,8 @@ CHANGES: dict[str, Change] = {
     "nodes.omitted_sum": _set("nodes.omitted_sum", torch.nan),
     "nodes.total": _set("nodes.total", torch.inf),
     "nodes.cumulative": _set("nodes.cumulative", torch.inf),
+    "nodes.confidence": _set("nodes.confidence", 1.5),
+    "nodes.confidence -1": _set("nodes.confidence", -1.0),
     "nodes.value length": lambda tensors: tensors.update({"nodes.value": torch.zeros(2)}),
     "nodes.value shape": lambda tensors: tensors.update({"nodes.value": tensors["nodes.value"][None]}),
     "nodes.value dtype": lambda tensors: tensors.update({"nodes.value": tensors["nodes.value"].half()}),

@@ -11,9 +11,9 @@ from open_clt.config import CrossLayerConfig, ReLUConfig
 from open_clt.errors import CheckpointError
 from open_clt.features.about import AboutRecords
 from open_clt.features.feature_files import FeatureFiles, write_feature_files
-from open_clt.features.fingerprint import fingerprint
 from open_clt.publishing.push import publication, push_transcoder
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
 from tests.features.rich_record import rich_record

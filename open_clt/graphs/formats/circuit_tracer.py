@@ -2,7 +2,8 @@
 
 Each folder of graphs has a file ``graph-metadata.json``, which lists them. The viewers show features, errors, tokens
 and logits. Positional embeddings, biases and MLP outputs are left out with their edges, and a target that is not a
-token is written as a logit with a negative number. The scores in the metadata are those of the whole graph.
+token is written as a logit with a negative number. The scores in the metadata are those of the whole graph. A consensus
+is written with its averages, and the description says so; the format has no place for frequencies.
 
 Ids are in circuit-tracer's notation, with the position last: ``2_417_5`` is a feature, ``2_-1_5`` an error, ``E_330_5``
 a token, and ``7_1234_5`` a logit of a model with six layers.
@@ -146,8 +147,9 @@ def _metadata(graph: AttributionGraph, card: GraphCard) -> dict[str, Any]:
     generation, pruning = _generation(info.settings), _pruning(info.settings)
     # Every graph of this format lacks what a compatible graph lacks, so the description does not mention it.
     missing = "" if info.compatible else graph.missing()
+    averages = graph.consensus.summary() if graph.consensus else ""
     about = {
-        "description": " ".join(filter(None, (card.description, missing))) or None,
+        "description": " ".join(filter(None, (card.description, averages, missing))) or None,
         "creator_name": card.creator,
         "creator_url": card.creator_url,
         "source_urls": list(card.source_urls),

@@ -197,6 +197,7 @@ def _table(nodes: Sequence[_FileNode]) -> NodeTable:
         omitted=zeros,
         omitted_sum=zeros,
         cumulative=floats("cumulative"),
+        confidence=torch.full_like(zeros, torch.nan),
     )
 
 

@@ -1,11 +1,13 @@
 """The writer and reader of attribution graphs as networkx graphs and GraphML, without loss.
 
 Every column of the node table is an attribute of the networkx nodes. The graph's attributes ``info``, ``vectors`` (of
-targets that are directions) and ``labels`` hold JSON text.
+targets that are directions) and ``labels`` hold JSON text. A consensus adds its columns, such as ``frequency`` and
+``edge_frequency``, to nodes and edges, and its prompts, answers and scores as the JSON text ``consensus``.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from open_clt.graphs.consensus_table import ConsensusTable, column_names, is_of_edges
 from open_clt.graphs.edges import Edges
 from open_clt.graphs.graph import FORMAT, AttributionGraph, log_missing
 from open_clt.graphs.info import info_json, read_info
@@ -63,6 +66,15 @@ def to_networkx(graph: AttributionGraph) -> NamedGraph:
         network.add_node(node_id, **attributes, label=graph.node(row).label)
     edges = zip(*(column.tolist() for column in graph.edges), strict=True)
     network.add_weighted_edges_from((ids[source], ids[target], weight) for target, source, weight in edges)
+    if graph.consensus is not None:
+        network.graph["consensus"] = files.json_text(graph.consensus.facts(), "The consensus")
+        targets, sources = graph.edges.target.tolist(), graph.edges.source.tolist()
+        pairs = [(ids[source], ids[target]) for target, source in zip(targets, sources, strict=True)]
+        for name, column in graph.consensus.columns().items():
+            if is_of_edges(name):
+                nx.set_edge_attributes(network, dict(zip(pairs, column.tolist(), strict=True)), name)
+            else:
+                nx.set_node_attributes(network, dict(zip(ids, column.tolist(), strict=True)), name)
     return network
 
 
@@ -86,14 +98,29 @@ def _read(network: NamedGraph, subject: object) -> AttributionGraph:
         # A graph's targets are its last rows, but other programs may change the order of nodes.
         nodes.sort(key=lambda node: NodeKind[node[1]["kind"].upper()] in _OUTPUTS)
         row_of = {node_id: row for row, (node_id, _) in enumerate(nodes)}
+        for _, data in nodes:
+            data.setdefault("confidence", math.nan)  # graphs of older versions have no confidence
         table = NodeTable(**{f.name: _column([data for _, data in nodes], f.name) for f in fields(NodeTable)})
-        edges = [(row_of[target], row_of[source], data["weight"]) for source, target, data in network.edges(data=True)]
+        links = [(row_of[target], row_of[source], data) for source, target, data in network.edges(data=True)]
+        links.sort(key=lambda link: link[:2])
         names = tuple(info.target_names[data["target"]] for _, data in nodes if "target" in data)
-        return AttributionGraph(table, _edges(edges), replace(info, target_names=names), labels)
+        consensus = _consensus(network, [data for _, data in nodes], [data for *_, data in links])
+        edges = _edges([(target, source, data["weight"]) for target, source, data in links])
+        return AttributionGraph(table, edges, replace(info, target_names=names), labels, consensus)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AttributionError, ConfigError) as error:
         raise CheckpointError(
             f"{subject} does not have the attributes that to_networkx writes ({error!r}); export the graph again."
         ) from error
+
+
+def _consensus(
+    network: NamedGraph, nodes: Sequence[dict[str, Any]], edges: Sequence[dict[str, Any]]
+) -> ConsensusTable | None:
+    """The table of a consensus graph, from the attributes of its nodes and edges; None for another graph."""
+    if "consensus" not in network.graph:
+        return None
+    columns = {name: _column(edges if is_of_edges(name) else nodes, name) for name in column_names()}
+    return ConsensusTable.of_stored(files.parse_json(network.graph["consensus"]), columns)
 
 
 def write_graphml(graph: AttributionGraph, path: str | Path) -> Path:
@@ -159,8 +186,8 @@ def _column(nodes: Sequence[dict[str, Any]], name: str) -> Tensor:
 
 
 def _edges(edges: list[tuple[int, int, float]]) -> Edges:
-    """Make the edges' columns from (target, source, weight)."""
-    target, source, weight = (list(column) for column in zip(*sorted(edges), strict=True)) if edges else ([], [], [])
+    """Make the edges' columns from (target, source, weight), sorted by target and source."""
+    target, source, weight = (list(column) for column in zip(*edges, strict=True)) if edges else ([], [], [])
     target, source = (torch.tensor(column, dtype=torch.long) for column in (target, source))
     return Edges(target, source, torch.tensor(weight, dtype=torch.float32))
 

@@ -17,7 +17,7 @@ from tests.explorer.used_graphs import (
     write_curves,
     write_session,
 )
-from tests.faults.artefacts import graph_of, trace_of
+from tests.faults.artefacts import consensus_of, graph_of, trace_of
 from tests.faults.reading.reader import Reader, nothing
 
 GRAPHS: dict[str, Reader] = {
@@ -25,6 +25,16 @@ GRAPHS: dict[str, Reader] = {
         lambda folder: graph_of(1).save(folder),
         lambda folder: use_graph(AttributionGraph.load(folder)),
         "graphs.graph",
+    ),
+    "consensus of graphs": Reader(
+        lambda folder: consensus_of(1).save(folder),
+        lambda folder: use_graph(AttributionGraph.load(folder)),
+        "graphs.graph",
+    ),
+    "consensus as GraphML": Reader(
+        lambda folder: write_graphml(consensus_of(1), folder / "cat.graphml"),
+        lambda folder: use_graph(read_graphml(folder / "cat.graphml")),
+        "graphs.formats.networkx",
     ),
     "graph as GraphML": Reader(
         lambda folder: write_graphml(graph_of(1), folder / "cat.graphml"),
