@@ -32,9 +32,14 @@ class NotFinite(NamedTuple):
         """The type in which the entry is not finite, in words, if it is finite in its own."""
         return " in float32" if math.isfinite(self.value) else ""
 
-    def describe(self, axes: Sequence[str] = ()) -> str:
-        """Describe the entry, such as ``nan at layer 2, index [5, 3]``; ``axes`` are names of the first axes."""
-        named, others = self.place[: len(axes)], list(self.place[len(axes) :])
+    def describe(self, axes: Sequence[str] = (), layers: Sequence[int] | None = None) -> str:
+        """Describe the entry, such as ``nan at layer 2, index [5, 3]``; ``axes`` are names of the first axes.
+
+        ``layers`` are the language model's layers along the axis ``layer``, if they are not all layers.
+        """
+        named, others = list(self.place[: len(axes)]), list(self.place[len(axes) :])
+        if layers is not None and "layer" in axes:
+            named[axes.index("layer")] = layers[named[axes.index("layer")]]
         places = [f"{axis} {number}" for axis, number in zip(axes, named, strict=False)]
         places += [f"index {others}"] if others else []
         return f"{self.value} at {', '.join(places)}" if places else str(self.value)
@@ -67,16 +72,18 @@ def check_finite(
     name: str,
     *,
     axes: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
     error: type[OpenCLTError] = NotFiniteError,
     advice: str = "",
 ) -> None:
     """Raise ``error``, which names the tensor and the entry, unless all numbers of a tensor are finite.
 
-    ``axes`` are names of the tensor's first axes, and ``advice`` is the end of the message.
+    ``axes`` are names of the tensor's first axes, ``layers`` the language model's layers along the axis ``layer``, and
+    ``advice`` is the end of the message.
     """
     if (wrong := find_not_finite(tensor)) is not None:
         ending = f"; {advice}." if advice else "."
-        raise error(f"{name} must be finite{wrong.type_words}, and not {wrong.describe(axes)}{ending}")
+        raise error(f"{name} must be finite{wrong.type_words}, and not {wrong.describe(axes, layers)}{ending}")
 
 
 def nested_tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

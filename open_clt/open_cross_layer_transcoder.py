@@ -53,8 +53,8 @@ class OpenCrossLayerTranscoder:
     """A language model with a cross-layer transcoder of its MLPs.
 
     ``model_name`` is any name or path that ``load_language_model`` accepts, or a ``LanguageModel``. ``num_features`` is
-    the number of features per layer. A new object holds an untrained transcoder; call ``train_transcoder`` or
-    ``load_model`` before any method that uses it.
+    the number of features per layer, and ``layers`` are the layers that have features, by default all. A new object
+    holds an untrained transcoder; call ``train_transcoder`` or ``load_model`` before any method that uses it.
     """
 
     @checked_arguments
@@ -67,6 +67,7 @@ class OpenCrossLayerTranscoder:
         nonlinearity: NonlinearityConfig | None = None,
         reach: int | None = None,
         skip: bool = False,
+        layers: Sequence[int] | None = None,
         use_first_position: bool = False,
         seed: int = 0,
     ) -> None:
@@ -74,7 +75,8 @@ class OpenCrossLayerTranscoder:
         self.language_model = model_name if is_loaded else load_language_model(model_name, device=device)
         self.seed = seed
         config = CrossLayerConfig(
-            n_layers=self.language_model.n_layers,
+            n_layers=self.language_model.n_layers if layers is None else len(layers),
+            layers=None if layers is None else tuple(layers),
             n_features=num_features,
             d_model=self.language_model.d_model,
             reach=reach,
@@ -83,6 +85,7 @@ class OpenCrossLayerTranscoder:
             language_model=self.language_model.name,
             use_first_position=use_first_position,
         )
+        check_fits(config, self.language_model)
         with memory_errors(f"A transcoder of {num_features:,} features per layer", "use a smaller num_features"):
             self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
         self._trained = False

@@ -114,6 +114,7 @@ RULES = {
 }
 
 EXCEPTIONS = {
+    "CrossLayerConfig": "it is the one config of the CLT, the SAE and the Matryoshka transcoder, one formula",
     "open_clt/graphs/graph.py: AttributionGraph": "its methods are the interface that people use on a graph",
     "open_clt/open_cross_layer_transcoder.py: OpenCrossLayerTranscoder": "its methods are the interface people know",
 }

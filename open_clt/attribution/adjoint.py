@@ -265,7 +265,7 @@ def _skipped(
     sources: Sources, level: int, cotangents: Float[Tensor, "target position d_model"]
 ) -> Float[Tensor, "target position d_model"] | None:
     """The adjoint of a block's skip path applied to the cotangents, or None without a skip path."""
-    if sources.W_skip is None:
+    if level not in sources.W_skip:
         return None
     first = sources.first
     skipped = sources.path.readers[level].adjoint(cotangents @ sources.W_skip[level])

@@ -3,14 +3,15 @@
 The columns come in this order:
 
     features     (position, layer, feature)   the columns of one position's features form one slice
-    errors       (layer, position)            the part of an MLP output that the features do not reconstruct
+    errors       (layer, position)            the part of an MLP output that the features do not reconstruct, which is
+                                              the whole output at layers where the transcoder has no features
     embeddings   (position)
     positional   (position)
     biases       (layer, position)            layer ``n_layers`` holds the final norm and the unembedding
     mlp_outputs  (layer, position)            only positions below ``first``, where features are not used
 
-Weights are in raw units. The transcoder's standardisation is applied to the few rows that are used, so its weights are
-not copied as a whole.
+Numbers of layers are those of the language model. Weights are in raw units. The transcoder's standardisation is applied
+to the few rows that are used, so its weights are not copied as a whole.
 """
 
 from __future__ import annotations
@@ -99,13 +100,13 @@ class Sources:
     starts: Int[Tensor, "position layer_plus_1"]
     """Column of the first feature of each position and layer; the last entry of a row is the end of the position."""
     errors: Float[Tensor, "layer position d_model"]
-    """Difference between each MLP output and its reconstruction."""
+    """Difference between each MLP output and its reconstruction, which is zero where there are no features."""
     constants: Float[Tensor, "layer position d_model"]
     """Constant part of each layer's reconstruction, in raw units: the decoder bias, and what a skip path adds to it."""
     attention_bias: Float[Tensor, "layer position d_model"]
     """Vector that the biases of each attention layer add."""
-    W_skip: Float[Tensor, "layer d_model d_model"] | None
-    """Skip weights of each layer, in raw units; None without skip paths."""
+    W_skip: dict[int, Float[Tensor, "d_model d_model"]]
+    """Skip weights of each layer that has a skip path, in raw units."""
     _written: dict[int, Written] = field(default_factory=dict[int, Written])
 
     @property
@@ -167,24 +168,31 @@ class Sources:
 
     def _gather(self, target: int) -> Written:
         """Gather the decoder rows of the active features that write to one layer."""
-        lowest = max(0, target + 1 - (self.transcoder.config.reach or self.n_layers))
+        config = self.transcoder.config
+        places = range(0)  # the layers whose features write to the target, as places of the transcoder
+        if target in config.model_layers:
+            place = config.place_of(target)
+            places = range(max(0, place + 1 - (config.reach or config.n_layers)), place + 1)
+        lowest = config.model_layers[places[0]] if places else target + 1
         begin, end = self.starts[:, lowest].tolist(), self.starts[:, target + 1].tolist()
         spans = [slice(*bounds) for bounds in zip(begin, end, strict=True)]
         device = self.features.layer.device
         columns = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(device)
         layers, index = self.features.layer[columns], self.features.index[columns]
         rows = self.errors.new_empty(columns.shape[0], self.path.d_model)
-        for source in range(lowest, target + 1):
-            chosen = (layers == source).nonzero().flatten()
+        for source in places:
+            chosen = (layers == config.model_layers[source]).nonzero().flatten()
             where = {"features": index[chosen], "positions": self.features.position[columns][chosen]}
-            rows[chosen] = self.transcoder.vectors(self._inputs(source), source, target, **where).to(rows.dtype)
+            vectors = self.transcoder.vectors(self._inputs(config.model_layers[source]), source, places[-1], **where)
+            rows[chosen] = vectors.to(rows.dtype)
         return Written(rows.mul_(self.features.value[columns][:, None]), spans)
 
     def target_rows(
         self, layer: int, index: Int[Tensor, "target"], position: Int[Tensor, "target"]
     ) -> Float[Tensor, "target d_model"]:
         """Some features of one layer as linear functions of the raw input at their positions."""
-        return self.transcoder.target_rows(self._inputs(layer)[position], layer, index).to(self.errors.dtype)
+        place = self.transcoder.config.place_of(layer)
+        return self.transcoder.target_rows(self._inputs(layer)[position], place, index).to(self.errors.dtype)
 
     def _inputs(self, layer: int) -> Float[Tensor, "position d_model"]:
         return self.path.inputs[layer].to(self.transcoder.dtype)
@@ -213,17 +221,18 @@ def find_sources(path: LinearPath, transcoder: Attributable) -> Sources:
 
     Raises NotFiniteError if the model, or the transcoder, does not compute finite numbers for the prompt.
     """
-    first = transcoder.first_position
-    inputs = path.inputs.transpose(0, 1)[first:].to(transcoder.dtype)
+    first, layers = transcoder.first_position, list(transcoder.config.model_layers)
+    inputs = path.inputs[layers].transpose(0, 1)[first:].to(transcoder.dtype)
     encoded = transcoder.encode(inputs)
     outputs = torch.stack([block.mlp_output for block in path.blocks])
     errors = torch.zeros_like(outputs)
-    errors[:, first:] = outputs[:, first:] - transcoder.decode(encoded, inputs).transpose(0, 1).to(outputs.dtype)
+    errors[:, first:] = outputs[:, first:]
+    errors[layers, first:] -= transcoder.decode(encoded, inputs).transpose(0, 1).to(outputs.dtype)
     if isinstance(transcoder, NeuronTranscoder):
         errors = _without_rounding(errors, outputs, TOLERANCE.get(transcoder.dtype, 1e-3))
     check_finite(errors, "The difference between an MLP output and its reconstruction", axes=("layer", "position"))
-    features = _active(encoded, first)
-    stats = transcoder.standardisation
+    features = _active(encoded, first, layers)
+    stats, skip = transcoder.standardisation, transcoder.W_skip
     scale = (stats.target_scale / stats.input_scale)[:, None, None]
     return Sources(
         path=path,
@@ -233,7 +242,7 @@ def find_sources(path: LinearPath, transcoder: Attributable) -> Sources:
         errors=errors,
         constants=_constants(path, transcoder),
         attention_bias=torch.stack([block.attention_bias() for block in path.blocks]),
-        W_skip=None if transcoder.W_skip is None else (transcoder.W_skip * scale).to(outputs.dtype),
+        W_skip={} if skip is None else dict(zip(layers, (skip * scale).to(outputs.dtype).unbind(), strict=True)),
     )
 
 
@@ -255,23 +264,24 @@ def _without_rounding(
 
 def _constants(path: LinearPath, transcoder: Attributable) -> Float[Tensor, "layer position d_model"]:
     """The constant part of each reconstruction: the decoder bias, and the skip path of the bias of a norm."""
-    constants: list[Tensor] = []
-    for layer, inputs in enumerate(path.inputs):
+    constants = path.embedding.new_zeros(path.inputs.shape)
+    for place, layer in enumerate(transcoder.config.model_layers):
+        inputs = path.inputs[layer]
         if transcoder.W_skip is not None:  # without a skip path, the offset is constant, or frozen at the inputs
             bias = path.readers[layer].bias
             inputs = torch.zeros_like(inputs) if bias is None else bias.expand_as(inputs)
-        constants.append(transcoder.offset(inputs.to(transcoder.dtype), layer))
-    return torch.stack(constants).to(path.embedding.dtype)
+        constants[layer] = transcoder.offset(inputs.to(transcoder.dtype), place).to(constants.dtype)
+    return constants
 
 
-def _active(encoded: list[SparseFeatures], first: int) -> ActiveFeatures:
-    """The active features of all layers, sorted by position, layer and index."""
+def _active(encoded: list[SparseFeatures], first: int, layers: list[int]) -> ActiveFeatures:
+    """The active features of some layers, sorted by position, layer and index."""
     position = torch.cat([codes.rows for codes in encoded]) + first
-    layer = torch.cat([torch.full_like(codes.rows, layer) for layer, codes in enumerate(encoded)])
+    layer = torch.cat([torch.full_like(codes.rows, layer) for layer, codes in zip(layers, encoded, strict=True)])
     index = torch.cat([codes.features for codes in encoded])
     value = torch.cat([codes.values for codes in encoded]).float()
     width = encoded[0].n_features
-    key = (position * len(encoded) + layer) * width + index
+    key = (position * (layers[-1] + 1) + layer) * width + index
     order = torch.argsort(key)
     order = order[value[order] != 0]
     return ActiveFeatures(position[order], layer[order], index[order], value[order])

@@ -191,9 +191,10 @@ def _feature(sources: Sources, position: int, target: FeaturePreactivation, inde
     """The row of a feature's pre-activation."""
     config = sources.transcoder.config
     feature = Feature(target.layer, target.feature)
-    if not (0 <= feature.layer < config.n_layers and 0 <= feature.index < config.n_features):
+    if feature.layer not in config.model_layers or not 0 <= feature.index < config.n_features:
         raise AttributionError(
-            f"The transcoder has no feature {feature}; it has {config.n_layers} layers of {config.n_features} features."
+            f"The transcoder has no feature {feature}; it has {config.n_features} features at each of the layers "
+            f"{config.layer_words}."
         )
     device = sources.path.W_U.device
     columns = (torch.tensor([entry], device=device) for entry in (feature.layer, position, feature.index))

@@ -119,7 +119,7 @@ def _measure(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, outpu
     folder = write_feature_files(
         _labelled(arguments, clt, collection, _some_contexts(texts(), model, config)),
         output,
-        n_layers=collection.n_layers,
+        n_layers=collection.model_layers[-1] + 1,
         n_features=collection.n_features,
         about=about,
         name=about.transcoder,
@@ -147,7 +147,6 @@ def _labelled(
     from open_clt.features.labelling.background import background_of
     from open_clt.features.labelling.given import with_labels
     from open_clt.features.labelling.single_tokens import single_tokens
-    from open_clt.transcoders.feature import Feature
 
     model, transcoder = clt.language_model, clt.transcoder
     labels, endpoint = read_labels_of(arguments), read_endpoint(arguments)
@@ -156,7 +155,7 @@ def _labelled(
     records = label_records(records, background, single_tokens(model, transcoder))
     if endpoint is None:
         return records
-    active = [Feature(*divmod(row, collection.n_features)) for row in collection.counts.nonzero().flatten().tolist()]
+    active = [collection.feature(row) for row in collection.counts.nonzero().flatten().tolist()]
     candidates = [feature for feature in active if feature not in labels]
     return label_with_service(records, candidates, arguments, endpoint, background)
 

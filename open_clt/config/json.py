@@ -22,6 +22,11 @@ from typing import Any, TypeVar, cast
 from open_clt.errors import ConfigError, short_value
 
 Config = TypeVar("Config")
+_IF_GIVEN = "if given"
+IF_GIVEN = {_IF_GIVEN: True}
+"""Metadata of a field that ``to_dict`` leaves out while it is None.
+
+Files without the setting are then the same as before it existed, so that older releases read them."""
 _LONGEST_VALUE = 60
 """Largest number of characters of a wrong value in an error."""
 
@@ -88,7 +93,12 @@ def to_dict(config: object) -> dict[str, Any]:
     """Turn a config and the configs in it into plain values that JSON can hold."""
     if not is_dataclass(config):
         raise ConfigError(f"{config!r} is not a config; give one of the classes of open_clt.config.")
-    return {entry.name: _plain(getattr(config, entry.name)) for entry in fields(config)}
+    values = {entry: getattr(config, entry.name) for entry in fields(config)}
+    return {
+        entry.name: _plain(value)
+        for entry, value in values.items()
+        if value is not None or _IF_GIVEN not in entry.metadata
+    }
 
 
 def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
 from open_clt.config.checks import check_above_zero, check_counts, check_shares
-from open_clt.config.json import CheckedConfig
+from open_clt.config.json import IF_GIVEN, CheckedConfig
 from open_clt.errors import ConfigError
 
 InputHook: TypeAlias = str
@@ -137,8 +138,45 @@ NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | FixedJumpReLUConfi
 """The config of any nonlinearity; ``make_nonlinearity`` builds one from each."""
 
 
+class OnLayers:
+    """Base class of the configs of transcoders: which layer of the language model each place of a layer axis is.
+
+    A transcoder has one encoder for each of its layers, and its tensors have one entry for each. The language model's
+    own numbers of these layers are ``model_layers``. Features, graphs, records and tables use these numbers; the
+    methods of a transcoder, and the axes ``layer``, ``source`` and ``target``, use places. Without ``layers``, both are
+    the same.
+    """
+
+    n_layers: int
+    layers: tuple[int, ...] | None
+
+    @property
+    def model_layers(self) -> tuple[int, ...]:
+        """The language model's layer at each place, in rising order."""
+        return tuple(range(self.n_layers)) if self.layers is None else self.layers
+
+    def place_of(self, layer: int) -> int:
+        """The place of a layer of the language model; raises ConfigError if the transcoder has no features there."""
+        if layer not in self.model_layers:
+            raise ConfigError(f"The transcoder has no features at layer {layer}; its layers are {self.layer_words}.")
+        return self.model_layers.index(layer)
+
+    @property
+    def layer_words(self) -> str:
+        """The transcoder's layers, in words: ``0 to 11``, or ``2, 5 and 8``."""
+        return words_of_layers(self.model_layers)
+
+
+def words_of_layers(layers: Sequence[int]) -> str:
+    """Layers in rising order, in words: ``0 to 11`` without gaps, or else ``2, 5 and 8``."""
+    if len(layers) > 2 and layers[-1] - layers[0] == len(layers) - 1:
+        return f"{layers[0]} to {layers[-1]}"
+    *others, last = map(str, layers)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CrossLayerConfig(CheckedConfig):
+class CrossLayerConfig(OnLayers, CheckedConfig):
     """Config of a cross-layer transcoder, whose features have decoders: everything that its tensors do not hold.
 
     The default is a CLT. ``reach=1`` is one transcoder per layer. If that reconstructs the hook which it reads, it is
@@ -148,13 +186,17 @@ class CrossLayerConfig(CheckedConfig):
 
     kind: Literal["cross_layer"] = "cross_layer"
     n_layers: int
-    """Number of layers of the language model."""
+    """Number of layers with features: all layers of the language model, or as many as ``layers`` names."""
+    layers: tuple[int, ...] | None = field(default=None, metadata=IF_GIVEN)
+    """Layers of the language model that have features, in rising order, such as [2, 5, 8]; None is all of them.
+
+    Nothing is replaced, reconstructed or standardised at the other layers, and reach does not count them."""
     n_features: int
     """Number of features per layer."""
     d_model: int
     """Width of the language model's residual stream."""
     reach: int | None = None
-    """Number of layers a feature writes to, from its own on; None is all of them (a CLT), 1 only its own layer."""
+    """Number of the transcoder's layers a feature writes to, from its own on; None is all (a CLT), 1 only its own."""
     skip: bool = False
     """Add a linear path from each layer's input to its output."""
     nonlinearity: NonlinearityConfig = field(default_factory=TopKConfig)
@@ -175,6 +217,7 @@ class CrossLayerConfig(CheckedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_layers(self)
         if self.reach is not None and not 1 <= self.reach <= self.n_layers:
             raise ConfigError(f"reach is {self.reach}; it must lie between 1 and n_layers = {self.n_layers}.")
         _check_shape(self)
@@ -186,12 +229,12 @@ class CrossLayerConfig(CheckedConfig):
             )
 
     def reach_of(self, source: int) -> int:
-        """Number of target layers to which features of layer ``source`` write."""
+        """Number of target layers to which features of the layer at place ``source`` write."""
         return min(self.reach or self.n_layers, self.n_layers - source)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class MoltConfig(CheckedConfig):
+class MoltConfig(OnLayers, CheckedConfig):
     """Config of a sparse mixture of linear transforms per layer: ``y_hat = sum_t phi(e_t . x - b_t) U_t V_t x``.
 
     All transforms of a group have the same rank. A transform is a feature, whose value is its gate ``phi(...)``.
@@ -199,7 +242,9 @@ class MoltConfig(CheckedConfig):
 
     kind: Literal["molt"] = "molt"
     n_layers: int
-    """Number of layers of the language model."""
+    """Number of layers with transforms: all layers of the language model, or as many as ``layers`` names."""
+    layers: tuple[int, ...] | None = field(default=None, metadata=IF_GIVEN)
+    """Layers of the language model that have transforms, in rising order, such as [2, 5, 8]; None is all of them."""
     d_model: int
     """Width of the language model's residual stream."""
     ranks: tuple[int, ...]
@@ -221,6 +266,7 @@ class MoltConfig(CheckedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_layers(self)
         if not self.ranks or len(self.ranks) != len(self.counts) or min(*self.ranks, *self.counts) < 1:
             raise ConfigError(
                 f"ranks is {self.ranks} and counts is {self.counts}; each group needs one rank and one count, both at "
@@ -243,7 +289,7 @@ TranscoderConfig: TypeAlias = CrossLayerConfig | MoltConfig
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class NeuronConfig(CheckedConfig):
+class NeuronConfig(OnLayers, CheckedConfig):
     """Config of a language model's own MLP neurons as features, which are neither trained nor stored."""
 
     kind: Literal["neurons"] = "neurons"
@@ -264,12 +310,31 @@ class NeuronConfig(CheckedConfig):
     use_first_position: bool = True
     """Neurons are used at every position."""
 
+    layers = None
     reach = 1
     skip = False
 
     def reach_of(self, source: int) -> int:
         """Number of target layers to which neurons of layer ``source`` write: 1, their own layer."""
         return 1
+
+
+def _check_layers(config: TranscoderConfig) -> None:
+    """Raise ConfigError unless the chosen layers rise, begin at 0 or later, and are as many as ``n_layers`` says."""
+    layers = config.layers
+    if layers is None:
+        return
+    if not layers:
+        raise ConfigError("layers is empty; name at least one layer of the language model, or leave it out for all.")
+    if layers[0] < 0 or any(low >= high for low, high in pairwise(layers)):
+        raise ConfigError(
+            f"layers is {list(layers)}; name each layer of the language model once, in rising order, from 0 on."
+        )
+    if len(layers) != config.n_layers:
+        raise ConfigError(
+            f"n_layers is {config.n_layers} and layers is {list(layers)}; n_layers is the number of layers with "
+            f"features, so it must be {len(layers)}."
+        )
 
 
 def _check_shape(config: TranscoderConfig) -> None:

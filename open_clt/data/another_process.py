@@ -47,6 +47,7 @@ class _Recipe:
     contexts: torch.Tensor | tuple[TextSource, int, TextsConfig]
     input_hook: InputHook
     target_hook: str
+    layers: tuple[int, ...] | None
     batch_size: int
     threads: int
 
@@ -59,7 +60,7 @@ class _Recipe:
             texts, context_length, config = contexts
             contexts = ContextStream(texts, model, context_length, config)
         hooks: dict[str, Any] = {"input_hook": self.input_hook, "target_hook": self.target_hook}
-        return Harvest(model, contexts, **hooks, batch_size=self.batch_size)
+        return Harvest(model, contexts, **hooks, layers=self.layers, batch_size=self.batch_size)
 
 
 @final
@@ -77,6 +78,7 @@ class InAnotherProcess:
             contexts=contexts.cpu() if isinstance(contexts, torch.Tensor) else contexts.recipe,
             input_hook=harvest.input_hook,
             target_hook=harvest.target_hook,
+            layers=harvest.layers,
             batch_size=harvest.batch_size,
             threads=torch.get_num_threads(),
         )

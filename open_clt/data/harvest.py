@@ -154,12 +154,15 @@ class Harvest:
         *,
         input_hook: InputHook,
         target_hook: str,
+        layers: tuple[int, ...] | None = None,
         batch_size: int = 16,
     ) -> None:
+        """``layers`` are the layers whose activations are computed, in rising order; None is all of them."""
         self.model = model
         self.contexts = contexts
         self.input_hook: InputHook = input_hook
         self.target_hook = target_hook
+        self.layers = layers
         self.batch_size = batch_size
 
     @property
@@ -183,7 +186,8 @@ class Harvest:
 
     def pending_from(self, place: Place) -> Iterator[Pending]:
         """Yield the batches from a place on, on which the language model runs when they are computed."""
-        run = partial(harvest, self.model, input_hook=self.input_hook, target_hook=self.target_hook)
+        hooks = {"input_hook": self.input_hook, "target_hook": self.target_hook}
+        run = partial(harvest, self.model, **hooks, layers=self.layers)
         for chunk in self._chunks(place):
             yield Pending(chunk.place, chunk.contexts.numel(), partial(run, chunk.contexts))
 
@@ -196,10 +200,15 @@ class Harvest:
 
 @torch.no_grad()
 def harvest(
-    model: LanguageModel, contexts: Int[Tensor, "context position"], *, input_hook: InputHook, target_hook: str
+    model: LanguageModel,
+    contexts: Int[Tensor, "context position"],
+    *,
+    input_hook: InputHook,
+    target_hook: str,
+    layers: Sequence[int] | None = None,
 ) -> ActivationBatch:
-    """Run the language model on contexts, and return its activations on the CPU."""
-    captured = model.capture(contexts, input_hook, target_hook)
+    """Run the language model on contexts, and return its activations on the CPU; ``layers`` chooses some layers."""
+    captured = model.capture(contexts, input_hook, target_hook, layers=layers)
     positions = torch.arange(contexts.shape[1]).expand(contexts.shape)
     return ActivationBatch(
         captured.inputs.flatten(0, 1).cpu(),
@@ -209,11 +218,15 @@ def harvest(
     )
 
 
-def check_activations(batch: ActivationBatch) -> None:
-    """Raise NotFiniteError, which names layer, token and position, if inputs or targets hold NaN or infinity."""
+def check_activations(batch: ActivationBatch, layers: Sequence[int] | None = None) -> None:
+    """Raise NotFiniteError, which names layer, token and position, if inputs or targets hold NaN or infinity.
+
+    ``layers`` are the language model's layers along the axis ``layer``, if they are not all layers.
+    """
     for name, activations in (("inputs", batch.inputs), ("targets", batch.targets)):
         if (wrong := find_not_finite(activations)) is not None:
-            row, layer, _ = wrong.place
+            row, place, _ = wrong.place
+            layer = place if layers is None else layers[place]
             raise NotFiniteError(
                 f"The activations of the language model ({name} of layer {layer}) are {wrong.value} for token "
                 f"{int(batch.tokens[row])} at position {int(batch.positions[row])} of its context; load the model in "
@@ -222,16 +235,20 @@ def check_activations(batch: ActivationBatch) -> None:
 
 
 def without_outliers(
-    batch: ActivationBatch, *, first_position: int, largest_norm: Float[Tensor, "layer"] | None = None
+    batch: ActivationBatch,
+    *,
+    first_position: int,
+    largest_norm: Float[Tensor, "layer"] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> ActivationBatch:
     """Leave out tokens with massive activations.
 
     These are the tokens at positions before ``first_position``, and the tokens whose inputs have, in any layer, a norm
     above ``largest_norm`` of that layer. Raises NotFiniteError if an activation from ``first_position`` on is not
-    finite.
+    finite; the error names the language model's layer, which ``layers`` has for each layer of the batch.
     """
     keep = batch.positions >= first_position
-    check_activations(batch if bool(keep.all()) else batch.take(keep))
+    check_activations(batch if bool(keep.all()) else batch.take(keep), layers)
     if largest_norm is not None:
         keep &= (input_norms(batch) <= largest_norm).all(1)
     return batch if bool(keep.all()) else batch.take(keep)

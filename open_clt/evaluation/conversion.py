@@ -110,7 +110,8 @@ def convert_transcoder(
         raise TextError(f"There are {contexts.shape[0]} contexts; give text for at least 2, one of which is held out.")
     config, first = transcoder.config, transcoder.first_position
     captures = [
-        model.capture(batch, config.input_hook, config.target_hook) for batch in contexts[:fitted].split(batch_size)
+        model.capture(batch, config.input_hook, config.target_hook, layers=config.layers)
+        for batch in contexts[:fitted].split(batch_size)
     ]
     inputs = torch.cat([capture.inputs[:, first:].flatten(0, 1) for capture in captures])
     targets = torch.cat([capture.targets[:, first:].flatten(0, 1) for capture in captures])
@@ -136,7 +137,9 @@ def convert_on_dataset(
     """
     check_dataset_fits(dataset.manifest.harvested, transcoder.config, dataset.source)
     total = len(dataset) if max_tokens is None else min(max_tokens, len(dataset))
-    batches = [without_outliers(b, first_position=transcoder.first_position) for b in first_tokens(dataset, total)]
+    first, layers = transcoder.first_position, transcoder.config.layers
+    read = first_tokens(dataset.batches(layers), total)
+    batches = [without_outliers(batch, first_position=first, layers=layers) for batch in read]
     inputs, targets = (torch.cat(kind).float() for kind in list(zip(*batches, strict=True))[:2])
     fitted = len(inputs) - max(1, round(held_out_share * len(inputs)))
     if fitted < 2:

@@ -60,7 +60,8 @@ class Evaluation(NamedTuple):
 
     def layers(self) -> list[dict[str, Any]]:
         """The numbers of each layer, under their names in files and tables."""
-        rows = [{"layer": layer, **numbers._asdict()} for layer, numbers in enumerate(self.reconstruction.layers)]
+        numbered = zip(self.reconstruction.model_layers, self.reconstruction.layers, strict=True)
+        rows = [{"layer": layer, **numbers._asdict()} for layer, numbers in numbered]
         for row, alone in zip(rows, self.alone, strict=False):
             row["ce_alone"] = alone.cross_entropy_replacement
             row["kl_alone"] = alone.kl_divergence
@@ -79,12 +80,14 @@ class Evaluation(NamedTuple):
     def from_dict(cls, content: Mapping[str, Any]) -> Evaluation:
         """Rebuild an evaluation from ``totals``, ``layers`` and ``density_histogram``; raises KeyError without them."""
         rows = content["layers"]
+        layers = tuple(row["layer"] for row in rows)
         original = content["ce_original"]
         return cls(
             reconstruction=TranscoderMetrics(
                 tokens=content["tokens"],
                 layers=tuple(LayerMetrics(*(row[name] for name in LayerMetrics._fields)) for row in rows),
                 density_histogram=tuple(content["density_histogram"]),
+                chosen_layers=None if layers == tuple(range(len(rows))) else layers,
             ),
             logits=LogitComparison(original, content["ce_replacement"], content["kl"], content["top1_agreement"]),
             cross_entropy_ablated=content["ce_ablated"],
@@ -125,7 +128,7 @@ def measure_each(
 ) -> list[Evaluation]:
     """Measure several replacement models of one language model, which runs only once per context for all of them.
 
-    Their transcoders read and write at the same hooks; all else is as in ``measure``.
+    Their transcoders read and write at the same hooks of the same layers; all else is as in ``measure``.
     """
     model, config = replacements[0].model, replacements[0].transcoder.config
     measurements = [_Measurement(replacement, alone=alone) for replacement in replacements]
@@ -133,7 +136,7 @@ def measure_each(
     batches = [batch.to(model.device) for number, batch in numbered if processes.work_on(number)]
     for number, tokens in enumerate(batches):
         report_progress("measuring", number, len(batches))
-        original = model.capture(tokens, config.input_hook, config.target_hook)
+        original = model.capture(tokens, config.input_hook, config.target_hook, layers=config.layers)
         for measurement in measurements:
             measurement.update(original, tokens)
     return [measurement.result(batches, processes) for measurement in measurements]
@@ -179,7 +182,7 @@ class _Measurement:
 def _single_layer_models(replacement: ReplacementModel) -> list[ReplacementModel]:
     """For each layer, the model with only that layer's MLP replaced."""
     model, transcoder = replacement.model, replacement.transcoder
-    return [ReplacementModel(model, transcoder, layers=[layer]) for layer in range(model.n_layers)]
+    return [ReplacementModel(model, transcoder, layers=[layer]) for layer in transcoder.config.model_layers]
 
 
 def _ablated(

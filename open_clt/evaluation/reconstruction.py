@@ -47,10 +47,8 @@ class Reconstruction(NamedTuple):
 
     def layers(self) -> list[dict[str, Any]]:
         """The numbers of each layer, under their names in files and tables."""
-        rows = zip(self.metrics.layers, self.decoder_norms, strict=True)
-        return [
-            {"layer": layer, **numbers._asdict(), "decoder_norms": norms} for layer, (numbers, norms) in enumerate(rows)
-        ]
+        rows = zip(self.metrics.model_layers, self.metrics.layers, self.decoder_norms, strict=True)
+        return [{"layer": layer, **numbers._asdict(), "decoder_norms": norms} for layer, numbers, norms in rows]
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
@@ -91,15 +89,15 @@ def measure_reconstruction(
     Several processes share the tokens, and each returns the numbers of all of them. Raises ConfigError if the dataset
     does not fit the transcoder, and TextError if it has no token that the transcoder uses.
     """
-    harvested = dataset.manifest.harvested
+    harvested, layers = dataset.manifest.harvested, transcoder.config.layers
     check_dataset_fits(harvested, transcoder.config, dataset.source)
     metrics = MetricsAccumulator(transcoder)
     total, done = len(dataset) if max_tokens is None else min(max_tokens, len(dataset)), 0
-    for number, batch in enumerate(first_tokens(dataset, total)):
+    for number, batch in enumerate(first_tokens(dataset.batches(layers), total)):
         report_progress("measuring", done, total)
         done += batch.size
         if processes.work_on(number):
-            usable = without_outliers(batch, first_position=transcoder.first_position)
+            usable = without_outliers(batch, first_position=transcoder.first_position, layers=layers)
             metrics.update(usable.inputs, usable.targets)
     metrics.add_up(processes)
     if metrics.tokens == 0:

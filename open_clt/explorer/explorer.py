@@ -83,6 +83,7 @@ class Explorer:
             "ready": models is not None,
             "failed": self.failed,
             "shape": None if config is None else [config.n_layers, config.n_features],
+            "layers": [] if config is None else list(config.model_layers),
             "fingerprint": None if models is None else models.fingerprint,
             "has_records": models is not None and models.records is not None,
             "start": START if self.source.is_embedded else None,
@@ -146,9 +147,9 @@ class Explorer:
     def check_feature(self, feature: Feature) -> None:
         """Raise ConfigError if the transcoder does not have a feature."""
         config = self.loaded().transcoder.config
-        if not (0 <= feature.layer < config.n_layers and 0 <= feature.index < config.n_features):
+        if feature.layer not in config.model_layers or not 0 <= feature.index < config.n_features:
             raise ConfigError(
-                f"The transcoder does not have feature {feature}; its {config.n_layers} layers have "
+                f"The transcoder does not have feature {feature}; its layers {config.layer_words} have "
                 f"{config.n_features} features each."
             )
 

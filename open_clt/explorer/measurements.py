@@ -185,21 +185,23 @@ def _density(kept: Measurements, models: Models) -> Panel:
     if not models.rows:
         features = kept.on_texts(models)
         title = _title("Density of features by layer", features, models)
-        return Panel(interactive_feature_density(features.statistics.density, title=title))
+        figure = interactive_feature_density(features.statistics.density, layers=features.layers, title=title)
+        return Panel(figure)
     config = models.transcoder.config
     density = torch.zeros(config.n_layers, config.n_features)
     for row in models.rows:
-        density[row.feature] = row.density
+        density[config.place_of(row.feature.layer), row.feature.index] = row.density
     if bool(density.isnan().all()):
         raise ConfigError(
             "The feature files do not say how often features fire; write them again with open-clt features."
         )
     title = title_of("Density of features by layer, from their records", model=models.model.name)
-    return Panel(interactive_feature_density(density.nan_to_num(), title=title))
+    return Panel(interactive_feature_density(density.nan_to_num(), layers=config.model_layers, title=title))
 
 
 def _norms(kept: Measurements, models: Models) -> Panel:
-    return Panel(interactive_decoder_norms(decoder_norms_between_layers(models.transcoder)))
+    norms = decoder_norms_between_layers(models.transcoder)
+    return Panel(interactive_decoder_norms(norms, layers=models.transcoder.config.model_layers))
 
 
 def _correlations(kept: Measurements, models: Models) -> Panel:
@@ -211,12 +213,13 @@ def _correlations(kept: Measurements, models: Models) -> Panel:
 
 def _importance(kept: Measurements, models: Models) -> Panel:
     features = kept.on_texts(models)
-    chosen = most_important(features.importance, _IMPORTANT)
+    chosen = most_important(features.importance, _IMPORTANT, features.layers)
     records = [] if models.records is None else models.records.records(chosen)
     figure = interactive_feature_importance(
         features.importance,
         records=records,
         top_n=_IMPORTANT,
+        layers=features.layers,
         title=_title("Most important features", features, models),
     )
     return Panel(figure, features=tuple(map(str, chosen)))

@@ -79,7 +79,7 @@ class FeatureDirections(NamedTuple):
     importance: Float[Tensor, "chosen"]
     """Share of each feature in everything that the transcoder's features write."""
     n_layers: int
-    """Number of layers of the transcoder, including those without a feature in this selection."""
+    """Number of layers of the language model, including those without a feature in this selection."""
 
     __repr__ = short_repr
 
@@ -171,6 +171,8 @@ class FeaturesOnTexts:
         )
         self.importance: Float[Tensor, "layer feature"] = feature_importance(self.statistics, source.transcoder)
         """Share of each feature in everything that the transcoder's features write."""
+        self.layers = self.statistics.layers
+        """The language model's layer of each row of ``importance``."""
 
     @property
     def subject(self) -> str:
@@ -179,24 +181,26 @@ class FeaturesOnTexts:
 
     def embedding(self, top_n: int = 500, space: EmbeddingSpace = "decoder") -> FeatureDirections:
         """Vectors of the ``top_n`` most important features, most important first: what they write, or co-activation."""
-        chosen = most_important(self.importance, top_n)
+        chosen = most_important(self.importance, top_n, self.layers)
         of_space = {"decoder": self._decoder_directions, "coactivation": self._coactivations}
         return FeatureDirections(
             directions=of_space[space](chosen),
             features=chosen,
             layers=[feature.layer for feature in chosen],
-            importance=torch.tensor([float(self.importance[feature]) for feature in chosen]),
-            n_layers=self._source.transcoder.config.n_layers,
+            importance=torch.tensor(
+                [float(self.importance[self.layers.index(feature.layer), feature.index]) for feature in chosen]
+            ),
+            n_layers=self._source.language_model.n_layers,
         )
 
     def layer_correlations(self) -> Correlations:
         """Correlations of how much the features of each layer write at each token."""
-        names = [f"L{layer}" for layer in range(self._source.transcoder.config.n_layers)]
+        names = [f"L{layer}" for layer in self.layers]
         return Correlations(cross_layer_correlations(self.statistics.activity), names)
 
     def feature_correlations(self, top_n: int = 40) -> Correlations:
         """Correlations of the activations of the ``top_n`` most important features, sorted by layer."""
-        chosen = sorted(most_important(self.importance, top_n))
+        chosen = sorted(most_important(self.importance, top_n, self.layers))
         return Correlations(
             matrix=self._correlations(chosen),
             names=[str(feature) for feature in chosen],

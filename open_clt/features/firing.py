@@ -36,9 +36,10 @@ class FeatureActivations:
     tokens: tuple[str, ...]
     """Text of the token at each position."""
     layers: tuple[SparseFeatures, ...]
-    """Active features of each layer, one row per position.
+    """Active features of each layer of the language model, one row per position.
 
-    The first position does not have any unless the transcoder uses it."""
+    The first position does not have any unless the transcoder uses it, and neither have layers that the transcoder
+    leaves out."""
 
     def dense(self) -> Float[Tensor, "position layer feature"]:
         """All activations as one tensor, zeros included."""
@@ -81,12 +82,19 @@ def feature_activations(model: LanguageModel, transcoder: Transcoder, text: Prom
     """Encode a text, or its tokens; raises TextError if it is empty or longer than the model's context."""
     tokens = prompt_tokens(model, text)
     features = encode_contexts(model, transcoder, tokens[None])
-    # Positions that are not encoded get a row without entries.
+    # Positions and layers that are not encoded get rows without entries.
     unused = transcoder.first_position
-    layers = [
-        SparseFeatures(active.values, active.features, functional.pad(active.offsets, (unused, 0)), active.n_features)
-        for active in features
-    ]
+    by_layer = {
+        layer: SparseFeatures(
+            active.values, active.features, functional.pad(active.offsets, (unused, 0)), active.n_features
+        )
+        for layer, active in zip(transcoder.config.model_layers, features, strict=True)
+    }
+    nothing = features[0].kept(torch.zeros_like(features[0].values, dtype=torch.bool))
+    empty = SparseFeatures(
+        nothing.values, nothing.features, functional.pad(nothing.offsets, (unused, 0)), nothing.n_features
+    )
+    layers = [by_layer.get(layer, empty) for layer in range(model.n_layers)]
     return FeatureActivations(tuple(model.token_strings(tokens)), tuple(layers))
 
 
@@ -112,7 +120,10 @@ def top_features(activations: FeatureActivations, top_n: int = 10) -> TopFeature
 @final
 @dataclass(frozen=True, eq=False)
 class ActivationStatistics:
-    """Statistics of every feature on some texts, packed into contexts."""
+    """Statistics of every feature on some texts, packed into contexts.
+
+    The axis ``layer`` has the transcoder's layers, whose numbers in the language model are ``layers``.
+    """
 
     contexts: Int[Tensor, "context position"]
     """Tokens of each context."""
@@ -124,6 +135,8 @@ class ActivationStatistics:
     """Mean size of each feature's activations over all tokens, zeros included."""
     activity: Float[Tensor, "token layer"]
     """Amount that the features of each layer write at each token: the sum of activations' sizes times decoder norms."""
+    layers: tuple[int, ...]
+    """The language model's layer at each place of the axis ``layer``."""
 
     __repr__ = short_repr
 
@@ -161,6 +174,7 @@ def activation_statistics(
         density=counts / tokens,
         mean=(sums / tokens).float(),
         activity=torch.cat(activity),
+        layers=transcoder.config.model_layers,
     )
 
 
@@ -178,7 +192,7 @@ def activations_of(
     for features in _encoded_batches(model, transcoder, contexts, batch_size):
         columns = torch.zeros(features[0].batch, len(chosen))
         for column, feature in enumerate(chosen):
-            active = features[feature.layer]
+            active = features[transcoder.config.place_of(feature.layer)]
             entries = active.features == feature.index
             columns[active.rows[entries].cpu(), column] = active.values[entries].float().cpu()
         batches.append(columns)
@@ -197,16 +211,26 @@ def feature_importance(statistics: ActivationStatistics, transcoder: Transcoder)
 
 @torch.no_grad()
 def layer_activity(activations: FeatureActivations, transcoder: Transcoder) -> Float[Tensor, "layer position"]:
-    """Amount that each layer's features write at each position of a text: the sum of sizes times decoder norms."""
-    norms = transcoder.decoder_norms().float()
-    return torch.stack([_written(active, norms[layer]) for layer, active in enumerate(activations.layers)])
+    """Amount that each layer's features write at each position of a text: the sum of sizes times decoder norms.
+
+    A layer that the transcoder leaves out writes nothing.
+    """
+    norms = dict(zip(transcoder.config.model_layers, transcoder.decoder_norms().float(), strict=True))
+    none = torch.zeros(transcoder.config.n_features, device=transcoder.device)
+    return torch.stack([_written(active, norms.get(layer, none)) for layer, active in enumerate(activations.layers)])
 
 
-def most_important(importance: Float[Tensor, "layer feature"], top_n: int) -> list[Feature]:
-    """The features with the largest positive importance, largest first."""
+def most_important(
+    importance: Float[Tensor, "layer feature"], top_n: int, layers: Sequence[int] | None = None
+) -> list[Feature]:
+    """The features with the largest positive importance, largest first.
+
+    ``layers`` are the language model's layers along the axis ``layer``, by default all from 0 on.
+    """
     values, order = importance.flatten().topk(min(top_n, importance.numel()))
-    width = importance.shape[1]
-    return [Feature(*divmod(int(cell), width)) for cell, value in zip(order, values, strict=True) if value > 0]
+    layers = range(len(importance)) if layers is None else layers
+    cells = [divmod(int(cell), importance.shape[1]) for cell, value in zip(order, values, strict=True) if value > 0]
+    return [Feature(layers[place], index) for place, index in cells]
 
 
 def cross_layer_correlations(columns: Float[Tensor, "token column"]) -> Float[Tensor, "column column"]:
@@ -226,9 +250,10 @@ def cross_layer_correlations(columns: Float[Tensor, "token column"]) -> Float[Te
 def encode_contexts(
     model: LanguageModel, transcoder: Transcoder, contexts: Int[Tensor, "context position"]
 ) -> list[SparseFeatures]:
-    """Features of all layers, with one row per position that the transcoder uses, context by context."""
+    """Features of all layers of a transcoder, with one row per position that it uses, context by context."""
     check_fits(transcoder, model)
-    captured = model.capture(contexts, transcoder.config.input_hook)
+    config = transcoder.config
+    captured = model.capture(contexts, config.input_hook, config.input_hook, layers=config.layers)
     inputs = captured.inputs[:, transcoder.first_position :].flatten(0, 1).to(transcoder.device, transcoder.dtype)
     if inputs.shape[0] == 0:
         raise TextError("The text has no token after the first position, which is not used; give at least two tokens.")

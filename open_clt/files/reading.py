@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
@@ -224,17 +224,20 @@ def parse_tensors(content: bytes, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{name} is not a readable safetensors file; it is damaged or truncated.") from error
 
 
-def check_weights(tensors: Mapping[str, Tensor], place: Path, n_layers: int) -> None:
+def check_weights(
+    tensors: Mapping[str, Tensor], place: Path, n_layers: int, layers: Sequence[int] | None = None
+) -> None:
     """Raise CheckpointError unless all tensors are real numbers that are finite in float32; ``place`` has them.
 
-    The error names the tensor and, if it holds all ``n_layers`` layers, the layer.
+    The error names the tensor and, if it holds all ``n_layers`` layers, the layer; ``layers`` are the numbers of these
+    layers in the language model, if they are not all of its layers.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in WEIGHT_TYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_TYPES)
             raise CheckpointError(f"The tensor {name!r} of {place} has the type {tensor.dtype}; it must be {names}.")
         axes = layer_axis(name, tensor, n_layers)
-        check_finite(tensor, f"The tensor {name!r} of {place}", axes=axes, error=CheckpointError)
+        check_finite(tensor, f"The tensor {name!r} of {place}", axes=axes, layers=layers, error=CheckpointError)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast, final, runtime_checkable
 
@@ -159,15 +159,18 @@ class StoredTensor:
         else:
             torch.index_select(self._view, 0, index, out=out)
 
-    def check_finite(self, n_layers: int) -> None:
+    def check_finite(self, n_layers: int, layers: Sequence[int] | None = None) -> None:
         """Search a tensor of a local file for NaN and infinity; ``n_layers`` tells whether its first axis is the layer.
 
+        ``layers`` are the numbers of these layers in the language model, if they are not all of its layers.
         Raises CheckpointError, which names the file, the tensor and the place, if a number is not finite.
         """
         if self.dtype.is_floating_point:
             view = self._view if self.dtype in WEIGHT_TYPES else self._view.float()
             axes = layer_axis(self.name, view, n_layers)
-            check_finite(view, f"The tensor {self.name!r} of {self.place}", axes=axes, error=CheckpointError)
+            check_finite(
+                view, f"The tensor {self.name!r} of {self.place}", axes=axes, layers=layers, error=CheckpointError
+            )
 
     def read(self) -> Tensor:
         """Read the whole tensor; whether its numbers are finite is not checked."""

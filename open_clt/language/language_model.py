@@ -243,27 +243,34 @@ class LanguageModel:
         tokens: Int[Tensor, "batch position"],
         input_hook: InputHook = "hook_resid_mid",
         target_hook: str = MLP_OUTPUT_HOOK,
+        *,
+        layers: Sequence[int] | None = None,
     ) -> Captured:
         """Return the activations of every layer at two hooks, which may be the same hook, and the final states.
 
+        ``layers`` chooses some layers, in rising order; the activations of the other layers are not kept.
         Raises LanguageModelError if the model lacks a hook, or if a hook does not carry ``d_model`` numbers per token.
         """
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
         hooks: list[Hook] = []
-        for layer in range(self.n_layers):
+        chosen = range(self.n_layers) if layers is None else layers
+        for layer in chosen:
             hooks.append((self.hook_name(layer, input_hook), inputs.append))
             hooks.append((self.hook_name(layer, target_hook), targets.append))
         with self.hooks(hooks):
             states = self.states(tokens)
-        return Captured(self._stacked(input_hook, inputs), self._stacked(target_hook, targets), states)
+        count = len(chosen)
+        return Captured(self._stacked(input_hook, inputs, count), self._stacked(target_hook, targets, count), states)
 
-    def _stacked(self, hook: str, activations: list[Tensor]) -> Float[Tensor, "batch position layer d_model"]:
-        """Stack the activations of all layers; raises LanguageModelError if a transcoder cannot be trained on them."""
-        if len(activations) != self.n_layers:
+    def _stacked(
+        self, hook: str, activations: list[Tensor], n_layers: int
+    ) -> Float[Tensor, "batch position layer d_model"]:
+        """Stack the activations of layers; raises LanguageModelError if a transcoder cannot be trained on them."""
+        if len(activations) != n_layers:
             raise LanguageModelError(
-                f"{hook!r} of {self.name} carries nothing in {self.n_layers - len(activations)} of its "
-                f"{self.n_layers} layers; {self._suggestion()}."
+                f"{hook!r} of {self.name} carries nothing in {n_layers - len(activations)} of "
+                f"{n_layers} layers; {self._suggestion()}."
             )
         for activation in activations:
             if activation.shape[2:] != (self.d_model,):

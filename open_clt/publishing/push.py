@@ -33,7 +33,7 @@ from open_clt.transcoders.make import OwnCode, own_architecture
 from open_clt.transcoders.transcoder import Transcoder
 
 _WEIGHTS = (".safetensors", ".npz")
-_SHAPE = ("kind", "n_layers", "n_features", "d_model", "nonlinearity")
+_SHAPE = ("kind", "n_layers", "layers", "n_features", "d_model", "nonlinearity")
 """Settings that a report and the transcoder that it describes have in common."""
 
 

@@ -34,10 +34,12 @@ def token_bounds(
     model: LanguageModel, transcoder: Transcoder, tokens: Int[Tensor, "batch position"]
 ) -> Float[Tensor, "token"] | None:
     """The bounds of the tokens of whole texts, text by text; None if the transcoder needs none."""
-    hook = transcoder.config.input_hook
+    config = transcoder.config
     if not needs_bounds(transcoder):
         return None
-    return bounds_on(transcoder, model.capture(tokens, hook, hook).inputs)
+    return bounds_on(
+        transcoder, model.capture(tokens, config.input_hook, config.input_hook, layers=config.layers).inputs
+    )
 
 
 @torch.no_grad()
@@ -63,10 +65,11 @@ class GrowingBounds:
     def of_next(self, tokens: Int[Tensor, "1 position"]) -> Float[Tensor, "token"] | None:
         """The bounds of the tokens that follow those of earlier calls; None if the transcoder needs none."""
         model, transcoder, inputs = self._model, self._transcoder, list[Tensor]()
-        hook = transcoder.config.input_hook
+        config = transcoder.config
         if not needs_bounds(transcoder):
             return None
-        with model.hooks([(model.hook_name(layer, hook), inputs.append) for layer in range(model.n_layers)]):
+        names = [model.hook_name(layer, config.input_hook) for layer in config.model_layers]
+        with model.hooks([(name, inputs.append) for name in names]):
             self._key_values = model.advance(tokens, self._key_values).key_values
         return bounds_on(transcoder, torch.stack(inputs, dim=2))
 

@@ -9,9 +9,10 @@ While ``replacing()`` is open, every forward pass does two things in each layer 
     2. at the target hook, it replaces the MLP output with the sum of what features of layers up to l have written there
 
 If features of all layers of a token compete, ``bounds.py`` says which of them are active. With ``error_correction``,
-the difference between the MLP output and that sum is added back, so the model computes what
-the original computes. With ``layers``, only the MLPs of these layers are replaced. When ``replacing()`` closes, the
-language model is what it was before.
+the difference between the MLP output and that sum is added back, so the model computes what the original computes. With
+``layers``, only the MLPs of these layers are replaced. A transcoder of some layers replaces the MLPs of its layers
+only; numbers of layers are those of the language model. When ``replacing()`` closes, the language model is what it was
+before.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
 
 FeatureChange: TypeAlias = Callable[[int, SparseFeatures], SparseFeatures | None]
-"""A function that takes a layer and its features, and returns what to add to the features (None adds nothing)."""
+"""A function that takes a layer of the language model and its features, and returns what to add to the features.
+
+None adds nothing."""
 
 
 @runtime_checkable
@@ -97,13 +100,15 @@ class ReplacedPass:
     def read(self, layer: int, inputs: Float[Tensor, "batch position d_model"]) -> None:
         """Encode one layer, and add what its features write to the reconstructions of this layer and later ones."""
         transcoder = self._transcoder
+        place = transcoder.config.place_of(layer)
+        targets = transcoder.config.model_layers[place:]
         rows = inputs.flatten(0, 1).to(transcoder.device, transcoder.dtype)
-        self.features[layer] = transcoder.encode_layer(rows, layer, bounds=self._bounds)
-        _add(self._sums, layer, transcoder.offset(rows, layer)[:, None])
-        _add(self._sums, layer, transcoder.write(self.features[layer], layer, rows))
+        self.features[layer] = transcoder.encode_layer(rows, place, bounds=self._bounds)
+        _add(self._sums, targets, transcoder.offset(rows, place)[:, None])
+        _add(self._sums, targets, transcoder.write(self.features[layer], place, rows))
         added_features = None if self._change is None else self._change(layer, self.features[layer])
         if added_features is not None:
-            _add(self._changes, layer, transcoder.write(added_features, layer, rows))
+            _add(self._changes, targets, transcoder.write(added_features, place, rows))
 
     def write(
         self, layer: int, output: Float[Tensor, "batch position d_model"], start: int
@@ -132,8 +137,9 @@ class ReplacementModel:
 
     ``base_model_name`` is a name for ``load_language_model`` or a loaded LanguageModel. ``transcoder`` is a Transcoder,
     an object that holds one, or a source of ``load_transcoder``, such as a directory. ``layers`` are the layers whose
-    MLP is replaced, by default all. MLP outputs at the first position stay as they are, unless the transcoder's config
-    sets ``use_first_position``. ``device`` and ``dtype`` apply to a language model that is loaded here.
+    MLP is replaced, by default all layers of the transcoder. MLP outputs at the first position stay as they are, unless
+    the transcoder's config sets ``use_first_position``. ``device`` and ``dtype`` apply to a language model that is
+    loaded here.
     """
 
     def __init__(
@@ -150,7 +156,7 @@ class ReplacementModel:
             base_model_name = load_language_model(base_model_name, device, dtype)
         self.model = base_model_name
         self.transcoder = _transcoder(transcoder, self.model)
-        self.layers = _layers(self.model, layers)
+        self.layers = _layers(self.transcoder, layers)
         self.error_correction = error_correction
 
     _repr_html_ = html_repr
@@ -163,7 +169,8 @@ class ReplacementModel:
     def sources(self) -> list[int]:
         """Layers whose features write to at least one MLP output that is replaced."""
         config = self.transcoder.config
-        return [s for s in range(config.n_layers) if not self.layers.isdisjoint(range(s, s + config.reach_of(s)))]
+        written = [config.model_layers[place : place + config.reach_of(place)] for place in range(config.n_layers)]
+        return [targets[0] for targets in written if not self.layers.isdisjoint(targets)]
 
     @checked_arguments
     @contextmanager
@@ -206,14 +213,17 @@ class ReplacementModel:
     @contextmanager
     def ablating(self, means: Float[Tensor, "layer d_model"]) -> Generator[None, None, None]:
         """While this is open, the MLP outputs that the transcoder would replace are constant, as a baseline."""
-        hook = self.transcoder.config.target_hook
+        config = self.transcoder.config
 
         def write(layer: int, output: Tensor, start: int) -> Tensor:
-            constant = means[layer].to(output).expand_as(output)
+            constant = means[config.place_of(layer)].to(output).expand_as(output)
             unused = unused_positions(self.transcoder, start)
             return torch.cat([output[:, :unused], constant[:, unused:]], dim=1)
 
-        hooks = [(self.model.hook_name(layer, hook), Positioned(partial(write, layer))) for layer in self.layers]
+        hooks = [
+            (self.model.hook_name(layer, config.target_hook), Positioned(partial(write, layer)))
+            for layer in self.layers
+        ]
         with self.model.hooks(hooks):
             yield
 
@@ -285,7 +295,7 @@ class ReplacementModel:
         config = self.transcoder.config
         batch, first = tokens[None], self.transcoder.first_position
         next_tokens = predicted_tokens(batch, first)
-        original = self.model.capture(batch, config.input_hook, config.target_hook)
+        original = self.model.capture(batch, config.input_hook, config.target_hook, layers=config.layers)
         with self.replacing(bounds=bounds_on(self.transcoder, original.inputs)):
             replaced = self.model.states(batch)
         with self.ablating(original.targets[0, first:].mean(0)):
@@ -330,9 +340,9 @@ def unused_positions(transcoder: Transcoder, start: int) -> int:
     return max(0, transcoder.first_position - start)
 
 
-def _add(sums: dict[int, Tensor], source: int, written: Float[Tensor, "batch target d_model"]) -> None:
-    """Add what a source layer writes to the sums of its target layers, from the source layer on."""
-    for target, contribution in enumerate(written.unbind(1), start=source):
+def _add(sums: dict[int, Tensor], targets: Sequence[int], written: Float[Tensor, "batch target d_model"]) -> None:
+    """Add what a source layer writes to the sums of its target layers, which may be fewer than ``targets``."""
+    for target, contribution in zip(targets, written.unbind(1), strict=False):
         sums[target] = sums[target] + contribution if target in sums else contribution
 
 
@@ -346,8 +356,9 @@ def _transcoder(transcoder: Transcoder | HoldsTranscoder | str | Path, model: La
     return transcoder
 
 
-def _layers(model: LanguageModel, layers: Sequence[int] | None) -> frozenset[int]:
-    chosen = frozenset(range(model.n_layers) if layers is None else layers)
-    if not chosen or not chosen <= set(range(model.n_layers)):
-        raise ConfigError(f"layers is {sorted(chosen)}; choose at least one of 0 to {model.n_layers - 1}.")
+def _layers(transcoder: Transcoder, layers: Sequence[int] | None) -> frozenset[int]:
+    config = transcoder.config
+    chosen = frozenset(config.model_layers if layers is None else layers)
+    if not chosen or not chosen <= {*config.model_layers}:
+        raise ConfigError(f"layers is {sorted(chosen)}; choose at least one of {config.layer_words}.")
     return chosen

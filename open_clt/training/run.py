@@ -143,6 +143,7 @@ class TrainingRun:
             training.data,
             held_out=activations.held_out,
             use_first_position=transcoder.use_first_position,
+            layers=transcoder.layers,
             accumulation=settings.get("accumulate_grad_batches", 1),
             source=activations.origin,
             statistics=activations.statistics,

@@ -31,7 +31,8 @@ def decoder_directions(transcoder: Transcoder, chosen: Sequence[Feature]) -> Flo
     for layer in {feature.layer for feature in chosen}:
         rows = [row for row, feature in enumerate(chosen) if feature.layer == layer]
         indices = torch.tensor([chosen[row].index for row in rows], device=transcoder.device)
-        directions[rows] = transcoder.decoders(layer, indices).sum(1).float().cpu()
+        place = transcoder.config.place_of(layer)
+        directions[rows] = transcoder.decoders(place, indices).sum(1).float().cpu()
     return directions
 
 

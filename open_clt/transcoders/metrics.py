@@ -48,9 +48,16 @@ class TranscoderMetrics(NamedTuple):
     layers: tuple[LayerMetrics, ...]
     density_histogram: tuple[int, ...]
     """Number of features in each bin of ``DENSITY_EDGES``. Features that fire on no token are in no bin."""
+    chosen_layers: tuple[int, ...] | None = None
+    """The language model's layers that ``layers`` describes, if the transcoder has some layers only; None is all."""
 
     __repr__ = short_repr
     _repr_html_ = html_repr
+
+    @property
+    def model_layers(self) -> tuple[int, ...]:
+        """The language model's layer that each entry of ``layers`` describes."""
+        return tuple(range(len(self.layers))) if self.chosen_layers is None else self.chosen_layers
 
     @property
     def fvu_per_layer(self) -> list[float]:
@@ -75,7 +82,7 @@ class TranscoderMetrics(NamedTuple):
     @property
     def worst_layer(self) -> int:
         """The layer with the largest FVU."""
-        return self.fvu_per_layer.index(self.worst_fvu)
+        return self.model_layers[self.fvu_per_layer.index(self.worst_fvu)]
 
     @property
     def l0(self) -> float:
@@ -103,11 +110,15 @@ class TranscoderMetrics(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers of ``totals``, and each number of the layers as a list, in plain values that JSON can hold."""
+        """The numbers of ``totals``, and each number of the layers as a list, in plain values that JSON can hold.
+
+        If the transcoder has some layers only, ``layers`` says which.
+        """
         per_layer = {
             f"{name}_per_layer": [getattr(layer, name) for layer in self.layers] for name in LayerMetrics._fields
         }
-        return {**self.totals(), **per_layer}
+        chosen = {} if self.chosen_layers is None else {"layers": list(self.chosen_layers)}
+        return {**self.totals(), **chosen, **per_layer}
 
 
 @final
@@ -169,7 +180,8 @@ class MetricsAccumulator:
         density, peers = self._active.double() / self.tokens, self._transcoder.peers
         shares = [mask.double().mean(1) / peers.shards for mask in (density == 0, density > DENSE_FEATURE_DENSITY)]
         l0, dead, dense = peers.sum_features(torch.stack([density.sum(1), *shares]))
-        check_finite(fvu, "The FVU (fraction of variance unexplained)", axes=("layer",))
+        layers = self._transcoder.config.layers
+        check_finite(fvu, "The FVU (fraction of variance unexplained)", axes=("layer",), layers=layers)
         edges = torch.tensor([0.0, *DENSITY_EDGES[1:]], dtype=torch.float64)  # the first bin also holds lower densities
         histogram = peers.sum_features(torch.histogram(density[density > 0], edges).hist)
         rows = zip(*(column.tolist() for column in (fvu, l0, dead, dense)), strict=True)
@@ -177,6 +189,7 @@ class MetricsAccumulator:
             tokens=self.tokens,
             layers=tuple(LayerMetrics(*row) for row in rows),
             density_histogram=tuple(histogram.int().tolist()),
+            chosen_layers=None if layers == tuple(range(len(fvu))) else layers,
         )
 
 

@@ -95,7 +95,7 @@ class Conversion(NamedTuple):
                 f"{row.never_active}",
                 *(f"{threshold:.3g}" for threshold in row.quantiles),
             )
-            for layer, row in enumerate(self.thresholds)
+            for layer, row in zip(self.after.model_layers, self.thresholds, strict=True)
         ]
         widths = [max(8, len(head)) + 2 for head in heads]
         lines = ["".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]

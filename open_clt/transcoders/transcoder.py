@@ -2,7 +2,8 @@
 
 Axes have these names everywhere in this package: ``batch`` (tokens; a transcoder does not see positions),
 ``position``, ``layer``, ``source`` and ``target`` (layers, in a decoder), ``feature`` (within a layer), ``d_model``.
-A transcoder reads and writes raw activations, and standardises them internally.
+If a config names ``layers``, the axes have only these, and the number of a layer here is its place among them. A
+transcoder reads and writes raw activations, and standardises them internally.
 
 All transcoders have the same encoder, ``a[l] = nonlinearity(W_enc[l] x[l] + b_enc[l])``, which is in this module. They
 differ in what active features write (``cross_layer.py``, ``molt.py``).
@@ -50,8 +51,7 @@ class Transcoder(nn.Module, ABC):
 
     def __init__(self, config: TranscoderConfig, *, stored: StoredWeights | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.stored = stored
+        self.config, self.stored = config, stored
         layers, width, d_model = config.n_layers, config.n_features, config.d_model
         if stored is None:
             self.W_enc = nn.Parameter(torch.empty(layers, width, d_model))
@@ -125,7 +125,7 @@ class Transcoder(nn.Module, ABC):
 
     def forward(self, inputs: Float[Tensor, "batch layer d_model"]) -> TranscoderOutput:
         """Encode and decode all layers of a batch of tokens; raises NotFiniteError if an input is not finite."""
-        check_finite(inputs, "The transcoder's input", axes=("token", "layer"))
+        check_finite(inputs, "The transcoder's input", axes=("token", "layer"), layers=self.config.layers)
         if self.stored is not None:
             features = self.encode(inputs)
             return TranscoderOutput([*features], self.decode(features, inputs))
@@ -201,8 +201,7 @@ class Transcoder(nn.Module, ABC):
         self, features: Sequence[LayerFeatures], inputs: Float[Tensor, "batch layer d_model"]
     ) -> Float[Tensor, "batch layer d_model"]:
         """The reconstruction of all layers: the sum of what every source layer writes, and the offsets."""
-        offsets = [self.offset(inputs[:, layer], layer) for layer in range(inputs.shape[1])]
-        reconstruction = torch.stack(offsets, dim=1)
+        reconstruction = torch.stack([self.offset(inputs[:, layer], layer) for layer in range(inputs.shape[1])], dim=1)
         for source, active in enumerate(features):
             written = self.write(active, source, inputs[:, source])
             reconstruction[:, source : source + written.shape[1]] += written
@@ -326,7 +325,8 @@ class Transcoder(nn.Module, ABC):
     ) -> Float[Tensor, "batch feature"]:
         """The pre-activations of one layer, from its raw inputs; raises NotFiniteError if one is not finite."""
         dense = self._dense_preactivations(self._standard_input(inputs, layer), layer)
-        check_finite(dense, f"The pre-activations of layer {layer}", axes=("token", "feature"), advice=_ADVICE)
+        name = f"The pre-activations of layer {self.config.model_layers[layer]}"
+        check_finite(dense, name, axes=("token", "feature"), advice=_ADVICE)
         return dense
 
     def _activated(self, selected: SparseFeatures, layer: int) -> SparseFeatures:

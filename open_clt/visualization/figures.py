@@ -205,6 +205,7 @@ def visualize_feature_importance(
     *,
     labels: Labels | None = None,
     top_n: Count = 20,
+    layers: Sequence[int] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
     save_path: str | Path | None = None,
@@ -212,9 +213,10 @@ def visualize_feature_importance(
     """Draw the ``top_n`` most important features as bars coloured by layer.
 
     The importance of a feature is its share of everything that all features write. If ``importance`` is a model with
-    its transcoder, the importance is measured on ``texts``; an array is drawn as it is, without ``texts``.
+    its transcoder, the importance is measured on ``texts``; an array is drawn as it is, without ``texts``. ``layers``
+    are the layers of an array's rows, if the transcoder does not have all.
     """
-    bars = importance_bars(importance, texts, labels=labels, top_n=top_n)
+    bars = importance_bars(importance, texts, labels=labels, top_n=top_n, layers=layers)
     return draw_bars(bars, title=title, ax=ax, save_path=save_path)
 
 
@@ -239,19 +241,24 @@ def draw_bars(
 def visualize_feature_density(
     density: Float[Array, "layer feature"],
     *,
+    layers: Sequence[int] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
     save_path: str | Path | None = None,
 ) -> Figure:
-    """Draw how often features fire: one histogram of log density per layer, and the share that never fires."""
-    histograms = density_counts(density)
+    """Draw how often features fire: one histogram of log density per layer, and the share that never fires.
+
+    ``layers`` are the layers of the rows, if the transcoder does not have all.
+    """
+    histograms = density_counts(density, layers)
     never_active = f"{histograms.never_active:.1%} never active"
     with drawing(ax, (5.6, 3.6), save_path, Titles(title, histograms.title, never_active)) as ax:
-        colours = layer_colours(len(histograms.counts))
+        n_layers = histograms.layers[-1] + 1
+        colours = layer_colours(n_layers)[list(histograms.layers)]
         for counts, colour in zip(histograms.counts, colours, strict=True):
             ax.stairs(counts, histograms.edges, color=colour, linewidth=1.3, alpha=0.9)
         ax.set(xscale="log", xlabel="share of tokens on which a feature is active", ylabel="features", ylim=(0, None))
-        add_layer_key(ax, len(histograms.counts))
+        add_layer_key(ax, n_layers)
     return figure_of(ax)
 
 

@@ -182,6 +182,8 @@ class DensityCounts(NamedTuple):
     """Borders of the bins: shares of tokens, evenly spaced in their logarithms."""
     counts: Int[Array, "layer bin"]
     """Number of features of each layer in each bin."""
+    layers: Sequence[int]
+    """The language model's layer of each histogram."""
     never_active: float
     """Share of the features that are never active."""
     title: str
@@ -304,14 +306,18 @@ def importance_bars(
     *,
     labels: Labels | None,
     top_n: int,
+    layers: Sequence[int] | None,
 ) -> ImportanceBars:
-    """Return the ``top_n`` most important features; those of a model are measured on texts."""
+    """Return the ``top_n`` most important features; those of a model are measured on texts.
+
+    ``layers`` are the language model's layers of the rows of an array, by default all from 0 on.
+    """
     title = "Most important features"
     if isinstance(importance, TranscodedModel):
         on_texts = FeaturesOnTexts(importance, texts)
         tokens, model = tokens_of_text(on_texts.statistics.tokens), importance.language_model.name
         title, texts = title_of(title, text=tokens, model=model), None
-        importance = on_texts.importance
+        importance, layers = on_texts.importance, on_texts.layers
     values = array("importance", importance, "layer", "feature")
     if texts is not None:
         raise ConfigError(
@@ -319,20 +325,30 @@ def importance_bars(
         )
     flat = values.ravel()
     order = np.argsort(-flat, kind="stable")[: min(top_n, int((flat > 0).sum()))]
-    layers, indices = np.unravel_index(order, values.shape)
-    features = [Feature(layer, index) for layer, index in zip(layers.tolist(), indices.tolist(), strict=True)]
+    numbered = row_layers(layers, len(values))
+    rows, indices = np.unravel_index(order, values.shape)
+    features = [Feature(numbered[row], index) for row, index in zip(rows.tolist(), indices.tolist(), strict=True)]
     names = [feature_name(feature, labels) for feature in features]
-    return ImportanceBars(features, flat[order], names, len(values), title)
+    return ImportanceBars(features, flat[order], names, numbered[-1] + 1, title)
 
 
-def density_counts(density: Float[Array, "layer feature"]) -> DensityCounts:
-    """Return one histogram of densities for each layer."""
+def row_layers(layers: Sequence[int] | None, count: int) -> list[int]:
+    """The language model's layer of each row of an array; raises ConfigError unless there are ``count`` rising ones."""
+    numbered = list(range(count) if layers is None else layers)
+    if len(numbered) != count or any(low >= high for low, high in pairwise([-1, *numbered])):
+        raise ConfigError(f"layers is {numbered}; give the {count} layers of the array's rows, in rising order.")
+    return numbered
+
+
+def density_counts(density: Float[Array, "layer feature"], layers: Sequence[int] | None = None) -> DensityCounts:
+    """Return one histogram of densities for each layer; ``layers`` are the rows' layers, by default all from 0 on."""
     values = array("density", density, "layer", "feature")
     alive = values[values > 0]
     lowest = min(float(np.log10(alive.min())), -1) if alive.size else -1.0
     edges = np.linspace(lowest, 0, _BINS + 1)
     counts: list[npt.NDArray[Any]] = [np.histogram(np.log10(row[row > 0]), edges)[0] for row in values]
-    return DensityCounts(10.0**edges, np.stack(counts), float((values == 0).mean()), "Density of features by layer")
+    never_active, numbered = float((values == 0).mean()), row_layers(layers, len(values))
+    return DensityCounts(10.0**edges, np.stack(counts), numbered, never_active, "Density of features by layer")
 
 
 def curve_panels(curves: TrainingCurves) -> tuple[CurvePanel, ...]:

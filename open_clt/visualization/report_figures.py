@@ -33,8 +33,10 @@ def visualize_report(report: Report, *, title: str | None = None, save_path: str
         figure = NotebookFigure(figsize=(10, 5.6), layout="constrained")
         panels = figure.subplots(2, 3).flat
         title_figure(figure, report_title(report) if title is None else title)
-        _per_layer(next(panels), "FVU", report.evaluation.reconstruction.fvu_per_layer, share=True)
-        _per_layer(next(panels), "L0", report.evaluation.reconstruction.l0_per_layer)
+        reconstruction = report.evaluation.reconstruction
+        layers = reconstruction.model_layers
+        _per_layer(next(panels), "FVU", layers, reconstruction.fvu_per_layer, share=True)
+        _per_layer(next(panels), "L0", layers, reconstruction.l0_per_layer)
         _densities(next(panels), report)
         _norms(next(panels), report)
         _cross_entropies(next(panels), report)
@@ -77,8 +79,8 @@ def visualize_comparison(
     return figure
 
 
-def _per_layer(ax: Axes, name: str, values: Sequence[float], *, share: bool = False) -> None:
-    ax.bar(range(len(values)), values, color=BLUE, width=0.7)
+def _per_layer(ax: Axes, name: str, layers: Sequence[int], values: Sequence[float], *, share: bool = False) -> None:
+    ax.bar(layers, values, color=BLUE, width=0.7)
     mean = sum(values) / len(values)
     ax.axhline(mean, color=GREY, linewidth=0.8, linestyle=":")
     panel_title(ax, name, f"mean {mean:.1%}" if share else f"mean {mean:.1f}")
@@ -98,7 +100,7 @@ def _densities(ax: Axes, report: Report) -> None:
 
 
 def _norms(ax: Axes, report: Report) -> None:
-    layers, quantiles = range(len(report.decoder_norms)), np.array(report.decoder_norms)
+    layers, quantiles = report.evaluation.reconstruction.model_layers, np.array(report.decoder_norms)
     low, high, median = (NORM_QUANTILES.index(share) for share in (0.05, 0.95, 0.5))
     ax.vlines(layers, quantiles[:, 0], quantiles[:, -1], color=GREY, linewidth=0.8)
     ax.vlines(layers, quantiles[:, low], quantiles[:, high], color=BLUE, linewidth=4)
@@ -112,7 +114,13 @@ def _cross_entropies(ax: Axes, report: Report) -> None:
     logits = report.evaluation.logits
     increases = [cross_entropy_increase(layer_logits) for layer_logits in report.evaluation.alone]
     total_increase = cross_entropy_increase(logits)
-    ax.bar(range(len(increases)), increases, color=BLUE, width=0.7, label="one layer replaced")
+    ax.bar(
+        report.evaluation.reconstruction.model_layers[: len(increases)],
+        increases,
+        color=BLUE,
+        width=0.7,
+        label="one layer replaced",
+    )
     ax.axhline(total_increase, color=VERMILLION, linestyle="--", linewidth=1.2, label="all layers replaced")
     change = f"{logits.cross_entropy_original:.2f} to {logits.cross_entropy_replacement:.2f}"
     panel_title(ax, "cross-entropy", change)
@@ -137,7 +145,13 @@ def _agreements(ax: Axes, report: Report) -> None:
     """Draw how often predictions agree, which a report without graphs shows in the panel of graphs."""
     agreements = [logits.top1_agreement for logits in report.evaluation.alone]
     together = report.evaluation.logits.top1_agreement
-    ax.bar(range(len(agreements)), agreements, color=BLUE, width=0.7, label="one layer replaced")
+    ax.bar(
+        report.evaluation.reconstruction.model_layers[: len(agreements)],
+        agreements,
+        color=BLUE,
+        width=0.7,
+        label="one layer replaced",
+    )
     ax.axhline(together, color=VERMILLION, linestyle="--", linewidth=1.2, label="all layers replaced")
     panel_title(ax, "same likeliest token", f"{together:.1%}")
     ax.set_ylim(0, 1.3)

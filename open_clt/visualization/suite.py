@@ -206,8 +206,9 @@ class _Chosen(NamedTuple):
     def on_texts(self, top_n: int, n_correlated: int) -> list[_Shown]:
         """The importance and density of features, and the correlations of layers and of features."""
         labels = {"labels": self.labels}
-        importance = {"top_n": top_n, "title": self._title("Most important features")}
-        density = {"title": self._title("Density of features by layer")}
+        rows = {"layers": self.features.layers}
+        importance = {**rows, "top_n": top_n, "title": self._title("Most important features")}
+        density = {**rows, "title": self._title("Density of features by layer")}
         shown = [
             _Shown(
                 "feature_importance",

@@ -29,6 +29,7 @@ from open_clt.config import (
     TrainingConfig,
 )
 from open_clt.config.json import CheckedConfig, from_dict, to_dict
+from open_clt.config.transcoder import words_of_layers
 from open_clt.data.dataset.manifest import DatasetManifest, Harvested, HarvestedText, Scrambled, Shard
 from open_clt.data.dataset.scrambling.state import Scrambling
 from open_clt.errors import ConfigError
@@ -63,6 +64,14 @@ SHAPE: dict[str, Any] = {"n_layers": 3, "n_features": 40, "d_model": 4}
     ("make_config", "named"),
     [
         (lambda: CrossLayerConfig(**SHAPE, reach=4), "reach 4 1 n_layers 3"),
+        (lambda: CrossLayerConfig(**SHAPE, layers=()), "layers empty"),
+        (lambda: CrossLayerConfig(**SHAPE, layers=(2, 1, 5)), "layers 2 1 5 rising"),
+        (lambda: CrossLayerConfig(**SHAPE, layers=(1, 1, 5)), "layers 1 5 once"),
+        (lambda: CrossLayerConfig(**SHAPE, layers=(-1, 1, 5)), "layers -1 0"),
+        (lambda: CrossLayerConfig(**SHAPE, layers=(1, 5)), "n_layers 3 layers 1 5 2"),
+        (lambda: CrossLayerConfig(**SHAPE, layers=(1, 5, 6), reach=4), "reach 4 n_layers 3"),
+        (lambda: MoltConfig(n_layers=3, layers=(4,), d_model=4, ranks=(4,), counts=(8,)), "n_layers 3 layers 4 1"),
+        (lambda: CrossLayerConfig(**SHAPE, layers=(1, 5, 8)).place_of(2), "layer 2 1 5 8"),
         (lambda: CrossLayerConfig(**SHAPE, prefixes=(20, 8)), "prefixes 20 8"),
         (lambda: CrossLayerConfig(**SHAPE, prefixes=(40,)), "prefixes n_features 40"),
         (lambda: CrossLayerConfig(**SHAPE, nonlinearity=TopKConfig(k=41)), "k 41 n_features"),
@@ -100,6 +109,21 @@ def test_an_illegal_value_is_named_with_what_is_legal(make_config: Callable[[], 
 def test_no_feature_reaches_beyond_the_last_layer(reach: int | None, expected: list[int]) -> None:
     config = CrossLayerConfig(**SHAPE, reach=reach)
     assert [config.reach_of(source) for source in range(3)] == expected
+
+
+def test_places_and_layers_of_the_model() -> None:
+    chosen = CrossLayerConfig(**SHAPE, layers=[2, 5, 8], reach=2)  # type: ignore[arg-type]
+    assert chosen.model_layers == (2, 5, 8)
+    assert [chosen.place_of(layer) for layer in chosen.model_layers] == [0, 1, 2]
+    assert [chosen.reach_of(place) for place in range(3)] == [2, 2, 1], "reach counts the chosen layers"
+    assert chosen.layer_words == "2, 5 and 8"
+    assert from_dict(CrossLayerConfig, to_dict(chosen)) == chosen
+    every = CrossLayerConfig(**SHAPE)
+    assert every.model_layers == (0, 1, 2)
+    assert every.layer_words == "0 to 2"
+    assert "layers" not in to_dict(every), "files are read by older releases"
+    assert words_of_layers((3,)) == "3"
+    assert words_of_layers((3, 4)) == "3 and 4"
 
 
 @pytest.mark.parametrize("kind", [TopKConfig, BatchTopKConfig])

@@ -13,6 +13,7 @@ def check_dataset_fits(harvested: Harvested, config: TranscoderConfig, source: s
     """Raise ConfigError, which names the first difference, if the dataset at ``source`` does not fit a transcoder.
 
     Hooks, number of layers and width must be equal, and so must the language models, if the transcoder states its own.
+    A transcoder of some layers needs a dataset that has these layers, and may have more.
     """
     theirs, ours = config.language_model, harvested.model
     if theirs is not None and _last_part(theirs) != _last_part(ours):
@@ -20,7 +21,12 @@ def check_dataset_fits(harvested: Harvested, config: TranscoderConfig, source: s
             f"{source} holds activations of the language model {ours!r}, but the transcoder was made for {theirs!r}; "
             "give a dataset of that model."
         )
-    for name in ("input_hook", "target_hook", "n_layers", "d_model"):
+    if config.layers is not None and config.layers[-1] >= harvested.n_layers:
+        raise ConfigError(
+            f"{source} holds activations of layers 0 to {harvested.n_layers - 1}, but the transcoder has layer "
+            f"{config.layers[-1]}; give a dataset of its language model."
+        )
+    for name in ("input_hook", "target_hook", *(() if config.layers else ("n_layers",)), "d_model"):
         theirs, ours = getattr(config, name), getattr(harvested, name)
         if theirs != ours:
             raise ConfigError(

@@ -6,7 +6,7 @@ A dataset is a directory, or the address of one on a server; then ``remote`` fet
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,11 @@ class ActivationDataset:
         return statistics
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        return (batch for tensors in self.opened(self.manifest.shards) for batch in in_order(tensors))
+        return self.batches()
+
+    def batches(self, layers: Sequence[int] | None = None) -> Iterator[ActivationBatch]:
+        """The tokens in the order of the shards; ``layers`` chooses layers, and no others are read."""
+        return (batch for tensors in self.opened(self.manifest.shards) for batch in in_order(tensors, layers))
 
     def check(self) -> int:
         """Look at every shard, and return the number of their bytes.

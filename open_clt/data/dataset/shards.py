@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from open_clt import files
-from open_clt.data.dataset.encoding import LARGEST_INT8, decode, encode, room_for, tensor_forms
+from open_clt.data.dataset.encoding import KINDS, LARGEST_INT8, decode, encode, room_for, tensor_forms
 from open_clt.data.dataset.manifest import Harvested, Shard, shard_name
 from open_clt.data.dataset.statistics import DatasetStatistics, updated
 from open_clt.data.harvest import ActivationBatch
@@ -99,24 +99,35 @@ class Rows(NamedTuple):
     __repr__ = short_repr
 
 
-def batch_of(parts: Sequence[Rows]) -> ActivationBatch:
+def batch_of(parts: Sequence[Rows], layers: Sequence[int] | None = None) -> ActivationBatch:
     """Copy rows of shards into one batch, in the type of the shards; int8 becomes float32.
 
+    ``layers`` are the layers of the dataset that are read, in the order of the batch; None is all of them.
     Raises CheckpointError, which names the file, the tensor and the row, if a number is not finite or not legal.
     """
     size = sum(part.size for part in parts)
     batch: dict[str, Tensor] = {}
     for name, tensor in parts[0].tensors.items():
-        batch[name] = room_for((size, *tensor.shape[1:]), tensor.dtype)
+        shape = tensor.shape[1:] if layers is None or not _has_layers(name) else (len(layers), *tensor.shape[2:])
+        batch[name] = room_for((size, *shape), tensor.dtype)
     begin = 0
     for part in parts:
         for name, tensor in part.tensors.items():
             rows = batch[name][begin : begin + part.size]
-            tensor.copy_rows(part.rows, rows)
+            if layers is None or not _has_layers(name):
+                tensor.copy_rows(part.rows, rows)
+            else:
+                for place, layer in enumerate(layers):
+                    tensor[:, layer].copy_rows(part.rows, rows[:, place])
             if not are_legal(name, rows):
                 check_numbers(part.tensors)
         begin += part.size
     return decode(batch)
+
+
+def _has_layers(name: str) -> bool:
+    """Whether a tensor of a shard has an axis of layers, after that of tokens; ids and positions do not."""
+    return name.startswith(KINDS)
 
 
 def with_shard(statistics: DatasetStatistics, tensors: Mapping[str, files.StoredTensor]) -> DatasetStatistics:
@@ -126,9 +137,11 @@ def with_shard(statistics: DatasetStatistics, tensors: Mapping[str, files.Stored
     return statistics
 
 
-def in_order(tensors: Mapping[str, files.StoredTensor]) -> Iterator[ActivationBatch]:
-    """Read a shard in the order of its rows."""
+def in_order(
+    tensors: Mapping[str, files.StoredTensor], layers: Sequence[int] | None = None
+) -> Iterator[ActivationBatch]:
+    """Read a shard, or some of its layers, in the order of its rows."""
     tokens = len(tensors["tokens"])
     for begin in range(0, tokens, _CHUNK):
         end = min(begin + _CHUNK, tokens)
-        yield batch_of([Rows(tensors, slice(begin, end), end - begin)])
+        yield batch_of([Rows(tensors, slice(begin, end), end - begin)], layers)

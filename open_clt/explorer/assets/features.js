@@ -36,7 +36,7 @@
     client.watch((status) => {
       if (status && status.shape && !shape) {
         shape = status.shape;
-        for (let layer = 0; layer < shape[0]; layer += 1) parts.layer.append(html("option", { value: layer }, `layer ${layer}`));
+        for (const layer of status.layers) parts.layer.append(html("option", { value: layer }, `layer ${layer}`));
         if (!host.hidden) show(location.pathname);
       }
     });

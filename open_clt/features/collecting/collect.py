@@ -80,11 +80,13 @@ class _Sums:
 class FeatureCollection:
     """What was measured of every feature on some contexts.
 
-    Row ``layer * n_features + index`` of every tensor belongs to the feature of that layer and index.
+    Rows of every tensor are features, by layer and index (``row``, ``feature``). The axis ``layer`` has the layers of
+    the transcoder, whose numbers in the language model are ``model_layers``.
     """
 
     def __init__(self, transcoder: Transcoder, context_length: int, config: FeatureRecordsConfig) -> None:
         self.n_layers, self.n_features = transcoder.config.n_layers, transcoder.config.n_features
+        self.model_layers = transcoder.config.model_layers
         self.first_position = transcoder.first_position
         self.context_length = context_length
         self.config = config
@@ -143,7 +145,12 @@ class FeatureCollection:
 
     def row(self, feature: Feature) -> int:
         """The row of a feature in every tensor."""
-        return feature.layer * self.n_features + feature.index
+        return self.model_layers.index(feature.layer) * self.n_features + feature.index
+
+    def feature(self, row: int) -> Feature:
+        """The feature that a row of every tensor belongs to."""
+        place, index = divmod(row, self.n_features)
+        return Feature(self.model_layers[place], index)
 
     def _tables(self) -> tuple[_Table, ...]:
         return self._sums, self.top, self.sample, self.positive, self.negative, self.tokens, self.activity

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_clt.config.arguments import Count, checked_arguments
+from open_clt.config.transcoder import words_of_layers
 from open_clt.errors import ConfigError
 from open_clt.features.collecting.collect import N_GROUPS, FeatureCollection
 from open_clt.features.collecting.examples import Windows
@@ -51,18 +52,19 @@ def feature_records(
     each list. Raises ConfigError for a feature that the transcoder does not have.
     """
     check_fits(transcoder, model)
-    shape = collection.n_layers, collection.n_features
-    features = _all(*shape) if chosen is None else sorted(set(chosen))
+    layers, width = collection.model_layers, collection.n_features
+    features = _all(layers, width) if chosen is None else sorted(set(chosen))
     for feature in features if chosen is not None else ():
-        if not (0 <= feature.layer < shape[0] and 0 <= feature.index < shape[1]):
+        if feature.layer not in layers or not 0 <= feature.index < width:
             raise ConfigError(
-                f"Feature {feature} lies outside the transcoder's {shape[0]} layers of {shape[1]} features."
+                f"The transcoder has no feature {feature}; it has {width} features at each of the layers "
+                f"{words_of_layers(layers)}."
             )
     return _records(model, transcoder, collection, features, _ListLengths(n_tokens, n_related))
 
 
-def _all(n_layers: int, n_features: int) -> Iterator[Feature]:
-    return (Feature(layer, index) for layer in range(n_layers) for index in range(n_features))
+def _all(layers: Sequence[int], n_features: int) -> Iterator[Feature]:
+    return (Feature(layer, index) for layer in layers for index in range(n_features))
 
 
 @torch.no_grad()
@@ -202,7 +204,7 @@ def _related(
     values, others = cosines.topk(min(count, cosines.shape[1]), dim=1)
     return [
         tuple(
-            RelatedFeature(Feature(*divmod(other, collection.n_features)), rounded(cosine))
+            RelatedFeature(collection.feature(other), rounded(cosine))
             for other, cosine in zip(related, similar, strict=True)
             if cosine > 0
         )

@@ -58,7 +58,9 @@ def outputs_of(
         return [Outputs((), (), ()) for _ in chosen]  # what a feature of a MOLT writes depends on the input
     layer = chosen[0].layer
     indices = torch.tensor([feature.index for feature in chosen], device=transcoder.device)
-    decoders = transcoder.decoders(layer, indices).float()
+    place = transcoder.config.place_of(layer)
+    targets = transcoder.config.model_layers[place:]
+    decoders = transcoder.decoders(place, indices).float()
     n_decoders = decoders.shape[1]
     # With one decoder, its effects are those of the sum.
     directions = torch.cat([decoders.sum(1, keepdim=True), decoders], dim=1) if n_decoders > 1 else decoders
@@ -67,7 +69,7 @@ def outputs_of(
     outputs: list[Outputs] = []
     for start in range(0, len(sides), per_feature):
         total, *single = sides[start : start + per_feature]
-        by_layer = [LayerOutputs(layer + target, *side) for target, side in enumerate(single or [total])]
+        by_layer = [LayerOutputs(target, *side) for target, side in zip(targets, single or [total], strict=False)]
         outputs.append(Outputs(*total, tuple(by_layer)))
     return outputs
 

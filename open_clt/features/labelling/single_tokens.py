@@ -40,7 +40,7 @@ class Strongest(NamedTuple):
 class SingleTokens:
     """The tokens that make each feature active alone."""
 
-    def __init__(self, names: list[str], layers: list[Strongest]) -> None:
+    def __init__(self, names: list[str], layers: dict[int, Strongest]) -> None:
         self._names, self._layers = names, layers
 
     def of(self, feature: Feature) -> tuple[str, ...]:
@@ -56,12 +56,15 @@ def single_tokens(model: LanguageModel, transcoder: Transcoder) -> SingleTokens:
     """Encode every token of the vocabulary alone, after BOS."""
     config = transcoder.config
     shape = config.n_features, 0
-    layers = [Strongest(torch.zeros(shape), torch.zeros(shape, dtype=torch.long)) for _ in range(config.n_layers)]
+    nothing = Strongest(torch.zeros(shape), torch.zeros(shape, dtype=torch.long))
+    layers = dict.fromkeys(config.model_layers, nothing)
     for start in range(0, model.vocab_size, _AT_ONCE):
         tokens = torch.arange(start, min(model.vocab_size, start + _AT_ONCE), device=model.device)
         contexts = torch.stack([torch.full_like(tokens, model.bos_token_id), tokens], dim=1)
         features = encode_contexts(model, transcoder, contexts)
-        layers = [_merged(kept, active, tokens) for kept, active in zip(layers, features, strict=True)]
+        layers = {
+            layer: _merged(kept, active, tokens) for (layer, kept), active in zip(layers.items(), features, strict=True)
+        }
     return SingleTokens(model.token_strings(torch.arange(model.vocab_size)), layers)
 
 

@@ -123,14 +123,15 @@ class InterventionRecord:
     ) -> Float[Tensor, "position some"]:
         """Return the changes of the pre-activations of some features of one layer, whether or not they are active.
 
-        Of neurons, it is the change of their activations with gates frozen as they were before.
+        Of neurons, it is the change of their activations with gates frozen as they were before. Raises ConfigError if
+        the transcoder has no features at this layer.
         """
-        runs = (self.before, self.after)
+        place, runs = transcoder.config.place_of(layer), (self.before, self.after)
         before, after = (run.inputs[layer].to(transcoder.device, transcoder.dtype) for run in runs)
         if isinstance(transcoder, NeuronTranscoder):
-            return transcoder.linear_change(before, after, layer, features)
-        return transcoder.preactivations_of(after, layer, features) - transcoder.preactivations_of(
-            before, layer, features
+            return transcoder.linear_change(before, after, place, features)
+        return transcoder.preactivations_of(after, place, features) - transcoder.preactivations_of(
+            before, place, features
         )
 
     def summary(self, count: int = 5) -> str:

@@ -37,13 +37,15 @@ class Observed:
     states: Float[Tensor, "position state"]
     """What the unembedding reads after each token."""
     inputs: Float[Tensor, "layer position d_model"]
-    """Activations that the encoders read."""
+    """Activations that encoders read, at every layer of the language model."""
     outputs: Float[Tensor, "layer position d_model"]
     """Outputs of the MLPs, or of the transcoder in their place."""
     streams: Float[Tensor, "layer position d_model"]
     """The residual stream after each block."""
     features: tuple[SparseFeatures, ...]
-    """Features of each layer, one row per position; rows are empty at positions where features are not used."""
+    """Features of each layer of the language model, one row per position.
+
+    Rows are empty at positions where features are not used, and at layers where the transcoder has none."""
     frozen: dict[str, Tensor]
     """Attention patterns and norm denominators, which patching may freeze, by the name of their hook."""
     bounds: Float[Tensor, "position"] | None = None
@@ -138,8 +140,11 @@ def observed(
     )
     unused = unused_positions(replacement.transcoder, start)
     used_bounds = None if bounds is None else bounds[unused:]
+    places = {layer: place for place, layer in enumerate(config.model_layers)}
     features = tuple(
-        _encoded(replacement.transcoder, inputs[layer, unused:], layer, unused, used_bounds)
+        _encoded(replacement.transcoder, inputs[layer, unused:], places[layer], unused, used_bounds)
+        if layer in places
+        else _no_features(inputs, config.n_features)
         for layer in range(model.n_layers)
     )
     frozen = {name: activations[name] for name in frozen_hooks(model) if name in activations}
@@ -150,10 +155,16 @@ def observed(
 def _encoded(
     transcoder: Transcoder,
     inputs: Float[Tensor, "position d_model"],
-    layer: int,
+    place: int,
     unused: int,
     bounds: Float[Tensor, "position"] | None,
 ) -> SparseFeatures:
     """Encode one layer, with empty rows at the positions before, where features are not used."""
-    used = transcoder.encode_layer(inputs.to(transcoder.device, transcoder.dtype), layer, bounds=bounds)
+    used = transcoder.encode_layer(inputs.to(transcoder.device, transcoder.dtype), place, bounds=bounds)
     return SparseFeatures(used.values, used.features, functional.pad(used.offsets, (unused, 0)), used.n_features)
+
+
+def _no_features(inputs: Float[Tensor, "layer position d_model"], n_features: int) -> SparseFeatures:
+    """The features of a layer where the transcoder has none: empty rows."""
+    offsets = torch.zeros(inputs.shape[1] + 1, dtype=torch.long, device=inputs.device)
+    return SparseFeatures(inputs.new_zeros(0), offsets[:0], offsets, n_features)

@@ -88,13 +88,14 @@ def _held_outputs(
 ) -> dict[int, Tensor]:
     """Compute the values that MLP outputs are held at: the former outputs plus what the changed features write."""
     held = {layer: before.outputs[layer].clone() for layer in layers}
-    for source, features in enumerate(before.features):
-        added = changes(features, interventions, source, before.start)
+    model_layers = replacement.transcoder.config.model_layers
+    for place, source in enumerate(model_layers):
+        added = changes(before.features[source], interventions, source, before.start)
         if added is None:
             continue
         inputs = before.inputs[source].to(replacement.transcoder.device, replacement.transcoder.dtype)
-        writes = replacement.transcoder.write(added, source, inputs).unbind(1)
-        for target, write in enumerate(writes, start=source):
+        writes = replacement.transcoder.write(added, place, inputs).unbind(1)
+        for target, write in zip(model_layers[place:], writes, strict=False):
             if target in held and target in replacement.layers:
                 held[target] += write.to(held[target])
     return held
@@ -105,7 +106,7 @@ def _recording_inputs(replacement: ReplacementModel) -> Generator[dict[int, Tens
     """While this is open, keep what the encoders read, by layer; keep nothing if the transcoder has no skip path."""
     model, config = replacement.model, replacement.transcoder.config
     inputs: dict[int, Tensor] = {}
-    layers = range(model.n_layers) if config.skip else ()
+    layers = config.model_layers if config.skip else ()
     with model.hooks(
         [(model.hook_name(layer, config.input_hook), partial(inputs.__setitem__, layer)) for layer in layers]
     ):
@@ -122,8 +123,9 @@ def _clamp(
     def write(_: Tensor) -> Tensor:
         if layer not in inputs or layer not in replacement.layers:
             return held[None]
+        place = transcoder.config.place_of(layer)
         new, old = (x.to(transcoder.device, transcoder.dtype) for x in (inputs[layer][0], before.inputs[layer]))
-        skip_change = transcoder.offset(new, layer) - transcoder.offset(old, layer)
+        skip_change = transcoder.offset(new, place) - transcoder.offset(old, place)
         skip_change[:unused] = 0
         return (held + skip_change.to(held))[None]
 
@@ -142,11 +144,15 @@ def _errors(replacement: ReplacementModel, before: Observed) -> list[Hook]:
     if not replacement.error_correction:
         return []
     transcoder, config = replacement.transcoder, replacement.transcoder.config
-    unused = unused_positions(transcoder, before.start)
-    inputs = before.inputs.transpose(0, 1).to(transcoder.device, transcoder.dtype)
-    errors = before.outputs - transcoder.decode(list(before.features), inputs).transpose(0, 1).to(before.outputs)
+    unused, layers = unused_positions(transcoder, before.start), list(config.model_layers)
+    inputs = before.inputs[layers].transpose(0, 1).to(transcoder.device, transcoder.dtype)
+    decoded = transcoder.decode([before.features[layer] for layer in layers], inputs).transpose(0, 1)
+    errors = before.outputs[layers] - decoded.to(before.outputs)
     errors[:, :unused] = 0
     return [
-        (replacement.model.hook_name(layer, config.target_hook), partial(torch.add, errors[layer][None]))
+        (
+            replacement.model.hook_name(layer, config.target_hook),
+            partial(torch.add, errors[config.place_of(layer)][None]),
+        )
         for layer in sorted(replacement.layers)
     ]

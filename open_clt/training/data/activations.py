@@ -46,6 +46,7 @@ class Shape(NamedTuple):
     """The settings of a transcoder that its training data decides."""
 
     n_layers: int
+    """Number of layers of the language model."""
     d_model: int
     input_hook: str | None = None
     """Hook of the inputs; None if the transcoder decides it."""
@@ -163,8 +164,9 @@ class _Harvester(NamedTuple):
 
     def harvest(self, contexts: ContextStream | Int[Tensor, "context position"]) -> Harvest:
         """The activations of the model on some contexts."""
-        input_hook, target_hook = self.transcoder.input_hook, self.transcoder.target_hook
-        return Harvest(self.model, contexts, input_hook=input_hook, target_hook=target_hook, batch_size=self.batch_size)
+        config = self.transcoder
+        hooks = {"input_hook": config.input_hook, "target_hook": config.target_hook}
+        return Harvest(self.model, contexts, **hooks, layers=config.layers, batch_size=self.batch_size)
 
     def activations(
         self,

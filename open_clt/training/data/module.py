@@ -94,11 +94,12 @@ class ActivationDataModule(LightningDataModule):
         *,
         held_out: ActivationStore | None = None,
         use_first_position: bool = False,
+        layers: tuple[int, ...] | None = None,
         accumulation: int = 1,
         source: dict[str, Any] | None = None,
         statistics: DataStatistics | None = None,
     ) -> None:
-        """``use_first_position`` is the setting of the transcoder's config.
+        """``use_first_position`` and ``layers`` are the settings of the transcoder's config.
 
         ``accumulation`` is the number of batches per step. ``statistics`` take the place of estimates. ``source``
         describes the origin of the activations in plain values; a resumed training run must have the same ``source``.
@@ -108,6 +109,7 @@ class ActivationDataModule(LightningDataModule):
         self.train: ActivationStore = train
         self.held_out: ActivationStore = held_out or MemoryStore([])
         self.use_first_position = use_first_position
+        self._layers = layers
         self.accumulation = accumulation
         self._settings = {**to_dict(config), **(source or {})}
         del self._settings["harvest_process"]  # the batches are the same
@@ -126,7 +128,11 @@ class ActivationDataModule(LightningDataModule):
         if self._prepared is None:
             started = time.perf_counter()
             self._prepared = prepare(
-                self.train, self.config, use_first_position=self.use_first_position, statistics=self._statistics
+                self.train,
+                self.config,
+                use_first_position=self.use_first_position,
+                layers=self._layers,
+                statistics=self._statistics,
             )
             self._preparation_seconds = time.perf_counter() - started
         return self._prepared
@@ -257,7 +263,8 @@ class ActivationDataModule(LightningDataModule):
     def _usable(self, batch: ActivationBatch) -> ActivationBatch:
         """The tokens of a batch that are neither norm outliers nor, unless they are used, at first positions."""
         first_position = int(not self.use_first_position)
-        return without_outliers(batch, first_position=first_position, largest_norm=self.prepared.largest_norm)
+        largest_norm = self.prepared.largest_norm
+        return without_outliers(batch, first_position=first_position, largest_norm=largest_norm, layers=self._layers)
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,7 @@ def prepare(
     config: DataConfig,
     *,
     use_first_position: bool = False,
+    layers: Sequence[int] | None = None,
     statistics: DataStatistics | None = None,
 ) -> Prepared:
     """Read a store once: find outliers, estimate statistics, and keep the tokens if all of them fit the memory limit.
@@ -79,7 +81,7 @@ def prepare(
             "use_first_position."
         )
     for rows in keep.nonzero().flatten().split(_CHUNK):
-        check_activations(block.take(rows))
+        check_activations(block.take(rows), layers)
     largest_norm = None
     if config.max_norm_ratio is not None:
         largest_norm = config.max_norm_ratio * norms[keep].median(dim=0).values

@@ -56,28 +56,42 @@ class DatasetTokens:
     """
 
     def __init__(
-        self, dataset: ActivationDataset, pieces: Sequence[Piece], is_stopped: Callable[[], bool] = lambda: False
+        self,
+        dataset: ActivationDataset,
+        pieces: Sequence[Piece],
+        layers: tuple[int, ...] | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Shards that are fetched from a server are given up soon after ``is_stopped`` returns True."""
+        """``layers`` are the layers of the dataset that are read; None is all of them.
+
+        Shards that are fetched from a server are given up soon after ``is_stopped`` returns True.
+        """
         self.dataset = dataset
+        self.layers = layers
         self._is_stopped = is_stopped
         self.n_tokens = sum(piece.end - piece.begin for piece in pieces)
         self._pieces = pieces
 
     @staticmethod
-    def of(dataset: ActivationDataset, tokens: range, *, random_seed: int | None = None) -> DatasetTokens:
-        """The store of these tokens of a dataset; a seed puts the shards in a random order."""
+    def of(
+        dataset: ActivationDataset,
+        tokens: range,
+        *,
+        layers: tuple[int, ...] | None = None,
+        random_seed: int | None = None,
+    ) -> DatasetTokens:
+        """The store of these tokens and layers of a dataset; a seed puts the shards in a random order."""
         sizes = [shard.tokens for shard in dataset.manifest.shards]
         pieces = _cut([Piece(index, 0, size) for index, size in enumerate(sizes)], tokens)
         if random_seed is not None:
             generator = torch.Generator().manual_seed(random_seed)
             pieces = [pieces[index] for index in torch.randperm(len(pieces), generator=generator).tolist()]
-        return DatasetTokens(dataset, pieces)
+        return DatasetTokens(dataset, pieces, layers)
 
     def share(self, part: int, parts: int, is_stopped: Callable[[], bool] = lambda: False) -> DatasetTokens:
         """One of ``parts`` shares: consecutive tokens in the order in which they are read."""
         first, last = (self.n_tokens * end // parts for end in (part, part + 1))
-        return DatasetTokens(self.dataset, _cut(self._pieces, range(first, last)), is_stopped)
+        return DatasetTokens(self.dataset, _cut(self._pieces, range(first, last)), self.layers, is_stopped)
 
     def holds_more_than(self, tokens: int) -> bool:
         """Whether there are more tokens than this number."""
@@ -95,7 +109,8 @@ class DatasetTokens:
             first = max(piece.begin, place.token if item == place.item else 0)
             for begin in range(first, piece.end, _CHUNK):
                 end = min(begin + _CHUNK, piece.end)
-                yield Placed(Place(item, begin), batch_of([Rows(tensors, slice(begin, end), end - begin)]))
+                batch = batch_of([Rows(tensors, slice(begin, end), end - begin)], self.layers)
+                yield Placed(Place(item, begin), batch)
 
 
 def _cut(pieces: Sequence[Piece], tokens: range) -> list[Piece]:
@@ -155,7 +170,7 @@ class StoredActivations:
         """
         dataset, config = self.dataset, self.config
         check_dataset_fits(dataset.manifest.harvested, transcoder, dataset.source)
-        held_out, kept = self._held_out()
+        held_out, kept = self._held_out(transcoder.layers)
         tokens = range(kept, len(dataset))
         if not tokens:
             raise TextError(
@@ -164,7 +179,7 @@ class StoredActivations:
             )
         seed = training.data.seed if config.order == "random" else None
         return RunActivations(
-            train=DatasetTokens.of(dataset, tokens, random_seed=seed),
+            train=DatasetTokens.of(dataset, tokens, layers=transcoder.layers, random_seed=seed),
             held_out=held_out,
             contexts=self._contexts(training),
             origin={
@@ -177,18 +192,18 @@ class StoredActivations:
             about=about_dataset(dataset),
         )
 
-    def _held_out(self) -> tuple[DatasetTokens | None, int]:
+    def _held_out(self, layers: tuple[int, ...] | None) -> tuple[DatasetTokens | None, int]:
         """The held-out tokens, and the number of tokens at the beginning of the dataset that they take."""
         config, dataset = self.config, self.dataset
         if config.held_out_path is not None:
             other = ActivationDataset(config.held_out_path)
             _check_alike(dataset, other)
-            return DatasetTokens.of(other, range(len(other))), 0
+            return DatasetTokens.of(other, range(len(other)), layers=layers), 0
         kept = config.held_out_tokens
         if kept is None:
             kept = min(_HELD_OUT, len(dataset) // _TOKENS_PER_HELD_OUT)
         kept = min(kept, len(dataset))
-        return (DatasetTokens.of(dataset, range(kept)), kept) if kept else (None, 0)
+        return (DatasetTokens.of(dataset, range(kept), layers=layers), kept) if kept else (None, 0)
 
     def _contexts(self, training: TrainingConfig) -> Any:
         """Contexts of the texts on which the language model and the transcoder are evaluated."""
@@ -201,11 +216,12 @@ class StoredActivations:
         """The statistics that the dataset stores, with or without first positions."""
         stored, first = self.dataset.statistics, transcoder.use_first_position
         moments = stored.inputs(use_first_position=first), stored.targets(use_first_position=first)
-        return DataStatistics(*map(_standardising, moments))
+        layers = list(transcoder.model_layers)
+        return DataStatistics(*(_standardising(of_hook, layers) for of_hook in moments))
 
 
-def _standardising(moments: Moments) -> Statistics:
-    return statistics_of(moments.mean, moments.variance.sum(1))
+def _standardising(moments: Moments, layers: list[int]) -> Statistics:
+    return statistics_of(moments.mean[layers], moments.variance[layers].sum(1))
 
 
 def complete_config(transcoder: TranscoderConfig, source: StoredActivations) -> TranscoderConfig:

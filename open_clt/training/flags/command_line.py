@@ -47,9 +47,11 @@ from open_clt.config.ignored import DATASET_SETTINGS
 from open_clt.data.prompts import report_prompts
 from open_clt.device import check_device
 from open_clt.errors import ConfigError
+from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
 from open_clt.training.callbacks import FirstStep, StopAtL0
+from open_clt.training.data.activations import OwnStore
 from open_clt.training.data.stored import StoredActivations
 from open_clt.training.flags.ignored import check_replaced, check_unused_flags
 from open_clt.training.flags.settings import (
@@ -334,6 +336,9 @@ class TrainingCLI(LightningCLI):
     def _transcoder_config(self, settings: Settings, source: FlagSource) -> TranscoderConfig:
         """The transcoder's config with the data's shape; raises ConfigError if a setting contradicts the data."""
         decided = source.shape.settings()
+        layers = settings.get("layers")
+        if layers is not None and not isinstance(source, OwnStore):  # a user's own store has the chosen layers only
+            decided["n_layers"] = settings.get("n_layers", len(layers))
         for name, value in decided.items():
             if settings.get(name, value) != value:
                 raise ConfigError(
@@ -343,7 +348,10 @@ class TrainingCLI(LightningCLI):
         model = self.language_model
         name = source.language_model if isinstance(source, StoredActivations) else model and model.name
         complete = {**settings, **decided, "language_model": name}
-        return read_settings(TranscoderConfig, complete, "transcoder")
+        config: TranscoderConfig = read_settings(TranscoderConfig, complete, "transcoder")
+        if model is not None:
+            check_fits(config, model)
+        return config
 
     def _prompts(self, held_out: Tensor | None) -> list[str]:
         """Prompts of the report's graphs; they are read before training so that a mistake in them is found early."""

@@ -34,7 +34,8 @@ def check_step(
     if not _anywhere(transcoder, ~torch.stack([*numbers.values()]).isfinite().all()):
         return
     layers = (~residuals.isfinite()).nonzero().flatten().tolist()
-    place = f", and the reconstruction of layer {layers[0]} is not finite" if layers else ""
+    layer = transcoder.config.model_layers[layers[0]] if layers else None
+    place = f", and the reconstruction of layer {layer} is not finite" if layers else ""
     name = next((name for name, number in numbers.items() if not number.isfinite()), "loss")
     raise NotFiniteError(f"The {name} of step {step} is {float(numbers[name])}{place}; {_ADVICE}.")
 
@@ -46,7 +47,8 @@ def check_weights(transcoder: Transcoder, step: int) -> None:
         return
     for name, tensor in weights.items():
         axes = layer_axis(name, tensor, transcoder.config.n_layers)
-        check_finite(tensor, f"After step {step}, the weight {name}", axes=axes, advice=_ADVICE)
+        layers = transcoder.config.layers
+        check_finite(tensor, f"After step {step}, the weight {name}", axes=axes, layers=layers, advice=_ADVICE)
     raise NotFiniteError(f"After step {step}, weights of another process are not finite; {_ADVICE}.")
 
 

@@ -153,12 +153,12 @@ def _joined(blocks: Sequence[Strongest], top_k: int, *, size: Callable[[Tensor],
 
 
 def layer_encoder(transcoder: Transcoder, layer: int, *, in_memory: bool = True) -> LayerEncoder:
-    """The encoder of one layer of a transcoder.
+    """The encoder of one layer of a transcoder; ``layer`` is a layer of the language model.
 
     An encoder that stays in its file is read into memory, unless ``in_memory`` is false. Raises ConfigError if features
     of all layers compete, and CheckpointError if a number that is read is not finite.
     """
-    nonlinearity = transcoder.nonlinearity
+    nonlinearity, place = transcoder.nonlinearity, transcoder.config.place_of(layer)
     if nonlinearity.couples_layers:
         raise ConfigError(
             f"The nonlinearity {transcoder.config.nonlinearity.kind} of the transcoder ranks the features of all "
@@ -166,25 +166,25 @@ def layer_encoder(transcoder: Transcoder, layer: int, *, in_memory: bool = True)
             "transcoder."
         )
     ranked = isinstance(nonlinearity, TopK)
-    thresholds = None if ranked else nonlinearity.threshold(layer)
+    thresholds = None if ranked else nonlinearity.threshold(place)
     assert ranked or thresholds is not None
     standardisation = transcoder.standardisation
     return LayerEncoder(
-        weight=_weight(transcoder, layer, in_memory),
-        bias=transcoder.b_enc[layer].detach(),
+        weight=_weight(transcoder, place, layer, in_memory),
+        bias=transcoder.b_enc[place].detach(),
         thresholds=None if thresholds is None else thresholds.to(transcoder.b_enc),
         k=nonlinearity.config.k if ranked else None,
         keep_negative=ranked and nonlinearity.config.keep_negative,
-        offsets=nonlinearity.offsets[layer].to(transcoder.b_enc) if ranked and nonlinearity.config.offsets else None,
-        mean=standardisation.input_mean[layer],
-        scale=standardisation.input_scale[layer],
+        offsets=nonlinearity.offsets[place].to(transcoder.b_enc) if ranked and nonlinearity.config.offsets else None,
+        mean=standardisation.input_mean[place],
+        scale=standardisation.input_scale[place],
     )
 
 
-def _weight(transcoder: Transcoder, layer: int, in_memory: bool) -> Tensor | Table:
+def _weight(transcoder: Transcoder, place: int, layer: int, in_memory: bool) -> Tensor | Table:
     if transcoder.stored is None:
-        return transcoder.W_enc[layer].detach()
-    table = transcoder.stored.encoders[layer]
+        return transcoder.W_enc[place].detach()
+    table = transcoder.stored.encoders[place]
     if not in_memory:
         return table
     weight = table.read()

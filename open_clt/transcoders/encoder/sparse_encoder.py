@@ -106,7 +106,7 @@ class SparseEncoder:
         else:
             self._transcoder, self._in_memory = _open(source, check_device(device), dtype)
         if self._transcoder is not None:
-            self._encoder(0)  # so that a nonlinearity that is not supported is refused now
+            self._encoder(self.layers[0])  # so that a nonlinearity that is not supported is refused now
         strongest: Callable[..., Strongest] = _strongest
         self._strongest = torch.compile(strongest) if use_compile else strongest
 
@@ -115,7 +115,7 @@ class SparseEncoder:
         """The layers that can be encoded."""
         if self._transcoder is None:
             return tuple(sorted(self._encoders))
-        return tuple(range(self._transcoder.config.n_layers))
+        return self._transcoder.config.model_layers
 
     @property
     def encoders(self) -> dict[int, LayerEncoder]:

@@ -36,7 +36,8 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 def check_all(transcoder: Transcoder, place: Path) -> None:
     """Raise CheckpointError unless all weights, thresholds and scales of a transcoder are legal; ``place`` has it."""
-    files.check_weights(tensors_in_memory(transcoder), place, transcoder.config.n_layers)
+    config = transcoder.config
+    files.check_weights(tensors_in_memory(transcoder), place, config.n_layers, config.layers)
     check_numbers(transcoder, place)
 
 

@@ -61,6 +61,11 @@ def plain_transcoder(transcoder: Transcoder, layout: str) -> CrossLayerTranscode
             f"A {own.class_path} cannot be written in {layout}, which holds plain cross-layer transcoders only; save "
             "it in OpenCLT's layout."
         )
+    if transcoder.config.layers is not None:
+        raise CheckpointError(
+            f"A transcoder of the layers {transcoder.config.layer_words} cannot be written in {layout}, which states "
+            "all layers of a language model; save it in OpenCLT's layout."
+        )
     return transcoder
 
 

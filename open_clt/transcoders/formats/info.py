@@ -52,7 +52,7 @@ class TranscoderInfo:
         return [
             ("layout", self.layout),
             ("kind", f"{kind}, {written}{skip}"),
-            ("layers", "1, which is layer 0 of the language model" if config.n_layers == 1 else f"{config.n_layers}"),
+            ("layers", _layers(config)),
             ("features", f"{config.n_features:,} per layer, {config.n_layers * config.n_features:,} in all"),
             ("width", f"{config.d_model:,}"),
             ("nonlinearity", describe_nonlinearity(config.nonlinearity)),
@@ -92,6 +92,14 @@ def describe(opened: Opened) -> TranscoderInfo:
         dtypes=tuple(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
         states_hooks=not isinstance(content, StoredTranscoder) or content.states_hooks,
     )
+
+
+def _layers(config: TranscoderConfig) -> str:
+    """The number of layers, and which of the language model's they are if they may be a part of them."""
+    if config.n_layers == 1:
+        return f"1, which is layer {config.layer_words} of the language model"
+    chosen = "" if config.layers is None else f", which are {config.layer_words} of the language model"
+    return f"{config.n_layers}{chosen}"
 
 
 def describe_nonlinearity(config: NonlinearityConfig) -> str:

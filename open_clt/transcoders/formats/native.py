@@ -31,11 +31,11 @@ from open_clt.transcoders.make import KINDS, OwnArchitecture, OwnCode, make_tran
 from open_clt.transcoders.stored_weights import StoredWeights, tensors_in_memory
 from open_clt.transcoders.transcoder import Transcoder
 
-FORMAT = files.FileFormat("open-clt-transcoder", newest=3)
+FORMAT = files.FileFormat("open-clt-transcoder", newest=4)
 """Version 1 has cross-layer transcoders without prefixes only. Version 2 has all kinds of this package. Version 3 adds
-users' own classes. All three are read."""
-_VERSION_OF_OUR_KINDS = 2
-"""The version that is written for the kinds of this package, because older releases of OpenCLT read it too."""
+users' own classes. Version 4 adds transcoders of some layers of the language model. All four are read.
+
+The oldest version that can describe a transcoder is written, because older releases of OpenCLT read it too."""
 CONFIG = "config.json"
 _TENSORS = "transcoder.safetensors"
 
@@ -86,11 +86,11 @@ def save_transcoder(
     tensors = tensors_in_memory(transcoder) if stored else transcoder.state_dict()
     if dtype is not None:
         tensors = {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
-    files.check_weights(tensors, directory / _TENSORS, transcoder.config.n_layers)
+    files.check_weights(tensors, directory / _TENSORS, transcoder.config.n_layers, transcoder.config.layers)
     check_numbers(transcoder, directory / _TENSORS)
     own = own_architecture(transcoder)
     content = {
-        **FORMAT.header(FORMAT.newest if own else _VERSION_OF_OUR_KINDS),
+        **FORMAT.header(_version(transcoder.config, own)),
         "transcoder": to_dict(transcoder.config),
         **({"architecture": own.as_dict()} if own else {}),
         "record": record or {},
@@ -103,6 +103,13 @@ def save_transcoder(
             files.write_tensors(stage(_TENSORS), tensors)
         files.write_json(stage(CONFIG), content)
     return directory
+
+
+def _version(config: TranscoderConfig, own: OwnArchitecture | None) -> int:
+    """The oldest version of the format that can describe a transcoder."""
+    if config.layers is not None:
+        return 4
+    return 2 if own is None else 3
 
 
 def _stored_tables(transcoder: Transcoder, place: Path, dtype: torch.dtype | None) -> dict[str, files.TensorBlocks]:
@@ -119,7 +126,8 @@ def _stored_tables(transcoder: Transcoder, place: Path, dtype: torch.dtype | Non
     def checked(name: str, layer: int, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
         for block in blocks:
             block = block.to(dtype)
-            check_finite(block, f"The tensor {name!r} of layer {layer} in {place}", error=CheckpointError)
+            number = config.model_layers[layer]
+            check_finite(block, f"The tensor {name!r} of layer {number} in {place}", error=CheckpointError)
             yield block
 
     def encoders() -> Iterator[Tensor]:
@@ -170,7 +178,7 @@ def open_native(weight_files: WeightFiles, code: OwnCode) -> StoredTranscoder | 
     expected = transcoder.state_dict()
     _check_tensors(expected, tensors, place)
     read = {name: tensor.read() for name, tensor in tensors.items()}
-    files.check_weights(read, place / _TENSORS, config.n_layers)
+    files.check_weights(read, place / _TENSORS, config.n_layers, config.layers)
     transcoder.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in read.items()})
     check_numbers(transcoder, place / _TENSORS)
     return transcoder

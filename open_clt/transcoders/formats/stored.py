@@ -116,7 +116,7 @@ class StoredTranscoder:
                 size = tensor.shape.numel()
                 skipped = tensor.is_remote or name in self.unset or (not in_memory and size > _LARGEST_CHECKED)
                 if not skipped and used.get((name, str(tensor.place))) != size:
-                    tensor.check_finite(self.config.n_layers)
+                    tensor.check_finite(self.config.n_layers, self.config.layers)
 
     def _check_shapes(self) -> None:
         """Raise CheckpointError if encoders or decoders do not have the shapes that the config asks for."""

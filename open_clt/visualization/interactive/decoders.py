@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from open_clt.visualization.interactive.frame import (
     value_scale,
 )
 from open_clt.visualization.interactive.saving import check_interactive_path, save_interactive
+from open_clt.visualization.preparation import row_layers
 from open_clt.visualization.style import Array
 
 _MOST_ANNOTATED = 16
@@ -29,29 +31,35 @@ _STATIC = "visualize_report"
 
 @checked_arguments
 def interactive_decoder_norms(
-    norms: Float[Array, "source target"], *, title: str | None = None, save_path: str | Path | None = None
+    norms: Float[Array, "source target"],
+    *,
+    layers: Sequence[int] | None = None,
+    title: str | None = None,
+    save_path: str | Path | None = None,
 ) -> go.Figure:
     """Show the mean decoder norms of each source layer (rows, the first at the bottom) to each target layer (columns).
 
+    ``layers`` are the layers of the rows and of the columns, if the transcoder does not have all.
     Pairs of layers without decoders are 0 and stay empty; ``decoder_norms_between_layers`` computes the matrix.
     """
     check_interactive_path(save_path, _STATIC)
     values = np.asarray(array("norms", norms, "source", "target"), dtype=np.float64)
     rows, columns = values.shape
+    names = [row_layers(layers, rows), row_layers(layers, columns)]
     is_annotated = max(rows, columns) <= _MOST_ANNOTATED
     cell = float(np.clip(600 / max(rows, columns), 8, 52))
     texts = [
         [
             f"from layer {source} to layer {target}<br>" + (f"mean norm {value:.4g}" if value else "no decoders")
-            for target, value in enumerate(row)
+            for target, value in zip(names[1], row, strict=True)
         ]
-        for source, row in enumerate(values.tolist())
+        for source, row in zip(names[0], values.tolist(), strict=True)
     ]
     trace = matrix_trace(values, texts, "mean decoder norm").update(**value_scale(values))
     if is_annotated:
         written = [[f"{value:.2g}" if value else "" for value in row] for row in values.tolist()]
         trace.update(text=written, texttemplate="%{text}", textfont={"size": 11})
-    sources, targets = ([f"L{layer}" for layer in range(count)] for count in (rows, columns))
+    sources, targets = ([f"L{layer}" for layer in numbered] for numbered in names)
     across, up = ticks_along_x(targets, targets, cell), ticks_along_y(sources, sources, cell)
     figure = new_figure(
         (max(260.0, cell * columns), max(260.0, cell * rows)),

@@ -204,13 +204,14 @@ def interactive_feature_importance(
     labels: Labels | None = None,
     records: Iterable[FeatureRecord] = (),
     top_n: Count = 20,
+    layers: Sequence[int] | None = None,
     title: str | None = None,
     save_path: str | Path | None = None,
 ) -> go.Figure:
     """Show the ``top_n`` most important features as bars coloured by layer; see ``visualize_feature_importance``."""
     check_interactive_path(save_path, "visualize_feature_importance")
     notes = FeatureNotes(labels, records)
-    bars = importance_bars(importance, texts, labels=notes.labels, top_n=top_n)
+    bars = importance_bars(importance, texts, labels=notes.labels, top_n=top_n, layers=layers)
     if isinstance(importance, TranscodedModel):
         notes.outputs = output_effects(importance, bars.features)
     count, shares = len(bars.features), 100 * np.asarray(bars.shares, dtype=np.float64)
@@ -239,27 +240,28 @@ def interactive_feature_importance(
 def interactive_feature_density(
     density: Float[Array, "layer feature"],
     *,
+    layers: Sequence[int] | None = None,
     title: str | None = None,
     save_path: str | Path | None = None,
 ) -> go.Figure:
     """Show how often features fire: one histogram of log density per layer; see ``visualize_feature_density``."""
     check_interactive_path(save_path, "visualize_feature_density")
-    histograms = density_counts(density)
-    n_layers = len(histograms.counts)
-    per_trace = -(-n_layers // _MOST_LINES)
+    histograms = density_counts(density, layers)
+    count, n_layers = len(histograms.counts), histograms.layers[-1] + 1
+    per_trace = -(-count // _MOST_LINES)
     edges = np.asarray(histograms.edges)
     bins = [f"{low:.3%} to {high:.3%} of tokens" for low, high in pairwise(edges.tolist())]
     colours = layer_hex(n_layers)
     traces = [go.Scatter(x=[None], y=[None], mode="markers", hoverinfo="skip", marker=_key(n_layers))]
-    for start in range(0, n_layers, per_trace):
+    for start in range(0, count, per_trace):
         x, y, texts = list[float](), list[float](), list[str]()
-        for layer in range(start, min(start + per_trace, n_layers)):
-            counts = histograms.counts[layer].tolist()
+        for row in range(start, min(start + per_trace, count)):
+            layer, counts = histograms.layers[row], histograms.counts[row].tolist()
             x += [*np.repeat(edges, 2).tolist(), float("nan")]
             y += [0.0, *np.repeat(counts, 2).tolist(), 0.0, float("nan")]
             about = [f"layer {layer}: {n} features<br>active on {share}" for n, share in zip(counts, bins, strict=True)]
             texts += [about[0], *np.repeat(about, 2).tolist(), about[-1], ""]
-        line = {"color": colours[start], "width": 1.6}
+        line = {"color": colours[histograms.layers[start]], "width": 1.6}
         trace = go.Scatter(x=x, y=y, mode="lines", line=line, opacity=0.9, hovertext=texts, hoverinfo="text")
         traces.append(trace)
     never_active = f"{histograms.never_active:.1%} never active"
@@ -274,7 +276,7 @@ def interactive_feature_density(
     share = "share of tokens on which a feature is active"
     figure.update_layout(xaxis=share_axis(share, float(edges[0])))
     figure.update_layout(yaxis={"title": {"text": "features"}, "rangemode": "tozero"})
-    return finished(figure, save_path, partial(visualize_feature_density, density, title=title))
+    return finished(figure, save_path, partial(visualize_feature_density, density, layers=layers, title=title))
 
 
 def _heatmap(

@@ -86,17 +86,18 @@ def interactive_report(report: Report, *, title: str | None = None, save_path: s
         static="visualize_report",
     )
     reconstruction, alone = report.evaluation.reconstruction, report.evaluation.alone
-    _add_layers(figure, (1, 1), reconstruction.fvu_per_layer, "FVU", share=True)
-    _add_layers(figure, (1, 2), reconstruction.l0_per_layer, "active features per token")
+    layers = reconstruction.model_layers
+    _add_layers(figure, (1, 1), layers, reconstruction.fvu_per_layer, "FVU", share=True)
+    _add_layers(figure, (1, 2), layers, reconstruction.l0_per_layer, "active features per token")
     _add_densities(figure, report)
     _add_norms(figure, report)
     increases, total = [cross_entropy_increase(one) for one in alone], cross_entropy_increase(report.evaluation.logits)
-    _add_layers(figure, (2, 2), increases, "increase, nats", together=total)
+    _add_layers(figure, (2, 2), layers, increases, "increase, nats", together=total)
     if report.graphs:
         _add_graphs(figure, report)
     else:
         agreements, together = [one.top1_agreement for one in alone], report.evaluation.logits.top1_agreement
-        _add_layers(figure, (2, 3), agreements, "same likeliest token", share=True, together=together)
+        _add_layers(figure, (2, 3), layers, agreements, "same likeliest token", share=True, together=together)
     return finished(figure, save_path, partial(visualize_report, report, title=title))
 
 
@@ -190,6 +191,7 @@ def _report_names(report: Report) -> list[str]:
 def _add_layers(
     figure: go.Figure,
     place: tuple[int, int],
+    layers: Sequence[int],
     values: Sequence[float],
     name: str,
     *,
@@ -200,17 +202,18 @@ def _add_layers(
     row, column = place
     form = ".2%" if share else ".4g"
     template = f"layer %{{x}}<br>{name} %{{y:{form}}}<extra></extra>"
-    bars = go.Bar(x=list(range(len(values))), y=list(values), width=0.7, hovertemplate=template)
+    layers = layers[: len(values)]
+    bars = go.Bar(x=list(layers), y=list(values), width=0.7, hovertemplate=template)
     bars.update(marker={"color": BLUE})
     figure.add_trace(bars, row=row, col=column)
     alone = together is None
     height, label = (float(np.mean(values)), "mean") if together is None else (together, "all layers replaced")
-    ends = [-0.5, len(values) - 0.5]
+    ends = [-0.5, max(layers, default=-1) + 0.5]
     line = {"color": GREY if alone else VERMILLION, "width": 1.5, "dash": "dot" if alone else "dash"}
     template = f"{label}<br>{name} %{{y:{form}}}<extra></extra>"
     across = go.Scatter(x=ends, y=[height, height], mode="lines", line=line, hovertemplate=template)
     figure.add_trace(across, row=row, col=column)
-    step = max(1, -(-len(values) // 12))
+    step = max(1, -(-(max(layers, default=0) + 1) // 12))
     figure.update_xaxes(title_text="layer", range=ends, tickmode="linear", tick0=0, dtick=step, row=row, col=column)
     ticks: dict[str, Any] = {"tickformat": ".0%" if max([*values, height]) > 0.1 else ".1%"} if share else {}
     top = 1.08 * max([*values, height, 1e-6])
@@ -239,7 +242,7 @@ def _add_norms(figure: go.Figure, report: Report) -> None:
     """Add the range, the middle 90 % and the median of the decoder norms of each layer."""
     quantiles = np.array(report.decoder_norms)
     low, high, median = (NORM_QUANTILES.index(share) for share in (0.05, 0.95, 0.5))
-    layers = np.arange(len(quantiles))
+    layers = np.array(report.evaluation.reconstruction.model_layers)
     for first, last, line in (
         (0, -1, {"color": GREY, "width": 1}),
         (low, high, {"color": BLUE, "width": 6}),
@@ -250,12 +253,12 @@ def _add_norms(figure: go.Figure, report: Report) -> None:
     hover = [
         f"layer {layer}<br>median {row[median]:.3g}<br>middle 90 % {row[low]:.3g} to {row[high]:.3g}"
         f"<br>all {row[0]:.3g} to {row[-1]:.3g}"
-        for layer, row in enumerate(quantiles.tolist())
+        for layer, row in zip(layers.tolist(), quantiles.tolist(), strict=True)
     ]
     marker = {"color": "white", "size": 8, "line": {"color": BLUE, "width": 1.5}}
     points = go.Scatter(x=layers, y=quantiles[:, median], mode="markers", marker=marker)
     figure.add_trace(points.update(hovertext=hover, hoverinfo="text"), row=2, col=1)
-    step = max(1, -(-len(layers) // 12))
+    step = max(1, -(-(int(layers.max(initial=0)) + 1) // 12))
     figure.update_xaxes(title_text="layer", tickmode="linear", tick0=0, dtick=step, row=2, col=1)
     figure.update_yaxes(title_text="norm", rangemode="tozero", row=2, col=1)
 

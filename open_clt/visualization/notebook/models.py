@@ -48,6 +48,7 @@ def _facts_of(transcoder: Transcoder) -> Markup:
         [
             ("kind", type(transcoder).__name__),
             ("features", f"{config.n_layers} layers × {config.n_features:,} of width {config.d_model:,}"),
+            ("at the layers", config.layer_words if config.layers is not None else ""),
             ("each writes to", "its layer and all later ones" if reach is None else f"{reach} layers, from its own on"),
             ("reads", config.input_hook),
             ("reconstructs", config.target_hook),

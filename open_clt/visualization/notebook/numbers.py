@@ -125,11 +125,11 @@ def _totals(metrics: TranscoderMetrics) -> list[tuple[str, object]]:
 def _layers(metrics: TranscoderMetrics, alone: tuple[LogitComparison, ...] = ()) -> Markup:
     heads = ["layer", "FVU", "L0", "dead", "dense", *(["CE alone", "KL alone"] if alone else [])]
     rows: list[list[object]] = []
-    for layer, numbers in enumerate(metrics.layers):
+    for place, (layer, numbers) in enumerate(zip(metrics.model_layers, metrics.layers, strict=True)):
         row = [f"L{layer}", f"{numbers.fvu:.4f}", f"{numbers.l0:.1f}"]
         row += [percent(numbers.dead_share), percent(numbers.dense_share)]
-        if layer < len(alone):
-            row += [f"{alone[layer].cross_entropy_replacement:.3f}", f"{alone[layer].kl_divergence:.4f}"]
+        if place < len(alone):
+            row += [f"{alone[place].cross_entropy_replacement:.3f}", f"{alone[place].kl_divergence:.4f}"]
         rows.append([*row])
     layers = table(heads, rows)
     return layers if len(rows) <= 12 else folded(f"{len(rows)} layers", layers)

@@ -130,7 +130,8 @@ def made_section(
         ("language model", info.model),
         (
             "transcoder",
-            f"{type(transcoder).__name__} of {shape.n_layers} layers with {shape.n_features} features each, from "
+            f"{type(transcoder).__name__} with {shape.n_features} features at each of the layers "
+            f"{shape.layer_words}, from "
             f"{shape.input_hook} to {shape.target_hook}",
         ),
         *facts.items(),
