@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from open_clt.config.dataset import DatasetConfig
 from open_clt.config.texts import TextsConfig
 from open_clt.config.training import LossConfig, TrainingConfig
+from open_clt.config.transcoder import CrossLayerConfig, TranscoderConfig
 from open_clt.errors import ConfigError, short_value
 from open_clt.short_repr import short_repr
 
@@ -73,6 +74,14 @@ def check_unused(training: TrainingConfig) -> None:
     """Raise ConfigError for a setting that another setting of the same run turns off."""
     for unused in unused_settings(training):
         refuse_changed(attrgetter(unused.part)(training), unused.names, unused.part, unused.reason)
+
+
+def check_distance(training: TrainingConfig, transcoder: TranscoderConfig) -> None:
+    """Raise ConfigError if the distance between layers has a price, but no feature writes to another layer."""
+    loss = training.learning.loss
+    if loss.distance_penalty and not (isinstance(transcoder, CrossLayerConfig) and transcoder.reach != 1):
+        reason = "features of this transcoder write to their own layer only"
+        refuse_changed(loss, ["distance_penalty"], "learning.loss", reason)
 
 
 def check_no_output(training: TrainingConfig) -> None:

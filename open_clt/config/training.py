@@ -54,6 +54,8 @@ class LossConfig(CheckedConfig):
 
     sparsity: SparsityConfig | None = None
     """Sparsity loss, which limits how many features fire; TopK and BatchTopK need none."""
+    distance_penalty: float = 0.0
+    """Coefficient of the distance loss ``sum j * |W_dec[j]| * |a|``, for writing ``j`` layers above a feature."""
     preactivation: float = 0.0
     """Coefficient of the pre-activation loss ``sum relu(threshold - pre) * |W_dec|``, which revives dead features."""
     preactivation_on: Literal["dead", "all"] = "dead"
@@ -67,7 +69,7 @@ class LossConfig(CheckedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "preactivation", "auxiliary")
+        check_not_negative(self, "distance_penalty", "preactivation", "auxiliary")
         check_counts(self, "auxiliary_k", "dead_after_tokens")
 
 

@@ -50,6 +50,7 @@ from torch import Tensor
 from open_clt.config import TrainingConfig, TranscoderConfig
 from open_clt.config.arguments import checked_arguments
 from open_clt.config.ignored import (
+    check_distance,
     check_no_output,
     check_own_activations,
     check_own_parts,
@@ -131,6 +132,7 @@ class TrainingRun:
     ) -> None:
         """``trainer`` holds all arguments of Lightning's Trainer, including those of ``own.trainer``."""
         check_unused(training)
+        check_distance(training, transcoder)
         check_own_parts(training, loss=own.loss is not None, optimizer=own.optimizer is not None)
         self.activations = activations
         self.training = training
@@ -299,6 +301,7 @@ def _train(
     own = own or OwnParts()
     check_own_trainer(dict(own.trainer))
     check_unused(training)
+    check_distance(training, transcoder)
     if output_dir is None:
         check_no_output(training)
     settings = trainer_settings(device, training, dict(own.trainer))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from open_clt.config import LossConfig, TanhSparsityConfig, TrainingConfig
+from open_clt.config import LossConfig, MoltConfig, TanhSparsityConfig, TrainingConfig
 from open_clt.errors import ConfigError
 from open_clt.language.language_model import LanguageModel
 from open_clt.training.data.activations import model_on
@@ -65,3 +66,12 @@ def test_settings_are_refused_beside_what_replaces_them(
 ) -> None:
     with refuses(ConfigError, named):
         train_on_activations(relu_mlps(300), small_transcoder(), training(), progress=False, own=own)
+
+
+def test_a_price_of_distance_is_refused_where_features_write_to_one_layer() -> None:
+    training = quick_training(loss=LossConfig(distance_penalty=0.1))
+    one_layer = replace(small_transcoder(), reach=1)
+    molt = MoltConfig(n_layers=one_layer.n_layers, d_model=one_layer.d_model, ranks=(1,), counts=(64,))
+    for transcoder in (one_layer, molt):
+        with refuses(ConfigError, "learning.loss.distance_penalty", "own layer"):
+            train_on_activations(relu_mlps(300), transcoder, training, progress=False)

@@ -6,6 +6,7 @@ layers of a feature):
 
     reconstruction   sum_{layer, d} e^2, and the same of each prefix of the features       (Matryoshka)
     sparsity         sum_{layer, feature} tanh(c |W_dec| |a|), or |W_dec| |a|              (L1)
+    distance         sum_{layer, feature} |a| sum_j j |W_dec[j]|, slice j of the decoders writing j layers above
     pre-activation   sum_{layer, feature} relu(threshold - pre) |W_dec|, of dead features or all
     auxiliary        sum_{layer, d} (e - what the most active dead features write)^2       (AuxK, Gao et al., 2024)
 
@@ -78,6 +79,22 @@ def _penalty(weighted_features: Tensor, config: SparsityConfig) -> Tensor:
             return sizes
         case _:
             assert_never(config)
+
+
+def distance_loss(
+    features: Sequence[LayerFeatures], tables: Sequence[Float[Tensor, "feature target d_model"]]
+) -> Float[Tensor, ""]:
+    """How much the active features write to other layers than their own, times the number of layers in between.
+
+    Without it, a cross-layer transcoder may write an answer from an early layer that the model computes in a late one,
+    and its graphs then show a shortcut (Ameisen et al., 2025, "Limitations").
+    """
+    penalties: list[Tensor] = []
+    for layer, table in zip(features, tables, strict=True):
+        distances = torch.arange(table.shape[1], dtype=table.dtype, device=table.device)
+        prices = torch.linalg.vector_norm(table, dim=-1) @ distances
+        penalties.append(weighted(layer, prices).abs().sum() / layer.shape[0])
+    return torch.stack(penalties).sum()
 
 
 def preactivation_loss(

@@ -27,6 +27,7 @@ from open_clt.training.parallel.strategy import clip_gradients, peers_of
 from open_clt.training.step import losses
 from open_clt.training.step.finite import check_optimizer, check_step, check_weights
 from open_clt.training.step.optimization import OptimizerMaker, ramp, scheduled_optimizer, step_is_complete
+from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.metrics import MetricsAccumulator
 from open_clt.transcoders.outputs import TranscoderErrors
 from open_clt.transcoders.slices import ALONE
@@ -143,7 +144,7 @@ class TranscoderModule(LightningModule):
         outputs = self.transcoder.errors(inputs, targets, norms=sparsity is not None and sparsity.coefficient != 0)
         features, errors, _ = outputs
         if self._own_loss is None:
-            loss = losses.matryoshka_loss(errors) + self._sparsity(outputs)
+            loss = losses.matryoshka_loss(errors) + self._sparsity(outputs) + self._distance(features)
             loss = loss + self._preactivation(inputs) + self._auxiliary(inputs, errors[-1])
         else:
             progress = self.global_step / self.steps
@@ -158,6 +159,14 @@ class TranscoderModule(LightningModule):
             return 0.0
         coefficient = sparsity.coefficient * ramp(self.global_step, self.steps, sparsity.warmup)
         penalty = losses.sparsity_loss(outputs.features, outputs.decoder_norms, sparsity)
+        return coefficient * self.transcoder.peers.sum_features(penalty)
+
+    def _distance(self, features: list[LayerFeatures]) -> Tensor | float:
+        """The distance term, which prices what features write to later layers."""
+        coefficient = self.config.loss.distance_penalty
+        if coefficient == 0 or not isinstance(self.transcoder, CrossLayerTranscoder):
+            return 0.0
+        penalty = losses.distance_loss(features, list(self.transcoder.W_dec))
         return coefficient * self.transcoder.peers.sum_features(penalty)
 
     def _preactivation(self, inputs: Float[Tensor, "batch layer d_model"]) -> Tensor | float:

@@ -64,7 +64,8 @@ MUFFLED = OwnArchitecture("tests.training.own.Muffled", {"share": 0.75})
 CASES = {
     "topk": case(LossConfig(dead_after_tokens=200, auxiliary_k=3), nonlinearity=TopKConfig(k=4), skip=True),
     "topk across layers": case(
-        LossConfig(dead_after_tokens=200, auxiliary_k=3), nonlinearity=TopKConfig(k=4, across_layers=True)
+        LossConfig(dead_after_tokens=200, auxiliary_k=3, distance_penalty=0.1),
+        nonlinearity=TopKConfig(k=4, across_layers=True),
     ),
     "batchtopk": case(
         LossConfig(dead_after_tokens=200, auxiliary_k=3), nonlinearity=BatchTopKConfig(k=4, across_layers=True)

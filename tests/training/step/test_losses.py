@@ -64,6 +64,21 @@ def test_l1_is_the_sum_of_what_features_write(features: torch.Tensor, norms: tor
     assert losses.sparsity_loss(layers, norms, L1).item() == pytest.approx(total / TOKENS, rel=1e-5)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_distance_prices_what_a_feature_writes_to_each_later_layer(
+    features: torch.Tensor, generator: torch.Generator, sparse: bool
+) -> None:
+    tables = [torch.randn(FEATURES, LAYERS - layer, D_MODEL, generator=generator) for layer in range(LAYERS)]
+    total = 0.0
+    for token in features:
+        for source in range(LAYERS):
+            for feature in range(FEATURES):
+                for distance, decoder in enumerate(tables[source][feature]):
+                    total += distance * decoder.square().sum().sqrt().item() * abs(token[source, feature].item())
+    layers = [SparseFeatures.from_dense(layer) if sparse else layer for layer in features.unbind(1)]
+    assert losses.distance_loss(layers, tables).item() == pytest.approx(total / TOKENS, rel=1e-5)
+
+
 def test_the_matryoshka_loss_is_the_sum_over_prefixes(generator: torch.Generator) -> None:
     errors = torch.randn(3, TOKENS, LAYERS, D_MODEL, generator=generator)
     total = sum(value.item() ** 2 for value in errors.flatten())

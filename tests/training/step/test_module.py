@@ -25,6 +25,7 @@ from open_clt.training.result import TrainingResult
 from open_clt.training.run import OwnParts, train_on_activations
 from open_clt.training.step.module import ramp, set_encoder_bias
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
+from open_clt.transcoders.directions import decoder_norms_between_layers
 from open_clt.transcoders.molt import Molt
 from open_clt.transcoders.sparse.codes import active_counts
 from open_clt.transcoders.transcoder import Transcoder
@@ -136,6 +137,16 @@ def test_the_sparsity_loss_rises_during_the_warm_up_and_is_weighted_by_decoder_n
     steepness = getattr(sparsity, "steepness", None)
     full = 3.0 * sparsity_by_loops(trained.transcoder, block.inputs, steepness=steepness)
     assert added == pytest.approx([full * min(1.0, step / 5) for step in range(10)], rel=1e-3, abs=1e-4)
+
+
+def test_a_price_of_distance_shortens_the_reach_of_features() -> None:
+    far: list[float] = []
+    for price in (0.0, 3.0):
+        training = quick_training(max_steps=150, loss=LossConfig(distance_penalty=price))
+        transcoder = train_on_activations(relu_mlps(600), small_transcoder(), training, progress=False).transcoder
+        norms = decoder_norms_between_layers(transcoder)
+        far.append(float(norms.triu(1).sum() / norms.diagonal().sum()))
+    assert far[1] < far[0] / 2
 
 
 def test_learning_rate_warms_up_and_decays_to_zero() -> None:
