@@ -9,6 +9,8 @@ are written to ``--output``:
                      circuit-tracer
     graphml          SLUG.graphml: the pruned graph for Gephi and other programs
 
+With ``--consensus``, one graph is written that averages the graphs of all prompts (docs/consensus.md).
+
 Features have the labels of ``--labels``, and others those of the transcoder's records (``open-clt features``), if there
 are any.
 """
@@ -22,6 +24,12 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from open_clt.commands.consensus_options import (
+    add_consensus_options,
+    check_consensus_options,
+    consensus_lines,
+    consensus_of,
+)
 from open_clt.commands.options import (
     AddOption,
     AddParser,
@@ -41,6 +49,7 @@ from open_clt.commands.options import (
 from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from open_clt.data.prompts import PromptSet
     from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
     from open_clt.graphs.graph import AttributionGraph
     from open_clt.graphs.targets import SalientLogits
@@ -68,7 +77,13 @@ def add_to(add_parser: AddParser) -> None:
 
 def _add_targets(option: AddOption) -> None:
     option("--prompt", action="append", default=[], help="Prompt to explain. May be repeated.")
-    option("--prompts", type=Path, metavar="FILE", help="Text file with more prompts, one per line.")
+    option(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="Text file with more prompts, one per line, or .json file with templates and the values of their slots.",
+    )
+    add_consensus_options(option)
     add_chat_option(option)
     add_target_options(option)
     option("--max-logits", type=int, help="Largest number of likeliest tokens to explain (default: 10).")
@@ -99,17 +114,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the options and the output directory, then compute the graphs."""
     from open_clt.files import results
 
-    prompts = _prompts(arguments)
-    cards = _cards(arguments, prompts)
+    prompt_set = _prompts(arguments)
+    prompts = prompt_set.prompts
+    check_consensus_options(arguments, prompts)
+    cards = _cards(arguments, prompts[:1] if arguments.consensus else prompts)
     check_target_options(arguments)
-    _check_used(arguments, several=len(prompts) > 1)
+    _check_used(arguments, several=len(cards) > 1)
     with results(arguments.output):
         _check_writable(arguments, cards)
-        _attribute(arguments, prompts, cards)
+        _attribute(arguments, prompt_set, cards)
     return 0
 
 
-def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Sequence[GraphCard]) -> None:
+def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequence[GraphCard]) -> None:
     """Compute the graph of each prompt, check, save and draw it, and print its sizes and scores."""
     from open_clt.attribution.attribute import attribute_all
     from open_clt.features.labelling.stored import with_stored_labels
@@ -122,23 +139,29 @@ def _attribute(arguments: argparse.Namespace, prompts: Sequence[str], cards: Seq
     graphs = attribute_all(
         model,
         clt.transcoder,
-        prompts,
+        prompt_set.prompts,
         targets=read_targets(arguments, model) or _likeliest(arguments),
         max_feature_nodes=arguments.max_feature_nodes,
         compatible=arguments.compatible,
         chat=arguments.chat,
     )
+    graphs = (with_stored_labels(graph.with_labels(labels), clt.transcoder, own_source(arguments)) for graph in graphs)
+    if arguments.consensus:
+        averaged = consensus_of(arguments, list(graphs), prompt_set)
+        for line in (*consensus_lines(averaged), *_write(arguments, averaged, averaged, cards[0], several=False)):
+            print(line)
+        return
     for graph, card in zip(graphs, cards, strict=True):
-        if len(prompts) > 1:
+        if len(cards) > 1:
             print(f"\n{card.slug}: {graph.info.prompt!r}")
-        graph, report = with_stored_labels(graph.with_labels(labels), clt.transcoder, own_source(arguments)), ""
+        report = ""
         if not arguments.no_faithfulness:
             from open_clt.evaluation.faithfulness import faithfulness, with_faithfulness
 
             result = faithfulness(graph, replacement, max_features=arguments.max_features)
             graph, report = with_faithfulness(graph, result), result.summary()
         pruned = graph.prune(arguments.threshold, arguments.edge_threshold)
-        for line in (*_summary(graph, pruned), report, *_write(arguments, graph, pruned, card, len(prompts) > 1)):
+        for line in (*_summary(graph, pruned), report, *_write(arguments, graph, pruned, card, len(cards) > 1)):
             if line:
                 print(line)
 
@@ -165,13 +188,14 @@ def _likeliest(arguments: argparse.Namespace) -> SalientLogits:
     return SalientLogits(position=position_of(arguments), **given)
 
 
-def _prompts(arguments: argparse.Namespace) -> list[str]:
-    from open_clt.data.prompts import read_prompts
+def _prompts(arguments: argparse.Namespace) -> PromptSet:
+    from open_clt.data.prompts import PromptSet, read_prompt_set
 
-    prompts = [*arguments.prompt, *(read_prompts(arguments.prompts) if arguments.prompts else [])]
+    read = read_prompt_set(arguments.prompts) if arguments.prompts else PromptSet(())
+    prompts = (*arguments.prompt, *read.prompts)
     if not prompts:
         raise ConfigError("No prompt is given; use --prompt for one prompt, or --prompts for a file with several.")
-    return prompts
+    return PromptSet(prompts, read.templates)
 
 
 def _cards(arguments: argparse.Namespace, prompts: Sequence[str]) -> list[GraphCard]:

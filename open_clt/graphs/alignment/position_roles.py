@@ -16,11 +16,10 @@ from typing import NamedTuple, TypeAlias, final
 
 import numpy as np
 
+from open_clt.data.prompts import SLOT
 from open_clt.errors import AttributionError
 from open_clt.graphs.info import GraphInfo
 from open_clt.short_repr import short_repr
-
-_SLOT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 Key: TypeAlias = tuple[str, str, int]
 """A role: the slots on both sides of a part, and a place in it; or the name of a slot, twice."""
@@ -55,7 +54,7 @@ def position_roles(infos: Sequence[GraphInfo], templates: Sequence[str] = ()) ->
     prompts. Raises AttributionError if a prompt has no template's form, if templates have different slots, or if a
     slot shares a token with the text beside it.
     """
-    slots = {template: sorted(set(_SLOT.findall(template))) for template in templates}
+    slots = {template: sorted(set(SLOT.findall(template))) for template in templates}
     for template, names in slots.items():
         if not names:
             raise AttributionError(f"The template {template!r} has no slot; write one in braces, such as {{city}}.")
@@ -74,7 +73,7 @@ def position_roles(infos: Sequence[GraphInfo], templates: Sequence[str] = ()) ->
 def template_pattern(template: str) -> re.Pattern[str]:
     """Return the pattern of a template's prompts; a slot that occurs again must hold the same text."""
     seen, pattern, end = set[str](), "", 0
-    for slot in _SLOT.finditer(template):
+    for slot in SLOT.finditer(template):
         pattern += re.escape(template[end : slot.start()])
         pattern += f"(?P={slot[1]})" if slot[1] in seen else f"(?P<{slot[1]}>.+?)"
         seen.add(slot[1])
@@ -103,7 +102,7 @@ def _parts(info: GraphInfo, templates: Sequence[str]) -> list[_Part]:
 def _slots(template: str, match: re.Match[str]) -> list[tuple[str, int, int]]:
     """The slots of a prompt in their order: name, first character and end."""
     slots, uses, shift = list[tuple[str, int, int]](), dict[str, int](), 0
-    for slot in _SLOT.finditer(template):
+    for slot in SLOT.finditer(template):
         name, text = slot[1], match[slot[1]]
         uses[name] = uses.get(name, 0) + 1
         start = slot.start() + shift

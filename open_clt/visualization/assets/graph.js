@@ -5,14 +5,16 @@
    open_clt/visualization/graph/page_data.py makes:
 
      nodes    [{id, shape, kind, label, brief, automatic, note, layer, position, token, activation, influence, feature,
-                members}]
+                numbers, opacity, members}]
                 shape: feature, error, other (bias, position, MLP output), group, token or output
                 brief: the label for places with little room, or null
                 layer, activation and feature ("L2/417") are null where a node has none
                 members: [{id, label}] of a group, the nodes that it stands for
+                numbers: what else is known, such as the frequency in a consensus, or ""; opacity: that of the mark
                 automatic: whether the label is an automatic one
                 members: [{id, label, automatic, token, feature, activation, influence}] of a supernode, else []
-     edges    [[source, target, weight]]: indices of nodes, and a signed weight
+     edges    [[source, target, weight, frequency]]: indices of nodes, a signed weight, and in a consensus the share of
+              graphs that have the edge
      tokens   [text]: all tokens of the prompt
      layers   number of layers
      caption  what is drawn and what is not
@@ -59,6 +61,7 @@
     where.push(`${isGroup ? "mostly " : ""}at ${node.token} (${node.position})`);
     const numbers = node.activation === null ? [] : [`activation ${digits(node.activation)}`];
     if (node.shape !== "output") numbers.push(`influence ${digits(node.influence)}`); // outputs are what is influenced
+    if (node.numbers) numbers.push(node.numbers);
     return [node.note ? `${node.label}  ${node.note}` : node.label, where.join(" \u00b7 "), numbers.join(" \u00b7 ")];
   };
 
@@ -69,8 +72,9 @@
     const nodes = data.nodes.map((node, index) => ({ ...node, index, from: [], to: [], hidden: false }));
     const byId = new Map(nodes.map((node) => [node.id, node]));
     const largest = data.edges.reduce((most, edge) => Math.max(most, Math.abs(edge[2])), 1e-30);
-    const edges = data.edges.map(([source, target, weight]) => {
-      const edge = { source: nodes[source], target: nodes[target], weight, share: Math.abs(weight) / largest };
+    const edges = data.edges.map(([source, target, weight, frequency = 1]) => {
+      const share = Math.abs(weight) / largest;
+      const edge = { source: nodes[source], target: nodes[target], weight, share, frequency };
       edge.source.to.push(edge);
       edge.target.from.push(edge);
       return edge;
@@ -151,7 +155,7 @@
           class: `oc-edge ${edge.weight < 0 ? "oc-negative" : "oc-positive"}`,
           d: curve(edge),
           "stroke-width": (THINNEST + (WIDEST - THINNEST) * edge.share).toFixed(2),
-          "stroke-opacity": (faint + 0.6 * edge.share).toFixed(3),
+          "stroke-opacity": (edge.frequency * (faint + 0.6 * edge.share)).toFixed(3),
         });
         lines.append(edge.element);
       }
@@ -205,6 +209,7 @@
       } else {
         element.append(svg("circle", { class: "oc-ring", cx: node.x, cy: node.y, r: node.diameter / 2 + 4 }));
         element.append(dot(node));
+        if (node.opacity < 1) element.lastChild.setAttribute("fill-opacity", node.opacity);
         if (node.text) element.append(textLines(node.text.split("\n"), node.x + node.diameter / 2 + 5, node.y, "start"));
       }
       element.addEventListener("focus", () => {

@@ -106,6 +106,7 @@ def narrowest(picture: GraphPicture) -> float:
 def captions_of(picture: GraphPicture) -> list[str]:
     """Return the lines below the picture: what is drawn of the graph, and what its rows miss if they miss anything."""
     lines = [f"Area by influence, width by weight. {picture.caption}"]
+    lines += [picture.averages] if picture.averages else []
     return [*lines, picture.missing] if picture.missing else lines
 
 

@@ -105,8 +105,10 @@ def _draw_edges(canvas: Canvas, picture: GraphPicture, anchors: dict[int, Anchor
     for edge in order:
         start, end = anchors[int(picture.sources[edge])], anchors[int(picture.targets[edge])]
         curves.append(Curve(edge_curve(start, end), [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4]))
+    seen = np.ones(len(order)) if picture.edge_frequencies is None else picture.edge_frequencies
     colours = [
-        to_rgba(BLUE if picture.weights[edge] > 0 else VERMILLION, 0.25 + 0.6 * float(sizes[edge])) for edge in order
+        to_rgba(BLUE if picture.weights[edge] > 0 else VERMILLION, float(seen[edge] * (0.25 + 0.6 * sizes[edge])))
+        for edge in order
     ]
     widths = canvas.scale * (_THINNEST + (_WIDEST - _THINNEST) * sizes[order])
     canvas.ax.add_collection(
@@ -123,7 +125,8 @@ def _draw_node(canvas: Canvas, picture: GraphPicture, node: int, box: Box) -> No
     # At the same marker size, matplotlib draws diamonds and squares larger than circles.
     size = canvas.scale * diameter * (0.75 if marker == "D" else 0.88 if marker == "s" else 1)
     middle = left + diameter / 2
-    dot = Line2D([middle], [box.y], marker=marker, markersize=size, color=colour, ls="", zorder=3)
+    opaque = to_rgba(colour, picture.opacity(node))
+    dot = Line2D([middle], [box.y], marker=marker, markersize=size, markerfacecolor=opaque, ls="", zorder=3)
     dot.set(markeredgecolor="white", markeredgewidth=0.6 * canvas.scale)
     canvas.ax.add_line(dot)
     if not (label := wrapped(picture.labels[node])):

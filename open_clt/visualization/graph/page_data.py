@@ -20,7 +20,7 @@ from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.transcoders.feature import Feature
 from open_clt.visualization.graph.arrangement import MARKERS, PIXELS, Measured, arranged, diameter_of, measured
 from open_clt.visualization.graph.layout import Box, Page, PlacedGraph, Size, place
-from open_clt.visualization.graph.picture import GraphPicture, Shape, picture_of
+from open_clt.visualization.graph.picture import GraphPicture, Shape, node_numbers, picture_of
 from open_clt.visualization.labels import token_label, wrapped
 
 MOST_NODES, MOST_EDGES = 300, 2000
@@ -62,12 +62,16 @@ def graph_data(
     picture = picture_of(drawn, max_nodes, max_edges, _INNER)
     graph = drawn.graph if isinstance(drawn, GroupedGraph) else drawn
     edges = zip(picture.sources.tolist(), picture.targets.tolist(), picture.weights.tolist(), strict=True)
+    seen = picture.edge_frequencies
     return {
         "nodes": [_node(graph, picture, node, automatic) for node in range(len(picture.shapes))],
-        "edges": [[source, target, _short(weight)] for source, target, weight in edges],
+        "edges": [
+            [source, target, _short(weight), *([] if seen is None else [_short(float(seen[edge]))])]
+            for edge, (source, target, weight) in enumerate(edges)
+        ],
         "tokens": [token_label(token) for token in picture.tokens],
         "layers": picture.n_layers,
-        "caption": picture.caption,
+        "caption": f"{picture.caption} {picture.averages}".strip(),
         "missing": picture.missing,
         "alarming": picture.alarming,
         "layouts": [_labelled(picture, window) for window in windows] if labelled else _layouts(picture, windows),
@@ -100,6 +104,8 @@ def _node(graph: AttributionGraph, picture: GraphPicture, index: int, automatic:
         "activation": _short(node.value) if feature else None,
         "influence": _short(float(picture.influence[index])),
         "feature": str(feature) if feature else None,
+        "numbers": node_numbers(graph, row),
+        "opacity": _short(picture.opacity(index)),
         "members": [],
     }
 
@@ -124,6 +130,8 @@ def _group(
         "activation": None,
         "influence": _short(float(picture.influence[index])),
         "feature": None,
+        "numbers": "",
+        "opacity": _short(picture.opacity(index)),
         "members": [_member(graph, row, influence[row], automatic) for row in rows],
     }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, NamedTuple, TypeAlias, final
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from open_clt.features.labelling.automatic import in_brief
+from open_clt.graphs.consensus_table import ConsensusTable
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.supernodes import GroupedGraph
@@ -35,6 +37,10 @@ _SHAPES: dict[NodeKind, Shape] = {
     NodeKind.LOGIT: "output",
     NodeKind.TARGET: "output",
 }
+
+
+_FAINTEST = 0.2
+"""Opacity of a marker whose node is in hardly any graph of a consensus."""
 
 
 @final
@@ -74,6 +80,12 @@ class GraphPicture:
     """Line that warns of rows that do not add up; empty if they do."""
     alarming: bool = False
     """Whether ``missing`` reports an error, because the rows of this kind of graph should add up."""
+    averages: str = ""
+    """Line that says what a consensus is an average of; empty for the graph of one prompt."""
+    frequencies: tuple[float, ...] = ()
+    """Share of a consensus's graphs that have each node, at most 1; empty for the graph of one prompt."""
+    edge_frequencies: npt.NDArray[np.float64] | None = None
+    """Share of a consensus's graphs that have each edge; None for other graphs, and where supernodes join edges."""
 
     __repr__ = short_repr
 
@@ -83,9 +95,22 @@ class GraphPicture:
         between = [node for node, shape in enumerate(self.shapes) if shape not in ("token", "output")]
         return float(np.max(self.influence[between], initial=0))
 
+    def opacity(self, node: int) -> float:
+        """Return the opacity of a node's marker, which grows with its frequency."""
+        return _FAINTEST + (1 - _FAINTEST) * self.frequencies[node] if self.frequencies else 1.0
+
     def of(self, *shapes: Shape) -> list[int]:
         """Return the indices of the nodes that have one of these shapes."""
         return [node for node, shape in enumerate(self.shapes) if shape in shapes]
+
+
+_NAMES: dict[tuple[bool, bool], str] = {
+    (False, False): "Attribution graph",
+    (True, False): "Grouped attribution graph",
+    (False, True): "Consensus graph",
+    (True, True): "Grouped consensus graph",
+}
+"""Names of graphs in titles: whether nodes are grouped, and whether the graph is a consensus."""
 
 
 class _Unit(NamedTuple):
@@ -131,7 +156,7 @@ def picture_of(
         tokens=tuple(graph.info.token_strings),
         n_layers=graph.info.n_layers,
         title=title_of(
-            "Grouped attribution graph" if grouped else "Attribution graph",
+            _NAMES[grouped, graph.consensus is not None],
             prompt=graph.info.prompt,
             model=graph.info.model,
             link="of",
@@ -139,8 +164,36 @@ def picture_of(
         caption=_caption(influence[~ends], drawn_nodes[~ends], len(drawn_edges), len(between)),
         missing=graph.missing(),
         alarming=not graph.info.compatible,
+        **_of_consensus(graph.consensus, [unit.members for unit in shown], None if grouped else between[drawn_edges]),
     )
     return replace(picture, rows=_rows_with_edges_upwards(picture))
+
+
+def _of_consensus(
+    table: ConsensusTable | None, members: Sequence[tuple[int, ...]], edges: Int[Tensor, "drawn"] | None
+) -> dict[str, Any]:
+    """The columns of a consensus; a supernode is as frequent as its most frequent member."""
+    if table is None:
+        return {}
+    frequency = table.frequency.tolist()
+    return {
+        "averages": f"{table.summary()} Opacity by frequency.",
+        "frequencies": tuple(max(frequency[row] for row in rows) for rows in members),
+        "edge_frequencies": None if edges is None else table.edge_frequency[edges].double().numpy(),
+    }
+
+
+def node_numbers(graph: AttributionGraph, row: int) -> str:
+    """Return what is known of a node beside its influence: frequency and interval in a consensus, and confidence."""
+    table, confidence, numbers = graph.consensus, float(graph.nodes.confidence[row]), list[str]()
+    if table is not None:
+        count = len(table.prompts)
+        numbers.append(f"in {round(float(table.frequency[row]) * count)} of {count} graphs")
+        if graph.nodes.kind[row] not in (NodeKind.LOGIT, NodeKind.TARGET):
+            numbers.append(f"mean influence {float(table.low[row]):.2g} to {float(table.high[row]):.2g}")
+    if not math.isnan(confidence):
+        numbers.append(f"confidence {confidence:.0%}")
+    return ", ".join(numbers)
 
 
 def _largest(values: Float[Tensor, "node"], count: int) -> Bool[Tensor, "node"]:

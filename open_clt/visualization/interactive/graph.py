@@ -185,7 +185,8 @@ def _nodes(picture: GraphPicture, placed: PlacedGraph, texts: Sequence[str]) -> 
         diameters = np.array([diameter_of(picture, node, PIXELS) for node in nodes])
         inset = PIXELS.inset if shape == "group" else 0.0
         left = np.array([boxes[node].x - boxes[node].width / 2 + inset for node in nodes])
-        marker = {"symbol": symbol, "color": colour, "size": factor * diameters, "opacity": 1}
+        opacity = [picture.opacity(node) for node in nodes] if picture.frequencies else 1
+        marker = {"symbol": symbol, "color": colour, "size": factor * diameters, "opacity": opacity}
         trace = go.Scatter(
             x=left + diameters / 2,
             y=[boxes[node].y for node in nodes],

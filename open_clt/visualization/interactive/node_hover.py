@@ -6,7 +6,7 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import Node, NodeKind
 from open_clt.graphs.supernodes import GroupedGraph
 from open_clt.transcoders.feature import Feature
-from open_clt.visualization.graph.picture import GraphPicture
+from open_clt.visualization.graph.picture import GraphPicture, node_numbers
 from open_clt.visualization.interactive.hover import FeatureNotes
 from open_clt.visualization.interactive.text import BREAK, plain_text, token_text, wrapped_text
 
@@ -35,7 +35,8 @@ def node_texts(picture: GraphPicture, graph: AttributionGraph | GroupedGraph | N
             texts.append(_text_of_picture(picture, node))
         elif len(members) == 1:
             is_output = picture.shapes[node] == "output"
-            texts.append(BREAK.join([*_lines(whole, members[0], notes), *([] if is_output else [influence])]))
+            known = [about] if (about := node_numbers(whole, members[0])) else []
+            texts.append(BREAK.join([*_lines(whole, members[0], notes), *([] if is_output else [influence]), *known]))
         else:
             texts.append(BREAK.join([*_group_lines(picture, node, whole, members), influence]))
     return texts

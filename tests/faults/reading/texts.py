@@ -52,6 +52,13 @@ TEXTS: dict[str, Reader] = {
     "rows": Reader(lambda folder: _write_rows(folder / "text.jsonl"), _texts("text.jsonl"), "data.texts"),
     "columns": Reader(_write_parquet, _texts("text.parquet"), "data.texts"),
     "card of a data set": Reader(_write_data_set, nothing(lambda folder: check_card(folder)), "data.dataset_card"),
+    "templates of prompts": Reader(
+        lambda folder: (folder / "prompts.json").write_text(
+            '{"templates": ["The {animal} sat"], "values": [{"animal": "cat"}, {"animal": "dog"}]}'
+        ),
+        nothing(lambda folder: read_prompts(folder / "prompts.json")),
+        "data.prompts",
+    ),
     "prompts": Reader(
         lambda folder: (folder / "prompts.txt").write_text("The cat\nA dog\n"),
         nothing(lambda folder: read_prompts(folder / "prompts.txt")),

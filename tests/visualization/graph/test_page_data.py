@@ -7,9 +7,11 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+import torch
 
 from open_clt.attribution.attribute import attribute
 from open_clt.features.labelling.automatic import in_brief
+from open_clt.graphs.consensus import consensus
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.supernodes import Supernode, group
 from open_clt.language.language_model import LanguageModel
@@ -55,6 +57,29 @@ def test_the_data_hold_the_nodes_and_edges_of_a_graph() -> None:
     assert (labelled["layer"], labelled["position"], labelled["activation"]) == (0, 2, 2.5)
     assert [node["automatic"] for node in nodes].count(True) == 1
     assert {node["id"]: node["note"] for node in nodes if node["note"]} == {"logit:2:40": "60%", "logit:2:41": "20%"}
+
+
+def test_a_consensus_shows_frequencies_as_opacity_and_as_numbers() -> None:
+    whole = hand_graph()
+    part = whole.part(torch.tensor([node != "0:2:7" for node in whole.ids()]))
+    graph = consensus([whole, part, part, part])
+    data = graph_data(graph)
+    nodes = {node["id"]: node for node in data["nodes"]}
+    assert "Consensus of 4 graphs" in data["caption"]
+    assert nodes["0:2:7"]["opacity"] < nodes["0:2:5"]["opacity"] == 1
+    assert "in 1 of 4 graphs" in nodes["0:2:7"]["numbers"]
+    assert "in 4 of 4 graphs" in nodes["0:2:5"]["numbers"]
+    seen = {(data["nodes"][s]["id"], data["nodes"][t]["id"]): share for s, t, _, share in data["edges"]}
+    assert {share for (source, _), share in seen.items() if source == "0:2:7"} == {0.25}
+    assert {share for ends, share in seen.items() if "0:2:7" not in ends} == {1.0}
+    grouped = group(graph, [Supernode("both", ("0:2:5", "0:2:7"))])
+    assert next(node for node in graph_data(grouped)["nodes"] if node["id"] == "both")["opacity"] == 1
+
+
+def test_the_graph_of_one_prompt_is_opaque() -> None:
+    data = graph_data(hand_graph())
+    assert {node["opacity"] for node in data["nodes"]} == {1}
+    assert {len(edge) for edge in data["edges"]} == {3}
 
 
 def test_limits_are_those_of_the_figure(crowded: AttributionGraph) -> None:
