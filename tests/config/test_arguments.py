@@ -19,7 +19,7 @@ from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import ConfigError
 from tests.refusals import refuses
 
-TENSORS_ONLY = {"written", "decoder_norms", "decoders", "decoder_rows", "nested", "errors"}
+TENSORS_ONLY = {"written", "decoder_norms", "decoders", "decoder_rows", "target_rows", "vectors", "nested", "errors"}
 """Methods of a transcoder that compute with tensors in every training step, and leave their checks to PyTorch."""
 CHECKED_BY_FIELDS = {"CrossLayerConfig", "MoltConfig", "TrainingConfig", "Intervention"}
 """Classes whose fields ``CheckedConfig`` checks."""

@@ -21,7 +21,7 @@ from open_clt.files import TensorBlocks, in_one_block
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.checks import check_numbers
-from open_clt.transcoders.formats.folded_layers import folded_layer, plain_transcoder
+from open_clt.transcoders.formats.folded_layers import check_all_layers, folded_layer, plain_transcoder
 from open_clt.transcoders.formats.layers import THRESHOLD
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -90,6 +90,7 @@ def check_place_of_layers(directory: Path) -> None:
 
 def check_config(config: TranscoderConfig) -> None:
     """Raise CheckpointError if the layout of a cross-layer transcoder cannot hold one of this shape."""
+    check_all_layers(config, "circuit-tracer's layout")
     if config.skip:
         advice = "circuit-tracer-layers or native" if config.reach_of(0) == 1 else "native"
         raise CheckpointError(
@@ -99,6 +100,7 @@ def check_config(config: TranscoderConfig) -> None:
 
 def check_config_of_layers(config: TranscoderConfig) -> None:
     """Raise CheckpointError if the layout of one transcoder per layer cannot hold a transcoder of this shape."""
+    check_all_layers(config, "the layout circuit-tracer-layers")
     if config.reach_of(0) != 1:
         advice = "native" if config.skip else "circuit-tracer or native"
         raise CheckpointError(

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from open_clt.config import TranscoderConfig
 from open_clt.errors import CheckpointError
 from open_clt.files import TensorBlocks
 from open_clt.finite import check_finite
@@ -61,12 +62,17 @@ def plain_transcoder(transcoder: Transcoder, layout: str) -> CrossLayerTranscode
             f"A {own.class_path} cannot be written in {layout}, which holds plain cross-layer transcoders only; save "
             "it in OpenCLT's layout."
         )
-    if transcoder.config.layers is not None:
-        raise CheckpointError(
-            f"A transcoder of the layers {transcoder.config.layer_words} cannot be written in {layout}, which states "
-            "all layers of a language model; save it in OpenCLT's layout."
-        )
+    check_all_layers(transcoder.config, layout)
     return transcoder
+
+
+def check_all_layers(config: TranscoderConfig, layout: str) -> None:
+    """Raise CheckpointError for a transcoder of some layers, which layouts of other programs do not hold."""
+    if config.layers is not None:
+        raise CheckpointError(
+            f"A transcoder of the layers {config.layer_words} cannot be written in {layout}, which states all layers "
+            "of a language model; save it in OpenCLT's layout."
+        )
 
 
 @torch.no_grad()

@@ -194,7 +194,7 @@ LAYOUTS = (
         ("*/cfg.json", "*/sae_weights.safetensors"),
         saelens.recognises,
         _without_code(saelens.open_saelens),
-        Writer(saelens_writer.check_place, saelens_writer.save_saelens),
+        Writer(saelens_writer.check_place, saelens_writer.save_saelens, saelens_writer.check_config),
     ),
     Layout(
         "llamascope-layers",

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from open_clt import files
+from open_clt.config import TranscoderConfig
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import CheckpointError
 from open_clt.files import in_one_block
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.formats.checks import check_numbers
-from open_clt.transcoders.formats.folded_layers import folded_layer, plain_transcoder
+from open_clt.transcoders.formats.folded_layers import check_all_layers, folded_layer, plain_transcoder
 from open_clt.transcoders.formats.saelens_settings import SETTINGS, TENSORS
 from open_clt.transcoders.nonlinearities import ReLU
 from open_clt.transcoders.transcoder import Transcoder
@@ -60,6 +61,11 @@ def _ours(directory: Path) -> list[str]:
     heads = [name for name in saved.names(f"layer_*/{SETTINGS}") if _FOLDER.fullmatch(name.partition("/")[0])]
     ours = [name for name in heads if files.format_of(saved(name)) == _FORMAT.name]
     return [name for head in ours for name in (head, head.replace(SETTINGS, TENSORS))]
+
+
+def check_config(config: TranscoderConfig) -> None:
+    """Raise CheckpointError if the layout cannot hold a transcoder of these layers."""
+    check_all_layers(config, "the layout saelens")
 
 
 @checked_arguments
