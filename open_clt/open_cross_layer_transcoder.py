@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Unpack, final
 from torch import Tensor
 
 from open_clt.attribution.attribute import AttributionSettings, attribute, attribute_all
+from open_clt.attribution.budget import default_budget
 from open_clt.config import CrossLayerConfig, NonlinearityConfig, TopKConfig, TrainingConfig
 from open_clt.config.arguments import Count, checked_arguments
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
@@ -27,11 +28,13 @@ from open_clt.html_repr import html_repr
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import LanguageModel, load_language_model
 from open_clt.language.prompts import Prompt
+from open_clt.language.transcoders.named import transcoder_of
 from open_clt.memory import memory_errors
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.feature import Feature
-from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.formats.native import save_transcoder
+from open_clt.transcoders.neurons.source import not_stored
+from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
 from open_clt.transcoders.transcoder import Transcoder
 
 if TYPE_CHECKING:
@@ -55,6 +58,8 @@ class OpenCrossLayerTranscoder:
     ``model_name`` is any name or path that ``load_language_model`` accepts, or a ``LanguageModel``. ``num_features`` is
     the number of features per layer, and ``layers`` are the layers that have features, by default all. A new object
     holds an untrained transcoder; call ``train_transcoder`` or ``load_model`` before any method that uses it.
+    ``transcoder`` is what ``load_model`` reads: with ``neurons``, the features are the model's own neurons, and nothing
+    is trained.
     """
 
     @checked_arguments
@@ -70,6 +75,7 @@ class OpenCrossLayerTranscoder:
         layers: Sequence[int] | None = None,
         use_first_position: bool = False,
         seed: int = 0,
+        transcoder: str | Path | None = None,
     ) -> None:
         is_loaded = isinstance(model_name, LanguageModel)
         self.language_model = model_name if is_loaded else load_language_model(model_name, device=device)
@@ -89,6 +95,8 @@ class OpenCrossLayerTranscoder:
         with memory_errors(f"A transcoder of {num_features:,} features per layer", "use a smaller num_features"):
             self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
         self._trained = False
+        if transcoder is not None:
+            self.load_model(transcoder)
 
     _repr_html_ = html_repr
 
@@ -158,6 +166,8 @@ class OpenCrossLayerTranscoder:
         """
         from open_clt.training.run import train_transcoder  # imports Lightning, which only training needs
 
+        if isinstance(self.transcoder, NeuronTranscoder):
+            raise not_stored("trained")
         result = train_transcoder(
             self.language_model,
             texts_or_contexts,
@@ -225,14 +235,22 @@ class OpenCrossLayerTranscoder:
 
     @checked_arguments
     def attribute(self, text: Prompt, **settings: Unpack[AttributionSettings]) -> AttributionGraph:
-        """Compute the whole attribution graph of a text, without pruning; ``settings`` are those of ``attribute``."""
-        return attribute(self.language_model, self._ready(), text, **settings)
+        """Compute the whole attribution graph of a text, without pruning; ``settings`` are those of ``attribute``.
+
+        Of neurons, which are all active, rows are computed for the 2,048 most influential; ``max_feature_nodes=None``
+        computes all.
+        """
+        return attribute(self.language_model, self._ready(), text, **self._with_budget(settings))
+
+    def _with_budget(self, settings: AttributionSettings) -> AttributionSettings:
+        return {"max_feature_nodes": default_budget(self._ready()), **settings}
 
     @checked_arguments
     def attribute_all(
         self, texts: Sequence[Prompt], *, progress: bool = True, **settings: Unpack[AttributionSettings]
     ) -> Iterator[AttributionGraph]:
         """Yield the attribution graph of each text, one after the other, with a progress bar."""
+        settings = self._with_budget(settings)
         return attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)
 
     @checked_arguments
@@ -260,7 +278,7 @@ class OpenCrossLayerTranscoder:
         """
         from open_clt.visualization.prompt_report.report import write_report
 
-        transcoder = self._ready()
+        transcoder, settings = self._ready(), self._with_budget(settings)
         return write_report(self.language_model, transcoder, text, path, features=features, texts=texts, **settings)
 
     def replacement_model(self) -> ReplacementModel:
@@ -285,13 +303,11 @@ class OpenCrossLayerTranscoder:
     def load_model(self, path: str | Path, *, own_class: type[Any] | None = None, trust_code: bool = False) -> None:
         """Load a transcoder; raise ConfigError if it does not fit the language model.
 
-        ``path`` is a directory or a name on the hub. It, ``own_class`` and ``trust_code`` are those of
-        ``load_transcoder``.
+        ``path`` is a directory, a name on the hub, or ``neurons``: the model's own neurons, which need no training.
+        Otherwise, it, ``own_class`` and ``trust_code`` are those of ``load_transcoder``.
         """
-        device = self.language_model.device
-        transcoder = load_transcoder(path, device=device, own_class=own_class, trust_code=trust_code)
-        check_fits(transcoder, self.language_model)
-        self.transcoder, self._trained = transcoder, True
+        self.transcoder = transcoder_of(self.language_model, path, own_class=own_class, trust_code=trust_code)
+        self._trained = True
 
     def _ready(self) -> Transcoder:
         if not self._trained:

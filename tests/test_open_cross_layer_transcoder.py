@@ -70,6 +70,18 @@ def test_training_then_save_and_load_gives_the_same_features(clt: OpenCrossLayer
         assert torch.equal(layer.dense(), loaded_layer.dense())
 
 
+def test_neurons_need_no_training_and_are_not_trained_or_saved(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
+    clt = OpenCrossLayerTranscoder(tiny_gpt2, transcoder="neurons")
+    assert clt.attribute("The cat sat", max_feature_nodes=None).scores().replacement == pytest.approx(1)
+    assert clt.attribute("The cat sat").info.settings.max_feature_nodes == 2048
+    assert len(clt.get_top_features("The cat sat", top_n=3)) == 3
+    with refuses(ConfigError, "neurons", "trained"):
+        clt.train_transcoder(["One text."], progress=False)
+    with refuses(ConfigError, "neurons", "saved"):
+        clt.save_model(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_a_transcoder_of_another_shape_is_refused(tiny_gpt2: LanguageModel) -> None:
     clt = OpenCrossLayerTranscoder(tiny_gpt2, num_features=32)
     with refuses(ConfigError, tiny_gpt2.name):

@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
@@ -63,7 +64,7 @@ class AttributionSettings(TypedDict, total=False):
 @torch.no_grad()
 def attribute(
     model: LanguageModel,
-    transcoder: Transcoder,
+    transcoder: Transcoder | str | Path,
     prompt: Prompt,
     *,
     targets: Target | Sequence[Target] | None = None,
@@ -76,13 +77,16 @@ def attribute(
 ) -> AttributionGraph:
     """Explain a model's prediction by the transcoder's features: every edge into every target and active feature.
 
+    ``transcoder`` may also be a source of ``load_transcoder``, or ``neurons``: the model's own MLP neurons with frozen
+    gates, whose errors are zero (docs/neurons.md). All neurons are active, so a budget saves much memory.
+
     ``prompt`` is a text, to which BOS is prepended, or tokens, which are used unchanged; ``chat`` applies the chat
-    template of the model to a text or to messages (``open_clt.language.prompts``). By default, ``targets`` are
-    the fewest likeliest next tokens that together hold ``logit_probability``, but at most ``max_logits``.
+    template of the model to a text or to messages (``open_clt.language.prompts``). By default, ``targets`` are the
+    fewest likeliest next tokens that together hold ``logit_probability``, but at most ``max_logits``.
     ``max_feature_nodes`` is the budget: the largest number of features that are attributed. The rows of a complete
     graph add up to each target's total. A ``compatible`` graph leaves out positional embeddings, biases and the MLP
-    outputs of the first position, and equals circuit-tracer's graph. Features are not used at the first position
-    unless the transcoder's config says ``use_first_position``. ``batch_size`` affects memory and speed only.
+    outputs of the first position, and equals circuit-tracer's graph. Features are not used at the first position unless
+    the transcoder's config says ``use_first_position``. ``batch_size`` affects memory and speed only.
 
     The memory needed beyond the model and the transcoder is bounded by the budget and the batch size: at most 4 bytes
     for each entry of a row, a few times 64 MB for a batch, at most 512 MB of decoder rows, and the graph's edges. With
@@ -95,7 +99,8 @@ def attribute(
     small, and NotFiniteError if the model or the transcoder does not compute finite numbers for the prompt.
     """
     tokens = _tokens(model, prompt, chat=chat)
-    mark, transcoder = _mark(transcoder), attributable(transcoder)
+    transcoder = attributable(transcoder, model)
+    mark = _mark(transcoder)
     check_fits(transcoder, model, same_device=True)
     _check_counts(max_feature_nodes, batch_size)
     path = read_linear_path(model, tokens, transcoder.config.input_hook, transcoder.config.target_hook)
@@ -122,7 +127,7 @@ def attribute(
 @checked_arguments
 def attribute_all(
     model: LanguageModel,
-    transcoder: Transcoder,
+    transcoder: Transcoder | str | Path,
     prompts: Sequence[Prompt],
     *,
     progress: bool = True,
@@ -133,6 +138,7 @@ def attribute_all(
     ``settings`` are the keyword arguments of ``attribute``, and hold for all prompts. The tokens of all prompts are
     checked before the first prompt is attributed. Raises an AttributionError that names the prompt.
     """
+    transcoder = attributable(transcoder, model)  # once for all prompts
     if isinstance(prompts, str):
         raise AttributionError(f"prompts is a single string, {prompts[:40]!r}; give a list of prompts.")
     for index, prompt in enumerate(prompts):

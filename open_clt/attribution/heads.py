@@ -11,6 +11,7 @@ The parts add up to the edge exactly, because everything that is not linear is f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,7 @@ class HeadContributions(NamedTuple):
 @torch.no_grad()
 def head_contributions(
     model: LanguageModel,
-    transcoder: Transcoder,
+    transcoder: Transcoder | str | Path,
     graph: AttributionGraph,
     target: int,
 ) -> HeadContributions:
@@ -75,7 +76,7 @@ def head_contributions(
 
 
 def every_head_contribution(
-    model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph
+    model: LanguageModel, transcoder: Transcoder | str | Path, graph: AttributionGraph
 ) -> Iterator[tuple[int, HeadContributions]]:
     """Yield each node that has inputs, with its edges split as ``head_contributions`` splits them."""
     sources = _sources(model, transcoder, graph)
@@ -98,7 +99,7 @@ class CarriedEdge(NamedTuple):
 @torch.no_grad()
 def carried_edges(
     model: LanguageModel,
-    transcoder: Transcoder,
+    transcoder: Transcoder | str | Path,
     graph: AttributionGraph,
     target: int,
     *,
@@ -113,7 +114,7 @@ def carried_edges(
 
 
 def every_carried_edge(
-    model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph, *, share: float = 0.01
+    model: LanguageModel, transcoder: Transcoder | str | Path, graph: AttributionGraph, *, share: float = 0.01
 ) -> Iterator[tuple[int, list[CarriedEdge]]]:
     """Yield each node that has inputs, with its edges split as ``carried_edges`` splits them."""
     sources = _sources(model, transcoder, graph)
@@ -123,9 +124,9 @@ def every_carried_edge(
 
 
 @torch.no_grad()
-def _sources(model: LanguageModel, transcoder: Transcoder, graph: AttributionGraph) -> Sources:
+def _sources(model: LanguageModel, transcoder: Transcoder | str | Path, graph: AttributionGraph) -> Sources:
     """The sources of a graph's prompt."""
-    transcoder = attributable(transcoder)
+    transcoder = attributable(transcoder, model)
     tokens = torch.tensor(graph.info.tokens, device=model.device)
     path = read_linear_path(model, tokens, transcoder.config.input_hook, transcoder.config.target_hook)
     if graph.info.settings.use_first_position != transcoder.config.use_first_position:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, final
 
 import torch
@@ -46,13 +47,15 @@ class AttentionExplainer:
 
     @checked_arguments
     @torch.no_grad()
-    def __init__(self, model: LanguageModel, transcoder: Transcoder, prompt: Prompt | AttributionGraph) -> None:
+    def __init__(
+        self, model: LanguageModel, transcoder: Transcoder | str | Path, prompt: Prompt | AttributionGraph
+    ) -> None:
         """Freeze the model on a prompt, or on the prompt of a graph, and split its stream into sources.
 
         Raises ConfigError if the transcoder does not fit the model, AttributionError if the prompt or the transcoder
         cannot be used, and LanguageModelError if attention scores are not a product of linear functions of the stream.
         """
-        transcoder = attributable(transcoder)
+        transcoder = attributable(transcoder, model)
         check_fits(transcoder, model, same_device=True)
         if isinstance(prompt, AttributionGraph):
             tokens, text = torch.tensor(prompt.info.tokens, device=model.device), prompt.info.prompt
@@ -201,7 +204,7 @@ def _check_index(name: str, index: int, count: int) -> None:
 @checked_arguments
 def explain_attention(
     model: LanguageModel,
-    transcoder: Transcoder,
+    transcoder: Transcoder | str | Path,
     prompt: Prompt | AttributionGraph,
     *,
     layer: int,
@@ -232,7 +235,7 @@ class ExplainedPart(NamedTuple):
 @checked_arguments
 def explain_edge(
     model: LanguageModel,
-    transcoder: Transcoder,
+    transcoder: Transcoder | str | Path,
     graph: AttributionGraph,
     source: int,
     target: int,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, TypeAlias, final
 
 import torch
@@ -28,8 +29,10 @@ from open_clt.config import MLP_OUTPUT_HOOK
 from open_clt.errors import AttributionError
 from open_clt.finite import check_finite
 from open_clt.graphs.nodes import NodeKind, NodeTable
+from open_clt.language.language_model import LanguageModel
 from open_clt.language.linear_path import LinearPath
 from open_clt.language.loading import TOLERANCE
+from open_clt.language.transcoders.named import transcoder_of
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
@@ -200,8 +203,13 @@ class Sources:
     __repr__ = short_repr
 
 
-def attributable(transcoder: Transcoder) -> Attributable:
-    """Return the transcoder if attribution can use it; raises AttributionError if not."""
+def attributable(transcoder: Transcoder | str | Path, model: LanguageModel) -> Attributable:
+    """Return a transcoder, or the one that a source means for a model (``transcoder_of``), if attribution can use it.
+
+    Raises AttributionError if it cannot.
+    """
+    if not isinstance(transcoder, Transcoder):
+        transcoder = transcoder_of(model, transcoder)
     if not isinstance(transcoder, Attributable):
         raise AttributionError(
             f"The transcoder is a {type(transcoder).__name__}, whose features have no linear edges; give a "

@@ -33,12 +33,14 @@ from open_clt.commands.consensus_options import (
 from open_clt.commands.options import (
     AddOption,
     AddParser,
+    add_budget_option,
     add_chat_option,
     add_check_options,
     add_command,
     add_labels_option,
     add_model_options,
     add_target_options,
+    budget_of,
     check_target_options,
     load,
     own_source,
@@ -91,9 +93,7 @@ def _add_targets(option: AddOption) -> None:
 
 
 def _add_sizes(option: AddOption) -> None:
-    option(
-        "--max-feature-nodes", type=int, default=None, help="Largest number of features to attribute (default: all)."
-    )
+    add_budget_option(option)
     option("--compatible", action="store_true", help="Compute the same nodes and edge weights as circuit-tracer.")
     option("--threshold", type=float, default=0.8, help="Share of node influence that pruning keeps (default: 0.8).")
     option(
@@ -141,7 +141,7 @@ def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequ
         clt.transcoder,
         prompt_set.prompts,
         targets=read_targets(arguments, model) or _likeliest(arguments),
-        max_feature_nodes=arguments.max_feature_nodes,
+        max_feature_nodes=budget_of(arguments, clt.transcoder),
         compatible=arguments.compatible,
         chat=arguments.chat,
     )

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _FILES = _TABLE, _FIGURE = "comparison.csv", "comparison.png"
 _TRANSCODERS = (
-    "Directory of a transcoder, 'embedded' for the one that ships with the package, or a report of `open-clt evaluate`."
+    "Directory of a transcoder, 'embedded' for the one that ships with the package, 'neurons' for the model's own "
+    "neurons (the baseline that needs no training), or a report of `open-clt evaluate`."
 )
 
 
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(arguments: argparse.Namespace, paths: Mapping[str, Path]) -> None:
+def _compare(arguments: argparse.Namespace, paths: Mapping[str, str | Path]) -> None:
     """Measure the transcoders that have no report, print the table, and save the table, the figure and the reports."""
     from open_clt.evaluation.report import comparison_table
     from open_clt.evaluation.report_file import save_report, total_row
@@ -81,12 +82,18 @@ def _compare(arguments: argparse.Namespace, paths: Mapping[str, Path]) -> None:
         print(f"written: {table}, {arguments.output / _FIGURE}")
 
 
-def _paths_by_name(transcoders: Sequence[str]) -> dict[str, Path]:
-    """Return the path of each transcoder by its name: the last part of the path, with parents where names repeat."""
-    paths = {argument: Path(transcoder_source(argument)) for argument in transcoders}
+def _paths_by_name(transcoders: Sequence[str]) -> dict[str, str | Path]:
+    """Return the path of each transcoder by its name: the last part of the path, with parents where names repeat.
+
+    Neurons, which have no path, stay a text.
+    """
+    from open_clt.transcoders.neurons.source import is_neurons
+
+    sources = {argument: transcoder_source(argument) for argument in transcoders}
+    paths = {argument: source if is_neurons(source) else Path(source) for argument, source in sources.items()}
     # The transcoder that ships with the package is named as it was typed, not after its directory.
     parts = {
-        argument: path.resolve().parts[1:] if path == Path(argument) else (argument,)
+        argument: path.resolve().parts[1:] if isinstance(path, Path) and path == Path(argument) else (argument,)
         for argument, path in paths.items()
     }
 
@@ -99,12 +106,12 @@ def _paths_by_name(transcoders: Sequence[str]) -> dict[str, Path]:
     return {name(path_parts): paths[argument] for argument, path_parts in parts.items()}
 
 
-def _stored_reports(arguments: argparse.Namespace, paths: Mapping[str, Path]) -> dict[str, Report]:
+def _stored_reports(arguments: argparse.Namespace, paths: Mapping[str, str | Path]) -> dict[str, Report]:
     """Return the reports that need no new measurement; raise ConfigError if they do not suit the options."""
     from open_clt.evaluation.report_file import is_report, load_report
     from open_clt.transcoders.formats.load import holds_transcoder
 
-    report_paths = {name: path for name, path in paths.items() if is_report(path)}
+    report_paths = {name: path for name, path in paths.items() if isinstance(path, Path) and is_report(path)}
     if arguments.measuring or len(report_paths) < len(paths):
         report_paths = {name: path for name, path in report_paths.items() if not holds_transcoder(path)}
     if arguments.measuring and len(report_paths) == len(paths):
@@ -123,13 +130,13 @@ def _stored_reports(arguments: argparse.Namespace, paths: Mapping[str, Path]) ->
 
 
 def _measure(
-    arguments: argparse.Namespace, paths: Mapping[str, Path], stored: Mapping[str, Report]
+    arguments: argparse.Namespace, paths: Mapping[str, str | Path], stored: Mapping[str, Report]
 ) -> Iterator[tuple[str, Report]]:
     """Measure each transcoder; raise ConfigError, before the first, if ``stored`` reports are on other contexts."""
     from open_clt.evaluation.measured_on import check_same_contexts, measured_on
     from open_clt.language.language_model import load_language_model
+    from open_clt.language.transcoders.named import transcoder_of
     from open_clt.replacement.model import ReplacementModel
-    from open_clt.transcoders.formats.load import load_transcoder
 
     model = load_language_model("embedded" if arguments.model is None else arguments.model, arguments.device)
     held_out = read_held_out(arguments, model)
@@ -137,8 +144,8 @@ def _measure(
     stored_contexts = [report.measured_on for report in stored.values()]
     check_same_contexts([*stored, *paths], [*stored_contexts, *new_contexts])
     for name, path in paths.items():
-        transcoder = load_transcoder(path, device=model.device, trust_code=arguments.trust_code)
         try:
+            transcoder = transcoder_of(model, path, trust_code=arguments.trust_code)
             yield name, make_report(arguments, ReplacementModel(model, transcoder), held_out, name)
         except ConfigError as error:
             raise ConfigError(f"{path} cannot be compared. {error}") from error

@@ -137,7 +137,10 @@ def _with_thresholds(arguments: argparse.Namespace, writer: Writer, changes: lis
     """The transcoder, after TopK and BatchTopK have become JumpReLU where they must; ``changes`` gets the effect."""
     from open_clt.transcoders.formats.load import load_transcoder, open_transcoder
     from open_clt.transcoders.make import OwnCode
+    from open_clt.transcoders.neurons.source import is_neurons, not_stored
 
+    if is_neurons(arguments.transcoder):
+        raise not_stored("converted")
     source, clt = own_source(arguments), None
     if source is None and arguments.data is not None:  # no language model is loaded
         source = transcoder_source(arguments.model)

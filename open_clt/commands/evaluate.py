@@ -25,6 +25,7 @@ from open_clt.commands.held_out import (
     read_held_out,
 )
 from open_clt.commands.options import AddParser, add_command, add_model_options, load, transcoder_source
+from open_clt.errors import ConfigError
 
 if TYPE_CHECKING:
     from open_clt.processes import Processes
@@ -88,9 +89,12 @@ def _evaluate_on_data(arguments: argparse.Namespace, processes: Processes) -> Se
     from open_clt.evaluation.report_file import save_reconstruction
     from open_clt.files import listed_names
     from open_clt.transcoders.formats.load import load_transcoder
+    from open_clt.transcoders.neurons.source import is_neurons
 
     dataset = read_data(arguments)
     place = arguments.model if arguments.transcoder is None else arguments.transcoder
+    if is_neurons(arguments.transcoder):
+        raise ConfigError("The neurons are the language model's own, and --data runs no language model; give a text.")
     transcoder = load_transcoder(transcoder_source(place), device=arguments.device, trust_code=arguments.trust_code)
     measured = measure_reconstruction(
         transcoder, dataset, name=_name(arguments), max_tokens=arguments.max_tokens, processes=processes

@@ -82,10 +82,11 @@ def check(arguments: argparse.Namespace) -> None:
     from open_clt.features.feature_files import FeatureFiles
     from open_clt.language.model_source import find_model
     from open_clt.transcoders.formats.info import transcoder_info
+    from open_clt.transcoders.neurons.source import is_neurons
 
     check_device(arguments.device)
     if arguments.features is not None:
         FeatureFiles(arguments.features)
     find_model(arguments.model)
-    if arguments.transcoder is not None:
+    if arguments.transcoder is not None and not is_neurons(arguments.transcoder):
         transcoder_info(transcoder_source(arguments.transcoder), trust_code=arguments.trust_code)

@@ -76,9 +76,15 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.features.places import place_for_records
     from open_clt.files import check_directory, check_ours
     from open_clt.processes import joined_processes
+    from open_clt.transcoders.neurons.source import is_neurons
 
     if arguments.text is not None and arguments.seed is not None:
         raise ConfigError("--seed selects generated sentences, but --text names a text; remove one of the two options.")
+    if is_neurons(arguments.transcoder):
+        raise ConfigError(
+            "Records show where a feature is active, and every neuron is active at every token; give a transcoder that "
+            "was trained."
+        )
     if arguments.output is not None:
         check_feature_files(arguments.output)
     if arguments.html is not None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from open_clt.replacement.interventions.intervention import Intervention
     from open_clt.replacement.model import ReplacementModel
     from open_clt.transcoders.feature import Feature
+    from open_clt.transcoders.transcoder import Transcoder
 
 AddParser: TypeAlias = Callable[..., argparse.ArgumentParser]
 """Function that adds a command to ``open-clt``: the ``add_parser`` of argparse."""
@@ -94,8 +95,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="SOURCE",
         help="Transcoder: a directory, a name on the Hugging Face hub as org/name[/folder][@revision] (in both, "
-        "* in a folder's name selects the folders of layers), or 'embedded' "
-        "for the one that ships with the package (default: the transcoder that ships for the model).",
+        "* in a folder's name selects the folders of layers), 'embedded' "
+        "for the one that ships with the package, or 'neurons' for the model's own neurons "
+        "(default: the transcoder that ships for the model).",
     )
     parser.add_argument("--device", default="cpu", help=f"{DEVICE_HELP} (default: cpu).")
     add_trust_option(parser)
@@ -123,8 +125,28 @@ def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
 
 
 def own_source(arguments: argparse.Namespace) -> str | Path | None:
-    """The source of the transcoder that the options name; None for the one that ships for the model."""
-    return None if arguments.transcoder is None else transcoder_source(arguments.transcoder)
+    """The source of the transcoder that the options name; None for the one that ships, and for neurons."""
+    from open_clt.transcoders.neurons.source import is_neurons
+
+    if arguments.transcoder is None or is_neurons(arguments.transcoder):
+        return None
+    return transcoder_source(arguments.transcoder)
+
+
+def add_budget_option(option: AddOption) -> None:
+    """Add the option that limits the size of a graph."""
+    option(
+        "--max-feature-nodes",
+        type=int,
+        help="Largest number of features to attribute (default: all features, or 2048 neurons).",
+    )
+
+
+def budget_of(arguments: argparse.Namespace, transcoder: Transcoder) -> int | None:
+    """The largest number of features to attribute; None for all."""
+    from open_clt.attribution.budget import default_budget
+
+    return default_budget(transcoder) if arguments.max_feature_nodes is None else arguments.max_feature_nodes
 
 
 def transcoder_source(name: str) -> str | Path:

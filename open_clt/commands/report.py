@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from open_clt.commands.held_out import add_text_options, read_contexts
 from open_clt.commands.options import (
     AddParser,
+    add_budget_option,
     add_chat_option,
     add_check_options,
     add_command,
     add_labels_option,
     add_model_options,
     add_target_options,
+    budget_of,
     check_target_options,
     load,
     own_source,
@@ -55,9 +57,7 @@ def add_to(add_parser: AddParser) -> None:
     add_chat_option(option)
     add_target_options(option)
     option("--output", type=Path, required=True, metavar="FILE", help="The report, an .html file.")
-    option(
-        "--max-feature-nodes", type=int, default=None, help="Largest number of features to attribute (default: all)."
-    )
+    add_budget_option(option)
     option("--threshold", type=float, default=0.8, help="Share of node influence that is shown (default: 0.8).")
     option("--edge-threshold", type=float, default=0.98, help="Share of edge influence that is shown (default: 0.98).")
     add_labels_option(option)
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_ablations=0 if arguments.no_faithfulness else arguments.max_features,
         facts=_facts(arguments, records),
         targets=read_targets(arguments, model) or SalientLogits(position=position_of(arguments)),
-        max_feature_nodes=arguments.max_feature_nodes,
+        max_feature_nodes=budget_of(arguments, clt.transcoder),
         chat=arguments.chat,
     )
     print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -51,7 +51,8 @@ def faithfulness(graph: AttributionGraph, replacement: ReplacementModel, *, max_
     Each feature takes three runs of the model. Raises AttributionError if the graph was made with another model or
     transcoder, or has no features.
     """
-    model, transcoder = replacement.model, attributable(replacement.transcoder)
+    model = replacement.model
+    transcoder = attributable(replacement.transcoder, model)
     chosen = _spread(graph, max_features)
     exact = ReplacementModel(model, transcoder, error_correction=True)
     before = observe(exact, torch.tensor(graph.info.tokens, device=model.device))

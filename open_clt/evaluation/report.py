@@ -179,7 +179,7 @@ def _graphs(
     """The scores of each prompt's graph; logs a warning for graphs that cannot be computed."""
     reports: list[GraphReport] = []
     try:
-        attributable(transcoder)
+        attributable(transcoder, model)
     except AttributionError as error:
         if prompts:
             logger.warning("The report is without graphs. %s", error)

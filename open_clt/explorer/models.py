@@ -18,6 +18,7 @@ from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.fingerprint import fingerprint
+from open_clt.transcoders.neurons.source import is_neurons
 from open_clt.transcoders.transcoder import Transcoder
 
 EMBEDDED = "embedded"
@@ -98,7 +99,7 @@ def load_models(source: Source) -> Models:
     if source.features is not None:
         records = FeatureFiles(source.features)
     else:
-        records = find_records(None if source.is_embedded else directory, clt.transcoder)
+        records = find_records(None if source.is_embedded or is_neurons(directory) else directory, clt.transcoder)
     models = Models(clt.language_model, clt.transcoder, records, source)
     _ = models.fingerprint, models.rows  # read now, so that no page waits for them
     report_progress("ready", 3, 3)

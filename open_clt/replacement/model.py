@@ -36,6 +36,7 @@ from open_clt.html_repr import html_repr
 from open_clt.language.fits import check_fits
 from open_clt.language.language_model import Advanced, Hook, KeyValues, LanguageModel, Positioned, load_language_model
 from open_clt.language.prompts import Prompt, prompt_tokens
+from open_clt.language.transcoders.named import transcoder_of
 from open_clt.language.unembedding import Unembedding
 from open_clt.replacement.bounds import GrowingBounds, bounds_on, inference_mode, needs_bounds, token_bounds
 from open_clt.replacement.comparison import (
@@ -48,7 +49,6 @@ from open_clt.replacement.comparison import (
     predicting,
 )
 from open_clt.replacement.generation import Generation, generate, room_after
-from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.transcoders.sparse.codes import SparseFeatures
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -136,10 +136,10 @@ class ReplacementModel:
     """A language model whose MLP outputs are replaced by a transcoder's reconstruction.
 
     ``base_model_name`` is a name for ``load_language_model`` or a loaded LanguageModel. ``transcoder`` is a Transcoder,
-    an object that holds one, or a source of ``load_transcoder``, such as a directory. ``layers`` are the layers whose
-    MLP is replaced, by default all layers of the transcoder. MLP outputs at the first position stay as they are, unless
-    the transcoder's config sets ``use_first_position``. ``device`` and ``dtype`` apply to a language model that is
-    loaded here.
+    an object that holds one, or a source of ``transcoder_of``: a directory, a name, or ``neurons``. ``layers`` are the
+    layers whose MLP is replaced, by default all layers of the transcoder. MLP outputs at the first position stay as
+    they are, unless the transcoder's config sets ``use_first_position``. ``device`` and ``dtype`` apply to a language
+    model that is loaded here.
     """
 
     def __init__(
@@ -349,8 +349,8 @@ def _add(sums: dict[int, Tensor], targets: Sequence[int], written: Float[Tensor,
 def _transcoder(transcoder: Transcoder | HoldsTranscoder | str | Path, model: LanguageModel) -> Transcoder:
     """Load or unwrap the transcoder, and check that it fits the language model."""
     if isinstance(transcoder, str | Path):
-        transcoder = load_transcoder(transcoder, device=model.device)
-    elif not isinstance(transcoder, Transcoder):
+        return transcoder_of(model, transcoder)
+    if not isinstance(transcoder, Transcoder):
         transcoder = transcoder.transcoder
     check_fits(transcoder, model)
     return transcoder

@@ -19,9 +19,8 @@ from open_clt.features.labelling.automatic import in_brief
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import compare_graphs
-from open_clt.language.fits import check_fits
+from open_clt.language.transcoders.named import transcoder_of
 from open_clt.progress import report_progress
-from open_clt.transcoders.formats.load import load_transcoder
 from open_clt.visualization.graph.page_data import graph_data, node_name
 from open_clt.visualization.interactive.reports import interactive_comparison
 from open_clt.visualization.labels import token_label
@@ -124,8 +123,7 @@ def _measured(explorer: Explorer, models: Models, source: str) -> Report:
     """The report of a second transcoder; raises ConfigError if it does not fit the language model."""
     report_progress(f"loading the transcoder {source}", 0, 1)
     place = TRANSCODER_DIRECTORY if source == EMBEDDED else source
-    transcoder = load_transcoder(place, device=models.model.device)  # a request never lets code be imported
-    check_fits(transcoder, models.model)
+    transcoder = transcoder_of(models.model, place)  # a request never lets code be imported
     name = Path(source).resolve().name
     if name == own_name(models.source):
         name = f"{name} (second)"

@@ -119,7 +119,7 @@ def _outputs(
 ) -> list[Effect]:
     """For each output that a run shows: its name, and the predicted and the measured change of its total."""
     predicted = predicted_effects(graph, relative_changes(graph, steers)[None], paths=frozen != "direct")[0]
-    measured = measured_changes(graph, attributable(models.transcoder), record)
+    measured = measured_changes(graph, attributable(models.transcoder, models.model), record)
     outputs = graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET).nonzero().flatten().tolist()
     return [
         Effect(name, round(float(predicted[row]), 6), round(float(measured[row]), 6))

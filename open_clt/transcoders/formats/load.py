@@ -39,6 +39,7 @@ from open_clt.transcoders.formats.checks import check_all, check_dtype
 from open_clt.transcoders.formats.stored import StoredTranscoder
 from open_clt.transcoders.formats.weight_files import HubFiles, LocalFiles, SelectedFiles, WeightFiles
 from open_clt.transcoders.make import NO_CODE, OwnCode
+from open_clt.transcoders.neurons.source import is_neurons, not_stored
 from open_clt.transcoders.transcoder import Transcoder
 
 _WEIGHTS = "*.safetensors"
@@ -262,6 +263,8 @@ def open_transcoder(source: str | Path, *, code: OwnCode = NO_CODE, whole: bool 
     CheckpointError if the source does not hold a transcoder of a known layout, and HubUnreachableError if it is neither
     on this machine nor on a hub that answers.
     """
+    if is_neurons(source):
+        raise not_stored("read")
     place, pattern = _split(str(source))
     path = files.existing_path(place)
     if path is not None:

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from open_clt.config import NeuronConfig
-from open_clt.errors import ConfigError
 from open_clt.finite import check_finite
 from open_clt.transcoders.neurons.layer import NeuronLayer
+from open_clt.transcoders.neurons.source import not_stored
 from open_clt.transcoders.outputs import TranscoderErrors, TranscoderOutput
 from open_clt.transcoders.sparse.codes import LayerFeatures, SparseFeatures, dense
 from open_clt.transcoders.standardisation import Standardisation
@@ -156,14 +156,6 @@ class NeuronTranscoder(Transcoder):
 
     def _divide_decoders(self, factors: Float[Tensor, "layer feature"]) -> None:
         raise not_stored("changed")
-
-
-def not_stored(action: str) -> ConfigError:
-    """The error for what needs weights of the transcoder's own."""
-    return ConfigError(
-        f"The neurons are the language model's own weights, so they cannot be {action}; give a transcoder that was "
-        "trained, or use transcoder='neurons' where the model is."
-    )
 
 
 def _refuse_state_dict(*_: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from open_clt.config import NonlinearityConfig
 from open_clt.language.language_model import LanguageModel
 from open_clt.replacement.model import ReplacementModel
+from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
 from open_clt.transcoders.transcoder import Transcoder
 from open_clt.visualization.notebook.html import Markup, card, facts
 
@@ -52,7 +53,7 @@ def _facts_of(transcoder: Transcoder) -> Markup:
             ("each writes to", "its layer and all later ones" if reach is None else f"{reach} layers, from its own on"),
             ("reads", config.input_hook),
             ("reconstructs", config.target_hook),
-            ("nonlinearity", _nonlinearity(config.nonlinearity)),
+            ("nonlinearity", "" if isinstance(transcoder, NeuronTranscoder) else _nonlinearity(config.nonlinearity)),
             ("skip path", "yes" if config.skip else ""),
             ("prefixes", ", ".join(map(str, getattr(config, "prefixes", ())))),
             ("first position", "used" if config.use_first_position else "not used"),
