@@ -203,7 +203,14 @@ def _nearest(typed: str, known: list[str]) -> str:
     return f"did you mean {near[0].removeprefix('--')!r}?" if near else "`open-clt train --help` lists all settings."
 
 
-_TYPES = {"NoneType": "null", "int": "a whole number", "float": "a number", "list": "a list", "Iterable": "a list"}
+_TYPES = {
+    "NoneType": "null",
+    "int": "a whole number",
+    "float": "a number",
+    "list": "a list",
+    "tuple": "a list",
+    "Iterable": "a list",
+}
 
 
 def _plain_type(expected: str) -> str:
