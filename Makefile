@@ -9,6 +9,8 @@
 #   make check PYTEST="-x -k text"  the checks of `make test` without the installation; PYTEST is passed to pytest
 #   make format                     let ruff rewrite what it can
 #   make notebooks                  run the notebooks and keep their outputs
+#   make docs                       build the documentation site in build/docs; a warning is an error
+#   make docs-pictures              draw the pictures of the concept pages again
 #   make gallery                    draw every picture in visualizations/gallery/ again
 #   make explorer-pictures          draw the pictures of docs/explorer.md again (needs Chromium)
 #   make embedded-features          measure the feature records and the start graph that ship (ten minutes)
@@ -17,7 +19,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := dev,explorer,gguf,server,benchmarks
+EXTRAS := dev,docs,explorer,gguf,server,benchmarks
 ARGS ?=
 PYTEST ?=
 # One process for each core; a process that has finished its tests takes tests from another one.
@@ -28,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # pyright does not look for a newer version of itself, because poetry.lock names its version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: run test check slow browser soak format gallery explorer-pictures embedded-features notebooks clean
+.PHONY: run test check slow browser soak format docs docs-pictures gallery explorer-pictures embedded-features notebooks clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -56,6 +58,13 @@ soak: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "The site begins at build/docs/index.html."
+
+docs-pictures: $(VENV)/.installed
+	$(BIN)/python -m tools.site.pictures
 
 gallery: $(VENV)/.installed
 	$(BIN)/python tools/gallery.py
