@@ -6,14 +6,15 @@ the two vectors; all entries add up to the score (``qk.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from open_clt.graphs.attention import ExplainedLook, Look, Pair, Part
 from open_clt.graphs.nodes import NodeId, NodeKind, NodeTable
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
@@ -24,36 +25,6 @@ _TABLE_NUMBERS = 2**24
 """Largest number of entries of the table that are in memory at a time."""
 _CONSTANTS = (NodeKind.BIAS, NodeKind.POSITIONAL)
 """Kinds of sources that are the same for every text."""
-
-
-class Look(NamedTuple):
-    """A head, the position that it looks from, and the position that it looks at."""
-
-    layer: int
-    head: int
-    query: int
-    key: int
-    versus: int | None = None
-    """Another key, if the difference between the scores of the two keys is meant."""
-
-    def __str__(self) -> str:
-        compared = "" if self.versus is None else f" rather than {self.versus}"
-        return f"head {self.layer}.{self.head} from position {self.query} at {self.key}{compared}"
-
-
-class Pair(NamedTuple):
-    """One entry of the table of a score."""
-
-    query: NodeId
-    """Source on the side of the query."""
-    key: NodeId
-    """Source on the side of the key."""
-    weight: float
-    """Part of the score that the two sources make together."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The pair as plain values."""
-        return {"query": str(self.query), "key": str(self.key), "weight": self.weight}
 
 
 @final
@@ -175,8 +146,7 @@ class AttentionExplanation:
 
     def name(self, node: NodeId, labels: Labels | None = None) -> str:
         """A source with its token, and with its label if it is a feature that has one."""
-        label = (labels or {}).get(Feature(node.layer, node.index)) if node.kind is NodeKind.FEATURE else None
-        return f"{node} {self.token_strings[node.position or 0]!r}" + (f" {label}" if label else "")
+        return source_name(node, self.token_strings, labels)
 
     def to_json(self, count: int = 10, *, constants: bool = True) -> dict[str, Any]:
         """The explanation as plain values: the score, its largest pairs, and the largest sources of both sides."""
@@ -193,10 +163,7 @@ class AttentionExplanation:
             "missing": self.missing(),
             "check": self.check(),
             "constant_part": self.constant_part(),
-            "pairs": [
-                {"query": str(pair.query), "key": str(pair.key), "weight": pair.weight}
-                for pair in self.pairs(count, constants=constants)
-            ],
+            "pairs": [pair.to_json() for pair in self.pairs(count, constants=constants)],
             "by_query": _largest(self.query_nodes, self.by_query(), count),
             "by_key": _largest(self.key_nodes, self.by_key(), count),
         }
@@ -216,6 +183,38 @@ class AttentionExplanation:
     __repr__ = short_repr
 
 
+def explained_look(explanation: AttentionExplanation, count: int = 10) -> ExplainedLook:
+    """What a graph keeps of an explanation: its numbers, and its largest entries and sources without constants."""
+    sides = ((explanation.query_nodes, explanation.by_query()), (explanation.key_nodes, explanation.by_key()))
+    by_query, by_key = (_largest_of_text(nodes, parts, count) for nodes, parts in sides)
+    return ExplainedLook(
+        look=explanation.look,
+        score=explanation.score,
+        attention=explanation.attention,
+        constant_part=explanation.constant_part(),
+        missing_share=explanation.check(),
+        pairs=tuple(explanation.pairs(count, constants=False)),
+        by_query=by_query,
+        by_key=by_key,
+    )
+
+
+def activations(explanation: AttentionExplanation) -> dict[NodeId, float]:
+    """The activation of each feature among the sources."""
+    return {
+        node: value
+        for nodes in (explanation.query_nodes, explanation.key_nodes)
+        for node, value in zip(nodes.ids(), nodes.value.tolist(), strict=True)
+        if node.kind is NodeKind.FEATURE
+    }
+
+
+def source_name(node: NodeId, token_strings: Sequence[str], labels: Labels | None = None) -> str:
+    """A source with its token, and with its label if it is a feature that has one."""
+    label = (labels or {}).get(Feature(node.layer, node.index)) if node.kind is NodeKind.FEATURE else None
+    return f"{node} {token_strings[node.position or 0]!r}" + (f" {label}" if label else "")
+
+
 def _depends_on_text(nodes: NodeTable) -> Bool[Tensor, "source"]:
     """Whether sources depend on the text, as all do but biases and positional embeddings."""
     return ~torch.isin(nodes.kind, torch.tensor([int(kind) for kind in _CONSTANTS]))
@@ -228,6 +227,13 @@ def _at_positions(
     kept = torch.ones_like(nodes.kind, dtype=torch.bool) if constants else _depends_on_text(nodes)
     sums = vectors.new_zeros(1 + int(nodes.position.max()), vectors.shape[1])
     return sums.index_add_(0, nodes.position[kept], vectors[kept])
+
+
+def _largest_of_text(nodes: NodeTable, parts: Float[Tensor, "source"], count: int) -> tuple[Part, ...]:
+    """The sources with the largest parts, without those that are the same for every text."""
+    kept = _depends_on_text(nodes).nonzero().flatten()
+    top = kept[parts[kept].abs().topk(min(count, len(kept))).indices]
+    return tuple(Part(*part) for part in zip(nodes[top].ids(), parts[top].tolist(), strict=True))
 
 
 def _largest(nodes: NodeTable, parts: Float[Tensor, "source"], count: int) -> list[dict[str, Any]]:

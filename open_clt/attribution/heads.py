@@ -10,7 +10,7 @@ The parts add up to the edge exactly, because everything that is not linear is f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,12 +114,17 @@ def carried_edges(
 
 
 def every_carried_edge(
-    model: LanguageModel, transcoder: Transcoder | str | Path, graph: AttributionGraph, *, share: float = 0.01
+    model: LanguageModel,
+    transcoder: Transcoder | str | Path,
+    graph: AttributionGraph,
+    *,
+    share: float = 0.01,
+    targets: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, list[CarriedEdge]]]:
-    """Yield each node that has inputs, with its edges split as ``carried_edges`` splits them."""
+    """Yield each of ``targets``, with its edges split as ``carried_edges`` splits them; all with inputs by default."""
     sources = _sources(model, transcoder, graph)
     columns = _nodes_of_columns(graph, sources)
-    for target in graph.edges.rows.tolist():
+    for target in graph.edges.rows.tolist() if targets is None else targets:
         yield target, _carried(model, sources, columns, graph, target, share=share)
 
 

@@ -10,6 +10,8 @@ are written to ``--output``:
     graphml          SLUG.graphml: the pruned graph for Gephi and other programs
 
 With ``--consensus``, one graph is written that averages the graphs of all prompts (docs/consensus.md).
+With ``--attention``, the first two also hold why the attention heads that carry the pruned graph's edges looked where
+they took them from.
 
 Features have the labels of ``--labels``, and others those of the transcoder's records (``open-clt features``), if there
 are any.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +50,7 @@ from open_clt.commands.options import (
     position_of,
     read_labels_of,
     read_targets,
+    share,
 )
 from open_clt.errors import ConfigError
 
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
     from open_clt.graphs.graph import AttributionGraph
     from open_clt.graphs.targets import SalientLogits
+    from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 
 _FORMATS = ("native", "circuit-tracer", "graphml")
 _NOT_SLUGS = ("graph", "graph-metadata")
@@ -71,6 +76,7 @@ def add_to(add_parser: AddParser) -> None:
     add_model_options(parser)
     _add_targets(parser.add_argument_group("prompts and targets").add_argument)
     _add_sizes(parser.add_argument_group("size of the graph").add_argument)
+    _add_attention(parser.add_argument_group("attention").add_argument)
     _add_output(parser.add_argument_group("output").add_argument)
     check = parser.add_argument_group("faithfulness check").add_mutually_exclusive_group()
     add_check_options(check.add_argument, 16, _NO_FAITHFULNESS)
@@ -98,6 +104,19 @@ def _add_sizes(option: AddOption) -> None:
     option("--threshold", type=float, default=0.8, help="Share of node influence that pruning keeps (default: 0.8).")
     option(
         "--edge-threshold", type=float, default=0.98, help="Share of edge influence that pruning keeps (default: 0.98)."
+    )
+
+
+def _add_attention(option: AddOption) -> None:
+    option(
+        "--attention",
+        action="store_true",
+        help="Explain why the attention heads that carry edges of the pruned graph looked there, and store it.",
+    )
+    option(
+        "--attention-share",
+        type=share,
+        help="Least share of an edge that a head carries from one position if it is explained (default: 0.05).",
     )
 
 
@@ -161,9 +180,29 @@ def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequ
             result = faithfulness(graph, replacement, max_features=arguments.max_features)
             graph, report = with_faithfulness(graph, result), result.summary()
         pruned = graph.prune(arguments.threshold, arguments.edge_threshold)
-        for line in (*_summary(graph, pruned), report, *_write(arguments, graph, pruned, card, len(cards) > 1)):
+        graph, pruned, attention = _explained(arguments, clt, graph, pruned)
+        for line in (
+            *_summary(graph, pruned),
+            report,
+            attention,
+            *_write(arguments, graph, pruned, card, len(cards) > 1),
+        ):
             if line:
                 print(line)
+
+
+def _explained(
+    arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, graph: AttributionGraph, pruned: AttributionGraph
+) -> tuple[AttributionGraph, AttributionGraph, str]:
+    """Both graphs with the explained attention if it is asked for, and a line about it."""
+    if not arguments.attention:
+        return graph, pruned, ""
+    from open_clt.attribution.graph_attention import SHARE, with_attention
+
+    least = SHARE if arguments.attention_share is None else arguments.attention_share
+    graph = with_attention(clt.language_model, clt.transcoder, graph, part=pruned, share=least)
+    assert graph.attention is not None
+    return graph, replace(pruned, attention=graph.attention), f"attention: {graph.attention.summary()}"
 
 
 def _check_used(arguments: argparse.Namespace, *, several: bool) -> None:
@@ -175,6 +214,16 @@ def _check_used(arguments: argparse.Namespace, *, several: bool) -> None:
     formats: list[str] = arguments.format or []
     if arguments.scan is not None and "circuit-tracer" not in formats:
         raise ConfigError("--scan is for the viewer of circuit-tracer; add --format circuit-tracer.")
+    if arguments.attention_share is not None and not arguments.attention:
+        raise ConfigError("--attention-share is given, but attention is not explained; add --attention.")
+    if arguments.attention and arguments.consensus:
+        raise ConfigError(
+            "--attention explains the graph of one prompt, but --consensus is given; remove one of the two."
+        )
+    if arguments.attention and (arguments.output is None or set(formats) == {"graphml"}):
+        raise ConfigError(
+            "--attention is given, but nothing stores it; add --output, with another --format than graphml."
+        )
     if arguments.slug is not None and not several and set(formats) <= {"native"}:
         raise ConfigError("--slug names no file of one graph in the native format; add another --format.")
 

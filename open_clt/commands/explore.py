@@ -22,6 +22,7 @@ def add_to(add_parser: AddParser) -> None:
     )
     add_model_options(parser)
     option = parser.add_argument
+    option("--graph", type=Path, metavar="DIR", help="Directory of a stored graph to show first.")
     option("--features", type=Path, metavar="DIR", help="Directory with feature files (default: the transcoder's own).")
     size = parser.add_mutually_exclusive_group().add_argument
     size(
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             trust_code=arguments.trust_code,
         )
         budget = None if arguments.all_features else arguments.max_feature_nodes
-        explorer = Explorer(source, budget=budget, text=held_out_text(arguments))
+        explorer = Explorer(source, budget=budget, text=held_out_text(arguments), graph=arguments.graph)
         served = listen(explorer, arguments.host, arguments.port, arguments.allow_host, taken=taken)
     print(f"explorer: {served.url} (Ctrl-C ends it)", flush=True)
     if arguments.open:

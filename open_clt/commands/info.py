@@ -85,6 +85,7 @@ def _of_graph(graph: AttributionGraph) -> Rows:
         ("edges", f"{graph.n_edges:,}"),
         ("active features", f"{info.n_active_features:,}" + ("" if budget is None else f", a budget of {budget:,}")),
         ("left out", " ".join(filter(None, (info.left_out(), graph.missing()))) or "nothing"),
+        *([] if graph.attention is None else [("attention", graph.attention.summary())]),
     ]
 
 

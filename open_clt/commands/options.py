@@ -78,6 +78,17 @@ def integer(*, least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     return read
 
 
+def share(text: str) -> float:
+    """The type of an option that is above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return value
+
+
 seed = integer(least=0, most=2**32 - 2)
 """The type of options that are seeds; generated sentences use the next seed, too."""
 

@@ -30,6 +30,7 @@ from open_clt.explorer.views import Views, largest_activations
 from open_clt.explorer.worker import Worker
 from open_clt.features.feature_data import feature_data
 from open_clt.features.records import FeatureRecord
+from open_clt.graphs.graph import AttributionGraph
 from open_clt.progress import report_progress
 from open_clt.transcoders.feature import Feature
 from open_clt.visualization.prompt_report.features import records_without_text
@@ -52,6 +53,7 @@ class Explorer:
         budget: int | None = BUDGET,
         cache: Path | None = None,
         text: HeldOutText | None = None,
+        graph: Path | None = None,
     ) -> None:
         self.source = source
         self.measurements = Measurements(text or HeldOutText())
@@ -63,8 +65,7 @@ class Explorer:
         self.worker = Worker()
         self._files: OrderedDict[str, File] = OrderedDict()
         self.failed = ""
-        if source.is_embedded:
-            self.traces.hold(Trace(key=START, graph=start_graph(), automatic=True))
+        self.start = self._first_graph(graph)
         self._loader = Worker()  # a thread of its own, so that graphs can be looked at while the models are loading
         self._loading = self._loader.submit("load", self._load)
 
@@ -86,7 +87,7 @@ class Explorer:
             "layers": [] if config is None else list(config.model_layers),
             "fingerprint": None if models is None else models.fingerprint,
             "has_records": models is not None and models.records is not None,
-            "start": START if self.source.is_embedded else None,
+            "start": self.start,
             "budget": self.budget,
             "jobs": [job.status() for job in (*self._loader.running(), *self.worker.running())],
         }
@@ -161,6 +162,16 @@ class Explorer:
             graph = self.trace_of(session.graph).graph
             among = largest_activations(graph)
         return listed(rows, query, session.feature_labels, among)
+
+    def _first_graph(self, directory: Path | None) -> str | None:
+        """Keep the graph that is shown first, and return its key; None if there is none."""
+        if directory is not None:
+            read = Trace(key="", graph=AttributionGraph.load(directory), name=directory.resolve().name or "graph")
+            return self.traces.keep_foreign(read).key
+        if not self.source.is_embedded:
+            return None
+        self.traces.hold(Trace(key=START, graph=start_graph(), automatic=True))
+        return START
 
     def _load(self) -> None:
         try:

@@ -114,6 +114,7 @@ def graph_view(trace: Trace, shown: Shown, models: Models | None = None) -> dict
         "prompt": info.prompt,
         "model": info.model,
         "name": trace.name,
+        "has_attention": graph.attention is not None,
         "is_pruned": graph.info.settings.pruning is not None,
         "predictions": list(trace.predictions),
         "outputs": outputs_of_graph(graph),

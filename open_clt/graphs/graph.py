@@ -26,6 +26,7 @@ from open_clt.errors import AttributionError, CheckpointError, ConfigError
 from open_clt.finite import check_finite
 from open_clt.graphs import consensus_table
 from open_clt.graphs import influence as paths
+from open_clt.graphs.attention import PREFIX, GraphAttention, read_attention, stored_attention
 from open_clt.graphs.consensus_table import ConsensusTable
 from open_clt.graphs.edges import Edges
 from open_clt.graphs.influence import GraphScores, InfluenceGraph, Roles
@@ -89,6 +90,8 @@ class AttributionGraph:
     """Labels of features; a label applies at every position where its feature is active."""
     consensus: ConsensusTable | None = None
     """Frequencies and intervals, if the graph is the consensus of several graphs (``graphs/consensus.py``)."""
+    attention: GraphAttention | None = None
+    """Why the heads that carry its edges looked there (``with_attention``); None if that is not explained."""
 
     def __post_init__(self) -> None:
         """Raise AttributionError if nodes, edges and information do not fit together, or a number is not finite.
@@ -100,6 +103,8 @@ class AttributionGraph:
         ):
             raise AttributionError(f"The tables of the attribution graph are not valid: {found}.")
         check_labels(self.labels)
+        if self.attention is not None and (found := self.attention.problem(self.info)):
+            raise AttributionError(f"The explained attention does not fit the attribution graph: {found}.")
 
     @cached_property
     def influence_graph(self) -> InfluenceGraph:
@@ -309,6 +314,9 @@ def stored_values(graph: AttributionGraph) -> tuple[dict[str, Any], dict[str, Te
     if graph.consensus is not None:
         content["consensus"] = graph.consensus.facts()
         tensors |= {f"{_CONSENSUS}{name}": column for name, column in graph.consensus.columns().items()}
+    if graph.attention is not None:
+        content["attention"], of_attention = stored_attention(graph.attention)
+        tensors |= of_attention
     return content, {name: _narrow(tensor) for name, tensor in tensors.items()}
 
 
@@ -325,7 +333,9 @@ def graph_of_values(content: Mapping[str, Any], stored: Mapping[str, Tensor], pl
         labels = read_labels(content.get("labels", {}))
         columns = {name.removeprefix(_CONSENSUS): t for name, t in tensors.items() if name.startswith(_CONSENSUS)}
         consensus = ConsensusTable.of_stored(content["consensus"], columns) if "consensus" in content else None
-        return AttributionGraph(nodes, edges, info, labels, consensus)
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        attention = read_attention(content["attention"], own, place) if "attention" in content else None
+        return AttributionGraph(nodes, edges, info, labels, consensus, attention)
     except (LookupError, TypeError, ValueError, AttributeError, AttributionError, ConfigError) as error:
         raise CheckpointError(f"{place} does not hold a whole attribution graph ({error!r}).") from error
 

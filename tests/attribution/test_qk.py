@@ -9,8 +9,12 @@ import torch
 
 from open_clt.attribution.attention_table import Look
 from open_clt.attribution.attribute import attribute
+from open_clt.attribution.graph_attention import with_attention
+from open_clt.attribution.heads import carried_edges
 from open_clt.attribution.qk import AttentionExplainer, explain_attention, explain_edge
 from open_clt.errors import AttributionError, LanguageModelError
+from open_clt.graphs.attention import GraphAttention
+from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.language.attention_scores import Rotation, read_attention_scores
 from open_clt.language.language_model import LanguageModel
@@ -207,3 +211,72 @@ def test_a_rotation_turns_pairs_by_its_angles() -> None:
             x, y = vector[first], vector[second]
             expected = torch.stack([x * angle.cos() - y * angle.sin(), y * angle.cos() + x * angle.sin()])
             torch.testing.assert_close(turned[[first, second]], expected)
+
+
+TRANSCODER = random_architecture(KINDS["clt"])
+
+
+@pytest.fixture(scope="module")
+def graph(tiny_gpt2: LanguageModel) -> AttributionGraph:
+    return attribute(tiny_gpt2, TRANSCODER, PROMPT, max_logits=2, max_feature_nodes=12)
+
+
+def explained(graph: AttributionGraph) -> GraphAttention:
+    assert graph.attention is not None
+    return graph.attention
+
+
+@pytest.mark.slow
+def test_every_head_that_carries_a_kept_edge_is_explained(tiny_gpt2: LanguageModel, graph: AttributionGraph) -> None:
+    part = graph.prune(0.6, 0.8)
+    attention = explained(with_attention(tiny_gpt2, TRANSCODER, graph, part=part, share=0.1, top=5))
+    ids = graph.nodes.ids()
+    kept = {
+        (part.nodes.ids()[source], part.nodes.ids()[target])
+        for target, source in zip(part.edges.target.tolist(), part.edges.source.tolist(), strict=True)
+    }
+    expected = {
+        (ids[each.source], ids[target], each.look): each.weight
+        for target in graph.edges.rows.tolist()
+        for each in carried_edges(tiny_gpt2, TRANSCODER, graph, target, share=0.1)
+        if (ids[each.source], ids[target]) in kept
+    }
+    assert {each[:3]: each.weight for each in attention.carried} == pytest.approx(expected, abs=1e-6)
+    assert len(expected) > 10
+    assert {each.look for each in attention.carried} == {each.look for each in attention.looks}
+    explainer = AttentionExplainer(tiny_gpt2, TRANSCODER, graph)
+    for look in attention.looks[::7]:
+        alone = explainer.explain(*look.look)
+        assert (look.score, look.attention) == pytest.approx((alone.score, alone.attention), abs=1e-6)
+        pairs = {pair[:2]: pair.weight for pair in alone.pairs(5, constants=False)}
+        assert {pair[:2]: pair.weight for pair in look.pairs} == pytest.approx(pairs, abs=1e-5)
+        largest = alone.by_key()[
+            (alone.key_nodes.kind != NodeKind.BIAS) & (alone.key_nodes.kind != NodeKind.POSITIONAL)
+        ]
+        weights = [part.weight for part in look.by_key]
+        assert weights == pytest.approx(largest[largest.abs().argsort(descending=True)[:5]].tolist(), abs=1e-5)
+        assert look.missing_share < 1e-5
+    active = dict(zip(ids, graph.nodes.value.tolist(), strict=True))
+    assert attention.activations
+    for node, value in attention.activations.items():
+        assert node.kind is NodeKind.FEATURE
+        assert value == pytest.approx(active.get(node, value))
+
+
+def test_mistakes_are_refused(tiny_gpt2: LanguageModel, graph: AttributionGraph) -> None:
+    for share in (0.0, 1.5, -1.0):
+        with refuses(AttributionError, str(share)):
+            with_attention(tiny_gpt2, TRANSCODER, graph, share=share)
+    other = attribute(tiny_gpt2, TRANSCODER, "The dog sat on the cat", max_feature_nodes=2)
+    with refuses(AttributionError, "another prompt"):
+        with_attention(tiny_gpt2, TRANSCODER, graph, part=other)
+    with refuses(AttributionError, "before pruning"):
+        with_attention(tiny_gpt2, TRANSCODER, graph.prune(0.6, 0.8))
+
+
+def test_a_graph_whose_edges_no_head_carries_has_no_looks(tiny_gpt2: LanguageModel, graph: AttributionGraph) -> None:
+    nothing = graph.part(
+        torch.zeros(graph.n_nodes, dtype=torch.bool).index_fill(0, torch.tensor([graph.n_nodes - 1]), True)
+    )
+    attention = explained(with_attention(tiny_gpt2, TRANSCODER, graph, part=nothing))
+    assert (attention.looks, attention.carried) == ((), ())

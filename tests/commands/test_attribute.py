@@ -58,6 +58,25 @@ def test_a_graph_is_saved_with_its_picture_and_its_faithfulness(
 
 
 @pytest.mark.slow
+def test_attention_is_explained_stored_and_exported(
+    trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--max-feature-nodes", "20", "--threshold", "0.4", "--edge-threshold", "0.5"]
+    formats = ["--format", "native", "--format", "circuit-tracer", "--slug", "cat"]
+    graph = trace("--attention", "--attention-share", "0.5", *options, *formats)
+    assert graph.attention is not None
+    assert graph.attention.share == 0.5
+    assert graph.attention.missing_share() < 1e-5
+    assert all(part.target in graph.nodes.ids() for part in graph.attention.carried)
+    assert graph.attention.summary() in capsys.readouterr().out
+    content = json.loads((tmp_path / "cat.json").read_text())
+    assert broken_rules(content) == []
+    assert any("qk_tracing_results" in node for node in content["nodes"])
+    assert main(["info", str(tmp_path)]) == 0
+    assert graph.attention.summary() in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_targets_are_tokens_differences_and_features(trace: Trace) -> None:
     graph = trace("--target", " Austin", "--target", " Austin-- Dallas", "--target", "3:-1:17")
     assert graph.info.target_names[:2] == (" Austin", "' Austin' - ' Dallas'")
@@ -177,6 +196,12 @@ MISTAKES = [
     (PROMPT, ["--labels", "/nowhere"], ["/nowhere"]),
     (PROMPT, ["--transcoder", "/nowhere"], ["/nowhere", "org/name"]),
     (PROMPT, ["--model", "/nowhere"], ["/nowhere", "embedded"]),
+    (PROMPT, ["--attention"], ["--attention", "--output"]),
+    (PROMPT, ["--attention", "--output", "graph", "--format", "graphml"], ["--attention", "graphml"]),
+    (PROMPT, ["--attention", "--consensus", "--prompt", FRANCE, "--output", "graph"], ["--attention", "--consensus"]),
+    (PROMPT, ["--attention-share", "0.1"], ["--attention-share", "--attention"]),
+    (PROMPT, ["--attention", "--attention-share", "0", "--output", "graph"], ["--attention-share", "0"]),
+    (PROMPT, ["--attention", "--attention-share", "many", "--output", "graph"], ["--attention-share", "many"]),
 ]
 
 
@@ -215,6 +240,9 @@ def test_a_transcoder_that_does_not_fit_or_does_not_fire_is_a_mistake(
 ) -> None:
     model = load_language_model("embedded")
     sizes = {"n_layers": model.n_layers, "d_model": model.d_model, **shape}
-    silent = CrossLayerConfig(n_features=8, nonlinearity=JumpReLUConfig(initial_threshold=1e6), **sizes)
+    nonlinearity = JumpReLUConfig(initial_threshold=1e6)
+    silent = CrossLayerConfig(
+        n_layers=sizes["n_layers"], d_model=sizes["d_model"], n_features=8, nonlinearity=nonlinearity
+    )
     save_transcoder(CrossLayerTranscoder(silent), tmp_path)
     assert_mistake(capsys, ["attribute", "--prompt", PROMPT, "--transcoder", str(tmp_path)], *named)

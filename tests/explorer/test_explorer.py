@@ -42,6 +42,7 @@ from open_clt.transcoders.feature import Feature
 from tests.explorer.conftest import PROMPT, done
 from tests.features.rich_record import rich_record
 from tests.graphs.formats.viewer_schema import broken_rules
+from tests.graphs.hand_graph import hand_attention, hand_graph
 from tests.refusals import refuses
 
 
@@ -169,6 +170,29 @@ def test_a_head_of_an_edge_is_explained(explorer: Explorer, trace: Trace, featur
     assert [weight for *_, weight in looks[0]["pairs"]] == weights
     with refuses(ConfigError, "head"):
         start(explorer, "attention", {**ends, "layer": layer, "head": "1"})
+
+
+def test_what_a_graph_stores_of_attention_is_shown_without_models(tmp_path: Path) -> None:
+    stored = replace(hand_graph(), attention=hand_attention()).save(tmp_path / "cat")
+    made = Explorer(Source(transcoder=str(tmp_path / "missing")), cache=tmp_path / "cache", graph=stored)
+    try:
+        key = made.status()["start"]
+        shown = done(start(made, "view", {"session": session_json(Session(graph=key))})).result
+        assert (shown["name"], shown["has_attention"]) == ("cat", True)
+        ends = {"graph": key, "source": "0:1:5", "target": "1:2:3"}
+        parts = done(start(made, "heads", ends)).result
+        assert parts == {"direct": 0.5, "total": 2.0, "heads": [[1, 2, 1.5]], "share": 0.25}
+        (look,) = done(start(made, "attention", {**ends, "layer": 1, "head": 2})).result
+        assert (look["key"], look["weight"], look["attention"], look["constant"]) == (1, 1.5, 0.75, -0.5)
+        assert look["pairs"][0] == ["0:2:7 ' cat\\n' animals", "0:1:8 ' the'", 1.5]
+        assert done(start(made, "attention", {**ends, "layer": 0, "head": 0})).result == []
+        other = start(made, "heads", {**ends, "source": "0:2:5"})  # not stored, and no model computes it
+        assert other.finished.wait(120)
+        assert "missing" in other.error
+    finally:
+        made.close()
+    with refuses(CheckpointError, "nothing"):
+        Explorer(Source(), cache=tmp_path / "cache", graph=tmp_path / "nothing")
 
 
 def test_steering_equals_intervene_and_the_prediction_of_the_graph(

@@ -15,6 +15,7 @@ from open_clt.explorer.session.session import Group, Session, session_json
 from open_clt.explorer.session.session_file import SavedSession, load_session, save_session
 from open_clt.explorer.traces import Trace
 from open_clt.explorer.training_record import StoredCurves, training_curves
+from open_clt.graphs.formats.circuit_tracer_attention import qk_tracing
 from open_clt.graphs.graph import AttributionGraph
 from tests.faults.artefacts import trace_of
 
@@ -28,7 +29,11 @@ def use_graph(graph: AttributionGraph) -> Iterable[Tensor]:
     if not bool(graph.nodes.total.isnan().all()):
         graph.check()
     graph.prune()
-    [graph.label(node_id) for node_id in graph.ids()] if hasattr(graph, "label") else None
+    if graph.attention is not None:
+        graph.attention.summary()
+        [graph.attention.explained(part.look) for part in graph.attention.carried]
+        qk_tracing(graph, dict(zip(graph.nodes.ids(), graph.ids(), strict=True)))
+    [graph.node(row).label for row in range(graph.n_nodes)]
     return graph.edges.weight, graph.nodes.value, graph.nodes.omitted
 
 

@@ -56,7 +56,7 @@ from open_clt.visualization.page import page, write_page
 from open_clt.visualization.style import save
 from tests.data.dataset import parts as dataset
 from tests.features.rich_record import ABOUT, rich_record
-from tests.graphs.hand_graph import hand_graph
+from tests.graphs.hand_graph import hand_attention, hand_graph
 
 
 class Artefact(NamedTuple):
@@ -107,7 +107,11 @@ def graph_of(version: int) -> AttributionGraph:
     graph = hand_graph()
     edges = Edges(graph.edges.target, graph.edges.source, graph.edges.weight * version)
     return replace(
-        graph, edges=edges, labels={Feature(0, 5): str(version)}, info=replace(graph.info, prompt=str(version))
+        graph,
+        edges=edges,
+        labels={Feature(0, 5): str(version)},
+        info=replace(graph.info, prompt=str(version)),
+        attention=hand_attention(float(version)),
     )
 
 
@@ -116,7 +120,7 @@ def consensus_of(version: int) -> AttributionGraph:
 
 
 def graph_facts(graph: AttributionGraph) -> object:
-    return graph.info.prompt, dict(graph.labels), graph.edges.weight.tolist()
+    return graph.info.prompt, dict(graph.labels), graph.edges.weight.tolist(), graph.attention
 
 
 def viewer_facts(directory: Path) -> object:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from open_clt.graphs.attention import Carried, ExplainedLook, GraphAttention, Look, Pair, Part
 from open_clt.graphs.edges import Edges
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.info import GraphInfo, GraphSettings
@@ -117,3 +118,40 @@ def assert_same(graph: AttributionGraph, expected: AttributionGraph) -> None:
         assert torch.equal(column, expected_column)
     assert graph.info == expected.info
     assert dict(graph.labels) == dict(expected.labels)
+
+
+def hand_attention(score: float = 1.0) -> GraphAttention:
+    """Explained attention of the graph: a head of layer 1 carries an edge to 1:2:3, and one of layer 0 one to 0:2:5.
+
+    Feature 0:1:8, an MLP output and a bias are not in the graph.
+    """
+    query, key, unknown = (NodeId(NodeKind.FEATURE, 0, position, index) for position, index in ((2, 7), (1, 5), (1, 8)))
+    token, error = NodeId(NodeKind.EMBEDDING, -1, 1, 11), NodeId(NodeKind.ERROR, 0, 2, -1)
+    mlp = NodeId(NodeKind.MLP_OUTPUT, 0, 0, -1)
+    looks = (
+        ExplainedLook(
+            look=Look(0, 3, 2, 1),
+            score=score,
+            attention=0.5,
+            constant_part=0.25,
+            missing_share=0.0,
+            pairs=(Pair(NodeId(NodeKind.EMBEDDING, -1, 2, 12), token, 0.75),),
+            by_query=(),
+            by_key=(Part(token, 0.5),),
+        ),
+        ExplainedLook(
+            look=Look(1, 2, 2, 1),
+            score=score,
+            attention=0.75,
+            constant_part=-0.5,
+            missing_share=2.0**-20,
+            pairs=(Pair(query, unknown, 1.5), Pair(query, key, -0.5), Pair(error, mlp, 0.25)),
+            by_query=(Part(query, 1.0),),
+            by_key=(Part(unknown, 1.5), Part(mlp, 0.25)),
+        ),
+    )
+    carried = (
+        Carried(key, NodeId(NodeKind.FEATURE, 1, 2, 3), looks[1].look, 1.5),
+        Carried(token, NodeId(NodeKind.FEATURE, 0, 2, 5), looks[0].look, 0.5),
+    )
+    return GraphAttention(0.25, carried, looks, {query: 2.5, key: 1.5, unknown: 0.5})

@@ -105,10 +105,12 @@
     return [html("h2", {}, "Prompts to try"), html("div", { class: "x-tries" }, ...made)];
   }
 
-  /* Folds that say which attention heads carry the strongest edges into a node; each is computed when it is opened. */
+  /* Folds that say which attention heads carry the strongest edges into a node. What the graph stores of an edge is
+     shown; the rest is computed when its fold is opened. */
   function heads(node) {
     const links = graph().fedBy(node).slice(0, STRONGEST);
-    if (!links.length || page().view().name) return [];
+    const { name, has_attention: isStored } = page().view();
+    if (!links.length || (name && !isStored)) return [];
     const folds = links.map((link) => {
       const fold = html("details", {}, html("summary", {}, `from ${link.node.label}  ${signed(link.weight)}`));
       fold.addEventListener("toggle", () => fold.open && fold.childElementCount === 1 && fill(fold, link.node, node));
@@ -124,7 +126,8 @@
       const parts = await client.job("heads", { graph: page().view().graph, source: source.id, target: target.id });
       const rows = parts.heads.map(([layer, head, weight]) => html("tr", {},
         html("td", {}, whyFold(source, target, layer, head)), html("td", { class: "x-number" }, signed(weight))));
-      rows.push(html("tr", {}, html("td", {}, "without a head"), html("td", { class: "x-number" }, signed(parts.direct))));
+      const rest = parts.share ? `without a head, or in parts below ${percent(parts.share)}` : "without a head";
+      rows.push(html("tr", {}, html("td", {}, rest), html("td", { class: "x-number" }, signed(parts.direct))));
       place.replaceWith(html("table", { class: "x-table" }, ...rows));
     } catch (error) {
       place.textContent = error instanceof client.Ended ? "Another edge was opened; open this one again." : error.message;

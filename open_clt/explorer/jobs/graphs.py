@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from open_clt.attribution.attention_table import explained_look, source_name
 from open_clt.attribution.heads import head_contributions
-from open_clt.attribution.qk import ExplainedPart, explain_edge
+from open_clt.attribution.qk import explain_edge
 from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.exports import Exported, check_kind, export
 from open_clt.explorer.jobs.requests import Request, Work, check_fits, integer_of, session_of, text_of
 from open_clt.explorer.traces import Trace, check_prompt, fits, trace_prompt, with_predictions
 from open_clt.explorer.views import circuit_view, graph_view
 from open_clt.features.labelling.automatic import in_brief
+from open_clt.graphs.attention import Carried, ExplainedLook
 from open_clt.graphs.operations import node_numbers
 from open_clt.graphs.supernodes import suggest_supernodes
 from open_clt.progress import report_progress
@@ -72,11 +76,26 @@ def predictions(explorer: Explorer, request: Request) -> Work:
 
 
 def heads(explorer: Explorer, request: Request) -> Work:
-    """The attention heads that carry an edge, largest part first."""
+    """The attention heads that carry an edge, largest part first: those that the graph stores, or all of them."""
     found = explorer.trace_of(request.get("graph"))
-    source, target = node_numbers(found.graph, [text_of(request, "source"), text_of(request, "target")]).tolist()
+    names = text_of(request, "source"), text_of(request, "target")
+    source, target = node_numbers(found.graph, names).tolist()
 
     def work() -> dict[str, Any]:
+        attention = found.graph.attention
+        if attention is not None and (stored := _stored_parts(found, source, target)):
+            edge = float(found.graph.edges.weights_of(target)[found.graph.edges.sources_of(target) == source].sum())
+            sums: dict[tuple[int, int], float] = {}
+            for part in stored:
+                head = part.look.layer, part.look.head
+                sums[head] = sums.get(head, 0.0) + part.weight
+            largest = sorted(sums, key=lambda head: -abs(sums[head]))[:_HEADS]
+            return {
+                "direct": edge - sum(sums.values()),
+                "total": edge,
+                "heads": [[*head, sums[head]] for head in largest],
+                "share": attention.share,
+            }
         models = explorer.wait_for_models()
         check_fits(found, models)
         report_progress("splitting the edge by heads", 0, 1)
@@ -94,36 +113,51 @@ def heads(explorer: Explorer, request: Request) -> Work:
 
 
 def attention(explorer: Explorer, request: Request) -> Work:
-    """Why a head that carries an edge looked at the keys that it takes most of the edge from, largest part first."""
+    """Why a head that carries an edge looked at the keys that it takes most of the edge from, largest part first.
+
+    What the graph stores is shown; otherwise it is computed.
+    """
     found = explorer.trace_of(request.get("graph"))
-    source, target = node_numbers(found.graph, [text_of(request, "source"), text_of(request, "target")]).tolist()
+    names = text_of(request, "source"), text_of(request, "target")
+    source, target = node_numbers(found.graph, names).tolist()
     wanted = tuple(integer_of(request, name, 0, 2**31 - 1) for name in ("layer", "head"))
 
     def work() -> list[dict[str, Any]]:
-        models = explorer.wait_for_models()
-        check_fits(found, models)
-        report_progress("explaining attention", 0, 1)
-        explained = explain_edge(models.model, models.transcoder, found.graph, source, target, share=0.0)
-        of_head = [part for part in explained if (part.carried.look.layer, part.carried.look.head) == wanted]
-        return [_explained(found, part) for part in of_head[:_KEYS]]
+        if found.graph.attention is not None and (stored := _stored_parts(found, source, target)):
+            of_head = [part for part in stored if part.look[:2] == wanted]
+            looks = [(part.weight, found.graph.attention.explained(part.look)) for part in of_head]
+        else:
+            models = explorer.wait_for_models()
+            check_fits(found, models)
+            report_progress("explaining attention", 0, 1)
+            explained = explain_edge(models.model, models.transcoder, found.graph, source, target, share=0.0)
+            of_head = [part for part in explained if part.carried.look[:2] == wanted]
+            looks = [(part.carried.weight, explained_look(part.explanation, _PAIRS)) for part in of_head[:_KEYS]]
+        return [_explained(found, weight, look) for weight, look in looks[:_KEYS]]
 
     return work
 
 
-def _explained(found: Trace, part: ExplainedPart) -> dict[str, Any]:
-    """What the page shows of the attention of a head to one key."""
-    explanation, look = part.explanation, part.carried.look
-    labels = {feature: in_brief(label) for feature, label in found.graph.labels.items()}
+def _stored_parts(found: Trace, source: int, target: int) -> list[Carried]:
+    """The parts of an edge that the graph stores, largest first."""
+    nodes, attention = found.graph.nodes, found.graph.attention
+    return [] if attention is None else attention.of_edge(*nodes[torch.tensor([source, target])].ids())
+
+
+def _explained(found: Trace, weight: float, explained: ExplainedLook) -> dict[str, Any]:
+    """What the page shows of the attention of a head to one key, from which it carries ``weight`` of an edge."""
+    graph, key = found.graph, explained.look.key
+    labels = {feature: in_brief(label) for feature, label in graph.labels.items()}
     return {
-        "key": look.key,
-        "token": explanation.token_strings[look.key],
-        "weight": part.carried.weight,
-        "attention": explanation.attention,
-        "score": explanation.score,
-        "constant": explanation.constant_part(),
+        "key": key,
+        "token": graph.info.token_strings[key],
+        "weight": weight,
+        "attention": explained.attention,
+        "score": explained.score,
+        "constant": explained.constant_part,
         "pairs": [
-            [explanation.name(pair.query, labels), explanation.name(pair.key, labels), pair.weight]
-            for pair in explanation.pairs(_PAIRS, constants=False)
+            [*(source_name(node, graph.info.token_strings, labels) for node in (pair.query, pair.key)), pair.weight]
+            for pair in explained.pairs[:_PAIRS]
         ],
     }
 

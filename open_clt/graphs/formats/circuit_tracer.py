@@ -23,6 +23,7 @@ import torch
 from open_clt import files
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import CheckpointError
+from open_clt.graphs.formats.circuit_tracer_attention import qk_tracing
 from open_clt.graphs.formats.circuit_tracer_schema import (
     METADATA_FILE,
     SCHEMA_VERSION,
@@ -60,15 +61,22 @@ def circuit_tracer_json(graph: AttributionGraph, card: GraphCard, view: GraphVie
         if kind in _TYPES and (row in with_edges or kind not in (NodeKind.FEATURE, NodeKind.ERROR))
     }
     edges = zip(*(column.tolist() for column in graph.edges), strict=True)
+    ids = graph.nodes.ids()
+    tracing = qk_tracing(graph, {ids[row]: viewer_id for row, viewer_id in shown.items()})
+    results = {row: tracing.results[ids[row]] for row in shown if ids[row] in tracing.results}
     return {
         "metadata": _metadata(graph, card),
         "qParams": _view_json(graph, view or GraphView(), shown),
-        "nodes": list(_nodes_json(graph, shown)),
+        "nodes": [
+            {**node, "qk_tracing_results": results[row]} if row in results else node
+            for row, node in zip(shown, _nodes_json(graph, shown), strict=True)
+        ],
         "links": [
             {"source": shown[source], "target": shown[target], "weight": weight}
             for target, source, weight in edges
             if source in shown and target in shown
         ],
+        **({"qk_only_nodes": tracing.only_nodes} if tracing.only_nodes else {}),
     }
 
 

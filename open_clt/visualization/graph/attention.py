@@ -46,8 +46,8 @@ def visualize_attention(
     what = f"Why head {look.layer}.{look.head} looks from {tokens[look.query]!r} at {tokens[look.key]!r}"
     what += "" if look.versus is None else f" rather than {tokens[look.versus]!r}"
     default = title_of(what, prompt=explanation.prompt, model=explanation.model)
-    size = _size(names, values)
-    with drawing(ax, size, save_path, Titles(title, default, beside=f"score {explanation.score:.2f}")) as ax:
+    size, measured = _size(names, values), "score" if look.versus is None else "difference of scores"
+    with drawing(ax, size, save_path, Titles(title, default, beside=f"{measured} {explanation.score:.2f}")) as ax:
         largest = max(float(values.abs().max()), 1e-30)
         image = ax.imshow(values.numpy(), cmap=DIVERGING, vmin=-largest, vmax=largest, interpolation="nearest")
         colour_bar(ax, image, "part of the score")

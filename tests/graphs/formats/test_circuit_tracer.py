@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from open_clt.errors import AttributionError, CheckpointError, ConfigError
+from open_clt.graphs.edges import Edges
 from open_clt.graphs.formats.circuit_tracer import circuit_tracer_json, write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import GraphCard, GraphView, cantor_pair
@@ -21,7 +22,7 @@ from open_clt.graphs.operations import subgraph
 from open_clt.graphs.supernodes import Supernode, group
 from open_clt.transcoders.feature import Feature
 from tests.graphs.formats.viewer_schema import broken_rules
-from tests.graphs.hand_graph import hand_graph, weights
+from tests.graphs.hand_graph import hand_attention, hand_graph, weights
 from tests.refusals import refuses
 
 CARD = GraphCard(slug="hand-made")
@@ -61,6 +62,40 @@ def test_a_file_follows_the_schema(graph: AttributionGraph, pruned: bool, tmp_pa
     }
 
 
+def test_explained_attention_is_in_the_nodes_that_edges_lead_to(tmp_path: Path) -> None:
+    graph = replace(hand_graph(), attention=hand_attention())
+    content = circuit_tracer_json(graph, CARD)
+    assert broken_rules(content) == []
+    results = {node["node_id"]: node["qk_tracing_results"] for node in content["nodes"] if "qk_tracing_results" in node}
+    assert results == {
+        "0_5_2": {
+            "pair_wise_contributors": [["E_12_2", "E_11_1", 0.75]],
+            "top_q_marginal_contributors": [],
+            "top_k_marginal_contributors": [["E_11_1", 0.5]],
+        },
+        "1_3_2": {
+            "pair_wise_contributors": [
+                ["0_7_2", "0_8_1", 1.5],
+                ["0_7_2", "0_5_1", -0.5],
+                ["0_-1_2", "0_unknown_mlp_output_0", 0.25],
+            ],
+            "top_q_marginal_contributors": [["0_7_2", 1.0]],
+            "top_k_marginal_contributors": [["0_8_1", 1.5], ["0_unknown_mlp_output_0", 0.25]],
+        },
+    }
+    others = content["qk_only_nodes"]
+    assert set(others) == {"0_8_1", "0_-1_2", "0_unknown_mlp_output_0"}
+    assert others["0_8_1"]["feature"] == cantor_pair(Feature(0, 8))
+    assert (others["0_8_1"]["activation"], others["0_8_1"]["feature_type"]) == (0.5, "cross layer transcoder")
+    assert "qk_only_nodes" not in circuit_tracer_json(hand_graph(), CARD)
+    path = write_circuit_tracer(graph, tmp_path, CARD)
+    read = read_circuit_tracer(path).graph
+    assert read.ids() == read_circuit_tracer(write_circuit_tracer(hand_graph(), tmp_path, CARD)).graph.ids()
+    part = graph.part(torch.tensor([name != "0:1:5" for name in graph.ids()]))
+    nodes = {node["node_id"]: node for node in circuit_tracer_json(part, CARD)["nodes"]}
+    assert "qk_tracing_results" not in nodes["1_3_2"]  # the only edge that is explained is not shown
+
+
 def test_the_validator_finds_mistakes(graph: AttributionGraph) -> None:
     """This shows that the validator does not accept everything."""
     for change in (
@@ -98,7 +133,7 @@ def test_settings_and_pruning_are_written_to_the_file_and_read_again(graph: Attr
 
 def test_files_and_logs_say_that_rows_do_not_add_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     complete = hand_graph()
-    wrong = replace(complete, edges=complete.edges._replace(weight=2 * complete.edges.weight))
+    wrong = replace(complete, edges=Edges(complete.edges.target, complete.edges.source, 2 * complete.edges.weight))
     for graph in (complete, wrong):
         caplog.clear()
         path = write_circuit_tracer(graph, tmp_path, GraphCard(slug="a", description="By hand."))

@@ -50,12 +50,17 @@ NODE_OPTIONAL = {
     "reverse_ctx_idx": int,
     "influence": (int, float, type(None)),
     "activation": (int, float, type(None)),
+    "qk_tracing_results": dict,
 }
+QK_TRACING = {"pair_wise_contributors": 2, "top_q_marginal_contributors": 1, "top_k_marginal_contributors": 1}
+"""The lists of ``qk_tracing_results`` (Neuronpedia's ``CLTGraphNode``), with the number of ids in an entry."""
 
 
 def broken_rules(content: dict[str, Any]) -> list[str]:
     """Describe the rules that a file breaks; the list is empty for a file that the viewers accept."""
-    mistakes = [f"top: {set(content)}"] if set(content) != {"metadata", "qParams", "nodes", "links"} else []
+    keys = set(content) - {"qk_only_nodes"}  # Neuronpedia's ``CLTGraph`` has it if attention is explained
+    mistakes = [f"top: {keys}"] if keys != {"metadata", "qParams", "nodes", "links"} else []
+    mistakes += _attention_mistakes(content)
     mistakes += _metadata_mistakes(content["metadata"])
     ids = [node["node_id"] for node in content["nodes"]]
     mistakes += [f"two nodes are {node_id}" for node_id in ids if ids.count(node_id) > 1]
@@ -70,6 +75,20 @@ def broken_rules(content: dict[str, Any]) -> list[str]:
     for link in content["links"]:
         mistakes += _type_mistakes(link, {"source": str, "target": str, "weight": (int, float)}, {}, "link")
         mistakes += [f"no node {link[end]}" for end in ("source", "target") if link[end] not in known_ids]
+    return mistakes
+
+
+def _attention_mistakes(content: dict[str, Any]) -> list[str]:
+    shown, others = {node["node_id"] for node in content["nodes"]}, content.get("qk_only_nodes", {})
+    mistakes = [f"{name} is {node}" for name, node in others.items() if node["node_id"] != name or name in shown]
+    mistakes += [f"{name} lacks {key}" for name, node in others.items() for key in NODE_REQUIRED if key not in node]
+    for node in content["nodes"]:
+        results = node.get("qk_tracing_results", dict.fromkeys(QK_TRACING, ()))
+        mistakes += [] if set(results) == set(QK_TRACING) else [f"results: {set(results)}"]
+        for name, count in QK_TRACING.items():
+            for *ids, weight in results.get(name, ()):
+                known = all(each in shown or each in others for each in ids)
+                mistakes += [] if len(ids) == count and known and isinstance(weight, float) else [f"{name}: {ids}"]
     return mistakes
 
 
