@@ -103,13 +103,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Settings of a family's config, by the name of its config in transformers without ``Config``, and a variant."""
 
 
-def load_family(family: str, folder: Path) -> LanguageModel:
+def load_family(family: str, folder: Path, seed: int = 0) -> LanguageModel:
     """Write a tiny random model of a family into a folder, and load it."""
     import transformers
 
     config = getattr(transformers, f"{family.split()[0]}Config")(**_TOKENS, **FAMILIES[family])
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)

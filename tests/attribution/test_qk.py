@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,31 @@ def test_the_entries_of_every_table_add_up_to_the_score_of_the_model(explainer: 
         assert abs(float(table.sum()) + explanation.distance - explanation.score) < 1e-5 * absolute + rounding
         assert explanation.check() * absolute == pytest.approx(abs(explanation.missing()))
         assert explanation.attention == pytest.approx(float(scores.pattern[look.head, look.query, look.key]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_table_adds_up_to_a_hundred_thousandth(family: str, seed: int, tmp_path: Path) -> None:
+    """Of the sum of the absolute entries, but for first layers where each side has one source.
+
+    Such a table is a single product. If its two vectors are almost at a right angle, the model's own rounding, which is
+    about 1e-7 of their lengths, is large beside it.
+    """
+    model = load_family(family, tmp_path, seed)
+    explainer = AttentionExplainer(model, transcoder_of(model.n_layers), PROMPT)
+    looks = [
+        Look(layer, head, query, key)
+        for layer, scores in enumerate(explainer.scores)
+        for head, query, key in (scores.pattern > 0).nonzero().tolist()
+    ]
+    assert len(looks) > 100
+    for explanation in explainer.explain_all(looks):
+        if explanation.look.layer == 0 and len(explanation.query_nodes) == len(explanation.key_nodes) == 1:
+            lengths = float(explanation.query_vectors.norm() * explanation.key_vectors.norm())
+            assert abs(explanation.missing()) < 1e-6 * lengths
+        else:
+            assert explanation.check() < 1e-5
 
 
 def test_differences_of_explained_scores_decide_the_attention(explainer: AttentionExplainer) -> None:
