@@ -14,6 +14,7 @@
 #   make gallery                    draw every picture in visualizations/gallery/ again
 #   make explorer-pictures          draw the pictures of docs/explorer.md again (needs Chromium)
 #   make embedded-features          measure the feature records and the start graph that ship (ten minutes)
+#   make embedded-calibration       fit the calibration that ships (half an hour on two busy cores)
 #   make clean                      remove .venv, caches and build outputs
 
 PYTHON ?= python3
@@ -30,7 +31,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # pyright does not look for a newer version of itself, because poetry.lock names its version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: run test check slow browser soak format docs docs-pictures gallery explorer-pictures embedded-features notebooks clean
+.PHONY: run test check slow browser soak format docs docs-pictures gallery explorer-pictures embedded-features \
+	embedded-calibration notebooks clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -74,6 +76,9 @@ explorer-pictures: $(VENV)/.installed-dev
 
 embedded-features: $(VENV)/.installed
 	$(BIN)/python tools/embedded_features.py
+
+embedded-calibration: $(VENV)/.installed
+	$(BIN)/python benchmarks/truth/calibration.py --store open_clt/embedded/transcoder
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python tools/run_notebooks.py

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from open_clt.errors import OpenCLTError
     from open_clt.evaluation.faithfulness import faithfulness
     from open_clt.explorer.session.session_file import load_session, save_session
+    from open_clt.graphs.consensus import consensus
     from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
     from open_clt.graphs.graph import AttributionGraph
     from open_clt.graphs.supernodes import suggest_supernodes
@@ -61,6 +62,7 @@ __all__ = [
     "__version__",
     "attribute",
     "attribute_all",
+    "consensus",
     "explain_attention",
     "faithfulness",
     "interactive_attribution_graph",
@@ -96,6 +98,7 @@ _MODULE_OF = {
     "TranscoderConfig": "open_clt.config",
     "attribute": "open_clt.attribution.attribute",
     "attribute_all": "open_clt.attribution.attribute",
+    "consensus": "open_clt.graphs.consensus",
     "explain_attention": "open_clt.attribution.qk",
     "faithfulness": "open_clt.evaluation.faithfulness",
     "interactive_attribution_graph": "open_clt.visualization.interactive.graph",

@@ -148,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequence[GraphCard]) -> None:
     """Compute the graph of each prompt, check, save and draw it, and print its sizes and scores."""
     from open_clt.attribution.attribute import attribute_all
+    from open_clt.evaluation.calibration import with_stored_confidence
     from open_clt.features.labelling.stored import with_stored_labels
 
     labels = read_labels_of(arguments)
@@ -166,14 +167,14 @@ def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequ
     )
     graphs = (with_stored_labels(graph.with_labels(labels), clt.transcoder, own_source(arguments)) for graph in graphs)
     if arguments.consensus:
-        averaged = consensus_of(arguments, list(graphs), prompt_set)
+        averaged = consensus_of(arguments, list(graphs), prompt_set, replacement)
         for line in (*consensus_lines(averaged), *_write(arguments, averaged, averaged, cards[0], several=False)):
             print(line)
         return
     for graph, card in zip(graphs, cards, strict=True):
         if len(cards) > 1:
             print(f"\n{card.slug}: {graph.info.prompt!r}")
-        report = ""
+        graph, report = with_stored_confidence(graph, clt.transcoder, own_source(arguments)), ""
         if not arguments.no_faithfulness:
             from open_clt.evaluation.faithfulness import faithfulness, with_faithfulness
 

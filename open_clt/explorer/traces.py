@@ -24,6 +24,7 @@ import torch
 from open_clt import files
 from open_clt.attribution.attribute import attribute
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
+from open_clt.evaluation.calibration import with_stored_confidence
 from open_clt.explorer.models import Models
 from open_clt.graphs.graph import GRAPH_FILES, AttributionGraph, read_files, stored_values, write_files
 from open_clt.hub.repository import cache_directory
@@ -159,6 +160,8 @@ def trace_prompt(models: Models, traces: Traces, prompt: str, budget: int | None
         return trace
     report_progress("attributing", 0, 1)
     graph = attribute(models.model, models.transcoder, prompt, max_feature_nodes=budget)
+    source = None if models.source.is_embedded else models.source.transcoder
+    graph = with_stored_confidence(graph, models.transcoder, source)
     trace = with_predictions(Trace(key=key, graph=graph), models)
     traces.keep(trace)
     return trace

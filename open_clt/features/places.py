@@ -38,8 +38,8 @@ def find_records(source: str | Path | None, transcoder: Transcoder) -> FeatureFi
     Records in a place are skipped, with a warning, if they say that they were measured with another transcoder. Raises
     CheckpointError if they are damaged, or if the user may not read a directory.
     """
-    own, mark = _own_directory(source), fingerprint(transcoder)
-    for directory in filter(None, (own, _in_cache(mark), _SHIPPED)):
+    mark = fingerprint(transcoder)
+    for directory in directories_of(source, mark):
         files.check_readable(directory)
         if not (directory / FOLDER / INDEX).is_file():
             continue
@@ -53,6 +53,11 @@ def find_records(source: str | Path | None, transcoder: Transcoder) -> FeatureFi
                 stored.folder,
             )
     return None
+
+
+def directories_of(source: str | Path | None, mark: str) -> list[Path]:
+    """The directories that may hold what was measured of a transcoder with the fingerprint ``mark``, the best first."""
+    return [directory for directory in (_own_directory(source), _in_cache(mark), _SHIPPED) if directory is not None]
 
 
 def _own_directory(source: str | Path | None) -> Path | None:

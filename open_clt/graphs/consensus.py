@@ -22,7 +22,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from open_clt.config.arguments import Count, Seed, checked_arguments
@@ -64,7 +64,7 @@ def consensus(
     two graphs, and for graphs that cannot be aligned: of other models, transcoders, settings or kinds of target.
     """
     _check(graphs)
-    templates = () if template is None else (template,) if isinstance(template, str) else tuple(template)
+    templates = _templates(template)
     roles = position_roles([graph.info for graph in graphs], templates)
     graphs, same_answer = _comparable(graphs)
     aligned = AlignedNodes.of(graphs, roles, same_answer)
@@ -83,6 +83,31 @@ def consensus(
     info = _info(graphs, roles, aligned, " / ".join(templates), same_answer)
     labels = {feature: label for graph in reversed(graphs) for feature, label in graph.labels.items()}
     return AttributionGraph(nodes, edges, info, labels, table)
+
+
+@checked_arguments
+def frequencies(
+    graphs: Sequence[AttributionGraph], *, template: str | Sequence[str] | None = None
+) -> list[tuple[Float[Tensor, "node"], Float[Tensor, "edge"]]]:
+    """Return, for the nodes and for the edges of each graph, the share of the graphs that have them.
+
+    The arguments and errors are those of ``consensus``.
+    """
+    _check(graphs)
+    roles = position_roles([graph.info for graph in graphs], _templates(template))
+    _, same_answer = _comparable(graphs)
+    aligned = AlignedNodes.of(graphs, roles, same_answer)
+    of_node = torch.from_numpy(aligned.present.mean(0)).float()
+    keys = [
+        row[graph.edges.target.numpy()] * aligned.n_nodes + row[graph.edges.source.numpy()]
+        for graph, row in zip(graphs, aligned.rows, strict=True)
+    ]
+    union, count = np.unique(np.concatenate([np.unique(key) for key in keys]), return_counts=True)
+    of_edge = torch.from_numpy(count / len(graphs)).float()
+    return [
+        (of_node[torch.from_numpy(row)], of_edge[torch.from_numpy(np.searchsorted(union, key))])
+        for row, key in zip(aligned.rows, keys, strict=True)
+    ]
 
 
 @checked_arguments
@@ -129,6 +154,10 @@ def with_matched_features(
     labels = {matches[feature]: label for feature, label in graph.labels.items() if feature in matches}
     info = replace(graph.info, transcoder_hash=like.info.transcoder_hash)
     return _sorted(replace(graph, nodes=replace(nodes, index=index), info=info, labels=labels))
+
+
+def _templates(template: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if template is None else (template,) if isinstance(template, str) else tuple(template)
 
 
 def _sorted(graph: AttributionGraph) -> AttributionGraph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from open_clt.config.arguments import checked_arguments
+from open_clt.evaluation.calibration import Reliability
 from open_clt.evaluation.report import NORM_QUANTILES, Report
 from open_clt.transcoders.metrics import DENSITY_EDGES
 from open_clt.visualization.labels import token_label
@@ -163,3 +164,31 @@ def _agreements(ax: Axes, report: Report) -> None:
 def _layer_axis(ax: Axes) -> None:
     ax.set_xlabel("layer")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+@checked_arguments
+def visualize_reliability(
+    reliabilities: Mapping[str, Reliability], *, title: str | None = None, save_path: str | Path | None = None
+) -> Figure:
+    """Draw a reliability diagram: the share of trials that turned out as predicted, against their probability.
+
+    Each entry is a line with its ECE; the area of a point shows its number of trials. A calibrated probability lies on
+    the diagonal.
+    """
+    with styled(save_path):
+        figure = NotebookFigure(figsize=(5.4, 4.8), layout="constrained")
+        axes = figure.subplots()
+        title_figure(figure, "Probabilities and outcomes of interventions" if title is None else title)
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--", label="calibrated")
+        for (name, each), marker in zip(reliabilities.items(), _MARKERS, strict=False):
+            most = max(bin.trials for bin in each.bins)
+            x, y = [bin.probability for bin in each.bins], [bin.share for bin in each.bins]
+            (line,) = axes.plot(x, y, linewidth=1.0)
+            areas = [8 + 60 * bin.trials / most for bin in each.bins]
+            axes.scatter(x, y, s=areas, marker=marker, color=line.get_color(), label=f"{name}: ECE {each.ece:.3f}")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability", ylabel="share as predicted")
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(loc="upper left")
+        save(figure, save_path)
+    return figure

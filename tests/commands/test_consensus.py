@@ -12,6 +12,7 @@ from open_clt.cli import main
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.formats.networkx import read_graphml
 from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
 from tests.commands.mistakes import assert_mistake
 from tests.graphs.formats.viewer_schema import broken_rules
 
@@ -64,6 +65,28 @@ def test_prompts_without_a_template_are_aligned_from_both_ends(capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "answers: Paris\n" in printed
     assert "[-" in printed
+
+
+@pytest.mark.slow
+def test_a_calibration_is_stored_and_later_graphs_have_its_confidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_CLT_CACHE", str(tmp_path / "cache"))
+    prompts = ["attribute", "--prompts", prompts_file(tmp_path), "--output", str(tmp_path / "graphs")]
+    assert main([*prompts, "--consensus", "--calibrate", "--max-features", "12"]) == 0
+    printed = capsys.readouterr().out
+    assert "calibration: 144 interventions" in printed
+    assert "confidence" in printed
+    assert list((tmp_path / "cache").rglob("calibration.json"))
+    graph = AttributionGraph.load(tmp_path / "graphs")
+    known = graph.nodes.confidence[graph.of_kind(NodeKind.FEATURE)]
+    assert bool(((known > 0) & (known < 1)).all())
+    assert bool(graph.nodes.confidence[~graph.of_kind(NodeKind.FEATURE)].isnan().all())
+
+
+def test_a_calibration_needs_a_consensus(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["attribute", "--prompt", "The capital of France is", "--calibrate"]
+    assert_mistake(capsys, arguments, "--calibrate", "--consensus")
 
 
 @pytest.mark.parametrize("prompts", [["The capital of France is"], ["The capital of France is"] * 2])

@@ -33,6 +33,7 @@ from open_clt.config.transcoder import words_of_layers
 from open_clt.data.dataset.manifest import DatasetManifest, Harvested, HarvestedText, Scrambled, Shard
 from open_clt.data.dataset.scrambling.state import Scrambling
 from open_clt.errors import ConfigError
+from open_clt.evaluation.calibration import Calibration, Logistic
 from open_clt.explorer.session.actions import (
     AddSteer,
     Hide,
@@ -154,6 +155,8 @@ NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
     FeaturePreactivation: {"layer": 0, "feature": 1},
     Direction: {"vector": torch.ones(2)},
     Intervention: {"layer": 0, "position": 1, "feature": 2, "value": 0.0},
+    Logistic: {"intercept": 0.0, "weights": (1.0, 2.0), "trials": 20, "share": 0.5},
+    Calibration: {"transcoder_hash": "0"},
     AboutRecords: {
         "model": "m", "transcoder": "t", "transcoder_hash": "0", "text": "x", "tokens": 1, "contexts": 1,
         "context_length": 1, "from_start": False, "bos": "b", "encodes_first_position": False, "window": 1,

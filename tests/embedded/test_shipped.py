@@ -14,10 +14,12 @@ import torch
 
 from open_clt import OpenCrossLayerTranscoder
 from open_clt.embedded import START_PROMPT, TRANSCODER_DIRECTORY, start_graph
+from open_clt.evaluation.calibration import load_calibration, with_confidence
 from open_clt.features.collecting.outputs import Directions, TokenNames, outputs_of
 from open_clt.features.feature_files import FeatureFiles
 from open_clt.features.firing import encode_contexts
 from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
+from open_clt.graphs.nodes import NodeKind
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.fingerprint import fingerprint
 
@@ -55,6 +57,14 @@ def assert_same_effects(found: Sequence[TokenEffect], expected: Sequence[TokenEf
     assert [effect.effect for effect in found] == pytest.approx(
         [effect.effect for effect in expected[: len(found)]], rel=DIGITS
     )
+
+
+def test_the_calibration_is_that_of_the_transcoder_that_ships(clt: OpenCrossLayerTranscoder) -> None:
+    calibration = load_calibration(TRANSCODER_DIRECTORY)
+    assert calibration.transcoder_hash == fingerprint(clt.transcoder)
+    graph = start_graph()
+    confidence = with_confidence(graph, calibration).nodes.confidence[graph.of_kind(NodeKind.FEATURE)]
+    assert bool(((confidence > 0) & (confidence < 1)).all())
 
 
 def test_records_say_what_the_weights_say(clt: OpenCrossLayerTranscoder, stored: FeatureFiles) -> None:

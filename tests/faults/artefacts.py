@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from open_clt import files
 from open_clt.config import CrossLayerConfig, MoltConfig, ReLUConfig
+from open_clt.evaluation.calibration import Calibration, Logistic, load_calibration, save_calibration
 from open_clt.evaluation.evaluate import Evaluation
 from open_clt.evaluation.measured_on import MeasuredOn
 from open_clt.evaluation.report import NORM_QUANTILES, Report
@@ -117,6 +118,11 @@ def graph_of(version: int) -> AttributionGraph:
 
 def consensus_of(version: int) -> AttributionGraph:
     return consensus([graph_of(version), graph_of(version + 1)])
+
+
+def calibration_of(version: int) -> Calibration:
+    regression = Logistic(intercept=float(version), weights=(1.0, 2.0), trials=20, share=0.5)
+    return Calibration(transcoder_hash=str(version), node=regression, edge=regression)
 
 
 def graph_facts(graph: AttributionGraph) -> object:
@@ -295,6 +301,12 @@ ARTEFACTS = {
         lambda d: graph_facts(read_graphml(d / "cat.graphml")),
         ("graphs.formats.networkx",),
         named_by_user=True,
+    ),
+    "calibration": Artefact(
+        lambda d, v: save_calibration(calibration_of(v), d),
+        load_calibration,
+        ("evaluation.calibration",),
+        "calibration.json",
     ),
     "report": Artefact(
         lambda d, v: save_report(report_of(v), d), report_facts, ("evaluation.report_file",), "evaluation.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from open_clt.config import CrossLayerConfig, TopKConfig
+from open_clt.evaluation.calibration import Calibration, load_calibration, save_calibration, with_confidence
 from open_clt.evaluation.report_file import load_report, save_report
 from open_clt.features.about import ABOUT as ABOUT_FILE
 from open_clt.features.about import read_about, write_about
@@ -17,9 +18,18 @@ from open_clt.publishing.push import publication
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.native import save_transcoder
 from open_clt.transcoders.make import make_transcoder
-from tests.faults.artefacts import record_of, report_of
+from tests.faults.artefacts import calibration_of, record_of, report_of
 from tests.faults.reading.reader import Reader, nothing
 from tests.features.rich_record import ABOUT
+from tests.graphs.hand_graph import hand_graph
+
+
+def calibration_numbers(calibration: Calibration) -> Iterable[float]:
+    """The numbers of a calibration, and the confidence that it gives to a graph."""
+    for regression in (calibration.node, calibration.edge):
+        if regression is not None:
+            yield from (regression.intercept, *regression.weights, regression.share)
+    yield from with_confidence(hand_graph(), calibration).nodes.confidence.nan_to_num(0).tolist()
 
 
 def _write_card(folder: Path) -> None:
@@ -59,6 +69,11 @@ def _read_report(folder: Path) -> Iterable[float]:
 
 
 FEATURES: dict[str, Reader] = {
+    "calibration": Reader(
+        lambda folder: save_calibration(calibration_of(1), folder),
+        lambda folder: calibration_numbers(load_calibration(folder)),
+        "evaluation.calibration",
+    ),
     "report": Reader(lambda folder: save_report(report_of(1), folder), _read_report, "evaluation.report_file"),
     "card that a user wrote": Reader(_write_card, _read_card, "publishing.push"),
     "features": Reader(
