@@ -134,10 +134,10 @@ def test_the_language_model_runs_on_own_contexts_only(tiny_gpt2: LanguageModel, 
     capture = tiny_gpt2.capture
 
     def of_model(processes: Processes) -> ActivationStore:
-        def count_tokens(contexts: torch.Tensor, *others: str) -> object:
+        def count_tokens(contexts: torch.Tensor, *others: str, **chosen: Any) -> object:
             with (tmp_path / f"tokens of {processes.rank}").open("a") as file:
                 file.write(f"{contexts.numel()}\n")
-            return capture(contexts, *others)
+            return capture(contexts, *others, **chosen)
 
         tiny_gpt2.capture = count_tokens  # pyright: ignore[reportAttributeAccessIssue]
         made = store_of(tiny_gpt2, lambda: TEXTS * 20, settings)
