@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from open_clt.attribution.attribute import attribute
+from open_clt.attribution.budget import default_budget
 from open_clt.errors import AttributionError
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.graph import AttributionGraph
@@ -58,4 +59,5 @@ class Graphs:
         target = TokenLogits(tokens=(answer,))
         if competitor is not None:
             target = LogitDifference(positive=answer, negative=competitor)
-        return attribute(self.dictionary.model, self.dictionary.transcoder, prompt, targets=target)
+        model, transcoder = self.dictionary.model, self.dictionary.transcoder
+        return attribute(model, transcoder, prompt, targets=target, max_feature_nodes=default_budget(transcoder))

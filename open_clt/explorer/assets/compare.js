@@ -63,7 +63,7 @@
   }
 
   function buildTranscoders() {
-    parts.source = field("second-transcoder", { type: "search", "aria-label": "Second transcoder", placeholder: "directory, or org/name on the hub" });
+    parts.source = field("second-transcoder", { type: "search", "aria-label": "Second transcoder", placeholder: "directory, org/name on the hub, or neurons" });
     const form = html("form", { class: "x-form", id: "transcoders-form" }, html("label", {}, "second transcoder", parts.source),
       html("button", { type: "submit", class: "x-primary", id: "transcoders-run" }, "Measure both"));
     submit(form, () => {
