@@ -13,6 +13,7 @@
     open-clt scramble D SHUFFLED --seed S                     put all activations of a dataset in random order
     open-clt upload D URL                                     upload a dataset of activations to a server
     open-clt train --config FILE --output T                   train a transcoder; every setting is also a flag
+    open-clt verify circuit.yaml                              test the claims of a saved circuit again
     open-clt evaluate --transcoder T --text FILE              measure a transcoder on held-out text
     open-clt compare A B --text FILE                          compare several transcoders in one table and one figure
     open-clt convert --transcoder T --text FILE --output J    convert TopK or BatchTopK to JumpReLU
@@ -69,6 +70,7 @@ def _commands() -> Sequence[Any]:
         serve,
         train,
         upload,
+        verify,
     )
 
     return (
@@ -80,6 +82,7 @@ def _commands() -> Sequence[Any]:
         report,
         features,
         intervene,
+        verify,
         harvest,
         scramble,
         serve,

@@ -33,6 +33,7 @@ from open_clt.commands.consensus_options import (
     consensus_lines,
     consensus_of,
 )
+from open_clt.commands.held_out import add_source_options
 from open_clt.commands.options import (
     AddOption,
     AddParser,
@@ -65,6 +66,10 @@ _FORMATS = ("native", "circuit-tracer", "graphml")
 _NOT_SLUGS = ("graph", "graph-metadata")
 """Names that cannot be slugs, because other files of the output directory have them."""
 _PROBABILITY = "Total probability of the tokens to explain; less likely tokens are left out (default: 0.95)."
+_CIRCUIT_TEXT = (
+    "Text for the name and its claims: a text, .jsonl or .parquet file, or a data set on the "
+    "Hugging Face hub (default: generated sentences, for the embedded model only)."
+)
 _NO_FAITHFULNESS = "Skip the check, which ablates features and compares the effects with the graph's predictions."
 
 
@@ -78,6 +83,7 @@ def add_to(add_parser: AddParser) -> None:
     _add_sizes(parser.add_argument_group("size of the graph").add_argument)
     _add_attention(parser.add_argument_group("attention").add_argument)
     _add_output(parser.add_argument_group("output").add_argument)
+    _add_circuit(parser.add_argument_group("circuit").add_argument)
     check = parser.add_argument_group("faithfulness check").add_mutually_exclusive_group()
     add_check_options(check.add_argument, 16, _NO_FAITHFULNESS)
     parser.set_defaults(command=run)
@@ -127,6 +133,16 @@ def _add_output(option: AddOption) -> None:
     option("--scan", default=None, help="Name under which viewers find the features (default: the name of the model).")
     add_labels_option(option)
     option("--figure", type=Path, metavar="FILE", help="Picture of the pruned graph, a .png, .svg or .pdf file.")
+
+
+def _add_circuit(option: AddOption) -> None:
+    option(
+        "--circuit",
+        type=Path,
+        metavar="FILE",
+        help="YAML file for the named hidden hop of one prompt, with claims that `open-clt verify` tests again.",
+    )
+    add_source_options(option, text=_CIRCUIT_TEXT)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -190,6 +206,23 @@ def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequ
         ):
             if line:
                 print(line)
+        if arguments.circuit is not None:
+            print("\n".join(_circuit(arguments, clt, graph)))
+
+
+def _circuit(arguments: argparse.Namespace, clt: OpenCrossLayerTranscoder, graph: AttributionGraph) -> Iterator[str]:
+    """Write the circuit of a graph, and yield lines with its names, its claims and its path."""
+    from open_clt.commands.verify import write_circuit
+
+    circuit = write_circuit(arguments, clt, graph, arguments.circuit)
+    token = graph.info.token_strings[circuit.source]
+    for supernode in circuit.supernodes:
+        yield f"hidden hop after {token!r}: {supernode.name!r}, {len(supernode.members)} features"
+    for claim in circuit.claims:
+        value = "not measured" if claim.measured is None else f"{claim.measured:.3f}"
+        holds = claim.measured is not None and claim.measured >= claim.needed
+        yield f"claim {claim.kind:<9} {value}, needs {claim.needed:g}: {'holds' if holds else 'FAILS'}"
+    yield f"circuit: {arguments.circuit}"
 
 
 def _explained(
@@ -225,6 +258,12 @@ def _check_used(arguments: argparse.Namespace, *, several: bool) -> None:
         raise ConfigError(
             "--attention is given, but nothing stores it; add --output, with another --format than graphml."
         )
+    for name in ("text", "column", "split"):
+        if getattr(arguments, name) is not None and arguments.circuit is None:
+            raise ConfigError(f"--{name} is for the claims of a circuit; add --circuit, or remove --{name}.")
+    if arguments.circuit is not None and (several or arguments.chat):
+        kind = "a chat" if arguments.chat else "several prompts"
+        raise ConfigError(f"--circuit is given with {kind}, but a circuit is that of one prompt of plain text.")
     if arguments.slug is not None and not several and set(formats) <= {"native"}:
         raise ConfigError("--slug names no file of one graph in the native format; add another --format.")
 
@@ -278,6 +317,10 @@ def _check_writable(arguments: argparse.Namespace, cards: Sequence[GraphCard]) -
 
         for card in cards:
             check_save_path(_figure_path(arguments.figure, card, several=len(cards) > 1))
+    if arguments.circuit is not None:
+        from open_clt.files import check_file
+
+        check_file(arguments.circuit)
     directory: Path | None = arguments.output
     if directory is None:
         return

@@ -19,6 +19,7 @@ from typing import Any, cast, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from open_clt.errors import LanguageModelError
 
@@ -76,6 +77,18 @@ class Unembedding:
             directions = directions - directions.mean(1, keepdim=True)
         effects = (directions * weight) @ W_U.float()
         return (effects - effects.mean(1, keepdim=True)).cpu()
+
+    @torch.no_grad()
+    def similar_tokens(self, token: int, count: int) -> list[int]:
+        """Return the tokens that the unembedding treats most like one token, most similar first.
+
+        The similarity is the cosine of the tokens' columns of ``W_U``, less the mean of all columns.
+        """
+        columns = self._bridge.W_U.float()
+        columns = functional.normalize(columns - columns.mean(1, keepdim=True), dim=0)
+        similarity = columns[:, token] @ columns
+        similarity[token] = -torch.inf
+        return similarity.topk(min(count, len(similarity) - 1)).indices.tolist()
 
     @torch.no_grad()
     def _check(self) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from open_clt.circuits.circuit import Circuit
+from open_clt.circuits.claims import AblationClaim, FiresClaim, NamedSupernode, StandsClaim, SwapClaim
 from open_clt.config import (
     BatchTopKConfig,
     CrossLayerConfig,
@@ -160,6 +162,17 @@ NEEDED: dict[type[CheckedConfig], dict[str, Any]] = {
     AboutRecords: {
         "model": "m", "transcoder": "t", "transcoder_hash": "0", "text": "x", "tokens": 1, "contexts": 1,
         "context_length": 1, "from_start": False, "bos": "b", "encodes_first_position": False, "window": 1,
+    },
+    FiresClaim: {"supernode": "a"},
+    StandsClaim: {"supernode": "a"},
+    AblationClaim: {"supernode": "a", "output": " b"},
+    SwapClaim: {
+        "supernode": "a", "output": " b", "other": "c", "other_source": " d", "other_members": ("0:1:2",),
+        "other_output": " e",
+    },
+    NamedSupernode: {"name": "a", "members": ("0:1:2",)},
+    Circuit: {
+        "model": "m", "transcoder_hash": "0", "prompt": "a", "source": 1, "supernodes": (), "claims": (),
     },
     Endpoint: {"url": "http://127.0.0.1/v1", "model": "m"},
     Group: {"name": "g", "members": ("0:1:2",)},

@@ -16,6 +16,8 @@ import torch
 from matplotlib.figure import Figure
 
 from open_clt import files
+from open_clt.circuits.circuit import Circuit
+from open_clt.circuits.claims import FiresClaim, NamedSupernode
 from open_clt.config import CrossLayerConfig, MoltConfig, ReLUConfig
 from open_clt.evaluation.calibration import Calibration, Logistic, load_calibration, save_calibration
 from open_clt.evaluation.evaluate import Evaluation
@@ -149,6 +151,17 @@ def trace_facts(directory: Path) -> object:
 
 def session_facts(saved: SavedSession) -> object:
     return saved.session, saved.trace.predictions, saved.trace.name, graph_facts(saved.trace.graph)
+
+
+def circuit_of(version: int) -> Circuit:
+    return Circuit(
+        model="m",
+        transcoder_hash="0",
+        prompt="a b",
+        source=1,
+        supernodes=(NamedSupernode(name=f"name {version}", members=("0:1:2", "1:1:0")),),
+        claims=(FiresClaim(supernode=f"name {version}", measured=0.75),),
+    )
 
 
 def report_of(version: int) -> Report:
@@ -346,6 +359,12 @@ ARTEFACTS = {
     ),
     "trace of the explorer": Artefact(
         lambda d, v: save_trace(trace_of(v), d), trace_facts, ("explorer.traces",), "trace.json"
+    ),
+    "circuit": Artefact(
+        lambda d, v: circuit_of(v).save(d / "circuit.yaml"),
+        lambda d: Circuit.load(d / "circuit.yaml"),
+        ("circuits.circuit",),
+        named_by_user=True,
     ),
     "session of the explorer": Artefact(
         lambda d, v: save_session(SavedSession(Session(percent=v), trace_of(v), ""), d / "session.json"),

@@ -26,7 +26,7 @@ from tests.refusals import refuses
 
 resource = pytest.importorskip("resource")
 WRITES = re.compile(
-    r"\b(saving|writing|write_(bytes|json|rows|tensors|text)|savefig|save_file|to_csv|write_image|dump_stats)\("
+    r"\b(saving|writing|write_(bytes|json|rows|tensors|text|yaml)|savefig|save_file|to_csv|write_image|dump_stats)\("
     r"|open\(.*[\"'][wax]b?[\"']"
 )
 PACKAGE = Path(open_clt.__file__).parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from open_clt.circuits.circuit import Circuit
 from open_clt.explorer.traces import load_trace, save_trace
 from open_clt.graphs.formats.circuit_tracer import write_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
@@ -17,7 +18,7 @@ from tests.explorer.used_graphs import (
     write_curves,
     write_session,
 )
-from tests.faults.artefacts import consensus_of, graph_of, trace_of
+from tests.faults.artefacts import circuit_of, consensus_of, graph_of, trace_of
 from tests.faults.reading.reader import Reader, nothing
 
 GRAPHS: dict[str, Reader] = {
@@ -45,6 +46,11 @@ GRAPHS: dict[str, Reader] = {
         lambda folder: write_circuit_tracer(graph_of(1), folder, GraphCard(slug="cat")),
         lambda folder: use_graph(read_circuit_tracer(folder / "cat.json").graph),
         "graphs.formats.circuit_tracer_reader",
+    ),
+    "circuit": Reader(
+        lambda folder: circuit_of(1).save(folder / "circuit.yaml"),
+        lambda folder: [claim.needed for claim in Circuit.load(folder / "circuit.yaml").claims],
+        "circuits.circuit",
     ),
     "trace of the explorer": Reader(
         lambda folder: save_trace(trace_of(1), folder),
