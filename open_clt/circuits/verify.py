@@ -25,11 +25,11 @@ from open_clt.circuits.measuring import Bench, Measured
 from open_clt.circuits.substitution import most_surprising
 from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError
-from open_clt.features.fingerprint import fingerprint
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.supernodes import Supernode
 from open_clt.language.language_model import LanguageModel
 from open_clt.short_repr import short_repr
+from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.transcoder import Transcoder
 
 _TRIED = 5

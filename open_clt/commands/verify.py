@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the verdict on each claim, and return 1 if one fails."""
     from open_clt.circuits.circuit import Circuit
     from open_clt.circuits.verify import verify
-    from open_clt.features.fingerprint import fingerprint
+    from open_clt.transcoders.formats.fingerprint import fingerprint
 
     circuit = Circuit.load(arguments.circuit)
     if arguments.transcoder is None and arguments.model in (None, circuit.model):
