@@ -157,7 +157,9 @@ def find_hidden_hop(
     features = list(dict.fromkeys(Feature(layer, index) for layer, _, index in change.cells))
     nearby = text.nearby(features)
     rises = _rises(nearby, features, change)
-    candidates = _candidates(model, transcoder, graph, nearby, rises.sum(0), change, source, settings)
+    candidates = _candidates(
+        model, transcoder, graph, nearby=nearby, rise=rises.sum(0), change=change, source=source, settings=settings
+    )
     good = [candidate for candidate in candidates if candidate.similarity >= settings.similarity and candidate.rise > 0]
     if not good:
         return None
@@ -183,7 +185,7 @@ def change_at(
     chosen = (nodes.kind == NodeKind.FEATURE) & (nodes.position >= source)
     columns = (column[chosen].tolist() for column in (nodes.layer, nodes.position, nodes.index))
     prompt = torch.tensor(graph.info.tokens, device=model.device)
-    return change_of(model, transcoder, prompt, source, list(zip(*columns, strict=True)), settings)
+    return change_of(model, transcoder, prompt, source, list(zip(*columns, strict=True)), settings=settings)
 
 
 def change_of(
@@ -192,6 +194,7 @@ def change_of(
     prompt: Int[Tensor, "position"],
     source: int,
     cells: list[Cell],
+    *,
     settings: HopSettings,
 ) -> Change | None:
     """How some activations change with the source; None without activations, or if the prediction never changes."""
@@ -199,7 +202,7 @@ def change_of(
         return None
     similar = model.unembedding.similar_tokens(int(prompt[source]), settings.similar)
     tokens, activations, predicted = substitute(
-        model, transcoder, prompt, source, [int(prompt[source]), *similar], cells
+        model, transcoder, prompt, source, [int(prompt[source]), *similar], cells=cells
     )
     others = (predicted != predicted[0]).nonzero().flatten()[: settings.counted]
     if not len(others):
@@ -223,6 +226,7 @@ def _candidates(
     model: LanguageModel,
     transcoder: Transcoder,
     graph: AttributionGraph,
+    *,
     nearby: NearbyWords,
     rise: Float[Tensor, "word"],
     change: Change,
@@ -236,7 +240,7 @@ def _candidates(
     order = standard.masked_fill(~allowed, -torch.inf).topk(min(settings.candidates, int(allowed.sum()))).indices
     words = [nearby.words[number] for number in order.tolist()]
     prompt = torch.tensor(graph.info.tokens, device=model.device)
-    similarity = similarities(model, transcoder, prompt, change, source, words)
+    similarity = similarities(model, transcoder, prompt, change, source, words=words)
     columns = zip(words, rise[order].tolist(), similarity, strict=True)
     candidates = [Candidate(word, risen, cosine) for word, risen, cosine in columns]
     return sorted(candidates, key=lambda candidate: -candidate.rise)
@@ -248,6 +252,7 @@ def similarities(
     prompt: Int[Tensor, "position"],
     change: Change,
     source: int,
+    *,
     words: list[str],
 ) -> list[float]:
     """For each word, the cosine of the features' change with their change for the word in the source's place.
@@ -261,7 +266,7 @@ def similarities(
         return [float("nan")] * len(words)
     cells = [change.cells[row] for row in after]
     tried = [token for token in tokens if token is not None]
-    variants = substitute(model, transcoder, prompt, source, tried, cells)
+    variants = substitute(model, transcoder, prompt, source, tried, cells=cells)
     cosines = iter(
         functional.cosine_similarity(variants.activations - change.usual[after], change.change[after][None]).tolist()
     )

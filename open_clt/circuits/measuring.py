@@ -103,7 +103,7 @@ class Bench:
     def similar_sources(self) -> list[tuple[int, int]]:
         """One token like the source for each other prediction that such tokens lead to, and that prediction."""
         similar = self.model.unembedding.similar_tokens(int(self.tokens[self.source]), self.settings.similar)
-        run = substitute(self.model, self.transcoder, self.tokens, self.source, similar, [])
+        run = substitute(self.model, self.transcoder, self.tokens, self.source, similar, cells=[])
         output = int(self._before.logits[-1].argmax())
         first: dict[int, int] = {}
         for token, predicted in zip(similar, run.predicted.tolist(), strict=True):
@@ -159,7 +159,7 @@ class Bench:
         change = self._change(cells)
         if change is None:
             return Measured(float("nan"), "no similar token changes the prediction")
-        (similarity,) = similarities(self.model, self.transcoder, self.tokens, change, self.source, [name])
+        (similarity,) = similarities(self.model, self.transcoder, self.tokens, change, self.source, words=[name])
         known = similarity == similarity
         note = f"the name in the place of {self._token(self.source)!r}" if known else "the name is not one token"
         return Measured(similarity, note)
@@ -201,7 +201,7 @@ class Bench:
         key = tuple(cells)
         if key not in self._changes:
             self._changes[key] = change_of(
-                self.model, self.transcoder, self.tokens, self.source, list(cells), self.settings
+                self.model, self.transcoder, self.tokens, self.source, list(cells), settings=self.settings
             )
         return self._changes[key]
 

@@ -41,6 +41,7 @@ def substitute(
     prompt: Int[Tensor, "position"],
     position: int,
     replacements: Sequence[int],
+    *,
     cells: Sequence[Cell],
 ) -> Substitutions:
     """Replace one token of a prompt by each of some tokens, and measure some activations and the prediction."""

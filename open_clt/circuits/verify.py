@@ -113,7 +113,7 @@ def verify(circuit: Circuit, model: LanguageModel, transcoder: Transcoder, text:
     found_again = fingerprint(transcoder) != circuit.transcoder_hash
     hop = None
     if found_again:
-        hop = _hop(model, transcoder, circuit.prompt, text, circuit.source, circuit.settings)
+        hop = _hop(model, transcoder, circuit.prompt, text, circuit.source, settings=circuit.settings)
     verdicts: list[Verdict] = []
     for claim in circuit.claims:
         members = circuit.supernode(claim.supernode).members
@@ -240,6 +240,7 @@ def _hop(
     prompt: str,
     text: EncodedText,
     source: int,
+    *,
     settings: HopSettings,
 ) -> HiddenHop | None:
     graph = attribute(model, transcoder, prompt)
