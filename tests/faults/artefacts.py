@@ -154,13 +154,10 @@ def session_facts(saved: SavedSession) -> object:
 
 
 def circuit_of(version: int) -> Circuit:
+    claims = (FiresClaim(supernode="name", measured=version / 4),)
+    supernodes = (NamedSupernode(name="name", members=("0:1:2", "1:1:0")),)
     return Circuit(
-        model="m",
-        transcoder_hash="0",
-        prompt="a b",
-        source=1,
-        supernodes=(NamedSupernode(name=f"name {version}", members=("0:1:2", "1:1:0")),),
-        claims=(FiresClaim(supernode=f"name {version}", measured=0.75),),
+        model="m", transcoder_hash="0", prompt="a b", source=1, supernodes=supernodes, claims=claims, text=str(version)
     )
 
 
