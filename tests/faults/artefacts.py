@@ -16,8 +16,6 @@ import torch
 from matplotlib.figure import Figure
 
 from open_clt import files
-from open_clt.circuits.circuit import Circuit
-from open_clt.circuits.claims import FiresClaim, NamedSupernode
 from open_clt.config import CrossLayerConfig, MoltConfig, ReLUConfig
 from open_clt.evaluation.calibration import Calibration, Logistic, load_calibration, save_calibration
 from open_clt.evaluation.evaluate import Evaluation
@@ -57,6 +55,7 @@ from open_clt.visualization.dashboards.write import write_dashboards
 from open_clt.visualization.interactive.saving import save_interactive
 from open_clt.visualization.page import page, write_page
 from open_clt.visualization.style import save
+from tests.circuits.small_circuit import load_circuit, save_circuit
 from tests.data.dataset import parts as dataset
 from tests.features.rich_record import ABOUT, rich_record
 from tests.graphs.hand_graph import hand_attention, hand_graph
@@ -151,14 +150,6 @@ def trace_facts(directory: Path) -> object:
 
 def session_facts(saved: SavedSession) -> object:
     return saved.session, saved.trace.predictions, saved.trace.name, graph_facts(saved.trace.graph)
-
-
-def circuit_of(version: int) -> Circuit:
-    claims = (FiresClaim(supernode="name", measured=version / 4),)
-    supernodes = (NamedSupernode(name="name", members=("0:1:2", "1:1:0")),)
-    return Circuit(
-        model="m", transcoder_hash="0", prompt="a b", source=1, supernodes=supernodes, claims=claims, text=str(version)
-    )
 
 
 def report_of(version: int) -> Report:
@@ -357,12 +348,7 @@ ARTEFACTS = {
     "trace of the explorer": Artefact(
         lambda d, v: save_trace(trace_of(v), d), trace_facts, ("explorer.traces",), "trace.json"
     ),
-    "circuit": Artefact(
-        lambda d, v: circuit_of(v).save(d / "circuit.yaml"),
-        lambda d: Circuit.load(d / "circuit.yaml"),
-        ("circuits.circuit",),
-        named_by_user=True,
-    ),
+    "circuit": Artefact(save_circuit, load_circuit, ("circuits.circuit",), named_by_user=True),
     "session of the explorer": Artefact(
         lambda d, v: save_session(SavedSession(Session(percent=v), trace_of(v), ""), d / "session.json"),
         lambda d: session_facts(load_session(d / "session.json")),

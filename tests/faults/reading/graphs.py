@@ -9,6 +9,7 @@ from open_clt.graphs.formats.circuit_tracer_reader import read_circuit_tracer
 from open_clt.graphs.formats.circuit_tracer_schema import GraphCard
 from open_clt.graphs.formats.networkx import read_graphml, write_graphml
 from open_clt.graphs.graph import AttributionGraph
+from tests.circuits.small_circuit import circuit_of
 from tests.explorer.used_graphs import (
     curve_numbers,
     opened,
@@ -18,7 +19,7 @@ from tests.explorer.used_graphs import (
     write_curves,
     write_session,
 )
-from tests.faults.artefacts import circuit_of, consensus_of, graph_of, trace_of
+from tests.faults.artefacts import consensus_of, graph_of, trace_of
 from tests.faults.reading.reader import Reader, nothing
 
 GRAPHS: dict[str, Reader] = {
