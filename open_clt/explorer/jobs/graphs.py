@@ -83,7 +83,8 @@ def heads(explorer: Explorer, request: Request) -> Work:
 
     def work() -> dict[str, Any]:
         attention = found.graph.attention
-        if attention is not None and (stored := _stored_parts(found, source, target)):
+        stored = _stored_parts(found, source, target)
+        if attention is not None and (stored or found.name):  # no model computes the rest of a graph from a file
             edge = float(found.graph.edges.weights_of(target)[found.graph.edges.sources_of(target) == source].sum())
             sums: dict[tuple[int, int], float] = {}
             for part in stored:
