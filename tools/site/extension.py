@@ -50,8 +50,9 @@ def _fill_in(app: Any, page: str, source: list[str]) -> None:
 
 
 def guides() -> list[str]:
-    """The pages directly in ``docs/`` that are about one job each, as entries of a table of contents."""
-    return [f"/{path.stem}" for path in sorted(DOCS.glob("*.md")) if path.stem not in _NOT_GUIDES]
+    """The pages directly in ``docs/`` that are about one job each and that the index does not list by name."""
+    listed = {*_NOT_GUIDES, *(DOCS / "index.md").read_text(encoding="utf-8").splitlines()}
+    return [f"/{path.stem}" for path in sorted(DOCS.glob("*.md")) if path.stem not in listed]
 
 
 def links_of_site(text: str, folder: Path) -> str:
