@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
-
-from torch import Tensor, nn
 
 _MOST_ITEMS = 5
 """Largest number of items of a sequence or mapping that are printed."""
@@ -32,13 +31,14 @@ def _fitting(values: list[str]) -> list[str]:
 
 
 def _short(value: Any) -> str:
+    torch: Any = sys.modules.get("torch")  # a program that has not imported torch has no tensors
     match value:
-        case Tensor():
+        case _ if torch is not None and isinstance(value, torch.Tensor):
             return f"<tensor {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}>"
         case str() | bytes():
             text = repr(value)
             return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-        case nn.Module():
+        case _ if torch is not None and isinstance(value, torch.nn.Module):
             return f"<{type(value).__name__}>"
         case tuple() | list() if not hasattr(cast(Any, value), "_fields"):
             items = cast(Sequence[Any], value)

@@ -168,7 +168,8 @@ def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequ
     from open_clt.features.labelling.stored import with_stored_labels
 
     labels = read_labels_of(arguments)
-    if labels and not (arguments.output or arguments.figure or arguments.target):
+    labelled = arguments.output or arguments.figure or arguments.target
+    if labels and not labelled:
         raise ConfigError("--labels is given, but no graph is saved or drawn; add --output or --figure.")
     clt = load(arguments)
     model, replacement = clt.language_model, clt.replacement_model()
@@ -181,7 +182,9 @@ def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequ
         compatible=arguments.compatible,
         chat=arguments.chat,
     )
-    graphs = (with_stored_labels(graph.with_labels(labels), clt.transcoder, own_source(arguments)) for graph in graphs)
+    graphs = (graph.with_labels(labels) for graph in graphs)
+    if labelled or arguments.consensus:  # otherwise nothing shows a label
+        graphs = (with_stored_labels(graph, clt.transcoder, own_source(arguments)) for graph in graphs)
     if arguments.consensus:
         averaged = consensus_of(arguments, list(graphs), prompt_set, replacement)
         for line in (*consensus_lines(averaged), *_write(arguments, averaged, averaged, cards[0], several=False)):

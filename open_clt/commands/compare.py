@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,9 +137,11 @@ def _measure(
     from open_clt.evaluation.measured_on import check_same_contexts, measured_on
     from open_clt.language.language_model import load_language_model
     from open_clt.language.transcoders.named import transcoder_of
+    from open_clt.lean_imports import lean_imports
     from open_clt.replacement.model import ReplacementModel
 
-    model = load_language_model("embedded" if arguments.model is None else arguments.model, arguments.device)
+    with nullcontext() if arguments.trust_code else lean_imports():
+        model = load_language_model("embedded" if arguments.model is None else arguments.model, arguments.device)
     held_out = read_held_out(arguments, model)
     new_contexts = [measured_on(held_out.contexts, held_out.text)] * len(paths)
     stored_contexts = [report.measured_on for report in stored.values()]

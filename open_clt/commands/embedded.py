@@ -26,8 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the accuracy of the embedded model on every task; return 1 if an accuracy is below its bar."""
     from open_clt.embedded.evaluation import evaluate, format_table
     from open_clt.language.language_model import load_language_model
+    from open_clt.lean_imports import lean_imports
 
-    model = load_language_model("embedded")
+    with lean_imports():
+        model = load_language_model("embedded")
     rows = evaluate(model.next_tokens, lambda text: model.token_ids([text])[0], limit=arguments.limit)
     print(format_table(rows))
     return 0 if all(row.passed for row in rows) else 1

@@ -111,11 +111,13 @@ def run(arguments: argparse.Namespace) -> int:
     from open_clt.data.dataset.manifest import DatasetManifest
     from open_clt.data.dataset.unfinished import begun_dataset, check_place
     from open_clt.language.language_model import load_language_model
+    from open_clt.lean_imports import lean_imports
     from open_clt.processes import joined_processes
 
     check_place(arguments.output)
     with joined_processes() as processes:
-        model = load_language_model(arguments.model, device=_own_device(arguments.device, processes))
+        with lean_imports():
+            model = load_language_model(arguments.model, device=_own_device(arguments.device, processes))
         harvested = _settings(arguments, model)
         begun = begun_dataset(arguments.output, harvested, processes)
         if isinstance(begun, DatasetManifest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, final
 
@@ -126,11 +127,14 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
 
 def load(arguments: argparse.Namespace) -> OpenCrossLayerTranscoder:
     """Load the language model and the transcoder that the options name."""
+    from open_clt.lean_imports import lean_imports
     from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 
-    if arguments.transcoder is None:
-        return OpenCrossLayerTranscoder.from_pretrained(arguments.model, device=arguments.device)
-    clt = OpenCrossLayerTranscoder(arguments.model, device=arguments.device)
+    # code of the user may need all that the libraries can do
+    with nullcontext() if arguments.trust_code else lean_imports():
+        if arguments.transcoder is None:
+            return OpenCrossLayerTranscoder.from_pretrained(arguments.model, device=arguments.device)
+        clt = OpenCrossLayerTranscoder(arguments.model, device=arguments.device)
     clt.load_model(transcoder_source(arguments.transcoder), trust_code=arguments.trust_code)
     return clt
 

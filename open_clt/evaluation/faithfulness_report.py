@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
+import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from open_clt.html_repr import html_repr
@@ -149,15 +148,19 @@ class Faithfulness:
 
 def pearson(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:
     """Linear correlation; 0 if one of the two is constant or empty."""
-    return _correlation(stats.pearsonr, first, second)
+    if any(len(column.unique()) < 2 for column in (first, second)):
+        return 0.0
+    first, second = (column.double() - column.double().mean() for column in (first, second))
+    return float((first / first.norm()) @ (second / second.norm()))
 
 
 def spearman(first: Float[Tensor, "pair"], second: Float[Tensor, "pair"]) -> float:
     """Correlation of the ranks, where ties share a rank; 0 if one of the two is constant or empty."""
-    return _correlation(stats.spearmanr, first, second)
+    return pearson(_ranks(first), _ranks(second))
 
 
-def _correlation(measure: Callable[..., Any], *columns: Float[Tensor, "pair"]) -> float:
-    if any(len(column.unique()) < 2 for column in columns):
-        return 0.0
-    return float(measure(*(column.double().numpy() for column in columns)).statistic)
+def _ranks(values: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:
+    """The rank of each value from 1; equal values have the mean of their ranks."""
+    _, group, sizes = torch.unique(values, return_inverse=True, return_counts=True)
+    last = sizes.cumsum(0).double()
+    return (last - (sizes - 1) / 2)[group]

@@ -9,8 +9,6 @@ from typing import NamedTuple, final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from open_clt.errors import AttributionError
@@ -225,6 +223,9 @@ def _weights(graph: AttributionGraph, ids: list[str]) -> dict[tuple[str, str], f
 
 def _reachable(start: int, sources: Tensor, targets: Tensor, n_nodes: int) -> Bool[Tensor, "node"]:
     """Return a mask of a node and all nodes that a path leads to from it."""
+    from scipy.sparse import coo_array  # imported here, because most graphs are computed without them
+    from scipy.sparse.csgraph import breadth_first_order
+
     edges = coo_array((np.ones(len(sources)), (sources.numpy(), targets.numpy())), shape=(n_nodes, n_nodes))
     order = breadth_first_order(edges.tocsr(), start, return_predecessors=False)
     return torch.zeros(n_nodes, dtype=torch.bool).index_fill(0, torch.from_numpy(order).long(), True)

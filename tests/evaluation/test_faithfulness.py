@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 from open_clt.attribution.attribute import attribute
 from open_clt.errors import AttributionError, ConfigError
@@ -187,3 +188,11 @@ def test_rank_correlation_depends_on_order_and_ties() -> None:
     assert spearman(rising, torch.tensor([1.0, 1.0, 3.0, 2.0])) == pytest.approx(0.7378647873726218)
     assert pearson(rising, torch.ones(4)) == 0
     assert spearman(torch.zeros(0), torch.zeros(0)) == 0
+
+
+def test_correlations_equal_those_of_scipy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(-3, 4, (50,), generator=generator).float()  # with many ties
+    second = first + torch.randn(50, generator=generator)
+    assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
+    assert pearson(first, second) == pytest.approx(stats.pearsonr(first.double(), second.double()).statistic, abs=1e-12)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from xml.etree.ElementTree import ParseError
 from xml.parsers import expat
 
-import networkx as nx
 import torch
 from torch import Tensor
 
@@ -32,10 +31,11 @@ from open_clt.graphs.nodes import NodeKind, NodeTable
 from open_clt.transcoders.feature import labels_json, read_labels
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     NamedGraph: TypeAlias = nx.DiGraph[str]
 else:
-    # Only the stubs of networkx have a type parameter for nodes.
-    NamedGraph = nx.DiGraph
+    NamedGraph = Any  # networkx is imported by the functions that use it
 
 _OUTPUTS = (NodeKind.LOGIT, NodeKind.TARGET)
 _BEGINNING = 2**14
@@ -48,6 +48,8 @@ def to_networkx(graph: AttributionGraph) -> NamedGraph:
 
     Its nodes are the ids, with the columns of the node table and a label; its edges have a ``weight``.
     """
+    import networkx as nx
+
     facts, vectors = info_json(graph.info)
     network = nx.DiGraph(
         format_version=FORMAT.newest,
@@ -125,6 +127,8 @@ def _consensus(
 
 def write_graphml(graph: AttributionGraph, path: str | Path) -> Path:
     """Write the graph as GraphML, for Gephi, yEd, Cytoscape and others, and return the path."""
+    import networkx as nx
+
     log_missing(graph)
     path = Path(path)
     network = to_networkx(graph)
@@ -148,6 +152,8 @@ def check_place(path: Path) -> None:
 
 def read_graphml(path: str | Path) -> AttributionGraph:
     """Read a graph that ``write_graphml`` wrote; raises CheckpointError on anything else."""
+    import networkx as nx
+
     path = Path(path)
     content = files.read_unpacked(path, "GraphML")
     try:

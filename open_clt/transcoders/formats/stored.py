@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from open_clt.config import CrossLayerConfig, JumpReLUConfig, TopKConfig
 from open_clt.errors import CheckpointError
@@ -75,7 +75,7 @@ class StoredTranscoder:
         config, small = self._settled()
         with torch.device("meta"):  # so that no weights are drawn
             transcoder = CrossLayerTranscoder(config, stored=None if in_memory else self.weights)
-        transcoder.to_empty(device="cpu")
+        _give_memory(transcoder)
         self._fill(transcoder, small)
         if in_memory:
             self._read_tables(transcoder)
@@ -192,3 +192,16 @@ def _read(stored: Table, layer: int) -> Tensor:
             name = f"The tensor {part.name!r} of layer {layer} in {part.place}"
             check_finite(part.read(), name, error=CheckpointError)
     return tensor
+
+
+def _give_memory(module: nn.Module) -> None:
+    """Replace tensors without memory by tensors on the CPU, whose values are not set.
+
+    ``nn.Module.to_empty`` does the same, but imports torch's compiler, which takes half a second.
+    """
+    for part in module.modules():
+        for name, tensor in list(part.named_parameters(recurse=False)):
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            setattr(part, name, nn.Parameter(empty, requires_grad=tensor.requires_grad))
+        for name, tensor in list(part.named_buffers(recurse=False)):
+            setattr(part, name, torch.empty(tensor.shape, dtype=tensor.dtype))
