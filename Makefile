@@ -13,6 +13,7 @@
 #   make docs-pictures              draw the pictures of the concept pages again
 #   make gallery                    draw every picture in visualizations/gallery/ again
 #   make explorer-pictures          draw the pictures of docs/explorer.md again (needs Chromium)
+#   make train-help                 store the help of `open-clt train` after a change of settings
 #   make embedded-features          measure the feature records and the start graph that ship (ten minutes)
 #   make embedded-calibration       fit the calibration that ships (half an hour on two busy cores)
 #   make clean                      remove .venv, caches and build outputs
@@ -32,7 +33,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: run test check slow browser soak format docs docs-pictures gallery explorer-pictures embedded-features \
-	embedded-calibration notebooks clean
+	embedded-calibration train-help notebooks clean
 .NOTPARALLEL:
 
 run: $(VENV)/.installed
@@ -79,6 +80,9 @@ embedded-features: $(VENV)/.installed
 
 embedded-calibration: $(VENV)/.installed
 	$(BIN)/python benchmarks/truth/calibration.py --store open_clt/embedded/transcoder
+
+train-help: $(VENV)/.installed
+	$(BIN)/python tools/train_help.py
 
 notebooks: $(VENV)/.installed-dev
 	$(BIN)/python tools/run_notebooks.py

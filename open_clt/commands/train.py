@@ -38,6 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     A dry run only prints the size of the run, and the time that it will take.
     """
+    if arguments.settings in (["--help"], ["-h"]):
+        from open_clt.training.flags.stored_help import stored_help
+
+        if (text := stored_help()) is not None:
+            print(text, end="")
+            return 0
     from open_clt.evaluation.report_file import REPORT_FILES
     from open_clt.training.flags.command_line import DRY_RUN, forecast_command, train_command
 
