@@ -19,6 +19,8 @@
     open-clt convert --transcoder T --text FILE --output J    convert TopK or BatchTopK to JumpReLU
     open-clt info T                                           say what a transcoder or a graph is
     open-clt push T org/name                                  upload a transcoder to the Hugging Face hub
+    open-clt doctor                                           check this installation, and say what to do
+    open-clt completion bash                                  print a script that lets a shell complete commands
 
 Each command has its own module in ``commands/``; this module parses the arguments and runs the command. A user's
 mistake gives an error message of one line and exit status 2. Modules are imported in functions, after signals are
@@ -28,9 +30,10 @@ handled (``program.py``).
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias, cast
 
 from open_clt.program import run_program
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(arguments)
-    with _importable_working_directory() if parsed.trust_code else nullcontext():
+    with _loudness(parsed), _importable_working_directory() if parsed.trust_code else nullcontext():
         return cast(Command, parsed.command)(parsed)
 
 
@@ -55,7 +58,9 @@ def _commands() -> Sequence[Any]:
         attention,
         attribute,
         compare,
+        completion,
         convert,
+        doctor,
         embedded,
         evaluate,
         explore,
@@ -93,6 +98,8 @@ def _commands() -> Sequence[Any]:
         convert,
         info,
         push,
+        doctor,
+        completion,
     )
 
 
@@ -113,11 +120,45 @@ def _importable_working_directory() -> Generator[None]:
         sys.path.remove("")
 
 
+@contextmanager
+def _loudness(parsed: argparse.Namespace) -> Generator[None]:
+    """Show what the options ask for on standard error: warnings and bars, with ``--verbose`` also what is done."""
+    logger = logging.getLogger("open_clt")
+    former = logger.level
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    with ExitStack() as stack:
+        if parsed.quiet:
+            from open_clt.progress import hidden_bars
+
+            stack.enter_context(hidden_bars())
+        if parsed.quiet or parsed.verbose:
+            logger.setLevel(logging.ERROR if parsed.quiet else logging.INFO)
+            logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.setLevel(former)
+            logger.removeHandler(handler)
+
+
+class _Version(argparse.Action):
+    """Prints the version; it is looked up only then."""
+
+    def __call__(self, *_: Any) -> None:
+        from open_clt import __version__
+
+        print(f"open-clt {__version__}")
+        raise SystemExit(0)
+
+
 def _parser() -> argparse.ArgumentParser:
-    from open_clt.commands.options import Parser
+    from open_clt.commands.options import Parser, add_loudness_options
 
     parser = Parser(prog="open-clt", description="Train, evaluate and use cross-layer transcoders of language models.")
-    parser.set_defaults(trust_code=False)
+    parser.set_defaults(trust_code=False, program=parser)
+    parser.add_argument("--version", action=_Version, nargs=0, help="Print the version, and exit.")
+    add_loudness_options(parser, default=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in _commands():
         command.add_to(commands.add_parser)

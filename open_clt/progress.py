@@ -29,7 +29,18 @@ from rich.progress import (
 Listener: TypeAlias = Callable[[str, int, int], None]
 """Function of a phase, such as ``features``, of the number of steps that are done, and of the number of all steps."""
 
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def hidden_bars() -> Generator[None]:
+    """Show no progress bar during the block."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 @contextmanager
@@ -65,7 +76,7 @@ def progress_bar(name: str, *details: ProgressColumn, shown: bool = True, transi
         console=console,
         refresh_per_second=rate,
         transient=transient,
-        disable=not (shown and (console.is_terminal or console.is_jupyter)),
+        disable=_hidden.get() or not (shown and (console.is_terminal or console.is_jupyter)),
         redirect_stdout=sys.stdout.isatty(),
     )
 
@@ -86,7 +97,7 @@ def bars_of_hub() -> Generator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     console = Console(stderr=True)
-    if are_progress_bars_disabled() or console.is_terminal or console.is_jupyter:
+    if are_progress_bars_disabled() or (not _hidden.get() and (console.is_terminal or console.is_jupyter)):
         without_widget_advice()
         yield
         return

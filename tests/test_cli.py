@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,12 +13,16 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from open_clt.cli import _parser
+from open_clt import cli, progress
+from open_clt.cli import _parser, main
+from open_clt.commands.options import add_command
 from tests.commands.mistakes import assert_mistake
 
 
@@ -190,3 +195,55 @@ def test_ctrl_c_during_the_first_imports_is_status_130_and_one_line() -> None:
 def test_the_installed_program_handles_signals_before_it_imports_its_commands(repository: Path) -> None:
     scripts = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"open-clt": "open_clt.__main__:main"}
+
+
+def test_the_version_is_printed() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"open-clt {version('open-clt')}\n")
+
+
+def test_names_of_circuit_tracer_mean_the_same() -> None:
+    theirs = "-m gpt2 -t org/name -p The --max_n_logits 3 --desired_logit_prob 0.8 --max_feature_nodes 9"
+    ours = (
+        "--model gpt2 --transcoder org/name --prompt The --max-logits 3 --logit-probability 0.8 --max-feature-nodes 9"
+    )
+    theirs = f"{theirs} --node_threshold 0.7 --edge_threshold 0.9 -o D --verbose"
+    ours = f"{ours} --node-threshold 0.7 --edge-threshold 0.9 --output D --verbose"
+    parse = _parser().parse_args
+    first, second = vars(parse(["attribute", *theirs.split()])), vars(parse(["attribute", *ours.split()]))
+    assert {**first, "program": None} == {**second, "program": None}
+    assert first["transcoder"] == parse(["attribute", "--transcoder_set", "org/name"]).transcoder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["talk"], "W"), (["talk", "--verbose"], "iw"), (["--verbose", "talk"], "iw"), (["--quiet", "talk"], "")],
+)
+def test_options_say_how_much_is_reported(
+    arguments: list[str],
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("open_clt.talk")
+    hidden: list[bool] = []
+
+    def talk(_: argparse.Namespace) -> int:
+        logger.info("i")
+        logger.warning("w" if logging.getLogger("open_clt").handlers else "W")
+        hidden.append(progress._hidden.get())
+        return 0
+
+    command = SimpleNamespace(add_to=lambda add: add_command(add, "talk", "Talk.").set_defaults(command=talk))
+    monkeypatch.setattr(cli, "_commands", lambda: (command,))
+    level = logging.getLogger("open_clt").level
+    assert main(arguments) == 0
+    printed = "".join(capsys.readouterr().err.split())
+    assert printed == shown or (shown, printed, caplog.messages) == ("W", "", ["W"])  # pytest takes what nobody prints
+    assert hidden == ["--quiet" in arguments]
+    assert (logging.getLogger("open_clt").level, logging.getLogger("open_clt").handlers) == (level, [])
+
+
+def test_quiet_and_verbose_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert_mistake(capsys, ["doctor", "--quiet", "--verbose"], "--verbose", "--quiet")

@@ -12,6 +12,7 @@ are written to ``--output``:
 With ``--consensus``, one graph is written that averages the graphs of all prompts (docs/consensus.md).
 With ``--attention``, the first two also hold why the attention heads that carry the pruned graph's edges looked where
 they took them from.
+Options have the names of circuit-tracer, too (``-m``, ``-t``, ``-p``, ``--max_n_logits``, ``--node_threshold``, ...).
 
 Features have the labels of ``--labels``, and others those of the transcoder's records (``open-clt features``), if there
 are any.
@@ -70,6 +71,7 @@ _CIRCUIT_TEXT = (
     "Text for the name and its claims: a text, .jsonl or .parquet file, or a data set on the "
     "Hugging Face hub (default: generated sentences, for the embedded model only)."
 )
+_MOST_LOGITS = "Largest number of likeliest tokens to explain (default: 10)."
 _NO_FAITHFULNESS = "Skip the check, which ablates features and compares the effects with the graph's predictions."
 
 
@@ -90,7 +92,7 @@ def add_to(add_parser: AddParser) -> None:
 
 
 def _add_targets(option: AddOption) -> None:
-    option("--prompt", action="append", default=[], help="Prompt to explain. May be repeated.")
+    option("--prompt", "-p", action="append", default=[], help="Prompt to explain. May be repeated.")
     option(
         "--prompts",
         type=Path,
@@ -100,17 +102,19 @@ def _add_targets(option: AddOption) -> None:
     add_consensus_options(option)
     add_chat_option(option)
     add_target_options(option)
-    option("--max-logits", type=int, help="Largest number of likeliest tokens to explain (default: 10).")
-    option("--logit-probability", type=float, help=_PROBABILITY)
+    option("--max-logits", "--max_n_logits", type=int, help=_MOST_LOGITS)
+    option("--logit-probability", "--desired_logit_prob", type=float, help=_PROBABILITY)
 
 
 def _add_sizes(option: AddOption) -> None:
     add_budget_option(option)
     option("--compatible", action="store_true", help="Compute the same nodes and edge weights as circuit-tracer.")
-    option("--threshold", type=float, default=0.8, help="Share of node influence that pruning keeps (default: 0.8).")
-    option(
-        "--edge-threshold", type=float, default=0.98, help="Share of edge influence that pruning keeps (default: 0.98)."
-    )
+    for names, default, what in (
+        (("--node-threshold", "--node_threshold", "--threshold"), 0.8, "node"),
+        (("--edge-threshold", "--edge_threshold"), 0.98, "edge"),
+    ):
+        help_text = f"Share of {what} influence that pruning keeps (default: {default})."
+        option(*names, type=float, default=default, help=help_text)
 
 
 def _add_attention(option: AddOption) -> None:
@@ -127,7 +131,7 @@ def _add_attention(option: AddOption) -> None:
 
 
 def _add_output(option: AddOption) -> None:
-    option("--output", type=Path, metavar="DIR", help="Directory for the graphs.")
+    option("--output", "-o", type=Path, metavar="DIR", help="Directory for the graphs.")
     option("--format", action="append", choices=_FORMATS, help="File format. May be repeated (default: native).")
     option("--slug", default=None, help="Name of the graph's files (default: derived from the prompt).")
     option("--scan", default=None, help="Name under which viewers find the features (default: the name of the model).")
@@ -199,7 +203,7 @@ def _attribute(arguments: argparse.Namespace, prompt_set: PromptSet, cards: Sequ
 
             result = faithfulness(graph, replacement, max_features=arguments.max_features)
             graph, report = with_faithfulness(graph, result), result.summary()
-        pruned = graph.prune(arguments.threshold, arguments.edge_threshold)
+        pruned = graph.prune(arguments.node_threshold, arguments.edge_threshold)
         graph, pruned, attention = _explained(arguments, clt, graph, pruned)
         for line in (
             *_summary(graph, pruned),

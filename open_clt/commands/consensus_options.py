@@ -55,7 +55,7 @@ def consensus_of(
     from open_clt.graphs.consensus import consensus
 
     template = prompts.templates or None
-    pruned = [graph.prune(arguments.threshold, arguments.edge_threshold) for graph in graphs]
+    pruned = [graph.prune(arguments.node_threshold, arguments.edge_threshold) for graph in graphs]
     averaged = consensus(pruned, template=template)
     if arguments.calibrate:
         _calibrate(arguments, graphs, template, replacement)
@@ -78,7 +78,7 @@ def _calibrate(
         replacement,
         template=template,
         per_graph=arguments.max_features,
-        node_threshold=arguments.threshold,
+        node_threshold=arguments.node_threshold,
         edge_threshold=arguments.edge_threshold,
     )
     calibration = fit_calibration(made, replacement.transcoder)

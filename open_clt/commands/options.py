@@ -96,14 +96,25 @@ seed = integer(least=0, most=2**32 - 2)
 
 def add_command(add_parser: AddParser, name: str, summary: str) -> argparse.ArgumentParser:
     """Add a command whose summary is shown in the list of commands and at the top of its help."""
-    return add_parser(name, help=summary, description=summary)
+    parser = add_parser(name, help=summary, description=summary)
+    add_loudness_options(parser, default=argparse.SUPPRESS)  # those before the command count as well
+    return parser
+
+
+def add_loudness_options(parser: argparse.ArgumentParser, default: object) -> None:
+    """Add the options that say how much a command reports on standard error."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--quiet", action="store_true", default=default, help="Report errors only, without bars.")
+    group.add_argument("--verbose", action="store_true", default=default, help="Report also what is being done.")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a language model and its transcoder."""
-    parser.add_argument("--model", default="embedded", help=f"{MODEL_HELP} (default: embedded).")
+    parser.add_argument("--model", "-m", default="embedded", help=f"{MODEL_HELP} (default: embedded).")
     parser.add_argument(
         "--transcoder",
+        "-t",
+        "--transcoder_set",
         default=None,
         metavar="SOURCE",
         help="Transcoder: a directory, a name on the Hugging Face hub as org/name[/folder][@revision] (in both, "
@@ -152,6 +163,7 @@ def add_budget_option(option: AddOption) -> None:
     """Add the option that limits the size of a graph."""
     option(
         "--max-feature-nodes",
+        "--max_feature_nodes",
         type=int,
         help="Largest number of features to attribute (default: all features, or 2048 neurons).",
     )

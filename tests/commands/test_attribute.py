@@ -109,7 +109,7 @@ def test_every_format_contains_the_same_graph(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('{"0_5": "unused", "4_300": "also"}')
     formats = ["--format", "native", "--format", "circuit-tracer", "--format", "graphml"]
     options = ["--max-features", "2", "--output", str(tmp_path), "--slug", "dallas", "--scan", "./features"]
-    assert main(["attribute", "--prompt", PROMPT, *formats, *options, "--threshold", "0.6"]) == 0
+    assert main(["attribute", "--prompt", PROMPT, *formats, *options, "--node-threshold", "0.6"]) == 0
     whole = AttributionGraph.load(tmp_path)
     pruned = whole.prune(0.6, 0.98)
     assert read_graphml(tmp_path / "dallas.graphml").ids() == pruned.ids()
@@ -180,7 +180,7 @@ MISTAKES = [
     (PROMPT, ["--max-feature-nodes", "0"], ["max_feature_nodes", 0]),
     (PROMPT, ["--max-features", "0"], ["--max-features", 0]),
     (PROMPT, ["--max-logits", "0"], ["max_count", 0]),
-    (PROMPT, ["--threshold", "2", "--no-faithfulness"], ["node_threshold", 2]),
+    (PROMPT, ["--node-threshold", "2", "--no-faithfulness"], ["node_threshold", 2]),
     (PROMPT, ["--figure", "graph.bmp"], ["graph.bmp", ".png", ".svg", ".pdf"]),
     (PROMPT, ["--figure", f"{__file__}/graph.png"], [__file__]),
     (PROMPT, ["--output", __file__], [__file__]),
