@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import argparse
 import webbrowser
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from open_clt.commands.held_out import add_text_options, held_out_text
 from open_clt.commands.options import AddParser, add_command, add_model_options, integer, transcoder_source
 from open_clt.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from open_clt.embedded.held_out import HeldOutText
+    from open_clt.explorer.explorer import Explorer
 
 
 def add_to(add_parser: AddParser) -> None:
@@ -53,22 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise MissingExtraError("The explorer needs Dash; install it with `pip install open-clt[explorer]`.") from error
     del dash
-    from open_clt.explorer.explorer import Explorer
-    from open_clt.explorer.models import Source
+    from open_clt.explorer.server.later import LaterExplorer
     from open_clt.explorer.server.serve import listen
     from open_clt.web_checks import take_address
 
+    text = held_out_text(arguments)
     check(arguments)
+    make = partial(_explorer, arguments, text)
     with take_address(arguments.host, arguments.port) as taken:  # a failure below frees the port
-        source = Source(
-            model=arguments.model,
-            transcoder=arguments.transcoder,
-            device=arguments.device,
-            features=arguments.features,
-            trust_code=arguments.trust_code,
-        )
-        budget = None if arguments.all_features else arguments.max_feature_nodes
-        explorer = Explorer(source, budget=budget, text=held_out_text(arguments), graph=arguments.graph)
+        # a stored graph that cannot be read is a mistake, which is found before the page
+        explorer = LaterExplorer(make) if arguments.graph is None else make()
         served = listen(explorer, arguments.host, arguments.port, arguments.allow_host, taken=taken)
     print(f"explorer: {served.url} (Ctrl-C ends it)", flush=True)
     if arguments.open:
@@ -77,8 +78,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _explorer(arguments: argparse.Namespace, text: HeldOutText | None) -> Explorer:
+    from open_clt.explorer.explorer import Explorer
+    from open_clt.explorer.models import Source
+    from open_clt.lean_imports import lean_imports
+
+    source = Source(
+        model=arguments.model,
+        transcoder=arguments.transcoder,
+        device=arguments.device,
+        features=arguments.features,
+        trust_code=arguments.trust_code,
+    )
+    budget = None if arguments.all_features else arguments.max_feature_nodes
+    loading = nullcontext() if arguments.trust_code else lean_imports()
+    return Explorer(source, budget=budget, text=text, graph=arguments.graph, loading=loading)
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Raise an OpenCLTError if a place that an option names is not there, before the models are loaded."""
+    if (arguments.model, arguments.device, arguments.features, arguments.transcoder) == ("embedded", "cpu", None, None):
+        return  # what ships is there, and the page is shown before the libraries are imported that look for others
     from open_clt.device import check_device
     from open_clt.features.feature_files import FeatureFiles
     from open_clt.language.model_source import find_model

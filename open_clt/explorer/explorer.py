@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -54,7 +55,9 @@ class Explorer:
         cache: Path | None = None,
         text: HeldOutText | None = None,
         graph: Path | None = None,
+        loading: AbstractContextManager[None] | None = None,
     ) -> None:
+        """``loading`` is a context in which the models are loaded."""
         self.source = source
         self.measurements = Measurements(text or HeldOutText())
         self.budget = budget
@@ -66,6 +69,7 @@ class Explorer:
         self._files: OrderedDict[str, File] = OrderedDict()
         self.failed = ""
         self.start = self._first_graph(graph)
+        self._around = nullcontext() if loading is None else loading
         self._loader = Worker()  # a thread of its own, so that graphs can be looked at while the models are loading
         self._loading = self._loader.submit("load", self._load)
 
@@ -175,7 +179,8 @@ class Explorer:
 
     def _load(self) -> None:
         try:
-            self.models = load_models(self.source)
+            with self._around:
+                self.models = load_models(self.source)
         except OpenCLTError as error:
             self.failed = str(error)
             raise

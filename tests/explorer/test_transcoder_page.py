@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import open_clt.explorer.server.serve  # noqa: F401  (its types are read before a test replaces the explorer)
 from open_clt.cli import main
 from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.embedded.held_out import HeldOutText
@@ -22,6 +21,7 @@ from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.jobs.table import start
 from open_clt.explorer.measurements import FIGURES, Measurements
 from open_clt.explorer.models import Models, Source
+from open_clt.explorer.server import serve
 from open_clt.explorer.server.app import make_app
 from open_clt.explorer.training_record import training_curves
 from open_clt.features.firing import cross_layer_correlations
@@ -245,5 +245,6 @@ def test_the_command_names_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConfigError("This test needs no explorer.")
 
     monkeypatch.setattr("open_clt.explorer.explorer.Explorer", made)
+    monkeypatch.setattr(serve, "listen", lambda explorer, *_, **__: explorer())
     assert main(["explore", "--port", "0", "--text", "held-out.txt", "--column", "story", "--seed", "3"]) == 2
     assert given["text"] == HeldOutText(source="held-out.txt", column="story", seed=3)

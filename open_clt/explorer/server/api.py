@@ -3,6 +3,8 @@
 A job's address answers ``{"job": number}`` at once; ``/api/job/NUMBER`` then says what the job has reached, and holds
 its result once it is done. A mistake is answered with ``{"error": sentence}`` and status 200, because browsers report
 other states in their console as errors of the page. Every request is checked by ``web_checks.py`` first.
+
+Functions import what they need of the explorer, because the first page is answered before it is imported.
 """
 
 from __future__ import annotations
@@ -14,13 +16,8 @@ from dash.exceptions import DashException
 from flask import Blueprint, Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from open_clt import files
 from open_clt.errors import ConfigError, OpenCLTError
-from open_clt.explorer.explorer import Explorer
-from open_clt.explorer.jobs import table
-from open_clt.explorer.jobs.requests import session_of, texts_of
-from open_clt.explorer.session.actions import history_json, read_history, stepped
-from open_clt.explorer.session.session import session_json
+from open_clt.explorer.server.later import GetExplorer
 from open_clt.explorer.worker import unexpected
 from open_clt.web_checks import SECURITY_HEADERS, is_plain_path, refusal
 
@@ -72,17 +69,19 @@ def guard(server: Flask, allowed: Collection[str], policy: Callable[[], str]) ->
         return response
 
 
-def add_api(server: Flask, explorer: Explorer) -> None:
+def add_api(server: Flask, explorer: GetExplorer) -> None:
     """Add the addresses under ``/api``."""
     api = Blueprint("api", __name__, url_prefix="/api")
 
     @api.post("/start/<kind>")
     def start(kind: str) -> Response | tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
-        return _answered(lambda: {"job": table.start(explorer, kind, _body()).number})
+        from open_clt.explorer.jobs import table
+
+        return _answered(lambda: {"job": table.start(explorer(), kind, _body()).number})
 
     @api.get("/job/<int:number>")
     def job(number: int) -> Response | tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
-        found = explorer.worker.job(number)
+        found = explorer().worker.job(number)
         if found is None:
             return jsonify(error="The job is not known; the program was started again.")
         found.finished.wait(_PATIENCE)  # so that a page hears of the end at once
@@ -90,15 +89,20 @@ def add_api(server: Flask, explorer: Explorer) -> None:
 
     @api.post("/cancel/<int:number>")
     def cancel(number: int) -> Response:  # pyright: ignore[reportUnusedFunction]
-        explorer.worker.cancel(number)
+        explorer().worker.cancel(number)
         return jsonify({})
 
     @api.get("/status")
     def status() -> Response:  # pyright: ignore[reportUnusedFunction]
-        return jsonify(explorer.status())
+        try:
+            return jsonify(explorer().status())
+        except OpenCLTError as error:  # the explorer could not be made
+            return jsonify(ready=False, failed=str(error), shape=None, start=None, jobs=[])
 
     @api.post("/act")
     def act() -> Response | tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
+        from open_clt.explorer.session.actions import history_json, read_history, stepped
+
         def work() -> dict[str, Any]:
             body = _body()
             history = read_history(body["history"])
@@ -112,12 +116,12 @@ def add_api(server: Flask, explorer: Explorer) -> None:
     server.register_blueprint(api)
 
 
-def _add_files(api: Blueprint, explorer: Explorer) -> None:
+def _add_files(api: Blueprint, explorer: GetExplorer) -> None:
     """Add the addresses of files and of features."""
 
     @api.get("/file/<token>")
     def file(token: str) -> Response | tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
-        made = explorer.file(token)
+        made = explorer().file(token)
         if made is None:
             return jsonify(error="The file is not kept any more; export it again."), 404
         return Response(
@@ -131,19 +135,23 @@ def _add_files(api: Blueprint, explorer: Explorer) -> None:
 
     @api.post("/open/<name>")
     def open_file(name: str) -> Response | tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
-        return _answered(lambda: {"session": session_json(explorer.opened(name, request.get_data()))})
+        from open_clt.explorer.session.session import session_json
+
+        return _answered(lambda: {"session": session_json(explorer().opened(name, request.get_data()))})
 
     @api.post("/features")
     def features() -> Response | tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
+        from open_clt.explorer.jobs.requests import session_of, texts_of
+
         def work() -> dict[str, Any]:
             body = _body()
-            return explorer.features(texts_of(body, "query"), session_of(body))
+            return explorer().features(texts_of(body, "query"), session_of(body))
 
         return _answered(work)
 
     @api.get("/feature/<layer>/<index>")
     def feature(layer: str, index: str) -> Response | tuple[Response, int]:  # pyright: ignore[reportUnusedFunction]
-        return _answered(lambda: explorer.feature(f"{layer}/{index}"))
+        return _answered(lambda: explorer().feature(f"{layer}/{index}"))
 
 
 def _answered(work: Callable[[], Mapping[str, Any]]) -> Response | tuple[Response, int]:
@@ -164,6 +172,8 @@ def _answered(work: Callable[[], Mapping[str, Any]]) -> Response | tuple[Respons
 
 def _body() -> dict[str, Any]:
     """The JSON object of a request; raises ConfigError if it has none."""
+    from open_clt import files
+
     try:
         body = files.parse_json(request.get_data(), finite=True)
     except ValueError as error:

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from flask import Response, abort, request, send_from_directory
 
 from open_clt import visualization
-from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.server.api import add_api, guard
+from open_clt.explorer.server.later import LaterExplorer, getter
 from open_clt.web_checks import content_policy
+
+if TYPE_CHECKING:
+    from open_clt.explorer.explorer import Explorer
 
 PAGES: dict[str, str] = {
     "graph": "Graph",
@@ -71,7 +74,7 @@ _PLOTLY: Any = {"displaylogo": False, "showSendToCloud": False, "responsive": Fa
 """Settings of plotly's program, which sends nothing to a server."""
 
 
-def make_app(explorer: Explorer, allowed: Collection[str] = ()) -> Dash:
+def make_app(explorer: Explorer | LaterExplorer, allowed: Collection[str] = ()) -> Dash:
     """Return the application of an explorer; it answers for this computer's names and the ``allowed`` ones."""
     app = Dash(
         __name__,
@@ -84,7 +87,7 @@ def make_app(explorer: Explorer, allowed: Collection[str] = ()) -> Dash:
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     policy = cache(lambda: content_policy(app.csp_hashes()))
     guard(app.server, allowed, policy)
-    add_api(app.server, explorer)
+    add_api(app.server, getter(explorer))
 
     @app.server.before_request
     def check_page() -> None:  # pyright: ignore[reportUnusedFunction]

@@ -7,14 +7,17 @@ import socket
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from open_clt.errors import ConfigError
-from open_clt.explorer.explorer import Explorer
 from open_clt.explorer.server.app import make_app
+from open_clt.explorer.server.later import LaterExplorer
 from open_clt.web_checks import take_address
+
+if TYPE_CHECKING:
+    from open_clt.explorer.explorer import Explorer
 
 PORT = 8041
 """Default port, which is also that of circuit-tracer's viewer."""
@@ -28,7 +31,7 @@ class Served:
     """A server that listens, and its explorer."""
 
     server: BaseWSGIServer
-    explorer: Explorer
+    explorer: Explorer | LaterExplorer
 
     @property
     def url(self) -> str:
@@ -50,7 +53,7 @@ class Served:
 
 
 def listen(
-    explorer: Explorer,
+    explorer: Explorer | LaterExplorer,
     host: str = "127.0.0.1",
     port: int = PORT,
     allowed: Collection[str] = (),
