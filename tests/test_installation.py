@@ -67,8 +67,7 @@ def test_every_public_name_is_there(programs: Path, tmp_path: Path) -> None:
     [
         (["explore"], "explorer"),
         (["serve", "."], "server"),
-        (["train", "--trainer.logger", "WandbLogger", "--transcoder.n_features", "8"], "wandb"),
-        (["generate", "--model", "model.gguf", "--prompt", "The"], "gguf"),
+        (["generate", "--model", "model.gguf", "--transcoder", "embedded", "--prompt", "The"], "gguf"),
     ],
 )
 def test_a_missing_extra_is_a_sentence_with_the_line_that_installs_it(

@@ -27,7 +27,7 @@ _SMALL = 2 * 2**30
 _OFFLINE = "HF_HUB_OFFLINE"
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*([^;]*)(?:;(.*))?")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
-_NOT_SHOWN = ("dev", "benchmarks")
+_NOT_SHOWN = ("dev", "docs", "benchmarks")
 """Extras for work on OpenCLT itself."""
 
 

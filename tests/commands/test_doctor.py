@@ -11,12 +11,14 @@ from open_clt.commands import doctor
 from open_clt.commands.doctor import Finding
 from open_clt.embedded import MODEL_DIRECTORY
 from open_clt.errors import LanguageModelError
+from open_clt.hub import reachable
 from tests.commands.mistakes import assert_mistake
 
 
 @pytest.fixture
 def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_self_test", lambda: Finding("self-test", "ok", "done"))
+    monkeypatch.setattr(reachable, "answers", lambda _: False)
 
 
 @pytest.mark.usefixtures("healthy")
@@ -59,8 +61,6 @@ def test_packages_that_are_missing_or_too_old_are_problems_and_extras_are_notes(
 @pytest.mark.usefixtures("healthy")
 def test_the_hub_is_asked_unless_the_user_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
-
-    from open_clt.hub import reachable
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in doctor._hub().says
