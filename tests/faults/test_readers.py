@@ -32,6 +32,8 @@ NOT_READERS = {
     "visualization.interactive.notebook_plot": "parses what plotly has written",
     "transcoders.formats.clt_training_settings": "is a part of transcoders.formats.clt_training",
     "commands.options": "calls OpenCrossLayerTranscoder.from_pretrained",
+    "commands.doctor": "calls OpenCrossLayerTranscoder.from_pretrained",
+    "lean_imports": "passes calls on to the package datasets",
     "data.server.access": "reads the tokens of the server's own user, which tests/data/server/test_security.py damages",
     "data.server.client": "sends files as they are, and reads answers, which tests/data/server/test_client.py tests",
     "hub.partial_file": "opens files of the cache, whose bytes files.stored_tensors reads",
