@@ -2,6 +2,7 @@
 
     python benchmarks/truth/suite.py                                    the transcoder that ships
     python benchmarks/truth/suite.py --transcoder A --transcoder B      directories of transcoders, in any layout
+    python benchmarks/truth/suite.py --transcoder neurons --limit 10    the language model's own neurons
     python benchmarks/truth/suite.py --transcoder A --graphs DIR        circuit-tracer's JSON files instead of graphs
 
 The embedded model learned tasks that were made from rules, so the token that an answer follows from is known
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Score each dictionary, print the table, and print the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
-    option("--transcoder", action="append", help="a transcoder's directory; may be repeated (default: embedded)")
+    option("--transcoder", action="append", help="embedded, neurons, or a transcoder's directory; may be repeated")
     option("--graphs", type=Path, help="directory of circuit-tracer's JSON files that take the place of our graphs")
     option("--limit", type=int, default=60, help="use at most this many prompts of a task (default: 60)")
     option("--development", action="store_true", help="use prompts that are not held out")
