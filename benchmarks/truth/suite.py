@@ -17,9 +17,15 @@ The embedded model learned tasks that were made from rules, so the token that an
 
 For two-hop prompts, the state between city and capital is known too:
 
-    bypass       The share of the city's positive influence on the answer along paths without a feature of the state
-                 (``shortcut.py``), mean over prompts.
+    bypass       The share of the city's positive influence on the answer that goes along paths without a feature of
+                 the state, mean over prompts.
     shortcut     The share of prompts whose bypass share is at least one half.
+
+The model goes from the city to the state and from the state to its capital. A cross-layer transcoder can be sparse by
+writing the capital directly from features of the city. Its graph then lacks the step in between: the headline criticism
+of these transcoders. Influence is that of Ameisen et al. (2025), over positive edges only: every row of the graph is
+divided by the sum of its absolute entries, negative entries are left out, and the products of the edges along every
+path from the city's token to the answer are added up. ``state_features.py`` says which features belong to a state.
 
 A number is a share of the prompts that the model answers correctly, with the interval that holds 95 % of 2,000 means
 of prompts drawn again (bootstrap). A dash says that the dictionary cannot give a number; the reason stands below the
@@ -39,9 +45,8 @@ from typing import Any, NamedTuple
 
 import torch
 from dictionaries import Dictionary, Graphs
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from known_prompts import TASKS, KnownPrompt, known_prompts
-from shortcut import SHORTCUT, bypass_share
 from state_features import Activations, StateFeatures, active, as_many, city_activations, matched
 from torch import Tensor
 
@@ -62,6 +67,8 @@ from open_clt.replacement.model import ReplacementModel
 
 HELD_OUT_DOCUMENTS, HELD_OUT_SEED, CONTEXT_LENGTH = 300, 500_000_002, 40
 DRAWS = 2_000
+SHORTCUT = 0.5
+"""Bypass share from which a prompt counts as a shortcut."""
 
 
 class Share(NamedTuple):
@@ -183,6 +190,29 @@ def state_nodes(graph: AttributionGraph, cue: int, of_state: Bool[Tensor, "2 lay
     after = (nodes.position[rows] > cue).long()
     chosen[rows] = of_state[after, nodes.layer[rows].long(), nodes.index[rows].long()]
     return chosen
+
+
+def bypass_share(graph: AttributionGraph, position: int, through: Bool[Tensor, "node"]) -> float | None:
+    """The share of the positive influence of the token at ``position`` that reaches the output past some nodes.
+
+    ``through`` has the nodes that the influence should pass. The graph must have one output. Returns None if no path
+    of positive edges leads from the token to the output.
+    """
+    weights = graph.adjacency()
+    shares = (weights / weights.abs().sum(1, keepdim=True).clamp(min=1e-30)).clamp(min=0)
+    token = graph.of_kind(NodeKind.EMBEDDING) & (graph.nodes.position == position)
+    output = graph.of_kind(NodeKind.LOGIT, NodeKind.TARGET).float()
+    total = float(_reaching(shares, output)[token].sum())
+    past = float(_reaching(shares * ~through, output)[token].sum())
+    return past / total if total > 0 else None
+
+
+def _reaching(shares: Float[Tensor, "target source"], output: Float[Tensor, "node"]) -> Float[Tensor, "node"]:
+    """What each node passes on to the output over paths of any length."""
+    step, total = output, torch.zeros_like(output)
+    while bool((step := step @ shares).any()):
+        total += step
+    return total
 
 
 def strongest(graph: AttributionGraph, count: int | None) -> list[tuple[int, int, int]]:

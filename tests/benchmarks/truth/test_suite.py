@@ -26,7 +26,6 @@ class Modules(NamedTuple):
     """The scripts, which import each other by bare names."""
 
     suite: Any
-    shortcut: Any
     known_prompts: Any
 
 
@@ -70,10 +69,10 @@ def test_a_bypass_is_the_share_of_paths_past_the_chosen_nodes(scripts: Modules, 
     mask = torch.tensor([row in chosen for row in range(graph.n_nodes)])
     source = graph.ids().index("token:1:11")
     expected = influence_by_paths(graph, source, chosen) / influence_by_paths(graph, source, set())
-    assert scripts.shortcut.bypass_share(graph, 1, mask) == pytest.approx(expected, rel=1e-6)
+    assert scripts.suite.bypass_share(graph, 1, mask) == pytest.approx(expected, rel=1e-6)
     assert (expected == 1.0) == (not through)
     # The edges of the last token are negative, so it has no positive influence of which there could be a share.
-    assert scripts.shortcut.bypass_share(graph, 2, mask) is None
+    assert scripts.suite.bypass_share(graph, 2, mask) is None
 
 
 @pytest.mark.parametrize("development", [False, True])
