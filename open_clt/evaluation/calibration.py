@@ -28,6 +28,7 @@ from open_clt.evaluation.trials import FACTOR, Predictions, Trial, edge_predicti
 from open_clt.features.places import directories_of
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.formats.fingerprint import fingerprint
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -97,6 +98,8 @@ class Reliability(NamedTuple):
     """Expected calibration error: the mean of abs(probability - share) over bins, weighted by their counts."""
     brier: float
     """Brier score: the mean squared difference between probability and outcome."""
+
+    __repr__ = short_repr
 
 
 def group_of(trial: Trial) -> Group:

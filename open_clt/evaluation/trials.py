@@ -31,6 +31,7 @@ from open_clt.replacement.interventions.intervene import intervene
 from open_clt.replacement.interventions.intervention import Constrained, Intervention, Iterative, Patching
 from open_clt.replacement.interventions.observation import Observed, observe
 from open_clt.replacement.model import ReplacementModel
+from open_clt.short_repr import short_repr
 
 FACTOR = 2.0
 """Largest ratio of the predicted and the measured change that counts as predicted."""
@@ -67,6 +68,8 @@ class Predictions(NamedTuple):
     """Share of the influence on the outputs that passes through each of them."""
     change: Float[Tensor, "some"]
     """Change of the answer if it is ablated or cut."""
+
+    __repr__ = short_repr
 
 
 @checked_arguments

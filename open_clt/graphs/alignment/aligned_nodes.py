@@ -11,6 +11,7 @@ import numpy.typing as npt
 from open_clt.graphs.alignment.position_roles import PositionRoles
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
+from open_clt.short_repr import short_repr
 
 ANSWER = "answer"
 """Name of the output of a consensus whose prompts have different answers."""
@@ -57,6 +58,8 @@ class AlignedNodes(NamedTuple):
             present[number, row] = True
         tokens = {number: token for (_, token), number in outputs.items()}
         return AlignedNodes(rows, union, influence, present, tuple(graphs), [name for name, _ in outputs], tokens)
+
+    __repr__ = short_repr
 
 
 def _keys(
