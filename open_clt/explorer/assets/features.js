@@ -134,13 +134,20 @@
     return [advice(), html("p", {}, measure)];
   }
 
+  /* Draw the page; a field that stays keeps the focus, which it would lose because it is put into the page again. */
+  function draw(content) {
+    const focused = document.activeElement;
+    parts.one.replaceChildren(...content);
+    if (parts.one.contains(focused)) focused.focus();
+  }
+
   async function one(layer, index) {
     const name = `L${layer}/${index}`;
     if (open !== name) parts.one.replaceChildren(html("p", { class: "oc-none" }, "Reading the record \u2026"));
     open = name;
     try {
       const record = await client.get(`/api/feature/L${layer}/${index}`);
-      if (open === name) parts.one.replaceChildren(...page(name, layer, index, record));
+      if (open === name) draw(page(name, layer, index, record));
     } catch (error) {
       if (open === name) parts.one.replaceChildren(html("p", { class: "oc-none" }, error.message));
     }
@@ -158,7 +165,7 @@
         nodes.length ? `in the graph at ${nodes.map((node) => `${node.token} (${node.position})`).join(", ")}` : "not in the shown graph"].filter(Boolean).join(" \u00b7 ")),
       labelField(name, given || ""),
       record.density === 0 ? html("p", { class: "x-dead" }, "This feature is dead: it fired on none of the tokens that were read.") : "",
-      ...advise(record, (measured) => parts.one.replaceChildren(...page(name, layer, index, measured))),
+      ...advise(record, (measured) => draw(page(name, layer, index, measured))),
       tester(name, record),
       OpenCLT.feature(record, { activation, wide: true, link: (other) => ({ choose: () => OpenCLT.explorer.go(pathOf(other)) }) }),
     ];
@@ -195,7 +202,15 @@
     return html("p", {}, field);
   }
 
+  /* A place to try a text. The page is drawn again when the session changes, and the text and its result must stay. */
+  let own = { name: null };
+
   function tester(name, record) {
+    if (own.name === name) {
+      own.record = record;
+      return own.section;
+    }
+    const tested = (own = { name, record });
     const text = html("textarea", { id: "own-text", rows: 2, "aria-label": "Your own text", placeholder: "Write a text to see where the feature fires." });
     const result = html("div", { id: "own-result" });
     const { button } = OpenCLT.explorer.selection;
@@ -203,14 +218,16 @@
       try {
         const made = await client.job("probe", { feature: name, text: text.value });
         const rank = made.percentile === null ? "" : `, percentile ${made.percentile}`;
-        result.replaceChildren(OpenCLT.example(made.example, null, record, null), html("p", { class: "oc-facts" }, made.example[1].length
+        result.replaceChildren(OpenCLT.example(made.example, null, tested.record, null), html("p", { class: "oc-facts" }, made.example[1].length
           ? `largest activation ${digits(made.largest)}${rank}` : "The feature does not fire on this text."));
       } catch (error) {
         say.error(error);
       }
     };
     text.addEventListener("keydown", (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && test());
-    return html("section", { class: "x-tester" }, html("h2", {}, "Test your own text"), text, html("p", {}, button("Test", test, { id: "test-text" })), result);
+    tested.section = html("section", { class: "x-tester" }, html("h2", {}, "Test your own text"), text,
+      html("p", {}, button("Test", test, { id: "test-text" })), result);
+    return tested.section;
   }
 
   OpenCLT.explorer.features = { build, show, advise };

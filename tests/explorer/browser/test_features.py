@@ -117,6 +117,19 @@ def test_an_own_text_is_tested(served_explorer: tuple[Explorer, str], page: Any)
     assert shaded == int((values != 0).sum())
 
 
+def test_a_tried_text_stays_when_the_session_changes(page: Any) -> None:
+    layer, _, index = drawn(page, "feature")[0].split(":")
+    page.goto(f"{page.url.split('/?')[0]}/features/{layer}/{index}")
+    page.wait_for_selector("#own-text")
+    page.fill("#own-text", "The capital of the state containing Lubbock is")
+    page.evaluate("document.querySelector('#feature-page h1').dataset.former = 'yes'")
+    page.evaluate("OpenCLT.explorer.go(location.pathname)")
+    page.wait_for_selector("#feature-page h1:not([data-former])")
+    assert page.input_value("#own-text") == "The capital of the state containing Lubbock is"
+    page.click("#test-text")
+    page.wait_for_selector("#own-result .oc-facts")
+
+
 def test_next_previous_random_and_jump(page: Any) -> None:
     page.goto(f"{page.url.split('/?')[0]}/features/1/767")
     page.wait_for_selector("#next")
