@@ -82,7 +82,7 @@ def _penalty(weighted_features: Tensor, config: SparsityConfig) -> Tensor:
 
 
 def distance_loss(
-    features: Sequence[LayerFeatures], tables: Sequence[Float[Tensor, "feature target d_model"]]
+    features: Sequence[LayerFeatures], tables: Sequence[Float[Tensor, "feature _ d_model"]]
 ) -> Float[Tensor, ""]:
     """How much the active features write to other layers than their own, times the number of layers in between.
 
