@@ -30,7 +30,7 @@ from open_clt.language.language_model import LanguageModel
 Tokens: TypeAlias = list[int]
 TASKS = ("induction", "indirect_object", "pronoun", "agreement")
 _CONTRASTS = 4
-"""Number of prompts in which one thing is changed, where there are so many."""
+"""Largest number of prompts in which one thing is changed."""
 _OPPOSITE_VERBS = {"is": "are", "was": "were", "has": "have"}
 _OPPOSITE_PRONOUNS = {"he": "she", "him": "her", "his": "her", "she": "he"}
 _SINGULAR = {plural: singular for singular, plural in facts.NOUNS}

@@ -33,8 +33,8 @@ def with_attention(
     """Return a graph that also holds why the heads which carry its edges looked where they took them from.
 
     A head counts if it carries at least ``share`` of an edge from one position. Only the edges of ``part`` are split,
-    by default those of the graph itself: a whole graph has so many that one usually gives what ``graph.prune()`` left
-    of it. The ``top`` largest pairs of sources are kept of each look, and as many sources of each side. ``model`` and
+    by default those of the graph itself. A whole graph has very many edges, so ``part`` is usually ``graph.prune()``.
+    The ``top`` largest pairs of sources are kept of each look, and as many sources of each side. ``model`` and
     ``transcoder`` are those that the graph was made with. The graph keeps the explanations when it is pruned and saved.
 
     Raises AttributionError if ``share`` is not above 0 and at most 1, if ``part`` is not of this graph's prompt, or if

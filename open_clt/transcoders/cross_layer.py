@@ -122,7 +122,7 @@ class CrossLayerTranscoder(Transcoder):
     ) -> Float[Tensor, "chosen d_model"]:
         """What one unit of each given feature of layer ``source`` writes to layer ``target``, in raw units.
 
-        It is the same at all ``positions``, whatever the ``inputs`` of the layer are.
+        It is the same at all ``positions``, and does not depend on the ``inputs`` of the layer.
         """
         rows = self.decoder_rows(source, features, slice(target - source, target - source + 1))[:, 0]
         return rows * self.standardisation.target_scale[target]
