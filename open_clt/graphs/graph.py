@@ -325,7 +325,7 @@ def graph_of_values(content: Mapping[str, Any], stored: Mapping[str, Tensor], pl
     tensors = {name: _wide(tensor) for name, tensor in stored.items() if not name.startswith("edges.")}
     try:
         # Graphs of older versions have no confidence.
-        tensors.setdefault("nodes.confidence", torch.full_like(tensors["nodes.total"], torch.nan))
+        tensors.setdefault("nodes.confidence", torch.full(tensors["nodes.total"].shape, torch.nan))
         nodes = NodeTable(**{f.name: tensors[f"nodes.{f.name}"] for f in fields(NodeTable)})
         edges = Edges(*(stored[f"edges.{name}"] for name in ("target", "source", "weight")))
         vectors = {name.removeprefix(_VECTORS): t for name, t in tensors.items() if name.startswith(_VECTORS)}

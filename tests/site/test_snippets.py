@@ -12,8 +12,11 @@ import pytest
 from open_clt.cli import main
 from tools.site.snippets import REASONS, REPOSITORY, Snippet, arguments, commands, counts, pages, snippets
 
-_SHORT = ("--trainer.max_steps", "20", "--data.texts.max_contexts", "1000")
-"""Flags that shorten the training runs of the guide, and the harvest of their texts."""
+_SHORT = {
+    "train": ("--trainer.max_steps", "20", "--data.texts.max_contexts", "1000"),
+    "features": ("--max-tokens", "200", "--top-examples", "3", "--group-examples", "1"),
+}
+"""Flags that shorten commands of the guide: training runs, and the measurement of all features with their labels."""
 _ALL = [snippet for page in pages() for snippet in snippets(page)]
 _PAGES = sorted(
     {str(s.page.relative_to(REPOSITORY)) for s in _ALL if s.kind == "run" and s.language in ("python", "bash")}
@@ -48,8 +51,7 @@ def run_commands(snippet: Snippet, capsys: pytest.CaptureFixture[str]) -> None:
             )
             assert result.returncode == 0, f"{snippet}: {command}\n{result.stderr}"
         else:
-            short = _SHORT if words[0] == "train" else ()
-            status = main([*words, *short])
+            status = main([*words, *_SHORT.get(words[0], ())])
             assert status == 0, f"{snippet}: {command}\n{capsys.readouterr().err}"
 
 

@@ -28,6 +28,7 @@ REASONS = (
     "needs several machines",
     "needs a server",
     "needs another package",
+    "needs transcoders of your own",
     "runs until it is stopped",
     "takes hours",
 )

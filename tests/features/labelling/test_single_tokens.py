@@ -48,7 +48,7 @@ def test_a_family_of_tokens_that_few_examples_show_becomes_a_rule() -> None:
         for group in record.groups
     )
     object.__setattr__(record, "groups", groups)
-    inputs = SingleTokens(family, [Strongest(torch.ones(1, 40), torch.arange(40)[None])])
+    inputs = SingleTokens(family, {0: Strongest(torch.ones(1, 40), torch.arange(40)[None])})
     background = background_for([])
     without, label = label_record(record, background), label_record(record, background, inputs)
     assert without is not None
