@@ -100,6 +100,7 @@ def test_another_transcoder_needs_the_name_to_be_found_again(
     assert all("not found" in verdict.note for verdict in report.verdicts)
 
 
+@pytest.mark.slow
 def test_a_person_can_name_supernodes(clt: OpenCrossLayerTranscoder, short_text: EncodedText) -> None:
     graph = attribute(clt.language_model, clt.transcoder, DALLAS)
     group = Supernode("say a capital", ("2:8:244",))

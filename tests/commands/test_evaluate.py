@@ -108,7 +108,11 @@ def test_stored_reports_are_used_if_no_option_selects_a_text(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--max-tokens", "40"], ["--seed", "1"], ["--context-length", "8"], ["--graphs", "0"], ["--text", "other.txt"]],
+    [
+        ["--max-tokens", "40"],
+        *(pytest.param(flags, marks=pytest.mark.slow) for flags in (["--seed", "1"], ["--context-length", "8"])),
+        *(pytest.param(flags, marks=pytest.mark.slow) for flags in (["--graphs", "0"], ["--text", "other.txt"])),
+    ],
 )
 def test_an_option_of_the_measurement_overrides_stored_reports(
     with_reports: list[str], other_text: Path, tiny_gpt2_folder: Path, tmp_path: Path, flags: list[str]

@@ -32,6 +32,10 @@ WRITES = re.compile(
 PACKAGE = Path(open_clt.__file__).parent
 
 
+QUICK = ("transcoder", "graph", "circuit", "checkpoint", "unfinished dataset", "session of the explorer", "text")
+"""Artefacts whose saves are killed in the default tests: one of each way to save."""
+
+
 @pytest.fixture(params=ARTEFACTS)
 def artefact(request: pytest.FixtureRequest) -> Artefact:
     return ARTEFACTS[request.param]
@@ -112,6 +116,11 @@ def test_a_first_save_that_fails_leaves_nothing_to_load(
     assert faults_until_success(save_once) >= 2
 
 
+@pytest.mark.parametrize(
+    "artefact",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ARTEFACTS],
+    indirect=True,
+)
 def test_a_process_that_is_killed_leaves_the_former_artefact_or_the_new_one(artefact: Artefact, tmp_path: Path) -> None:
     tries = kill_saves(artefact, tmp_path)
     assert tries.number >= 2

@@ -48,7 +48,10 @@ def contexts(clt: OpenCrossLayerTranscoder) -> torch.Tensor:
     return pack_contexts(list(generate_texts(300, seed=3)), clt.language_model, 40, from_start=True)[:24]
 
 
-@pytest.mark.parametrize("case", ["topk", "jumprelu", "batchtopk_skip_reach", "molt"])
+@pytest.mark.parametrize(
+    "case",
+    ["topk", "jumprelu", *(pytest.param(case, marks=pytest.mark.slow) for case in ("batchtopk_skip_reach", "molt"))],
+)
 def test_training_gives_the_same_weights(case: str, tmp_path: Path) -> None:
     expected = stored("training")
     flags = [*expected["common"], *expected["cases"][case]["flags"], "--output", str(tmp_path / "out")]

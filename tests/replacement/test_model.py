@@ -81,7 +81,7 @@ def test_an_exact_transcoder_gives_the_original_model(exact: ReplacementModel) -
     assert exact.generate(TEXT, sampling).tokens.tolist() == [*tokens[0].tolist(), *original]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("use_first_position", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"error_correction": True}, {"layers": [1]}])
 def test_generation_with_a_cache_equals_generation_without(

@@ -34,6 +34,7 @@ from tests.training.synthetic import D_MODEL, LAYERS, quick_training, relu_mlps,
 PLANTED, WIDTH = 20, 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_thirty_steps_lower_the_loss(name: str) -> None:
     config = architecture(name, n_layers=LAYERS, d_model=D_MODEL, nonlinearity=TopKConfig(k=4))

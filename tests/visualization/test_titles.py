@@ -64,6 +64,7 @@ def test_a_figure_of_a_model_states_the_prompt_or_the_length_of_the_texts_and_th
         assert " tokens " in stated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "arrays", "settings"), FIGURES.values(), ids=FIGURES.keys())
 def test_every_new_figure_has_a_title_unless_it_is_empty(draw: Draw, arrays: tuple[object], settings: dict) -> None:
     assert title(draw(*arrays, **settings)) != ""

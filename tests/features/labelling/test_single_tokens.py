@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 
 from open_clt.features.firing import feature_activations
@@ -16,6 +17,7 @@ from tests.features.labelling.made_records import background_for, record_for
 from tests.random_transcoders import random_transcoder
 
 
+@pytest.mark.slow
 def test_the_tokens_are_those_that_make_a_feature_active_alone(tiny_gpt2: LanguageModel) -> None:
     transcoder = random_transcoder(tiny_gpt2)
     found = single_tokens(tiny_gpt2, transcoder)

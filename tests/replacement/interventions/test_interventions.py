@@ -360,7 +360,7 @@ def test_after_interventions_the_model_is_exactly_as_before(model: LanguageModel
 
 
 @pytest.mark.parametrize("patching", [Iterative(), Iterative(freeze_attention=True), Constrained()], ids=str)
-@pytest.mark.parametrize("error_correction", [True, False])
+@pytest.mark.parametrize("error_correction", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_generation_with_a_cache_equals_generation_without(
     model: LanguageModel, patching: Patching, error_correction: bool
 ) -> None:

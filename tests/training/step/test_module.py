@@ -139,6 +139,7 @@ def test_the_sparsity_loss_rises_during_the_warm_up_and_is_weighted_by_decoder_n
     assert added == pytest.approx([full * min(1.0, step / 5) for step in range(10)], rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_price_of_distance_shortens_the_reach_of_features() -> None:
     far: list[float] = []
     for price in (0.0, 3.0):
