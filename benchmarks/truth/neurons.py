@@ -24,13 +24,12 @@ from open_clt.attribution.attribute import attribute
 from open_clt.embedded.evaluation import evaluation_prompts
 from open_clt.evaluation.faithfulness import faithfulness
 from open_clt.graphs.graph import AttributionGraph
-from open_clt.graphs.nodes import NodeKind
+from open_clt.graphs.operations import sizes_at_replacement
 from open_clt.graphs.targets import TokenLogits
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.model import ReplacementModel
 
 SCORES = (0.2, 0.3, 0.4, 0.5)
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999)
 
 
 class Measured(NamedTuple):
@@ -44,16 +43,9 @@ class Measured(NamedTuple):
 
 def measured(graph: AttributionGraph, replacement: ReplacementModel, ablations: int) -> Measured:
     """Prune a graph to several sizes, and ablate some of its features."""
-    counts, scores = [0.0], [0.0]
-    for threshold in THRESHOLDS:
-        pruned = graph.prune(threshold, 1.0)
-        counts.append(float(pruned.of_kind(NodeKind.FEATURE).sum()))
-        scores.append(pruned.scores().replacement)
-    rising = np.maximum.accumulate(scores)
-    sizes = {score: float(np.interp(score, rising, counts, right=np.nan)) for score in SCORES}
     checked = faithfulness(graph, replacement, max_features=ablations)
     return Measured(
-        sizes,
+        sizes_at_replacement(graph, SCORES),
         {
             "active": graph.info.n_active_features,
             "replacement": graph.scores().replacement,

@@ -27,6 +27,7 @@ from open_clt.commands.options import (
     add_target_options,
     budget_of,
     check_target_options,
+    integer,
     load,
     own_source,
     position_of,
@@ -63,6 +64,13 @@ def add_to(add_parser: AddParser) -> None:
     add_labels_option(option)
     check = parser.add_mutually_exclusive_group()
     add_check_options(check.add_argument, 8, "Skip the check, which ablates features.")
+    option(
+        "--neurons",
+        type=integer(least=1),
+        metavar="N",
+        help="Compare the graph with one of the model's own neurons, of which N have rows (2048 is a good number for "
+        "the embedded model, 256 for one of GPT-2's size).",
+    )
     option("--features", type=Path, metavar="DIR", help=_FEATURES)
     add_text_options(parser)
     parser.set_defaults(command=run)
@@ -97,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         node_threshold=arguments.threshold,
         edge_threshold=arguments.edge_threshold,
         max_ablations=0 if arguments.no_faithfulness else arguments.max_features,
+        neurons=arguments.neurons,
         facts=_facts(arguments, records),
         targets=read_targets(arguments, model) or SalientLogits(position=position_of(arguments)),
         max_feature_nodes=budget_of(arguments, clt.transcoder),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from open_clt.config.arguments import checked_arguments
 from open_clt.errors import AttributionError
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeId, NodeKind
@@ -121,6 +122,26 @@ def answer_effects(graph: AttributionGraph) -> Float[Tensor, "node"]:
             rows = edges.rows[torch.from_numpy(chunk.rows)]
             gain += torch.from_numpy(chunk.matrix(graph.n_nodes, signed=True).T @ passed[rows].numpy())
     return -gain
+
+
+SIZE_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999)
+"""Shares of node influence to which ``sizes_at_replacement`` prunes a graph."""
+
+
+@checked_arguments
+def sizes_at_replacement(graph: AttributionGraph, scores: Sequence[float]) -> dict[float, float]:
+    """Return how many features of a graph it takes to reach each of some replacement scores.
+
+    The graph is pruned to the thresholds of ``SIZE_THRESHOLDS``, and the number of features is interpolated between
+    them. What pruning leaves out counts as an error. The number is NaN for a score that the graph does not reach.
+    """
+    counts, reached = [0.0], [0.0]
+    for threshold in SIZE_THRESHOLDS:
+        pruned = graph.prune(threshold, 1.0)
+        counts.append(float(pruned.of_kind(NodeKind.FEATURE).sum()))
+        reached.append(pruned.scores().replacement)
+    rising = np.maximum.accumulate(reached)
+    return {score: float(np.interp(score, rising, counts, right=np.nan)) for score in scores}
 
 
 class EdgePair(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from open_clt.graphs.operations import (
     find_nodes,
     node_numbers,
     path_subgraph,
+    sizes_at_replacement,
     subgraph,
 )
 from tests.graphs.hand_graph import EDGES, NAMES, hand_graph, weights
@@ -122,3 +124,12 @@ def test_embeddings_of_different_tokens_are_different_nodes(graph: AttributionGr
         comparison = compare_graphs(graph, other, across_positions=across_positions)
         assert first in (*comparison.nodes_only_first, *comparison.nodes_only_second)
         assert comparison.node_overlap < 1
+
+
+def test_sizes_grow_with_the_replacement_score_and_are_those_of_pruned_graphs(graph: AttributionGraph) -> None:
+    pruned = graph.prune(0.8, 1.0)
+    score = pruned.scores().replacement
+    sizes = sizes_at_replacement(graph, [score / 2, score, 1.1])
+    assert sizes[score] == pytest.approx(float(pruned.of_kind(NodeKind.FEATURE).sum()))
+    assert 0 < sizes[score / 2] < sizes[score]
+    assert math.isnan(sizes[1.1])

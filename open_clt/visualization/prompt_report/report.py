@@ -13,7 +13,7 @@ from torch import Tensor
 
 from open_clt import files
 from open_clt.attribution.attribute import AttributionSettings, attribute
-from open_clt.config.arguments import NotNegative, checked_arguments
+from open_clt.config.arguments import Count, NotNegative, checked_arguments
 from open_clt.data.contexts import pack_contexts
 from open_clt.errors import ConfigError
 from open_clt.evaluation.faithfulness import faithfulness, with_faithfulness
@@ -30,6 +30,7 @@ from open_clt.progress import progress_bar
 from open_clt.replacement.model import ReplacementModel
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.feature import Feature
+from open_clt.transcoders.neurons.source import NEURONS
 from open_clt.transcoders.transcoder import Transcoder
 from open_clt.visualization.graph.page_data import drawn_nodes, graph_data
 from open_clt.visualization.page import data_script, page, write_page
@@ -40,6 +41,7 @@ from open_clt.visualization.prompt_report.features import (
     records_on,
     records_without_text,
 )
+from open_clt.visualization.prompt_report.neurons import NeuronComparison, check_comparable, explained
 from open_clt.visualization.prompt_report.predictions import Prediction, predictions
 
 _SUFFIXES = (".html", ".htm")
@@ -62,6 +64,8 @@ class ReportSettings:
     node_threshold: float
     edge_threshold: float
     max_ablations: int
+    neurons: int | None
+    """Number of neurons with rows in the graph that the report compares with; None for no comparison."""
     facts: Mapping[str, str]
 
     __repr__ = short_repr
@@ -79,6 +83,8 @@ class PromptReport:
     predictions: Sequence[Prediction]
     """What both models predict after each token."""
     faithfulness: Faithfulness | None
+    neurons: NeuronComparison | None
+    """The comparison with a graph of the model's own neurons."""
     records: Sequence[FeatureRecord]
     """Records of the features that are drawn."""
     automatic: frozenset[Feature]
@@ -103,6 +109,7 @@ def write_report(
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
     max_ablations: NotNegative = 8,
+    neurons: Count | None = None,
     facts: Mapping[str, str] | None = None,
     **settings: Unpack[AttributionSettings],
 ) -> Path:
@@ -113,15 +120,19 @@ def write_report(
     256 contexts of ``texts``, which may also be contexts of tokens, each beginning with BOS. Without both, they are the
     records of the transcoder that the cache or the package holds; if there are none, features show the output tokens
     that they raise and lower. ``labels`` are the user's, and win over automatic ones.
-    ``max_ablations`` features are ablated to measure faithfulness; 0 skips that. ``facts`` are further lines on how the
-    report was made, and ``settings`` those of ``attribute``.
+    ``max_ablations`` features are ablated to measure faithfulness; 0 skips that. ``neurons`` adds a comparison with a
+    graph of the model's own neurons, of which so many have rows. ``facts`` are further lines on how the report was
+    made, and ``settings`` those of ``attribute``.
 
-    Raises ConfigError if ``path`` does not end in .html, and the errors of ``attribute``.
+    Raises ConfigError if ``path`` does not end in .html, or if neurons are to be compared with neurons; and the errors
+    of ``attribute``.
     """
     path = Path(path)
     check_report_path(path)
     if features is not None:
         check_fits_files(features)
+    if neurons is not None:
+        check_comparable(transcoder)
     report = make_report(
         ReplacementModel(model, transcoder),
         prompt,
@@ -132,6 +143,7 @@ def write_report(
             node_threshold=node_threshold,
             edge_threshold=edge_threshold,
             max_ablations=max_ablations,
+            neurons=neurons,
             facts=facts or {},
         ),
         **settings,
@@ -152,7 +164,7 @@ def make_report(
     """Compute everything that a report shows, with a progress bar in a terminal or notebook."""
     model, transcoder = replacement.model, replacement.transcoder
     with progress_bar("report", transient=True) as bar:
-        task = bar.add_task("report", total=4)
+        task = bar.add_task("report", total=5)
         graph = attribute(model, transcoder, prompt, **settings).with_labels(use.labels)
         bar.advance(task)
         predicted = predictions(replacement, torch.tensor(graph.info.tokens))
@@ -164,6 +176,8 @@ def make_report(
         chosen = _drawn_features(pruned)
         records = _records(replacement, use, chosen)
         bar.advance(task)
+        neurons = _neurons(graph, model, prompt, use.neurons, **settings)
+        bar.advance(task)
     labelled = label_features(pruned, records)
     given = {record.feature for record in records if record.label is not None and not record.label.automatic}
     return PromptReport(
@@ -171,6 +185,7 @@ def make_report(
         pruned=labelled,
         predictions=predicted,
         faithfulness=checked,
+        neurons=neurons,
         records=records,
         automatic=frozenset(labelled.labels) - set(graph.labels) - given,
         transcoder=transcoder,
@@ -194,6 +209,20 @@ def _contexts(model: LanguageModel, texts: Iterable[str] | Tensor) -> Int[Tensor
     return pack_contexts(texts, model, _CONTEXT_LENGTH, from_start=True, max_contexts=_MOST_CONTEXTS)
 
 
+def _neurons(
+    graph: AttributionGraph,
+    model: LanguageModel,
+    prompt: Prompt,
+    budget: int | None,
+    **settings: Unpack[AttributionSettings],
+) -> NeuronComparison | None:
+    """The comparison of a graph with one of so many of the model's own neurons, of the same prompt and settings."""
+    if budget is None:
+        return None
+    settings["max_feature_nodes"] = budget
+    return NeuronComparison(explained(graph), explained(attribute(model, NEURONS, prompt, **settings)))
+
+
 def _drawn_features(pruned: AttributionGraph) -> list[Feature]:
     drawn = [pruned.node(row) for row in drawn_nodes(pruned)]
     return sorted({Feature(node.layer, node.index) for node in drawn if node.kind is NodeKind.FEATURE})
@@ -215,6 +244,7 @@ def report_page(report: PromptReport) -> str:
             sections.features_section(_note(report, graph)),
             sections.predictions_section(report.predictions),
             sections.faithfulness_section(report.faithfulness),
+            *([] if report.neurons is None else [sections.neurons_section(report.neurons)]),
             sections.made_section(report.graph, pruned, report.transcoder, report.facts),
         ]
     )

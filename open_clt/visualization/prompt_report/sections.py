@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from open_clt.graphs.info import info_json
 from open_clt.transcoders.transcoder import Transcoder
 from open_clt.visualization.labels import token_label
 from open_clt.visualization.page import escaped
+from open_clt.visualization.prompt_report.neurons import NeuronComparison
 from open_clt.visualization.prompt_report.predictions import Likely, Prediction
 
 _TOKEN_CHARS = 24
@@ -113,6 +115,35 @@ def faithfulness_section(result: Faithfulness | None) -> str:
             f"{_facts(rows)}"
         )
     return f'<section class="r-section"><h2>Faithfulness</h2>{content}</section>'
+
+
+def neurons_section(comparison: NeuronComparison) -> str:
+    """A table of how many features, and how many neurons, explain the same share of the answer."""
+    lines = [
+        ("active", *(f"{side.active:,}" for side in comparison)),
+        ("with rows in the graph", *(f"{side.rows:,}" for side in comparison)),
+        ("replacement score of the whole graph", *(f"{side.scores.replacement:.3f}" for side in comparison)),
+        ("completeness of the whole graph", *(f"{side.scores.completeness:.3f}" for side in comparison)),
+        *(
+            (f"needed for a replacement score of {share}", *(_size(side.sizes[share]) for side in comparison))
+            for share in comparison.features.sizes
+        ),
+    ]
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{features}</td><td>{neurons}</td></tr>" for name, features, neurons in lines
+    )
+    return (
+        '<section class="r-section"><h2>Features and neurons</h2>'
+        "<p class=\"r-note\">The same outputs, explained by the transcoder's features and by the model's own neurons, "
+        "which need no training. The replacement score of a pruned graph is the share of the outputs' influence that "
+        "its features carry from the tokens.</p>"
+        '<div class="r-wide"><table><thead><tr><th></th><th>features</th><th>neurons</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _size(size: float) -> str:
+    return "not reached" if math.isnan(size) else f"{size:,.0f}"
 
 
 def made_section(

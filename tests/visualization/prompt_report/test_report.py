@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,9 @@ from open_clt.config import TopKConfig
 from open_clt.errors import AttributionError, CheckpointError, ConfigError, TextError
 from open_clt.features.feature_files import write_feature_files
 from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
+from open_clt.graphs.operations import sizes_at_replacement
 from open_clt.language.language_model import LanguageModel
+from open_clt.language.transcoders.neurons import neurons_of
 from open_clt.replacement.model import ReplacementModel
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.transcoder import Transcoder
@@ -180,6 +183,35 @@ def test_examples_from_texts_are_the_strongest_contexts(
         peaks = [abs(active[2 * active[::2].index(peak) + 1]) for _, active, peak in largest(record)]
         assert peaks == sorted(peaks, reverse=True)
         assert [abs(record["max"])] == peaks[:1] or not record["density"]
+
+
+def test_features_are_compared_with_neurons_of_the_same_graph(
+    tiny_gpt2: LanguageModel, transcoder: Transcoder, tmp_path: Path
+) -> None:
+    path = write_report(tiny_gpt2, transcoder, TEXTS[0], tmp_path / "a.html", max_ablations=0, neurons=40)
+    parsed = Parsed(path.read_text())
+    assert "Features and neurons" in parsed.texts
+    cells = parsed.texts[parsed.texts.index("neurons") :]
+    graph = attribute(tiny_gpt2, transcoder, TEXTS[0])
+    neurons = attribute(tiny_gpt2, "neurons", TEXTS[0], max_feature_nodes=40)
+    for name, values in {
+        "active": (f"{graph.info.n_active_features:,}", f"{neurons.info.n_active_features:,}"),
+        "with rows in the graph": (f"{graph.info.n_active_features:,}", "40"),
+        "replacement score of the whole graph": tuple(f"{each.scores().replacement:.3f}" for each in (graph, neurons)),
+        "needed for a replacement score of 0.5": tuple(
+            "not reached" if math.isnan(size) else f"{size:,.0f}"
+            for size in (sizes_at_replacement(each, [0.5])[0.5] for each in (graph, neurons))
+        ),
+    }.items():
+        row = cells.index(name)
+        assert tuple(cells[row + 1 : row + 3]) == values
+
+
+def test_neurons_are_not_compared_with_neurons(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
+    with refuses(ConfigError, "neurons"):
+        write_report(tiny_gpt2, neurons_of(tiny_gpt2), TEXTS[0], tmp_path / "a.html", neurons=40)
+    with refuses(ConfigError, "neurons", 0):
+        write_report(tiny_gpt2, neurons_of(tiny_gpt2), TEXTS[0], tmp_path / "a.html", neurons=0)
 
 
 @pytest.mark.parametrize("name", ["report", "report.txt", "report.pdf"])
