@@ -33,7 +33,7 @@ from open_clt.memory import memory_errors
 from open_clt.transcoders.cross_layer import CrossLayerTranscoder
 from open_clt.transcoders.feature import Feature
 from open_clt.transcoders.formats.native import save_transcoder
-from open_clt.transcoders.neurons.source import not_stored
+from open_clt.transcoders.neurons.source import is_neurons, not_stored
 from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
 from open_clt.transcoders.transcoder import Transcoder
 
@@ -95,6 +95,7 @@ class OpenCrossLayerTranscoder:
         with memory_errors(f"A transcoder of {num_features:,} features per layer", "use a smaller num_features"):
             self.transcoder: Transcoder = CrossLayerTranscoder(config, seed=seed).to(self.language_model.device).eval()
         self._trained = False
+        self._source: Path | None = None
         if transcoder is not None:
             self.load_model(transcoder)
 
@@ -179,7 +180,7 @@ class OpenCrossLayerTranscoder:
             progress=progress,
             own=own,
         )
-        self.transcoder, self._trained = result.transcoder, True
+        self.transcoder, self._trained, self._source = result.transcoder, True, None
         return result
 
     @checked_arguments
@@ -237,10 +238,12 @@ class OpenCrossLayerTranscoder:
     def attribute(self, text: Prompt, **settings: Unpack[AttributionSettings]) -> AttributionGraph:
         """Compute the whole attribution graph of a text, without pruning; ``settings`` are those of ``attribute``.
 
-        Of neurons, which are all active, rows are computed for the 2,048 most influential; ``max_feature_nodes=None``
+        If the transcoder has a calibration, as the embedded one has, the features have their ``confidence``. Of
+        neurons, which are all active, rows are computed for the 2,048 most influential; ``max_feature_nodes=None``
         computes all.
         """
-        return attribute(self.language_model, self._ready(), text, **self._with_budget(settings))
+        graph = attribute(self.language_model, self._ready(), text, **self._with_budget(settings))
+        return self._with_confidence(graph)
 
     def _with_budget(self, settings: AttributionSettings) -> AttributionSettings:
         return {"max_feature_nodes": default_budget(self._ready()), **settings}
@@ -251,7 +254,8 @@ class OpenCrossLayerTranscoder:
     ) -> Iterator[AttributionGraph]:
         """Yield the attribution graph of each text, one after the other, with a progress bar."""
         settings = self._with_budget(settings)
-        return attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)
+        graphs = attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)
+        return map(self._with_confidence, graphs)
 
     @checked_arguments
     def faithfulness(self, graph: AttributionGraph, *, max_features: Count = 32) -> Faithfulness:
@@ -273,13 +277,22 @@ class OpenCrossLayerTranscoder:
         """Write one HTML file about a text: both models' predictions, the attribution graph, features, faithfulness.
 
         Examples of features come from feature files in the directory ``features``, or else from ``texts``; without
-        both, from records in the cache or the package. The function ``open_clt.write_report`` has more settings.
-        Returns the path, which ends in .html.
+        both, from records in the transcoder's directory, the cache or the package. The function
+        ``open_clt.write_report`` has more settings. Returns the path, which ends in .html.
         """
         from open_clt.visualization.prompt_report.report import write_report
 
         transcoder, settings = self._ready(), self._with_budget(settings)
-        return write_report(self.language_model, transcoder, text, path, features=features, texts=texts, **settings)
+        return write_report(
+            self.language_model,
+            transcoder,
+            text,
+            path,
+            source=self._source,
+            features=features,
+            texts=texts,
+            **settings,
+        )
 
     def replacement_model(self) -> ReplacementModel:
         """Return the language model with its MLP outputs replaced by the transcoder's reconstructions."""
@@ -308,8 +321,14 @@ class OpenCrossLayerTranscoder:
         """
         self.transcoder = transcoder_of(self.language_model, path, own_class=own_class, trust_code=trust_code)
         self._trained = True
+        self._source = None if is_neurons(path) else Path(path)
 
     def _ready(self) -> Transcoder:
         if not self._trained:
             raise OpenCLTError("The transcoder is untrained; call train_transcoder or load_model first.")
         return self.transcoder
+
+    def _with_confidence(self, graph: AttributionGraph) -> AttributionGraph:
+        from open_clt.evaluation.calibration import with_stored_confidence
+
+        return with_stored_confidence(graph, self.transcoder, self._source)

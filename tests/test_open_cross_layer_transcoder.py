@@ -9,10 +9,16 @@ import torch
 
 from open_clt.embedded.corpus import generate_texts
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
+from open_clt.evaluation.calibration import Calibration, Logistic, save_calibration
 from open_clt.graphs.graph import AttributionGraph
+from open_clt.graphs.nodes import NodeKind
 from open_clt.language.language_model import LanguageModel
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.transcoders.formats.fingerprint import fingerprint
+from open_clt.transcoders.formats.native import save_transcoder
+from tests.random_transcoders import random_transcoder
 from tests.refusals import refuses
+from tests.tiny_models import TEXTS
 
 PROMPT = "The capital of the state containing Dallas is"
 
@@ -38,6 +44,22 @@ def test_graphs_take_the_settings_of_attribution_and_their_faithfulness_can_be_m
     assert first.ids() == clt.attribute(PROMPT, max_feature_nodes=20).ids()
     assert second.info.target_names[0] == " Paris"
     assert len(clt.faithfulness(first, max_features=2).features) == 2
+
+
+def test_graphs_have_the_confidence_that_the_calibration_of_the_transcoder_gives(
+    clt: OpenCrossLayerTranscoder, tiny_gpt2: LanguageModel, tmp_path: Path
+) -> None:
+    features = [node for node in map(clt.attribute(PROMPT).node, range(20)) if node.kind is NodeKind.FEATURE]
+    assert features
+    assert all(0 < (node.confidence or 0) < 1 for node in features)
+    other = random_transcoder(tiny_gpt2)
+    directory = save_transcoder(other, tmp_path / "clt")
+    mine = OpenCrossLayerTranscoder(tiny_gpt2, transcoder=directory)
+    assert mine.attribute(TEXTS[0]).node(0).confidence is None
+    node = Logistic(intercept=0.0, weights=(0.0, 0.0), trials=20, share=0.5)
+    save_calibration(Calibration(transcoder_hash=fingerprint(other), node=node), directory)
+    assert mine.attribute(TEXTS[0]).node(0).confidence == 0.5
+    assert next(mine.attribute_all([TEXTS[0]])).node(0).confidence == 0.5
 
 
 def test_a_lower_threshold_keeps_fewer_nodes(clt: OpenCrossLayerTranscoder) -> None:

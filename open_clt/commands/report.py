@@ -99,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         clt.transcoder,
         arguments.prompt,
         arguments.output,
+        source=own_source(arguments),
         features=None if records is None else records.folder.parent,
         texts=None if records is not None else _texts(arguments, model),
         labels=labels,

@@ -16,6 +16,7 @@ from open_clt.attribution.attribute import AttributionSettings, attribute
 from open_clt.config.arguments import Count, NotNegative, checked_arguments
 from open_clt.data.contexts import pack_contexts
 from open_clt.errors import ConfigError
+from open_clt.evaluation.calibration import with_stored_confidence
 from open_clt.evaluation.faithfulness import faithfulness, with_faithfulness
 from open_clt.evaluation.faithfulness_report import Faithfulness
 from open_clt.features.feature_files import FeatureFiles
@@ -56,6 +57,8 @@ _ADVICE = "There are no examples; give the directory of feature files, or texts 
 class ReportSettings:
     """What a report reads and how much it computes."""
 
+    source: str | Path | None
+    """Directory or name of the transcoder, in which records and a calibration are looked for."""
     features: Path | None
     """Directory with feature files."""
     texts: Iterable[str] | Tensor | None
@@ -103,6 +106,7 @@ def write_report(
     prompt: Prompt,
     path: str | Path,
     *,
+    source: str | Path | None = None,
     features: str | Path | None = None,
     texts: Iterable[str] | Tensor | None = None,
     labels: Mapping[Feature, str] | None = None,
@@ -118,8 +122,9 @@ def write_report(
     The file needs no network and holds at most 300 nodes and 2,000 edges of the graph that ``node_threshold`` and
     ``edge_threshold`` leave. Examples of features come from the feature files in ``features``, or else from the first
     256 contexts of ``texts``, which may also be contexts of tokens, each beginning with BOS. Without both, they are the
-    records of the transcoder that the cache or the package holds; if there are none, features show the output tokens
-    that they raise and lower. ``labels`` are the user's, and win over automatic ones.
+    records of the transcoder: in its own directory, which is ``source``, in the cache or in the package; if there are
+    none, features show the output tokens that they raise and lower. The calibration that gives features their
+    confidence is looked for in the same places. ``labels`` are the user's, and win over automatic ones.
     ``max_ablations`` features are ablated to measure faithfulness; 0 skips that. ``neurons`` adds a comparison with a
     graph of the model's own neurons, of which so many have rows. ``facts`` are further lines on how the report was
     made, and ``settings`` those of ``attribute``.
@@ -137,6 +142,7 @@ def write_report(
         ReplacementModel(model, transcoder),
         prompt,
         ReportSettings(
+            source=source,
             features=None if features is None else Path(features),
             texts=texts,
             labels=labels or {},
@@ -166,6 +172,7 @@ def make_report(
     with progress_bar("report", transient=True) as bar:
         task = bar.add_task("report", total=5)
         graph = attribute(model, transcoder, prompt, **settings).with_labels(use.labels)
+        graph = with_stored_confidence(graph, transcoder, use.source)
         bar.advance(task)
         predicted = predictions(replacement, torch.tensor(graph.info.tokens))
         bar.advance(task)
@@ -197,7 +204,7 @@ def _records(replacement: ReplacementModel, use: ReportSettings, chosen: Sequenc
     """Records of features: from files, else from texts, else those of the transcoder, else from the weights alone."""
     model, transcoder = replacement.model, replacement.transcoder
     if use.texts is None or use.features is not None:
-        stored = find_records(None, transcoder) if use.features is None else FeatureFiles(use.features)
+        stored = find_records(use.source, transcoder) if use.features is None else FeatureFiles(use.features)
         return records_without_text(model, transcoder, chosen) if stored is None else stored.records(chosen)
     return records_on(model, transcoder, _contexts(model, use.texts), chosen)
 
