@@ -84,7 +84,7 @@
       max && activation !== null && `here ${percent(activation / max)} of it`,
       rank !== null && `percentile ${rank}`,
       wide && label && label.automatic && "automatic label", // elsewhere the label stands above, and is marked there
-      label && known(label.confidence) && `confidence ${label.confidence.toFixed(2)}`,
+      label && known(label.confidence) && `label confidence ${label.confidence.toFixed(2)}`,
       label && known(label.score) && `detection score ${label.score.toFixed(2)}`,
     ].filter(Boolean);
   }
