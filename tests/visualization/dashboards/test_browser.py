@@ -103,7 +103,8 @@ def test_a_feature_has_its_page(opened: Open) -> None:
     text = text_of(page)
     record = rich_record(0, 4)
     assert record.label is not None
-    for shown in ("L0/4", record.label.text, "25%", "label confidence 0.75", "peaks 50–100 %", "layer 1", "·cat", "+0.33"):
+    of_record = ("L0/4", record.label.text, "25%", "label confidence 0.75")
+    for shown in (*of_record, "peaks 50–100 %", "layer 1", "·cat", "+0.33"):
         assert shown in text
     assert f"activation 4.00 is at percentile {record.percentile(4.0)}" in text
     assert f'title="activation 0.50, percentile {record.percentile(0.5)}"' in page
