@@ -1,24 +1,24 @@
 """The command line of the package, ``open-clt``.
 
-    open-clt embedded evaluate                                measure what the embedded model knows
-    open-clt generate --model M --transcoder T --prompt P     continue a prompt with the original and the replacement
-    open-clt attribute --model M --transcoder T --prompt P    compute, check, save and draw attribution graphs
-    open-clt attention --prompt P --layer L --head H --key K  explain why a head looked at a position
-    open-clt explore --model M --transcoder T                 trace, label, group and steer in a browser
-    open-clt report --prompt P --output report.html           show predictions, graph and features in one HTML file
-    open-clt features --transcoder T --text FILE              measure every feature of a transcoder on a text
-    open-clt intervene --prompt P --ablate 2:5:417            change features and compare the predictions
-    open-clt harvest --text FILE --output D                   write activations to the disk, to train on them
-    open-clt serve D                                          serve datasets of activations over HTTP
-    open-clt scramble D SHUFFLED --seed S                     put all activations of a dataset in random order
-    open-clt upload D URL                                     upload a dataset of activations to a server
     open-clt train --config FILE --output T                   train a transcoder; every setting is also a flag
-    open-clt verify circuit.yaml                              test the claims of a saved circuit again
     open-clt evaluate --transcoder T --text FILE              measure a transcoder on held-out text
     open-clt compare A B --text FILE                          compare several transcoders in one table and one figure
+    open-clt attribute --model M --transcoder T --prompt P    compute, check, save and draw attribution graphs
+    open-clt report --prompt P --output report.html           show predictions, graph and features in one HTML file
+    open-clt explore --model M --transcoder T                 trace, label, group and steer in a browser
+    open-clt attention --prompt P --layer L --head H --key K  explain why a head looked at a position
+    open-clt features --transcoder T --text FILE              measure every feature of a transcoder on a text
+    open-clt intervene --prompt P --ablate 2:5:417            change features and compare the predictions
+    open-clt generate --model M --transcoder T --prompt P     continue a prompt with the original and the replacement
+    open-clt verify circuit.yaml                              test the claims of a saved circuit again
     open-clt convert --transcoder T --text FILE --output J    convert TopK or BatchTopK to JumpReLU
     open-clt info T                                           say what a transcoder or a graph is
     open-clt push T org/name                                  upload a transcoder to the Hugging Face hub
+    open-clt harvest --text FILE --output D                   write activations to the disk, to train on them
+    open-clt scramble D SHUFFLED --seed S                     put all activations of a dataset in random order
+    open-clt serve D                                          serve datasets of activations over HTTP
+    open-clt upload D URL                                     upload a dataset of activations to a server
+    open-clt embedded evaluate                                measure what the embedded model knows
     open-clt doctor                                           check this installation, and say what to do
     open-clt completion bash                                  print a script that lets a shell complete commands
 
@@ -79,25 +79,25 @@ def _commands() -> Sequence[Any]:
     )
 
     return (
-        embedded,
-        generate,
+        train,
+        evaluate,
+        compare,
         attribute,
-        attention,
-        explore,
         report,
+        explore,
+        attention,
         features,
         intervene,
+        generate,
         verify,
+        convert,
+        info,
+        push,
         harvest,
         scramble,
         serve,
         upload,
-        train,
-        evaluate,
-        compare,
-        convert,
-        info,
-        push,
+        embedded,
         doctor,
         completion,
     )
