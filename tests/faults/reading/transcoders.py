@@ -66,6 +66,9 @@ TRANSCODERS: dict[str, Reader] = {
     "transcoder with k": Reader(
         _native(nonlinearity=BatchTopKConfig(k=2), skip=True, reach=1), _read_transcoder, "transcoders.formats.native"
     ),
+    "transcoder of some layers": Reader(
+        _native(nonlinearity=TopKConfig(k=2), layers=(1, 3)), _read_transcoder, "transcoders.formats.native"
+    ),
     "MOLT": Reader(
         lambda folder: save_transcoder(make_transcoder(_MOLT, seed=1), folder),
         _read_transcoder,
