@@ -5,6 +5,8 @@ Importing both costs as much as loading and explaining a small model, so the pro
     datasets, pandas, pytest   TransformerLens imports them for functions that OpenCLT does not call
     torch.distributed.tensor   transformers imports it for models that are divided over processes
     torch._dynamo, sympy       transformers marks functions for the compiler, which OpenCLT does not use
+    scipy.optimize             transformers imports it for the losses of object detection
+    names of all models        transformers reads the files of all its models twice, to find their names
     collections of garbage     imports make millions of objects, almost none of which is garbage
 
 Only a program calls ``lean_imports``, because nothing else runs in its process: from Python, ``load_language_model``
@@ -22,6 +24,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -46,7 +49,8 @@ def lean_imports() -> Generator[None]:
         return
     with _no_compiler():
         with paused_collection(), ExitStack() as stack:
-            for placeholders in (_no_pytest, _no_datasets, _no_pandas, _no_distributed_tensors):
+            without = (_no_pytest, _no_datasets, _no_pandas, _no_optimize, _no_distributed_tensors, _one_scan)
+            for placeholders in without:
                 stack.enter_context(placeholders())
             for name in _IMPORTED:
                 importlib.import_module(name)
@@ -109,6 +113,19 @@ def _no_pandas() -> Any:
     return _placed({"pandas": _Later("pandas")})
 
 
+def _no_optimize() -> Any:
+    """transformers calls one function of it, in a loss."""
+    if "scipy.optimize" in sys.modules:
+        return _placed({})
+
+    def linear_sum_assignment(*arguments: Any, **settings: Any) -> Any:
+        return importlib.import_module("scipy.optimize").linear_sum_assignment(*arguments, **settings)
+
+    module = ModuleType("scipy.optimize")
+    module.__dict__.update(linear_sum_assignment=linear_sum_assignment, __spec__=find_spec("scipy.optimize"))
+    return _placed({"scipy.optimize": module})
+
+
 def _no_datasets() -> Any:
     """TransformerLens names the classes of ``datasets`` in annotations, and loads data sets in functions."""
     if "datasets" in sys.modules:
@@ -142,6 +159,23 @@ def _no_distributed_tensors() -> Generator[None]:
     finally:
         torch.distributed.is_available = is_available
     yield
+
+
+@contextmanager
+def _one_scan() -> Generator[None]:
+    """Let transformers read the files of its models once; it asks for their names by the folder, then by a file."""
+    import_utils: Any = importlib.import_module("transformers.utils.import_utils")
+    former = import_utils.create_import_structure_from_path
+    models = Path(import_utils.__file__).parent.parent / "models"
+
+    def names(place: str | Path) -> Any:
+        return former(models if Path(place) == models / "__init__.py" else place)
+
+    import_utils.create_import_structure_from_path = names
+    try:
+        yield
+    finally:
+        import_utils.create_import_structure_from_path = former
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def test_values_that_libraries_know_are_accepted_and_others_are_refused(
 
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which the function would set for the whole process
     for value in GOOD_VALUES[name]:
         monkeypatch.setenv(name, value)
         check_environment("name")
@@ -175,3 +176,20 @@ def test_other_errors_are_not_blamed_on_a_variable(tmp_path: Path, monkeypatch: 
     for code in ("int('four')", "None.three", "{}['three']"):
         assert refused_variable(imported(tmp_path, monkeypatch, code)) is None
     assert refused_variable(ValueError("PLANTED_TIMEOUT is not a number")) is None, "it is not of an import"
+
+
+@pytest.mark.parametrize(
+    "chosen", [None, ("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7"), ("KMP_BLOCKTIME", "7")]
+)
+def test_threads_sleep_while_they_wait_unless_the_user_says_how(
+    chosen: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # so that the values of today return after the test
+        monkeypatch.delenv(name)
+    if chosen is not None:
+        monkeypatch.setenv(*chosen)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    check_environment("name")
+    expected = {"OMP_WAIT_POLICY": "PASSIVE"} if chosen is None else dict([chosen])
+    assert {name: os.environ[name] for name in ("OMP_WAIT_POLICY", *expected) if name in os.environ} == expected

@@ -26,7 +26,7 @@ def add_to(add_parser: AddParser) -> None:
     parser = add_command(add_parser, "attention", "Explain why an attention head looked from one position at another.")
     add_model_options(parser)
     option = parser.add_argument
-    option("--prompt", required=True, help="Text that the model reads.")
+    option("--prompt", "-p", required=True, help="Text that the model reads.")
     option("--layer", type=integer(least=0), required=True, help="Layer of the head.")
     option("--head", type=integer(least=0), required=True, help="Number of the head in its layer.")
     from_end = "negative values count from the end"

@@ -36,6 +36,8 @@ from open_clt.commands.consensus_options import (
 )
 from open_clt.commands.held_out import add_source_options
 from open_clt.commands.options import (
+    EDGE_THRESHOLD,
+    NODE_THRESHOLD,
     AddOption,
     AddParser,
     add_budget_option,
@@ -110,8 +112,8 @@ def _add_sizes(option: AddOption) -> None:
     add_budget_option(option)
     option("--compatible", action="store_true", help="Compute the same nodes and edge weights as circuit-tracer.")
     for names, default, what in (
-        (("--node-threshold", "--node_threshold", "--threshold"), 0.8, "node"),
-        (("--edge-threshold", "--edge_threshold"), 0.98, "edge"),
+        (NODE_THRESHOLD, 0.8, "node"),
+        (EDGE_THRESHOLD, 0.98, "edge"),
     ):
         help_text = f"Share of {what} influence that pruning keeps (default: {default})."
         option(*names, type=float, default=default, help=help_text)

@@ -37,7 +37,7 @@ def add_to(add_parser: AddParser) -> None:
     add_text_options(parser)
     add_data_option(parser)
     option = parser.add_argument
-    option("--output", type=Path, required=True, metavar="DIR", help="Directory for the converted transcoder.")
+    option("--output", "-o", type=Path, required=True, metavar="DIR", help="Directory for the converted transcoder.")
     option(
         "--from",
         dest="source_layout",

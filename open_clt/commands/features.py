@@ -55,7 +55,7 @@ def add_to(add_parser: AddParser) -> None:
     option = parser.add_argument
     add_measured_options(option, max_tokens=500_000)
     option("--seed", type=seed, help="Seed of generated sentences (default: 0).")
-    option("--output", type=Path, metavar="DIR", help=_OUTPUT)
+    option("--output", "-o", type=Path, metavar="DIR", help=_OUTPUT)
     option("--html", type=Path, metavar="DIR", help="Directory for pages about all features, which open in a browser.")
     add_labels_option(option)
     settings = FeatureRecordsConfig

@@ -26,7 +26,7 @@ def add_to(add_parser: AddParser) -> None:
     parser = add_command(add_parser, "generate", "Continue a prompt with the original and with the replacement model.")
     add_model_options(parser)
     option = parser.add_argument
-    option("--prompt", required=True, help="Text to continue.")
+    option("--prompt", "-p", required=True, help="Text to continue.")
     add_chat_option(option)
     option("--replacement", action="store_true", help="Print only the text of the replacement model.")
     option("--max-new-tokens", type=int, default=30, help="Largest number of tokens to generate (default: 30).")

@@ -49,6 +49,7 @@ def add_to(add_parser: AddParser) -> None:
     )
     option(
         "--output",
+        "-o",
         type=Path,
         required=True,
         metavar="DIR",

@@ -141,7 +141,7 @@ def add_held_out_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         help=f"Largest number of features to attribute in each graph (default: {max_features}).",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="Directory for the numbers and the figure.")
+    parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="Directory for the numbers and the figure.")
 
 
 def graph_settings(arguments: argparse.Namespace) -> ReportConfig:

@@ -22,7 +22,7 @@ def add_to(add_parser: AddParser) -> None:
     summary = "Change features on a prompt, and print how predictions and other features change."
     parser = add_command(add_parser, "intervene", summary)
     add_model_options(parser)
-    parser.add_argument("--prompt", required=True, help="Text on which features are changed.")
+    parser.add_argument("--prompt", "-p", required=True, help="Text on which features are changed.")
     add_chat_option(parser.add_argument)
     add_intervention_options(parser)
     parser.add_argument(

@@ -27,6 +27,9 @@ AddOption: TypeAlias = Callable[..., argparse.Action]
 
 MODEL_HELP = "Language model: a name on the Hugging Face hub, a directory, a .gguf file, or 'embedded'"
 DEVICE_HELP = "Device to compute on: cpu, cuda, mps, or auto, which is the first of cuda, mps and cpu that exists"
+NODE_THRESHOLD = ("--node-threshold", "--node_threshold", "--threshold")
+EDGE_THRESHOLD = ("--edge-threshold", "--edge_threshold")
+"""Names of the options of pruning: ours, circuit-tracer's, and a former name of ours."""
 _FEATURE_NOTATION = (
     "Each is given as layer:position:feature: 2:-1:417 is feature 417 of layer 2 at the last position, '2:*:417' at "
     "every position."

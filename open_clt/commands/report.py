@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from open_clt.commands.held_out import add_text_options, read_contexts
 from open_clt.commands.options import (
+    EDGE_THRESHOLD,
+    NODE_THRESHOLD,
     AddParser,
     add_budget_option,
     add_chat_option,
@@ -54,13 +56,13 @@ def add_to(add_parser: AddParser) -> None:
     parser = add_command(add_parser, "report", "Write one HTML file about a prompt: predictions, graph, features.")
     add_model_options(parser)
     option = parser.add_argument
-    option("--prompt", required=True, help="Prompt to explain.")
+    option("--prompt", "-p", required=True, help="Prompt to explain.")
     add_chat_option(option)
     add_target_options(option)
-    option("--output", type=Path, required=True, metavar="FILE", help="The report, an .html file.")
+    option("--output", "-o", type=Path, required=True, metavar="FILE", help="The report, an .html file.")
     add_budget_option(option)
-    option("--threshold", type=float, default=0.8, help="Share of node influence that is shown (default: 0.8).")
-    option("--edge-threshold", type=float, default=0.98, help="Share of edge influence that is shown (default: 0.98).")
+    option(*NODE_THRESHOLD, type=float, default=0.8, help="Share of node influence that is shown (default: 0.8).")
+    option(*EDGE_THRESHOLD, type=float, default=0.98, help="Share of edge influence that is shown (default: 0.98).")
     add_labels_option(option)
     check = parser.add_mutually_exclusive_group()
     add_check_options(check.add_argument, 8, "Skip the check, which ablates features.")
@@ -103,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         features=None if records is None else records.folder.parent,
         texts=None if records is not None else _texts(arguments, model),
         labels=labels,
-        node_threshold=arguments.threshold,
+        node_threshold=arguments.node_threshold,
         edge_threshold=arguments.edge_threshold,
         max_ablations=0 if arguments.no_faithfulness else arguments.max_features,
         neurons=arguments.neurons,
