@@ -8,7 +8,7 @@
 #   make soak                       the longest tests, started by hand; docs/results.md has their figures
 #   make check PYTEST="-x -k text"  the checks of `make test` without the installation; PYTEST is passed to pytest
 #   make format                     let ruff rewrite what it can
-#   make notebooks                  run the notebooks and keep their outputs
+#   make notebooks                  run the notebooks and keep their outputs   (make notebooks ARGS="02 05")
 #   make docs                       build the documentation site in build/docs; a warning is an error
 #   make docs-pictures              draw the pictures of the concept pages again
 #   make gallery                    draw every picture in visualizations/gallery/ again
@@ -85,7 +85,7 @@ train-help: $(VENV)/.installed
 	$(BIN)/python tools/train_help.py
 
 notebooks: $(VENV)/.installed-dev
-	$(BIN)/python tools/run_notebooks.py
+	$(BIN)/python tools/run_notebooks.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
