@@ -53,11 +53,13 @@ from open_clt.attribution.attention_table import AttentionExplanation, Look, Pai
 from open_clt.attribution.qk import AttentionExplainer
 from open_clt.graphs.nodes import NodeId, NodeKind
 from open_clt.graphs.targets import LogitDifference
+from open_clt.language.language_model import LanguageModel
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.replacement.interventions.intervene import intervene
 from open_clt.replacement.interventions.intervention import Intervention, Iterative
 from open_clt.replacement.interventions.observation import Observed, observe
 from open_clt.replacement.model import ReplacementModel
+from open_clt.transcoders.transcoder import Transcoder
 
 AIM, CONTROL_AIM, LEAST, TOP = 0.8, 0.1, 0.5, 5
 _PAIRS = 200
@@ -113,9 +115,8 @@ def _attention(observed: Observed, look: Look) -> float:
 class Bench:
     """The model, its transcoder, and a source of random numbers."""
 
-    def __init__(self, seed: int) -> None:
-        clt = OpenCrossLayerTranscoder.from_pretrained("embedded")
-        self.model, self.transcoder = clt.language_model, clt.transcoder
+    def __init__(self, model: LanguageModel, transcoder: Transcoder, seed: int) -> None:
+        self.model, self.transcoder = model, transcoder
         self.replacement = ReplacementModel(self.model, self.transcoder, error_correction=True)
         self.norms = self.transcoder.decoder_norms().detach().cpu()
         self.random = random.Random(seed)
@@ -123,6 +124,11 @@ class Bench:
     def seen(self, tokens: Tokens) -> Seen:
         """Run the model on a prompt."""
         return Seen(observe(self.replacement, tokens))
+
+    def outcomes(self, reader: Reader, task: str, count: int, *, development: bool = False) -> list[Outcome]:
+        """Measure ``count`` prompts of a task that the model answers correctly, or fewer if there are fewer."""
+        examined = (self.examine(question) for question in reader.questions(task, held_out=not development))
+        return list(islice((outcome for outcome in examined if outcome is not None), count))
 
     def examine(self, question: Question) -> Outcome | None:
         """Measure everything on one prompt; None if the model's answer is wrong."""
@@ -302,13 +308,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--development", action="store_true", help="use prompts that are not held out")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw of prompts and controls (default: 0)")
     chosen = parser.parse_args(arguments)
-    started, bench = time.monotonic(), Bench(chosen.seed)
+    started, clt = time.monotonic(), OpenCrossLayerTranscoder.from_pretrained("embedded")
+    bench = Bench(clt.language_model, clt.transcoder, chosen.seed)
     reader = Reader(bench.model, chosen.seed)
-    outcomes: dict[str, list[Outcome]] = {}
-    for task in TASKS:
-        questions = reader.questions(task, held_out=not chosen.development)
-        examined = (bench.examine(question) for question in questions)
-        outcomes[task] = list(islice((outcome for outcome in examined if outcome is not None), chosen.prompts))
+    outcomes = {task: bench.outcomes(reader, task, chosen.prompts, development=chosen.development) for task in TASKS}
     print("\n".join(table(outcomes)))
     rows = {task: summary(of_task) for task, of_task in outcomes.items()}
     controls = [_mean([row[name] for row in rows.values()]) for name in ("property", "key", "head")]

@@ -36,6 +36,7 @@ from open_clt.evaluation.trials import Trial, trials
 from open_clt.graphs.alignment.position_roles import template_pattern
 from open_clt.graphs.targets import TokenLogits
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.transcoders.transcoder import Transcoder
 from open_clt.visualization.report_figures import visualize_reliability
 
 AIM = 0.1
@@ -81,12 +82,10 @@ def trials_of(clt: OpenCrossLayerTranscoder, task: str, arguments: argparse.Name
     return results
 
 
-def score(
-    fitted: Sequence[Trial], measured: Sequence[Trial], group: Group, clt: OpenCrossLayerTranscoder
-) -> dict[str, float]:
+def score(fitted: Sequence[Trial], measured: Sequence[Trial], group: Group, transcoder: Transcoder) -> dict[str, float]:
     """Fit on some trials, and measure on others of one group."""
     fitted, measured = ([trial for trial in each if group_of(trial) == group] for each in (fitted, measured))
-    calibration = fit_calibration(fitted, clt.transcoder)
+    calibration = fit_calibration(fitted, transcoder)
     outcome = [trial.as_predicted for trial in measured]
     found = reliability(probabilities(calibration, measured, group).tolist(), outcome)
     share = sum(trial.as_predicted for trial in fitted) / len(fitted)
@@ -131,11 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clt.load_model(chosen.transcoder)
     made = {task: trials_of(clt, task, chosen) for task in (*FITTED, *MEASURED)}
     fitted, measured = ([trial for task in names for trial in made[task]] for names in (FITTED, MEASURED))
-    results = {group: score(fitted, measured, group, clt) for group in GROUPS}
+    results = {group: score(fitted, measured, group, clt.transcoder) for group in GROUPS}
     print(f"fitted on {', '.join(FITTED)}; measured on {', '.join(MEASURED)}\n{table(results)}\n")
     left_out = {
         f"{group}, {task} left out": score(
-            [trial for name, each in made.items() if name != task for trial in each], made[task], group, clt
+            [trial for name, each in made.items() if name != task for trial in each], made[task], group, clt.transcoder
         )
         for group in ("node", "consensus_node")
         for task in made

@@ -39,10 +39,10 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from dictionaries import Dictionary, Graphs
 from state_features import (
     Activations,
     StateFeatures,
@@ -55,16 +55,13 @@ from state_features import (
     on_path,
 )
 
-from open_clt.attribution.attribute import attribute
 from open_clt.embedded import facts
 from open_clt.embedded.evaluation import evaluation_prompts
 from open_clt.embedded.tasks import two_hop_statements
-from open_clt.graphs.targets import TokenLogits
-from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.errors import AttributionError
 from open_clt.replacement.interventions.intervene import InterventionRecord, intervene
 from open_clt.replacement.interventions.intervention import Intervention, Iterative
 from open_clt.replacement.interventions.observation import observe
-from open_clt.replacement.model import ReplacementModel
 
 AIM = 0.8
 DEVELOPMENT_PROMPTS = 200
@@ -115,8 +112,8 @@ class Outcome(NamedTuple):
     """The outcome of one prompt in one model."""
 
     question: Question
-    other: Question
-    """The question of the state that is swapped in."""
+    other: Question | None
+    """The question of the state that is swapped in; None if no other state has a supernode."""
     features: int
     """Members of the supernode."""
     before: str
@@ -130,7 +127,8 @@ class Outcome(NamedTuple):
         """The answer to each question of this benchmark, by the name of its share."""
         lost = {name: token != self.question.answer for name, token in self.tokens.items()}
         path, ablation = self.features > 0, self.features > 0 and lost["ablation"]
-        swap = self.tokens["swap"] == self.other.answer
+        expected = None if self.other is None else self.other.answer
+        swap = self.tokens["swap"] == expected
         return {
             "path_share": path,
             "ablation_share": ablation,
@@ -139,8 +137,8 @@ class Outcome(NamedTuple):
             "capital_share": ablation and self.tokens["ablation"] in CAPITALS,
             "control_many_share": lost["many"],
             "control_much_share": lost["much"],
-            "control_exchange_share": self.tokens["exchange"] == self.other.answer,
-            "strong_swap_share": self.tokens["strong"] == self.other.answer,
+            "control_exchange_share": self.tokens["exchange"] == expected,
+            "strong_swap_share": self.tokens["strong"] == expected,
         }
 
 
@@ -155,46 +153,53 @@ def questions(limit: int | None, development: bool) -> list[Question]:
         pairs = pairs[:DEVELOPMENT_PROMPTS]
     else:
         pairs = [(statement.prompt, statement.intermediate) for statement in evaluation_prompts("two_hop")]
-    return [_question(prompt, str(state).strip()) for prompt, state in pairs[:limit]]
+    return [question_of(prompt, str(state).strip()) for prompt, state in pairs[:limit]]
 
 
-def _question(prompt: str, state: str) -> Question:
+def question_of(prompt: str, state: str) -> Question:
+    """The question of a prompt about one of a state's cities."""
     return Question(prompt, next(city for city in STATES[state].cities if city in prompt), state)
+
+
+class Chosen(NamedTuple):
+    """The settings."""
+
+    factor: float = 1.25
+    """Least ratio of a feature's activation for its state's cities to that for other cities."""
+    threshold: float = 0.9
+    """Influence that pruning keeps."""
+    strength: float = 2.0
+    """Factor of the strong swap."""
+    seed: int = 0
+    """Seed of the draw of the controls."""
 
 
 class Bench:
     """The model, the features of each state, and the settings."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        if arguments.transcoder is None:
-            clt = OpenCrossLayerTranscoder.from_pretrained(arguments.model)
-        else:
-            clt = OpenCrossLayerTranscoder(arguments.model)
-            clt.load_model(arguments.transcoder)
-        self.model, self.transcoder = clt.language_model, clt.transcoder
-        self.models = {
-            name: ReplacementModel(self.model, self.transcoder, error_correction=corrected)
-            for name, corrected in (("itself", True), ("replaced", False))
-        }
-        self.features = StateFeatures(city_activations(self.model, self.transcoder), arguments.factor)
+    def __init__(self, dictionary: Dictionary, graphs: Graphs, chosen: Chosen) -> None:
+        self.model, self.transcoder, self.graphs = dictionary.model, dictionary.transcoder, graphs
+        self.models = dictionary.models()
+        self.features = StateFeatures(city_activations(self.model, self.transcoder), chosen.factor)
         self.norms = self.transcoder.decoder_norms().detach().cpu()
-        self.threshold: float = arguments.threshold
-        self.strength: float = arguments.strength
-        self.generator = torch.Generator().manual_seed(arguments.seed)
+        self.threshold, self.strength = chosen.threshold, chosen.strength
+        self.generator = torch.Generator().manual_seed(chosen.seed)
 
-    def examine(self, question: Question) -> dict[str, Outcome]:
-        """Answer every question about one prompt, in both models."""
+    def examine(self, question: Question, models: Sequence[str] = ("itself", "replaced")) -> dict[str, Outcome]:
+        """Answer every question about one prompt, in some models.
+
+        Raises AttributionError if the graphs of this prompt, or of all other cities in its place, do not exist.
+        """
         supernode = self.supernode(question)
         other, other_supernode = self.other_state(question)
         changes = self.changes(supernode, other_supernode)
-        return {name: self.outcome(name, question, other, len(supernode.members), changes) for name in self.models}
+        return {name: self.outcome(name, question, other, len(supernode.members), changes) for name in models}
 
     def supernode(self, question: Question) -> Supernode:
         """The state's features on the graph's paths from the city to the answer, with their controls."""
         start = city_position(self.model, question.prompt, question.city)
         pool = active(observe(self.models["itself"], question.prompt), start)
-        target = TokenLogits(tokens=(question.answer,))
-        graph = attribute(self.model, self.transcoder, question.prompt, targets=target).prune(self.threshold)
+        graph = self.graphs.of(question.prompt, question.answer).prune(self.threshold)
         is_of_state = self.features.of(question.state, question.city)
         members = {
             (layer, position, feature): pool[layer, position, feature]
@@ -204,9 +209,12 @@ class Bench:
         controls = (matched(members, pool, self.norms, enough, self.generator) for enough in (as_many, as_much))
         return Supernode(members, *controls)
 
-    def other_state(self, question: Question) -> tuple[Question, Supernode]:
-        """The next state in the list that has a supernode in the same sentence about one of its cities."""
-        states = list(STATES)
+    def other_state(self, question: Question) -> tuple[Question | None, Supernode]:
+        """The next state in the list that has a supernode in the same sentence about one of its cities.
+
+        Without any, there is none, and its supernode is empty.
+        """
+        seen, states = 0, list(STATES)
         length = len(self.model.tokenize(question.prompt))
         index = states.index(question.state)
         for state in states[index + 1 :] + states[:index]:
@@ -214,10 +222,14 @@ class Bench:
                 other = question.about(city, state)
                 if len(self.model.tokenize(other.prompt)) != length:
                     continue  # with another number of tokens, positions in the two prompts would not correspond
-                supernode = self.supernode(other)
+                if not self.graphs.has(other.prompt):
+                    continue
+                supernode, seen = self.supernode(other), seen + 1
                 if supernode.members:
                     return other, supernode
-        raise ValueError(f"No other state has a supernode in {question.prompt!r}.")
+        if not seen:
+            raise AttributionError(f"There is no graph of another city in the place of {question.city!r}.")
+        return None, Supernode({}, {}, {})
 
     def changes(self, supernode: Supernode, other: Supernode) -> Changes:
         """Ablations set features to 0; swaps also set the other state's features to their values in its sentence."""
@@ -231,7 +243,9 @@ class Bench:
             strong=ablation + _set(other.members, self.strength),
         )
 
-    def outcome(self, model: str, question: Question, other: Question, features: int, changes: Changes) -> Outcome:
+    def outcome(
+        self, model: str, question: Question, other: Question | None, features: int, changes: Changes
+    ) -> Outcome:
         """Make all interventions in one model."""
         before = observe(self.models[model], question.prompt)
         answer = self.model.token_ids([question.answer])[0][0]
@@ -295,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Ask every question, count the answers, and print the tables and the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="the language model (default: the embedded one)")
-    parser.add_argument("--transcoder", type=Path, help="directory of a transcoder (default: the embedded one)")
+    parser.add_argument("--transcoder", help="directory of a transcoder, or neurons (default: the embedded one)")
     parser.add_argument("--limit", type=int, help="use at most this many prompts (default: all)")
     parser.add_argument("--development", action="store_true", help="use prompts that are not held out")
     parser.add_argument("--factor", type=float, default=1.25, help=_FACTOR)
@@ -304,8 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw of the controls (default: 0)")
     parser.add_argument("--verbose", action="store_true", help="print one line for each prompt")
     chosen = parser.parse_args(arguments)
-    started = time.monotonic()
-    bench, asked = Bench(chosen), questions(chosen.limit, chosen.development)
+    started, settings = time.monotonic(), Chosen(chosen.factor, chosen.threshold, chosen.strength, chosen.seed)
+    dictionary = Dictionary.load(chosen.transcoder, chosen.model)
+    bench, asked = Bench(dictionary, Graphs(dictionary), settings), questions(chosen.limit, chosen.development)
     examined = [bench.examine(question) for question in asked]
     results: dict[str, dict[str, float]] = {}
     for name, title in (("itself", "In the model itself"), ("replaced", "In the model whose MLPs are the transcoder")):

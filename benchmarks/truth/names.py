@@ -37,7 +37,9 @@ from open_clt.circuits.substitution import Cell
 from open_clt.embedded.held_out import HeldOutText
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
+from open_clt.language.language_model import LanguageModel
 from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
+from open_clt.transcoders.transcoder import Transcoder
 
 AIM = 0.95
 
@@ -70,7 +72,7 @@ class Search:
         clt = OpenCrossLayerTranscoder.from_pretrained("embedded")
         self.model, self.transcoder = clt.language_model, clt.transcoder
         self.text, self.fresh = (
-            EncodedText(self.model, self.transcoder, HeldOutText(max_tokens=size, seed=seed).contexts(self.model))
+            encoded(self.model, self.transcoder, size, seed)
             for size, seed in ((arguments.tokens, arguments.seed), (arguments.fresh_tokens, arguments.seed + 1000))
         )
         self.draw = random.Random(arguments.seed)
@@ -108,6 +110,11 @@ class Search:
             pool = [cell for cell in active if cell[:2] == place and cell not in members]
             chosen += self.draw.sample(pool, min(len(members), len(pool)))
         return chosen
+
+
+def encoded(model: LanguageModel, transcoder: Transcoder, tokens: int, seed: int) -> EncodedText:
+    """Generated text of the embedded model's world, with the features that are active in it."""
+    return EncodedText(model, transcoder, HeldOutText(max_tokens=tokens, seed=seed).contexts(model))
 
 
 def holds(bench: Bench, name: str, cells: Sequence[Cell]) -> bool:

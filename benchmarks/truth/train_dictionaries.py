@@ -5,8 +5,9 @@
 
 All have the same number of features per layer and the same mean number of active features (BatchTopK), and are trained
 for the same number of steps on the same tokens in the same order. They differ in what a feature writes to: all later
-layers, two layers or its own layer, also with a skip path or with nested prefixes. Two more are trained with a price
-for the distance between layers (``LossConfig.distance_penalty``).
+layers, two layers or its own layer, also with a skip path or with nested prefixes. An SAE and a MOLT have no graphs, so
+the suite says only how well they reconstruct. Two more are trained with a price for the distance between layers
+(``LossConfig.distance_penalty``).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ KINDS = {
     "per-layer": ("per-layer", 0.0),
     "clt-skip": ("CLT with skip", 0.0),
     "matryoshka": ("Matryoshka CLT", 0.0),
+    "sae": ("SAE of MLP outputs", 0.0),
+    "molt": ("MOLT", 0.0),
     "clt-distance-0.1": ("CLT", 0.1),
     "clt-distance-0.3": ("CLT", 0.3),
 }

@@ -80,14 +80,16 @@ def trials(
     *,
     template: str | Sequence[str] | None = None,
     per_graph: Count = 16,
+    edges: bool = True,
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
 ) -> list[Trial]:
     """Measure nodes and edges of whole graphs alone, and of pruned graphs with their frequencies in a consensus.
 
     ``replacement`` holds the model and the transcoder that the graphs were made with. Of each graph, ``per_graph``
-    nodes and as many edges are measured, spread evenly over their ranking by influence. Of one graph there is no
-    consensus; ``template`` is that of ``consensus``. Raises AttributionError if a graph has no features.
+    nodes and as many edges (none without ``edges``) are measured, spread evenly over their ranking by influence. Of one
+    graph there is no consensus; ``template`` is that of ``consensus``. Raises AttributionError if a graph has no
+    features.
     """
     model = replacement.model
     transcoder = attributable(replacement.transcoder, model)
@@ -97,9 +99,12 @@ def trials(
     results: list[Trial] = []
     for number, graph in enumerate(graphs):
         before = observe(exact, torch.tensor(graph.info.tokens, device=model.device))
-        results += _Bench(exact, before, graph).trials(per_graph)
+        benches = [_Bench(exact, before, graph)]
         if shares:
-            results += _Bench(exact, before, pruned[number], *shares[number]).trials(per_graph)
+            benches.append(_Bench(exact, before, pruned[number], *shares[number]))
+        for bench in benches:
+            results += bench.node_trials(per_graph)
+            results += bench.edge_trials(per_graph) if edges else []
     return results
 
 
@@ -112,15 +117,19 @@ class _Bench(NamedTuple):
     node_frequency: Float[Tensor, "node"] | None = None
     edge_frequency: Float[Tensor, "edge"] | None = None
 
-    def trials(self, count: int) -> list[Trial]:
-        """Measure some nodes and some edges."""
-        graph = self.graph
-        features = graph.of_kind(NodeKind.FEATURE)
+    def node_trials(self, count: int) -> list[Trial]:
+        """Measure some nodes."""
+        features = self.graph.of_kind(NodeKind.FEATURE)
         if not bool(features.any()):
-            raise AttributionError(f"The graph of {graph.info.prompt!r} has no features; prune it less.")
-        nodes = node_predictions(graph)
+            raise AttributionError(f"The graph of {self.graph.info.prompt!r} has no features; prune it less.")
+        nodes = node_predictions(self.graph)
         chosen = _spread(nodes.influence.where(features, 0), count)
-        results = [self._trial(False, row, nodes, self._ablation(row)) for row in chosen.tolist()]
+        return [self._trial(False, row, nodes, self._ablation(row)) for row in chosen.tolist()]
+
+    def edge_trials(self, count: int) -> list[Trial]:
+        """Measure some edges."""
+        graph, results = self.graph, list[Trial]()
+        features = graph.of_kind(NodeKind.FEATURE)
         answer, edges = answer_row(graph), edge_predictions(graph)
         target, source = graph.edges.target, graph.edges.source
         can_cut = features[target] | (features[source] & (target == answer))

@@ -11,9 +11,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from open_clt.config import TranscoderConfig
 from open_clt.config.json import CheckedConfig
@@ -166,7 +170,10 @@ def resolved(
         if not 0 <= intervention.feature < config.n_features:
             raise ConfigError(f"feature is {intervention.feature}; a layer has features 0 to {config.n_features - 1}.")
     positions = [_position(intervention.position, length, first, generating) for intervention in interventions]
-    return [replace(each, position=position) for each, position in zip(interventions, positions, strict=True)]
+    return [
+        each if each.position == position else replace(each, position=position)
+        for each, position in zip(interventions, positions, strict=True)
+    ]
 
 
 def changes(
@@ -182,14 +189,42 @@ def changes(
         return None
     before = features.dense()
     after = before.clone()
+    values = dict[tuple[int, int], float]()  # of rows and features, set in one step: there may be thousands
     for intervention in on_layer:
-        rows = [row for row in range(features.batch) if intervention.covers(start + row)]
+        rows = _rows(intervention, features.batch, start)
         if intervention.value is not None:
-            after[rows, intervention.feature] = after.new_tensor(intervention.value)
+            values |= dict.fromkeys(((row, intervention.feature) for row in rows), intervention.value)
         elif intervention.scale is not None:
+            _set(after, values)
+            values.clear()
             after[rows, intervention.feature] *= intervention.scale
-        check_finite(after[:, intervention.feature], f"The feature of the intervention {intervention.describe()}")
+            _check_finite(after, [intervention])
+    _set(after, values)
+    _check_finite(after, on_layer)
     return SparseFeatures.from_dense(after - before)
+
+
+def _rows(intervention: Intervention, count: int, start: int) -> list[int]:
+    """The rows that a resolved intervention applies to, of ``count`` rows from position ``start`` on."""
+    if isinstance(intervention.position, int):
+        row = intervention.position - start
+        return [row] if 0 <= row < count else []
+    return [row for row in range(count) if intervention.covers(start + row)]
+
+
+def _set(features: Float[Tensor, "position feature"], values: Mapping[tuple[int, int], float]) -> None:
+    if values:
+        rows, columns = (torch.tensor(each, device=features.device) for each in zip(*values, strict=True))
+        features[rows, columns] = features.new_tensor(list(values.values()))
+
+
+def _check_finite(features: Float[Tensor, "position feature"], interventions: Sequence[Intervention]) -> None:
+    """Raise NotFiniteError, which names the first intervention on a feature that is not finite."""
+    changed = features[:, [intervention.feature for intervention in interventions]]
+    if bool(changed.isfinite().all()):
+        return
+    for intervention in interventions:
+        check_finite(features[:, intervention.feature], f"The feature of the intervention {intervention.describe()}")
 
 
 def _position(position: int | slice | None, length: int, first: int, generating: bool) -> int | slice:
