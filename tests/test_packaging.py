@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -97,3 +98,17 @@ def test_installed_versions_equal_the_locked_versions(lock: dict[str, Any], proj
         except PackageNotFoundError:
             continue  # this extra is not installed here
         assert installed.partition("+")[0] == locked[name], name
+
+
+def test_every_place_that_states_the_version_states_that_of_pyproject(
+    project: dict[str, Any], repository: Path
+) -> None:
+    version = project["project"]["version"]
+    badges = repository / "visualizations" / "gallery" / "badges"
+    citation = yaml.safe_load((repository / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (version, project["project"]["license"])
+    assert f"version = {{{version}}}" in (repository / "README.md").read_text()
+    assert f"<title>version: {version}</title>" in (badges / "version.svg").read_text()
+    assert f"## {version} (" in (repository / "CHANGELOG.md").read_text()
+    first, last = re.findall(r"3\.\d+", project["project"]["requires-python"])
+    assert f"<title>Python: {first} to 3.{int(last[2:]) - 1}</title>" in (badges / "python.svg").read_text()
