@@ -1,11 +1,13 @@
 """Names of supernodes: is the hidden hop of two-hop prompts found, and named with its state?
 
     python benchmarks/truth/names.py                  the embedded model and its transcoder, all held-out prompts
-    python benchmarks/truth/names.py --development    the prompts on which all settings were chosen
+    python benchmarks/truth/names.py --development    the prompts on which the rule for the name was chosen
 
 "The capital of the state containing Dallas is" -> " Austin" needs a fact that the prompt does not name: Texas. The
 search (``open_clt.circuits.hidden_hop``) gets the graph of the prompt and a text, and returns one supernode with one
 name, or none. It does not see the facts; they only judge the name. The prompts are those of ``known_circuits.py``.
+Those for development are about other cities, of whose state no training text says the capital in a sentence about the
+city (``two_hop_transfer`` and ``two_hop_composed``).
 
     named      The name is the state.
     refused    The name of another state, drawn at random, is planted on the supernode; at least one claim that the name
@@ -26,7 +28,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from known_circuits import STATES, Question, questions
+from known_circuits import STATES, Question, question_of, questions
 
 from open_clt.attribution.attribute import attribute
 from open_clt.circuits.claims import LEAST_AREA, LEAST_SIMILARITY
@@ -34,6 +36,7 @@ from open_clt.circuits.encoded_text import EncodedText
 from open_clt.circuits.hidden_hop import HopSettings, find_hidden_hop
 from open_clt.circuits.measuring import Bench, cells_of
 from open_clt.circuits.substitution import Cell
+from open_clt.embedded.evaluation import evaluation_prompts
 from open_clt.embedded.held_out import HeldOutText
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
@@ -117,6 +120,13 @@ def encoded(model: LanguageModel, transcoder: Transcoder, tokens: int, seed: int
     return EncodedText(model, transcoder, HeldOutText(max_tokens=tokens, seed=seed).contexts(model))
 
 
+def development_questions(limit: int | None) -> list[Question]:
+    """Two-hop prompts about the cities that no training text connects with a capital, in a random order."""
+    prompts = [*evaluation_prompts("two_hop_transfer"), *evaluation_prompts("two_hop_composed")]
+    random.Random(0).shuffle(prompts)
+    return [question_of(asked.prompt, str(asked.intermediate).strip()) for asked in prompts[:limit]]
+
+
 def holds(bench: Bench, name: str, cells: Sequence[Cell]) -> bool:
     """Whether both claims about a name hold; a claim that cannot be measured fails."""
     return bench.fires(name, cells).value >= LEAST_AREA and bench.stands(name, cells).value >= LEAST_SIMILARITY
@@ -158,13 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Find and test all names, and print the table, the wrong names and the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, help="use at most this many prompts (default: all)")
-    parser.add_argument("--development", action="store_true", help="use prompts that are not held out")
+    parser.add_argument("--development", action="store_true", help="use prompts about other cities")
     parser.add_argument("--tokens", type=int, default=160_000, help="tokens of the text for naming (default: 160,000)")
     parser.add_argument("--fresh-tokens", type=int, default=20_000, help="tokens for the claims (default: 20,000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the texts and of the draws (default: 0)")
     chosen = parser.parse_args(arguments)
     started = time.monotonic()
-    search, asked = Search(chosen), questions(chosen.limit, chosen.development)
+    search = Search(chosen)
+    asked = development_questions(chosen.limit) if chosen.development else questions(chosen.limit, development=False)
     outcomes = [search.examine(question) for question in asked]
     print(table(outcomes))
     for outcome in outcomes:

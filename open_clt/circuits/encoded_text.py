@@ -113,6 +113,22 @@ class EncodedText:
         tables = (torch.from_numpy(table) for table in (chance, covariance, with_words))
         return NearbyWords(self.words, *tables)
 
+    def support(self, beside: Sequence[str], words: Sequence[str]) -> Float[Tensor, "word"]:
+        """How often each word is near some tokens: the share of a token's occurrences, then the mean over the tokens.
+
+        A token that the text lacks, and one that is the word itself, does not count; the mean of no tokens is 0.
+        """
+        number_of = {word: number for number, word in enumerate(self.words)}
+        anchors = {number_of[token.strip()] for token in beside if token.strip() in number_of}
+        numbers = self._word_of[self.contexts.numpy().ravel()]
+        near = self._near[:, [number_of[word] for word in words]].tocsr()
+        total, counted = np.zeros(len(words)), np.zeros(len(words))
+        for anchor in sorted(anchors & set(numbers.tolist())):
+            others = np.array([number_of[word] != anchor for word in words])
+            total += np.where(others, np.asarray(near[numbers == anchor].mean(0)).ravel(), 0)
+            counted += others
+        return torch.from_numpy(total / np.maximum(counted, 1))
+
     def tells(self, chosen: Sequence[Feature], direction: Float[Tensor, "feature"], word: str) -> tuple[float, int]:
         """How well a weighted sum of features tells the tokens near a word from the others, and how many are near.
 

@@ -10,9 +10,12 @@ a language model that writes labels nor any table of facts.
                     city cancels out
     3. candidates   the words that are near in a text where features change in this way. A ridge regression estimates
                     how much the change raises the chance that each word is near.
-    4. name         of the candidates that are neither in the prompt nor the output, the one whose chance rises most,
-                    among those for which the features are active, too, when the word takes the place of the source:
-                    the cosine of both changes, after the source, must be at least ``similarity``
+    4. name         of the candidates that are neither in the prompt nor the output, the one with the largest product of
+                    its rise and its support, among those for which the features are active, too, when the word takes
+                    the place of the source: the cosine of both changes, after the source, must be at least
+                    ``similarity``. The support is how often the word is near the source and near its peers in the text.
+                    A peer is a similar token that leads to the same prediction and has such a cosine, too. A state is
+                    near all of its cities; a city is seldom near the other cities.
 
 The supernode holds the features whose activations rise and that raise the chance of the name.
 """
@@ -54,8 +57,8 @@ class HopSettings(CheckedConfig):
     """Largest number of these prompts from which the change is measured."""
     candidates: int = 40
     """Number of words that are tried in the place of the source."""
-    similarity: float = 0.5
-    """Least cosine of the change for a name in the place of the source, from -1 to 1."""
+    similarity: float = 0.3
+    """Least cosine of the change for a name, and for a peer of the source, in the place of the source: -1 to 1."""
     rarest: float = 3e-4
     """Least share of the text's tokens that a name must be near."""
 
@@ -78,6 +81,8 @@ class Candidate(NamedTuple):
     """Estimated rise of the chance that the word is near."""
     similarity: float
     """Cosine of the features' change with their change for the word in the place of the source; NaN if not tried."""
+    support: float
+    """Share of the occurrences of the source in the text that the word is near; mean over the source and its peers."""
 
 
 @final
@@ -96,7 +101,7 @@ class HiddenHop:
     output: str
     """Token that the model predicts."""
     candidates: tuple[Candidate, ...]
-    """The words for the name, best first."""
+    """The words for the name, best first; those that are not similar enough follow, without a support."""
 
     @property
     def name(self) -> str:
@@ -163,6 +168,10 @@ def find_hidden_hop(
     good = [candidate for candidate in candidates if candidate.similarity >= settings.similarity and candidate.rise > 0]
     if not good:
         return None
+    peers = _peers(change, source, settings)
+    supports = text.support(model.token_strings([int(prompt[source]), *peers]), [candidate.word for candidate in good])
+    good = [candidate._replace(support=support) for candidate, support in zip(good, supports.tolist(), strict=True)]
+    good.sort(key=lambda candidate: (-candidate.rise * candidate.support, -candidate.rise))
     best = good[0]
     raises = (rises[:, nearby.words.index(best.word)] > 0) & (change.change > 0)
     chosen = raises.nonzero().flatten().tolist()
@@ -173,7 +182,7 @@ def find_hidden_hop(
         tuple(change.values[chosen].tolist()),
         tuple(change.change[chosen].tolist()),
         model.token_strings([change.predicted])[0],
-        (*good, *(candidate for candidate in candidates if candidate not in good)),
+        (*good, *(candidate for candidate in candidates if candidate.word not in {other.word for other in good})),
     )
 
 
@@ -233,7 +242,7 @@ def _candidates(
     source: int,
     settings: HopSettings,
 ) -> list[Candidate]:
-    """The words whose chances rise most for their frequency, with their similarity, largest rise first."""
+    """The words whose chances rise most for their frequency, with their similarity, largest rise first, no support."""
     known = {text.strip() for text in (*graph.info.token_strings, *model.token_strings([change.predicted]))}
     allowed = torch.tensor([word not in known for word in nearby.words]) & (nearby.chance >= settings.rarest)
     standard = rise / ((nearby.chance * (1 - nearby.chance)).sqrt() + 1e-2)
@@ -242,8 +251,21 @@ def _candidates(
     prompt = torch.tensor(graph.info.tokens, device=model.device)
     similarity = similarities(model, transcoder, prompt, change, source, words=words)
     columns = zip(words, rise[order].tolist(), similarity, strict=True)
-    candidates = [Candidate(word, risen, cosine) for word, risen, cosine in columns]
+    candidates = [Candidate(word, risen, cosine, support=float("nan")) for word, risen, cosine in columns]
     return sorted(candidates, key=lambda candidate: -candidate.rise)
+
+
+def _peers(change: Change, source: int, settings: HopSettings) -> list[int]:
+    """The similar tokens that lead to the same prediction, and for which the features change in a similar way."""
+    after = [row for row, cell in enumerate(change.cells) if cell[1] > source]
+    cosines = _cosines(change, change.variants.activations[:, after], after)
+    chosen = (change.variants.predicted == change.predicted) & (cosines >= settings.similarity)
+    return [change.similar[row] for row in chosen.nonzero().flatten().tolist()]
+
+
+def _cosines(change: Change, activations: Float[Tensor, "variant row"], after: list[int]) -> Float[Tensor, "variant"]:
+    """The cosines of the changes of some features in variants of the prompt with their change in the prompt."""
+    return functional.cosine_similarity(activations - change.usual[after], change.change[after][None])
 
 
 def similarities(
@@ -267,9 +289,7 @@ def similarities(
     cells = [change.cells[row] for row in after]
     tried = [token for token in tokens if token is not None]
     variants = substitute(model, transcoder, prompt, source, tried, cells=cells)
-    cosines = iter(
-        functional.cosine_similarity(variants.activations - change.usual[after], change.change[after][None]).tolist()
-    )
+    cosines = iter(_cosines(change, variants.activations, after).tolist())
     return [float("nan") if token is None else next(cosines) for token in tokens]
 
 

@@ -42,6 +42,32 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(
     assert found == pytest.approx(naive.area(rounded, near.tolist()), abs=1e-3)
 
 
+def test_support_is_the_mean_share_of_tokens_near_a_word(
+    clt: OpenCrossLayerTranscoder, short_text: EncodedText
+) -> None:
+    model, contexts = clt.language_model, short_text.contexts
+    anchors, words = ["is", "capital", "of"], ["is", "the", "state"]
+    strings = [text.strip() for text in model.token_strings(contexts.flatten())]
+    for word, measured in zip(
+        words, short_text.support([" is", "capital", " of", "of", "no token"], words), strict=True
+    ):
+        near = naive.is_near(model, contexts, word, REACH).tolist()
+        shares = [
+            [is_near for is_near, string in zip(near, strings, strict=True) if string == anchor]
+            for anchor in anchors
+            if anchor != word
+        ]
+        assert all(shares), "the text has every anchor"
+        expected = sum(sum(share) / len(share) for share in shares) / len(shares)
+        assert 0 < expected < 1
+        assert float(measured) == pytest.approx(expected)
+
+
+def test_a_word_without_any_other_token_has_no_support(short_text: EncodedText) -> None:
+    assert short_text.support(["is", "no token"], ["is"]).tolist() == [0.0]
+    assert short_text.support([], ["is", "the"]).tolist() == [0.0, 0.0]
+
+
 def test_a_word_that_the_text_lacks_is_near_no_token(short_text: EncodedText) -> None:
     assert short_text.tells(CHOSEN, torch.ones(4), "no such word") == (0.5, 0)
 

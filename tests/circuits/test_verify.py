@@ -56,6 +56,21 @@ def test_the_hidden_hop_is_found_and_its_claims_hold(
 
 
 @pytest.mark.slow
+def test_the_state_is_preferred_to_another_city_of_the_state(
+    clt: OpenCrossLayerTranscoder, long_text: EncodedText
+) -> None:
+    """Akron raises the chance of Cincinnati most, but only Ohio is near all the cities that lead to Columbus."""
+    graph = attribute(clt.language_model, clt.transcoder, "The state containing Akron has its capital in")
+    hop = find_hidden_hop(clt.language_model, clt.transcoder, graph, long_text)
+    assert hop is not None
+    candidates = {candidate.word: candidate for candidate in hop.candidates}
+    city, state = candidates["Cincinnati"], candidates["Ohio"]
+    assert hop.name == "Ohio" == hop.candidates[0].word
+    assert city.rise > state.rise
+    assert city.support < state.support / 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Ohio", "Bavaria", "Vermont", "no such word"])
 def test_a_planted_name_is_refused(
     circuit: Circuit, clt: OpenCrossLayerTranscoder, fresh_text: EncodedText, name: str

@@ -35,6 +35,12 @@ def test_shares_count_right_names_and_refused_ones(names: Any) -> None:
     assert "all" in names.table([right, wrong])
 
 
+def test_prompts_for_development_are_about_other_cities(names: Any) -> None:
+    held_out, development = names.questions(None, development=False), names.development_questions(None)
+    assert len(development) == 304
+    assert not {question.city for question in held_out} & {question.city for question in development}
+
+
 def test_an_interval_contains_the_share(names: Any) -> None:
     low, high = names.interval([True] * 90 + [False] * 10)
     assert 0.8 < low < 0.9 < high < 1
