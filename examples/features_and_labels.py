@@ -38,5 +38,5 @@ background = background_of(model, transcoder, pack_contexts(texts, model, 40, fr
 labelled = list(label_records(with_labels(some, {Feature(2, 244): "say a capital"}), background))
 for record in labelled:
     print(f"{record.feature}: {record.label.text}; active on {record.density:.1%} of the tokens")
-folder = write_feature_json(labelled, directory)
-print(f"written to {folder}: {read_feature_json(directory, Feature(2, 244)).label.text}")
+folder = write_feature_json(labelled, directory / "features")
+print(f"written to {folder}: {read_feature_json(folder, Feature(2, 244)).label.text}")

@@ -70,7 +70,8 @@ def executed(path: Path, folder: Path) -> Any:
     client = nbclient.NotebookClient(
         notebook, timeout=600, record_timing=False, coalesce_streams=True, resources=resources
     )
-    client.execute(env={**os.environ, "PATH": programs})
+    inherited = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # Jupyter chooses its own
+    client.execute(env={**inherited, "PATH": programs})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
