@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -125,6 +126,8 @@ class BatchTopKConfig(CheckedConfig):
     """Mean number of active features at the first training step, which then moves linearly to ``k``; None is ``k``."""
     anneal_share: float = 0.2
     """Share of the training steps after which ``k`` is reached; it matters only with ``initial_k``."""
+    layer_weights: tuple[float, ...] | None = field(default=None, metadata=IF_GIVEN)
+    """Relative number of active features of each layer, such as 4, 2, 1; their mean stays ``k``. None: all the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +135,16 @@ class BatchTopKConfig(CheckedConfig):
         check_shares(self, "threshold_momentum")
         _check_anneal_share(self)
         _check_k_share(self)
+        if not all(0 < weight < math.inf for weight in self.layer_weights or ()):
+            raise ConfigError(f"layer_weights is {list(self.layer_weights or ())}; each must be a number above 0.")
+        if self.layer_weights is not None and self.across_layers:
+            raise ConfigError("across_layers ranks the features of all layers together; leave out layer_weights.")
+
+    def share_of(self, layer: int) -> float:
+        """The number of active features of a layer, as a multiple of ``k``."""
+        if self.layer_weights is None:
+            return 1.0
+        return self.layer_weights[layer] * len(self.layer_weights) / sum(self.layer_weights)
 
 
 NonlinearityConfig: TypeAlias = ReLUConfig | JumpReLUConfig | FixedJumpReLUConfig | TopKConfig | BatchTopKConfig
@@ -352,6 +365,8 @@ def _check_shape(config: TranscoderConfig) -> None:
     for name, k in (("k", nonlinearity.k), ("initial_k", nonlinearity.initial_k)):
         if k is not None and not 1 <= k <= config.n_features:
             raise ConfigError(f"{name} is {k}; it must lie between 1 and n_features = {config.n_features}.")
+    if isinstance(nonlinearity, BatchTopKConfig):
+        _check_weights_of(nonlinearity, config.n_layers, config.n_features)
     total, most = getattr(nonlinearity, "k_total", None), config.n_layers * config.n_features
     if total is not None and total > most:
         raise ConfigError(f"k_total is {total}; it must be at most n_layers times n_features = {most}.")
@@ -366,6 +381,18 @@ def _check_k_share(config: TopKConfig | BatchTopKConfig) -> None:
         value = getattr(config, name, None)
         if value != getattr(type(config), name, None):
             raise ConfigError(f"k_share is {config.k_share} and {name} is {value}; give one of the two settings.")
+
+
+def _check_weights_of(config: BatchTopKConfig, n_layers: int, n_features: int) -> None:
+    """Raise ConfigError if the weights do not fit the layers, or give a layer more active features than it has."""
+    weights = config.layer_weights
+    if weights is None:
+        return
+    if len(weights) != n_layers:
+        raise ConfigError(f"layer_weights has {len(weights)} numbers; it needs one for each of {n_layers} layers.")
+    most = max(map(config.share_of, range(n_layers))) * config.k
+    if most > n_features:
+        raise ConfigError(f"layer_weights activates {most:.0f} features of a layer; n_features is {n_features}.")
 
 
 def _check_anneal_share(config: TopKConfig | BatchTopKConfig) -> None:

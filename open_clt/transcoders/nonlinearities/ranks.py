@@ -76,7 +76,8 @@ class BatchTopK(Nonlinearity):
     """BatchTopK: the ``k * tokens`` largest activations of a batch, per layer or across layers (Bussmann et al., 2024).
 
     In training, each batch also updates a running mean of the smallest selected score. At inference this threshold
-    replaces the ranking, so that a token's features do not depend on other tokens. Across layers, the score is the
+    replaces the ranking, so that a token's features do not depend on other tokens. With ``layer_weights``, ``k`` is the
+    mean over layers, and a layer has its share of it. Across layers, the score is the
     activation times its decoder norm, and the thresholds follow from one score threshold that all layers share.
     """
 
@@ -96,7 +97,8 @@ class BatchTopK(Nonlinearity):
     def select(self, preactivations: Float[Tensor, "batch feature"], layer: int) -> SparseFeatures:
         if not self.training:
             return SparseFeatures.from_mask(preactivations, self._mask(preactivations, layer))
-        n_selected = self._training_k * preactivations.shape[0] * self.peers.replicas
+        per_token = self._training_k * self.config.share_of(layer)
+        n_selected = max(1, round(per_token * preactivations.shape[0] * self.peers.replicas))
         smallest = self.peers.kth_largest(preactivations.flatten(), n_selected)
         if not self.config.across_layers:
             self._update_thresholds(layer, smallest)

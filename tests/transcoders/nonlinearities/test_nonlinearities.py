@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from open_clt.config import (
     BatchTopKConfig,
+    CrossLayerConfig,
     FixedJumpReLUConfig,
     JumpReLUConfig,
     NonlinearityConfig,
@@ -187,6 +190,35 @@ def test_across_layers_inference_uses_one_threshold_on_scores() -> None:
     nonlinearity.eval()
     for layer in range(3):
         assert torch.equal(nonlinearity.select(pre[layer], layer).features, selected[layer].features)
+
+
+def test_batchtopk_with_weights_gives_each_layer_its_share() -> None:
+    pre = torch.rand(100, 30, generator=torch.Generator().manual_seed(0))
+    nonlinearity = BatchTopK(BatchTopKConfig(k=6, layer_weights=(4, 1, 1)), 3, 30).train()
+    counts = [nonlinearity.select(pre, layer).values.numel() for layer in range(3)]
+    assert counts == [1200, 300, 300]
+    nonlinearity.eval()
+    at_inference = [nonlinearity.select(pre, layer).values.numel() for layer in range(3)]
+    assert at_inference == pytest.approx(counts, abs=2), "thresholds of one batch select what the batch selected"
+    plain = BatchTopK(BatchTopKConfig(k=6), 3, 30).train()
+    equal = BatchTopK(BatchTopKConfig(k=6, layer_weights=(2, 2, 2)), 3, 30).train()
+    assert torch.equal(plain.select(pre, 1).values, equal.select(pre, 1).values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"layer_weights": (1.0, 0.0)}, "layer_weights"),
+        ({"layer_weights": ()}, "layer_weights"),
+        ({"layer_weights": (1.0, float("nan"))}, "layer_weights"),
+        ({"layer_weights": (1.0, 2.0), "across_layers": True}, "across_layers"),
+        ({"layer_weights": (1.0, 2.0, 3.0)}, "2 layers"),
+        ({"layer_weights": (9.0, 1.0)}, "9 features"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        CrossLayerConfig(n_layers=2, n_features=8, d_model=4, nonlinearity=BatchTopKConfig(k=5, **settings))
 
 
 @pytest.mark.parametrize("config", [TopKConfig, BatchTopKConfig])
