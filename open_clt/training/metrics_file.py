@@ -69,5 +69,5 @@ class MetricsFile(Logger):
             return {}
         try:
             return {int(row["step"]) - 1: dict(row) for row in read_rows(self.path)}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise unreadable(self.path, "CSV", error) from error

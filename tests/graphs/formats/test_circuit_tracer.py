@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -267,3 +268,11 @@ def test_errors_name_wrong_settings_nodes_and_files(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(text)
         with refuses(CheckpointError, "bad.json"):
             read_circuit_tracer(tmp_path / "bad.json")
+
+
+def test_numbers_that_are_too_large_are_one_sentence(tmp_path: Path) -> None:
+    path = write_circuit_tracer(hand_graph(), tmp_path, GraphCard(slug="cat"))
+    path.write_text(re.sub(r'"ctx_idx": ?1\b', '"ctx_idx": 1e999', path.read_text()))
+    assert "1e999" in path.read_text()
+    with refuses(CheckpointError, "cat.json"):
+        read_circuit_tracer(path)
