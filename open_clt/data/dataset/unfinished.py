@@ -159,8 +159,11 @@ def remove_unfinished(directory: Path) -> None:
 def check_place(directory: Path) -> None:
     """Raise ConfigError if a dataset cannot be written to a directory, as where it holds other files."""
     files.check_directory(directory)
-    if not _holds_manifest(directory) and not unfinished_processes(directory):
-        check_empty(directory)
+    # Another process may begin or finish the dataset meanwhile. It writes the manifest before it deletes its own file,
+    # so in this order each file that was seen belongs to what is found after it.
+    names = _visible_files(directory)
+    if names and not unfinished_processes(directory) and not _holds_manifest(directory):
+        raise _not_a_dataset(directory, names)
 
 
 def begun_dataset(
@@ -203,13 +206,19 @@ def _holds_manifest(directory: Path) -> bool:
 
 def check_empty(directory: Path) -> None:
     """Raise ConfigError if a directory holds visible files; a killed process may leave hidden ones of ours."""
-    if not directory.exists():
-        return
-    names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
-    if names:
-        raise ConfigError(
-            f"{directory} holds {names[0]}, which is not a dataset of activations; give an empty or a new directory."
-        )
+    if names := _visible_files(directory):
+        raise _not_a_dataset(directory, names)
+
+
+def _visible_files(directory: Path) -> list[str]:
+    paths = directory.iterdir() if directory.exists() else ()
+    return sorted(path.name for path in paths if not path.name.startswith("."))
+
+
+def _not_a_dataset(directory: Path, names: list[str]) -> ConfigError:
+    return ConfigError(
+        f"{directory} holds {names[0]}, which is not a dataset of activations; give an empty or a new directory."
+    )
 
 
 def check_settings(directory: Path, stored: object, given: object, prefix: str = "") -> None:

@@ -9,6 +9,7 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.influence import GraphScores
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import sizes_at_replacement
+from open_clt.short_repr import short_repr
 from open_clt.transcoders.neurons.source import NEURONS
 from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
 from open_clt.transcoders.transcoder import Transcoder
@@ -29,12 +30,16 @@ class Explained(NamedTuple):
     sizes: dict[float, float]
     """Number of features that each share of ``SHARES`` takes; NaN for shares that the graph does not reach."""
 
+    __repr__ = short_repr
+
 
 class NeuronComparison(NamedTuple):
     """A graph of features and a graph of neurons of the same prompt and targets."""
 
     features: Explained
     neurons: Explained
+
+    __repr__ = short_repr
 
 
 def explained(graph: AttributionGraph) -> Explained:

@@ -21,7 +21,13 @@ from open_clt.data.contexts import Place
 from open_clt.data.dataset.from_model import harvest_settings, store_of
 from open_clt.data.dataset.manifest import Harvested, HarvestedText, shard_name
 from open_clt.data.dataset.reader import ActivationDataset
-from open_clt.data.dataset.unfinished import UnfinishedDataset, begun_dataset, write_unfinished
+from open_clt.data.dataset.unfinished import (
+    UnfinishedDataset,
+    begun_dataset,
+    check_place,
+    unfinished_processes,
+    write_unfinished,
+)
 from open_clt.data.dataset.writer import write_dataset
 from open_clt.data.harvest import ActivationStore, MemoryStore
 from open_clt.errors import CheckpointError, ConfigError, OpenCLTError
@@ -150,6 +156,25 @@ def test_the_language_model_runs_on_own_contexts_only(tiny_gpt2: LanguageModel, 
     for rank, blocks in enumerate((3, 2)):
         tokens = sum(map(int, (tmp_path / f"tokens of {rank}").read_text().split()))
         assert tokens <= blocks * (200 + 2 * 48)  # at both ends of a block, a batch may be of two processes
+
+
+def test_a_file_that_another_process_writes_meanwhile_is_not_taken_for_a_foreign_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = begun_dataset(tmp_path, SETTINGS, Processes(1, 2))
+    assert isinstance(begun, UnfinishedDataset)
+
+    def look_before_the_other_writes(directory: Path) -> list[Processes]:
+        found = unfinished_processes(directory)
+        write_unfinished(directory, begun)
+        return found
+
+    monkeypatch.setattr("open_clt.data.dataset.unfinished.unfinished_processes", look_before_the_other_writes)
+    check_place(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "unfinished-1-of-2.json").unlink(missing_ok=True)
+    with refuses(ConfigError, "notes.txt"):
+        check_place(tmp_path)
 
 
 @pytest.mark.slow
