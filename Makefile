@@ -3,7 +3,7 @@
 #
 #   make run                        run practice_run.py from start to finish   (make run ARGS="--help")
 #   make test                       lint, formatting, types, import contracts, the default tests (minutes)
-#   make slow                       all tests with shapes checked, also long runs and notebooks (under 30 minutes)
+#   make slow                       all tests with shapes checked, also long runs and notebooks (about half an hour)
 #   make browser                    the tests that drive Chromium; they need `apt-get install chromium`
 #   make soak                       the longest tests, started by hand; docs/results.md has their figures
 #   make check PYTEST="-x -k text"  the checks of `make test` without the installation; PYTEST is passed to pytest
