@@ -84,6 +84,11 @@ class Perturbation(NamedTuple):
     features: int
     """Number of ablations that the means are taken over."""
 
+    @property
+    def words(self) -> str:
+        """The distance in words, such as "1 layer later"."""
+        return f"{self.distance} {'layer' if self.distance == 1 else 'layers'} later"
+
 
 class Agreement(NamedTuple):
     """The agreement of the replacement model with the model on the graph's prompt."""
@@ -126,7 +131,7 @@ class Faithfulness:
             f"top token; top-1 agreement over the prompt {agreement.top1_agreement:.0%}",
         ]
         lines += [
-            f"{row.distance} layers later   cosine {row.cosine:.3f}, normalised MSE {row.normalised_mse:.3f}"
+            f"{row.words:<17}cosine {row.cosine:.3f}, normalised MSE {row.normalised_mse:.3f}"
             for row in self.perturbations
         ]
         return "\n".join(lines)

@@ -14,7 +14,7 @@ from scipy import stats
 from open_clt.attribution.attribute import attribute
 from open_clt.errors import AttributionError, ConfigError
 from open_clt.evaluation.faithfulness import faithfulness, predicted_changes, with_faithfulness
-from open_clt.evaluation.faithfulness_report import pearson, spearman
+from open_clt.evaluation.faithfulness_report import Perturbation, pearson, spearman
 from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.targets import Direction, FeaturePreactivation, LogitDifference, Target, TokenLogits
@@ -196,3 +196,7 @@ def test_correlations_equal_those_of_scipy() -> None:
     second = first + torch.randn(50, generator=generator)
     assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
     assert pearson(first, second) == pytest.approx(stats.pearsonr(first.double(), second.double()).statistic, abs=1e-12)
+
+
+def test_a_distance_of_one_is_one_layer() -> None:
+    assert [Perturbation(distance, 1.0, 0.0, 2).words for distance in (1, 2)] == ["1 layer later", "2 layers later"]

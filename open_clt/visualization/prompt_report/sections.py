@@ -102,7 +102,7 @@ def faithfulness_section(result: Faithfulness | None) -> str:
             ),
             *(
                 (
-                    f"{row.distance} {'layer' if row.distance == 1 else 'layers'} later",
+                    row.words,
                     f"cosine {row.cosine:.3f}, normalised MSE {row.normalised_mse:.3f}",
                 )
                 for row in result.perturbations
