@@ -89,7 +89,7 @@ class Circuit(CheckedConfig):
         content = dict(FORMAT.check(files.read_yaml(path), path))
         try:
             return from_dict(Circuit, {name: content[name] for name in content.keys() - FORMAT.header().keys()})
-        except (ConfigError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        except (ConfigError, *files.WRONG_VALUES) as error:
             raise CheckpointError(f"{path} does not hold a whole circuit ({error}).") from error
 
     __repr__ = short_repr

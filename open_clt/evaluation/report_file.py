@@ -95,7 +95,7 @@ def _whole(path: Path) -> Generator[None]:
     """Raise CheckpointError, which names the file of a report, if the block finds that the report is not whole."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except files.WRONG_VALUES as error:
         raise CheckpointError(
             f"{path} does not hold a whole evaluation report ({error!r}); `open-clt evaluate --output` writes one."
         ) from error

@@ -65,6 +65,7 @@ from open_clt.files.places import (
 )
 from open_clt.files.reading import (
     WEIGHT_TYPES,
+    WRONG_VALUES,
     FileFormat,
     check_weights,
     file_sha256,
@@ -124,6 +125,7 @@ __all__ = [
     "MANIFEST",
     "MOST_FILES",
     "WEIGHT_TYPES",
+    "WRONG_VALUES",
     "FileFormat",
     "JoinedTensor",
     "Saved",

@@ -34,6 +34,8 @@ from open_clt.memory import check_memory, is_failed_allocation, memory_errors
 
 _PACKINGS = {".gz": "gzip", ".bz2": "bz2"}
 """How a file is compressed, by the suffix of its name."""
+WRONG_VALUES = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+"""What code raises that takes values of a file for what they should be: missing, of a wrong type, or too large."""
 WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MEMORY_WAYS = "close other programs, or use a machine with more memory"
 _LARGEST_INTEGER = 2**63 - 1

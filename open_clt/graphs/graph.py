@@ -336,15 +336,7 @@ def graph_of_values(content: Mapping[str, Any], stored: Mapping[str, Tensor], pl
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
         attention = read_attention(content["attention"], own, place) if "attention" in content else None
         return AttributionGraph(nodes, edges, info, labels, consensus, attention)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        AttributionError,
-        ConfigError,
-    ) as error:
+    except (*files.WRONG_VALUES, AttributionError, ConfigError) as error:
         raise CheckpointError(f"{place} does not hold a whole attribution graph ({error!r}).") from error
 
 

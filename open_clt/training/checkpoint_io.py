@@ -89,7 +89,7 @@ def _state(path: Path, content: dict[str, Any], tensors: Mapping[str, Tensor]) -
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in cast(dict[Any, Any], state)):
             raise TypeError("it is not an object of names and values")
         return cast(dict[str, Any], state)
-    except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+    except (*files.WRONG_VALUES, RecursionError) as error:
         raise CheckpointError(f"{path} does not hold the complete state of a training run ({error!r}).") from error
 
 

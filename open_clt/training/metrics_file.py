@@ -8,7 +8,7 @@ from typing import Any, final
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from open_clt.files import read_rows, unreadable, write_rows
+from open_clt.files import WRONG_VALUES, read_rows, unreadable, write_rows
 
 
 @final
@@ -69,5 +69,5 @@ class MetricsFile(Logger):
             return {}
         try:
             return {int(row["step"]) - 1: dict(row) for row in read_rows(self.path)}
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except WRONG_VALUES as error:
             raise unreadable(self.path, "CSV", error) from error

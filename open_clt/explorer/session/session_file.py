@@ -106,7 +106,7 @@ def read_saved(content: Mapping[str, Any], path: Path) -> SavedSession:
                 return SavedSession(read_session(cast(dict[str, Any], session)), trace, transcoder)
             case _:
                 raise CheckpointError("it lacks a value")
-    except (ConfigError, CheckpointError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except (ConfigError, CheckpointError, *files.WRONG_VALUES) as error:
         raise CheckpointError(f"{path} does not hold a whole session of the explorer ({error}).") from error
 
 

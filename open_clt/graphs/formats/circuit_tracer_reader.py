@@ -63,15 +63,7 @@ def viewed_graph(content: object, path: Path) -> ViewedGraph:
     content = check_object(content, path, *_KEYS)
     try:
         return _graph(content)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        RuntimeError,
-        AttributionError,
-    ) as error:
+    except (*files.WRONG_VALUES, RuntimeError, AttributionError) as error:
         raise CheckpointError(
             f"{path} does not hold a whole attribution graph ({error!r}); export it again."
         ) from error

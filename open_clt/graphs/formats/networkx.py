@@ -109,16 +109,7 @@ def _read(network: NamedGraph, subject: object) -> AttributionGraph:
         consensus = _consensus(network, [data for _, data in nodes], [data for *_, data in links])
         edges = _edges([(target, source, data["weight"]) for target, source, data in links])
         return AttributionGraph(table, edges, replace(info, target_names=names), labels, consensus)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        RuntimeError,
-        AttributionError,
-        ConfigError,
-    ) as error:
+    except (*files.WRONG_VALUES, RuntimeError, AttributionError, ConfigError) as error:
         raise CheckpointError(
             f"{subject} does not have the attributes that to_networkx writes ({error!r}); export the graph again."
         ) from error

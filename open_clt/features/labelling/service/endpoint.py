@@ -123,7 +123,7 @@ class Endpoint(CheckedConfig):
             content = files.parse_json(answer)["choices"][0]["message"]["content"]
             if len(answer) > _LONGEST_ANSWER or not isinstance(content, str):
                 raise TypeError
-        except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError):
+        except (*files.WRONG_VALUES, RecursionError):
             raise _TryAgain(f"The endpoint {self.url} answers something that is not a completion of a chat") from None
         return content
 
