@@ -11,7 +11,8 @@ Each method calls one or two functions of the other modules, which offer more se
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, final
 
@@ -242,8 +243,9 @@ class OpenCrossLayerTranscoder:
         neurons, which are all active, rows are computed for the 2,048 most influential; ``max_feature_nodes=None``
         computes all.
         """
-        graph = attribute(self.language_model, self._ready(), text, **self._with_budget(settings))
-        return self._with_confidence(graph)
+        return self._with_confidence()(
+            attribute(self.language_model, self._ready(), text, **self._with_budget(settings))
+        )
 
     def _with_budget(self, settings: AttributionSettings) -> AttributionSettings:
         return {"max_feature_nodes": default_budget(self._ready()), **settings}
@@ -255,7 +257,7 @@ class OpenCrossLayerTranscoder:
         """Yield the attribution graph of each text, one after the other, with a progress bar."""
         settings = self._with_budget(settings)
         graphs = attribute_all(self.language_model, self._ready(), texts, progress=progress, **settings)
-        return map(self._with_confidence, graphs)
+        return map(self._with_confidence(), graphs)
 
     @checked_arguments
     def faithfulness(self, graph: AttributionGraph, *, max_features: Count = 32) -> Faithfulness:
@@ -328,7 +330,8 @@ class OpenCrossLayerTranscoder:
             raise OpenCLTError("The transcoder is untrained; call train_transcoder or load_model first.")
         return self.transcoder
 
-    def _with_confidence(self, graph: AttributionGraph) -> AttributionGraph:
+    def _with_confidence(self) -> Callable[[AttributionGraph], AttributionGraph]:
+        """Return what adds confidence to graphs of the present transcoder, also after another one is loaded."""
         from open_clt.evaluation.calibration import with_stored_confidence
 
-        return with_stored_confidence(graph, self.transcoder, self._source)
+        return partial(with_stored_confidence, transcoder=self._ready(), source=self._source)

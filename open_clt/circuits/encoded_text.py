@@ -116,7 +116,7 @@ class EncodedText:
     def support(self, beside: Sequence[str], words: Sequence[str]) -> Float[Tensor, "word"]:
         """How often each word is near some tokens: the share of a token's occurrences, then the mean over the tokens.
 
-        A token that the text lacks, and one that is the word itself, does not count; the mean of no tokens is 0.
+        A token that the text lacks, and one that is the word itself, does not count; if none counts, the support is 0.
         """
         number_of = {word: number for number, word in enumerate(self.words)}
         anchors = {number_of[token.strip()] for token in beside if token.strip() in number_of}

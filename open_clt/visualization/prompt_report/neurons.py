@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from open_clt.errors import ConfigError
@@ -9,6 +10,7 @@ from open_clt.graphs.graph import AttributionGraph
 from open_clt.graphs.influence import GraphScores
 from open_clt.graphs.nodes import NodeKind
 from open_clt.graphs.operations import sizes_at_replacement
+from open_clt.graphs.targets import FeaturePreactivation, Target
 from open_clt.short_repr import short_repr
 from open_clt.transcoders.neurons.source import NEURONS
 from open_clt.transcoders.neurons.transcoder import NeuronTranscoder
@@ -48,8 +50,15 @@ def explained(graph: AttributionGraph) -> Explained:
     return Explained(graph.info.n_active_features, rows, graph.scores(), sizes_at_replacement(graph, SHARES))
 
 
-def check_comparable(transcoder: Transcoder) -> None:
-    """Raise ConfigError if the transcoder is the model's neurons, so that there is nothing to compare."""
+def check_comparable(transcoder: Transcoder, targets: Target | Sequence[Target] | None) -> None:
+    """Raise ConfigError if the transcoder is the model's neurons, or if one of its features is to be explained."""
+    if any(
+        isinstance(each, FeaturePreactivation) for each in (targets if isinstance(targets, Sequence) else [targets])
+    ):
+        raise ConfigError(
+            "A target is a feature of the transcoder, which neurons do not have, so their graphs cannot be compared; "
+            "leave out the comparison (--neurons) or the target."
+        )
     if isinstance(transcoder, NeuronTranscoder):
         raise ConfigError(
             f"The transcoder is {NEURONS!r}, so a comparison with the model's own neurons compares nothing; leave it "

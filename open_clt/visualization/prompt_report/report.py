@@ -129,7 +129,7 @@ def write_report(
     graph of the model's own neurons, of which so many have rows. ``facts`` are further lines on how the report was
     made, and ``settings`` those of ``attribute``.
 
-    Raises ConfigError if ``path`` does not end in .html, or if neurons are to be compared with neurons; and the errors
+    Raises ConfigError if ``path`` does not end in .html, or if neurons cannot be compared; and the errors
     of ``attribute``.
     """
     path = Path(path)
@@ -137,7 +137,7 @@ def write_report(
     if features is not None:
         check_fits_files(features)
     if neurons is not None:
-        check_comparable(transcoder)
+        check_comparable(transcoder, settings.get("targets"))
     report = make_report(
         ReplacementModel(model, transcoder),
         prompt,

@@ -18,6 +18,7 @@ from open_clt.errors import AttributionError, CheckpointError, ConfigError, Text
 from open_clt.features.feature_files import write_feature_files
 from open_clt.features.records import FeatureExample, FeatureRecord, TokenEffect
 from open_clt.graphs.operations import sizes_at_replacement
+from open_clt.graphs.targets import FeaturePreactivation
 from open_clt.language.language_model import LanguageModel
 from open_clt.language.transcoders.neurons import neurons_of
 from open_clt.replacement.model import ReplacementModel
@@ -210,6 +211,9 @@ def test_features_are_compared_with_neurons_of_the_same_graph(
 def test_neurons_are_not_compared_with_neurons(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
     with refuses(ConfigError, "neurons"):
         write_report(tiny_gpt2, neurons_of(tiny_gpt2), TEXTS[0], tmp_path / "a.html", neurons=40)
+    with refuses(ConfigError, "neurons", "target"):
+        target = FeaturePreactivation(layer=0, feature=1)
+        write_report(tiny_gpt2, random_transcoder(tiny_gpt2), TEXTS[0], tmp_path / "a.html", neurons=40, targets=target)
     with refuses(ConfigError, "neurons", 0):
         write_report(tiny_gpt2, neurons_of(tiny_gpt2), TEXTS[0], tmp_path / "a.html", neurons=0)
 
