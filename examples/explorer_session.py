@@ -21,15 +21,15 @@ path = Path(sys.argv[1] if sys.argv[1:] else f"{tempfile.mkdtemp()}/session.json
 
 clt = OpenCrossLayerTranscoder.from_pretrained("embedded")
 members = {
-    "capital": ("0:2:610", "0:2:113", "0:2:382", "0:2:364"),  # layer, position and number of each feature
-    "Dallas": ("0:7:655", "0:7:458", "0:7:657", "0:7:220"),
-    "Texas": ("3:8:577", "3:8:82", "4:8:257"),
+    "capital": ("0:2:634", "0:2:610", "0:2:108", "0:2:113", "0:2:382"),  # layer, position and number of each feature
+    "Dallas": ("0:7:226", "0:7:275", "0:7:158", "0:7:465", "0:7:175"),
+    "Texas": ("4:8:128", "4:8:462", "3:8:731"),
 }
 session = Session(
     graph=START,  # the graph that the explorer shows first, of "The capital of the state containing Dallas is"
     pins=tuple(feature for group in members.values() for feature in group),
     groups=tuple(Group(name=name, members=features) for name, features in members.items()),
-    labels={"L3/577": "Texas", "L2/244": "say a capital"},
+    labels={"L4/128": "Texas", "L2/244": "say a capital"},
 )
 save_session(SavedSession(session, Trace(key=START, graph=start_graph()), fingerprint(clt.transcoder)), path)
 

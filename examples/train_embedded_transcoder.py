@@ -57,7 +57,7 @@ def transcoder_settings(model: LanguageModel) -> CrossLayerConfig:
         n_layers=model.n_layers,
         n_features=768,
         d_model=model.d_model,
-        nonlinearity=BatchTopKConfig(k=19),
+        nonlinearity=BatchTopKConfig(k=19, layer_weights=(36.0, 24.0, 14.0, 11.0, 10.0)),
         language_model="embedded",
     )
 

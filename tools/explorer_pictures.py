@@ -24,10 +24,10 @@ from open_clt.explorer.session.session_file import SavedSession, load_session
 
 PICTURES = Path(__file__).resolve().parent.parent / "visualizations" / "gallery" / "explorer"
 AUSTIN = "logit:8:1475"
-SAY_A_CAPITAL = ("2:8:244", "1:8:536", "1:8:198")
-TEXAS = ("3:8:577", "3:8:82", "4:8:257")
-CAPITAL = ("0:2:610", "0:2:113", "0:2:382", "0:2:364")
-DALLAS = ("0:7:655", "0:7:458", "0:7:657", "0:7:220")
+SAY_A_CAPITAL = ("2:8:244", "2:8:170", "1:8:262")
+TEXAS = ("4:8:128", "4:8:462", "3:8:731")
+CAPITAL = ("0:2:634", "0:2:610", "0:2:108", "0:2:113", "0:2:382")
+DALLAS = ("0:7:226", "0:7:275", "0:7:158", "0:7:465", "0:7:175")
 CITIES = ("Chicago", "Houston")
 WAIT = 30_000
 
