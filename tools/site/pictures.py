@@ -67,7 +67,7 @@ def _table(ax: Axes, counts: torch.Tensor, tokens: list[str]) -> None:
 def replacement(clt: OpenCrossLayerTranscoder, graph: AttributionGraph) -> Figure:
     """The likeliest next words of the model and of its replacement model."""
     figure = Figure(figsize=(9, 2.8), layout="constrained")
-    prompts = (START_PROMPT, "The opposite of hot is", "The capital of France is")
+    prompts = (START_PROMPT, "The capital of France is", "The reverse of left is")
     other = clt.replacement_model()
     for ax, prompt in zip(figure.subplots(1, len(prompts)), prompts, strict=True):
         tokens = clt.language_model.tokenize(prompt)
