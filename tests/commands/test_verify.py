@@ -11,6 +11,8 @@ import pytest
 from open_clt.circuits.circuit import Circuit
 from open_clt.circuits.claims import FiresClaim, NamedSupernode
 from open_clt.cli import main
+from open_clt.embedded import TRANSCODER_DIRECTORY
+from open_clt.evaluation.calibration import load_calibration
 from tests.commands.mistakes import assert_mistake
 
 DALLAS = "The capital of the state containing Dallas is"
@@ -20,7 +22,7 @@ def circuit(needed: float) -> Circuit:
     """A circuit whose one claim is measured in a second."""
     return Circuit(
         model="embedded",
-        transcoder_hash="e75bb7fb631c3644",
+        transcoder_hash=load_calibration(TRANSCODER_DIRECTORY).transcoder_hash,
         prompt=DALLAS,
         source=7,
         supernodes=(NamedSupernode(name="capital", members=("2:8:244",)),),

@@ -1,7 +1,9 @@
 """The same settings give the same numbers as before the restructuring of November 2026.
 
 The JSON files in this folder hold numbers that the code gave before it: weights after a few training steps, edges and
-scores of graphs, an evaluation, an intervention and a continuation, all of the embedded model. Processors add numbers
+scores of graphs, an evaluation, an intervention and a continuation, all of the embedded model. That code was given the
+transcoder that ships since 28 November. It does not know different numbers of active features for each layer, so the
+numbers of a conversion are those of the code of that day. Processors add numbers
 in different orders, which round differently, so most numbers are compared to a few parts in 100,000. Numbers that
 rounding changes more, such as a count of the active features, are compared less closely.
 """
