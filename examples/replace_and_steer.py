@@ -23,6 +23,6 @@ for value in (0.0, 6.0):
 
 # Ablation in the language model itself: with error correction, the model is exact until a feature is changed.
 exact = ReplacementModel(clt.language_model, clt, error_correction=True)
-capital = ["0:2:634", "0:2:610", "0:2:108", "0:2:113", "0:2:382"]  # layer, position and number of five features of "capital"
+capital = ["0:2:634", "0:2:610", "0:2:108", "0:2:113", "0:2:382"]  # features of "capital": layer, position, feature
 record = intervene(exact, prompt, interventions_on(capital, value=0.0), Iterative())
 print(record.summary())

@@ -27,7 +27,7 @@ def encoded(tokens: int, seed: int) -> EncodedText:
 
 
 # The prompt names neither the state nor anything of it. The name of the group between city and answer is found.
-graph = clt.attribute("The capital of the state containing Dallas is")
+graph = clt.attribute("The capital of the state containing Houston is")
 circuit = make_circuit(model, transcoder, graph, encoded(80_000, seed=0), encoded(10_000, seed=1000))
 path = circuit.save(directory / "circuit.yaml")
 print(f"{', '.join(supernode.name for supernode in circuit.supernodes)}; written to {path}")

