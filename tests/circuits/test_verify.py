@@ -80,8 +80,8 @@ def test_a_planted_name_is_refused(
 
 @pytest.mark.slow
 def test_a_planted_effect_is_refused(circuit: Circuit, clt: OpenCrossLayerTranscoder, fresh_text: EncodedText) -> None:
-    """Without the state, another capital becomes likelier and not less likely."""
-    wrong = replace(circuit, claims=(AblationClaim(supernode="Texas", output=" Denver"),))
+    """Without the features of Texas, the model does not say Austin, and Lubbock becomes likelier, not less likely."""
+    wrong = replace(circuit, claims=(AblationClaim(supernode="Texas", output=" Lubbock"),))
     assert not verify(wrong, clt.language_model, clt.transcoder, fresh_text).passed
 
 
@@ -141,9 +141,9 @@ def test_a_swap_with_itself_changes_nothing(clt: OpenCrossLayerTranscoder, short
     from open_clt.circuits.claims import SwapClaim
 
     bench = Bench(clt.language_model, clt.transcoder, short_text, HOUSTON, 7, HopSettings())
-    members = ("2:8:244", "0:7:655")
+    members = ("2:8:244", "0:7:226")
     claim = SwapClaim(
-        supernode="a", output=" Austin", other="b", other_source=" Dallas", other_members=members,
+        supernode="a", output=" Austin", other="b", other_source=" Houston", other_members=members,
         other_output=" Denver",
     )  # fmt: skip
     logits = clt.language_model.logits(clt.language_model.tokenize(HOUSTON)[None])[0, -1].log_softmax(-1)
