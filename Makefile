@@ -85,7 +85,7 @@ train-help: $(VENV)/.installed
 	$(BIN)/python tools/train_help.py
 
 notebooks: $(VENV)/.installed-dev
-	$(BIN)/python tools/run_notebooks.py $(ARGS)
+	$(BIN)/python -m tools.run_notebooks $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

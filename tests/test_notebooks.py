@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.run_notebooks import BADGE, NOTEBOOKS, badge, executed, install_cell, repository_address, smaller
+from tools.run_notebooks import BADGE, NOTEBOOKS, badge, executed, install_cell, smaller
+from tools.site.repository import repository_address
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 PLOTLY = "application/vnd.plotly.v1+json"

@@ -1,7 +1,7 @@
 """The notebooks, run from their first cells to their last, and saved with their outputs: ``make notebooks``.
 
-    python tools/run_notebooks.py           run all notebooks
-    python tools/run_notebooks.py 02 05     run those whose names begin with 02 or 05
+    python -m tools.run_notebooks           run all notebooks
+    python -m tools.run_notebooks 02 05     run those whose names begin with 02 or 05
 
 The address of the repository stands in ``pyproject.toml`` only. Before a notebook is run, the badge in its first cell
 and the cell that installs OpenCLT are written again from there.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tomllib
 from base64 import b64decode, b64encode
 from io import BytesIO
 from pathlib import Path
@@ -22,8 +21,9 @@ import nbclient
 import nbformat
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ROOT / "notebooks"
+from tools.site.repository import REPOSITORY, repository_address
+
+NOTEBOOKS = REPOSITORY / "notebooks"
 BADGE = "[![Open in Colab]"
 _BADGE_PICTURE = "https://colab.research.google.com/assets/colab-badge.svg"
 _INSTALL = """\
@@ -31,11 +31,6 @@ from importlib.util import find_spec
 
 if find_spec("open_clt") is None:
     %pip install --quiet "open-clt @ git+{repository}\""""
-
-
-def repository_address() -> str:
-    """The address of the repository, as ``pyproject.toml`` states it."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
 def install_cell(repository: str) -> str:

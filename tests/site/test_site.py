@@ -13,8 +13,9 @@ import pytest
 
 import open_clt
 from open_clt.config import CrossLayerConfig, TextsConfig
-from tools.site.extension import DOCS, REPOSITORY, links_of_site
+from tools.site.extension import DOCS, links_of_site
 from tools.site.reference import command_names, commands_page, settings_page
+from tools.site.repository import REPOSITORY, repository_address
 
 
 class Page(HTMLParser):
@@ -115,5 +116,9 @@ def test_links_to_files_of_the_repository_become_links_of_the_site() -> None:
     text = (
         "[a](../SECURITY.md#x) [b](../benchmarks) [c](results.md) [d](https://x.org) [e](missing.md) ![f](../README.md)"
     )
-    expected = "[a](/trust/security.md#x) b [c](/results.md) [d](https://x.org) [e](missing.md) ![f](../README.md)"
+    expected = f"""[a](/trust/security.md#x) [b]({repository_address()}/tree/main/benchmarks) [c](/results.md) \
+[d](https://x.org) [e](missing.md) ![f](../README.md)"""
     assert links_of_site(text, DOCS) == expected
+    assert links_of_site("[g](../../notebooks/02_look_at_features.ipynb)", DOCS / "start") == (
+        f"[g]({repository_address()}/blob/main/notebooks/02_look_at_features.ipynb)"
+    )

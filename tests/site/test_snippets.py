@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from open_clt.cli import main
-from tools.site.snippets import REASONS, REPOSITORY, Snippet, arguments, commands, counts, pages, snippets
+from tools.site.repository import REPOSITORY
+from tools.site.snippets import REASONS, Snippet, arguments, commands, counts, pages, snippets
 
 _SHORT = {
     "train": ("--trainer.max_steps", "20", "--data.texts.max_contexts", "1000"),

@@ -1,8 +1,8 @@
 """The Sphinx extension of the site: generated text, and links of the repository as links of the site.
 
 The pages of ``docs/`` are read on GitHub as well, so their links lead to files of the repository. In the site, a link
-to ``SECURITY.md`` and the like leads to the page that holds this file, and a link to a folder or a script is plain
-text.
+to ``SECURITY.md`` and the like leads to the page that holds this file, and a link to another file or folder leads to it
+in the repository.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.site.reference import api_page, commands_page, settings_page
+from tools.site.repository import REPOSITORY, address_of
 from tools.site.snippets import counts_table
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
 _GENERATED: dict[str, Callable[[], str]] = {
     "<!-- commands -->": commands_page,
@@ -56,7 +56,7 @@ def guides() -> list[str]:
 
 
 def links_of_site(text: str, folder: Path) -> str:
-    """The text of a file in ``folder``, whose links to files of the repository lead to pages of the site."""
+    """The text of a file in ``folder``, whose links to files lead to pages of the site, or else to the repository."""
 
     def changed(link: re.Match[str]) -> str:
         path, anchor = (folder / link["address"]).resolve(), link["anchor"] or ""
@@ -65,6 +65,6 @@ def links_of_site(text: str, folder: Path) -> str:
         if path.is_relative_to(DOCS):
             return f"[{link['words']}](/{path.relative_to(DOCS)}{anchor})"
         page = _PAGES.get(str(path.relative_to(REPOSITORY)))
-        return link["words"] if page is None else f"[{link['words']}](/{page}.md{anchor})"
+        return f"[{link['words']}]({address_of(path) if page is None else f'/{page}.md'}{anchor})"
 
     return _LINK.sub(changed, text)

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tools.site.repository import REPOSITORY
+
 Kind: TypeAlias = Literal["run", "installs", "not run"]
 
 REASONS = (
