@@ -23,7 +23,7 @@ clt = OpenCrossLayerTranscoder.from_pretrained("embedded")
 members = {
     "capital": ("0:2:634", "0:2:610", "0:2:108", "0:2:113", "0:2:382"),  # layer, position and number of each feature
     "Dallas": ("0:7:226", "0:7:275", "0:7:158", "0:7:465", "0:7:175"),
-    "Texas": ("4:8:128", "4:8:462", "3:8:731"),
+    "Texas": ("4:8:128", "4:8:462"),
 }
 session = Session(
     graph=START,  # the graph that the explorer shows first, of "The capital of the state containing Dallas is"

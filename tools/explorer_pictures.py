@@ -25,7 +25,7 @@ from open_clt.explorer.session.session_file import SavedSession, load_session
 PICTURES = Path(__file__).resolve().parent.parent / "visualizations" / "gallery" / "explorer"
 AUSTIN = "logit:8:1475"
 SAY_A_CAPITAL = ("2:8:244", "2:8:170", "1:8:262")
-TEXAS = ("4:8:128", "4:8:462", "3:8:731")
+TEXAS = ("4:8:128", "4:8:462")
 CAPITAL = ("0:2:634", "0:2:610", "0:2:108", "0:2:113", "0:2:382")
 DALLAS = ("0:7:226", "0:7:275", "0:7:158", "0:7:465", "0:7:175")
 CITIES = ("Chicago", "Houston")

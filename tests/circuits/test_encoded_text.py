@@ -10,7 +10,7 @@ from open_clt.open_cross_layer_transcoder import OpenCrossLayerTranscoder
 from open_clt.transcoders.feature import Feature
 from tests.reference import naive_nearby_words as naive
 
-CHOSEN = [Feature(0, 35), Feature(2, 244), Feature(3, 577), Feature(0, 610)]
+CHOSEN = [Feature(0, 35), Feature(2, 244), Feature(4, 128), Feature(0, 610)]
 WORDS = ("is", "the", "capital")
 
 

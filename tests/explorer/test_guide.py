@@ -56,4 +56,4 @@ def test_the_python_code_of_the_guide_runs(
     monkeypatch.chdir(session_file.parent)
     [block] = [code for code in re.findall(r"```python\n(.*?)```", _GUIDE, re.DOTALL) if "load_session" in code]
     exec(compile(block, "docs/explorer.md", "exec"), {})
-    assert "Dallas → Texas +1.19" in capsys.readouterr().out
+    assert "Dallas → Texas +0.77" in capsys.readouterr().out
