@@ -17,6 +17,6 @@ def test_the_ten_steps_of_the_guide_lead_to_its_circuit(page: Any, tmp_path: Pat
     latest, former = saved.session.runs
     assert latest.steers[0].members == CAPITAL
     assert latest.after[0].token.strip() == "Texas"
-    assert latest.after[0].probability > 0.9
-    assert former.after[0].token.strip() == "Austin"
+    assert latest.after[0].probability > 0.7
+    assert former.after[0].token.strip() == "Boise"
     assert len(list(tmp_path.glob("step-*.png"))) == 10

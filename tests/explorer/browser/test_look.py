@@ -26,7 +26,8 @@ _SIZES = {"1280": SMALL, "1920": WIDE}
 
 
 def _graph(page: Any) -> None:
-    first, second, third, fourth = drawn(page, "feature")[:4]
+    # The features of the highest layers are grouped, so the group and the others form no cycle.
+    first, second, third, fourth = sorted(drawn(page, "feature")[:4], reverse=True)
     pin(page, first, second, third, fourth)
     page.evaluate(
         """([a, b]) => OpenCLT.explorer.store.act(
