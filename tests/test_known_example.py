@@ -51,6 +51,7 @@ def drawn(figure: Figure) -> Any:
     return np.asarray(ax.collections[0].get_offsets())
 
 
+@pytest.mark.slow
 def test_a_transcoder_can_be_trained_on_two_sentences(tiny_gpt2: LanguageModel) -> None:
     clt = OpenCrossLayerTranscoder(tiny_gpt2, num_features=20)
     before = {name: tensor.clone() for name, tensor in clt.transcoder.state_dict().items()}
@@ -59,6 +60,7 @@ def test_a_transcoder_can_be_trained_on_two_sentences(tiny_gpt2: LanguageModel) 
     assert any(not torch.equal(tensor, before[name]) for name, tensor in clt.transcoder.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_methods_of_the_facade_save_pictures(clt: OpenCrossLayerTranscoder, tmp_path: Path) -> None:
     clt.visualize_feature_activations(text=TEXTS[1], top_n=5, save_path=str(tmp_path / "features.png"))
     clt.create_attribution_graph(text="Rome is", threshold=0.1, save_path=str(tmp_path / "graph.png"))
@@ -111,6 +113,7 @@ def test_the_suite_draws_all_pictures_from_one_object(clt: OpenCrossLayerTransco
     assert set(suite.paths) - set(suite.pictures) == set((tmp_path / "pictures").glob("*.html"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [visualize_feature_heatmap, *FIGURES_OF_TEXTS])
 def test_a_figure_is_drawn_from_a_transcoder_and_a_text(
     clt: OpenCrossLayerTranscoder, draw: Draw, tmp_path: Path

@@ -15,6 +15,7 @@ from open_clt.config import SamplingConfig
 PROMPT = "The cat sat on the mat"
 
 
+@pytest.mark.slow
 def test_training_replacement_figures_and_commands_make_no_noise(
     tiny_llama_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -76,6 +76,7 @@ def test_top_features_are_the_largest_activations(clt: OpenCrossLayerTranscoder,
     assert (tmp_path / "features.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_training_then_save_and_load_gives_the_same_features(clt: OpenCrossLayerTranscoder, tmp_path: Path) -> None:
     trained = OpenCrossLayerTranscoder(clt.language_model, num_features=64, seed=3)
     with refuses(OpenCLTError):

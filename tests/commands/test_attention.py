@@ -24,6 +24,7 @@ def tiny(tiny_gpt2: LanguageModel, tiny_gpt2_folder: Path, tmp_path: Path) -> li
     return ["attention", "--model", str(tiny_gpt2_folder), "--transcoder", str(checkpoint), "--prompt", TEXT]
 
 
+@pytest.mark.slow
 def test_the_largest_pairs_are_printed_written_and_drawn(
     tiny: list[str], tiny_gpt2: LanguageModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

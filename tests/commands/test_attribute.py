@@ -39,6 +39,7 @@ def trace(tmp_path: Path) -> Trace:
     return run_and_load
 
 
+@pytest.mark.slow
 def test_a_graph_is_saved_with_its_picture_and_its_faithfulness(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

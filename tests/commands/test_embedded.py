@@ -8,6 +8,7 @@ from open_clt.cli import main
 from tests.commands.mistakes import assert_mistake
 
 
+@pytest.mark.slow
 def test_every_task_gets_a_row_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embedded", "evaluate", "--limit", "30"]) == 0
     printed = capsys.readouterr().out

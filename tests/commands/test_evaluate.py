@@ -32,6 +32,7 @@ def options(folder: Path, model: Path, *more: str) -> list[str]:
     return ["--model", str(model), *text, *more]
 
 
+@pytest.mark.slow
 def test_evaluate_prints_and_saves_the_same_numbers_every_time(
     tiny: Path, tiny_gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_mistake_is_one_line(
     assert list(root.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_harvest_is_uploaded_once_it_is_complete(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

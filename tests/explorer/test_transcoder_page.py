@@ -133,6 +133,7 @@ def test_figures_are_made_once(measuring: Explorer) -> None:
     assert _panel(measuring, "norms") is first
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_cancelled(measuring: Explorer) -> None:
     kept = measuring.measurements
     measuring.measurements = Measurements(HeldOutText(max_tokens=40_000))

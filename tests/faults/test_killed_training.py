@@ -109,6 +109,7 @@ def check_killed_runs(settings: Settings, tmp_path: Path, monkeypatch: pytest.Mo
         assert not [path for path in output.rglob(".*") if path.name.startswith((".old-", ".saving-"))]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

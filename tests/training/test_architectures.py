@@ -74,6 +74,7 @@ def planted(seed: int, *, layers: int = 2, tokens: int = 8000) -> tuple[torch.Te
     return write, MemoryStore([ActivationBatch(inputs, targets, indices, indices + 1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nonlinearity", "sparsity"),
     [

@@ -81,6 +81,7 @@ def test_blocks_as_large_as_a_layer_give_the_same_numbers_bit_for_bit(tiny_gpt2:
     assert torch.equal(graphs[0].edges.weight, graphs[1].edges.weight)
 
 
+@pytest.mark.slow
 def test_graphs_interventions_replacement_and_evaluation_work_unchanged(
     tiny_gpt2: LanguageModel, tmp_path: Path
 ) -> None:

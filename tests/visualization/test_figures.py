@@ -98,6 +98,7 @@ def test_labels_do_not_overlap_in_a_small_figure(draw: Draw, arrays: Any, settin
     assert overlapping(figure, ax.get_yticklabels()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "magic"),
     [

@@ -30,6 +30,7 @@ def harvest(tiny_gpt2: LanguageModel) -> Job:
     return job
 
 
+@pytest.mark.slow
 def test_a_killed_harvest_ends_as_if_it_had_not_been_killed(harvest: Job, tmp_path: Path) -> None:
     check_killed_jobs(harvest, tmp_path, range(1))
 

@@ -133,6 +133,7 @@ def test_several_processes_write_the_shards_of_one(count: int, tmp_path: Path) -
     assert contents(tmp_path / "runs" / "out") == before
 
 
+@pytest.mark.slow
 def test_the_language_model_runs_on_own_contexts_only(tiny_gpt2: LanguageModel, tmp_path: Path) -> None:
     text = HarvestedText(source="texts", context_length=12)
     hooks: dict[str, Any] = {"input_hook": "hook_resid_mid", "target_hook": "hook_mlp_out"}

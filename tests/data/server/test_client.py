@@ -173,6 +173,7 @@ def test_a_wrong_token_is_one_sentence_without_the_token(
     assert token is None or token not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_only_reads_refuses_before_anything_is_sent(source: Path, root: Path) -> None:
     with running(root) as url, refuses(ServiceError, url, 403):
         check_upload(target_of(url, source), TOKEN)

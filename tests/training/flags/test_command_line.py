@@ -121,6 +121,7 @@ def test_settings_of_a_language_model_are_refused_beside_a_users_own_activations
         train(settings)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch(settings: Settings) -> None:
     # No feature is dead, so that the losses of both half batches add up to the loss of the large batch.
     whole = train(settings, "--data.batch_size", "32")
@@ -185,6 +186,7 @@ def test_a_profile_does_not_replace_a_folder_of_another_program(settings: Settin
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_loggers_write_to_the_output_directory_unless_a_directory_is_set(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +351,7 @@ def test_a_logger_that_is_not_installed_is_named(settings: Settings, tmp_path: P
 ADAM_IN_BACKWARD = "open_clt.training.step.adam_in_backward.AdamInBackward"
 
 
+@pytest.mark.slow
 def test_adam_in_the_backward_pass_trains_as_adam_does(settings: Settings, tmp_path: Path) -> None:
     settings["trainer"]["gradient_clip_val"] = None
     usual = train(settings)

@@ -62,6 +62,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_run_does(
     assert len(metrics(tmp_path / "out")) == 8
 
 
+@pytest.mark.slow
 def test_with_a_max_time_of_zero_the_transcoder_of_a_checkpoint_is_saved_and_can_be_trained_further(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_max_time_counts_all_parts_of_a_run(settings: Settings, monkeypatch: pyt
         train(settings, "--ckpt-path", "last", "--trainer.max_time", "00:00:00:59")
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_refused_run_are_not_saved(settings: Settings, tmp_path: Path) -> None:
     train(settings)
     config = (tmp_path / "out" / "config.yaml").read_text()
@@ -142,6 +144,7 @@ def test_resuming_with_other_settings_is_refused(settings: Settings) -> None:
         train(settings, "--ckpt-path", "nowhere")
 
 
+@pytest.mark.slow
 def test_the_last_the_best_and_every_checkpoint_are_kept(settings: Settings, tmp_path: Path) -> None:
     settings["checkpoints"] = {"every": 3, "keep_all": True}
     train(settings, "--trainer.val_check_interval", "2")

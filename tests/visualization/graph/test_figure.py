@@ -174,6 +174,7 @@ def test_kinds_select_the_nodes_that_are_drawn(graph: AttributionGraph) -> None:
     assert drawn.of("error", "other") == []
 
 
+@pytest.mark.slow
 def test_labels_of_features_are_drawn(graph: AttributionGraph) -> None:
     strongest = int(torch.where(graph.of_kind(NodeKind.FEATURE), graph.influence(), -1).argmax())
     node = graph.node(strongest)
